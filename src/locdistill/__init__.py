@@ -1,0 +1,1 @@
+"""Localization distillation for dense object detectors."""

@@ -1,0 +1,36 @@
+"""The few things the library needs to know about other processes."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def is_distributed() -> bool:
+    """Whether a process group with more than one member is up."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    """Index of this process among those that train together."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+@torch.no_grad()
+def reduce_mean(value: Tensor) -> Tensor:
+    """Mean of a tensor over all processes; the tensor itself when there is one.
+
+    Dividing a local sum by the mean of a global quantity, and letting DDP average the gradients, equals dividing the
+    global sum by the global quantity.
+    """
+    if not is_distributed():
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()

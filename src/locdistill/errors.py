@@ -1,0 +1,50 @@
+"""The errors that users meet. Each says what was expected, what came, where, and the remedy.
+
+LocdistillError
+├── DataError            a data set that cannot be read as what it claims to be
+│   ├── AnnotationError  broken annotations; lists all offenders that were found
+│   └── ImageError       an image that cannot be decoded, or lies outside its folder
+├── RecipeError          a run description with an unknown key, a wrong type or an impossible combination
+├── WeightsError         weights that are absent, truncated, foreign, or would run code
+├── TeacherError         a teacher that cannot teach this student
+├── RunError             a run folder that is in the way, or cannot be resumed
+└── NonFiniteLossError   a loss term became NaN or infinite
+"""
+
+from __future__ import annotations
+
+
+class LocdistillError(Exception):
+    """Base of every error that this package raises for a user to read."""
+
+
+class DataError(LocdistillError):
+    """A data set cannot be read as what it claims to be."""
+
+
+class AnnotationError(DataError):
+    """Annotations are broken; the message lists all offenders that were found."""
+
+
+class ImageError(DataError):
+    """An image cannot be decoded, or its path leaves the image folder."""
+
+
+class RecipeError(LocdistillError):
+    """A run description has an unknown key, a wrong type, or an impossible combination."""
+
+
+class WeightsError(LocdistillError):
+    """Weights are absent, truncated, of another architecture, or would run code."""
+
+
+class TeacherError(LocdistillError):
+    """A teacher cannot teach this student."""
+
+
+class RunError(LocdistillError):
+    """A run folder is in the way, or cannot be resumed."""
+
+
+class NonFiniteLossError(LocdistillError):
+    """A loss term became NaN or infinite."""

@@ -1,0 +1,80 @@
+"""The nouns that every floor shares: what a detector says, what is true, what is reported.
+
+Shapes use one alphabet throughout the project: ``b`` images, ``l`` locations (all pyramid levels, flattened level by
+level, row by row), ``c`` classes, ``e`` edges of a box (4: left, top, right, bottom), ``n`` bins of an edge
+distribution, ``g`` ground-truth slots of the image with the most objects.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+
+
+class Dense(NamedTuple):
+    """What a dense detector says of a batch, flat over the pyramid.
+
+    Attributes:
+        cls_logits: Class scores before the sigmoid.
+        edge_logits: Unnormalised log-probabilities of the distance of each edge, in bins of one stride.
+        quality_logits: A localization quality beside the class score, for heads that have one.
+        features: The maps of the pyramid, for terms that imitate features; empty unless asked for.
+    """
+
+    cls_logits: Float[Tensor, "b l c"]
+    edge_logits: Float[Tensor, "b l e n"]
+    quality_logits: Float[Tensor, "b l"] | None = None
+    features: tuple[Float[Tensor, "b d h w"], ...] = ()
+
+
+class Instances(NamedTuple):
+    """Ground truth of a batch, padded to the largest number of objects; an image may have none.
+
+    Attributes:
+        boxes: ``x1, y1, x2, y2`` in pixels of the resized image; zeros in empty slots.
+        labels: Class indices; zeros in empty slots.
+        present: Slots that hold an object to learn.
+        ignored: Slots that hold a crowd region or a difficult object. Never true together with ``present``.
+        extents: Height and width, in pixels, of the part of the padded batch in which locations count for the image:
+            its own size rounded up to the padding multiple.
+    """
+
+    boxes: Float[Tensor, "b g 4"]
+    labels: Int[Tensor, "b g"]
+    present: Bool[Tensor, "b g"]
+    ignored: Bool[Tensor, "b g"]
+    extents: Int[Tensor, "b 2"]
+
+
+class Batch(NamedTuple):
+    """Images as they leave the loader, with what is known of them.
+
+    Attributes:
+        images: RGB, padded right and bottom with zeros to the batch maximum.
+        sizes: Height and width of each image within the padding (after resizing).
+        original_sizes: Height and width of each image before resizing.
+        image_ids: The data set's own identifier of each image.
+        instances: Ground truth in pixels of the resized images.
+    """
+
+    images: UInt8[Tensor, "b 3 h w"]
+    sizes: Int[Tensor, "b 2"]
+    original_sizes: Int[Tensor, "b 2"]
+    image_ids: Int[Tensor, " b"]
+    instances: Instances
+
+
+class Detections(NamedTuple):
+    """What is reported for one image, best score first.
+
+    Attributes:
+        boxes: ``x1, y1, x2, y2`` in pixels of the original image.
+        scores: Between 0 and 1.
+        labels: Class indices.
+    """
+
+    boxes: Float[Tensor, "k 4"]
+    scores: Float[Tensor, " k"]
+    labels: Int[Tensor, " k"]

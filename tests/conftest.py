@@ -1,0 +1,93 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+SHARED = Path(os.environ.get("LOCDISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+CLASSES = ("disc", "box", "bar")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of golden arrays and real data, which lies beside the project and not in it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"no folder {SHARED}: golden arrays and real data lie beside the project, see LOCDISTILL_SHARED")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden(shared: Path) -> Callable[[str], dict[str, np.ndarray]]:
+    """Loader of the arrays that the executed reference produced."""
+
+    def load(name: str) -> dict[str, np.ndarray]:
+        path = shared / "golden" / f"{name}.npz"
+        if not path.is_file():
+            pytest.skip(f"no golden file {path}")
+        with np.load(path) as arrays:
+            return dict(arrays)
+
+    return load
+
+
+def _draw_image(rng: np.random.Generator, objects: int) -> tuple[Image.Image, list[tuple[int, list[float]]]]:
+    width, height = 128, 96
+    image = Image.fromarray(rng.integers(90, 130, (height, width, 3), dtype=np.uint8))
+    canvas, found = ImageDraw.Draw(image), []
+    for _ in range(objects):
+        label = int(rng.integers(3))
+        w, h = (float(v) for v in rng.integers(20, 48, 2))
+        x, y = float(rng.integers(0, int(width - w))), float(rng.integers(0, int(height - h)))
+        colour = [(220, 40, 40), (40, 200, 60), (60, 80, 230)][label]
+        shape = canvas.ellipse if label == 0 else canvas.rectangle
+        shape((x, y, x + w - 1, y + h - 1), fill=colour)
+        found.append((label, [x, y, w, h]))
+    return image, found
+
+
+def write_tiny_coco(folder: Path, *, train: int = 8, val: int = 4, seed: int = 0) -> Path:
+    """Draw a seeded COCO folder: ``images/``, ``train.json``, ``val.json``; the second training image has no box."""
+    rng = np.random.default_rng(seed)
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    annotation_id = 1
+    for split, count in (("train", train), ("val", val)):
+        images, annotations = [], []
+        for i in range(count):
+            image_id = len(images) + (1 if split == "train" else 1001)
+            objects = 0 if split == "train" and i == 1 else int(rng.integers(1, 4))
+            picture, found = _draw_image(rng, objects)
+            name = f"{split}_{i:03d}.png"
+            picture.save(folder / "images" / name)
+            images.append({"id": image_id, "file_name": name, "width": picture.width, "height": picture.height})
+            for label, box in found:
+                annotations.append(
+                    {
+                        "id": annotation_id,
+                        "image_id": image_id,
+                        "category_id": label + 1,
+                        "bbox": box,
+                        "area": box[2] * box[3],
+                        "iscrowd": 0,
+                    }
+                )
+                annotation_id += 1
+        categories = [{"id": i + 1, "name": name} for i, name in enumerate(CLASSES)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A seeded COCO folder of eight training and four validation images; treat as read-only."""
+    return write_tiny_coco(tmp_path_factory.mktemp("tiny_coco"))
