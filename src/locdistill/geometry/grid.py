@@ -20,6 +20,7 @@ class Grid:
         shapes: Height and width of each level's map.
         level_strides: Stride of each level in pixels.
         anchor_scale: Side of the square anchor of a location, in strides (8 in GFL and ATSS).
+        offset: Position of a centre within its cell, in strides (0 in GFL and ATSS: multiples of the stride).
     """
 
     points: Float[Tensor, "l 2"]
@@ -28,6 +29,7 @@ class Grid:
     shapes: tuple[tuple[int, int], ...]
     level_strides: tuple[int, ...]
     anchor_scale: float = 8.0
+    offset: float = 0.0
 
     @classmethod
     def build(
@@ -39,10 +41,7 @@ class Grid:
         offset: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> Grid:
-        """Lay out the locations; ``offset`` is the position of a centre within its cell, in strides.
-
-        GFL and ATSS use 0: centres at multiples of the stride (LD spec 1.4).
-        """
+        """Lay out the locations of maps of the given heights and widths."""
         points, per_location, levels = [], [], []
         for level, ((height, width), stride) in enumerate(zip(shapes, strides, strict=True)):
             ys = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
@@ -58,6 +57,7 @@ class Grid:
             shapes=tuple((int(h), int(w)) for h, w in shapes),
             level_strides=tuple(strides),
             anchor_scale=anchor_scale,
+            offset=offset,
         )
 
     @property

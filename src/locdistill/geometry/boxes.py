@@ -1,0 +1,107 @@
+"""Axis-aligned boxes ``x1, y1, x2, y2`` with real coordinates (no ``+ 1``) and the IoU family on them.
+
+``paired_*`` compare boxes one to one along the leading axes; ``pairwise_*`` compare all with all along the last two.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+EPSILON = 1e-6
+
+
+def area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
+    """Width times height; the sign is lost when both are negative."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def centres(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 2"]:
+    """Centre ``x, y``."""
+    return (boxes[..., :2] + boxes[..., 2:]) / 2
+
+
+def clip(boxes: Float[Tensor, "*batch 4"], size: Int[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 4"]:
+    """Limit boxes to an image of ``height, width`` pixels (broadcast over the leading axes)."""
+    limit = size.flip(-1).to(boxes.dtype)
+    return torch.minimum(boxes.clamp(min=0), torch.cat((limit, limit), -1))
+
+
+def _intersection(a: Tensor, b: Tensor) -> Tensor:
+    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
+    sides = sides.clamp(min=0)
+    return sides[..., 0] * sides[..., 1]
+
+
+def _enclosing_sides(a: Tensor, b: Tensor) -> Tensor:
+    sides = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
+    return sides.clamp(min=0)
+
+
+def centre_offset(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
+    """Squared distance of the centres over the squared diagonal of the enclosing box (Zheng et al. 2020, DIoU).
+
+    The leading axes broadcast, so the function serves one-to-one and all-to-all comparisons alike.
+    """
+    distance = (centres(a) - centres(b)).square().sum(-1)
+    return distance / _enclosing_sides(a, b).square().sum(-1).clamp(min=EPSILON)
+
+
+def paired_iou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
+    """Intersection over union; the union is at least 1e-6."""
+    overlap = _intersection(a, b)
+    return overlap / (area(a) + area(b) - overlap).clamp(min=EPSILON)
+
+
+def pairwise_iou(a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
+    """Intersection over union of all pairs; the union is at least 1e-6."""
+    return paired_iou(a[..., :, None, :], b[..., None, :, :])
+
+
+def pairwise_iof(a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
+    """Intersection over the area of the *first* box ("foreground"), which is at least 1e-6."""
+    overlap = _intersection(a[..., :, None, :], b[..., None, :, :])
+    return overlap / area(a)[..., :, None].clamp(min=EPSILON)
+
+
+def paired_giou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
+    """Generalised IoU (Rezatofighi et al. 2019): IoU less the part of the enclosing box that the union leaves empty.
+
+    Union and enclosing area are at least 1e-6 (a maximum, as in the reference; nothing is added).
+    """
+    overlap = _intersection(a, b)
+    union = (area(a) + area(b) - overlap).clamp(min=EPSILON)
+    sides = _enclosing_sides(a, b)
+    enclosing = (sides[..., 0] * sides[..., 1]).clamp(min=EPSILON)
+    return overlap / union - (enclosing - union) / enclosing
+
+
+def paired_diou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
+    """Distance IoU (Zheng et al. 2020): IoU less squared centre distance over squared enclosing diagonal.
+
+    As in the reference, 1e-6 is added to the union and to the squared diagonal.
+    """
+    overlap = _intersection(a, b)
+    iou = overlap / (area(a) + area(b) - overlap + EPSILON)
+    distance = (centres(a) - centres(b)).square().sum(-1)
+    return iou - distance / (_enclosing_sides(a, b).square().sum(-1) + EPSILON)
+
+
+def paired_ciou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
+    """Complete IoU (Zheng et al. 2020): DIoU less a penalty on the aspect ratio; ``a`` is the prediction.
+
+    With ``v = 4/pi^2 (atan(w_b/h_b) - atan(w_a/h_a))^2`` the penalty is ``v^2 / (1 - IoU + v)``. As in the reference
+    1e-6 is added to union, squared diagonal and heights, and the gradient flows through ``v`` and its weight.
+    """
+    overlap = _intersection(a, b)
+    iou = overlap / (area(a) + area(b) - overlap + EPSILON)
+    distance = (centres(a) - centres(b)).square().sum(-1)
+    offset = distance / (_enclosing_sides(a, b).square().sum(-1) + EPSILON)
+    angle_a = torch.atan((a[..., 2] - a[..., 0]) / (a[..., 3] - a[..., 1] + EPSILON))
+    angle_b = torch.atan((b[..., 2] - b[..., 0]) / (b[..., 3] - b[..., 1] + EPSILON))
+    v = (4 / math.pi**2) * (angle_b - angle_a).square()
+    # Identical boxes give 0 / 0; a maximum keeps value and gradient defined there and changes nothing else.
+    return iou - offset - v.square() / (1 - iou + v).clamp(min=torch.finfo(a.dtype).tiny)
