@@ -1,0 +1,192 @@
+"""Pictures as the models see them: any file or array becomes 8-bit RGB, and is resized with its aspect ratio kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from .errors import ImageError
+
+ImageSource: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
+
+ORIENTATION_TAG = 0x0112
+# EXIF 2.32, table of the tag "Orientation": what to do to the stored pixels so that they stand upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
+    """Read a picture as 8-bit RGB, upright.
+
+    - Grayscale, 1-bit and palette pictures become RGB.
+    - 16-bit pictures keep their upper eight bits (``value >> 8``); 32-bit integer ones are taken to hold 16 bits. The
+      rule is fixed and never depends on the content, so that equal light gives equal pixels in all pictures: rescale
+      12-bit data to 16 bits beforehand. Floating-point pictures are refused, for their range is not known.
+    - Transparent pixels are laid over white, as a browser shows them (the reference implementation drops the alpha
+      channel, which uncovers whatever colour an editor left there).
+    - CMYK is converted without a colour profile.
+    - The EXIF orientation is applied, so that boxes drawn on what a viewer shows fit.
+    - Of an animation, the first frame counts.
+
+    Args:
+        source: A path, a PIL image, an array ``(h, w)`` or ``(h, w, 1|3|4)`` of bool, uint8 or uint16 in RGB(A) order,
+            or a tensor ``(1|3, h, w)`` of uint8.
+
+    Returns:
+        The pixels. Their memory is laid out row by row with the three channels together (as decoders write it, and as
+        resizing is fastest), so the tensor is not contiguous; call ``.contiguous()`` where that matters.
+
+    Raises:
+        ImageError: The file is missing, cannot be decoded, or the array is not a picture.
+    """
+    if isinstance(source, Tensor):
+        return _from_tensor(source)
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    if isinstance(source, Image.Image):
+        return _decode(source, "the given PIL image")
+    path = _existing(source)
+    with _decoding(str(path)), Image.open(path) as image:
+        return _decode(image, str(path))
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image file as `read_image` would return it, from its header alone.
+
+    Raises:
+        ImageError: The file is missing or is no image. A damaged body goes unnoticed.
+    """
+    path = _existing(path)
+    with _decoding(str(path)), Image.open(path) as image:
+        width, height = image.size
+        turned = orientation(image) >= 5
+    return (width, height) if turned else (height, width)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 to 8; 1 (upright) where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(ORIENTATION_TAG, 1)
+    except Exception:  # a damaged EXIF block is no reason to refuse the pixels, and Pillow raises many things for it
+        return 1
+    return value if value in UPRIGHT else 1
+
+
+def keep_ratio_size(h: int, w: int, *, short: int, long: int) -> tuple[int, int]:
+    """Largest height and width with the same aspect ratio whose sides stay within ``short`` and ``long``.
+
+    ``s = min(long / max(h, w), short / min(h, w))`` and ``int(side * s + 0.5)`` per side, at least 1; the order of the
+    two sides does not matter.
+    """
+    scale = min(long / max(h, w), short / min(h, w))
+    return max(int(h * scale + 0.5), 1), max(int(w * scale + 0.5), 1)
+
+
+def resize_keep_ratio(image: UInt8[Tensor, "3 h w"], *, short: int, long: int) -> UInt8[Tensor, "3 H W"]:
+    """Resize to `keep_ratio_size`, bilinear, with the filter widened when shrinking (antialias).
+
+    The reference implementation samples four pixels whatever the scale, which drops pixels when shrinking by more than
+    two; enlarging is the same up to rounding. Published weights expect either about equally, thin structures survive better here.
+    """
+    height, width = image.shape[-2:]
+    size = keep_ratio_size(height, width, short=short, long=long)
+    return resize_to(image, size)
+
+
+def resize_to(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
+    """Resize to a given height and width as `resize_keep_ratio` does; the same image if it has that size."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    resized: Tensor = transforms.resize(image, list(size), antialias=True)
+    return resized
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise ImageError(f"{path}: there is no such image file; check the path")
+    return path
+
+
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Turn whatever a decoder raises into an `ImageError`; damaged files make Pillow raise almost anything."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        remedy = "save it as PNG or JPEG again"
+        raise ImageError(f"{name}: not an image in a format that Pillow can read; {remedy}") from error
+    except Exception as error:
+        detail = str(error) or type(error).__name__
+        remedy = "the file is damaged or cut off, copy or export it again"
+        raise ImageError(f"{name}: cannot be decoded ({detail}); {remedy}") from error
+
+
+def _decode(image: Image.Image, name: str) -> Tensor:
+    with _decoding(name):
+        turn = UPRIGHT.get(orientation(image))
+        rgb = _to_rgb(image, name)
+        return _to_tensor(np.array(rgb if turn is None else rgb.transpose(turn)))
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    mode = image.mode
+    if mode == "RGB" and "transparency" not in image.info:
+        return image
+    if mode.startswith("I"):
+        wide = np.asarray(image).astype(np.int64)
+        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if mode == "F":
+        raise ImageError(f"{name}: floating-point pixels have no agreed range; save the image with 8 or 16 bits")
+    if image.has_transparency_data:
+        layered = image.convert("RGBA")
+        white = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, layered).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _from_array(array: np.ndarray) -> Tensor:
+    shaped = array[..., None] if array.ndim == 2 else array
+    if shaped.ndim != 3 or shaped.shape[-1] not in (1, 3, 4) or 0 in shaped.shape:
+        raise ImageError(f"an image array has shape (h, w) or (h, w, 1|3|4), got {tuple(array.shape)}")
+    if shaped.dtype == np.bool_:
+        shaped = shaped.astype(np.uint8) * 255
+    elif shaped.dtype == np.uint16:
+        shaped = (shaped >> 8).astype(np.uint8)
+    elif shaped.dtype != np.uint8:
+        raise ImageError(f"an image array holds bool, uint8 or uint16, got {array.dtype}; scale it to 0..255 uint8")
+    if shaped.shape[-1] == 1:
+        shaped = np.repeat(shaped, 3, axis=-1)
+    if shaped.shape[-1] == 4:
+        return _decode(Image.fromarray(np.ascontiguousarray(shaped), "RGBA"), "the given array")
+    return _to_tensor(np.array(shaped, order="C"))
+
+
+def _from_tensor(tensor: Tensor) -> Tensor:
+    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3) or 0 in tensor.shape:
+        raise ImageError(f"an image tensor has shape (3, h, w) or (1, h, w), got {tuple(tensor.shape)}")
+    if tensor.dtype != torch.uint8:
+        raise ImageError(f"an image tensor holds uint8 in 0..255, got {tensor.dtype}; normalisation is done inside")
+    return tensor.expand(3, -1, -1)
