@@ -1,0 +1,1 @@
+"""Which location answers for which object."""

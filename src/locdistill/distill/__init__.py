@@ -1,0 +1,1 @@
+"""Localization distillation: the divergences, regions and teachers that need a second detector."""

@@ -1,0 +1,1 @@
+"""Boxes, edges, bins and the grid of locations: mathematics without models."""

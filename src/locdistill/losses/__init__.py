@@ -1,0 +1,1 @@
+"""Losses as pure functions: unreduced, consuming the last axis."""

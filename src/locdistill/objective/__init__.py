@@ -1,0 +1,1 @@
+"""Loss terms as data: divergence times region over normaliser times weight."""

@@ -1,0 +1,37 @@
+"""The terms of the paper's rows, as data (LD, Zheng et al. 2022, and the reference's configurations)."""
+
+from __future__ import annotations
+
+from locdistill.distill.logits import ClassKL, EdgeKL
+from locdistill.distill.regions import ValuableLocations
+from locdistill.losses.overlap import OverlapKind
+from locdistill.objective.normalisers import ImageLevelMean, PerImage, PositiveCount, WeightSum
+from locdistill.objective.regions import Counted, Positives
+from locdistill.objective.supervised import DistributionFocal, Overlap, QualityFocal
+from locdistill.objective.term import Term
+
+BY_CONFIDENCE = Positives(by="student_confidence")
+
+
+def supervised(*, overlap: OverlapKind = "giou") -> dict[str, Term]:
+    """GFL without a teacher."""
+    return {
+        "cls": Term(of=QualityFocal(), on=Counted(), norm=PositiveCount(), weight=1.0),
+        "bbox": Term(of=Overlap(kind=overlap), on=BY_CONFIDENCE, norm=WeightSum(), weight=2.0),
+        "dfl": Term(of=DistributionFocal(), on=BY_CONFIDENCE, norm=WeightSum(), weight=0.25),
+    }
+
+
+def ld_main(*, weight: float = 0.25, reference_batch: float = 3.0) -> dict[str, Term]:
+    """Localization distillation on the main region only."""
+    norm = PerImage(reference_batch=reference_batch)
+    return {"ld": Term(of=EdgeKL(temperature=10.0), on=BY_CONFIDENCE, norm=norm, weight=weight)}
+
+
+def ld_full(*, weight: float = 0.25, reference_batch: float = 3.0, kd_weight: float = 10.0) -> dict[str, Term]:
+    """Main LD, LD on the valuable region, and class distillation on the main region."""
+    valuable = PerImage(reference_batch=reference_batch, divisor=4.0)
+    return ld_main(weight=weight, reference_batch=reference_batch) | {
+        "ld_vlr": Term(of=EdgeKL(temperature=10.0), on=ValuableLocations(), norm=valuable, weight=weight),
+        "kd": Term(of=ClassKL(temperature=2.0), on=Positives(), norm=ImageLevelMean(), weight=kd_weight),
+    }

@@ -1,0 +1,11 @@
+"""The parts of all terms, supervised and distilling, by the names that recipes use."""
+
+from __future__ import annotations
+
+from locdistill.distill.logits import ClassKL, EdgeKL
+from locdistill.distill.regions import ValuableLocations
+from locdistill.objective import vocabulary as supervised
+
+DIVERGENCES: dict[str, type] = supervised.DIVERGENCES | {"edge_kl": EdgeKL, "class_kl": ClassKL}
+REGIONS: dict[str, type] = supervised.REGIONS | {"valuable_locations": ValuableLocations}
+NORMALISERS: dict[str, type] = dict(supervised.NORMALISERS)

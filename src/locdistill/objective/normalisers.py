@@ -1,0 +1,130 @@
+"""What the weighted sum of a term is divided by.
+
+A normaliser gives a denominator per location (broadcast over ``(b, l)``), so that "mean over each level" is the same
+mechanism as "sum over everything". Quantities that are global are averaged over processes here, in one place: with
+gradients averaged by DDP, dividing by the mean over processes equals dividing by the global total.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from locdistill.dist import reduce_mean
+from locdistill.objective.scene import Scene
+
+
+class Normaliser(Protocol):
+    """A denominator for every location, positive everywhere."""
+
+    def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
+        """Denominators, given the region's weights."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PositiveCount:
+    """Number of positive locations, at least one per image; the mean over processes (GFL's class loss)."""
+
+    def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
+        """One denominator for all."""
+        count = scene.assignment.positive.sum(-1).clamp(min=1).sum().to(weights.dtype)
+        return reduce_mean(count).clamp(min=1)[None, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightSum:
+    """Sum of the region's weights over the batch, the mean over processes (GFL's box and distribution losses).
+
+    Attributes:
+        epsilon: Added to the sum, as in the reference's distilling heads. Its plain GFL head adds nothing and gives
+            NaN for a batch without positives.
+    """
+
+    epsilon: float = 1e-6
+
+    def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
+        """One denominator for all."""
+        return reduce_mean(weights.sum() + self.epsilon)[None, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constant:
+    """A fixed number: the published normalisation of localization distillation.
+
+    The term then is a sum over the images of a process, so its strength grows with their number; the reference's
+    author calls it a bug (HikariTJU/LD, issue 78). Choose ``PerImage`` unless old numbers must be reproduced.
+
+    Attributes:
+        divisor: 1 for main LD and 4 for LD on the valuable region; the reference's 4 and 16 also average over the four
+            edges, which ``EdgeKL`` has done already.
+    """
+
+    divisor: float = 1.0
+
+    def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
+        """One denominator for all."""
+        return weights.new_full((1, 1), self.divisor)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerImage:
+    """The mean over images of each image's sum, times a reference number of images per process.
+
+    Equal to ``Constant`` when a process holds ``reference_batch`` images, and unchanged by how a batch is split into
+    micro-batches and processes.
+
+    Attributes:
+        reference_batch: Images per process for which the term's weight was tuned (3 or 2 in the published recipes).
+        divisor: As in ``Constant``.
+    """
+
+    reference_batch: float = 3.0
+    divisor: float = 1.0
+
+    def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
+        """One denominator for all."""
+        return (_images(weights) * (self.divisor / self.reference_batch))[None, None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LevelMean:
+    """Sum of the weights of each pyramid level of this process: a mean per level, levels summed.
+
+    The published normalisation of class distillation. It depends on which images share a process; ``ImageLevelMean``
+    does not.
+    """
+
+    def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
+        """A denominator per level."""
+        return _nonzero(_level_sums(weights, scene).sum(0, keepdim=True))[:, scene.grid.levels]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageLevelMean:
+    """A mean over each level of each image, levels summed, averaged over images.
+
+    ``LevelMean`` of each image on its own: unchanged by how a batch is split. With one image both are equal; with more,
+    a level that holds positives of few images weighs less here, because the others count with zero.
+    """
+
+    def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
+        """A denominator per image and level."""
+        return _nonzero(_level_sums(weights, scene))[:, scene.grid.levels] * _images(weights)
+
+
+def _images(weights: Tensor) -> Tensor:
+    """Images per process, the mean over processes (they differ when a last batch is uneven)."""
+    return reduce_mean(weights.new_tensor(float(weights.shape[0])))
+
+
+def _level_sums(weights: Tensor, scene: Scene) -> Tensor:
+    sums = weights.new_zeros(weights.shape[0], len(scene.grid.shapes))
+    return sums.index_add(1, scene.grid.levels, weights)
+
+
+def _nonzero(sums: Tensor) -> Tensor:
+    return torch.where(sums > 0, sums, torch.ones_like(sums))

@@ -1,0 +1,51 @@
+"""The loss of a run: named terms over one scene."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from jaxtyping import Float
+from torch import Tensor
+
+from locdistill.assign.atss import ATSS
+from locdistill.errors import TeacherError
+from locdistill.geometry.bins import Bins
+from locdistill.geometry.grid import Grid
+from locdistill.objective.scene import Assigner, Scene
+from locdistill.objective.term import Term
+from locdistill.types import Dense, Instances
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """Named terms; supervised training is the same objective without a teacher.
+
+    Attributes:
+        terms: Summands of the loss by the name under which they are logged.
+        bins: Support of the student's edge distributions.
+        assigner: Which location answers for which object.
+    """
+
+    terms: Mapping[str, Term]
+    bins: Bins = field(default_factory=Bins)
+    assigner: Assigner = field(default_factory=ATSS)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term looks at a teacher; without one the teacher need not even be loaded."""
+        return any(term.needs_teacher for term in self.terms.values())
+
+    def __call__(
+        self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances
+    ) -> dict[str, Float[Tensor, ""]]:
+        """Each term's value, weights included; the loss is their sum.
+
+        Raises:
+            TeacherError: A term needs a teacher and none is given.
+        """
+        if teacher is None and self.needs_teacher:
+            names = ", ".join(name for name, term in self.terms.items() if term.needs_teacher)
+            raise TeacherError(f"the terms {names} compare with a teacher, and none was given")
+        scene = Scene.build(student, teacher, grid=grid, instances=instances, assigner=self.assigner, bins=self.bins)
+        return {name: term(scene) for name, term in self.terms.items()}

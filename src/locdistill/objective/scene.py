@@ -1,0 +1,87 @@
+"""Everything that a loss term may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from locdistill.assign.assignment import Assignment
+from locdistill.geometry.bins import Bins
+from locdistill.geometry.boxes import paired_iou
+from locdistill.geometry.edges import decode, encode
+from locdistill.geometry.grid import Grid
+from locdistill.types import Dense, Instances
+
+Assigner = Callable[[Grid, Instances], Assignment]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scene:
+    """A batch as the terms see it: predictions, truth, and what follows from both.
+
+    Boxes and distances are in strides of each location's level, as in the reference, so that a box of one size has one
+    scale on every level; only ``assignment`` and ``instances`` are in pixels.
+
+    Attributes:
+        student: Predictions that are trained, in float32.
+        teacher: Predictions to learn from, in float32; ``None`` without distillation.
+        grid: The locations that both speak of.
+        instances: Ground truth.
+        assignment: Which location answers for which object.
+        bins: Support of the student's edge distributions.
+        boxes: The student's boxes: mean of the edge distributions around each location.
+        target_boxes: The assigned objects' boxes; zeros where there is none.
+        target_distances: Distances to the assigned object's edges, limited to what the bins hold.
+        quality: IoU of the student's box with its object, without gradient; 0 where there is none.
+        confidence: The student's highest class probability, without gradient.
+    """
+
+    student: Dense
+    teacher: Dense | None
+    grid: Grid
+    instances: Instances
+    assignment: Assignment
+    bins: Bins
+    boxes: Float[Tensor, "b l 4"]
+    target_boxes: Float[Tensor, "b l 4"]
+    target_distances: Float[Tensor, "b l 4"]
+    quality: Float[Tensor, "b l"]
+    confidence: Float[Tensor, "b l"]
+
+    @classmethod
+    def build(
+        cls,
+        student: Dense,
+        teacher: Dense | None,
+        *,
+        grid: Grid,
+        instances: Instances,
+        assigner: Assigner,
+        bins: Bins,
+    ) -> Scene:
+        """Assign the locations and decode the student's boxes."""
+        student = _in_float32(student)
+        assignment = assigner(grid, instances)
+        points, strides = grid.points / grid.strides[:, None], grid.strides[:, None]
+        boxes = decode(points, bins.expect(student.edge_logits))
+        target_boxes = assignment.boxes / strides
+        return cls(
+            student=student,
+            teacher=None if teacher is None else _in_float32(teacher),
+            grid=grid,
+            instances=instances,
+            assignment=assignment,
+            bins=bins,
+            boxes=boxes,
+            target_boxes=target_boxes,
+            target_distances=bins.clamp(encode(points, target_boxes)),
+            quality=paired_iou(boxes.detach(), target_boxes) * assignment.positive,
+            confidence=student.cls_logits.detach().sigmoid().amax(-1),
+        )
+
+
+def _in_float32(dense: Dense) -> Dense:
+    return dense._replace(cls_logits=dense.cls_logits.float(), edge_logits=dense.edge_logits.float())

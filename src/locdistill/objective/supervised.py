@@ -1,0 +1,56 @@
+"""What the ground truth asks of the student: GFL's three losses (Li et al. 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from locdistill.losses.distribution import distribution_focal_loss
+from locdistill.losses.focal import quality_focal_loss
+from locdistill.losses.overlap import OverlapKind, overlap_loss
+from locdistill.objective.scene import Scene
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QualityFocal:
+    """Quality focal loss: the class score is to be the IoU of the location's own box with its object.
+
+    Attributes:
+        beta: Exponent of the distance to the target (2 in GFL).
+    """
+
+    beta: float = 2.0
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Summed over classes; at locations without an object the target is zero for every class."""
+        logits, assignment = scene.student.cls_logits, scene.assignment
+        targets = torch.zeros_like(logits).scatter(-1, assignment.labels[..., None], scene.quality[..., None])
+        return quality_focal_loss(logits, targets, beta=self.beta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overlap:
+    """One minus the overlap of the student's box with its object, in strides.
+
+    Attributes:
+        kind: ``giou`` (GFL, the published teachers), ``diou`` or ``ciou``.
+    """
+
+    kind: OverlapKind = "giou"
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Meaningful at positives."""
+        return overlap_loss(scene.boxes, scene.target_boxes, kind=self.kind)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributionFocal:
+    """Distribution focal loss: the two bins beside the true edge share the probability; the mean over four edges."""
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Meaningful at positives."""
+        targets = scene.bins.two_hot(scene.target_distances)
+        return distribution_focal_loss(scene.student.edge_logits, targets).mean(-1)

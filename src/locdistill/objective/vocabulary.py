@@ -1,0 +1,22 @@
+"""The parts of supervised terms by the names that recipes use."""
+
+from __future__ import annotations
+
+from locdistill.objective.normalisers import Constant, ImageLevelMean, LevelMean, PerImage, PositiveCount, WeightSum
+from locdistill.objective.regions import Counted, Positives
+from locdistill.objective.supervised import DistributionFocal, Overlap, QualityFocal
+
+DIVERGENCES: dict[str, type] = {
+    "quality_focal": QualityFocal,
+    "overlap": Overlap,
+    "distribution_focal": DistributionFocal,
+}
+REGIONS: dict[str, type] = {"counted": Counted, "positives": Positives}
+NORMALISERS: dict[str, type] = {
+    "positive_count": PositiveCount,
+    "weight_sum": WeightSum,
+    "constant": Constant,
+    "per_image": PerImage,
+    "level_mean": LevelMean,
+    "image_level_mean": ImageLevelMean,
+}
