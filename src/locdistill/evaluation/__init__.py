@@ -1,0 +1,24 @@
+"""How good detections are: COCO and VOC metrics, result files, tables.
+
+``evaluator_for(dataset)`` gives the function that the engine calls; ``.result(...)`` of it has everything by class.
+"""
+
+from __future__ import annotations
+
+from locdistill.evaluation.coco import CocoResult, coco_metrics
+from locdistill.evaluation.evaluator import Evaluator, evaluator_for
+from locdistill.evaluation.results import read_results, write_results
+from locdistill.evaluation.tables import Table
+from locdistill.evaluation.voc import VocResult, voc_metrics
+
+__all__ = [
+    "CocoResult",
+    "Evaluator",
+    "Table",
+    "VocResult",
+    "coco_metrics",
+    "evaluator_for",
+    "read_results",
+    "voc_metrics",
+    "write_results",
+]

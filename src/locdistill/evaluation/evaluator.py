@@ -1,0 +1,45 @@
+"""One way to evaluate, whatever the data set: detections in, named numbers and tables out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from locdistill.data.records import Dataset
+from locdistill.evaluation.coco import CocoResult, coco_metrics
+from locdistill.evaluation.voc import VocResult, voc_metrics
+from locdistill.types import Detections
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """Metrics of detections on one data set: VOC's on a VOC data set, else COCO's.
+
+    Attributes:
+        dataset: Images, ground truth and class names.
+        eleven_point: How VOC's AP is averaged. None: at eleven points if the images are of VOC 2007, else by area.
+    """
+
+    dataset: Dataset
+    eleven_point: bool | None = None
+
+    def __call__(self, detections: Mapping[int, Detections]) -> dict[str, float]:
+        """The numbers to log, by name; AP, AP50, AP75 and AP90 always among them (NaN without any object)."""
+        return self.result(detections).metrics()
+
+    def result(self, detections: Mapping[int, Detections]) -> CocoResult | VocResult:
+        """All there is to say, also class by class; ``.tables()`` of it are ready to print."""
+        if self.dataset.kind != "voc":
+            return coco_metrics(self.dataset, detections)
+        eleven_point = _is_2007(self.dataset) if self.eleven_point is None else self.eleven_point
+        return voc_metrics(self.dataset, detections, eleven_point=eleven_point)
+
+
+def evaluator_for(dataset: Dataset, *, eleven_point: bool | None = None) -> Evaluator:
+    """The evaluator that suits a data set: a function from detections by image identifier to named numbers."""
+    return Evaluator(dataset, eleven_point)
+
+
+def _is_2007(dataset: Dataset) -> bool:
+    """Whether all images lie in a folder ``VOC2007``, which is how the reference implementation tells the year."""
+    return bool(dataset.records) and all("VOC2007" in str(record.path) for record in dataset.records)

@@ -1,0 +1,184 @@
+"""Average precision as Pascal VOC defines it, at ten overlaps.
+
+A detection belongs to the object of its class and image that it overlaps most, even if a better detection has taken
+that object already. It is true if that overlap reaches the threshold and the object is still free, ignored if the
+object is difficult, else false. Detections are taken from the best score down; equal scores in the order given.
+
+Two points differ from the reference implementation, both of them rounding: thresholds are 0.50, 0.55, ... 0.95 and not
+a running sum (whose third is 0.6000000000000001), and sorting is stable, so that results do not depend on the machine.
+One peculiarity is kept, because published 11-point numbers contain it: recall levels are multiples of the float 0.1, so
+that a recall of exactly 3/10, 6/10 or 7/10 stays just short of its level (0.30000000000000004 and so on).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from locdistill.data.records import Dataset, Record
+from locdistill.evaluation.arrays import Found, found
+from locdistill.evaluation.tables import Table, percent
+from locdistill.types import Detections
+
+# In the precision of the overlaps, so that a quotient of exactly 7/10 reaches 0.7.
+THRESHOLDS = (np.arange(50, 100, 5) / 100).astype(np.float32)
+NAMES = tuple(f"AP{p}" for p in range(50, 100, 5))
+_RECALL_LEVELS = np.arange(11) * 0.1
+_TINY = np.float32(1e-6)  # smallest union of two boxes, in square pixels
+
+
+@dataclass(frozen=True)
+class VocResult:
+    """VOC metrics of one set of detections, by class and threshold; NaN where a class has no object to find.
+
+    Attributes:
+        classes: Class names.
+        ap: ``(thresholds, classes)``.
+        recall: ``(thresholds, classes)``, of all detections.
+        objects: Objects to find by class, difficult ones apart.
+        reported: Detections by class.
+        eleven_point: Whether AP samples precision at eleven recalls (VOC 2007) or is the area under it (from 2010).
+    """
+
+    classes: tuple[str, ...]
+    ap: NDArray[np.float64]
+    recall: NDArray[np.float64]
+    objects: NDArray[np.int64]
+    reported: NDArray[np.int64]
+    eleven_point: bool
+
+    @property
+    def stats(self) -> dict[str, float | None]:
+        """AP (mean of the ten), AP50 ... AP95, and mAP, the name under which the field knows AP50; None: no objects."""
+        some = self.objects > 0
+        means = dict(zip(NAMES, (float(v) for v in self.ap[:, some].mean(1)), strict=True)) if some.any() else {}
+        mean = sum(means.values()) / len(means) if means else None
+        return {"AP": mean} | {name: means.get(name) for name in NAMES} | {"mAP": means.get("AP50")}
+
+    def metrics(self) -> dict[str, float]:
+        """The numbers to log: ``stats``, NaN where there is no object at all."""
+        return {name: math.nan if value is None else value for name, value in self.stats.items()}
+
+    def tables(self) -> tuple[Table, ...]:
+        """The means at each threshold, and AP class by class at each threshold."""
+        kind = "11-point" if self.eleven_point else "area"
+        stats = self.stats
+        summary = Table(f"VOC metrics (%, {kind})", tuple(stats), (tuple(percent(v) for v in stats.values()),))
+        rows = [
+            (name, str(self.objects[c]), str(self.reported[c]), *(_cell(v) for v in self.ap[:, c]))
+            for c, name in enumerate(self.classes)
+        ]
+        means = (percent(stats[name]) for name in NAMES)
+        rows.append(("mean", str(self.objects.sum()), str(self.reported.sum()), *means))
+        header = ("class", "objects", "found", *NAMES)
+        return summary, Table("By class and overlap", header, tuple(rows), emphasis=(len(rows) - 1,))
+
+    def class_table(self, threshold: float) -> Table:
+        """Objects, detections, recall and AP of each class at one of the ten thresholds."""
+        t = int(np.argmin(np.abs(THRESHOLDS - threshold)))
+        rows = [
+            (name, str(self.objects[c]), str(self.reported[c]), _cell(self.recall[t, c]), _cell(self.ap[t, c]))
+            for c, name in enumerate(self.classes)
+        ]
+        rows.append(("mean", str(self.objects.sum()), str(self.reported.sum()), "", percent(self.stats[NAMES[t]])))
+        header = ("class", "objects", "found", "recall", "AP")
+        return Table(f"Overlap {THRESHOLDS[t]:.2f}", header, tuple(rows), emphasis=(len(rows) - 1,))
+
+
+def _cell(value: float) -> str:
+    return percent(None if np.isnan(value) else float(value))
+
+
+def voc_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_point: bool) -> VocResult:
+    """AP by class at overlaps 0.50, 0.55, ... 0.95, difficult objects (``Record.ignored``) neither asked for nor false.
+
+    Overlaps are of real boxes: no pixel is added to a width (the VOC devkit of 2007 adds one).
+
+    Args:
+        dataset: Images, ground truth and class names.
+        detections: By image identifier, in pixels of the original image. An image without an entry has none.
+        eleven_point: AP as the mean of the best precision at recalls 0, 0.1, ... 1 (VOC 2007), else as the area
+            under the falling envelope of precision over recall.
+
+    Raises:
+        ValueError: Detections for an image or a class that the data set does not have.
+    """
+    found_by_image = found(dataset, detections)
+    shape = (len(THRESHOLDS), len(dataset.classes))
+    ap, recall = np.full(shape, np.nan), np.full(shape, np.nan)
+    objects, reported = np.zeros(shape[1], np.int64), np.zeros(shape[1], np.int64)
+    for c in range(shape[1]):
+        scores, true, false, objects[c] = _judge_class(dataset.records, found_by_image, c)
+        reported[c] = len(scores)
+        if objects[c]:
+            best_first = np.argsort(-scores, kind="stable")
+            hits = np.cumsum(true[:, best_first], 1)
+            misses = np.cumsum(false[:, best_first], 1)
+            ap[:, c] = [_average(h, m, int(objects[c]), eleven_point) for h, m in zip(hits, misses, strict=True)]
+            recall[:, c] = (hits[:, -1] if len(scores) else 0) / objects[c]
+    return VocResult(dataset.classes, ap, recall, objects, reported, eleven_point)
+
+
+def _judge_class(
+    records: tuple[Record, ...], found_by_image: Mapping[int, Found], label: int
+) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], int]:
+    """Scores, true and false by threshold of all detections of a class; number of objects to find."""
+    scores, true, false, objects = [np.zeros(0, np.float32)], [], [], 0
+    for record in records:
+        here, of_class = found_by_image[record.image_id], record.labels == label
+        objects += int((of_class & ~record.ignored).sum())
+        mine = np.flatnonzero(here.labels == label)
+        mine = mine[np.argsort(-here.scores[mine], kind="stable")]
+        hit, miss = _judge_image(here.boxes[mine], record.boxes[of_class], record.ignored[of_class])
+        scores.append(here.scores[mine])
+        true.append(hit)
+        false.append(miss)
+    nothing = np.zeros((len(THRESHOLDS), 0), bool)
+    return np.concatenate(scores), np.concatenate([nothing, *true], 1), np.concatenate([nothing, *false], 1), objects
+
+
+def _judge_image(
+    boxes: NDArray[np.float32], truth: NDArray[np.float32], difficult: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which detections of one class in one image, best first, are true and which false: (thresholds, k) each."""
+    if not len(truth):
+        true = np.zeros((len(THRESHOLDS), len(boxes)), bool)
+        return true, ~true
+    # Among equal overlaps the first object wins; those to find come before the difficult ones.
+    order = np.argsort(difficult, kind="stable")
+    truth, difficult = truth[order], difficult[order]
+    overlaps = _pairwise_iou(boxes, truth)
+    target = overlaps.argmax(1)
+    reached = overlaps.max(1) >= THRESHOLDS[:, None]
+    counts = ~(reached & difficult[target])  # a detection of a difficult object is neither true nor false
+    true = np.zeros_like(reached)
+    for t in range(len(THRESHOLDS)):
+        candidates = np.flatnonzero(reached[t] & counts[t])
+        # Best first, so the first detection of each object has it; the later ones are false.
+        true[t, candidates[np.unique(target[candidates], return_index=True)[1]]] = True
+    return true, counts & ~true
+
+
+def _pairwise_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    shared = (high - low).clip(min=0).prod(-1)
+    areas = (a[:, 2:] - a[:, :2]).prod(-1)[:, None] + (b[:, 2:] - b[:, :2]).prod(-1)[None]
+    overlaps: NDArray[np.float32] = shared / np.maximum(areas - shared, _TINY)
+    return overlaps
+
+
+def _average(hits: NDArray[np.int64], misses: NDArray[np.int64], objects: int, eleven_point: bool) -> float:
+    """AP from the running counts of true and false detections."""
+    # Ignored detections at the start have seen neither: precision 0, at recall 0.
+    precision = hits / np.maximum(hits + misses, 1)
+    best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
+    if eleven_point:
+        places = np.searchsorted(hits / objects, _RECALL_LEVELS)  # the first place at which each level is reached
+        return float(np.append(best_from_here, 0.0)[places].sum() / 11)
+    gained = np.diff(hits, prepend=0)
+    return float((best_from_here * gained).sum() / objects)

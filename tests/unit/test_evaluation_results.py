@@ -1,0 +1,112 @@
+"""Result files for test servers: format, rounding, round trip, errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from locdistill.data.records import Dataset, Record
+from locdistill.errors import DataError
+from locdistill.evaluation import coco_metrics, read_results, write_results
+from locdistill.types import Detections
+
+
+@pytest.fixture
+def data() -> Dataset:
+    records = tuple(
+        Record(
+            path=Path(f"{i}.jpg"),
+            image_id=i,
+            width=100,
+            height=80,
+            boxes=np.array([[10, 10, 50, 40]], np.float32),
+            labels=np.array([1]),
+            ignored=np.array([False]),
+        )
+        for i in (42, 7)
+    )
+    return Dataset(name="toy", classes=("a", "b"), records=records, kind="coco", category_ids=(18, 3))
+
+
+@pytest.fixture
+def found() -> dict[int, Detections]:
+    boxes = torch.tensor([[10.0, 10.0, 50.003, 40.0], [1.23456, 2.0, 3.5, 4.0]])
+    return {7: Detections(boxes, torch.tensor([0.912345678, 0.5]), torch.tensor([1, 0]))}
+
+
+def test_the_file_is_what_the_server_expects(tmp_path: Path, data: Dataset, found: dict[int, Detections]) -> None:
+    path = write_results(tmp_path / "new" / "results.json", data, found)
+    assert json.loads(path.read_text()) == [
+        {"image_id": 7, "category_id": 3, "bbox": [10.0, 10.0, 40.0, 30.0], "score": 0.91235},
+        {"image_id": 7, "category_id": 18, "bbox": [1.23, 2.0, 2.27, 2.0], "score": 0.5},
+    ]
+    assert [p.name for p in path.parent.iterdir()] == ["results.json"]
+
+
+def test_round_trip(tmp_path: Path, data: Dataset, found: dict[int, Detections]) -> None:
+    again = read_results(write_results(tmp_path / "r.json", data, found), data)
+    assert again.keys() == {42, 7}
+    assert again[42].boxes.shape == (0, 4)
+    assert again[7].labels.tolist() == [1, 0]
+    torch.testing.assert_close(again[7].boxes, found[7].boxes, atol=0.011, rtol=0)
+    assert coco_metrics(data, again).stats == coco_metrics(data, found).stats
+
+
+def test_nothing_detected_is_an_empty_list(tmp_path: Path, data: Dataset) -> None:
+    path = write_results(tmp_path / "r.json", data, {})
+    assert json.loads(path.read_text()) == []
+    assert all(len(d.scores) == 0 for d in read_results(path, data).values())
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, data: Dataset, found: dict[int, Detections]) -> None:
+    path = write_results(tmp_path / "r.json", data, found)
+    before = path.read_text()
+    with pytest.raises(ValueError, match="class index 5"):
+        write_results(path, data, {7: Detections(torch.zeros(1, 4), torch.ones(1), torch.tensor([5]))})
+    assert path.read_text() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["r.json"]
+
+
+def test_reading_sorts_by_score(tmp_path: Path, data: Dataset) -> None:
+    entry = {"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 5]}
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([entry | {"score": 0.1}, entry | {"score": 0.7}]))
+    assert read_results(path, data)[7].scores.tolist() == pytest.approx([0.7, 0.1])
+
+
+GOOD = {"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (GOOD | {"image_id": 8}, "image_id 8 is not in the data set"),
+        (GOOD | {"image_id": [8]}, r"image_id \[8\] is not in the data set"),
+        (GOOD | {"category_id": 1}, r"category_id 1 is none of \[3, 18\]"),
+        (GOOD | {"bbox": [1, 2, 3]}, "bbox must be four numbers"),
+        (GOOD | {"score": float("nan")}, "bbox must be four numbers and score one"),
+        ({"image_id": 7}, "expected image_id, category_id, bbox and score"),
+    ],
+)
+def test_offenders_are_named(tmp_path: Path, data: Dataset, entry: dict, message: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(json.dumps([GOOD, entry]))
+    with pytest.raises(DataError, match="1 of 2 detections do not fit") as caught:
+        read_results(path, data)
+    assert caught.match("entry 1: " + message)
+
+
+def test_files_of_another_kind_are_refused(tmp_path: Path, data: Dataset) -> None:
+    path = tmp_path / "r.json"
+    with pytest.raises(DataError, match="not a readable JSON file"):
+        read_results(path, data)
+    path.write_text("{}")
+    with pytest.raises(DataError, match="a list of detections, this is a dict"):
+        read_results(path, data)
+    path.write_text(json.dumps([GOOD | {"image_id": 1}] * 30))
+    with pytest.raises(DataError, match=r"\.\.\. and 20 more"):
+        read_results(path, data)
