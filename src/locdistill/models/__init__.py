@@ -1,0 +1,1 @@
+"""Dense detectors: backbone, pyramid, head, and the way from predictions to detections."""

@@ -1,0 +1,1 @@
+"""Heads: from the maps of a pyramid to dense predictions."""

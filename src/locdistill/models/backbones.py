@@ -1,0 +1,197 @@
+"""Backbones from timm: the maps that a pyramid needs, their weights, and which of them are trained."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.layers import GroupNorm  # type: ignore[attr-defined]
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ..errors import RecipeError, WeightsError
+from .settings import DetectorSettings, Triple
+from .weights import load_strict, read_state_dict
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneInfo:
+    """What the rest of a detector needs to know of its backbone.
+
+    Attributes:
+        channels: Width of each map that the pyramid takes, finest first.
+        outputs: Index of each of these maps among the outputs of the network.
+        mean: Mean of the input channels in pretraining (RGB, 0 to 255).
+        std: Standard deviation of the input channels in pretraining.
+    """
+
+    channels: tuple[int, ...]
+    outputs: tuple[int, ...]
+    mean: Triple
+    std: Triple
+
+
+def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple[nn.Module, BackboneInfo]:
+    """Build a backbone whose parameters have timm's names (for ResNets: torchvision's).
+
+    Maps are found by their stride, not by their position. With ``weights`` they are loaded as
+    ``settings.pretrained`` says; otherwise, and from scratch, they are timm's initialisation (for ResNets: He et al.
+    2015 over the fan-out, the last normalisation of each residual block starting at 0).
+
+    Raises:
+        RecipeError: The name is unknown, the arguments do not fit, or the backbone lacks a map of a needed stride.
+        WeightsError: The pretrained weights cannot be had, or are of another architecture.
+    """
+    with torch.random.fork_rng(devices=[]):  # looking does not disturb the seeded initialisation
+        probe = _create(settings)
+    position = {stride: index for index, stride in enumerate(_feature_info(probe).reduction())}
+    needed = [2**level for level in settings.levels if level <= 5]
+    # The map that ends the frozen part is an output too, so that `Freezing` can find what feeds it.
+    wanted = sorted({*needed, *([2 ** (settings.frozen_stages + 1)] if settings.frozen_stages >= 0 else [])})
+    lacking = [stride for stride in wanted if stride not in position]
+    if lacking:
+        raise RecipeError(
+            f"backbone '{settings.backbone}' has no map of stride {', '.join(map(str, lacking))} (it has "
+            f"{', '.join(map(str, position))}); levels {list(settings.levels)} and frozen_stages="
+            f"{settings.frozen_stages} need {', '.join(map(str, wanted))}: change them, or take another backbone"
+        )
+    net = _create(settings, hub=weights and settings.pretrained is True, out_indices=_indices(probe, wanted))
+    if weights and isinstance(settings.pretrained, str):
+        _load_file(net, settings, settings.pretrained)
+    config: dict[str, Any] = getattr(net, "pretrained_cfg", {})
+    widths = _feature_info(net).channels()
+    info = BackboneInfo(
+        channels=tuple(widths[wanted.index(stride)] for stride in needed),
+        outputs=tuple(wanted.index(stride) for stride in needed),
+        mean=_channels_255(config.get("mean", (0.485, 0.456, 0.406))),
+        std=_channels_255(config.get("std", (0.229, 0.224, 0.225))),
+    )
+    return net, info
+
+
+def _feature_info(net: nn.Module) -> Any:
+    """What timm knows of the maps of a network: strides, widths, names."""
+    return net.feature_info
+
+
+def _indices(net: nn.Module, strides: list[int]) -> tuple[int, ...]:
+    """Positions, among all maps that timm knows of, of the deepest one of each stride."""
+    of_stride = {entry["reduction"]: index for index, entry in enumerate(_feature_info(net).info)}
+    return tuple(of_stride[stride] for stride in strides)
+
+
+def _channels_255(values: tuple[float, ...]) -> Triple:
+    red, green, blue = (round(value * 255, 6) for value in values)
+    return red, green, blue
+
+
+def _create(settings: DetectorSettings, *, hub: bool = False, **extra: Any) -> nn.Module:
+    name = settings.backbone
+    if not timm.is_model(name.split(".")[0]):
+        near = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists the names"
+        raise RecipeError(f"backbone: timm has no model '{name}'{hint}")
+    try:
+        net: nn.Module = timm.create_model(
+            name, pretrained=hub, features_only=True, **_arguments(settings.backbone_args), **extra
+        )
+    except Exception as error:  # hubs, caches and constructors raise all kinds of errors
+        if hub:
+            raise WeightsError(
+                f"backbone: the pretrained weights of '{name}' could not be had from timm's hub "
+                f"({_first_line(error)}). Without network, give a file with 'detector.pretrained=PATH' (the state dict "
+                "of the timm model, .pth or .safetensors), or train from scratch with 'detector.pretrained=false'"
+            ) from error
+        raise RecipeError(
+            f"backbone: timm cannot build '{name}' with features_only and backbone_args {settings.backbone_args}: "
+            f"{_first_line(error)}"
+        ) from error
+    return net
+
+
+def _arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments for timm, with ``groupnorm:G`` made a layer: timm's own ``groupnorm`` always has 32 groups."""
+    norm = arguments.get("norm_layer")
+    if not isinstance(norm, str) or not norm.startswith("groupnorm:"):
+        return dict(arguments)
+    groups = norm.removeprefix("groupnorm:")
+    if not groups.isdigit() or int(groups) < 1:
+        raise RecipeError(f"backbone_args: norm_layer 'groupnorm:G' needs a number of groups, got '{norm}'")
+    return dict(arguments) | {"norm_layer": partial(GroupNorm, num_groups=int(groups))}
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:
+    """Load a state dict of the timm classifier (or of the bare backbone) and drop what the backbone has not.
+
+    Only names of the classifier may be dropped: any other is an error, and so is any name that is missing.
+    """
+    tensors = read_state_dict(path)
+    with torch.random.fork_rng(devices=[]):
+        classifier = timm.create_model(settings.backbone, pretrained=False, **_arguments(settings.backbone_args))
+    own = net.state_dict()
+    dropped = {_flat(key, own) for key in classifier.state_dict()} - set(own)
+    renamed = {_flat(key, own): value for key, value in tensors.items()}
+    kept = {key: value for key, value in renamed.items() if key not in dropped}
+    load_strict(net, kept, f"{path} for backbone '{settings.backbone}'")
+
+
+def _flat(key: str, own: Mapping[str, Tensor]) -> str:
+    """Name that a classifier's tensor has in the backbone: timm flattens containers, ``stages.0`` is ``stages_0``."""
+    flat = key.replace(".", "_", 1)
+    return flat if key not in own and flat in own else key
+
+
+@dataclass(frozen=True, slots=True)
+class Freezing:
+    """Which part of a backbone is not trained, and which of its modules stay in inference mode.
+
+    In the frozen part no parameter is trained and all modules are in inference mode. If ``norm_eval``, all batch
+    normalisation of the backbone keeps its statistics; outside the frozen part its scale and shift are still trained.
+
+    Attributes:
+        parameters: Names of the frozen parameters.
+        norm_eval: Whether all batch normalisation stays in inference mode.
+    """
+
+    parameters: frozenset[str]
+    norm_eval: bool
+
+    @classmethod
+    def of(cls, net: nn.Module, settings: DetectorSettings) -> Freezing:
+        """Find the frozen part: the parameters that the map of stride ``2 ** (frozen_stages + 1)`` depends on.
+
+        The gradient of the map tells them, whatever the backbone is made of. For a ResNet and ``frozen_stages=1``
+        they are the stem and the first stage, as in the reference.
+        """
+        if settings.frozen_stages < 0:
+            return cls(frozenset(), settings.norm_eval)
+        last = _feature_info(net).reduction().index(2 ** (settings.frozen_stages + 1))
+        was_training = net.training
+        parameters = dict(net.named_parameters())
+        with torch.enable_grad():
+            total = net.eval()(torch.zeros(1, 3, 64, 64))[last].sum()
+            gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+        net.train(was_training)
+        fed = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
+        return cls(frozenset(fed), settings.norm_eval)
+
+    def apply(self, net: nn.Module) -> None:
+        """Enforce the policy; to be called after every change of mode."""
+        for name, parameter in net.named_parameters():
+            if name in self.parameters:
+                parameter.requires_grad_(False)
+        for name, module in net.named_modules():
+            prefix = f"{name}." if name else ""
+            own = [prefix + inner for inner, _ in module.named_parameters()]
+            frozen = bool(own) and self.parameters.issuperset(own)
+            if frozen or (self.norm_eval and isinstance(module, _BatchNorm)):
+                module.eval()

@@ -1,0 +1,251 @@
+"""The detector: images in, dense predictions or detections out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import pydantic
+import torch
+from jaxtyping import Float, Int, UInt8
+from PIL import Image
+from torch import Tensor, nn
+
+from ..errors import RecipeError, WeightsError
+from ..geometry.bins import Bins
+from ..geometry.grid import Grid
+from ..images import ImageSource, read_image, resize_keep_ratio
+from ..types import Dense, Detections
+from . import postprocess, weights
+from .backbones import Freezing, build_backbone
+from .fpn import FPN
+from .heads.gfl import GFLHead
+from .settings import DetectorSettings
+
+# Grids are small, but multi-scale training meets hundreds of shapes.
+CACHED_GRIDS = 64
+
+
+class Detector(nn.Module):
+    """A backbone, a feature pyramid and a head that is shared by its levels.
+
+    Calling it gives `Dense` predictions of normalised images, in training, evaluation and export alike; losses live
+    elsewhere. `detect` does everything from image files to boxes.
+
+    Args:
+        settings: What to build. The classes must be named.
+        pretrained: Whether to load what ``settings.pretrained`` names; `load` does not, for its weights are at hand.
+
+    Attributes:
+        settings: As given, with ``mean`` and ``std`` filled in from the backbone where they were None.
+        bins: Support of the edge distributions.
+
+    Raises:
+        RecipeError: The settings cannot be built.
+        WeightsError: The pretrained weights cannot be had or do not fit.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: DetectorSettings, *, pretrained: bool = True) -> None:
+        super().__init__()
+        if not settings.classes:
+            raise RecipeError("a detector needs the names of its classes: set 'detector.classes' or give data")
+        self.backbone, info = build_backbone(settings, weights=pretrained)
+        self.freezing = Freezing.of(self.backbone, settings)
+        self._outputs = info.outputs
+        own_input = {"mean": settings.mean or info.mean, "std": settings.std or info.std}
+        self.settings = settings.model_copy(update=own_input)
+        extra = sum(level > 5 for level in settings.levels)
+        self.fpn = FPN(info.channels, settings.channels, extra_levels=extra)
+        self.head = GFLHead(settings)
+        self.bins = Bins(settings.reg_max)
+        self.register_buffer("mean", torch.tensor(self.settings.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(self.settings.std)[:, None, None], persistent=False)
+        self._grids: dict[tuple[tuple[tuple[int, int], ...], torch.device], Grid] = {}
+        self.train()
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Dense:
+        """Dense predictions of normalised images whose height and width are multiples of 32."""
+        cls_logits, edge_logits = self.head(self.pyramid(images))
+        return Dense(cls_logits, edge_logits)
+
+    def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Maps of the backbone that the pyramid takes, finest first."""
+        maps = self.backbone(images)
+        chosen = [maps[index] for index in self._outputs]
+        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+            chosen = [stage.permute(0, 3, 1, 2) for stage in chosen]
+        return chosen
+
+    def pyramid(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Maps of the feature pyramid, finest first."""
+        levels: list[Tensor] = self.fpn(self.stages(images))
+        return levels
+
+    def train(self, mode: bool = True) -> Self:
+        """Change the mode; the frozen part of the backbone, and its batch normalisation, keep to the settings."""
+        super().train(mode)
+        self.freezing.apply(self.backbone)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        """Where the detector computes."""
+        return self.mean.device
+
+    def normalise(self, images: UInt8[Tensor, "b 3 h w"], sizes: Int[Tensor, "b 2"]) -> Float[Tensor, "b 3 h w"]:
+        """Images as the network takes them; the padding beyond each image's height and width becomes exactly 0."""
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device) < sizes[:, :1]
+        columns = torch.arange(width, device=images.device) < sizes[:, 1:]
+        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
+        return ((images - self.mean) / self.std).where(inside, 0.0)
+
+    def grid(self, shapes: tuple[tuple[int, int], ...]) -> Grid:
+        """Locations of the predictions on levels of these heights and widths, on the detector's device."""
+        key = (tuple(shapes), self.device)
+        if key not in self._grids:
+            if len(self._grids) >= CACHED_GRIDS:
+                self._grids.pop(next(iter(self._grids)))
+            strides, scale = self.settings.strides, self.settings.anchor_scale
+            self._grids[key] = Grid.build(key[0], strides, anchor_scale=scale, device=self.device)
+        return self._grids[key]
+
+    def grid_for(self, size: tuple[int, int]) -> Grid:
+        """Locations of the predictions for images of this padded height and width.
+
+        Raises:
+            ValueError: They are not multiples of the largest stride of the backbone that is in use.
+        """
+        levels = self.settings.levels
+        stride = 2 ** min(5, levels[-1])
+        if size[0] % stride or size[1] % stride:
+            raise ValueError(f"height and width must be multiples of {stride}, got {size}; pad the images")
+        # Beyond the backbone each convolution of stride 2 halves, rounding up, which amounts to one rounding.
+        return self.grid(tuple((-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in levels))
+
+    def detections(
+        self, dense: Dense, grid: Grid, sizes: Int[Tensor, "b 2"], original_sizes: Int[Tensor, "b 2"]
+    ) -> list[Detections]:
+        """Detections in pixels of the original images; see `postprocess.detections`.
+
+        Args:
+            dense: Predictions.
+            grid: Where they were made.
+            sizes: Height and width of each image as the network saw it, without padding.
+            original_sizes: Height and width of each image before resizing.
+        """
+        device = dense.cls_logits.device
+        sizes, original_sizes = sizes.to(device), original_sizes.to(device)
+        return postprocess.detections(
+            dense,
+            grid,
+            bins=self.bins,
+            sizes=sizes,
+            scales=postprocess.scale_factors(sizes, original_sizes),
+            settings=self.settings.detections,
+        )
+
+    @torch.no_grad()
+    def detect(self, images: ImageSource | Iterable[ImageSource], *, batch: int = 8) -> list[Detections]:
+        """Detections of pictures, in pixels of the pictures as given.
+
+        Pictures are read and resized as ``settings.input`` says, and only those that are padded to the same size share
+        a batch: what is found in one does not depend on the others. The mode of the detector is left as it was.
+
+        Args:
+            images: One picture or several: paths, PIL images, uint8 arrays ``(h, w, 3)`` or tensors ``(3, h, w)``, RGB.
+            batch: Largest number of pictures at once.
+
+        Returns:
+            One `Detections` per picture, in their order, on the detector's device.
+
+        Raises:
+            ImageError: A picture cannot be read.
+        """
+        training = self.training
+        self.eval()
+        try:
+            return [found for group in self._groups(_several(images), batch) for found in self._detect_group(group)]
+        finally:
+            self.train(training)
+
+    def _groups(self, sources: Iterable[ImageSource], batch: int) -> Iterator[list[Prepared]]:
+        """Consecutive pictures that are padded to the same size, at most ``batch`` of them, read as they are needed."""
+        group: list[Prepared] = []
+        for source in sources:
+            prepared = self._prepare(source)
+            if group and (len(group) == batch or prepared.padded != group[0].padded):
+                yield group
+                group = []
+            group.append(prepared)
+        if group:
+            yield group
+
+    def _prepare(self, source: ImageSource) -> Prepared:
+        limits = self.settings.input
+        original = read_image(source)
+        image = resize_keep_ratio(original, short=limits.short, long=limits.long)
+        height, width = (-(-side // limits.pad_to) * limits.pad_to for side in image.shape[-2:])
+        return Prepared(image, (original.shape[-2], original.shape[-1]), (height, width))
+
+    def _detect_group(self, group: list[Prepared]) -> list[Detections]:
+        height, width = group[0].padded
+        images = torch.zeros(len(group), 3, height, width, dtype=torch.uint8)
+        for canvas, prepared in zip(images, group, strict=True):
+            canvas[:, : prepared.image.shape[-2], : prepared.image.shape[-1]] = prepared.image
+        sizes = torch.tensor([prepared.image.shape[-2:] for prepared in group], device=self.device)
+        originals = torch.tensor([prepared.original for prepared in group], device=self.device)
+        dense = self(self.normalise(images.to(self.device), sizes))
+        return self.detections(dense, self.grid_for((height, width)), sizes, originals)
+
+    def save(self, path: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
+        """Write weights and settings to one safetensors file, which appears whole or not at all.
+
+        Args:
+            path: Where to write; ``.safetensors`` is added if it is not there.
+            extra: Plain data to keep beside them, such as metrics; `weights.read_metadata` gives it back.
+
+        Returns:
+            The path written to.
+        """
+        settings = self.settings.model_dump(mode="json")
+        return weights.write(path, self.state_dict(), settings=settings, extra=extra)
+
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+        """Build a detector from a file that `save` wrote, in evaluation mode; nothing is downloaded.
+
+        Args:
+            path: The file, with or without ``.safetensors``, or the folder of a run (its ``best.safetensors``).
+            device: Where to put it.
+
+        Raises:
+            WeightsError: The file is absent, damaged, not ours, or does not fit its own settings.
+        """
+        file = weights.locate(path)
+        try:
+            settings = DetectorSettings.model_validate(weights.read_metadata(file).get("settings"))
+        except pydantic.ValidationError as error:
+            raise WeightsError(f"{file}: the settings saved with the weights are not valid here: {error}") from error
+        detector = cls(settings, pretrained=False)
+        weights.load_strict(detector, weights.read_tensors(file), str(file))
+        return detector.to(device).eval()
+
+
+class Prepared(NamedTuple):
+    """A picture resized for the network, with its height and width before resizing and after padding."""
+
+    image: UInt8[Tensor, "3 h w"]
+    original: tuple[int, int]
+    padded: tuple[int, int]
+
+
+def _several(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """One picture as a list of one; several as they are. A tensor or array with four axes is several."""
+    one = isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor | np.ndarray) and images.ndim < 4)
+    return [images] if one else images  # type: ignore[list-item, return-value]

@@ -1,0 +1,113 @@
+"""What a detector is made of, as data."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ..settings import Settings
+
+Triple = tuple[float, float, float]
+
+
+class InputSettings(Settings):
+    """How an image is resized before the detector sees it.
+
+    Attributes:
+        short: The shorter side does not exceed this, in pixels.
+        long: The longer side does not exceed this, in pixels.
+        pad_to: Height and width are padded to a multiple of this; 32 for a backbone of stride 32.
+    """
+
+    short: int = Field(default=800, ge=1)
+    long: int = Field(default=1333, ge=1)
+    pad_to: int = Field(default=32, ge=1)
+
+
+class DetectionSettings(Settings):
+    """How dense predictions become detections (the published test settings of GFL).
+
+    Attributes:
+        score_threshold: A pair of location and class is kept if its score is greater than this.
+        candidates: Number of locations kept per level, by their best class score.
+        nms_iou: A box is suppressed if it overlaps a better one of its class by more than this.
+        max_detections: Number of detections kept per image.
+    """
+
+    score_threshold: float = Field(default=0.05, ge=0, lt=1)
+    candidates: int = Field(default=1000, ge=1)
+    nms_iou: float = Field(default=0.6, ge=0, le=1)
+    max_detections: int = Field(default=100, ge=1)
+
+
+class DetectorSettings(Settings):
+    """A dense detector: backbone, pyramid, head, input and output.
+
+    With ``pretrained=False`` the defaults of ``frozen_stages`` and ``norm_eval`` become -1 and False: freezing random
+    weights, or normalising by statistics that were never collected, is hardly ever meant.
+
+    Attributes:
+        model: Kind of head.
+        backbone: A timm model name that supports ``features_only``, with or without a tag of pretrained weights.
+        backbone_args: Passed on to ``timm.create_model``. ``norm_layer`` may be ``groupnorm:G`` for G groups.
+        pretrained: True for timm's own weights, False for random ones, or the path of a file (.pth or .safetensors)
+            with the state dict of the timm classifier.
+        classes: Names of the classes; empty until they are taken from the data.
+        channels: Width of pyramid and head.
+        depth: Number of convolutions in each of the two towers of the head.
+        norm_groups: Groups of the group normalisation in the head.
+        levels: Pyramid levels; level k has stride ``2 ** k``. Those above 5 come from further stride-2 convolutions.
+        reg_max: Largest distance of an edge, in strides.
+        anchor_scale: Side of the square anchor of a location, in strides.
+        frozen_stages: -1 trains the whole backbone, 0 freezes its stem, k > 0 all that feeds the map of stride
+            ``2 ** (k + 1)``.
+        norm_eval: Whether batch normalisation in the backbone keeps its statistics while training.
+        mean: Mean of the input channels (RGB, 0 to 255); None takes what the backbone was pretrained with.
+        std: Standard deviation of the input channels, likewise.
+        input: Size of the input outside training.
+        detections: From predictions to detections.
+    """
+
+    model: Literal["gfl"] = "gfl"
+    backbone: str = "resnet18"
+    backbone_args: dict[str, Any] = Field(default_factory=dict)
+    pretrained: bool | str = True
+    classes: tuple[str, ...] = ()
+    channels: int = Field(default=256, ge=1)
+    depth: int = Field(default=4, ge=0)
+    norm_groups: int = Field(default=32, ge=1)
+    levels: tuple[int, ...] = (3, 4, 5, 6, 7)
+    reg_max: int = Field(default=16, ge=1)
+    anchor_scale: float = Field(default=8.0, gt=0)
+    frozen_stages: int = Field(default=1, ge=-1, le=4)
+    norm_eval: bool = True
+    mean: Triple | None = None
+    std: Triple | None = None
+    input: InputSettings = InputSettings()
+    detections: DetectionSettings = DetectionSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _train_all_of_a_random_backbone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("pretrained") is False:
+            return {"frozen_stages": -1, "norm_eval": False} | values
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DetectorSettings:
+        levels = self.levels
+        if not levels or levels != tuple(range(levels[0], levels[0] + len(levels))) or not 2 <= levels[0] <= 5:
+            raise ValueError(f"levels must be consecutive and start between 2 and 5, such as [3, 4, 5]; got {levels}")
+        if self.channels % self.norm_groups:
+            raise ValueError(f"channels ({self.channels}) must be a multiple of norm_groups ({self.norm_groups})")
+        if self.std is not None and min(self.std) <= 0:
+            raise ValueError(f"std must be positive; got {self.std}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"class names must differ; got {self.classes}")
+        return self
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Stride of each level in pixels."""
+        return tuple(2**level for level in self.levels)

@@ -1,0 +1,184 @@
+"""Files of weights: read without running code, written whole or not at all, compared key by key."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import WeightsError
+
+SUFFIX = ".safetensors"
+METADATA_KEY = "locdistill"
+FORMAT = 1
+# Names under which training programs nest a state dict in a checkpoint.
+NESTED = ("state_dict", "model", "module")
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """Read a state dict from a ``.safetensors`` file or from a PyTorch checkpoint, on the CPU.
+
+    A checkpoint may nest it under ``state_dict``, ``model`` or ``module``, and may carry the prefix ``module.`` that
+    data-parallel training leaves. Nothing but tensors and plain containers is unpickled.
+
+    Raises:
+        WeightsError: The file is absent, damaged, would run code, or holds no state dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file of weights; check the path")
+    content = read_tensors(path) if path.suffix == SUFFIX else _read_checkpoint(path)
+    for name in NESTED:
+        if isinstance(content.get(name), Mapping):
+            content = dict(content[name])
+    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path}: expected a state dict (names to tensors), got keys {_few(list(content))}")
+    if all(key.startswith("module.") for key in content):
+        content = {key.removeprefix("module."): value for key, value in content.items()}
+    return content
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path}: not a plain file of tensors: it is damaged, or holds objects that could run code when read; "
+            "save its state dict alone, with torch.save(model.state_dict(), path) or as .safetensors"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        raise WeightsError(f"{path}: damaged or no PyTorch checkpoint ({error}); copy or download it again") from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: expected a state dict (names to tensors), got a {type(content).__name__}")
+    return dict(content)
+
+
+def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file.
+
+    Raises:
+        WeightsError: The file is damaged or of another kind.
+    """
+    try:
+        return dict(safetensors.torch.load_file(path, device=str(device)))
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: damaged or no safetensors file ({error}); copy or download it again") from error
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Read what `write` put beside the tensors: ``format``, ``settings``, ``extra``.
+
+    Raises:
+        WeightsError: The file is absent, damaged, not written by this package, or by a later version of it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file of weights; check the path")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            text = (file.metadata() or {}).get(METADATA_KEY)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: damaged or no safetensors file ({error}); copy or download it again") from error
+    if text is None:
+        raise WeightsError(
+            f"{path}: a safetensors file, but not a detector saved by locdistill (no '{METADATA_KEY}' in its metadata);"
+            " weights of a backbone go into 'detector.pretrained'"
+        )
+    try:
+        metadata = json.loads(text)
+        version = int(metadata["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: the '{METADATA_KEY}' metadata cannot be read ({error!r})") from error
+    if version > FORMAT:
+        raise WeightsError(f"{path}: written in format {version}, this version reads up to {FORMAT}; update locdistill")
+    return dict(metadata)
+
+
+def write(
+    path: str | Path,
+    tensors: Mapping[str, Tensor],
+    *,
+    settings: dict[str, Any],
+    extra: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write tensors and their description as safetensors; the file appears whole or not at all.
+
+    Args:
+        path: Where to write; ``.safetensors`` is added if it is not there.
+        tensors: Names to tensors, none sharing memory.
+        settings: Plain data that describes the model.
+        extra: Plain data of the caller's choice, such as the metrics that the weights reached.
+
+    Returns:
+        The path written to.
+    """
+    path = Path(path)
+    if path.suffix != SUFFIX:
+        path = path.with_name(path.name + SUFFIX)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "settings": settings, "extra": dict(extra or {})})}
+    on_cpu = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        safetensors.torch.save_file(on_cpu, part, metadata=metadata)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def locate(path: str | Path) -> Path:
+    """Find the file of weights that a user means: a file, a path without its suffix, or a run folder (its best).
+
+    Raises:
+        WeightsError: None of them exists.
+    """
+    path = Path(path)
+    candidates = (path, path.with_name(path.name + SUFFIX), path / f"best{SUFFIX}") if path.name else (path,)
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    if path.is_dir():
+        found = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
+        hint = f"it has {', '.join(found)}: name one of them" if found else "has the run saved anything yet?"
+        raise WeightsError(f"{path}: the folder has no best{SUFFIX}; {hint}")
+    raise WeightsError(f"{path}: no such weights (nor {path.name}{SUFFIX}); give a file or a run folder")
+
+
+def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict whose names and shapes must be the module's own.
+
+    ``num_batches_tracked`` may be missing (weights of old PyTorch versions have none); inference does not use it.
+
+    Raises:
+        WeightsError: Names or shapes differ; the message lists a few of each.
+    """
+    own = module.state_dict()
+    missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
+    foreign = [key for key in tensors if key not in own]
+    shapes = [
+        f"{key} {tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    problems = [
+        f"{len(keys)} {what}: {_few(keys)}"
+        for what, keys in (("missing", missing), ("not in the model", foreign), ("of another shape", shapes))
+        if keys
+    ]
+    if problems:
+        raise WeightsError(f"{source}: the weights are of another architecture: " + "; ".join(problems))
+    module.load_state_dict(dict(tensors), strict=False)
+
+
+def _few(keys: list[str], count: int = 4) -> str:
+    more = f", ... ({len(keys) - count} more)" if len(keys) > count else ""
+    return ", ".join(keys[:count]) + more
