@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -10,6 +10,7 @@ from locdistill.models.detector import Detector
 from locdistill.types import Batch, Dense
 
 
+@runtime_checkable
 class Teacher(Protocol):
     """A source of predictions on the student's own batch; it has no weights that anyone else sees."""
 

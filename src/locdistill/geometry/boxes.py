@@ -56,12 +56,12 @@ def paired_iou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> 
     return overlap / (area(a) + area(b) - overlap).clamp(min=EPSILON)
 
 
-def pairwise_iou(a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
+def pairwise_iou(a: Float[Tensor, "*#batch n 4"], b: Float[Tensor, "*#batch m 4"]) -> Float[Tensor, "*#batch n m"]:
     """Intersection over union of all pairs; the union is at least 1e-6."""
     return paired_iou(a[..., :, None, :], b[..., None, :, :])
 
 
-def pairwise_iof(a: Float[Tensor, "*batch n 4"], b: Float[Tensor, "*batch m 4"]) -> Float[Tensor, "*batch n m"]:
+def pairwise_iof(a: Float[Tensor, "*#batch n 4"], b: Float[Tensor, "*#batch m 4"]) -> Float[Tensor, "*#batch n m"]:
     """Intersection over the area of the *first* box ("foreground"), which is at least 1e-6."""
     overlap = _intersection(a[..., :, None, :], b[..., None, :, :])
     return overlap / area(a)[..., :, None].clamp(min=EPSILON)

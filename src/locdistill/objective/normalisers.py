@@ -8,7 +8,7 @@ gradients averaged by DDP, dividing by the mean over processes equals dividing b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from locdistill.dist import reduce_mean
 from locdistill.objective.scene import Scene
 
 
+@runtime_checkable
 class Normaliser(Protocol):
     """A denominator for every location, positive everywhere."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -12,6 +12,7 @@ from locdistill.objective.normalisers import Normaliser, WeightSum
 from locdistill.objective.scene import Scene
 
 
+@runtime_checkable
 class Divergence(Protocol):
     """How wrong the student is at every location, finite everywhere, whether or not the location counts."""
 
@@ -19,6 +20,7 @@ class Divergence(Protocol):
         """A value per location, with gradient to the student."""
 
 
+@runtime_checkable
 class Region(Protocol):
     """Where, and how much, a divergence counts."""
 

@@ -1,0 +1,79 @@
+"""Batches of made-up predictions for tests: the golden recipes and random ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from locdistill.distill.presets import ld_full, supervised
+from locdistill.geometry.grid import Grid
+from locdistill.objective.normalisers import Constant, LevelMean
+from locdistill.objective.term import Term
+from locdistill.types import Dense, Instances
+
+STRIDES = (8, 16, 32, 64, 128)
+
+
+def published_terms() -> dict[str, Term]:
+    """The reference's LD head: sums over the process where our default is a mean over images."""
+    terms = supervised() | ld_full()
+    norms = {"ld": Constant(divisor=1.0), "ld_vlr": Constant(divisor=4.0), "kd": LevelMean()}
+    return {
+        name: Term(of=t.of, on=t.on, norm=norms.get(name, t.norm), weight=t.weight) for name, t in terms.items()
+    }
+
+
+def flatten(maps: Sequence[Tensor]) -> Tensor:
+    """Maps ``(b, k, h, w)`` of all levels to ``(b, l, k)``."""
+    return torch.cat([m.flatten(2).transpose(1, 2) for m in maps], 1)
+
+
+def dense_of(cls_maps: Sequence[Tensor], edge_maps: Sequence[Tensor]) -> Dense:
+    """Predictions from the maps of a head with four edges."""
+    edges = flatten(edge_maps)
+    return Dense(flatten(cls_maps), edges.unflatten(-1, (4, -1)))
+
+
+def grid_of(maps: Sequence[Tensor]) -> Grid:
+    """The grid of a pyramid from stride 8 upwards."""
+    return Grid.build(tuple((m.shape[-2], m.shape[-1]) for m in maps), STRIDES[: len(maps)])
+
+
+def instances_of(
+    boxes: Sequence[Sequence[Sequence[float]] | np.ndarray],
+    labels: Sequence[Sequence[int] | np.ndarray],
+    extents: Sequence[tuple[int, int]],
+    slots: int | None = None,
+) -> Instances:
+    """Pad lists of boxes and labels to the longest."""
+    count = max([len(b) for b in boxes] + [slots or 0])
+    padded, tags = torch.zeros(len(boxes), count, 4), torch.zeros(len(boxes), count, dtype=torch.long)
+    present = torch.zeros(len(boxes), count, dtype=torch.bool)
+    for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
+        n = len(box)
+        padded[i, :n] = torch.as_tensor(np.asarray(box, np.float32).reshape(-1, 4))
+        tags[i, :n] = torch.as_tensor(np.asarray(label, np.int64))
+        present[i, :n] = True
+    return Instances(padded, tags, present, torch.zeros_like(present), torch.tensor(extents))
+
+
+def per_level(values: Tensor, grid: Grid) -> Tensor:
+    """Sums of ``(b, l)`` values over each level."""
+    return torch.zeros(len(grid.shapes), dtype=values.dtype).index_add(0, grid.levels, values.sum(0))
+
+
+def seq(shape: Sequence[int], a: float, f: float, ph: float) -> Tensor:
+    """The reference vectors' generator: ``a sin(f n + ph + 0.001 (n mod 97))``."""
+    n = np.arange(math.prod(shape), dtype=np.float64)
+    return torch.from_numpy((a * np.sin(f * n + ph + 0.001 * (n % 97))).astype(np.float32).reshape(shape))
+
+
+def wave_maps(phase: float, channels: int, amplitude: float, *, image: int = 0) -> list[Tensor]:
+    """Maps of a 256 x 320 image on five levels, made of ``seq``."""
+    base, phase = (0.37, phase) if image == 0 else (0.41, phase + 0.3)
+    sizes = ((32, 40), (16, 20), (8, 10), (4, 5), (2, 3))
+    return [seq((1, channels, h, w), amplitude, base + 0.01 * i, phase) for i, (h, w) in enumerate(sizes)]
