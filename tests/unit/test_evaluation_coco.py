@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,9 @@ def record(image_id: int, boxes: list, labels: list, ignored: list | None = None
     )
 
 
-def dataset(*records: Record, classes=("cat", "dog"), ids=None) -> Dataset:
-    ids = ids or tuple(range(1, len(classes) + 1))
+def dataset(*records: Record, classes=("cat", "dog")) -> Dataset:
+    # Identifiers of the file that fall with the class index: they must play no part.
+    ids = tuple(range(len(classes), 0, -1))
     return Dataset(name="toy", classes=classes, records=records, kind="coco", category_ids=ids)
 
 
@@ -134,7 +136,9 @@ def random_case(seed: int) -> tuple[Dataset, dict[int, Detections]]:
         corner, side = rng.uniform(0, 300, (n, 2)), np.exp(rng.uniform(np.log(8), np.log(250), (n, 2)))
         boxes = np.concatenate((corner, corner + side), 1)
         labels, crowds = rng.integers(0, 4, n), rng.random(n) < 0.2
-        records.append(record(int(image_id), boxes.tolist(), labels.tolist(), crowds.tolist(), (640, 640)))
+        plain = record(int(image_id), boxes.tolist(), labels.tolist(), crowds.tolist(), (640, 640))
+        # Areas of outlines are smaller than boxes, which moves some objects to another size class.
+        records.append(replace(plain, areas=plain.areas * rng.uniform(0.4, 1.0, n).astype(np.float32)))
         near = np.repeat(boxes, 3, 0)
         spread = 0.12 * np.tile(np.repeat(side, 3, 0), 2)
         near = near + rng.normal(size=near.shape) * spread * rng.random((len(near), 1))
@@ -147,7 +151,7 @@ def random_case(seed: int) -> tuple[Dataset, dict[int, Detections]]:
         scores = np.round(rng.random(len(all_labels)), 1 + seed % 3)
         if rng.random() < 0.85:
             found[int(image_id)] = detections(all_boxes.tolist(), scores.tolist(), all_labels.tolist())
-    # The fifth class has no object; category identifiers are in no particular order.
+    # The fifth class has no object.
     return dataset(*records, classes=("a", "b", "c", "d", "e")), found
 
 
@@ -165,8 +169,9 @@ def pycocotools_arrays(data: Dataset, found: dict[int, Detections]):
     categories = [{"id": i + 1, "name": name} for i, name in enumerate(data.classes)]
     truth, reported = [], []
     for r in data.records:
-        for box, label, crowd in zip(r.boxes, r.labels, r.ignored, strict=True):
-            truth.append(annotation(len(truth) + 1, r.image_id, box, label) | {"iscrowd": int(crowd)})
+        for box, label, area, crowd in zip(r.boxes, r.labels, r.areas, r.ignored, strict=True):
+            entry = annotation(len(truth) + 1, r.image_id, box, label)
+            truth.append(entry | {"iscrowd": int(crowd), "area": float(area)})
     for image_id, d in found.items():
         for box, score, label in zip(d.boxes, d.scores, d.labels, strict=True):
             reported.append(annotation(len(reported) + 1, image_id, box, label) | {"score": float(score)})
