@@ -22,9 +22,7 @@ def published_terms() -> dict[str, Term]:
     """The reference's LD head: sums over the process where our default is a mean over images."""
     terms = supervised() | ld_full()
     norms = {"ld": Constant(divisor=1.0), "ld_vlr": Constant(divisor=4.0), "kd": LevelMean()}
-    return {
-        name: Term(of=t.of, on=t.on, norm=norms.get(name, t.norm), weight=t.weight) for name, t in terms.items()
-    }
+    return {name: Term(of=t.of, on=t.on, norm=norms.get(name, t.norm), weight=t.weight) for name, t in terms.items()}
 
 
 def flatten(maps: Sequence[Tensor]) -> Tensor:

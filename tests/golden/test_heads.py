@@ -17,7 +17,14 @@ from tests.scenes import dense_of, grid_of, instances_of, per_level, published_t
 
 pytestmark = pytest.mark.golden
 RTOL, ATOL = 1e-5, 1e-6
-LOSSES = {"cls": "loss_cls", "bbox": "loss_bbox", "dfl": "loss_dfl", "ld": "loss_ld", "ld_vlr": "loss_ld_vlr", "kd": "loss_kd"}
+LOSSES = {
+    "cls": "loss_cls",
+    "bbox": "loss_bbox",
+    "dfl": "loss_dfl",
+    "ld": "loss_ld",
+    "ld_vlr": "loss_ld_vlr",
+    "kd": "loss_kd",
+}
 CASES = ("typical2", "padded2", "huge1", "tiny1", "nopos1", "ignore2", "empty1of2", "multi1", "empty1")
 
 
@@ -81,7 +88,9 @@ def test_ld_head_of_the_fork(golden, case):
     for name, key in LOSSES.items():
         values = terms[name].per_location(scene)
         got = per_level(values, scene.grid)
-        np.testing.assert_allclose(got.detach().numpy(), want[f"{case}/gibox/{key}"], rtol=RTOL, atol=ATOL, err_msg=name)
+        np.testing.assert_allclose(
+            got.detach().numpy(), want[f"{case}/gibox/{key}"], rtol=RTOL, atol=ATOL, err_msg=name
+        )
         total = total + values.sum()
     _check_gradients(want, f"{case}/gibox", total, maps)
 

@@ -103,7 +103,9 @@ def test_focal(golden, name):
 
 
 def test_geometry(golden):
-    arrays = {k.removeprefix("geom/"): torch.from_numpy(v) for k, v in golden("f_small_mmdet33").items() if "geom/" in k}
+    arrays = {
+        k.removeprefix("geom/"): torch.from_numpy(v) for k, v in golden("f_small_mmdet33").items() if "geom/" in k
+    }
     bins, points, targets = Bins(16), arrays["points"], arrays["boxes2"]
     distances = bins.expect(arrays["logits"].view(-1, 4, 17))
     _close(distances.reshape(arrays["integral"].shape), arrays["integral"].numpy())

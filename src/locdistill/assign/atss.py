@@ -69,11 +69,14 @@ class ATSS:
 
 
 def nearest_in_window(grid: Grid, instances: Instances, topk: int) -> Candidates:
-    """The nearest locations of each level, looked for in a window of ``topk`` x ``topk`` cells around the centre.
+    """The nearest locations of each level, looked for in a window of cells around the centre.
 
     A row or column that is not among the ``topk`` nearest rows or columns cannot hold one of the ``topk`` nearest
-    locations, because nearer ones in its own line come before it; near a border the window moves inwards.
+    locations, because nearer ones in its own line come before it; near a border the window moves inwards. The window is
+    of odd width, because the nearest cell is its middle.
     """
+    reach = topk // 2
+    width = 2 * reach + 1
     device = grid.points.device
     strides = torch.tensor(grid.level_strides, device=device, dtype=torch.float32)
     shapes = torch.tensor(grid.shapes, device=device)
@@ -82,9 +85,9 @@ def nearest_in_window(grid: Grid, instances: Instances, topk: int) -> Candidates
     limit = torch.ceil(instances.extents[:, None] / strides[:, None] - grid.offset).long()
     limit = torch.minimum(limit, shapes)
     centre = centres(instances.boxes).flip(-1)[:, :, None] / strides[:, None] - grid.offset
-    first = (centre.round().long() - topk // 2).clamp(min=0)
-    first = torch.minimum(first, (limit[:, None] - topk).clamp(min=0))
-    steps = torch.arange(topk, device=device)
+    first = (centre.round().long() - reach).clamp(min=0)
+    first = torch.minimum(first, (limit[:, None] - width).clamp(min=0))
+    steps = torch.arange(width, device=device)
     cells = first[..., None] + steps  # (b, g, level, 2, topk)
     rows, columns = cells[..., 0, :, None], cells[..., 1, None, :]
     usable = (rows < limit[:, None, :, 0, None, None]) & (columns < limit[:, None, :, 1, None, None])
