@@ -1,0 +1,9 @@
+"""Training: one Lightning module, one callback, one function."""
+
+from locdistill.engine.module import TrainingModule
+from locdistill.engine.result import FitResult
+from locdistill.engine.settings import EngineSettings
+from locdistill.engine.signals import requeued
+from locdistill.engine.trainer import RunInterrupted, fit
+
+__all__ = ["EngineSettings", "FitResult", "RunInterrupted", "TrainingModule", "fit", "requeued"]

@@ -1,0 +1,109 @@
+"""Files that are either whole or not there, and the state of all random generators."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from locdistill.dist import is_distributed
+from locdistill.errors import RunError
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then put it in place; a crash leaves the old file whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        write(temporary)
+        _flush_to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if os.name == "posix":
+        _flush_to_disk(path.parent)
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Engine checkpoints that survive a crash while they are written, and that cannot run code when read."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
+        """Write a checkpoint in one stroke."""
+        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = None,  # noqa: ARG002
+        weights_only: bool | None = None,  # noqa: ARG002
+    ) -> dict[str, Any]:
+        """Read a checkpoint to the CPU, as tensors and plain values only.
+
+        Raises:
+            RunError: The file is damaged, or holds anything else.
+        """
+        try:
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+            raise RunError(
+                f"{path}: not a checkpoint that a run can be resumed from ({str(error).splitlines()[0]}). "
+                "Delete it to start the run again, or start in another folder from the weights in *.safetensors"
+            ) from error
+        return content
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint."""
+        Path(path).unlink(missing_ok=True)
+
+
+def random_state() -> dict[str, Any]:
+    """State of the generators of Python, NumPy and PyTorch in this process, in plain values and tensors."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": (str(name), [int(k) for k in keys], int(position), int(has_gauss), float(gauss)),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+    }
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Put the generators of this process back to a saved state."""
+    random.setstate(state["python"])
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Seed the generators of this process; each process draws its own dropout."""
+    random.seed(seed + rank)
+    np.random.seed((seed + rank) % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed + rank)
+
+
+def gathered(value: Any) -> list[Any]:
+    """The value of every process, in the order of ranks; every process must ask."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,172 @@
+"""What a run tells: a table on disk, TensorBoard, and the terminal."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from locdistill.engine.checkpoint import write_atomically
+
+logger = logging.getLogger("locdistill.engine")
+
+Row = dict[str, float]
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class MetricsFile:
+    """``metrics.csv``: one row per logged step and per evaluation; a cell is empty where a row has no such number.
+
+    Columns: ``step`` (optimiser steps done), ``epoch`` (passes done, with fraction), ``seconds`` (of training), ``lr``,
+    ``images_per_second``, ``train/<term>``, ``train/total``, and ``val/<metric>``. Numbers are written in full, so that
+    equal runs give equal text.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._columns: list[str] = []
+
+    def start(self, steps: int) -> None:
+        """Keep the rows of the first ``steps`` steps of an earlier part of the run, and go on after them."""
+        rows = [row for row in read_metrics(self.path) if row["step"] <= steps] if steps and self.path.exists() else []
+        self._columns = []
+        for row in rows:
+            self._columns += [name for name in row if name not in self._columns]
+        self._rewrite(rows)
+
+    def write(self, row: Row) -> None:
+        """Append a row at once; a new column rewrites the file."""
+        new = [name for name in row if name not in self._columns]
+        if new:
+            rows = read_metrics(self.path)
+            self._columns += new
+            self._rewrite([*rows, row])
+            return
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns).writerow(_text(row))
+
+    def _rewrite(self, rows: list[Row]) -> None:
+        def write(path: Path) -> None:
+            with path.open("w", newline="") as file:
+                writer = csv.DictWriter(file, self._columns)
+                writer.writeheader()
+                writer.writerows(_text(row) for row in rows)
+
+        write_atomically(self.path, write)
+
+
+def read_metrics(path: Path) -> list[Row]:
+    """Rows of a ``metrics.csv``; empty cells are left out, and so is a last line that a crash cut short."""
+    with path.open(newline="") as file:
+        lines = list(csv.reader(file))
+    if not lines:
+        return []
+    header = lines[0]
+    rows = [
+        {name: float(cell) for name, cell in zip(header, cells, strict=True) if cell != ""}
+        for cells in lines[1:]
+        if len(cells) == len(header)
+    ]
+    return [row for row in rows if "step" in row]
+
+
+def _text(row: Mapping[str, float]) -> dict[str, str]:
+    return {name: str(int(value)) if name == "step" else repr(float(value)) for name, value in row.items()}
+
+
+class TensorBoard:
+    """The same numbers as event files; rows after ``start``'s step of an earlier part of the run are hidden."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import, and not for every process)
+
+        self._writer = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
+
+    def write(self, row: Row) -> None:
+        """Add one scalar per column."""
+        step = int(row["step"])
+        for name, value in row.items():
+            if name not in ("step", "seconds"):
+                self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is still in memory."""
+        self._writer.close()
+
+
+class Terminal:
+    """A progress bar on a terminal, a line now and then elsewhere; every line also goes to the package's log.
+
+    Args:
+        total: Optimiser steps of the whole run.
+        show: Whether to write to the terminal at all.
+    """
+
+    def __init__(self, total: int, *, show: bool) -> None:
+        self._show = show
+        self._total = total
+        self._bar: Progress | None = None
+        self._task = TaskID(0)
+        self._started: tuple[float, int] | None = None
+        self._last_line = float("-inf")
+
+    def start(self, steps: int) -> None:
+        """Begin to show a run that has done this many steps."""
+        self._started = (time.monotonic(), steps)
+        if not (self._show and sys.stdout.isatty()):
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[losses]}"),
+            console=Console(),
+        )
+        self._task = self._bar.add_task("training", total=self._total, completed=steps, losses="")
+        self._bar.start()
+
+    def advance(self, steps: int) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=steps)
+
+    def losses(self, row: Row) -> None:
+        """Show a row of the log."""
+        parts = [f"{name.removeprefix('train/')} {value:.4g}" for name, value in row.items() if "/" in name]
+        text = "  ".join([*parts, f"lr {row['lr']:.3g}"])
+        if self._bar is not None:
+            self._bar.update(self._task, description=f"epoch {row['epoch']:.1f}", losses=text)
+            return
+        now = time.monotonic()
+        step = int(row["step"])
+        if now - self._last_line >= SECONDS_BETWEEN_LINES or step >= self._total:
+            self._last_line = now
+            self.line(f"step {step}/{self._total}  epoch {row['epoch']:.2f}  {text}  {self._time_left(now, step)}")
+
+    def _time_left(self, now: float, step: int) -> str:
+        if self._started is None or step <= self._started[1]:
+            return ""
+        begun, steps = self._started
+        left = int((now - begun) / (step - steps) * (self._total - step))
+        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+
+    def line(self, text: str) -> None:
+        """Write one line."""
+        logger.info(text)
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False)
+        elif self._show:
+            print(text, flush=True)
+
+    def stop(self) -> None:
+        """Leave the terminal in order."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

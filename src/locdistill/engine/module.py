@@ -1,0 +1,122 @@
+"""One training step: student, teacher, objective."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from locdistill.engine.optim import build_optimizer, parameter_groups, scaled_lr, schedule
+from locdistill.engine.plan import Plan
+from locdistill.engine.roles import Goal, Student, Teacher
+from locdistill.engine.settings import EngineSettings
+from locdistill.errors import TeacherError
+from locdistill.types import Batch, Dense
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """What the student is guided by. No part of the model: neither saved with it nor optimised."""
+
+    objective: Goal
+    teacher: Teacher | None
+
+
+class TrainingModule(pl.LightningModule):
+    """A detector in training.
+
+    ``detector`` is the only submodule, so the checkpoint and the optimiser hold the student alone. The teacher sees
+    the same augmented images, under the same precision, without gradients; the losses are computed in float32.
+
+    Args:
+        detector: The student.
+        objective: The loss terms.
+        teacher: Who teaches; needed if and only if the objective has a term that compares with a teacher.
+        settings: How to train.
+
+    Raises:
+        TeacherError: The objective needs a teacher, and there is none.
+    """
+
+    def __init__(
+        self, detector: Student, objective: Goal, teacher: Teacher | None = None, settings: EngineSettings | None = None
+    ) -> None:
+        super().__init__()
+        if objective.needs_teacher and teacher is None:
+            raise TeacherError(
+                "the objective has terms that compare with a teacher, but no teacher was given: pass its weights, "
+                "or train with supervised terms only"
+            )
+        self.detector = detector
+        self.settings = settings or EngineSettings()
+        self.guidance = Guidance(objective, teacher if objective.needs_teacher else None)
+        self.plan: Plan | None = None
+        self.stream: Iterable[Batch] | None = None
+
+    def on_fit_start(self) -> None:
+        """Bring the teacher to where the student is."""
+        if self.guidance.teacher is not None:
+            self.guidance.teacher.to(self.device)
+
+    def train_dataloader(self) -> Iterable[Batch]:
+        """The stream of batches that ``fit`` prepared."""
+        assert self.stream is not None
+        return self.stream
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
+        """Sum of the objective's terms; the terms go along, detached, for the log."""
+        terms = self.terms(batch)
+        values = torch.stack(list(terms.values()))
+        return {"loss": values.sum(), "names": tuple(terms), "terms": values.detach()}
+
+    def terms(self, batch: Batch) -> dict[str, Tensor]:
+        """The weighted loss terms of a batch, each a float32 scalar."""
+        student: Student = self.detector
+        images = student.normalise(batch.images, batch.sizes)
+        dense = student(images)
+        taught = None
+        if self.guidance.teacher is not None:
+            with torch.no_grad():
+                taught = self.guidance.teacher(batch)
+        grid = student.grid_for((int(images.shape[-2]), int(images.shape[-1])))
+        with torch.autocast(images.device.type, enabled=False):
+            return self.guidance.objective(
+                in_float32(dense),
+                None if taught is None else in_float32(taught),
+                grid=grid,
+                instances=batch.instances,
+            )
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimiser, and a schedule that moves at every optimiser step."""
+        assert self.plan is not None
+        lr = scaled_lr(self.settings, self.plan.images_per_step)
+        optimizer = build_optimizer(parameter_groups(self.detector, self.settings, lr), self.settings)
+        scheduler = LambdaLR(optimizer, schedule(self.settings, self.plan))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave Lightning's own loop counters out: the stream of batches begins where the run stopped."""
+        checkpoint.pop("loops", None)
+
+
+def in_float32(dense: Dense) -> Dense:
+    """Predictions in float32, whatever precision the network ran in."""
+    return Dense(
+        cls_logits=dense.cls_logits.float(),
+        edge_logits=dense.edge_logits.float(),
+        quality_logits=None if dense.quality_logits is None else dense.quality_logits.float(),
+        features=tuple(feature.float() for feature in dense.features),
+    )
+
+
+def as_module(student: Student) -> nn.Module:
+    """The student as the ``nn.Module`` that it is."""
+    assert isinstance(student, nn.Module)
+    return student

@@ -1,0 +1,101 @@
+"""Which parameters learn, how fast, and how that changes over the run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from locdistill.engine.plan import Plan
+from locdistill.engine.roles import Student
+from locdistill.engine.settings import BASE_IMAGES_PER_STEP, EngineSettings
+from locdistill.errors import RecipeError
+
+BACKBONE_PREFIX = "backbone."
+LARGEST_WARMUP_SHARE = 0.2
+
+
+def scaled_lr(settings: EngineSettings, images_per_step: int) -> float:
+    """Learning rate after warm-up: linear in the images per optimiser step, from a base of 16 (Goyal et al., 2017)."""
+    if not settings.scale_lr:
+        return settings.lr
+    return settings.lr * images_per_step / BASE_IMAGES_PER_STEP
+
+
+def parameter_groups(student: Student, settings: EngineSettings, lr: float) -> list[dict[str, Any]]:
+    """Sort the learning parameters by learning rate and decay; frozen ones are left out.
+
+    A parameter with at most one axis (bias, norm weight, scale) decays only with ``norm_bias_decay``.
+
+    Raises:
+        RecipeError: No parameter learns.
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in student.named_parameters():
+        in_backbone = name.startswith(BACKBONE_PREFIX)
+        if not parameter.requires_grad or (in_backbone and settings.backbone_lr_factor == 0):
+            continue
+        decays = settings.norm_bias_decay or parameter.ndim > 1
+        key = ("backbone" if in_backbone else "rest") + ("" if decays else "_no_decay")
+        group = groups.setdefault(
+            key,
+            {
+                "params": [],
+                "name": key,
+                "lr": lr * (settings.backbone_lr_factor if in_backbone else 1.0),
+                "weight_decay": settings.weight_decay if decays else 0.0,
+            },
+        )
+        group["params"].append(parameter)
+    if not groups:
+        raise RecipeError("no parameter of the detector learns: all are frozen. Lower detector.frozen_stages")
+    return list(groups.values())
+
+
+def build_optimizer(groups: list[dict[str, Any]], settings: EngineSettings) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over groups that carry their own rate and decay."""
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups)
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
+
+
+def warmup_length(settings: EngineSettings, total_steps: int) -> int:
+    """Steps of warm-up: as set, but at most a fifth of the run, so that short runs train at their full rate."""
+    return min(settings.warmup_steps, int(total_steps * LARGEST_WARMUP_SHARE))
+
+
+def milestone_steps(settings: EngineSettings, plan: Plan) -> tuple[int, ...]:
+    """Optimiser steps at which the rate decays.
+
+    Epoch milestones are starts of epochs. Shares, and epoch milestones of a run whose length is given in steps
+    (``milestone / epochs`` is then the share), count from the total.
+    """
+    steps = []
+    for milestone in settings.milestones:
+        if milestone < 1:
+            steps.append(round(milestone * plan.total_steps))
+        elif settings.steps is not None:
+            steps.append(round(milestone / settings.epochs * plan.total_steps))
+        else:
+            steps.append(math.ceil(milestone * plan.batches_per_epoch / plan.accumulate))
+    return tuple(steps)
+
+
+def schedule(settings: EngineSettings, plan: Plan) -> Callable[[int], float]:
+    """Factor of the learning rate at optimiser step ``k``, counted from 0.
+
+    Warm-up multiplies the schedule by ``1 - (1 - k / warmup_steps) * (1 - warmup_ratio)``, as in the reference
+    implementation; ``cosine`` is ``(1 + cos(pi * k / total)) / 2`` (Loshchilov and Hutter, 2017, without restarts).
+    """
+    total, warmup, ratio = plan.total_steps, warmup_length(settings, plan.total_steps), settings.warmup_ratio
+    decays = milestone_steps(settings, plan)
+
+    def factor(step: int) -> float:
+        warm = 1.0 if step >= warmup else 1 - (1 - step / warmup) * (1 - ratio)
+        if settings.schedule == "cosine":
+            return warm * 0.5 * (1 + math.cos(math.pi * min(step, total) / total))
+        return warm * settings.gamma ** sum(step >= at for at in decays)
+
+    return factor

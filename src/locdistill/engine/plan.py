@@ -1,0 +1,101 @@
+"""How many steps a run has, and where its epochs begin and end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from locdistill.engine.settings import EngineSettings
+from locdistill.errors import RunError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The run in numbers.
+
+    Batches are one endless stream that goes through the data again and again; every optimiser step takes
+    ``accumulate`` of them, also across the end of an epoch. So every step has the same number of images, and epoch
+    ``e`` ends with the step that takes its last batch.
+
+    Attributes:
+        batches_per_epoch: Batches of one process in one pass over the data.
+        accumulate: Batches of one process per optimiser step.
+        batch_per_device: Images of one batch of one process.
+        world: Processes that train together.
+        total_steps: Optimiser steps of the whole run.
+    """
+
+    batches_per_epoch: int
+    accumulate: int
+    batch_per_device: int
+    world: int
+    total_steps: int
+
+    @classmethod
+    def of(cls, loader: Any, settings: EngineSettings, world: int) -> Plan:
+        """Count the steps of a run over this loader.
+
+        Raises:
+            RunError: The loader is empty, or does not tell the size of its batches.
+        """
+        batches = len(loader)
+        if batches == 0:
+            raise RunError(
+                "the training data give no batch: there is no image to train on. Check the data set with "
+                "'locdistill data check', or use a smaller batch"
+            )
+        per_epoch = batches / settings.accumulate
+        return cls(
+            batches_per_epoch=batches,
+            accumulate=settings.accumulate,
+            batch_per_device=_batch_size(loader),
+            world=world,
+            total_steps=settings.steps or math.ceil(settings.epochs * per_epoch),
+        )
+
+    @property
+    def images_per_step(self) -> int:
+        """Images that one optimiser step learns from, over all processes."""
+        return self.batch_per_device * self.world * self.accumulate
+
+    def epochs_done(self, steps: int) -> int:
+        """Whole passes over the data that this many optimiser steps complete."""
+        return steps * self.accumulate // self.batches_per_epoch
+
+    def epoch_start(self, epoch: int) -> int:
+        """Number of optimiser steps after which this epoch (from 0) begins."""
+        return math.ceil(epoch * self.batches_per_epoch / self.accumulate)
+
+    def evaluates(self, steps: int, eval_every: int) -> bool:
+        """Whether an evaluation is due after this many steps: every so many epochs, and at the end."""
+        if steps >= self.total_steps:
+            return True
+        if eval_every == 0:
+            return False
+        return self.epochs_done(steps) // eval_every > self.epochs_done(steps - 1) // eval_every
+
+    def ends_epoch(self, steps: int) -> bool:
+        """Whether the last of this many steps completed an epoch."""
+        return self.epochs_done(steps) > self.epochs_done(steps - 1)
+
+    def fingerprint(self, seed: int) -> dict[str, int]:
+        """What must be the same for a resumed run to go on as if it had not stopped."""
+        return {
+            "processes": self.world,
+            "batch_per_device": self.batch_per_device,
+            "batches_per_epoch": self.batches_per_epoch,
+            "accumulate": self.accumulate,
+            "seed": seed,
+        }
+
+
+def _batch_size(loader: Any) -> int:
+    for owner in (loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
+        size = getattr(owner, "batch_size", None)
+        if isinstance(size, int):
+            return size
+    raise RunError(
+        "the training loader does not tell its batch size, which the learning rate is scaled by: give the loader or "
+        "its batch sampler an integer 'batch_size'"
+    )

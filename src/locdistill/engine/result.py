@@ -1,0 +1,155 @@
+"""How far a run is, and what it has shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from locdistill.engine.checkpoint import write_atomically
+
+
+@dataclass(slots=True)
+class Progress:
+    """The part of a run's state that is about results.
+
+    Attributes:
+        step: Optimiser steps done.
+        history: One entry per evaluation: ``step``, ``epoch``, and the metrics.
+        best_at: Index in ``history`` of the best AP; None before the first evaluation.
+        bad_evaluations: Evaluations since the best.
+        stopped: Why the run is over (``finished``, ``patience``, ``time``); empty while it is not.
+        interrupted: The signal that made it stop early; 0 if none. Not saved: a resumed run is not interrupted.
+        wall_before: Seconds of earlier parts of the run, evaluation and saving included.
+    """
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_at: int | None = None
+    bad_evaluations: int = 0
+    stopped: str = ""
+    interrupted: int = 0
+    wall_before: float = 0.0
+    _begun: float = field(default_factory=time.monotonic)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds of the whole run until now, without the pauses between its parts."""
+        return self.wall_before + time.monotonic() - self._begun
+
+    def note(self, epoch: float, metrics: Mapping[str, float]) -> bool:
+        """Remember an evaluation; whether it is the best so far. NaN (nothing to find) is worse than any number."""
+        entry = {"step": self.step, "epoch": epoch, **{name: float(value) for name, value in metrics.items()}}
+        self.history.append(entry)
+        if self.best_at is None or _rank(entry) > _rank(self.history[self.best_at]):
+            self.best_at, self.bad_evaluations = len(self.history) - 1, 0
+            return True
+        self.bad_evaluations += 1
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "step": self.step,
+            "history": self.history,
+            "best_at": self.best_at,
+            "bad_evaluations": self.bad_evaluations,
+            "stopped": self.stopped,
+            "wall_before": self.wall_seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from plain values."""
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._begun = time.monotonic()
+
+    def write(self, path: Path, train_seconds: float) -> None:
+        """Write ``metrics.json``."""
+        content = {
+            "best": None if self.best_at is None else self.history[self.best_at],
+            "last": self.history[-1] if self.history else None,
+            "seconds": self.wall_seconds,
+            "train_seconds": train_seconds,
+            "steps": self.step,
+            "stopped": self.stopped or None,
+            "history": self.history,
+        }
+        text = json.dumps(_without_nan(content), indent=2) + "\n"
+        write_atomically(path, lambda temporary: temporary.write_text(text))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FitResult:
+    """What a run gave.
+
+    Attributes:
+        best: Weights of the best evaluation; None if nothing was evaluated.
+        last: Weights at the end.
+        seconds: Of the whole run, over all its parts.
+        train_seconds: Of training alone, without evaluation and saving.
+        steps: Optimiser steps done.
+        stopped: ``finished``, ``patience`` or ``time``.
+        history: One entry per evaluation: ``step``, ``epoch``, and the metrics.
+        metrics: The entry of the best evaluation; empty if nothing was evaluated.
+    """
+
+    best: Path | None
+    last: Path
+    seconds: float
+    train_seconds: float
+    steps: int
+    stopped: str
+    history: tuple[dict[str, float], ...]
+    metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, progress: Progress, train_seconds: float, out: Path) -> FitResult:
+        """The result of a run that this process took part in."""
+        return cls(
+            best=None if progress.best_at is None else out / "best.safetensors",
+            last=out / "last.safetensors",
+            seconds=progress.wall_seconds,
+            train_seconds=train_seconds,
+            steps=progress.step,
+            stopped=progress.stopped,
+            history=tuple(progress.history),
+            metrics={} if progress.best_at is None else progress.history[progress.best_at],
+        )
+
+    @classmethod
+    def read(cls, out: Path) -> FitResult:
+        """The result of the run in this folder, as its ``metrics.json`` tells it."""
+        content = json.loads((out / "metrics.json").read_text())
+        history = tuple(
+            {name: math.nan if value is None else value for name, value in entry.items()}
+            for entry in content["history"]
+        )
+        best = out / "best.safetensors"
+        return cls(
+            best=best if content["best"] is not None else None,
+            last=out / "last.safetensors",
+            seconds=content["seconds"],
+            train_seconds=content["train_seconds"],
+            steps=content["steps"],
+            stopped=content["stopped"] or "",
+            history=history,
+            metrics=max(history, key=_rank) if history else {},
+        )
+
+
+def _rank(entry: Mapping[str, float]) -> float:
+    return -math.inf if math.isnan(entry["AP"]) else entry["AP"]
+
+
+def _without_nan(value: Any) -> Any:
+    """The same content with null for NaN, which JSON does not know."""
+    if isinstance(value, dict):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

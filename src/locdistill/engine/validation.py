@@ -1,0 +1,76 @@
+"""Detecting on the validation images, shared among all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.utilities.apply_func import move_data_to_device
+
+from locdistill.dist import is_distributed, rank
+from locdistill.engine.roles import Student
+from locdistill.engine.stream import torch_rng_kept
+from locdistill.errors import LocdistillError
+from locdistill.types import Batch, Detections
+
+Evaluate = Callable[[dict[int, Detections]], Mapping[str, float]]
+
+
+@torch.no_grad()
+def detect_all(student: Student, batches: Iterable[Batch], device: torch.device) -> dict[int, Detections]:
+    """Detections of every image of a loader by the image's identifier, on the CPU.
+
+    In float32 whatever the precision of training, so that the numbers are those of a later ``locdistill evaluate``.
+    """
+    found: dict[int, Detections] = {}
+    was_training = student.training
+    student.eval()
+    try:
+        for batch in batches:
+            moved = move_data_to_device(batch, device)
+            images = student.normalise(moved.images, moved.sizes)
+            dense = student(images)
+            grid = student.grid_for((int(images.shape[-2]), int(images.shape[-1])))
+            reported = student.detections(dense, grid, moved.sizes, moved.original_sizes)
+            for image_id, detections in zip(batch.image_ids.tolist(), reported, strict=True):
+                found[int(image_id)] = Detections(*(value.cpu() for value in detections))
+    finally:
+        student.train(was_training)
+    return found
+
+
+def evaluate_together(
+    student: Student, batches: Iterable[Batch], evaluate: Evaluate, device: torch.device
+) -> dict[str, float]:
+    """Let each process detect on its share, and the first one evaluate all; every process gets the numbers.
+
+    An image that two processes saw, because shares were filled up to equal length, counts once.
+
+    Raises:
+        LocdistillError: ``evaluate`` failed on the first process; raised on all, so that none waits for ever.
+    """
+    if is_distributed():
+        for buffer in student.buffers():  # statistics of batch normalisation are each process's own
+            dist.broadcast(buffer, src=0)
+    with torch_rng_kept():
+        mine = detect_all(student, batches, device)
+    if not is_distributed():
+        return dict(evaluate(mine))
+    shares: list[Any] | None = [None] * dist.get_world_size() if rank() == 0 else None
+    dist.gather_object(mine, shares, dst=0)
+    answer: list[Any] = [None, None]
+    if shares is not None:
+        together = {image_id: found for share in reversed(shares) for image_id, found in share.items()}
+        try:
+            answer[0] = dict(evaluate(together))
+        except Exception as error:
+            answer[1] = f"{type(error).__name__}: {error}"
+            dist.broadcast_object_list(answer, src=0)
+            raise
+    dist.broadcast_object_list(answer, src=0)
+    if answer[1] is not None:
+        raise LocdistillError(f"the first process could not evaluate: {answer[1]}")
+    metrics: dict[str, float] = answer[0]
+    return metrics
