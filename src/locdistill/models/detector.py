@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import pydantic
@@ -26,6 +26,14 @@ from .settings import DetectorSettings
 
 # Grids are small, but multi-scale training meets hundreds of shapes.
 CACHED_GRIDS = 64
+
+
+class Prepared(NamedTuple):
+    """A picture resized for the network, with its height and width before resizing and after padding."""
+
+    image: UInt8[Tensor, "3 h w"]
+    original: tuple[int, int]
+    padded: tuple[int, int]
 
 
 class Detector(nn.Module):
@@ -86,7 +94,7 @@ class Detector(nn.Module):
         levels: list[Tensor] = self.fpn(self.stages(images))
         return levels
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> Detector:
         """Change the mode; the frozen part of the backbone, and its batch normalisation, keep to the settings."""
         super().train(mode)
         self.freezing.apply(self.backbone)
@@ -217,7 +225,7 @@ class Detector(nn.Module):
         return weights.write(path, self.state_dict(), settings=settings, extra=extra)
 
     @classmethod
-    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Self:
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Detector:
         """Build a detector from a file that `save` wrote, in evaluation mode; nothing is downloaded.
 
         Args:
@@ -235,14 +243,6 @@ class Detector(nn.Module):
         detector = cls(settings, pretrained=False)
         weights.load_strict(detector, weights.read_tensors(file), str(file))
         return detector.to(device).eval()
-
-
-class Prepared(NamedTuple):
-    """A picture resized for the network, with its height and width before resizing and after padding."""
-
-    image: UInt8[Tensor, "3 h w"]
-    original: tuple[int, int]
-    padded: tuple[int, int]
 
 
 def _several(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from ..settings import DetectorSettings
+from ..settings import DetectorSettings
 
 EDGES = 4
 PRIOR = 0.01  # probability that a class score has before training (focal loss, Lin et al. 2017, section 4.1)
