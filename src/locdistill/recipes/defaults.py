@@ -1,0 +1,226 @@
+"""From a few words on the command line to a whole recipe: what is chosen for a user's own data, and why.
+
+Where no recipe is named, these are the choices:
+
+- classes: those of the data; with a teacher, the teacher's, in its order;
+- input size: the median size of the training images, both sides rounded to a multiple of 32 and shrunk to fit 1333 x
+  800; with a teacher, the size that it was trained at;
+- four images per step and device, and a learning rate in proportion (0.01 for 16 images); decay by ten after two thirds
+  and eleven twelfths of the run, as in the published 12-epoch schedule;
+- with a teacher, the published terms of localization distillation (main region, valuable region, class distillation),
+  normalised per image. Their weights were tuned on COCO; on other data they are a starting point.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset
+from locdistill.data.settings import DataSettings
+from locdistill.distill import presets
+from locdistill.errors import RecipeError, RunError
+from locdistill.models.settings import DetectorSettings
+from locdistill.models.weights import locate, read_metadata
+from locdistill.recipes.folder import saved_recipe
+from locdistill.recipes.load import Override, build_recipe, recipe_data, validate
+from locdistill.recipes.overrides import apply_overrides, parse_override
+from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.terms import TermSettings
+
+BATCH = 4
+MILESTONES = [2 / 3, 11 / 12]
+LARGEST = (1333, 800)
+_PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
+_MAY_CHANGE = {
+    *("data.path", "data.workers", "data.cache", "teacher.weights"),
+    *("engine.accelerator", "engine.launch", "engine.progress"),
+    *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes"),
+}
+"""What may differ when a run is resumed: where things lie and how the machine is used, nothing of the mathematics."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for; everything left out is chosen.
+
+    Attributes:
+        data: Folder of the data set.
+        model: Kind of detector.
+        backbone: A timm name.
+        epochs: Passes over the data. Milestones of a named recipe move in proportion.
+        pretrained: ``hub``, ``none`` or a file of backbone weights.
+        recipe: Name or file of a recipe to start from instead of the defaults for the data.
+        teacher: Weights file or run folder of a trained detector.
+        overrides: Settings laid over everything else, in order.
+    """
+
+    data: str | Path | None = None
+    model: str | None = None
+    backbone: str | None = None
+    epochs: int | None = None
+    pretrained: str | bool | None = None
+    recipe: str | Path | None = None
+    teacher: str | Path | None = None
+    overrides: tuple[Override, ...] = ()
+
+
+def resolve(request: Request) -> Recipe:
+    """The recipe that a request stands for.
+
+    Raises:
+        RecipeError: Something is unknown, wrong or missing.
+        DataError: The data cannot be read; only where its images decide on settings.
+        WeightsError: The teacher's weights cannot be read.
+    """
+    if request.recipe is not None:
+        data = recipe_data(request.recipe)
+        where = str(request.recipe)
+    elif request.data is not None:
+        data, where = _for_data(request), "the settings"
+    else:
+        raise RecipeError(
+            "neither data nor a recipe is given; expected --data FOLDER, or --recipe NAME ('locdistill recipes' lists "
+            "them), or both"
+        )
+    return build_recipe(apply_overrides(data, [*_words(request, data), *request.overrides]), where)
+
+
+def _words(request: Request, data: dict[str, Any]) -> list[Override]:
+    """The request's own words as overrides."""
+    words: list[Override] = []
+    for path, value in (
+        (("data", "path"), request.data),
+        (("detector", "model"), request.model),
+        (("detector", "backbone"), request.backbone),
+        (("teacher", "weights"), request.teacher),
+    ):
+        if value is not None:
+            words.append((path, str(value)))
+    if request.pretrained is not None:
+        words.append((("detector", "pretrained"), _PRETRAINED.get(request.pretrained, request.pretrained)))
+    if request.epochs is not None:
+        words += _epochs(request.epochs, data.get("engine") or {})
+    return words
+
+
+def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
+    """Another number of epochs, with the milestones (unless they are shares of the run) at the same shares of it."""
+    words: list[Override] = [(("engine", "epochs"), epochs)]
+    before, milestones = engine.get("epochs"), engine.get("milestones")
+    if before and milestones and all(isinstance(m, int | float) and m >= 1 for m in milestones) and epochs != before:
+        moved = [round(m * epochs / before, 3) for m in milestones]
+        shares = [m / before for m in milestones]
+        words.append((("engine", "milestones"), moved if all(m >= 1 for m in moved) else shares))
+    return words
+
+
+def _for_data(request: Request) -> dict[str, Any]:
+    """Plain data of the recipe that is chosen where none is named."""
+    teacher = _teacher_settings(request.teacher) if request.teacher is not None else None
+    settings = _data_settings(request, teacher)
+    backbone = _override(request, "detector.backbone") or request.backbone or "resnet18"
+    recipe: dict[str, Any] = {
+        "name": _name(f"{request.model or 'gfl'}_{backbone}"),
+        "detector": {"backbone": backbone},
+        "data": {"path": settings.path, "batch_per_device": BATCH, "sizes": [_size(settings, teacher)]},
+        "engine": {"milestones": MILESTONES},
+        "terms": {name: TermSettings.of_term(term).model_dump() for name, term in presets.supervised().items()},
+    }
+    if teacher is not None:
+        recipe["name"] = _name(f"ld_{backbone}_from_{teacher.backbone}")
+        recipe["teacher"] = {"name": f"{teacher.model} {teacher.backbone}"}
+        recipe["terms"] |= {name: TermSettings.of_term(t).model_dump() for name, t in presets.ld_full().items()}
+        recipe["detector"] |= {
+            "classes": list(teacher.classes),
+            "levels": list(teacher.levels),
+            "reg_max": teacher.reg_max,
+            "anchor_scale": teacher.anchor_scale,
+        }
+        recipe["data"]["classes"] = list(teacher.classes)
+    return recipe
+
+
+def _teacher_settings(weights: str | Path) -> DetectorSettings:
+    file = locate(weights)
+    return validate(DetectorSettings, read_metadata(file).get("settings"), str(file))
+
+
+def _data_settings(request: Request, teacher: DetectorSettings | None) -> DataSettings:
+    """Enough of the data settings to open the training images: the request's path and its own data settings."""
+    data: dict[str, Any] = {"path": str(request.data)}
+    if teacher is not None:
+        data["classes"] = list(teacher.classes)
+    mine = [parsed for o in request.overrides if (parsed := _parsed(o))[0][0] == "data" and len(parsed[0]) > 1]
+    group = apply_overrides({"data": data}, mine)["data"]
+    return validate(DataSettings, group, "data")
+
+
+def _parsed(override: Override) -> tuple[tuple[str, ...], Any]:
+    return parse_override(override) if isinstance(override, str) else override
+
+
+def _override(request: Request, key: str) -> Any:
+    found = [value for path, value in map(_parsed, request.overrides) if ".".join(path) == key]
+    return found[-1] if found else None
+
+
+def _size(settings: DataSettings, teacher: DetectorSettings | None) -> list[int]:
+    """Long and short side."""
+    if "sizes" in settings.model_fields_set:
+        return list(settings.sizes[0])
+    if teacher is not None:
+        return [teacher.input.long, teacher.input.short]
+    return list(median_size(open_dataset(settings, "train")))
+
+
+def median_size(dataset: Dataset) -> tuple[int, int]:
+    """Long and short side of the median image, shrunk to fit 1333 x 800, rounded to multiples of 32 (if below that)."""
+    if not dataset.records:
+        raise RecipeError(f"{dataset.name}: there are no training images to choose the input size by")
+    long = statistics.median(max(record.width, record.height) for record in dataset.records)
+    short = statistics.median(min(record.width, record.height) for record in dataset.records)
+    scale = min(1.0, LARGEST[0] / long, LARGEST[1] / short)
+    longest, shortest = (
+        min(limit, max(32, round(side * scale / 32) * 32)) for side, limit in zip((long, short), LARGEST, strict=True)
+    )
+    return max(longest, shortest), shortest
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
+
+
+def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
+    """The saved recipe of a run, with those of the request's settings that may change within a run.
+
+    Giving the same words again, with ``--resume`` behind them, is fine.
+
+    Raises:
+        RunError: There is no run, or the request asks for something else than what the run began with.
+    """
+    saved = saved_recipe(out)
+    if request.recipe is not None and (name := str(recipe_data(request.recipe)["name"])) != saved.name:
+        raise RunError(f"{out} is a run of the recipe {saved.name}, not of {name}; leave --recipe out to resume it")
+    plain = saved.model_dump(mode="json")
+    now = build_recipe(apply_overrides(plain, [*_words(request, plain), *request.overrides]), f"{out}/recipe.yaml")
+    changed = [
+        f"{key}: {before!r} in the run, {after!r} asked for"
+        for key, before, after in _differences(plain, now.model_dump(mode="json"))
+        if key not in _MAY_CHANGE
+    ]
+    if changed:
+        listed = "\n  ".join(changed)
+        raise RunError(f"{out} is resumed as it began; leave these settings out, or start a new run:\n  {listed}")
+    return now
+
+
+def _differences(before: Any, after: Any, path: str = "") -> list[tuple[str, Any, Any]]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = dict.fromkeys((*before, *after))
+        return [d for k in keys for d in _differences(before.get(k), after.get(k), f"{path}.{k}" if path else k)]
+    return [] if before == after else [(path, before, after)]

@@ -1,0 +1,182 @@
+"""The folder of a run: never overwritten, complete enough to say what was done and to do it again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from locdistill.data.records import Dataset
+from locdistill.errors import RunError
+from locdistill.recipes.load import dump_recipe, load_recipe
+from locdistill.recipes.recipe import Recipe
+
+RECIPE, FACTS, LOG, METRICS = "recipe.yaml", "run.json", "log.txt", "metrics.json"
+PARENT = Path("runs")
+_ENV = "LOCDISTILL_OUT"
+log = logging.getLogger("locdistill")
+
+
+def process_rank() -> int:
+    """Rank of this process among those that were started together, before any process group is up."""
+    names = ["RANK", "LOCAL_RANK"]
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        names.append("SLURM_PROCID")
+    return int(next((os.environ[name] for name in names if os.environ.get(name)), "0"))
+
+
+def new_folder(out: str | Path | None, name: str) -> Path:
+    """Where a new run goes: ``out``, which must not hold anything yet, or ``runs/<name>``, ``runs/<name>-2``, ...
+
+    Processes other than the first of a run take the first one's answer.
+
+    Raises:
+        RunError: The folder is in use, or several processes were started without ``out``.
+    """
+    if process_rank() > 0:
+        known = out or os.environ.get(_ENV)
+        if known is None:
+            raise RunError("several processes were started: give them one run folder with --out DIR")
+        return Path(known)
+    path = Path(out) if out is not None else _free(PARENT / name)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        hint = f"'--resume --out {path}' continues it; " if (path / RECIPE).is_file() else ""
+        raise RunError(f"{path} is there already and is not overwritten; {hint}give another folder with --out DIR")
+    return path
+
+
+def announce(path: Path) -> None:
+    """Let processes that this one starts know the run folder."""
+    os.environ[_ENV] = str(path.resolve())
+
+
+def _free(path: Path) -> Path:
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def saved_recipe(path: str | Path | None) -> Recipe:
+    """The recipe of a run that is to be resumed.
+
+    Raises:
+        RunError: No folder is named, or it holds no run.
+    """
+    if path is None:
+        raise RunError("which run is to be resumed? Name its folder: --resume --out DIR")
+    if not (Path(path) / RECIPE).is_file():
+        raise RunError(f"{path} holds no run to resume: expected {RECIPE} in it; leave out --resume to start one")
+    return load_recipe(Path(path) / RECIPE)
+
+
+def write_start(path: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
+    """Write the resolved recipe and the facts of the run."""
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(path / RECIPE, dump_recipe(recipe))
+    write_text(path / FACTS, json.dumps(facts, indent=2) + "\n")
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What was written when the run began; empty if it cannot be read."""
+    try:
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def facts_of(datasets: dict[str, Dataset]) -> dict[str, Any]:
+    """What a reader of the run folder wants to know beside the recipe, and what a resumed run must find unchanged."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("locdistill", "torch", "torchvision", "timm", "lightning")},
+        },
+        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu ({os.cpu_count()} cores)",
+        "data": {
+            split: {"name": data.name, "images": len(data), "sha256": data_digest(data)}
+            for split, data in datasets.items()
+        },
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def data_digest(dataset: Dataset) -> str:
+    """Digest of the names, sizes, boxes and labels of a data set (not of the pixels)."""
+    digest = hashlib.sha256(json.dumps(dataset.classes).encode())
+    for record in dataset.records:
+        digest.update(f"{record.path.name} {record.image_id} {record.width} {record.height}".encode())
+        for array in (record.boxes, record.labels, record.ignored):
+            digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_unchanged(path: Path, now: dict[str, Any]) -> None:
+    """Refuse to resume a run whose data changed.
+
+    Raises:
+        RunError: A split is not what it was when the run began.
+    """
+    before = read_facts(path).get("data", {})
+    for split, facts in now["data"].items():
+        known = before.get(split, {}).get("sha256")
+        if known is not None and known != facts["sha256"]:
+            raise RunError(
+                f"{path}: the {split} data are not those that the run began with ({before[split].get('images')} images "
+                f"then, {facts['images']} now, or other boxes): put them back, or start a new run"
+            )
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Copy the package's log messages to ``log.txt`` while the run lasts; only in the first process."""
+    if process_rank() > 0:
+        yield
+        return
+    handler = logging.FileHandler(path / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    level = log.level
+    log.addHandler(handler)
+    if log.getEffectiveLevel() > logging.INFO:
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException as error:
+        log.error("stopped: %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()

@@ -1,0 +1,155 @@
+"""From a name or a file to a checked recipe, and back to YAML."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from locdistill.errors import RecipeError
+from locdistill.recipes.nearest import nearest, suggestion
+from locdistill.recipes.overrides import apply_overrides, merge
+from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.yaml_io import read_yaml_file, write_yaml
+
+_FOLDER = Path(__file__).parent
+_Model = TypeVar("_Model", bound=BaseModel)
+_OWN = ("name", "description", "published")
+"""What a recipe never takes from its base: these speak of one run."""
+Override = str | tuple[tuple[str, ...], Any]
+"""``"a.b=value"``, or the path and the value."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def recipe_path(name_or_path: str | Path) -> Path:
+    """The file behind a recipe's name, a path to a YAML file, or a run folder.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
+    text, path = str(name_or_path), Path(name_or_path)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    if path.suffix in (".yaml", ".yml") or path.parent != Path():
+        if path.is_file():
+            return path
+        raise RecipeError(f"{text}: there is no such recipe file; 'locdistill recipes' lists the recipes by name.")
+    if text in recipe_names():
+        return _FOLDER / f"{text}.yaml"
+    close = nearest(text, recipe_names())
+    hint = f" Did you mean {close!r}?" if close else ""
+    raise RecipeError(f"no recipe is called {text!r}.{hint} 'locdistill recipes' lists them; a file ends in .yaml.")
+
+
+def load_recipe(name_or_path: str | Path, overrides: Iterable[Override] = ()) -> Recipe:
+    """Load a recipe that comes with the package, or a YAML file, and lay ``key.path=value`` settings over it.
+
+    Raises:
+        RecipeError: No such recipe, not readable, or wrong; the message lists every problem with its dotted path, what
+            was expected, what came, and the nearest valid key.
+    """
+    return build_recipe(apply_overrides(recipe_data(name_or_path), overrides), str(name_or_path))
+
+
+def recipe_data(name_or_path: str | Path) -> dict[str, Any]:
+    """The plain data of a recipe, laid over those of its ``base`` (the name of a recipe, or a path beside the file)."""
+    return _with_bases(recipe_path(name_or_path), ())
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise RecipeError(f"{path}: 'base' goes in a circle: {' -> '.join(p.stem for p in (*seen, path))}.")
+    data = read_yaml_file(path)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: expected a mapping with keys such as detector, data and engine, came {data!r}.")
+    base = data.pop("base", None)
+    data.setdefault("name", path.stem)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: base: expected the name or path of one recipe, came {base!r}.")
+    beside = path.parent / base
+    below = _with_bases(beside if beside.is_file() else recipe_path(base), (*seen, path))
+    return merge({key: value for key, value in below.items() if key not in _OWN}, data)
+
+
+def build_recipe(data: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """Check plain data and build the recipe.
+
+    Raises:
+        RecipeError: Something is wrong; the message lists every problem.
+    """
+    return validate(Recipe, data, where)
+
+
+def validate(model: type[_Model], data: Any, where: str) -> _Model:
+    """Build settings from plain data, with one readable error that lists all problems.
+
+    Raises:
+        RecipeError: Something is wrong.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        problems = list(dict.fromkeys(_describe(model, data, problem) for problem in error.errors(include_url=False)))
+        head = f"{where} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:"
+        raise RecipeError("\n  ".join([head, *problems])) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every setting spelled out; loading it gives an equal recipe."""
+    return write_yaml(recipe.model_dump(mode="json"))
+
+
+def _describe(model: type[BaseModel], data: Any, problem: Any) -> str:
+    path = _real_path(data, problem["loc"], problem["type"])
+    at = ".".join(str(part) for part in path)
+    if problem["type"] == "extra_forbidden":
+        return f"{at}: no such key; {suggestion(str(path[-1]), _keys_at(model, path[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{at}: is required"
+    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if problem["type"] == "value_error":
+        return f"{at}: {message}" if at else message
+    came = "a group of keys" if isinstance(problem["input"], dict) else repr(problem["input"])
+    return f"{at}: expected {message[0].lower()}{message[1:]}, came {came}"
+
+
+def _real_path(data: Any, loc: tuple[int | str, ...], kind: str) -> tuple[int | str, ...]:
+    """The part of a validation path that exists in the data; the rest names branches of a union."""
+    path: list[int | str] = []
+    for part in loc:
+        inside = (isinstance(data, dict) and part in data) or (
+            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
+        )
+        if not inside:
+            return (*path, part) if kind == "missing" and part == loc[-1] else tuple(path)
+        data = data[part]
+        path.append(part)
+    return tuple(path)
+
+
+def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Valid keys of the group of settings at a path."""
+    here: Any = model
+    for part in path:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            here = _settings_in(here.model_fields[str(part)].annotation) if str(part) in here.model_fields else None
+        elif typing.get_origin(here) is dict:
+            here = _settings_in(typing.get_args(here)[1])
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+
+def _settings_in(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        groups = [arg for arg in typing.get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+        return groups[0] if groups else None
+    return annotation

@@ -1,0 +1,107 @@
+"""Changes to a recipe from the command line: ``engine.lr=0.02``, ``terms.ld.weight=2``, ``terms.kd=null``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from locdistill.errors import RecipeError
+from locdistill.recipes.nearest import suggestion
+from locdistill.recipes.yaml_io import read_yaml
+
+_COMPONENTS = ("of", "on", "norm")
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """Split ``a.b=value`` into the path ``("a", "b")`` and the value, which is read as YAML.
+
+    Raises:
+        RecipeError: There is no ``=``, the path has an empty part, or the value is no YAML.
+    """
+    key, sign, value = text.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not sign or not all(path):
+        raise RecipeError(
+            f"{text!r} is no setting; expected key.path=value, for example engine.lr=0.02 or terms.ld.weight=2."
+        )
+    return path, read_yaml(value, f"the value of {key}")
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Lay ``change`` over ``base``: groups are merged key by key, lists and values replaced; terms merge by name.
+
+    ``of``, ``on`` and ``norm`` of a term are merged only if they name the same thing, and a term that is null is taken
+    out. Neither argument is changed.
+    """
+    merged = copy.deepcopy(base)
+    for key, value in change.items():
+        if key == "terms" and isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge_terms(merged[key], value)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _merge_terms(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in change.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = {**merged[name], **{k: _merge_component(merged[name].get(k), v) for k, v in value.items()}}
+        else:
+            merged[name] = copy.deepcopy(value)
+    return merged
+
+
+def _merge_component(base: Any, change: Any) -> Any:
+    base = {base: {}} if isinstance(base, str) else base
+    if isinstance(base, dict) and isinstance(change, dict) and set(base) == set(change):
+        return {name: {**(base[name] or {}), **(change[name] or {})} for name in change}
+    return copy.deepcopy(change)
+
+
+def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
+    """Lay settings, given as text or already parsed, over the plain data of a recipe, in order.
+
+    Raises:
+        RecipeError: A setting cannot be parsed, goes through something that is no group, or names a term that the
+            recipe does not have; all such problems in one message.
+    """
+    problems = []
+    for override in overrides:
+        try:
+            path, value = parse_override(override) if isinstance(override, str) else override
+            _check_path(data, path, value)
+            data = merge(data, _nested(path, value))
+        except RecipeError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return data
+
+
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return value  # type: ignore[no-any-return]  # a path has at least one part
+
+
+def _check_path(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    terms = data.get("terms")
+    if path[0] == "terms" and len(path) > 1 and isinstance(terms, dict) and path[1] not in terms:
+        whole = len(path) == 2 and isinstance(value, dict)
+        if not whole:
+            raise RecipeError(f"terms.{path[1]}: the recipe has no such term; {suggestion(path[1], terms)}")
+    group: Any = data
+    for depth, key in enumerate(path[:-1]):
+        group = group.get(key)
+        component = path[0] == "terms" and depth == 2 and key in _COMPONENTS
+        if group is None or (component and isinstance(group, str)):
+            return
+        if not isinstance(group, dict):
+            at = ".".join(path[: depth + 1])
+            raise RecipeError(f"{'.'.join(path)}: {at} is the value {group!r}, not a group with keys")

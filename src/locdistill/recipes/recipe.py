@@ -1,0 +1,126 @@
+"""The typed description of one whole run: detector, teacher, data, engine and loss terms.
+
+A recipe is data. It is written as YAML (:mod:`locdistill.recipes.load`), or composed in Python, and the resolved recipe
+that is saved beside every run gives the same run again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from locdistill.data.settings import DataSettings
+from locdistill.distill.presets import supervised
+from locdistill.engine.settings import EngineSettings
+from locdistill.models.settings import DetectorSettings
+from locdistill.recipes.terms import TermSettings
+from locdistill.settings import Settings
+
+
+class TeacherSettings(Settings):
+    """The detector that teaches."""
+
+    weights: str | None = None
+    """A weights file, a run folder, or ``run/best``; None where the file has to be named on the command line."""
+    name: str = ""
+    """What the teacher is, in words."""
+    where: str = ""
+    """How to get it."""
+    sha256: str | None = None
+    """Digest of the weights file. None takes whichever file is there; a finished run has it filled in."""
+
+
+class AssignerSettings(Settings):
+    """Which locations answer for an object: ATSS."""
+
+    topk: int = Field(default=9, ge=1)
+    """Candidates per object and pyramid level."""
+    ignore_iof: float | None = Field(default=None, gt=0, lt=1)
+    """Locations whose anchor lies in an ignored region by more than this share do not count.
+
+    None is 0.5 where ``data.crowd`` is ``ignore``, and off otherwise (as published).
+    """
+
+
+class Published(Settings):
+    """The number in the literature that belongs to a recipe."""
+
+    ap: float
+    """AP, in percent, over the thresholds 0.5 to 0.95."""
+    ap50: float | None = None
+    ap75: float | None = None
+    baseline: float | None = None
+    """AP of the same detector trained without a teacher."""
+    source: str = ""
+    """Where the number stands, and on which split it was measured."""
+    note: str = ""
+    """In what the recipe differs from the run behind the number, if known."""
+
+
+def _input_of(data: dict[str, Any]) -> dict[str, int]:
+    """The largest size of training, long and short side; nothing where ``sizes`` is not what it should be."""
+    try:
+        long, short = max((int(max(size)), int(min(size))) for size in data["sizes"])
+    except (TypeError, ValueError):
+        return {}
+    return {"short": short, "long": long} | ({"pad_to": data["pad_to"]} if "pad_to" in data else {})
+
+
+def _supervised_terms() -> dict[str, TermSettings]:
+    return {name: TermSettings.of_term(term) for name, term in supervised().items()}
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    """Names the run folder as well."""
+    description: str = ""
+    detector: DetectorSettings = DetectorSettings()
+    teacher: TeacherSettings | None = None
+    data: DataSettings
+    engine: EngineSettings = EngineSettings()
+    terms: dict[str, TermSettings] = Field(default_factory=_supervised_terms, min_length=1)
+    """The objective: the loss is the sum of these."""
+    assigner: AssignerSettings = AssignerSettings()
+    published: Published | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Settings that follow from others unless they are given: the input size outside training is the training's."""
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        data, detector, engine = (values.get(key, {}) for key in ("data", "detector", "engine"))
+        if isinstance(data, dict) and isinstance(detector, dict) and data.get("sizes"):
+            values["detector"] = {**detector, "input": _input_of(data) | (detector.get("input") or {})}
+        if isinstance(engine, dict) and engine.get("precision") in (16, 32):
+            values["engine"] = {**engine, "precision": {16: "fp16", 32: "32"}[engine["precision"]]}
+        return values
+
+    @field_validator("terms")
+    @classmethod
+    def _check_term_names(cls, terms: dict[str, TermSettings]) -> dict[str, TermSettings]:
+        bad = [name for name in terms if not name.isidentifier()]
+        if bad:
+            raise ValueError(f"names of terms are words (letters, digits, underscores), came {bad}")
+        return terms
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> Recipe:
+        taught = [name for name, term in self.terms.items() if term.needs_teacher]
+        if taught and self.teacher is None:
+            raise ValueError(
+                f"the terms {', '.join(taught)} need a teacher and there is none; name it with teacher.weights, or "
+                f"remove the terms (terms.{taught[0]}=null)"
+            )
+        if self.teacher is not None and not taught:
+            raise ValueError("there is a teacher but no term uses it; add a term such as ld, or set teacher=null")
+        return self
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher takes part."""
+        return self.teacher is not None

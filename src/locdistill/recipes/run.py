@@ -1,0 +1,324 @@
+"""From a recipe to a run folder: everything is put together here, and nowhere else.
+
+A run folder holds ``recipe.yaml`` (resolved: it gives the same run again), ``run.json`` (versions, digests of data and
+teacher), ``log.txt``, ``metrics.json``, ``metrics.csv``, ``curves.png``, ``train_batch.png``, ``val_predictions.png``,
+``best.safetensors``, ``last.safetensors`` (the detector alone) and ``last.ckpt`` (for ``--resume``).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from locdistill.assign.atss import ATSS
+from locdistill.data.loader import evaluation_loader, training_loader
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset
+from locdistill.distill.teacher import LiveTeacher
+from locdistill.engine.module import TrainingModule
+from locdistill.engine.result import FitResult
+from locdistill.engine.signals import requeued
+from locdistill.engine.trainer import fit
+from locdistill.errors import RecipeError, TeacherError
+from locdistill.evaluation.evaluator import Evaluator
+from locdistill.models.detector import Detector
+from locdistill.models.weights import locate
+from locdistill.objective.objective import Objective
+from locdistill.recipes import folder, pictures
+from locdistill.recipes.compatible import check_teacher
+from locdistill.recipes.defaults import Request, resolve, resumed_recipe
+from locdistill.recipes.load import Override
+from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.use import evaluation_batch
+from locdistill.types import Batch
+
+IGNORE_IOF = 0.5
+"""Locations whose anchor lies in an ignored region by more than this do not count, unless a recipe says otherwise."""
+log = logging.getLogger("locdistill")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        out: The run folder.
+        best: Weights with the best AP; None if nothing was evaluated.
+        last: Weights at the end.
+        metrics: The content of ``metrics.json``.
+    """
+
+    out: Path
+    best: Path | None
+    last: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A run put together: the recipe with everything filled in, and what it is made of."""
+
+    recipe: Recipe
+    datasets: dict[str, Dataset]
+    detector: Detector
+    teacher: LiveTeacher | None
+
+
+def train(  # noqa: PLR0913 - the words of the command line
+    data: str | Path | None = None,
+    *,
+    model: str | None = None,
+    backbone: str | None = None,
+    epochs: int | None = None,
+    pretrained: str | bool | None = None,
+    recipe: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overrides: tuple[Override, ...] | list[Override] = (),
+) -> RunResult:
+    """Train a detector; what is left out is chosen for the data (see :mod:`locdistill.recipes.defaults`).
+
+    Args:
+        data: Folder of a COCO, VOC or YOLO data set.
+        model: Kind of detector: ``gfl``.
+        backbone: A timm name; ``resnet18`` unless given.
+        epochs: Passes over the data.
+        pretrained: Weights of the backbone: ``hub``, ``none`` or a file.
+        recipe: Name or file of a recipe to start from.
+        out: The run folder, which must be new; ``runs/train-<name>`` unless given.
+        resume: Continue the run in ``out``.
+        overrides: ``"key.path=value"``, any field of the recipe.
+
+    Raises:
+        LocdistillError: One of its kinds, when something is wrong with recipe, data, weights or run folder.
+    """
+    request = Request(
+        data=data,
+        model=model,
+        backbone=backbone,
+        epochs=epochs,
+        pretrained=pretrained,
+        recipe=recipe,
+        overrides=tuple(overrides),
+    )
+    return _start(request, "train", out, resume)
+
+
+def distill(  # noqa: PLR0913 - the words of the command line
+    teacher: str | Path | None = None,
+    data: str | Path | None = None,
+    *,
+    model: str | None = None,
+    backbone: str | None = None,
+    epochs: int | None = None,
+    pretrained: str | bool | None = None,
+    recipe: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    overrides: tuple[Override, ...] | list[Override] = (),
+) -> RunResult:
+    """Train a student with a teacher's knowledge of where box edges are.
+
+    Args:
+        teacher: Weights file or run folder of a trained detector.
+        data: As for :func:`train`; also the rest.
+        model: Kind of the student.
+        backbone: The student's; ``resnet18`` unless given.
+        epochs: Passes over the data.
+        pretrained: Weights of the student's backbone: ``hub``, ``none`` or a file.
+        recipe: Name or file of a recipe to start from.
+        out: The run folder, which must be new; ``runs/distill-<name>`` unless given.
+        resume: Continue the run in ``out``.
+        overrides: ``"key.path=value"``, any field of the recipe.
+
+    Raises:
+        LocdistillError: One of its kinds; a :class:`TeacherError` where the teacher cannot teach this student.
+    """
+    if teacher is None and recipe is None and not resume:
+        raise TeacherError("there is no teacher; name a trained detector with --teacher RUN_FOLDER_OR_FILE")
+    request = Request(
+        data=data,
+        model=model,
+        backbone=backbone,
+        epochs=epochs,
+        pretrained=pretrained,
+        recipe=recipe,
+        teacher=teacher,
+        overrides=tuple(overrides),
+    )
+    return _start(request, "distill", out, resume)
+
+
+def _start(request: Request, verb: str, out: str | Path | None, resume: bool) -> RunResult:
+    if resume or (requeued() and out is not None and (Path(out) / folder.RECIPE).is_file()):
+        return run(resumed_recipe(request, out), out, resume=True)
+    recipe = resolve(request)
+    if recipe.distils != (verb == "distill"):
+        other = "distill" if recipe.distils else "train"
+        what = "distils" if recipe.distils else "has no teacher and no term that needs one"
+        raise RecipeError(f"recipe {recipe.name} {what}: use 'locdistill {other}' for it")
+    return run(recipe, folder.new_folder(out, f"{verb}-{recipe.name}"))
+
+
+def run(recipe: Recipe, out: str | Path | None = None, resume: bool = False) -> RunResult:
+    """Run a recipe into a folder; the one way in which anything is trained.
+
+    Data and teacher are read and checked, and the detector built, before the folder appears.
+
+    Args:
+        recipe: What to run.
+        out: The run folder; ``runs/<name>`` unless given.
+        resume: Continue the run in ``out`` from its last checkpoint.
+
+    Raises:
+        LocdistillError: One of its kinds.
+    """
+    path = Path(str(out)) if resume else folder.new_folder(out, recipe.name)
+    parts = _compose(recipe, resume=resume)
+    facts = folder.facts_of(parts.datasets)
+    if resume:
+        folder.check_unchanged(path, facts)
+    elif folder.process_rank() == 0:
+        folder.write_start(path, parts.recipe, facts)
+        folder.announce(path)
+    with folder.logged_to(path):
+        return _fit(parts, path, resume)
+
+
+def _compose(recipe: Recipe, *, resume: bool) -> _Parts:
+    """Open the data, read the teacher, build the detector, and fill in what the recipe left to them."""
+    teacher_file = _teacher_file(recipe)
+    recipe, datasets = _with_data(recipe)
+    if teacher_file is not None:
+        recipe, teacher = _with_teacher(recipe, teacher_file)
+    else:
+        teacher = None
+    torch.manual_seed(recipe.engine.seed)
+    detector = Detector(recipe.detector, pretrained=not resume)
+    recipe = recipe.model_copy(update={"detector": detector.settings})
+    return _Parts(recipe=recipe, datasets=datasets, detector=detector, teacher=teacher)
+
+
+def _teacher_file(recipe: Recipe) -> Path | None:
+    """The teacher's weights file.
+
+    Raises:
+        TeacherError: The recipe has a teacher, but no file is named.
+        WeightsError: There is no such file.
+    """
+    if recipe.teacher is None:
+        return None
+    if recipe.teacher.weights is None:
+        name = recipe.teacher.name or "a trained detector"
+        how = f" How to get it: {recipe.teacher.where}" if recipe.teacher.where else ""
+        raise TeacherError(f"recipe {recipe.name} needs its teacher ({name}); name it with --teacher FILE.{how}")
+    return locate(recipe.teacher.weights)
+
+
+def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
+    """Open both splits, which raises all that is wrong with them, and take the classes from the training data."""
+    if not recipe.data.path:
+        raise RecipeError("no data are named; expected --data FOLDER or data.path")
+    settings = recipe.data
+    if settings.classes is None and recipe.detector.classes:
+        settings = settings.model_copy(update={"classes": recipe.detector.classes})
+    train_set = open_dataset(settings, "train")
+    settings = settings.model_copy(update={"classes": train_set.classes})
+    val_set = open_dataset(settings, "val")
+    detector = recipe.detector
+    if detector.classes and detector.classes != train_set.classes:
+        raise RecipeError(
+            f"detector.classes {list(detector.classes)} are not those of the data, {list(train_set.classes)}; "
+            "leave detector.classes out, or name the same in data.classes"
+        )
+    detector = detector.model_copy(update={"classes": train_set.classes})
+    return recipe.model_copy(update={"data": settings, "detector": detector}), {"train": train_set, "val": val_set}
+
+
+def _with_teacher(recipe: Recipe, file: Path) -> tuple[Recipe, LiveTeacher]:
+    """Load the teacher and record which file it was."""
+    assert recipe.teacher is not None
+    digest = folder.file_digest(file)
+    if recipe.teacher.sha256 not in (None, digest):
+        raise TeacherError(
+            f"{file} is not the teacher that the recipe was run with (sha256 {digest[:12]}..., expected "
+            f"{str(recipe.teacher.sha256)[:12]}...): put the file back, or accept the new one in a new run with "
+            "teacher.sha256=null"
+        )
+    teacher = Detector.load(file)
+    check_teacher(recipe.detector, teacher.settings, str(file))
+    known = recipe.teacher.model_copy(update={"sha256": digest})
+    return recipe.model_copy(update={"teacher": known}), LiveTeacher(teacher)
+
+
+def objective_of(recipe: Recipe, detector: Detector) -> Objective:
+    """The recipe's loss for a detector."""
+    ignore_iof = recipe.assigner.ignore_iof
+    if ignore_iof is None and recipe.data.crowd == "ignore":
+        ignore_iof = IGNORE_IOF
+    return Objective(
+        terms={name: term.build() for name, term in recipe.terms.items()},
+        bins=detector.bins,
+        assigner=ATSS(topk=recipe.assigner.topk, ignore_iof=ignore_iof),
+    )
+
+
+def _fit(parts: _Parts, out: Path, resume: bool) -> RunResult:
+    recipe, detector, datasets = parts.recipe, parts.detector, parts.datasets
+    log.info("%s: %d training images, %d to evaluate on, %d classes", *_headline(parts))
+
+    def train_loader(rank: int, world_size: int) -> DataLoader[Batch]:
+        return training_loader(
+            datasets["train"], recipe.data, seed=recipe.engine.seed, rank=rank, world_size=world_size
+        )
+
+    def val_loader(rank: int, world_size: int) -> DataLoader[Batch]:
+        return evaluation_loader(
+            datasets["val"],
+            detector.settings.input,
+            batch=evaluation_batch(datasets["val"], detector.settings.input, recipe.data.batch_per_device),
+            workers=recipe.data.workers,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    first = folder.process_rank() == 0
+    if first and not resume:
+        _draw_batch(parts, out / "train_batch.png")
+    module = TrainingModule(detector, objective_of(recipe, detector), parts.teacher, recipe.engine)
+    fitted = fit(
+        module,
+        make_train_loader=train_loader,
+        make_val_loader=val_loader,
+        evaluate=Evaluator(datasets["val"]),
+        out=out,
+        settings=recipe.engine,
+        resume=resume,
+    )
+    if first:
+        _draw_results(parts, out, fitted)
+    metrics = json.loads((out / folder.METRICS).read_text(encoding="utf-8"))
+    return RunResult(out=out, best=fitted.best, last=fitted.last, metrics=metrics)
+
+
+def _draw_batch(parts: _Parts, path: Path) -> None:
+    settings = parts.recipe.data.model_copy(update={"workers": 0})
+    loader = training_loader(parts.datasets["train"], settings, seed=parts.recipe.engine.seed)
+    pictures.training_batch(path, next(iter(loader)), parts.recipe.detector.classes)
+
+
+def _draw_results(parts: _Parts, out: Path, fitted: FitResult) -> None:
+    detector = Detector.load(fitted.best or fitted.last)
+    pictures.predictions(out / "val_predictions.png", detector, parts.datasets["val"])
+    pictures.curves(out / "metrics.csv", out / "curves.png")
+
+
+def _headline(parts: _Parts) -> tuple[str, int, int, int]:
+    datasets = parts.datasets
+    return parts.recipe.name, len(datasets["train"]), len(datasets["val"]), len(parts.recipe.detector.classes)

@@ -1,0 +1,144 @@
+"""Loss terms between YAML and objects, both ways.
+
+In a recipe a term is ``of`` (a divergence), ``on`` (a region), ``norm`` (a normaliser) and ``weight``. Each of the
+first three is a name, or a name with options::
+
+    ld:
+      of: {edge_kl: {temperature: 10}}
+      on: {positives: {by: student_confidence}}
+      norm: {per_image: {reference_batch: 3, divisor: 1}}
+      weight: 0.25
+
+The names are the keys of :mod:`locdistill.distill.vocabulary`; the options are the fields of the classes behind them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from locdistill.distill import vocabulary
+from locdistill.objective.term import Term
+from locdistill.recipes.nearest import suggestion
+from locdistill.settings import Settings
+
+Kind = Literal["of", "on", "norm"]
+Component = str | dict[str, Any]
+"""A name, or ``{name: {option: value}}``."""
+
+_WHAT = {"of": "divergence", "on": "region", "norm": "normaliser"}
+
+
+def names(kind: Kind) -> dict[str, type]:
+    """The classes that may stand under ``of``, ``on`` or ``norm``, by name."""
+    tables: dict[str, dict[str, type]] = {
+        "of": vocabulary.DIVERGENCES,
+        "on": vocabulary.REGIONS,
+        "norm": vocabulary.NORMALISERS,
+    }
+    return tables[kind]
+
+
+def split_component(spec: Any) -> tuple[str, dict[str, Any]]:
+    """Name and options of a component as it stands in YAML.
+
+    Raises:
+        ValueError: Neither a name nor ``{name: options}``.
+    """
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, dict) and len(spec) == 1:
+        ((name, options),) = spec.items()
+        if isinstance(name, str) and (options is None or isinstance(options, dict)):
+            return name, options or {}
+    raise ValueError(f"expected a name or {{name: {{option: value}}}} with one name, came {spec!r}")
+
+
+def build_component(kind: Kind, spec: Any) -> Any:
+    """Build the divergence, region or normaliser that a component describes.
+
+    Raises:
+        ValueError: The name or an option does not exist, or a value is impossible; all problems in one message.
+    """
+    name, options = split_component(spec)
+    table = names(kind)
+    if name not in table:
+        raise ValueError(f"no {_WHAT[kind]} is called {name!r}; {suggestion(name, table)}")
+    fields = [field.name for field in dataclasses.fields(table[name])]
+    wrong = [f"{name} has no option {key!r}; {suggestion(str(key), fields)}" for key in options if key not in fields]
+    wrong += [
+        f"{name}.{key}: expected a finite number, came {value}"
+        for key, value in options.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    try:
+        return TypeAdapter(table[name]).validate_python(options)
+    except ValidationError as error:
+        lines = [f"{name}.{'.'.join(str(p) for p in e['loc'][:1])}: {_expected(e)}" for e in error.errors()]
+        raise ValueError("; ".join(dict.fromkeys(lines))) from None
+
+
+def _expected(error: Any) -> str:
+    if error["type"] == "missing":
+        return "is required"
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return f"{message[0].lower()}{message[1:]}, came {error['input']!r}"
+
+
+def plain_component(kind: Kind, component: Any) -> dict[str, Any]:
+    """Describe a divergence, region or normaliser with all its options: the reverse of :func:`build_component`.
+
+    Raises:
+        ValueError: Its class is not in the vocabulary.
+    """
+    for name, kind_class in names(kind).items():
+        if type(component) is kind_class:
+            options = {field.name: getattr(component, field.name) for field in dataclasses.fields(kind_class)}
+            return {name: {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
+    raise ValueError(f"{type(component).__name__} is no {_WHAT[kind]} of the vocabulary ({', '.join(names(kind))})")
+
+
+class TermSettings(Settings):
+    """One term of the objective; stored with all options spelled out, so that equal terms compare equal."""
+
+    of: Component
+    """What is measured at each location: a divergence."""
+    on: Component
+    """Where, and how strongly: a region."""
+    norm: Component = Field(default="weight_sum", validate_default=True)
+    """What the weighted sum is divided by: a normaliser."""
+    weight: float = 1.0
+
+    @field_validator("of", "on", "norm", mode="before")
+    @classmethod
+    def _spell_out(cls, spec: Any, info: Any) -> Component:
+        return plain_component(info.field_name, build_component(info.field_name, spec))
+
+    def build(self) -> Term:
+        """The term itself."""
+        return Term(
+            of=build_component("of", self.of),
+            on=build_component("on", self.on),
+            norm=build_component("norm", self.norm),
+            weight=self.weight,
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the term compares with a teacher."""
+        return self.build().needs_teacher
+
+    @classmethod
+    def of_term(cls, term: Term) -> TermSettings:
+        """Describe a term that was composed in Python."""
+        return cls(
+            of=plain_component("of", term.of),
+            on=plain_component("on", term.on),
+            norm=plain_component("norm", term.norm),
+            weight=term.weight,
+        )

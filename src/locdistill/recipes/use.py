@@ -1,0 +1,360 @@
+"""What is done with trained weights: evaluate them on a data set, let them look at pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from locdistill.data.files import images_below
+from locdistill.data.loader import evaluation_loader
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset
+from locdistill.data.settings import DataSettings
+from locdistill.dist import rank, world_size
+from locdistill.engine.validation import evaluate_together
+from locdistill.errors import DataError, ImageError, RecipeError, RunError
+from locdistill.evaluation.coco import CocoResult
+from locdistill.evaluation.evaluator import Evaluator
+from locdistill.evaluation.results import write_results
+from locdistill.evaluation.tables import Table
+from locdistill.evaluation.voc import VocResult
+from locdistill.images import ImageSource, keep_ratio_size, read_image
+from locdistill.models.detector import Detector
+from locdistill.models.settings import DetectionSettings, InputSettings
+from locdistill.models.weights import locate
+from locdistill.recipes.folder import RECIPE, write_text
+from locdistill.recipes.load import Override, load_recipe, validate
+from locdistill.recipes.overrides import apply_overrides
+from locdistill.types import Batch, Detections
+from locdistill.viz.draw import draw_detections
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Wraps something to go through, of a known length, to show how far one is."""
+
+_ADJUSTABLE = ("data", "input", "detections")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: Named numbers between 0 and 1; empty where only a results file was asked for.
+        per_class: By class name.
+        tables: Ready to print.
+        detections: By image identifier, in pixels of the images as they are on disk.
+        dataset: What was looked at.
+        results: The results file, if one was written.
+    """
+
+    metrics: dict[str, float]
+    per_class: dict[str, dict[str, float | None]]
+    tables: tuple[Table, ...]
+    detections: dict[int, Detections]
+    dataset: Dataset
+    results: Path | None = None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was detected in one picture.
+
+    Attributes:
+        path: The picture.
+        height: In pixels.
+        width: In pixels.
+        detections: Those with at least the threshold's score.
+        classes: Names by label.
+        picture: The drawn picture, if one was saved.
+    """
+
+    path: Path
+    height: int
+    width: int
+    detections: Detections
+    classes: tuple[str, ...] = field(repr=False)
+    picture: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        detections = [
+            {"class": self.classes[label], "label": label, "score": round(score, 5), "box": [round(v, 2) for v in box]}
+            for box, score, label in zip(*(value.tolist() for value in self.detections), strict=True)
+        ]
+        return {
+            "image": str(self.path),
+            "width": self.width,
+            "height": self.height,
+            "detections": detections,
+        }
+
+
+def evaluate(
+    weights: str | Path,
+    data: str | Path | None = None,
+    *,
+    split: str = "val",
+    format_only: str | Path | None = None,
+    batch: int = 8,
+    device: str | None = None,
+    overrides: Sequence[Override] = (),
+    progress: Progress | None = None,
+) -> EvaluationResult:
+    """Evaluate trained weights; the teacher, if there was one, is not needed.
+
+    Under ``torchrun`` each process detects on its share of the images, and every process gets the result.
+
+    Args:
+        weights: A weights file, a run folder, or ``run/best``.
+        data: Folder of the data set; that of the run unless given.
+        split: ``train``, ``val``, or any name of the format.
+        format_only: Write the detections to this COCO results file instead of computing metrics; for test servers.
+        batch: Images at once, if all have the same size (see :func:`evaluation_batch`).
+        device: Such as ``cuda:0``; a GPU if there is one unless given.
+        overrides: Settings of ``data``, ``input`` (size of the images) and ``detections`` (thresholds), such as
+            ``"detections.score_threshold=0.01"``.
+        progress: Shows how far the evaluation is.
+
+    Raises:
+        WeightsError: The weights cannot be read.
+        DataError: The data cannot be read, or lack a class that the detector knows.
+        RecipeError: An override is wrong.
+    """
+    with _processes() as local:
+        where = torch.device(device or local or _default_device())
+        detector = Detector.load(weights, where)
+        settings = _adjust(detector, _data_of(weights, data), overrides)
+        settings = settings.model_copy(update={"classes": settings.classes or detector.settings.classes})
+        if settings.classes != detector.settings.classes:
+            raise DataError(
+                f"the detector knows the classes {list(detector.settings.classes)} in this order, data.classes are "
+                f"{list(settings.classes or ())}; leave data.classes out"
+            )
+        dataset = open_dataset(settings, split, training=False)
+        loader: Iterable[Batch] = evaluation_loader(
+            dataset,
+            detector.settings.input,
+            batch=evaluation_batch(dataset, detector.settings.input, batch),
+            workers=settings.workers,
+            rank=rank(),
+            world_size=world_size(),
+        )
+        if progress is not None and rank() == 0:
+            loader = progress(loader, len(loader))  # type: ignore[arg-type]
+        return _judge(detector, loader, dataset, where, format_only)
+
+
+def evaluation_batch(dataset: Dataset, limits: InputSettings, batch: int) -> int:
+    """Images that may share a batch without changing what is found: ``batch`` where all are padded alike, or else 1.
+
+    The head's group normalisation sees the padding, so an image's detections depend on the size it is padded to. The
+    reference evaluates one image at a time.
+    """
+    padded = {
+        tuple(
+            -(-side // limits.pad_to)
+            for side in keep_ratio_size(record.height, record.width, short=limits.short, long=limits.long)
+        )
+        for record in dataset.records
+    }
+    return batch if len(padded) == 1 else 1
+
+
+def _judge(
+    detector: Detector, loader: Iterable[Batch], dataset: Dataset, device: torch.device, format_only: str | Path | None
+) -> EvaluationResult:
+    kept: dict[str, Any] = {}
+
+    def judge(detections: dict[int, Detections]) -> dict[str, float]:
+        kept["detections"] = detections
+        if format_only is not None:
+            kept["file"] = write_results(format_only, dataset, detections)
+            return {}
+        kept["result"] = Evaluator(dataset).result(detections)
+        return kept["result"].metrics()  # type: ignore[no-any-return]
+
+    metrics = evaluate_together(detector, loader, judge, device)
+    result = kept.get("result")
+    return EvaluationResult(
+        metrics=metrics,
+        per_class=_per_class(result) if result is not None else {},
+        tables=result.tables() if result is not None else (),
+        detections=kept.get("detections", {}),
+        dataset=dataset,
+        results=kept.get("file"),
+    )
+
+
+def _per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | None]]:
+    if isinstance(result, CocoResult):
+        return result.per_class
+    return {
+        name: {
+            "AP": float(result.ap[:, c].mean()) if result.objects[c] else None,
+            **{f"AP{50 + 5 * t}": float(v) if result.objects[c] else None for t, v in enumerate(result.ap[:, c])},
+            "objects": float(result.objects[c]),
+        }
+        for c, name in enumerate(result.classes)
+    }
+
+
+def _data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
+    """Data settings: a folder with all defaults, or those of the run that the weights belong to."""
+    if data is not None:
+        return {"path": str(data)}
+    beside = locate(weights).parent / RECIPE
+    if not beside.is_file():
+        raise RecipeError(f"on which data? {beside} is not there to say it; name them with --data FOLDER")
+    return load_recipe(beside).data.model_dump(mode="json")
+
+
+def _adjust(detector: Detector, data: dict[str, Any], overrides: Sequence[Override]) -> DataSettings:
+    """Lay overrides over the data settings and over the detector's own input and thresholds."""
+    plain = {
+        "data": data,
+        "input": detector.settings.input.model_dump(mode="json"),
+        "detections": detector.settings.detections.model_dump(mode="json"),
+    }
+    changed = apply_overrides(plain, overrides)
+    unknown = [key for key in changed if key not in _ADJUSTABLE]
+    if unknown:
+        raise RecipeError(f"{unknown[0]}: trained weights can be adjusted in {', '.join(_ADJUSTABLE)} only")
+    detector.settings = detector.settings.model_copy(
+        update={
+            "input": validate(InputSettings, changed["input"], "input"),
+            "detections": validate(DetectionSettings, changed["detections"], "detections"),
+        }
+    )
+    return validate(DataSettings, changed["data"], "data")
+
+
+def predict(
+    weights: str | Path | Detector,
+    images: str | Path | Iterable[str | Path],
+    *,
+    save: str | Path | None = None,
+    threshold: float = 0.3,
+    batch: int = 8,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """Detect objects in image files.
+
+    Args:
+        weights: A weights file, a run folder, ``run/best``, or a detector in memory.
+        images: Files, or folders that are searched for images.
+        save: Folder for the drawn pictures and ``predictions.json``.
+        threshold: Lowest score that is reported and drawn.
+        batch: Images at once.
+        device: Such as ``cuda:0``; a GPU if there is one unless given.
+        progress: Shows how far one is.
+
+    Raises:
+        WeightsError: The weights cannot be read.
+        ImageError: There is no such image, or it cannot be decoded.
+        RunError: A drawn picture would replace one of the images.
+    """
+    detector = weights if isinstance(weights, Detector) else Detector.load(weights, device or _default_device())
+    files = list_images(images)
+    targets = _targets(files, Path(save)) if save is not None else {}
+    chunks: Iterable[list[Path]] = [[f for f, _ in files[i : i + batch]] for i in range(0, len(files), batch)]
+    if progress is not None:
+        chunks = progress(chunks, -(-len(files) // batch))
+    found = [p for chunk in chunks for p in _predict_some(detector, chunk, threshold, targets)]
+    if save is not None:
+        content: dict[str, Any] = {
+            "weights": None if isinstance(weights, Detector) else str(weights),
+            "threshold": threshold,
+            "classes": list(detector.settings.classes),
+            "images": [prediction.as_dict() for prediction in found],
+        }
+        Path(save).mkdir(parents=True, exist_ok=True)
+        write_text(Path(save) / "predictions.json", json.dumps(content, indent=1) + "\n")
+    return found
+
+
+def _predict_some(
+    detector: Detector, files: list[Path], threshold: float, targets: dict[Path, Path]
+) -> Iterator[Prediction]:
+    pictures = [read_image(file) for file in files]
+    sources: list[ImageSource] = list(pictures)
+    classes = detector.settings.classes
+    for file, picture, all_found in zip(files, pictures, detector.detect(sources, batch=len(files)), strict=True):
+        kept = all_found.scores >= threshold
+        found = Detections(*(value[kept].cpu() for value in all_found))
+        target = targets.get(file)
+        if target is not None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            draw_detections(picture, found, classes=classes, threshold=threshold).save(target)
+        yield Prediction(file, picture.shape[-2], picture.shape[-1], found, classes, target)
+
+
+def list_images(images: str | Path | Iterable[str | Path]) -> list[tuple[Path, Path]]:
+    """Image files, each once, and the name by which each is to be saved: its path below the folder that was given.
+
+    Raises:
+        ImageError: A path does not exist, or a folder holds no image.
+    """
+    given = [images] if isinstance(images, str | Path) else list(images)
+    files: dict[Path, Path] = {}
+    for item in map(Path, given):
+        if item.is_dir():
+            below = images_below(item)
+            if not below:
+                raise ImageError(f"{item}: there is no image in this folder")
+            files |= {file: file.relative_to(item) for file in below if file not in files}
+        elif item.is_file():
+            files.setdefault(item, Path(item.name))
+        else:
+            raise ImageError(f"{item}: there is no such file or folder")
+    if not files:
+        raise ImageError("no images are given; name files or folders")
+    return list(files.items())
+
+
+def _targets(files: list[tuple[Path, Path]], save: Path) -> dict[Path, Path]:
+    """Where each drawn picture goes: JPEG for JPEG, PNG for the rest, numbered where names coincide."""
+    inputs = {file.resolve() for file, _ in files}
+    taken: set[Path] = set()
+    targets = {}
+    for file, name in files:
+        suffix = file.suffix if file.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
+        target, number = (save / name).with_suffix(suffix), 1
+        while target in taken:
+            number += 1
+            target = (save / name).with_name(f"{name.stem}-{number}{suffix}")
+        if target.resolve() in inputs:
+            raise RunError(f"{target} is one of the images and would be replaced by its drawing; choose another folder")
+        taken.add(target)
+        targets[file] = target
+    return targets
+
+
+def _default_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def _processes() -> Iterator[str | None]:
+    """Join the other processes if torchrun started several; the device of this one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield None
+        return
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    device = f"cuda:{local}" if torch.cuda.is_available() else None
+    dist.init_process_group("nccl" if device else "gloo", timeout=timedelta(hours=1))
+    try:
+        if device:
+            torch.cuda.set_device(local)
+        yield device
+    finally:
+        dist.destroy_process_group()
