@@ -101,8 +101,8 @@ def keep_ratio_size(h: int, w: int, *, short: int, long: int) -> tuple[int, int]
 def resize_keep_ratio(image: UInt8[Tensor, "3 h w"], *, short: int, long: int) -> UInt8[Tensor, "3 H W"]:
     """Resize to `keep_ratio_size`, bilinear, with the filter widened when shrinking (antialias).
 
-    The reference implementation samples four pixels whatever the scale, which drops pixels when shrinking by more than
-    two; enlarging is the same up to rounding. Published weights expect either about equally, thin structures survive better here.
+    The reference implementation samples four pixels whatever the scale (cv2 bilinear), which skips pixels when
+    shrinking by more than two; when enlarging the two agree up to rounding.
     """
     height, width = image.shape[-2:]
     size = keep_ratio_size(height, width, short=short, long=long)

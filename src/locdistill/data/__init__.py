@@ -1,0 +1,1 @@
+"""Data sets: COCO, VOC and YOLO files in, padded batches out."""

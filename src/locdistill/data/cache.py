@@ -1,0 +1,70 @@
+"""Decoded images kept in memory, shared by the processes that read them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+
+class PictureCache:
+    """A block of memory with a place for each image, filled as images are first read.
+
+    What has no place within ``limit`` bytes is read from its file each time. Forked workers share the block (two that
+    fill the same place write the same pixels); workers started otherwise begin with an empty one each, of their part
+    of the limit.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int]], *, limit: int, workers: int = 0) -> None:
+        self._shapes = np.asarray(shapes, dtype=np.int64).reshape(-1, 2)
+        self._limit, self._workers = limit, workers
+        self._allocate()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Shapes and limit: the memory itself stays behind."""
+        return {"_shapes": self._shapes, "_limit": self._limit // max(self._workers, 1), "_workers": 1}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """An empty cache."""
+        self.__dict__.update(state)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        sizes = 3 * self._shapes.prod(-1)
+        ends = np.cumsum(sizes)
+        self._starts = ends - sizes
+        self.places = int((ends <= self._limit).sum())
+        total = int(ends[self.places - 1]) if self.places else 0
+        # Anonymous shared memory: physical pages are taken only as they are written, and vanish with the processes.
+        self._pixels = torch.from_numpy(np.frombuffer(mmap.mmap(-1, max(total, 1)), dtype=np.uint8))
+        self._filled = torch.from_numpy(np.frombuffer(mmap.mmap(-1, max(self.places, 1)), dtype=np.uint8))
+
+    def get(self, index: int) -> UInt8[Tensor, "3 h w"] | None:
+        """The image, if it was kept; to be read, never written."""
+        if index >= self.places or not self._filled[index]:
+            return None
+        return self._place(index).permute(2, 0, 1)
+
+    def put(self, index: int, image: UInt8[Tensor, "3 h w"]) -> None:
+        """Keep the image if it has a place of its shape."""
+        if index < self.places and tuple(image.shape[-2:]) == tuple(self._shapes[index].tolist()):
+            self._place(index).copy_(image.permute(1, 2, 0))
+            self._filled[index] = 1  # after the pixels, for others read as soon as it is set
+
+    def _place(self, index: int) -> Tensor:
+        height, width = self._shapes[index].tolist()
+        start = int(self._starts[index])
+        return self._pixels[start : start + 3 * height * width].view(height, width, 3)
+
+
+def memory_limit(processes: int) -> int:
+    """Bytes that one of so many training processes may keep: a quarter of the machine's memory, split among them."""
+    if not hasattr(os, "sysconf"):
+        return 2**31 // processes
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // processes

@@ -1,0 +1,108 @@
+"""Image files on disk: names that stay where they belong, and a cheap look at each file before training."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple, TypeVar
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import track
+
+from ..errors import ImageError
+from ..images import image_size, read_image
+
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
+THREADS = 8
+BAR_FROM = 3000
+TAIL_BYTES = 64
+# What a whole file ends with. Some cameras and editors append bytes, so that another ending only calls for a full look.
+ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+class Seen(NamedTuple):
+    """What a look at an image file showed.
+
+    Attributes:
+        size: Height and width of the upright image; ``None`` where it cannot be read.
+        fault: What is wrong with the file, if anything.
+        digest: Hash of the content, where asked for.
+    """
+
+    size: tuple[int, int] | None
+    fault: str = ""
+    digest: str = ""
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a relative file name cannot leave the folder that it is joined to, on any operating system.
+
+    Only the name is judged. Symbolic links inside the folder are followed: whoever prepared the folder made them, and
+    data sets are often assembled from links; an annotation file cannot.
+    """
+    posix, windows = PurePosixPath(name), PureWindowsPath(name)
+    rooted = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
+    return bool(name.strip()) and "\0" not in name and not rooted and ".." not in posix.parts + windows.parts
+
+
+def look(path: Path) -> Seen:
+    """Size of an image from its header, and whether the file is whole, at the price of two small reads.
+
+    JPEG and PNG files that end as they should are taken to be whole; any other file is decoded.
+    """
+    try:
+        size = image_size(path)
+        if not _ends_well(path):
+            read_image(path)
+    except ImageError as error:
+        return Seen(None, _without(path, error))
+    return Seen(size)
+
+
+def look_closely(path: Path) -> Seen:
+    """Decode an image and hash its file."""
+    try:
+        height, width = read_image(path).shape[-2:]
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except ImageError as error:
+        return Seen(None, _without(path, error))
+    return Seen((height, width), digest=digest)
+
+
+def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) -> list[U]:
+    """Apply a function to all items at once, in order, with a progress bar where there are many."""
+    Image.preinit()  # Pillow loads its formats on first use, which threads must not do at once
+    with ThreadPoolExecutor(THREADS) as pool:
+        results: Iterable[U] = pool.map(function, items)
+        if len(items) >= BAR_FROM:
+            console = Console(file=sys.stderr)
+            results = track(results, description=label, total=len(items), console=console, transient=True)
+        return list(results)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All image files in a folder and those below it, in the order of their names."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+
+
+def _ends_well(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(4)
+        ending = next((end for start, end in ENDINGS.items() if head.startswith(start)), None)
+        if ending is None:
+            return False
+        size = file.seek(0, 2)
+        file.seek(max(size - TAIL_BYTES, 0))
+        return ending in file.read()
+
+
+def _without(path: Path, error: ImageError) -> str:
+    return str(error).removeprefix(f"{path}: ")

@@ -1,0 +1,270 @@
+"""Batches from a data set, the same ones for the same seed whatever the number of workers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Dataset as TorchDataset
+
+from ..errors import ImageError
+from ..images import keep_ratio_size, read_image, resize_to
+from ..types import Batch, Instances
+from .cache import PictureCache, memory_limit
+from .records import Dataset
+from .samplers import Draw, GroupedSampler, ShareSampler
+from .settings import DataSettings
+from .transforms import Sample, choose_limits, flip, resize
+
+DEFAULT_WORKERS = 4
+OPEN_FILES = 65536
+T = TypeVar("T")
+
+
+@runtime_checkable
+class InputSize(Protocol):
+    """What evaluation needs to know of the detector's input: limits of the sides in pixels, and padding."""
+
+    @property
+    def short(self) -> int:
+        """Limit of the shorter side."""
+
+    @property
+    def long(self) -> int:
+        """Limit of the longer side."""
+
+    @property
+    def pad_to(self) -> int:
+        """Padded sides are multiples of this."""
+
+
+def training_loader(
+    dataset: Dataset, settings: DataSettings, *, seed: int, rank: int = 0, world_size: int = 1
+) -> DataLoader[Batch]:
+    """Shuffled, resized, flipped batches of ``settings.batch_per_device`` images, endlessly by epochs.
+
+    ``loader.sampler`` is a `GroupedSampler`: call its ``set_epoch`` before each epoch, and ``skip`` to enter one in
+    the middle. Each random choice derives from seed, epoch and image, so neither workers nor a restart change it.
+    Every process gets the same number of batches; do not let an engine replace the sampler.
+    """
+    plan = Plan(
+        sizes=settings.sizes,
+        mode=settings.size_mode,
+        flip=settings.flip,
+        pad_to=settings.pad_to,
+        seed=seed,
+        keep_ignored=settings.crowd == "ignore",
+    )
+    workers = _workers(settings.workers)
+    cache = _cache(dataset, plan, workers, world_size) if settings.cache else None
+    wide = [record.width > record.height for record in dataset.records]
+    sampler = GroupedSampler(
+        wide,
+        batch=settings.batch_per_device,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        repeat=settings.repeat,
+    )
+    return _loader(Pictures(dataset, plan, cache), sampler, workers=workers, seed=seed)
+
+
+def evaluation_loader(
+    dataset: Dataset,
+    input_settings: InputSize,
+    *,
+    batch: int = 1,
+    workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Batch]:
+    """Every image once, in order, not flipped; of several processes each gets every ``world_size``-th.
+
+    Shares may differ by one image, and so may the numbers of batches. Ignored objects are in the batches.
+    """
+    limits = ((input_settings.long, input_settings.short),)
+    plan = Plan(sizes=limits, pad_to=input_settings.pad_to)
+    sampler = ShareSampler(len(dataset), batch=batch, rank=rank, world_size=world_size)
+    return _loader(Pictures(dataset, plan), sampler, workers=_workers(workers), seed=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is done to each image; the fields are those of `DataSettings`.
+
+    Attributes:
+        sizes: Limits ``(long, short)``.
+        mode: How to choose between them.
+        flip: Probability of a flip.
+        pad_to: Multiple for padded sides.
+        seed: Of all random choices.
+        keep_ignored: Whether crowd regions and difficult objects are handed on.
+    """
+
+    sizes: tuple[tuple[int, int], ...]
+    mode: Literal["value", "range"] = "value"
+    flip: float = 0.0
+    pad_to: int = 32
+    seed: int = 0
+    keep_ignored: bool = True
+
+    @property
+    def fixed_size(self) -> bool:
+        """Whether an image always gets the same size, so that it may be kept resized."""
+        return len(self.sizes) == 1
+
+
+class Pictures(TorchDataset[Batch]):
+    """A data set whose items are whole batches, asked for by a list of draws.
+
+    Annotations are kept in a few flat arrays: many small objects would be copied into each worker bit by bit.
+    """
+
+    def __init__(self, dataset: Dataset, plan: Plan, cache: PictureCache | None = None) -> None:
+        records = dataset.records
+        self._plan, self._cache = plan, cache
+        self._paths = np.array([str(record.path) for record in records])
+        self._sizes = np.array([(r.height, r.width) for r in records], dtype=np.int64).reshape(-1, 2)
+        self._ids = np.array([record.image_id for record in records], dtype=np.int64)
+        keep = [np.full(len(r.ignored), True) if plan.keep_ignored else ~r.ignored for r in records]
+        self._ends = np.cumsum([int(kept.sum()) for kept in keep], dtype=np.int64)
+        pairs = list(zip(records, keep, strict=True))
+        self._boxes = _joined([r.boxes[kept] for r, kept in pairs], np.float32, (0, 4))
+        self._labels = _joined([r.labels[kept] for r, kept in pairs], np.int64, (0,))
+        self._ignored = _joined([r.ignored[kept] for r, kept in pairs], np.bool_, (0,))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._paths)
+
+    def __getitem__(self, draws: Sequence[Draw]) -> Batch:
+        """Read, resize and collate the images of one batch.
+
+        Raises:
+            ImageError: An image cannot be read.
+        """
+        return collate([self.sample(draw) for draw in draws], pad_to=self._plan.pad_to)
+
+    def sample(self, draw: Draw) -> Sample:
+        """One image, resized and flipped as the draw decides."""
+        plan = self._plan
+        chance = np.random.default_rng((plan.seed, draw.epoch, draw.turn, draw.image))
+        long, short = choose_limits(plan.sizes, plan.mode, chance)
+        sample = resize(self._unsized(draw.image, long=long, short=short), long=long, short=short)
+        return flip(sample) if chance.random() < plan.flip else sample
+
+    def _unsized(self, index: int, *, long: int, short: int) -> Sample:
+        """An image with its boxes in original pixels; the image may have its final size already."""
+        start, end = (int(self._ends[index - 1]) if index else 0), int(self._ends[index])
+        height, width = self._sizes[index].tolist()
+        return Sample(
+            image=self._picture(index, keep_ratio_size(height, width, short=short, long=long)),
+            boxes=torch.from_numpy(self._boxes[start:end]),
+            labels=torch.from_numpy(self._labels[start:end]),
+            ignored=torch.from_numpy(self._ignored[start:end]),
+            original_size=(height, width),
+            image_id=int(self._ids[index]),
+        )
+
+    def _picture(self, index: int, target: tuple[int, int]) -> Tensor:
+        kept = None if self._cache is None else self._cache.get(index)
+        if kept is not None:
+            return kept
+        path = str(self._paths[index])
+        image = read_image(path)
+        size = tuple(self._sizes[index].tolist())
+        if tuple(image.shape[-2:]) != size:
+            raise ImageError(f"{path}: had {size} rows and columns when training began, now {tuple(image.shape[-2:])}")
+        if self._plan.fixed_size:
+            image = resize_to(image, target)
+        if self._cache is not None:
+            self._cache.put(index, image)
+        return image
+
+
+def collate(samples: Sequence[Sample], *, pad_to: int) -> Batch:
+    """Stack samples: images padded with zeros right and bottom, objects with empty slots (at least one per image).
+
+    The padded sides are the largest of the batch, rounded up to ``pad_to``. Each image's extents are its own sides
+    rounded up, as if it had been padded before it met the others.
+    """
+    sizes = torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64)
+    extents = (sizes + pad_to - 1) // pad_to * pad_to
+    height, width = extents.amax(0).tolist()
+    slots = max([1, *(len(sample.labels) for sample in samples)])
+    images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
+    boxes = torch.zeros((len(samples), slots, 4))
+    labels = torch.zeros((len(samples), slots), dtype=torch.int64)
+    ignored = torch.zeros((len(samples), slots), dtype=torch.bool)
+    present = torch.zeros((len(samples), slots), dtype=torch.bool)
+    for i, sample in enumerate(samples):
+        h, w = sample.image.shape[-2:]
+        images[i, :, :h, :w] = sample.image
+        objects = len(sample.labels)
+        boxes[i, :objects] = sample.boxes
+        labels[i, :objects] = sample.labels
+        ignored[i, :objects] = sample.ignored
+        present[i, :objects] = ~sample.ignored
+    return Batch(
+        images=images,
+        sizes=sizes,
+        original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
+        image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
+        instances=Instances(boxes, labels, present, ignored, extents),
+    )
+
+
+def _joined(parts: Sequence[np.ndarray], kind: type, empty: tuple[int, ...]) -> np.ndarray:
+    return np.concatenate([np.zeros(empty, kind), *parts]).astype(kind)
+
+
+def _cache(dataset: Dataset, plan: Plan, workers: int, processes: int) -> PictureCache:
+    shapes = [(record.height, record.width) for record in dataset.records]
+    if plan.fixed_size:
+        long, short = plan.sizes[0]
+        shapes = [keep_ratio_size(height, width, short=short, long=long) for height, width in shapes]
+    return PictureCache(shapes, limit=memory_limit(processes), workers=workers)
+
+
+def _workers(wanted: int | None) -> int:
+    if wanted is not None:
+        return wanted
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(DEFAULT_WORKERS, cores)
+
+
+def _loader(pictures: Pictures, sampler: Sampler[list[Draw]], *, workers: int, seed: int) -> DataLoader[Batch]:
+    if workers:
+        _allow_open_files()
+    return DataLoader(
+        pictures,
+        sampler=sampler,
+        batch_size=None,  # items are batches already
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(seed),  # else each epoch would draw from the global random state
+    )
+
+
+def _as_it_is(item: T) -> T:
+    return item
+
+
+def _allow_open_files() -> None:
+    """Raise the soft limit of open files: every tensor from a worker holds one until it is dropped."""
+    try:
+        import resource  # noqa: PLC0415  # not on Windows, where there is no such limit
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,291 @@
+"""From a path to a data set: recognise the format, read it, look at every image file, refuse what is broken."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import AnnotationError
+from .coco import annotation_names, find_annotations, read_coco
+from .files import Seen, in_threads, look
+from .problems import Problem, error_of
+from .records import Dataset, Kind, Record
+from .settings import DataSettings
+from .sources import Listed, Source
+from .voc import image_sets, read_voc, usual_split, year_folders
+from .yolo import find_yaml, read_yolo, yaml_splits
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass
+class Scan:
+    """A split as found, with everything that is wrong with it.
+
+    Attributes:
+        dataset: The images whose files and annotations are sound.
+        problems: What is broken.
+        notes: Harmless oddities, counted.
+        seen: What the look at each image file showed, by path.
+    """
+
+    dataset: Dataset
+    problems: list[Problem] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
+    seen: dict[Path, Seen] = field(default_factory=dict)
+
+
+def open_dataset(settings: DataSettings, split: str, *, training: bool | None = None) -> Dataset:
+    """Open a split for training or evaluation.
+
+    For training, boxes that do not touch the image, have an area of zero, or sides below one pixel are left out, then
+    images without any annotation or with a short side (`DataSettings.filter_empty`, `.min_side`). For evaluation every
+    image and box stays. Crowd regions and difficult objects are marked as ignored in both.
+
+    Every image file is looked at (header, size, ending), so that a broken one is found before the first epoch.
+
+    Args:
+        settings: Where, and which classes.
+        split: ``train`` and ``val`` are what the settings say; any other name is taken as it is.
+        training: Whether to leave out what cannot be trained on; ``None``: for the split ``train``.
+
+    Raises:
+        AnnotationError: There is no such data set, or annotations are broken; all that were found are listed.
+        ImageError: Only images are missing, damaged, or of another size than declared; all are listed.
+    """
+    scan = scan_dataset(settings, split, training=training)
+    if scan.problems:
+        raise error_of(scan.problems, scan.dataset.name, settings.path)
+    if not scan.dataset.records:
+        raise AnnotationError(_nothing_left(scan, settings))
+    return scan.dataset
+
+
+def scan_dataset(
+    settings: DataSettings, split: str, *, training: bool | None = None, inspect: Callable[[Path], Seen] = look
+) -> Scan:
+    """Read a split and collect what is broken in it instead of stopping at the first.
+
+    Raises:
+        AnnotationError: Nothing can be read: no such split, not the format, unknown class names.
+    """
+    kind = recognise(settings)
+    sources = [source for name in split_names(settings, split) for source in _read(settings, kind, name)]
+    classes, category_ids = _choose_classes(sources, settings.classes)
+    dataset = Dataset(_name(settings, split), classes, (), kind, category_ids)
+    scan = Scan(dataset)
+    for source in sources:
+        scan.problems += source.problems
+        scan.notes += source.notes
+    paths = list(dict.fromkeys(listed.path for source in sources for listed in source.images))
+    scan.seen = dict(zip(paths, in_threads(inspect, paths, label="looking at images"), strict=True))
+    lenient = split == "train" if training is None else training
+    records = []
+    for source in sources:
+        lookup = {name: classes.index(name) for _, name in source.categories if name in classes}
+        labels = np.array([lookup.get(name, -1) for _, name in source.categories], dtype=np.int64)
+        for listed in source.images:
+            record = _record(listed, source, labels, scan)
+            if record is not None:
+                kept = _trainable(record, settings, scan.notes) if lenient else record
+                records += [] if kept is None else [kept]
+    scan.dataset = Dataset(dataset.name, classes, _numbered(records), kind, category_ids)
+    return scan
+
+
+def recognise(settings: DataSettings) -> Kind:
+    """The format of a path.
+
+    Raises:
+        AnnotationError: The path is empty or absent, or it looks like no format or like several.
+    """
+    if not settings.path:
+        raise AnnotationError("no data given; set data.path (--data PATH) to a folder, a COCO json or a data.yaml")
+    path = Path(settings.path)
+    if not path.exists():
+        raise AnnotationError(f"{path}: there is no such file or folder; check data.path")
+    if settings.format != "auto":
+        return settings.format
+    named = [name for choice in (settings.train, settings.val) if choice is not None for name in _tuple(choice)]
+    json = path.suffix == ".json" or any(find_annotations(path, name) for name in (*named, *SPLITS) if path.is_dir())
+    looks: dict[Kind, bool] = {"coco": json, "voc": bool(year_folders(path)), "yolo": find_yaml(path) is not None}
+    fitting = [kind for kind, fits in looks.items() if fits]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise AnnotationError(f"{path}: could be {' or '.join(fitting)}; set data.format")
+    raise AnnotationError(
+        f"{path}: not recognised as a data set. Looked for\n"
+        f"  coco: a .json file, or in the folder {', '.join(annotation_names('train'))} (or of val, test)\n"
+        f"  voc: Annotations and ImageSets/Main in the folder, in VOC*, or in VOCdevkit/VOC*\n"
+        f"  yolo: data.yaml or another single YAML file\n{_contents(path)}"
+    )
+
+
+def split_names(settings: DataSettings, split: str) -> tuple[str, ...]:
+    """The names of the format that are behind ``train`` and ``val``; any other split is its own name."""
+    choice = {"train": settings.train, "val": settings.val}.get(split)
+    return _tuple(choice) if choice is not None else (split,)
+
+
+def available_splits(settings: DataSettings) -> list[str]:
+    """Those of train, val and test that can be found, for `locdistill data check`."""
+    kind = recognise(settings)
+    path = Path(settings.path)
+    if kind == "coco":
+        given = {"train": settings.train, "val": settings.val}
+        found = [split for split in SPLITS if given.get(split) or find_annotations(path, split)]
+        return found[:1] if path.is_file() and len({find_annotations(path, split) for split in found}) == 1 else found
+    if kind == "voc":
+        chosen = [split for split in ("train", "val") if image_sets(path, _voc_name(settings, split))]
+        return chosen + (["test"] if image_sets(path, "test") and _voc_name(settings, "val") != "test" else [])
+    file = find_yaml(path)
+    return yaml_splits(file) if file is not None else []
+
+
+def _voc_name(settings: DataSettings, split: str) -> str:
+    names = split_names(settings, split)
+    return usual_split(Path(settings.path), names[0]) if names == (split,) else names[0]
+
+
+def _tuple(choice: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (choice,) if isinstance(choice, str) else choice
+
+
+def _name(settings: DataSettings, split: str) -> str:
+    names = "+".join(split_names(settings, split))
+    return f"{Path(settings.path).name}/{names}"
+
+
+def _contents(path: Path) -> str:
+    if not path.is_dir():
+        return "it is a file"
+    names = sorted(item.name + ("/" if item.is_dir() else "") for item in path.iterdir())
+    return f"it holds {', '.join(names[:20]) or 'nothing'}{', ...' if len(names) > 20 else ''}"
+
+
+def _read(settings: DataSettings, kind: Kind, name: str) -> list[Source]:
+    path = Path(settings.path)
+    if kind == "coco":
+        file = find_annotations(path, name)
+        if file is None:
+            raise AnnotationError(_no_split(path, name, [s for s in SPLITS if find_annotations(path, s)]))
+        return [read_coco(file, root=path if path.is_dir() else path.parent, split=name)]
+    if kind == "voc":
+        sets = image_sets(path, usual_split(path, name))
+        if not sets:
+            lists = {file.stem for year in year_folders(path) for file in (year / "ImageSets" / "Main").glob("*.txt")}
+            raise AnnotationError(_no_split(path, name, sorted(name for name in lists if "_" not in name)))
+        return [read_voc(folder, file) for folder, file in sets]
+    file = find_yaml(path)
+    if file is None:
+        raise AnnotationError(f"{path}: no data.yaml with 'names', 'train' and 'val' in it; write one")
+    return [read_yolo(file, name)]
+
+
+def _no_split(path: Path, name: str, known: Sequence[str]) -> str:
+    there = f"it has {', '.join(known)}" if known else _contents(path)
+    return f"{path}: no split {name!r}; {there}. Name the split to use, for example data.val=test"
+
+
+def _choose_classes(
+    sources: Sequence[Source], wanted: tuple[str, ...] | None
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Class names in order, and the first source's identifiers for them."""
+    first = sources[0]
+    for source in sources[1:]:
+        if {name for _, name in source.categories} != {name for _, name in first.categories}:
+            raise AnnotationError(
+                f"{first.file} and {source.file} have different classes: {[name for _, name in first.categories]} and"
+                f" {[name for _, name in source.categories]}; only data with the same classes can be concatenated"
+            )
+    numbers = {name: identifier for identifier, name in first.categories}
+    if not numbers and not first.problems:
+        raise AnnotationError(f"{first.file}: has no categories; list the classes")
+    chosen = tuple(numbers) if wanted is None else wanted
+    missing = [name for name in chosen if name not in numbers]
+    if missing:
+        close = difflib.get_close_matches(missing[0], numbers, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise AnnotationError(f"{first.file}: has no class {', '.join(missing)}{hint} It has: {', '.join(numbers)}")
+    is_coco = not first.relative and Path(first.file).suffix == ".json"
+    ids = tuple(numbers[name] for name in chosen) if is_coco else tuple(range(1, len(chosen) + 1))
+    return chosen, ids
+
+
+def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan) -> Record | None:
+    """The image with its boxes in pixels and the chosen classes; ``None``, and a problem, where the file is no good."""
+    size, fault, _ = scan.seen[listed.path]
+    if size is None:
+        remedy = "put it there, or remove the image from the annotations" if "no such" in fault else "replace it"
+        scan.problems.append(Problem(str(listed.path), "", fault, remedy, image=True))
+        return None
+    if listed.declared is not None and listed.declared != size:
+        scan.problems.append(Problem(str(listed.path), "", *_other_size(listed, size), image=True))
+        return None
+    height, width = size
+    boxes = listed.boxes * (width, height, width, height) if source.relative else listed.boxes
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) if listed.areas is None else listed.areas
+    own = labels[listed.categories]
+    chosen = own >= 0
+    return Record(
+        path=listed.path,
+        image_id=listed.image_id,
+        width=width,
+        height=height,
+        boxes=boxes[chosen].astype(np.float32),
+        labels=own[chosen],
+        ignored=listed.ignored[chosen],
+        areas=areas[chosen].astype(np.float32),
+    )
+
+
+def _other_size(listed: Listed, size: tuple[int, int]) -> tuple[str, str]:
+    height, width = listed.declared or (0, 0)
+    what = f"{listed.where} is declared as {width}x{height}, but the file has {size[1]}x{size[0]}"
+    if (width, height) == size:
+        return what, "the picture is stored rotated (EXIF) or the sides are swapped: annotate the upright picture"
+    return what, "the boxes were drawn on another version: use that one, or correct the annotations"
+
+
+def _trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Record | None:
+    """The boxes that can be learnt (LD reference's rules), or ``None`` for an image to leave out."""
+    if settings.filter_empty and not len(record.boxes):
+        notes["images without objects, left out"] += 1
+        return None
+    if min(record.height, record.width) < settings.min_side:
+        notes[f"images with a side below {settings.min_side} pixels, left out"] += 1
+        return None
+    bounds = np.array((record.width, record.height), dtype=np.float32)
+    overlap = np.minimum(record.boxes[:, 2:], bounds) - np.maximum(record.boxes[:, :2], 0)
+    sides = record.boxes[:, 2:] - record.boxes[:, :2]
+    outside, tiny = (overlap <= 0).any(-1), (sides < 1).any(-1)
+    keep = ~(outside | tiny | (record.areas <= 0))
+    notes["boxes outside the image, left out"] += int(outside.sum())
+    notes["boxes with a side below one pixel, left out"] += int((tiny & ~outside).sum())
+    notes["boxes with area 0, left out"] += int((~keep & ~outside & ~tiny).sum())
+    if keep.all():
+        return record
+    kept = {name: getattr(record, name)[keep] for name in ("boxes", "labels", "ignored", "areas")}
+    return Record(record.path, record.image_id, record.width, record.height, **kept)
+
+
+def _numbered(records: list[Record]) -> tuple[Record, ...]:
+    """The records; numbered anew from 1 where concatenated sources use the same identifier twice."""
+    if len({record.image_id for record in records}) == len(records):
+        return tuple(records)
+    return tuple(
+        Record(r.path, number, r.width, r.height, r.boxes, r.labels, r.ignored, r.areas)
+        for number, r in enumerate(records, start=1)
+    )
+
+
+def _nothing_left(scan: Scan, settings: DataSettings) -> str:
+    why = "; ".join(f"{count} {note}" for note, count in scan.notes.items() if count) or "it lists no images"
+    name, classes = scan.dataset.name, list(scan.dataset.classes)
+    return f"{settings.path}: no image of {name} can be used for the classes {classes}: {why}"

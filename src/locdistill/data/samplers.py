@@ -1,0 +1,117 @@
+"""Which images make which batch, on which process, in which epoch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class Draw(NamedTuple):
+    """One image in one batch: with the seed, all that its random choices depend on.
+
+    Attributes:
+        image: Its position in the data set.
+        epoch: The epoch.
+        turn: How many times the image was drawn before in this epoch.
+    """
+
+    image: int
+    epoch: int = 0
+    turn: int = 0
+
+
+class GroupedSampler(Sampler[list[Draw]]):
+    """Batches of images that are all wide (``w / h > 1``) or all not, shuffled, with the same number on each process.
+
+    The rules are those of the reference implementation: each group is shuffled and filled up from its own beginning to
+    a multiple of images per step over all processes, the batches of both groups are shuffled, each process takes a
+    contiguous slice. Every image is seen at least ``repeat`` times an epoch; a group smaller than a step repeats.
+
+    Unlike the reference, the order depends on nothing but seed and epoch, and an epoch can be entered in the middle.
+    """
+
+    def __init__(
+        self,
+        wide: Sequence[bool] | np.ndarray,
+        *,
+        batch: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        repeat: int = 1,
+    ) -> None:
+        flags = np.asarray(wide, dtype=bool)
+        self._groups = [group for group in (np.flatnonzero(~flags), np.flatnonzero(flags)) if len(group)]
+        self._batch, self._seed = batch, seed
+        self._rank, self._world_size, self._repeat = rank, world_size, repeat
+        self._epoch, self._skipped = 0, {0: 0}
+
+    def __len__(self) -> int:
+        """Batches per process and epoch, whatever is skipped."""
+        step = self._batch * self._world_size
+        return sum(-(-len(group) * self._repeat // step) for group in self._groups)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that the next iteration gives."""
+        return self._epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration gives."""
+        self._epoch = epoch
+
+    def skip(self, batches: int, *, epoch: int | None = None) -> None:
+        """Begin an epoch after its first ``batches``, without reading them; ``None``: the epoch that is set.
+
+        It holds for every iteration over that epoch and for no other; ``skip(0)`` undoes it. The length stays that of
+        the whole epoch.
+        """
+        self._skipped = {self._epoch if epoch is None else epoch: batches}
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """The batches of this process, from the first that is not skipped."""
+        epoch = self._epoch
+        yield from self._batches(epoch)[self._skipped.get(epoch, 0) :]
+
+    def _batches(self, epoch: int) -> list[list[Draw]]:
+        random = np.random.default_rng((self._seed, epoch))
+        step = self._batch * self._world_size
+        batches: list[list[Draw]] = []
+        for group in self._groups:
+            order = random.permutation(np.tile(group, self._repeat))
+            order = np.resize(order, -(-len(order) // step) * step)  # repeats from the beginning
+            draws = _counted(order, epoch)
+            batches += [draws[start : start + self._batch] for start in range(0, len(draws), self._batch)]
+        mixed = random.permutation(len(batches))
+        return [batches[i] for i in mixed[self._rank * len(self) : (self._rank + 1) * len(self)]]
+
+
+class ShareSampler(Sampler[list[Draw]]):
+    """Every image once and in order, dealt out to the processes in turn, without repeats."""
+
+    def __init__(self, count: int, *, batch: int, rank: int = 0, world_size: int = 1) -> None:
+        self._indices = range(rank, count, world_size)
+        self._batch = batch
+
+    def __len__(self) -> int:
+        """Batches of this process."""
+        return math.ceil(len(self._indices) / self._batch)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        """The batches of this process."""
+        for start in range(0, len(self._indices), self._batch):
+            yield [Draw(index) for index in self._indices[start : start + self._batch]]
+
+
+def _counted(order: np.ndarray, epoch: int) -> list[Draw]:
+    turns: dict[int, int] = {}
+    draws = []
+    for index in order.tolist():
+        turn = turns.get(index, 0)
+        turns[index] = turn + 1
+        draws.append(Draw(index, epoch, turn))
+    return draws

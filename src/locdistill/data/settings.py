@@ -1,0 +1,77 @@
+"""What a run says about its data."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from ..settings import Settings
+
+
+class DataSettings(Settings):
+    """Where the pictures are, and how they are turned into batches.
+
+    Attributes:
+        path: A folder or file; the format is recognised from it. Empty in recipes that leave it to the command line.
+        format: Says the format where the path could be read in two ways.
+        train: Splits to train on; several are concatenated. ``None`` is the format's usual: ``train.json``,
+            ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json`` of COCO, ``trainval`` of all
+            years of VOC (``train`` where there is no ``test``), ``train`` of a YOLO ``data.yaml``.
+        val: Splits to evaluate on, likewise.
+        classes: Names of the classes to use, in this order; boxes of others are left out. ``None``: all, in the order
+            of the file.
+        sizes: ``(long, short)`` limits of the two sides in pixels, between which training chooses per image.
+        size_mode: ``value`` picks one of ``sizes``; ``range`` draws both limits uniformly between the smallest and the
+            largest of them.
+        flip: Probability of a horizontal flip.
+        batch_per_device: Images per process and micro-batch.
+        workers: Processes that read images; ``None``: one per core, at most four.
+        crowd: ``background`` trains crowd regions and difficult objects as background, like the reference;
+            ``ignore`` hands them on, so that locations on them can be left out.
+        repeat: Passes over the images that make one epoch (3 in the published VOC schedules).
+        pad_to: The padded sides of a batch are multiples of this.
+        cache: Keep decoded images in memory, as many as fit into a quarter of the machine's.
+        filter_empty: Leave out training images without any annotated object.
+        min_side: Leave out training images with a shorter side, in pixels.
+    """
+
+    path: str = ""
+    format: Literal["auto", "coco", "voc", "yolo"] = "auto"
+    train: str | tuple[str, ...] | None = None
+    val: str | tuple[str, ...] | None = None
+    classes: tuple[str, ...] | None = None
+    sizes: tuple[tuple[int, int], ...] = ((1333, 800),)
+    size_mode: Literal["value", "range"] = "value"
+    flip: float = Field(default=0.5, ge=0, le=1)
+    batch_per_device: int = Field(default=16, ge=1)
+    workers: int | None = Field(default=None, ge=0)
+    crowd: Literal["background", "ignore"] = "background"
+    repeat: int = Field(default=1, ge=1)
+    pad_to: int = Field(default=32, ge=1)
+    cache: bool = False
+    filter_empty: bool = True
+    min_side: int = Field(default=32, ge=1)
+
+    @field_validator("sizes")
+    @classmethod
+    def _long_before_short(cls, sizes: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        if not sizes:
+            raise ValueError("expected at least one pair (long, short)")
+        for long, short in sizes:
+            if not long >= short >= 1:
+                raise ValueError(f"expected (long, short) with long >= short >= 1, got ({long}, {short})")
+        return sizes
+
+    @field_validator("classes")
+    @classmethod
+    def _classes_once(cls, classes: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if classes is not None and (not classes or len(set(classes)) < len(classes)):
+            raise ValueError(f"expected at least one class name, each once, got {list(classes)}")
+        return classes
+
+    @model_validator(mode="after")
+    def _range_needs_two(self) -> DataSettings:
+        if self.size_mode == "range" and len(self.sizes) < 2:
+            raise ValueError("size_mode 'range' needs two pairs in sizes, for example [[1333, 480], [1333, 800]]")
+        return self

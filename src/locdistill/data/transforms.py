@@ -1,0 +1,68 @@
+"""What happens to one training image: a size, a flip, and its boxes along with it."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int, UInt8
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from ..images import keep_ratio_size, resize_to
+
+
+class Sample(NamedTuple):
+    """One image on its way into a batch.
+
+    Attributes:
+        image: RGB.
+        boxes: ``x1, y1, x2, y2`` in pixels of ``image``.
+        labels: Class indices.
+        ignored: Crowd regions and difficult objects.
+        original_size: Height and width of the file.
+        image_id: The data set's identifier.
+    """
+
+    image: UInt8[Tensor, "3 h w"]
+    boxes: Float[Tensor, "g 4"]
+    labels: Int[Tensor, " g"]
+    ignored: Bool[Tensor, " g"]
+    original_size: tuple[int, int]
+    image_id: int
+
+
+def choose_limits(
+    sizes: tuple[tuple[int, int], ...], mode: Literal["value", "range"], random: np.random.Generator
+) -> tuple[int, int]:
+    """Limits ``(long, short)`` for one image.
+
+    ``value`` takes one of the pairs, each with equal probability; ``range`` draws either limit as a whole number,
+    uniformly between its smallest and largest value, both included.
+    """
+    if mode == "value":
+        return sizes[int(random.integers(len(sizes)))]
+    longs, shorts = zip(*sizes, strict=True)
+    long = int(random.integers(min(longs), max(longs) + 1))
+    short = int(random.integers(min(shorts), max(shorts) + 1))
+    return long, min(long, short)
+
+
+def resize(sample: Sample, *, long: int, short: int) -> Sample:
+    """Resize image and boxes with the aspect ratio kept; boxes by the ratio of sides per axis, then clipped."""
+    height, width = sample.original_size
+    size = keep_ratio_size(height, width, short=short, long=long)
+    image = resize_to(sample.image, size)
+    scale = torch.tensor((size[1] / width, size[0] / height)).repeat(2)
+    bounds = torch.tensor((size[1], size[0]), dtype=torch.float32).repeat(2)
+    boxes = (sample.boxes * scale).clamp(min=torch.zeros(()), max=bounds)
+    return sample._replace(image=image, boxes=boxes)
+
+
+def flip(sample: Sample) -> Sample:
+    """Mirror left and right: ``x' = width - x``."""
+    width = sample.image.shape[-1]
+    x1, y1, x2, y2 = sample.boxes.unbind(-1)
+    boxes = torch.stack((width - x2, y1, width - x1, y2), -1)
+    return sample._replace(image=transforms.horizontal_flip(sample.image), boxes=boxes)

@@ -1,0 +1,184 @@
+"""Pascal VOC: one XML file per image, image sets as lists of names, years side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from defusedxml import ElementTree
+from defusedxml.common import DefusedXmlException
+
+from .files import IMAGE_SUFFIXES, in_threads, stays_inside
+from .problems import Problem
+from .sources import Listed, Source, box_arrays
+
+CLASSES = (
+    "aeroplane",
+    "bicycle",
+    "bird",
+    "boat",
+    "bottle",
+    "bus",
+    "car",
+    "cat",
+    "chair",
+    "cow",
+    "diningtable",
+    "dog",
+    "horse",
+    "motorbike",
+    "person",
+    "pottedplant",
+    "sheep",
+    "sofa",
+    "train",
+    "tvmonitor",
+)
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def year_folders(path: Path) -> list[Path]:
+    """The folders with ``Annotations`` and ``ImageSets/Main`` at or below a path: ``VOC2007``, ``VOC2012``, ..."""
+    candidates = [path, *sorted(path.glob("VOC*")), *sorted(path.glob("VOCdevkit/VOC*"))]
+    return [folder for folder in candidates if _is_year(folder)]
+
+
+def _is_year(folder: Path) -> bool:
+    return (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir()
+
+
+def usual_split(path: Path, split: str) -> str:
+    """The image set behind ``train`` and ``val``: ``trainval`` and ``test`` where there is an annotated ``test``."""
+    if split not in ("train", "val") or not image_sets(path, "test") or not image_sets(path, "trainval"):
+        return split
+    return "trainval" if split == "train" else "test"
+
+
+def image_sets(path: Path, split: str) -> list[tuple[Path, Path]]:
+    """Year folder and list file of an image set, of all years that have annotations for it.
+
+    ``split`` may name one year: ``VOC2007/trainval``. The ``test`` set of later years is public as images only.
+    """
+    year, _, name = split.rpartition("/")
+    found = []
+    for folder in year_folders(path):
+        file = folder / "ImageSets" / "Main" / f"{name}.txt"
+        if year in ("", folder.name) and file.is_file():
+            first = next(iter(_names(file)), None)
+            if first is None or not stays_inside(first) or (folder / "Annotations" / f"{first}.xml").is_file():
+                found.append((folder, file))
+    return found
+
+
+def _names(file: Path) -> Iterator[str]:
+    """Image names; lists per class have a second column, 1, 0 or -1, which only matters for classification."""
+    for line in file.read_text(encoding="utf-8-sig").splitlines():
+        if line.strip():
+            yield line.split()[0]
+
+
+def read_voc(folder: Path, file: Path) -> Source:
+    """Read one image set of one year.
+
+    Corners are ``int(float(value)) - 1``, all four, as in the reference implementation: pixels counted from 1 become
+    coordinates from 0, and a box that includes its last pixel becomes one pixel narrower than it covers. Difficult
+    objects are ignored ones. Images are numbered from 1 in the order of the list. The classes are VOC's twenty where
+    all names are among them, otherwise all names found in the folder, sorted.
+    """
+    source = Source(file=str(file), categories=[])
+    names = []
+    for name in _names(file):
+        if stays_inside(name):
+            names.append(name)
+        else:
+            _report(source, str(file), name, "the name leaves the image folder", "list names without folders")
+    pictures = _pictures(folder / "JPEGImages")
+    files = [folder / "Annotations" / f"{name}.xml" for name in names]
+    parsed = in_threads(_parse, files, label="reading annotations")
+    source.problems += [problem for _, problems in parsed for problem in problems]
+    source.categories = list(enumerate(_classes(folder, parsed)))
+    labels = {name: index for index, name in source.categories}
+    for position, (name, (content, _)) in enumerate(zip(names, parsed, strict=True), start=1):
+        source.images.append(
+            Listed(
+                path=pictures.get(name, folder / "JPEGImages" / f"{name}.jpg"),
+                image_id=position,
+                declared=content["size"],
+                boxes=box_arrays(content["boxes"]),
+                categories=np.array([labels[label] for label in content["names"]], dtype=np.int64),
+                ignored=np.array(content["difficult"], dtype=bool),
+                where=f"image {name}",
+            )
+        )
+    return source
+
+
+def _report(source: Source, file: str, where: str, what: str, remedy: str) -> None:
+    source.problems.append(Problem(file, where, what, remedy))
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(files)}
+
+
+Parsed = tuple[dict[str, Any], list[Problem]]
+
+
+def _classes(folder: Path, parsed: list[Parsed]) -> tuple[str, ...]:
+    names = {name for content, _ in parsed for name in content["names"]}
+    if names <= set(CLASSES):
+        return CLASSES
+    everything = in_threads(_parse, sorted((folder / "Annotations").glob("*.xml")), label="collecting classes")
+    return tuple(sorted(names | {name for content, _ in everything for name in content["names"]}))
+
+
+def _parse(file: Path) -> Parsed:
+    """Content of one annotation file, and what is broken in it."""
+    content: dict[str, Any] = {"size": None, "boxes": [], "names": [], "difficult": []}
+    try:
+        root = ElementTree.parse(file).getroot()
+    except FileNotFoundError:
+        return content, [Problem(str(file), "", "there is no such annotation file", "add it or shorten the image set")]
+    except DefusedXmlException:
+        what = "the XML defines entities, which can exhaust memory or read other files"
+        return content, [Problem(str(file), "", what, "export plain annotations")]
+    except (ElementTree.ParseError, OSError, ValueError) as error:
+        return content, [Problem(str(file), "", f"not valid XML ({error})", "export the annotation again")]
+    problems = []
+    try:
+        size = tuple(int(float(root.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+        content["size"] = size if min(size) > 0 else None  # some tools write zeros for "not known"
+    except (ValueError, OverflowError):
+        problems.append(Problem(str(file), "size", "is not in whole pixels", "write the size of the image"))
+    for position, entry in enumerate(root.findall("object"), start=1):
+        try:
+            box = tuple(float(int(float(entry.findtext(f"bndbox/{corner}") or "")) - 1) for corner in CORNERS)
+        except (ValueError, OverflowError):
+            corners = {corner: entry.findtext(f"bndbox/{corner}") for corner in CORNERS}
+            what = f"the corners {corners} are not four finite numbers"
+            problems.append(Problem(str(file), f"object {position}", what, "write xmin, ymin, xmax, ymax in pixels"))
+            continue
+        name, difficult = (entry.findtext("name") or "").strip(), (entry.findtext("difficult") or "0").strip()
+        fault = _fault(name, difficult, box)
+        if fault:
+            problems.append(Problem(str(file), f"object {position}", *fault))
+            continue
+        content["boxes"].append(box)
+        content["names"].append(name)
+        content["difficult"].append(difficult == "1")
+    return content, problems
+
+
+def _fault(name: str, difficult: str, box: tuple[float, ...]) -> tuple[str, str] | None:
+    if not name:
+        return "has no name", "write the class of the object"
+    if difficult not in ("0", "1"):
+        return f"'difficult' is {difficult!r}", "it is 0 or 1"
+    if box[2] < box[0] or box[3] < box[1]:
+        return f"the box has width {box[2] - box[0]} and height {box[3] - box[1]}", "xmin <= xmax and ymin <= ymax"
+    return None
