@@ -180,7 +180,8 @@ from locdistill.objective.objective import Objective
 student, teacher, instances = _scene(5, images=2)
 objective = Objective(terms=supervised() | ld_full())
 want = objective(student, teacher, grid=GRID, instances=instances)
-got = torch.compile(objective.__call__, fullgraph=True, backend="eager")(student, teacher, grid=GRID, instances=instances)
+compiled = torch.compile(objective.__call__, fullgraph=True, backend="eager")
+got = compiled(student, teacher, grid=GRID, instances=instances)
 for name, value in want.items():
     torch.testing.assert_close(got[name], value)
 print("one graph")
@@ -190,7 +191,7 @@ print("one graph")
 def test_objective_compiles_into_one_graph():
     """No value of the data decides a branch. In its own process, where no type checker wraps the functions."""
     root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=root, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=root, check=False, capture_output=True, text=True)
     assert "one graph" in done.stdout, done.stderr
 
 
