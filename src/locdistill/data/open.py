@@ -92,7 +92,7 @@ def scan_dataset(
         for listed in source.images:
             record = _record(listed, source, labels, scan)
             if record is not None:
-                kept = _trainable(record, settings, scan.notes) if lenient else record
+                kept = trainable(record, settings, scan.notes) if lenient else record
                 records += [] if kept is None else [kept]
     scan.dataset = Dataset(dataset.name, classes, _numbered(records), kind, category_ids)
     return scan
@@ -253,7 +253,7 @@ def _other_size(listed: Listed, size: tuple[int, int]) -> tuple[str, str]:
     return what, "the boxes were drawn on another version: use that one, or correct the annotations"
 
 
-def _trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Record | None:
+def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Record | None:
     """The boxes that can be learnt (LD reference's rules), or ``None`` for an image to leave out."""
     if settings.filter_empty and not len(record.boxes):
         notes["images without objects, left out"] += 1

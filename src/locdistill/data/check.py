@@ -1,0 +1,224 @@
+"""A full look at a data set without training: every annotation, every pixel, and what is merely odd."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from .files import look_closely
+from .open import Scan, available_splits, recognise, scan_dataset, trainable
+from .problems import Problem
+from .records import Dataset
+from .settings import DataSettings
+
+TINY_SIDE = 4.0
+EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class SplitSummary:
+    """Counts of one split.
+
+    Attributes:
+        name: Of the split.
+        images: Whose files and entries are sound.
+        empty: Images without any box.
+        boxes: All boxes, ignored ones among them.
+        ignored: Crowd regions and difficult objects.
+        per_class: Boxes of each class, ignored ones among them.
+        image_sides: Smallest, median and largest side of the images, in pixels.
+        box_sides: 5 %, median and 95 % of the root of the box areas, in pixels; empty where there is no box.
+        notes: Harmless oddities, counted.
+    """
+
+    name: str
+    images: int
+    empty: int
+    boxes: int
+    ignored: int
+    per_class: dict[str, int]
+    image_sides: tuple[float, ...]
+    box_sides: tuple[float, ...]
+    notes: dict[str, int]
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What `check` found.
+
+    Attributes:
+        path: What was checked.
+        kind: The format, empty where it was not recognised.
+        problems: What must be repaired before training; all of it.
+        warnings: What should be looked at.
+        splits: Counts of each split that can be read.
+    """
+
+    path: str
+    kind: str
+    problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    splits: list[SplitSummary] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether training can start."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, object]:
+        """Everything, for JSON."""
+        return {"ok": self.ok, **asdict(self)}
+
+    def __str__(self) -> str:
+        """Everything, for people."""
+        lines = [f"{self.path}: {self.kind or 'not recognised'}"]
+        for split in self.splits:
+            lines += ["", *_described(split)]
+        lines += _section("problem", [str(problem) for problem in self.problems])
+        lines += _section("warning", self.warnings)
+        return "\n".join([*lines, "", "no problems" if self.ok else f"{len(self.problems)} problems"])
+
+
+def check(data: DataSettings | str | Path) -> CheckReport:
+    """Read all splits, decode all images, and report everything that is broken or odd.
+
+    Beyond what stops training, it warns of boxes drawn twice, boxes too small to learn or beyond the image, classes
+    without boxes, and equal image files, within a split or between splits.
+    """
+    settings = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
+    try:
+        kind = recognise(settings)
+        names = available_splits(settings) or ["train"]
+    except DataError as error:
+        return CheckReport(settings.path, "", [_as_problem(settings, error)])
+    report = CheckReport(settings.path, kind)
+    scans: dict[str, Scan] = {}
+    for name in names:
+        try:
+            scans[name] = scan_dataset(settings, name, training=False, inspect=look_closely)
+        except DataError as error:
+            report.problems.append(_as_problem(settings, error))
+    for name, scan in scans.items():
+        report.problems.extend(scan.problems)
+        if name == "train":
+            for record in scan.dataset.records:
+                trainable(record, settings, scan.notes)
+        report.splits.append(_summary(name, scan))
+        report.warnings.extend(f"{name}: {warning}" for warning in _oddities(scan.dataset))
+    report.problems.extend(_different_classes(scans, settings))
+    report.warnings.extend(_equal_files(scans))
+    return report
+
+
+def _as_problem(settings: DataSettings, error: DataError) -> Problem:
+    where, _, what = str(error).partition(": ")
+    return Problem(where if what else settings.path, "", what or where, "correct it and check again")
+
+
+def _summary(name: str, scan: Scan) -> SplitSummary:
+    records, classes = scan.dataset.records, scan.dataset.classes
+    labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
+    counts = np.bincount(labels, minlength=len(classes))
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)])
+    sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(-1))
+    images = np.array([(record.height, record.width) for record in records]).reshape(-1)
+    return SplitSummary(
+        name=name,
+        images=len(records),
+        empty=sum(not len(record.labels) for record in records),
+        boxes=len(labels),
+        ignored=sum(int(record.ignored.sum()) for record in records),
+        per_class={name: int(count) for name, count in zip(classes, counts, strict=True)},
+        image_sides=_quantiles(images, (0, 0.5, 1)),
+        box_sides=_quantiles(sides, (0.05, 0.5, 0.95)),
+        notes={note: count for note, count in sorted(scan.notes.items()) if count},
+    )
+
+
+def _quantiles(values: np.ndarray, at: tuple[float, ...]) -> tuple[float, ...]:
+    return tuple(round(float(value), 1) for value in np.quantile(values, at)) if len(values) else ()
+
+
+def _oddities(dataset: Dataset) -> list[str]:
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for record in dataset.records:
+        rows = np.column_stack((record.boxes, record.labels))
+        sides = record.boxes[:, 2:] - record.boxes[:, :2]
+        bounds = (record.width, record.height)
+        beyond = (record.boxes[:, :2] < -1).any(-1) | (record.boxes[:, 2:] > np.add(bounds, 1)).any(-1)
+        counts = {
+            "boxes drawn twice": len(rows) - len(np.unique(rows, axis=0)),
+            f"boxes with a side below {TINY_SIDE:g} pixels": int((sides < TINY_SIDE).any(-1).sum()),
+            "boxes that reach beyond the image by more than a pixel": int(beyond.sum()),
+        }
+        for oddity, count in counts.items():
+            found[oddity] += [record.path.name] * count
+    warnings = [f"{len(names)} {oddity}: {_examples(names)}" for oddity, names in found.items() if names]
+    used = {int(label) for record in dataset.records for label in record.labels}
+    unused = [name for index, name in enumerate(dataset.classes) if index not in used]
+    return warnings + ([f"no boxes of {', '.join(unused)}"] if unused else [])
+
+
+def _equal_files(scans: dict[str, Scan]) -> list[str]:
+    """Images with the same content, by the splits that they are in."""
+    places: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for name, scan in scans.items():
+        for path, seen in scan.seen.items():
+            if seen.digest:
+                places[seen.digest].append((name, path.name))
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for found in places.values():
+        if len(found) > 1:
+            splits = Counter(name for name, _ in found)
+            groups[" and ".join(splits)].append(" = ".join(dict.fromkeys(file for _, file in found)))
+    return [
+        f"{len(files)} images are in {splits}{'' if ' and ' in splits else ' more than once'}: {_examples(files)}"
+        for splits, files in groups.items()
+    ]
+
+
+def _different_classes(scans: dict[str, Scan], settings: DataSettings) -> list[Problem]:
+    classes = {name: scan.dataset.classes for name, scan in scans.items()}
+    first = next(iter(classes), "")
+    return [
+        Problem(
+            settings.path,
+            f"split {name}",
+            f"has the classes {list(own)}, but {first} has {list(classes[first])}",
+            "list the same categories in the same order in every file, or set data.classes",
+        )
+        for name, own in classes.items()
+        if own != classes[first]
+    ]
+
+
+def _examples(names: Sequence[str]) -> str:
+    different = list(dict.fromkeys(names))
+    return ", ".join(different[:EXAMPLES]) + (", ..." if len(different) > EXAMPLES else "")
+
+
+def _described(split: SplitSummary) -> list[str]:
+    lines = [
+        f"{split.name}: {split.images} images ({split.empty} without boxes),"
+        f" {split.boxes} boxes ({split.ignored} ignored)"
+    ]
+    if split.image_sides:
+        lines.append(
+            "  image sides {:g} to {:g}, median {:g} pixels".format(*(split.image_sides[i] for i in (0, 2, 1)))
+        )
+    if split.box_sides:
+        lines.append(
+            "  box sides mostly {:g} to {:g}, median {:g} pixels".format(*(split.box_sides[i] for i in (0, 2, 1)))
+        )
+    width = max(map(len, split.per_class), default=0)
+    lines += [f"  {name:<{width}}  {count}" for name, count in split.per_class.items()]
+    return lines + [f"  {count} {note}" for note, count in split.notes.items()]
+
+
+def _section(title: str, lines: Sequence[str]) -> list[str]:
+    return ["", f"{title}s:", *(f"  {line}" for line in lines)] if lines else []
