@@ -1,1 +1,89 @@
-"""Localization distillation for dense object detectors."""
+"""Localization distillation for dense object detectors.
+
+::
+
+    import locdistill
+
+    teacher = locdistill.train(data="bccd", backbone="resnet50", out="runs/teacher")
+    student = locdistill.distill(teacher.best, "bccd", backbone="tf_efficientnet_lite0", out="runs/student")
+    print(locdistill.evaluate(student.best, "bccd").metrics["AP"])
+    detector = locdistill.Detector.load(student.best)
+    detections = detector.detect("image.jpg")
+
+Nothing heavy is imported until it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from locdistill.errors import LocdistillError
+    from locdistill.models.detector import Detector
+    from locdistill.models.settings import DetectorSettings
+    from locdistill.objective.objective import Objective
+    from locdistill.objective.term import Term
+    from locdistill.recipes.load import dump_recipe, load_recipe
+    from locdistill.recipes.recipe import Recipe
+    from locdistill.recipes.run import RunResult, distill, run, train
+    from locdistill.recipes.use import EvaluationResult, Prediction, evaluate, predict
+    from locdistill.types import Batch, Dense, Detections, Instances
+
+__all__ = [
+    "Batch",
+    "Dense",
+    "Detections",
+    "Detector",
+    "DetectorSettings",
+    "EvaluationResult",
+    "Instances",
+    "LocdistillError",
+    "Objective",
+    "Prediction",
+    "Recipe",
+    "RunResult",
+    "Term",
+    "distill",
+    "dump_recipe",
+    "evaluate",
+    "load_recipe",
+    "predict",
+    "run",
+    "train",
+]
+
+_HOMES = {
+    "Batch": "types",
+    "Dense": "types",
+    "Detections": "types",
+    "Detector": "models.detector",
+    "DetectorSettings": "models.settings",
+    "EvaluationResult": "recipes.use",
+    "Instances": "types",
+    "LocdistillError": "errors",
+    "Objective": "objective.objective",
+    "Prediction": "recipes.use",
+    "Recipe": "recipes.recipe",
+    "RunResult": "recipes.run",
+    "Term": "objective.term",
+    "distill": "recipes.run",
+    "dump_recipe": "recipes.load",
+    "evaluate": "recipes.use",
+    "load_recipe": "recipes.load",
+    "predict": "recipes.use",
+    "run": "recipes.run",
+    "train": "recipes.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'locdistill' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"locdistill.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

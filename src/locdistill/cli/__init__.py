@@ -1,0 +1,65 @@
+"""The command line: one file per verb, which parses, calls and prints.
+
+Nothing heavy is imported before a verb runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from locdistill.cli import config, data, distill, evaluate, predict, recipes, train
+from locdistill.errors import LocdistillError
+
+ERROR, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="locdistill",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("distill")(distill.distill)
+app.command("evaluate")(evaluate.evaluate)
+app.command("predict")(predict.predict)
+app.command("recipes")(recipes.recipes)
+app.command("config")(config.config)
+app.add_typer(data.app, name="data")
+
+
+@app.callback()
+def _top(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # read by `main`
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Localization distillation for dense object detectors: teach a small detector where box edges are."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; an error of the user's is one message on stderr, and the exit code 2."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    before_verb = words[: next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))]
+    if "--version" in before_verb:
+        from importlib.metadata import version  # noqa: PLC0415 - slow, and rarely asked for
+
+        print(f"locdistill {version('locdistill')}")
+        return
+    debug = "--debug" in words or bool(os.environ.get("LOCDISTILL_DEBUG"))
+    try:
+        app([word for word in words if word != "--debug"])
+    except LocdistillError as error:
+        if debug:
+            raise
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", ERROR))
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

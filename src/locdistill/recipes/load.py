@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 import typing
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from locdistill.errors import RecipeError
 from locdistill.recipes.nearest import nearest, suggestion
 from locdistill.recipes.overrides import apply_overrides, merge
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.yaml_io import read_yaml_file, write_yaml
+from locdistill.recipes.yaml_io import Inline, read_yaml_file, write_yaml
 
 _FOLDER = Path(__file__).parent
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -26,7 +27,12 @@ Override = str | tuple[tuple[str, ...], Any]
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
-    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+    return sorted((path.stem for path in _FOLDER.glob("*.yaml")), key=_natural)
+
+
+def _natural(name: str) -> list[int | str]:
+    """Sort key by which r50 comes before r101."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
@@ -106,7 +112,11 @@ def validate(model: type[_Model], data: Any, where: str) -> _Model:
 
 def dump_recipe(recipe: Recipe) -> str:
     """The resolved recipe as YAML, every setting spelled out; loading it gives an equal recipe."""
-    return write_yaml(recipe.model_dump(mode="json"))
+    data = recipe.model_dump(mode="json")
+    for term in data["terms"].values():
+        for part in ("of", "on", "norm"):
+            term[part] = Inline((name, Inline(options)) for name, options in term[part].items())
+    return write_yaml(data)
 
 
 def _describe(model: type[BaseModel], data: Any, problem: Any) -> str:

@@ -50,6 +50,10 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+class Inline(dict[str, Any]):
+    """A mapping that is written in one line."""
+
+
 class _Dumper(yaml.SafeDumper):
     """The safe dumper: lists of plain values in one line, keys in the order given."""
 
@@ -65,12 +69,17 @@ def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=">" if len(text) > 100 else None)
 
 
+def _represent_inline(dumper: yaml.SafeDumper, mapping: Inline) -> yaml.MappingNode:
+    return dumper.represent_mapping("tag:yaml.org,2002:map", mapping, flow_style=True)
+
+
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 
 _Dumper.add_representer(str, _represent_text)
+_Dumper.add_representer(Inline, _represent_inline)
 _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 for _tag, _pattern, _first in _SCALARS:
     for _class in (_Loader, _Dumper):

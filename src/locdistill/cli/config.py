@@ -1,0 +1,54 @@
+"""``locdistill config``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from locdistill.cli import options
+
+
+def config(
+    words: options.Words = None,
+    teacher: options.Teacher = None,
+    data: options.Data = None,
+    model: options.Model = None,
+    backbone: options.Backbone = None,
+    epochs: options.Epochs = None,
+    pretrained: options.Pretrained = None,
+    recipe: options.Recipe = None,
+    devices: options.Devices = None,
+    batch: options.Batch = None,
+    seed: options.Seed = None,
+    settings: options.Set = None,
+    defaults: Annotated[bool, typer.Option("--defaults", help="Print every setting with its default value.")] = False,
+) -> None:
+    """Print the resolved recipe that 'train' or 'distill' would run with these options.
+
+    [bold]Examples[/bold]
+
+    locdistill config ld_r50_from_r101 terms.ld.weight=0.5
+    locdistill config --data bccd --backbone resnet34 > my.yaml
+    locdistill config --defaults
+    """
+    from locdistill.recipes.defaults import Request, resolve  # noqa: PLC0415 - heavy
+    from locdistill.recipes.load import build_recipe, dump_recipe  # noqa: PLC0415 - heavy
+    from locdistill.recipes.overrides import apply_overrides  # noqa: PLC0415 - heavy
+
+    recipe, overrides = options.request_words(words, recipe, settings)
+    overrides = [*options.short_cuts(devices=devices, batch=batch, seed=seed), *overrides]
+    if defaults:
+        print(dump_recipe(build_recipe(apply_overrides({"name": "defaults"}, overrides))), end="")
+        return
+    request = Request(
+        data=data,
+        model=model,
+        backbone=backbone,
+        epochs=epochs,
+        pretrained=pretrained,
+        recipe=recipe,
+        teacher=teacher,
+        overrides=tuple(overrides),
+    )
+    print(dump_recipe(resolve(request)), end="")

@@ -1,0 +1,53 @@
+"""``locdistill distill``."""
+
+from __future__ import annotations
+
+from locdistill.cli import options
+
+
+def distill(
+    words: options.Words = None,
+    teacher: options.Teacher = None,
+    data: options.Data = None,
+    model: options.Model = None,
+    backbone: options.Backbone = None,
+    epochs: options.Epochs = None,
+    pretrained: options.Pretrained = None,
+    recipe: options.Recipe = None,
+    out: options.Out = None,
+    resume: options.Resume = False,
+    devices: options.Devices = None,
+    batch: options.Batch = None,
+    seed: options.Seed = None,
+    settings: options.Set = None,
+) -> None:
+    """Train a student with a teacher's knowledge of where box edges are.
+
+    Classes, pyramid levels, bins and input size of the student are those of the
+    teacher unless a recipe is named; everything else is the student's own.
+    The teacher is needed for training only: the student's weights stand alone.
+
+    [bold]Examples[/bold]
+
+    locdistill distill --teacher runs/teacher/best --backbone tf_efficientnet_lite0 --data bccd
+    locdistill distill ld_r50_from_r101 --teacher runs/r101 --data coco --devices 8
+    locdistill distill --teacher runs/teacher --data bccd terms.ld.weight=2 terms.kd=null
+    locdistill distill --resume --out runs/student
+    """
+    from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy
+    from locdistill.recipes.run import distill as run  # noqa: PLC0415 - heavy
+
+    recipe, overrides = options.request_words(words, recipe, settings)
+    result = run(
+        teacher,
+        data,
+        model=model,
+        backbone=backbone,
+        epochs=epochs,
+        pretrained=pretrained,
+        recipe=recipe,
+        out=out,
+        resume=resume,
+        overrides=[*options.short_cuts(devices=devices, batch=batch, seed=seed), *overrides],
+    )
+    report_run(result)

@@ -1,0 +1,53 @@
+"""``locdistill evaluate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from locdistill.cli import options
+
+
+def evaluate(
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A run's folder, runs/NAME/best, or a file.")],
+    words: options.Settings = None,
+    data: options.Data = None,
+    split: Annotated[str, typer.Option("--split", help="val, train, or any split of the data set.")] = "val",
+    format_only: Annotated[
+        str | None,
+        typer.Option(
+            "--format-only", metavar="FILE", help="Write a COCO results file for a test server; compute no metrics."
+        ),
+    ] = None,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once, if all have the same size.")] = 8,
+    device: options.Device = None,
+    settings: options.Set = None,
+    as_json: options.Json = False,
+) -> None:
+    """Evaluate trained weights: COCO's numbers, or VOC's on a VOC data set.
+
+    The data set is that of the run unless --data is given. Settings reach
+    data.*, input.* (size of the images) and detections.* (thresholds).
+    In several processes: torchrun --nproc-per-node 4 -m locdistill evaluate ...
+
+    [bold]Examples[/bold]
+
+    locdistill evaluate runs/student/best --data bccd
+    locdistill evaluate runs/student --split test --format-only results.json
+    locdistill evaluate runs/student detections.nms_iou=0.5 --json
+    """
+    from locdistill.cli.report import progress, report_evaluation  # noqa: PLC0415 - heavy
+    from locdistill.recipes.use import evaluate as run  # noqa: PLC0415 - heavy
+
+    result = run(
+        weights,
+        data,
+        split=split,
+        format_only=format_only,
+        batch=batch,
+        device=device,
+        overrides=[*(settings or ()), *(words or ())],
+        progress=progress("evaluating"),
+    )
+    report_evaluation(result, as_json=as_json)

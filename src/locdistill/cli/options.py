@@ -1,0 +1,89 @@
+"""Options that several verbs share, and what is made of them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from locdistill.errors import RecipeError
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[RECIPE] [KEY=VALUE]...",
+        help="A recipe's name or file, and settings such as engine.lr=0.02 or terms.kd=null.",
+        show_default=False,
+    ),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Settings such as data.val=test.", show_default=False),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", "-d", metavar="PATH", help="A COCO, VOC or YOLO data set; the format is recognised."),
+]
+Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Kind of detector: gfl.")]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone", "-b", metavar="NAME", help="Any timm backbone with features_only; resnet18 unless given."
+    ),
+]
+Epochs = Annotated[
+    int | None,
+    typer.Option("--epochs", min=1, help="Passes over the data; milestones move in proportion. 12 unless given."),
+]
+Pretrained = Annotated[
+    str | None,
+    typer.Option(
+        "--pretrained", metavar="hub|none|FILE", help="ImageNet weights of the backbone: timm's hub, none, or a file."
+    ),
+]
+Recipe = Annotated[
+    str | None,
+    typer.Option("--recipe", "-r", metavar="NAME|FILE", help="Start from this recipe ('locdistill recipes')."),
+]
+Teacher = Annotated[
+    str | None,
+    typer.Option("--teacher", "-t", metavar="RUN|FILE", help="A trained detector, such as runs/teacher/best."),
+]
+Out = Annotated[
+    str | None, typer.Option("--out", "-o", metavar="DIR", help="The run's folder; must be new. In runs/ unless given.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
+Devices = Annotated[
+    str | None, typer.Option("--devices", metavar="N|LIST", help="Number of GPUs (or CPU processes), or a list: [0,2].")
+]
+Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Images per device and micro-batch.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any field of the recipe; can be given several times."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...")]
+
+
+def request_words(
+    words: list[str] | None, recipe: str | None, settings: list[str] | None
+) -> tuple[str | None, list[str]]:
+    """Tell the recipe from the settings among the trailing words.
+
+    Raises:
+        RecipeError: More than one recipe is named.
+    """
+    named = [word for word in words or () if "=" not in word]
+    if len(named) + (recipe is not None) > 1:
+        everything = ", ".join([*([recipe] if recipe else []), *named])
+        raise RecipeError(
+            f"one recipe is expected, these were given: {everything}. Settings are written key.path=value."
+        )
+    return (named[0] if named else recipe), [*(settings or ()), *(word for word in words or () if "=" in word)]
+
+
+def short_cuts(*, devices: str | None = None, batch: int | None = None, seed: int | None = None) -> list[str]:
+    """Options that stand for one field of the recipe, as settings."""
+    pairs: dict[str, Any] = {"engine.devices": devices, "data.batch_per_device": batch, "engine.seed": seed}
+    return [f"{key}={value}" for key, value in pairs.items() if value is not None]

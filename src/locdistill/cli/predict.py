@@ -1,0 +1,44 @@
+"""``locdistill predict``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from locdistill.cli import options
+
+
+def predict(
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A run's folder, runs/NAME/best, or a file.")],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGES...", help="Image files, or folders of them.")],
+    save: Annotated[
+        str | None, typer.Option("--save", metavar="DIR", help="Draw pictures and write predictions.json here.")
+    ] = None,
+    threshold: Annotated[
+        float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is reported and drawn.")
+    ] = 0.3,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 8,
+    device: options.Device = None,
+    as_json: options.Json = False,
+) -> None:
+    """Detect objects in image files.
+
+    [bold]Examples[/bold]
+
+    locdistill predict runs/student/best image.jpg folder/ --save out/
+    locdistill predict runs/student image.jpg --threshold 0.5 --json
+    """
+    from locdistill.cli.report import progress, report_predictions  # noqa: PLC0415 - heavy
+    from locdistill.recipes.use import predict as run  # noqa: PLC0415 - heavy
+
+    found = run(
+        weights,
+        images,
+        save=save,
+        threshold=threshold,
+        batch=batch,
+        device=device,
+        progress=progress("detecting"),
+    )
+    report_predictions(found, save, as_json=as_json)

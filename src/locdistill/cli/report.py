@@ -1,0 +1,145 @@
+"""What the verbs print."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from locdistill.data.check import CheckReport
+from locdistill.dist import rank
+from locdistill.evaluation.tables import percent
+from locdistill.recipes.run import RunResult
+from locdistill.recipes.use import EvaluationResult, Prediction
+
+_METRICS = ("AP", "AP50", "AP75", "AP90")
+_WIDTH = 160
+
+
+def console() -> Console:
+    """Standard output; wide enough for a table where it is no terminal."""
+    return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+
+
+def progress(label: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
+    """A bar on a terminal's stderr around something to go through; nothing elsewhere."""
+
+    def wrap(items: Iterable[Any], total: int) -> Iterable[Any]:
+        if not sys.stderr.isatty():
+            yield from items
+            return
+        columns = (TextColumn(label), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+            yield from bar.track(items, total=total)
+
+    return wrap
+
+
+def print_json(content: Any) -> None:
+    """Print plain data as JSON; NaN becomes null."""
+    print(json.dumps(_finite(content), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def report_run(result: RunResult) -> None:
+    """Best and last metrics of a run, and where everything is."""
+    if rank() > 0:
+        return
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "epoch", *_METRICS):
+        table.add_column(name, justify="left" if not name else "right")
+    for which in ("best", "last"):
+        numbers = result.metrics.get(which)
+        if numbers is not None:
+            table.add_row(which, f"{numbers['epoch']:g}", *(percent(numbers.get(name)) for name in _METRICS))
+    out = console()
+    out.print()
+    out.print(table)
+    out.print(f"\n{result.metrics['seconds']:.0f} s; weights, pictures and the resolved recipe are in {result.out}")
+
+
+def report_evaluation(result: EvaluationResult, *, as_json: bool) -> None:
+    """Metrics of an evaluation."""
+    if rank() > 0:
+        return
+    if result.results is not None:
+        count = sum(len(found.scores) for found in result.detections.values())
+        line = f"{count} detections on {len(result.dataset)} images of {result.dataset.name} are in {result.results}"
+        print_json({"results": str(result.results), "detections": count}) if as_json else print(line)
+        return
+    if as_json:
+        data = {"name": result.dataset.name, "images": len(result.dataset)}
+        print_json({"data": data, "metrics": result.metrics, "per_class": result.per_class})
+        return
+    out = console()
+    out.print(f"{result.dataset.name}: {len(result.dataset)} images")
+    for table in result.tables:
+        out.print(table.rich())
+
+
+def report_predictions(found: Sequence[Prediction], save: str | None, *, as_json: bool) -> None:
+    """A line per picture."""
+    if as_json:
+        print_json([prediction.as_dict() for prediction in found])
+        return
+    for prediction in found:
+        names = [prediction.classes[label] for label in prediction.detections.labels.tolist()]
+        counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
+        target = f" -> {prediction.picture}" if prediction.picture else ""
+        print(f"{prediction.path}: {counts}{target}")
+    if save is not None:
+        print(f"boxes and scores are in {save}/predictions.json")
+
+
+def report_check(report: CheckReport, *, as_json: bool) -> None:
+    """Problems, warnings and counts of a data set."""
+    print_json(report.as_dict()) if as_json else print(report)
+
+
+def report_recipes(summaries: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """One row per recipe."""
+    if as_json:
+        print_json(list(summaries))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("name", "detector", "teacher", "terms (weight)", "epochs"):
+        table.add_column(name, no_wrap=name == "name")
+    table.add_column("AP", justify="right")
+    table.add_column("alone", justify="right")
+    for summary in summaries:
+        published = summary["published"] or {}
+        terms = "  ".join(f"{name} {term['weight']:g}" for name, term in summary["terms"].items())
+        schedule = summary["schedule"]
+        passes = f"{schedule['epochs']}" + (f" x {n}" if (n := schedule["passes_per_epoch"]) > 1 else "")
+        table.add_row(
+            summary["name"],
+            f"{summary['detector']['model']} {summary['detector']['backbone']}",
+            (summary["teacher"] or {}).get("name", ""),
+            terms,
+            passes,
+            _number(published.get("ap")),
+            _number(published.get("baseline")),
+        )
+    out = console()
+    out.print(table)
+    out.print(
+        "\nAP: published, in percent; alone: the same detector without a teacher. 'locdistill config NAME' prints a "
+        "recipe, '--json' everything, sources included."
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
