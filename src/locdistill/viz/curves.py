@@ -1,0 +1,156 @@
+"""The course of a run: losses by term and AP over the optimiser steps."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from locdistill.errors import RunError
+from locdistill.viz.style import MUTED, hexadecimal, new_figure, save_picture, tidy, to_image
+
+Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
+
+# Dark enough for thin lines on white, and told apart by the colour-blind as far as eight colours allow.
+_LINES = ("#1f6fd2", "#d95f02", "#1a8c50", "#c2308e", "#7a5cc7", "#8a6d00", "#0089a8", "#5c6670")
+_NOTHING: Curve = (np.zeros(0), np.zeros(0))
+_SHOWN_METRICS = ("AP", "AP50", "AP75", "AP90")
+
+
+def read_metrics(path: str | Path) -> dict[str, Curve]:
+    """Read a run's ``metrics.csv``: by column, the steps at which it has a value, and the values.
+
+    Cells that are blank, no number or not finite are left out, and so are lines without a step: a run that was killed
+    may end in half a line.
+
+    Raises:
+        RunError: The file is absent or has no column ``step``.
+    """
+    path = Path(path)
+    try:
+        with path.open(newline="", encoding="utf-8", errors="replace") as file:
+            rows = list(csv.DictReader(line.replace("\0", "") for line in file))
+            columns = list(rows[0]) if rows else ["step"]
+    except OSError as error:
+        raise RunError(
+            f"{path}: the log of the run cannot be read ({error.strerror}); is this a run folder?"
+        ) from error
+    if "step" not in columns:
+        raise RunError(f"{path}: expected a column 'step', found {', '.join(map(str, columns))[:200]}")
+    curves = {}
+    for name in columns:
+        if name and name != "step":
+            points = [(_number(row.get("step")), _number(row.get(name))) for row in rows]
+            kept = np.array([p for p in points if not math.isnan(sum(p))], np.float64).reshape(-1, 2)
+            kept = kept[np.argsort(kept[:, 0], kind="stable")]
+            curves[name] = kept[:, 0], kept[:, 1]
+    return curves
+
+
+def _number(cell: object) -> float:
+    """The finite number in a cell; NaN for anything else."""
+    try:
+        value = float(cell) if isinstance(cell, str) else math.nan
+    except ValueError:
+        return math.nan
+    return value if math.isfinite(value) else math.nan
+
+
+def plot_run(metrics: str | Path, picture: str | Path | None = None) -> Path:
+    """Draw the losses (by term, smoothed, on a logarithmic scale) and the AP of a run.
+
+    Args:
+        metrics: The run's ``metrics.csv``: ``step``, ``train/<term>``, ``val/<metric>``; blank where there is none.
+        picture: PNG to write; None: ``curves.png`` beside the log.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        RunError: The log is absent or not of that form.
+    """
+    curves = read_metrics(metrics)
+    picture = Path(metrics).parent / "curves.png" if picture is None else Path(picture)
+    losses = {name.removeprefix("train/"): curve for name, curve in curves.items() if name.startswith("train/")}
+    scores = {name: curves.get(f"val/{name}", _NOTHING) for name in _SHOWN_METRICS}
+    figure = new_figure(1100, 420)
+    left, right = figure.subplots(1, 2)
+    _plot_losses(tidy(left, "Losses by term, weighted"), losses)
+    _plot_scores(tidy(right, "AP on the validation images (%)"), scores)
+    return save_picture(to_image(figure), picture)
+
+
+def compare_runs(runs: Mapping[str, str | Path], picture: str | Path, *, metric: str = "AP") -> Path:
+    """Draw one metric of several runs over their steps, to compare a student with and without its teacher.
+
+    Args:
+        runs: By name, each run's ``metrics.csv``. Names that agree up to a suffix `` (...)`` share a colour, so that
+            the seeds of a setting are seen together.
+        picture: PNG to write.
+        metric: A validation metric, such as ``AP75``.
+    """
+    figure = new_figure(720, 420)
+    axes = tidy(figure.subplots(), f"{metric} on the validation images (%)")
+    groups: dict[str, str] = {}
+    for name, path in runs.items():
+        group = name.split(" (")[0]
+        label = None if group in groups else group
+        colour = groups.setdefault(group, _LINES[len(groups) % len(_LINES)])
+        steps, values = read_metrics(path).get(f"val/{metric}", _NOTHING)
+        axes.plot(steps, 100 * values, color=colour, linewidth=1.6, marker="o", markersize=3, label=label)
+    _finish(axes, columns=2)
+    return save_picture(to_image(figure), picture)
+
+
+def _plot_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
+    """Each term as measured (faint) and smoothed; a logarithmic scale has no place for values of 0 and below."""
+    for i, (name, (steps, values)) in enumerate(losses.items()):
+        drawn = values > 0
+        if drawn.any():
+            colour, style = _LINES[i % len(_LINES)], ("-", "--", ":")[i // len(_LINES) % 3]
+            smooth = _smooth(values[drawn])
+            axes.plot(steps[drawn], values[drawn], color=colour, linewidth=0.7, alpha=0.3)
+            axes.plot(
+                steps[drawn], smooth, color=colour, linestyle=style, linewidth=1.6, label=f"{name} {smooth[-1]:.3g}"
+            )
+    if axes.lines:
+        axes.set_yscale("log")
+    _finish(axes, columns=4)
+
+
+def _plot_scores(axes: Axes, scores: Mapping[str, Curve]) -> None:
+    for i, (name, (steps, values)) in enumerate(scores.items()):
+        if len(steps):
+            label = f"{name} {100 * values[-1]:.1f} (best {100 * values.max():.1f})"
+            axes.plot(steps, 100 * values, color=_LINES[i], linewidth=1.6, marker="o", markersize=3, label=label)
+    if axes.lines:
+        axes.set_ylim(bottom=0)
+    _finish(axes, columns=2)
+
+
+def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over a window of about a tenth of the curve around each value, cut off where the curve ends."""
+    half = len(values) // 20
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    places = np.arange(len(values))
+    first, last = np.maximum(places - half, 0), np.minimum(places + half, len(values) - 1)
+    means: NDArray[np.float64] = (sums[last + 1] - sums[first]) / (last + 1 - first)
+    return means
+
+
+def _finish(axes: Axes, *, columns: int) -> None:
+    """Name the step axis and put the legend below it, where it hides nothing; say so if there is nothing to draw."""
+    axes.set_xlabel("optimiser steps", fontsize=8, color=hexadecimal(MUTED))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+    if any(np.size(line.get_xdata()) for line in axes.lines):
+        legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.11), ncols=columns, fontsize=8)
+        legend.set_frame_on(False)
+    else:
+        axes.text(0.5, 0.5, "nothing logged", ha="center", color=hexadecimal(MUTED), transform=axes.transAxes)
+        axes.set_yticks([])

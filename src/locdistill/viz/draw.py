@@ -1,0 +1,218 @@
+"""Boxes on an image: what was predicted, and what is true."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from locdistill.types import Detections
+from locdistill.viz.style import MUTED, PAPER, Colour, class_colour, font, ink_on
+
+Rectangle = tuple[float, float, float, float]
+Style = Literal["predicted", "truth", "ignored"]
+
+
+class Layer(NamedTuple):
+    """Boxes that are drawn alike.
+
+    Attributes:
+        boxes: ``x1, y1, x2, y2`` in pixels of the image.
+        labels: Class indices, which give the colour.
+        scores: Shown in percent behind the name of the class; None: not shown.
+        style: ``predicted``: a solid line and a tag. ``truth``: dashes in the colour of the class and white, and a dark
+            tag unless predictions are drawn too. ``ignored`` (crowd or difficult): short dashes in grey and white and no
+            tag.
+    """
+
+    boxes: Float[Tensor, "k 4"]
+    labels: Int[Tensor, " k"]
+    scores: Float[Tensor, " k"] | None = None
+    style: Style = "predicted"
+
+
+class _Tag(NamedTuple):
+    text: str
+    colour: Colour
+    filled: bool
+    box: Rectangle
+    rank: float  # who chooses a place first
+
+
+def to_picture(image: UInt8[Tensor, "3 h w"]) -> Image.Image:
+    """A tensor of an RGB image as a picture."""
+    return Image.fromarray(np.ascontiguousarray(image.detach().cpu().permute(1, 2, 0).numpy()), "RGB")
+
+
+def draw_boxes(
+    image: UInt8[Tensor, "3 h w"] | Image.Image,
+    boxes: Float[Tensor, "k 4"],
+    *,
+    labels: Int[Tensor, " k"],
+    scores: Float[Tensor, " k"] | None = None,
+    classes: Sequence[str] = (),
+    style: Style = "predicted",
+    min_side: int = 0,
+) -> Image.Image:
+    """Draw boxes with the names of their classes, and their scores where given.
+
+    Args:
+        image: RGB; is left as it is.
+        boxes: ``x1, y1, x2, y2`` in pixels of the image.
+        labels: Class indices.
+        scores: Between 0 and 1.
+        classes: Names by index; a class without a name is shown by its number.
+        style: See ``Layer``.
+        min_side: Enlarge the image by a whole factor until its longer side has so many pixels, to keep tags legible.
+
+    Returns:
+        The picture, in the size of the (enlarged) image.
+    """
+    return draw_layers(image, [Layer(boxes, labels, scores, style)], classes=classes, min_side=min_side)
+
+
+def draw_detections(
+    image: UInt8[Tensor, "3 h w"] | Image.Image,
+    detections: Detections,
+    *,
+    classes: Sequence[str],
+    threshold: float = 0.3,
+    truth: Layer | None = None,
+    min_side: int = 0,
+) -> Image.Image:
+    """Draw what was detected with at least the score ``threshold``, over the truth where it is given."""
+    kept = detections.scores >= threshold
+    predicted = Layer(detections.boxes[kept], detections.labels[kept], detections.scores[kept])
+    return draw_layers(image, [*([truth] if truth else []), predicted], classes=classes, min_side=min_side)
+
+
+def draw_layers(
+    image: UInt8[Tensor, "3 h w"] | Image.Image,
+    layers: Sequence[Layer],
+    *,
+    classes: Sequence[str] | None,
+    min_side: int = 0,
+) -> Image.Image:
+    """Draw several layers of boxes, the last on top; all tags lie over all boxes and avoid each other.
+
+    Arguments are those of ``draw_boxes``; ``classes=None`` draws no tags.
+    """
+    picture = (image if isinstance(image, Image.Image) else to_picture(image)).convert("RGB")
+    factor = max(1, -(-min_side // max(picture.size)))
+    if factor == 1:
+        picture = picture.copy()
+    else:
+        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    canvas = ImageDraw.Draw(picture)
+    width = max(1, round(max(picture.size) / 320))
+    size = max(9, min(16, round(max(picture.size) / 44)))
+    tags: list[_Tag] = []
+    for layer in layers:
+        tags += _draw_layer(canvas, layer, classes or (), factor=factor, width=width)
+    predicted = [tag for tag in tags if tag.filled]
+    if classes is not None:
+        _draw_tags(canvas, predicted or tags, size)
+    return picture
+
+
+def _draw_layer(
+    canvas: ImageDraw.ImageDraw, layer: Layer, classes: Sequence[str], *, factor: int, width: int
+) -> list[_Tag]:
+    """Draw the boxes, worst score first so that the best lie on top; return their tags."""
+    scores = layer.scores.tolist() if layer.scores is not None else [1.0] * len(layer.labels)
+    tags = []
+    for i in sorted(range(len(scores)), key=lambda k: scores[k]):
+        label = int(layer.labels[i])
+        box = _within([v * factor for v in layer.boxes[i].tolist()], canvas.im.size)
+        colour = MUTED if layer.style == "ignored" else class_colour(label)
+        dash = {"predicted": 0, "truth": 4 * width, "ignored": 2 * width}[layer.style]
+        if dash:  # white between the dashes, which shows on any image
+            _rectangle(canvas, box, PAPER, width=width, dash=0)
+        _rectangle(canvas, box, colour, width=width, dash=dash)
+        if layer.style != "ignored":
+            name = classes[label] if label < len(classes) else str(label)
+            text = f"{name} {100 * scores[i]:.0f}" if layer.scores is not None else name
+            rank = scores[i] if layer.style == "predicted" else -1.0
+            tags.append(_Tag(text, colour, layer.style == "predicted", box, rank))
+    return tags
+
+
+def _within(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
+    """A box in whole pixels inside the picture, so that each of its sides is visible."""
+    x1, y1, x2, y2 = (round(v) for v in box)
+    right, bottom = size[0] - 1, size[1] - 1
+    x1, y1 = min(max(x1, 0), right), min(max(y1, 0), bottom)
+    # A box ends where the next pixel begins: [0, 10] covers the pixels 0 to 9.
+    return x1, y1, min(max(x2 - 1, x1), right), min(max(y2 - 1, y1), bottom)
+
+
+def _rectangle(canvas: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, *, width: int, dash: int) -> None:
+    """An outline whose outer edge is the box; ``dash`` is the length of a dash and of the gap behind it."""
+    if not dash:
+        canvas.rectangle(box, outline=colour, width=width)
+        return
+    x1, y1, x2, y2 = box
+    inset = width - 1
+    for start in np.arange(x1, x2 + 1, 2 * dash):
+        end = min(start + dash - 1, x2)
+        canvas.rectangle((start, y1, end, min(y1 + inset, y2)), fill=colour)
+        canvas.rectangle((start, max(y2 - inset, y1), end, y2), fill=colour)
+    for start in np.arange(y1, y2 + 1, 2 * dash):
+        end = min(start + dash - 1, y2)
+        canvas.rectangle((x1, start, min(x1 + inset, x2), end), fill=colour)
+        canvas.rectangle((max(x2 - inset, x1), start, x2, end), fill=colour)
+
+
+def _draw_tags(canvas: ImageDraw.ImageDraw, tags: Sequence[_Tag], size: int) -> None:
+    """Write the tags near their boxes; the best score chooses its place first."""
+    face, pad = font(size, bold=True), max(1, size // 6)
+    ascent, descent = face.getmetrics()
+    height = ascent + descent + 2 * pad - 1
+    taken: list[Rectangle] = []
+    for tag in sorted(tags, key=lambda t: -t.rank):
+        width = round(face.getlength(tag.text)) + 2 * pad + 2
+        x, y = _free_place(tag.box, (width, height), taken, canvas.im.size)
+        place = (x, y, x + width - 1, y + height - 1)
+        taken.append(place)
+        if tag.filled:
+            canvas.rectangle(place, fill=tag.colour)
+            ink = ink_on(tag.colour)
+        else:
+            canvas.rectangle(place, fill=(20, 22, 26), outline=tag.colour)
+            ink = PAPER
+        canvas.text((x + pad + 1, y + pad - 1), tag.text, fill=ink, font=face)
+
+
+def _free_place(
+    box: Rectangle, size: tuple[int, int], taken: Sequence[Rectangle], picture: tuple[int, int]
+) -> tuple[float, float]:
+    """Top left corner for a tag: above its box, below it, or inside, wherever it covers the fewest other tags."""
+    x1, y1, x2, y2 = box
+    width, height = size
+    corners = [
+        (x1, y1 - height),
+        (x1, y2 + 1),
+        (x1, y1),
+        (x2 - width + 1, y1 - height),
+        (x2 - width + 1, y2 + 1),
+        (x2 - width + 1, y2 - height + 1),
+        (x1, y2 - height + 1),
+    ]
+    best, least = (x1, y1), float("inf")
+    for wanted_x, wanted_y in corners:
+        x = max(0, min(wanted_x, picture[0] - width))
+        y = max(0, min(wanted_y, picture[1] - height))
+        # Being pushed back into the picture costs a little, so that a free place of the tag's own wins.
+        cost = sum(_shared((x, y, x + width, y + height), other) for other in taken) + abs(y - wanted_y) / height
+        if cost < least:
+            best, least = (x, y), cost
+    return best
+
+
+def _shared(a: Rectangle, b: Rectangle) -> float:
+    """Area that a place has in common with a tag already written (whose last pixel belongs to it)."""
+    return max(0, min(a[2], b[2] + 1) - max(a[0], b[0])) * max(0, min(a[3], b[3] + 1) - max(a[1], b[1]))

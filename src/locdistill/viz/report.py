@@ -1,0 +1,198 @@
+"""One page that can be mailed: text, tables and pictures in a single HTML file that loads nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain words; a blank line starts a new paragraph.
+
+    Attributes:
+        text: Is shown as it is: markup in it is escaped.
+        note: Set small and muted, for conditions and caveats.
+    """
+
+    text: str
+    note: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of finished strings; the first column is set left, the others right.
+
+    Attributes:
+        header: One heading per column.
+        rows: Cells, row by row.
+        caption: Above the table.
+        emphasis: Indices of rows to set in bold.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+    emphasis: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture, carried inside the page.
+
+    Attributes:
+        image: A picture, or the path of a PNG or JPEG file.
+        caption: Below the picture; also its description for those who cannot see it.
+        photo: Photographs are stored as JPEG, which takes a tenth of the room; charts and drawings as PNG.
+        density: Pixels of the picture to one of the page; the charts of this package have two.
+    """
+
+    image: Image.Image | str | Path
+    caption: str = ""
+    photo: bool = False
+    density: float = 1.0
+
+
+@dataclass(frozen=True)
+class Preformatted:
+    """Words whose lines and spaces matter, such as a settings file."""
+
+    text: str
+
+
+Block: TypeAlias = Text | Table | Picture | Preformatted
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands below it."""
+
+    title: str
+    blocks: Sequence[Block] = field(default_factory=tuple)
+
+
+def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
+    """The page as HTML: no script, no external resource, light or dark as the reader's system is; all text escaped."""
+    contents = "".join(f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections))
+    body = "\n".join(
+        f'<section id="s{i}">\n<h2>{escape(section.title)}</h2>\n'
+        + "\n".join(map(_block, section.blocks))
+        + "\n</section>"
+        for i, section in enumerate(sections)
+    )
+    return _PAGE.format(
+        title=escape(title),
+        style=_STYLE,
+        subtitle=f"<p class=subtitle>{escape(subtitle)}</p>" if subtitle else "",
+        contents=f"<nav>{contents}</nav>" if len(sections) > 2 else "",
+        body=body,
+    )
+
+
+def write_page(path: str | Path, title: str, sections: Sequence[Section], *, subtitle: str = "") -> Path:
+    """Write ``render_page`` to a file, complete or not at all; its folder is created."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished.write_text(render_page(title, sections, subtitle=subtitle), encoding="utf-8")
+    unfinished.replace(path)
+    return path
+
+
+def _section(number: int, section: Section) -> str:
+    blocks = "\n".join(map(_block, section.blocks))
+    return f'<section id="s{number}">\n<h2>{escape(section.title)}</h2>\n{blocks}\n</section>'
+
+
+def _block(block: Block) -> str:
+    match block:
+        case Text():
+            kind = " class=note" if block.note else ""
+            paragraphs = [part.strip() for part in block.text.split("\n\n") if part.strip()]
+            return "\n".join(f"<p{kind}>{escape(part)}</p>" for part in paragraphs)
+        case Table():
+            return _table(block)
+        case Preformatted():
+            return f"<pre>{escape(block.text)}</pre>"
+        case Picture():
+            caption = f"<figcaption>{escape(block.caption)}</figcaption>" if block.caption else ""
+            width, source = _encode(block)
+            return f'<figure><img src="{source}" width="{width}" alt="{escape(block.caption)}">{caption}</figure>'
+
+
+def _table(table: Table) -> str:
+    heading = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    rows = []
+    for i, row in enumerate(table.rows):
+        kind = " class=sum" if i in table.emphasis else ""
+        rows.append(f"<tr{kind}>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>")
+    caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
+    body = "\n".join(rows)
+    return f"<div class=scroll><table>{caption}<thead><tr>{heading}</tr></thead>\n<tbody>{body}</tbody></table></div>"
+
+
+def _encode(picture: Picture) -> tuple[int, str]:
+    """Width on the page and the picture as a data URL."""
+    image = picture.image if isinstance(picture.image, Image.Image) else Image.open(picture.image)
+    buffer = io.BytesIO()
+    if picture.photo:
+        image.convert("RGB").save(buffer, "JPEG", quality=88)
+    else:
+        image.save(buffer, "PNG", optimize=True)
+    kind, content = "jpeg" if picture.photo else "png", base64.b64encode(buffer.getvalue()).decode("ascii")
+    return round(image.width / picture.density), f"data:image/{kind};base64,{content}"
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1f2328; --muted: #636c76; --paper: #fff; --line: #d8dce1; --tint: #f4f6f8;
+  --accent: #1f6fd2; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --muted: #98a1ab; --paper: #15181c; --line: #343a41;
+  --tint: #1e2329; --accent: #74b0ff; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 70rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
+  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.015em; }
+h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.8rem 0 .8rem; padding-top: 1.2rem;
+  border-top: 1px solid var(--line); }
+p { max-width: 44rem; margin: .7rem 0; overflow-wrap: anywhere; }
+.subtitle { color: var(--muted); font-size: 1.05rem; margin-top: 0; }
+.note, figcaption, caption { color: var(--muted); font-size: .875rem; }
+nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: 1.2rem 0 0; font-size: .925rem; }
+a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
+.scroll { overflow-x: auto; margin: 1rem 0; }
+table { border-collapse: collapse; font-size: .925rem; font-variant-numeric: tabular-nums; }
+caption { text-align: left; padding-bottom: .4rem; }
+th, td { padding: .32rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { font-weight: 600; border-bottom-width: 2px; vertical-align: bottom; }
+th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
+tbody tr:hover { background: var(--tint); } .sum td { font-weight: 650; }
+figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; border-radius: 6px; display: block; }
+figcaption { margin-top: .45rem; max-width: 44rem; }
+pre { background: var(--tint); border-radius: 6px; padding: .9rem 1rem; overflow-x: auto; font-size: .85rem;
+  line-height: 1.5; }
+"""
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<header><h1>{title}</h1>{subtitle}{contents}</header>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
