@@ -1,0 +1,183 @@
+"""Any image becomes upright 8-bit RGB, or one clear error."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from locdistill.errors import ImageError
+from locdistill.images import image_size, keep_ratio_size, read_image, resize_keep_ratio
+
+
+def rows(*pixels: tuple[int, int, int]) -> torch.Tensor:
+    """One row of RGB pixels as an image."""
+    return torch.tensor(pixels, dtype=torch.uint8).T[:, None]
+
+
+def palette_image(transparency: int | None) -> tuple[Image.Image, dict[str, object]]:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    return image, {} if transparency is None else {"transparency": transparency}
+
+
+def from_pixels(mode: str, pixels: list[object]) -> Image.Image:
+    image = Image.new(mode, (len(pixels), 1))
+    image.putdata(pixels)
+    return image
+
+
+RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
+CASES = {
+    "gray": (from_pixels("L", [7, 200]), "png", {}, [(7, 7, 7), (200, 200, 200)]),
+    "one bit": (from_pixels("1", [0, 255]), "png", {}, [BLACK, WHITE]),
+    "palette": (*palette_image(None)[:1], "png", {}, [RED, BLUE]),
+    "palette with a transparent colour": (palette_image(1)[0], "png", palette_image(1)[1], [RED, WHITE]),
+    "gray with a transparent value": (from_pixels("L", [7, 9]), "png", {"transparency": 9}, [(7, 7, 7), WHITE]),
+    "gray and alpha": (from_pixels("LA", [(10, 255), (10, 0)]), "png", {}, [(10, 10, 10), WHITE]),
+    "colour and alpha": (
+        from_pixels("RGBA", [(255, 0, 0, 255), (0, 0, 0, 0), (0, 0, 0, 51)]),
+        "png",
+        {},
+        [RED, WHITE, (204, 204, 204)],
+    ),
+    "cmyk": (from_pixels("CMYK", [(0, 255, 255, 0), (0, 0, 0, 255)]), "tiff", {}, [RED, BLACK]),
+    "16 bits": (
+        Image.fromarray(np.array([[0, 255, 256, 65535]], dtype=np.uint16)),
+        "png",
+        {},
+        [BLACK, BLACK, (1, 1, 1), WHITE],
+    ),
+    "32 bits": (
+        Image.fromarray(np.array([[-5, 512, 70000]], dtype=np.int32)),
+        "tiff",
+        {},
+        [BLACK, (2, 2, 2), WHITE],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_mode_becomes_rgb(case: str, tmp_path: Path) -> None:
+    image, suffix, options, expected = CASES[case]
+    path = tmp_path / f"picture.{suffix}"
+    image.save(path, **options)
+    read = read_image(path)
+    assert read.dtype == torch.uint8
+    assert torch.equal(read, rows(*expected))
+    assert image_size(path) == (1, len(expected))
+
+
+def test_a_16_bit_tiff_of_the_other_byte_order(tmp_path: Path) -> None:
+    image = Image.frombytes("I;16B", (2, 1), b"\x01\x00\xff\xff")
+    image.save(tmp_path / "big.tiff")
+    assert torch.equal(read_image(tmp_path / "big.tiff"), rows((1, 1, 1), WHITE))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.png"
+    Image.fromarray(pixels).save(path, exif=exif)
+    read = read_image(path)
+    with Image.open(path) as image:
+        upright = np.array(ImageOps.exif_transpose(image))
+    assert np.array_equal(read.permute(1, 2, 0).numpy(), upright)
+    assert image_size(path) == tuple(read.shape[-2:]) == ((3, 2) if orientation >= 5 else (2, 3))
+    # the stored first pixel ends up in this corner (EXIF 2.32): row, column
+    corner = {1: (0, 0), 2: (0, -1), 3: (-1, -1), 4: (-1, 0), 5: (0, 0), 6: (0, -1), 7: (-1, -1), 8: (-1, 0)}
+    assert read[:, corner[orientation][0], corner[orientation][1]].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_file_that_is_cut_off_is_an_error_that_names_it(suffix: str, tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, {"jpg": "jpeg"}.get(suffix, suffix))
+    path = tmp_path / f"cut.{suffix}"
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    with pytest.raises(ImageError, match=rf"cut\.{suffix}: cannot be decoded"):
+        read_image(path)
+
+
+def test_other_files_are_errors_that_name_them(tmp_path: Path) -> None:
+    (tmp_path / "text.jpg").write_text("not an image")
+    with pytest.raises(ImageError, match=r"text\.jpg: not an image"):
+        read_image(tmp_path / "text.jpg")
+    with pytest.raises(ImageError, match=r"text\.jpg: not an image"):
+        image_size(tmp_path / "text.jpg")
+    with pytest.raises(ImageError, match=r"absent\.png: there is no such image file"):
+        read_image(str(tmp_path / "absent.png"))
+    Image.fromarray(np.zeros((2, 2), dtype=np.float32)).save(tmp_path / "float.tiff")
+    with pytest.raises(ImageError, match=r"float\.tiff: floating-point"):
+        read_image(tmp_path / "float.tiff")
+
+
+def test_arrays_and_tensors() -> None:
+    colour = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    assert torch.equal(read_image(colour), torch.from_numpy(colour).permute(2, 0, 1))
+    assert torch.equal(read_image(colour[..., 0]), torch.from_numpy(colour[..., :1]).permute(2, 0, 1).expand(3, 2, 2))
+    assert read_image(np.array([[256, 65535]], dtype=np.uint16))[0].tolist() == [[1, 255]]
+    assert read_image(np.array([[True, False]]))[0].tolist() == [[255, 0]]
+    assert read_image(np.array([[[9, 9, 9, 0]]], dtype=np.uint8)).flatten().tolist() == [255] * 3
+    tensor = torch.arange(12, dtype=torch.uint8).reshape(3, 2, 2)
+    assert torch.equal(read_image(tensor), tensor)
+    assert read_image(tensor[:1]).shape == (3, 2, 2)
+    assert torch.equal(read_image(Image.fromarray(colour)), read_image(colour))
+
+
+def test_reading_an_array_does_not_share_its_memory() -> None:
+    array = np.zeros((2, 2, 3), dtype=np.uint8)
+    image = read_image(array)
+    array[:] = 9
+    assert int(image.max()) == 0
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        np.zeros((2, 2, 2), np.uint8),
+        np.zeros((2, 2), np.float64),
+        np.zeros((0, 2, 3), np.uint8),
+        torch.zeros(3, 2, 2),
+        torch.zeros(2, 2, dtype=torch.uint8),
+    ],
+)
+def test_arrays_that_are_no_pictures(source: object) -> None:
+    with pytest.raises(ImageError, match="got"):
+        read_image(source)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (480, 640, (800, 1067)),
+        (427, 640, (800, 1199)),
+        (640, 427, (1199, 800)),
+        (100, 1000, (133, 1333)),
+        (1, 4000, (1, 1333)),
+    ],
+)
+def test_keep_ratio_size(height: int, width: int, expected: tuple[int, int]) -> None:
+    assert keep_ratio_size(height, width, short=800, long=1333) == expected
+
+
+def test_resize_keep_ratio() -> None:
+    image = torch.full((3, 4, 8), 77, dtype=torch.uint8)
+    larger = resize_keep_ratio(image, short=8, long=100)
+    assert larger.shape == (3, 8, 16)
+    assert bool((larger == 77).all())
+    assert resize_keep_ratio(image, short=4, long=8) is image
+    # Bilinear with half-pixel centres: the middle of a step from 0 to 100, enlarged twice, is at 25 and 75.
+    step = torch.tensor([[0, 100]], dtype=torch.uint8).expand(3, 2, 2)
+    assert resize_keep_ratio(step, short=4, long=4)[0, 0].tolist() == [0, 25, 75, 100]
+    # Antialias: shrinking stripes of one pixel four times gives their mean, not one of them.
+    stripes = torch.tensor([0, 200], dtype=torch.uint8).repeat(16).expand(3, 32, 32)
+    assert resize_keep_ratio(stripes, short=8, long=8)[0, 4, 2:6].tolist() == [100] * 4
