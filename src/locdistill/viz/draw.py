@@ -25,8 +25,8 @@ class Layer(NamedTuple):
         labels: Class indices, which give the colour.
         scores: Shown in percent behind the name of the class; None: not shown.
         style: ``predicted``: a solid line and a tag. ``truth``: dashes in the colour of the class and white, and a dark
-            tag unless predictions are drawn too. ``ignored`` (crowd or difficult): short dashes in grey and white and no
-            tag.
+            tag unless predictions are drawn too. ``ignored`` (crowd or difficult): short dashes in grey and white, and
+            no tag.
     """
 
     boxes: Float[Tensor, "k 4"]
