@@ -154,11 +154,25 @@ class Conductor(pl.Callback):
         if self.average is not None:
             self.average.load_state_dict(state_dict["average"])
         self._resumed = state_dict["random"]
+        if not self._is_over():
+            self.progress.stopped = ""
         self.stream.start = self.stream.end if self.progress.stopped else self.progress.step * self.plan.accumulate
         self.saved_at = self.progress.step
 
+    def _is_over(self) -> bool:
+        """Whether what ended the saved run still holds: it goes on if it is now given more steps, time or patience."""
+        limit, patience = self.settings.time_limit_seconds, self.settings.patience
+        return {
+            "": False,
+            "finished": self.progress.step >= self.plan.total_steps,
+            "time": limit is not None and self.clock.seconds >= limit,
+            "patience": patience is not None and self.progress.bad_evaluations >= patience,
+        }[self.progress.stopped]
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put random generators, log and signals in order, and let the time run."""
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.detector.train()  # it may come from a file, in evaluation mode
         if self.average is not None:
             self.average.to(pl_module.device)
         if self._resumed is None:

@@ -79,7 +79,7 @@ def milestone_steps(settings: EngineSettings, plan: Plan) -> tuple[int, ...]:
         elif settings.steps is not None:
             steps.append(round(milestone / settings.epochs * plan.total_steps))
         else:
-            steps.append(math.ceil(milestone * plan.batches_per_epoch / plan.accumulate))
+            steps.append(plan.epoch_start(milestone))
     return tuple(steps)
 
 

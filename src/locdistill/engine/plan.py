@@ -63,8 +63,8 @@ class Plan:
         """Whole passes over the data that this many optimiser steps complete."""
         return steps * self.accumulate // self.batches_per_epoch
 
-    def epoch_start(self, epoch: int) -> int:
-        """Number of optimiser steps after which this epoch (from 0) begins."""
+    def epoch_start(self, epoch: float) -> int:
+        """Number of optimiser steps after which this epoch (from 0) begins, or a fraction of it is over."""
         return math.ceil(epoch * self.batches_per_epoch / self.accumulate)
 
     def evaluates(self, steps: int, eval_every: int) -> bool:

@@ -55,7 +55,8 @@ def fit(
     """Train, evaluate and save until the end of the schedule; or go on with a run that was stopped.
 
     A resumed run takes the same steps, with the same losses on the same hardware, as one that was never stopped; if
-    it was killed before its first checkpoint, it begins again. SLURM jobs that are preempted and run again resume by
+    it was killed before its first checkpoint, it begins again. A run that is over goes on if it is given more epochs,
+    time or patience than before. SLURM jobs that are preempted and run again resume by
     themselves.
 
     The folder gets ``last.ckpt`` (to resume from), ``best.safetensors`` and ``last.safetensors`` (the student; its

@@ -1,0 +1,116 @@
+"""A run that was killed or asked to stop goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from locdistill.engine import FitResult
+from locdistill.engine.log import Row, read_metrics
+
+from .engine_run import run
+
+pytestmark = pytest.mark.journey
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(out: Path, **arguments: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.journeys.engine_run", str(out), json.dumps(arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def told(out: Path) -> list[Row]:
+    """The log without the columns that tell the time."""
+    return [
+        {name: value for name, value in row.items() if name not in ("seconds", "images_per_second")}
+        for row in read_metrics(out / "metrics.csv")
+    ]
+
+
+def assert_same_run(ours: FitResult, theirs: FitResult) -> None:
+    assert told(ours.last.parent) == told(theirs.last.parent)
+    assert ours.history == theirs.history
+    for file in ("best.safetensors", "last.safetensors"):
+        one, other = load_file(ours.last.parent / file), load_file(theirs.last.parent / file)
+        assert all(torch.equal(one[name], other[name]) for name in other)
+
+
+# Four batches an epoch. Checkpoints: every second step and at the ends of epochs.
+@pytest.mark.parametrize(
+    ("name", "settings", "kill_at", "rows_left"),
+    [
+        ("middle of the second epoch", {"checkpoint_every_steps": 2, "ema": 0.9}, 7, 6),
+        ("groups across epochs", {"checkpoint_every_steps": 1, "accumulate": 3, "optimizer": "adamw", "lr": 0.01}, 8, 2),
+        ("means over several steps", {"checkpoint_every_steps": 2, "log_every": 3, "precision": "bf16"}, 7, 6),
+        ("no checkpoint within epochs", {"schedule": "cosine", "ema": 0.9, "clip_norm": 0.1}, 10, 8),
+        ("before any checkpoint", {}, 1, 0),
+    ],
+)
+def test_killed_and_resumed(
+    tmp_path: Path, name: str, settings: dict[str, Any], kill_at: int, rows_left: int
+) -> None:
+    process = start(tmp_path / "killed", settings=settings, kill_at=kill_at)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, output
+    if rows_left:
+        saved = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
+        assert saved["callbacks"]["Conductor"]["progress"]["step"] == rows_left
+    torch.manual_seed(99)  # the state of this process must not matter
+    resumed = run(tmp_path / "killed", settings, resume=True)
+    whole = run(tmp_path / "whole", settings)
+    assert_same_run(resumed, whole)
+    steps = [row["step"] for row in told(tmp_path / "killed") if "lr" in row]
+    assert steps == sorted(set(steps))
+
+
+def test_killed_twice(tmp_path: Path) -> None:
+    settings = {"checkpoint_every_steps": 1, "ema": 0.5}
+    for kill_at in (3, 4):
+        process = start(tmp_path / "killed", settings=settings, kill_at=kill_at, resume=kill_at == 4)
+        process.communicate(timeout=120)
+        assert process.returncode == -signal.SIGKILL
+    resumed = run(tmp_path / "killed", settings, resume=True)
+    assert_same_run(resumed, run(tmp_path / "whole", settings))
+    assert resumed.steps == 12
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_asked_to_stop(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path / "stopped", settings={}, dawdle=0.2)
+    metrics = tmp_path / "stopped" / "metrics.csv"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and (not metrics.exists() or len(read_metrics(metrics)) < 2):
+        time.sleep(0.05)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, output
+    last = output.strip().splitlines()[-1]
+    assert last.startswith(f"stopped by {number.name} after optimiser step")
+    assert last.endswith("Go on with the same command and --resume")
+    assert "Traceback" not in output
+    stopped_at = torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["global_step"]
+    assert 0 < stopped_at < 12
+    assert json.loads((tmp_path / "stopped" / "metrics.json").read_text())["stopped"] is None
+    assert_same_run(run(tmp_path / "stopped", {}, resume=True), run(tmp_path / "whole", {}))
+
+
+def test_requeued_by_slurm_resumes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    process = start(tmp_path / "job", settings={}, kill_at=6)
+    process.communicate(timeout=120)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    requeued = run(tmp_path / "job", {})
+    assert_same_run(requeued, run(tmp_path / "whole", {}))
