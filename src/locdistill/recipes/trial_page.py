@@ -1,0 +1,237 @@
+"""The page of a trial: tables, curves, and what the detectors see on the same pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from locdistill.data.loader import evaluation_loader
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset
+from locdistill.distill.regions import ValuableLocations
+from locdistill.evaluation.tables import Table
+from locdistill.images import read_image
+from locdistill.models.detector import Detector
+from locdistill.objective.regions import Positives
+from locdistill.objective.scene import Scene
+from locdistill.recipes.pictures import THRESHOLD, spread, truth_layer
+from locdistill.recipes.run import objective_of
+from locdistill.recipes.trial import (
+    ALONE,
+    DISTILLED,
+    LABELS,
+    LONGER,
+    TEACHER,
+    TrialResult,
+    difference_table,
+    environment,
+    runs_table,
+    summary_table,
+)
+from locdistill.types import Batch, Dense
+from locdistill.viz import report
+from locdistill.viz.distributions import EDGES, plot_edges
+from locdistill.viz.draw import draw_detections, draw_layers
+from locdistill.viz.mosaic import mosaic
+from locdistill.viz.regions import draw_regions
+from locdistill.viz.style import INK, MUTED, STUDENT, hexadecimal, new_figure, tidy, to_image
+from locdistill.viz.style import TEACHER as TEACHER_COLOUR
+
+_CELL = 300
+
+
+@dataclass(frozen=True)
+class _Views:
+    """What the pictures are made of: some validation images, and the detectors of the first seed on them."""
+
+    dataset: Dataset
+    batch: Batch
+    detectors: dict[str, Detector]
+    dense: dict[str, Dense]
+    scene: Scene
+
+
+def write_page(result: TrialResult, out: Path) -> Path:
+    """Write ``report.html``, which needs no other file, and return its path."""
+    views = _look(result)
+    sections = [
+        report.Section("What was seen", [report.Text(result.verdict), *_tables(result), *_conditions(result)]),
+        report.Section("Seed by seed", [report.Picture(_seed_chart(result), _SEEDS, density=2)]),
+        report.Section("The same images", [report.Picture(_side_by_side(views), _IMAGES, photo=True)]),
+        report.Section("The edges of one object", _edges(views)),
+        report.Section("Where distillation acts", [report.Picture(_regions(views), _REGIONS, photo=True)]),
+        report.Section("Curves", _curves(result)),
+        report.Section("Every run", [_block(runs_table(result))]),
+    ]
+    return report.write_page(out / "report.html", result.settings.name, sections, subtitle=result.settings.about)
+
+
+_SEEDS = (
+    "A dot is a run, a line joins the runs of one seed, a bar is the mean. Lines that all rise or all fall say more "
+    "than the distance between the bars."
+)
+_IMAGES = (
+    f"Images spread evenly over the validation split. Solid: detections with a score of at least {THRESHOLD}; dashed: "
+    "truth. Students of the first seed."
+)
+_REGIONS = (
+    "Locations of each pyramid level on one image. Main region: ATSS positives, weighted by the student's confidence. "
+    "Valuable region: locations whose anchor nearly reaches an object, weighted by its IoU."
+)
+
+
+def _tables(result: TrialResult) -> list[report.Block]:
+    return [_block(summary_table(result)), _block(difference_table(result))]
+
+
+def _block(table: Table) -> report.Table:
+    return report.Table(table.header, table.rows, caption=table.title, emphasis=table.emphasis)
+
+
+def _conditions(result: TrialResult) -> list[report.Block]:
+    terms = ", ".join(f"{name} with weight {term.weight:g}" for name, term in result.settings.terms.items())
+    about = "; ".join(f"{key}: {value}" for key, value in environment().items())
+    note = (
+        f"Distillation terms: {terms}. Weights at the end of each run are compared, not the best on these images. "
+        "Seconds are training time: evaluation, and the training of the teacher, are not in those of a student. "
+        f"{about}."
+    )
+    blocks: list[report.Block] = [report.Text(note, note=True)]
+    return [*blocks, report.Preformatted(result.settings.command)] if result.settings.command else blocks
+
+
+@torch.no_grad()
+def _look(result: TrialResult) -> _Views:
+    """Show the images to the teacher and to both students of the first seed."""
+    paths = {TEACHER: result.teacher_weights} | {arm: result.arm(arm)[0].weights for arm in (ALONE, DISTILLED)}
+    detectors = {name: Detector.load(path) for name, path in paths.items()}
+    student = detectors[DISTILLED]
+    recipe = result.settings.student
+    data = recipe.data.model_copy(update={"classes": student.settings.classes})
+    dataset = open_dataset(data, "val")
+    shown = dataclasses.replace(dataset, records=tuple(spread(dataset.records, result.settings.pictures)))
+    loader = evaluation_loader(shown, student.settings.input, batch=len(shown.records), workers=0)
+    batch = next(iter(loader))
+    dense = {name: d(d.normalise(batch.images, batch.sizes)) for name, d in detectors.items()}
+    size = (batch.images.shape[-2], batch.images.shape[-1])
+    scene = Scene.build(
+        dense[DISTILLED],
+        dense[TEACHER],
+        grid=student.grid_for(size),
+        instances=batch.instances,
+        assigner=objective_of(recipe, student).assigner,
+        bins=student.bins,
+    )
+    return _Views(shown, batch, detectors, dense, scene)
+
+
+def _side_by_side(views: _Views) -> Image.Image:
+    """A row per image: truth, teacher, student alone, distilled student."""
+    records, classes = views.dataset.records, views.dataset.classes
+    found = {name: detector.detect([r.path for r in records]) for name, detector in views.detectors.items()}
+    pictures, captions = [], []
+    for i, record in enumerate(records):
+        image, truth = read_image(record.path), truth_layer(record)
+        pictures.append(draw_layers(image, [truth], classes=classes, min_side=_CELL))
+        captions.append(f"truth, {record.path.name}")
+        for name in (TEACHER, ALONE, DISTILLED):
+            drawn = draw_detections(
+                image, found[name][i], classes=classes, threshold=THRESHOLD, truth=truth, min_side=_CELL
+            )
+            pictures.append(drawn)
+            captions.append(LABELS[name])
+    return mosaic(pictures, captions, columns=4, cell=_CELL)
+
+
+def _most_doubtful(views: _Views) -> tuple[int, int]:
+    """Image and location of the object whose edges the teacher finds hardest to place (highest mean entropy).
+
+    An object is seen through its positive location with the teacher's highest class score.
+    """
+    assignment, teacher = views.scene.assignment, views.dense[TEACHER]
+    log_probs = teacher.edge_logits.log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1).mean(-1)
+    score = teacher.cls_logits.amax(-1)
+    best: dict[tuple[int, int], tuple[float, int]] = {}
+    for image, location in assignment.positive.nonzero().tolist():
+        key = (image, int(assignment.gt_index[image, location]))
+        best[key] = max(best.get(key, (-float("inf"), -1)), (float(score[image, location]), location))
+    places = [(image, location) for (image, _), (_, location) in best.items()]
+    return max(places, key=lambda place: float(entropy[place]), default=(0, 0))
+
+
+def _edges(views: _Views) -> list[report.Block]:
+    """The four edge distributions of one object, by both students, each beside the teacher."""
+    image, location = _most_doubtful(views)
+    scene = views.scene
+    truth = scene.target_distances[image, location] if scene.assignment.positive[image, location] else None
+    blocks: list[report.Block] = [
+        report.Text(
+            "Of the images above, the object whose edges the teacher finds hardest to place, seen from the location "
+            "that answers for it with the teacher's highest score. A wide distribution says that the edge is hard to "
+            "place, and localization distillation passes that on."
+        )
+    ]
+    for arm in (ALONE, DISTILLED):
+        picture = plot_edges(
+            views.dense[arm].edge_logits[image, location],
+            views.dense[TEACHER].edge_logits[image, location],
+            truth=truth,
+            title=LABELS[arm],
+        )
+        miss = _miss(views.dense[arm].edge_logits[image, location], truth, views)
+        blocks.append(report.Picture(picture, f"{LABELS[arm]} (bars) and teacher (line). {miss}", density=2))
+    return blocks
+
+
+def _miss(logits: Tensor, truth: Tensor | None, views: _Views) -> str:
+    if truth is None:
+        return ""
+    error = views.scene.bins.expect(logits) - truth
+    return "Error in strides: " + ", ".join(f"{n} {float(e):+.2f}" for n, e in zip(EDGES, error, strict=True)) + "."
+
+
+def _regions(views: _Views) -> Image.Image:
+    """Both regions of the image with the most valuable locations."""
+    valuable, main = ValuableLocations()(views.scene), Positives(by="student_confidence")(views.scene)
+    image = int(valuable.sum(-1).argmax())
+    height, width = views.batch.sizes[image].tolist()
+    return draw_regions(
+        views.batch.images[image, :, :height, :width],
+        views.scene.grid,
+        main=main[image],
+        valuable=valuable[image],
+        first_level=views.detectors[DISTILLED].settings.levels[0],
+    )
+
+
+def _curves(result: TrialResult) -> list[report.Block]:
+    runs = [run for run in (result.teacher, result.arm(ALONE)[0], result.arm(DISTILLED)[0]) if run is not None]
+    shown = [(run, run.folder / "curves.png") for run in runs]
+    return [
+        report.Picture(path, f"{LABELS[run.arm]}, seed {run.seed}", density=2) for run, path in shown if path.is_file()
+    ]
+
+
+def _seed_chart(result: TrialResult) -> Image.Image:
+    """AP, AP50, AP75 and AP90 of every run, by arm."""
+    figure = new_figure(1000, 320)
+    arms = result.arms
+    short = {ALONE: "alone", DISTILLED: "+ LD", LONGER: "alone,\nequal time"}
+    for panel, metric in zip(figure.subplots(1, 4), ("AP", "AP50", "AP75", "AP90"), strict=True):
+        axes = tidy(panel, f"{metric} (%)")
+        values = [result.values(arm, metric) for arm in arms]
+        for of_seed in zip(*values, strict=True):
+            axes.plot(range(len(arms)), of_seed, color=hexadecimal(MUTED), linewidth=0.8, alpha=0.6, zorder=1)
+        for x, (arm, of_arm) in enumerate(zip(arms, values, strict=True)):
+            colour = hexadecimal(TEACHER_COLOUR if arm == DISTILLED else STUDENT)
+            axes.scatter([x] * len(of_arm), of_arm, color=colour, s=22, zorder=3)
+            axes.hlines(sum(of_arm) / len(of_arm), x - 0.25, x + 0.25, color=hexadecimal(INK), linewidth=1.6, zorder=2)
+        axes.set_xticks(range(len(arms)), [short[arm] for arm in arms])
+        axes.set_xlim(-0.5, len(arms) - 0.5)
+    return to_image(figure)
