@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 
@@ -9,7 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
+from locdistill.data.settings import DataSettings
 from locdistill.errors import DataError
 from locdistill.evaluation import coco_metrics, read_results, write_results
 from locdistill.types import Detections
@@ -110,3 +114,30 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, data: Dataset) -> Non
     path.write_text(json.dumps([GOOD | {"image_id": 1}] * 30))
     with pytest.raises(DataError, match=r"\.\.\. and 20 more"):
         read_results(path, data)
+
+
+def test_the_official_tool_reads_the_same_numbers_off_the_two_files(tmp_path: Path, tiny_coco: Path) -> None:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    data = open_dataset(DataSettings(path=str(tiny_coco)), "val")
+    rng = np.random.default_rng(3)
+    found = {}
+    for record in data.records:
+        moved = np.repeat(record.boxes, 2, 0)
+        moved = moved + rng.normal(size=moved.shape) * 3
+        labels = np.repeat(record.labels, 2)
+        scores = torch.from_numpy(rng.random(len(labels)))
+        found[record.image_id] = Detections(torch.from_numpy(moved), scores, torch.from_numpy(labels))
+    path = write_results(tmp_path / "r.json", data, found)
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(str(tiny_coco / "val.json"))
+        oracle = COCOeval(truth, truth.loadRes(str(path)), "bbox")
+        oracle.evaluate()
+        oracle.accumulate()
+        oracle.summarize()
+    stats = coco_metrics(data, read_results(path, data)).stats
+    names = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+    assert 0 < oracle.stats[0] < 1
+    for name, official in zip(names, oracle.stats, strict=True):
+        assert stats[name] == (None if official == -1 else pytest.approx(official, abs=1e-6))

@@ -173,7 +173,7 @@ caption { text-align: left; padding-bottom: .4rem; }
 th, td { padding: .32rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { font-weight: 600; border-bottom-width: 2px; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
-tbody tr:hover { background: var(--tint); } .sum td { font-weight: 650; }
+tbody tr:hover { background: var(--tint); } .sum td { font-weight: 700; }
 figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; border-radius: 6px; display: block; }
 figcaption { margin-top: .45rem; max-width: 44rem; }
 pre { background: var(--tint); border-radius: 6px; padding: .9rem 1rem; overflow-x: auto; font-size: .85rem;

@@ -11,6 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image, ImageFont
 
 Colour = tuple[int, int, int]
@@ -71,7 +72,8 @@ def hexadecimal(colour: Colour) -> str:
 
 def new_figure(width_px: int, height_px: int, *, scale: float = 2.0) -> Figure:
     """A chart of that size on the page, drawn ``scale`` times finer; it owes nothing to pyplot or to a display."""
-    figure = Figure(figsize=(width_px / 100, height_px / 100), dpi=100 * scale, layout="constrained", facecolor="white")
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)  # inches; room at the border, for dark pages
+    figure = Figure(figsize=(width_px / 100, height_px / 100), dpi=100 * scale, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
