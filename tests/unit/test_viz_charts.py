@@ -13,7 +13,7 @@ from PIL import Image
 from locdistill.errors import RunError
 from locdistill.viz import compare_runs, plot_edges, plot_run
 from locdistill.viz.curves import read_metrics
-from locdistill.viz.style import STUDENT, TEACHER, TRUTH
+from locdistill.viz.style import INK, STUDENT, TEACHER, TRUTH
 
 LOG = """step,epoch,lr,train/qfl,train/ld,val/AP,val/AP50
 10,0,0.01,1.5,0.2,,
@@ -61,6 +61,16 @@ def test_a_run_is_drawn_beside_its_log(tmp_path: Path) -> None:
     assert near(left, (31, 111, 210)) > 200
     assert near(left, (217, 95, 2)) > 200
     assert near(right, (31, 111, 210)) > 200
+
+
+def test_the_total_is_black_and_takes_no_colour_from_a_term(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,train/total,train/qfl\n10,2.0,1.0\n20,1.0,0.5\n")
+    with Image.open(plot_run(path)) as image:
+        drawn = image.convert("RGB").crop((0, 60, 1100, 660))  # below the title
+    assert near(drawn, (31, 111, 210)) > 200
+    assert near(drawn, INK) > 200
+    assert near(drawn, (217, 95, 2)) == 0
 
 
 @pytest.mark.parametrize("content", ["", "step,train/qfl\n", "step\n1\n"])

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from locdistill.errors import RunError
-from locdistill.viz.style import MUTED, hexadecimal, new_figure, save_picture, tidy, to_image
+from locdistill.viz.style import INK, MUTED, hexadecimal, new_figure, save_picture, tidy, to_image
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
@@ -109,11 +109,17 @@ def compare_runs(runs: Mapping[str, str | Path], picture: str | Path, *, metric:
 
 
 def _plot_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
-    """Each term as measured (faint) and smoothed; a logarithmic scale has no place for values of 0 and below."""
-    for i, (name, (steps, values)) in enumerate(losses.items()):
+    """Each term, and their ``total`` in black, as measured (faint) and smoothed.
+
+    The scale is logarithmic, as terms differ by orders of magnitude; it has no place for values of 0 and below.
+    """
+    terms = [name for name in losses if name != "total"]
+    for name, (steps, values) in losses.items():
         drawn = values > 0
         if drawn.any():
+            i = terms.index(name) if name in terms else 0
             colour, style = _LINES[i % len(_LINES)], ("-", "--", ":")[i // len(_LINES) % 3]
+            colour = colour if name in terms else hexadecimal(INK)
             smooth = _smooth(values[drawn])
             axes.plot(steps[drawn], values[drawn], color=colour, linewidth=0.7, alpha=0.3)
             axes.plot(
