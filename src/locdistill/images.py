@@ -19,6 +19,7 @@ from .errors import ImageError
 ImageSource: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 
 ORIENTATION_TAG = 0x0112
+EXIF_BYTES = 2**16 + 64  # what JPEG allows, and so what is ever written, plus the end of a PNG file
 # EXIF 2.32, table of the tag "Orientation": what to do to the stored pixels so that they stand upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -75,7 +76,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
     path = _existing(path)
     with _decoding(str(path)), Image.open(path) as image:
         width, height = image.size
-        turned = orientation(image) >= 5
+        turned = not _png_without_exif(image, path) and orientation(image) >= 5
     return (width, height) if turned else (height, width)
 
 
@@ -86,6 +87,16 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # a damaged EXIF block is no reason to refuse the pixels, and Pillow raises many things for it
         return 1
     return value if value in UPRIGHT else 1
+
+
+def _png_without_exif(image: Image.Image, path: Path) -> bool:
+    """Whether a PNG file has no EXIF block, which may follow the pixels: Pillow would decode them to find out."""
+    if image.format != "PNG" or "exif" in image.info:
+        return False
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(size - EXIF_BYTES, 0))
+        return b"eXIf" not in file.read()
 
 
 def keep_ratio_size(h: int, w: int, *, short: int, long: int) -> tuple[int, int]:

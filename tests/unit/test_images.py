@@ -96,6 +96,20 @@ def test_exif_orientation_is_applied(orientation: int, tmp_path: Path) -> None:
     assert read[:, corner[orientation][0], corner[orientation][1]].tolist() == [0, 1, 2]
 
 
+def test_exif_behind_the_pixels_of_a_png(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.new("RGB", (5, 3)).save(buffer, "png", exif=exif)
+    raw = buffer.getvalue()
+    start = raw.index(b"eXIf") - 4
+    length = int.from_bytes(raw[start : start + 4], "big") + 12
+    chunk, end = raw[start : start + length], raw.index(b"IEND") - 4
+    path = tmp_path / "late.png"
+    path.write_bytes(raw[:start] + raw[start + length : end] + chunk + raw[end:])
+    assert image_size(path) == tuple(read_image(path).shape[-2:]) == (5, 3)
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
 def test_a_file_that_is_cut_off_is_an_error_that_names_it(suffix: str, tmp_path: Path) -> None:
     buffer = io.BytesIO()

@@ -67,13 +67,17 @@ def look(path: Path) -> Seen:
 
 
 def look_closely(path: Path) -> Seen:
-    """Decode an image and hash its file."""
+    """Decode an image, verify the checksums of a PNG, and hash the file."""
     try:
         height, width = read_image(path).shape[-2:]
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
+        with Image.open(path) as image:
+            image.verify()
     except ImageError as error:
         return Seen(None, _without(path, error))
+    except Exception as error:  # verifying raises as many things as decoding
+        return Seen(None, f"is damaged ({error})")
     return Seen((height, width), digest=digest)
 
 

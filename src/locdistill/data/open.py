@@ -175,7 +175,8 @@ def _read(settings: DataSettings, kind: Kind, name: str) -> list[Source]:
         file = find_annotations(path, name)
         if file is None:
             raise AnnotationError(_no_split(path, name, [s for s in SPLITS if find_annotations(path, s)]))
-        return [read_coco(file, root=path if path.is_dir() else path.parent, split=name)]
+        above = path.parent.parent if path.parent.name == "annotations" else path.parent
+        return [read_coco(file, root=path if path.is_dir() else above, split=name)]
     if kind == "voc":
         sets = image_sets(path, usual_split(path, name))
         if not sets:
@@ -211,7 +212,7 @@ def _choose_classes(
     missing = [name for name in chosen if name not in numbers]
     if missing:
         close = difflib.get_close_matches(missing[0], numbers, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = f"; did you mean {close[0]!r}?" if close else "."
         raise AnnotationError(f"{first.file}: has no class {', '.join(missing)}{hint} It has: {', '.join(numbers)}")
     is_coco = not first.relative and Path(first.file).suffix == ".json"
     ids = tuple(numbers[name] for name in chosen) if is_coco else tuple(range(1, len(chosen) + 1))
