@@ -126,10 +126,10 @@ def test_initial_weights() -> None:
     head = GFLHead(DetectorSettings(classes=("a", "b")))
     assert head.cls.bias.tolist() == pytest.approx([-4.59511985] * 2)
     assert (head.reg.bias == 0).all()
-    assert float(head.reg.weight.std()) == pytest.approx(0.01, rel=0.02)
-    assert float(head.cls_tower[3].conv.weight.std()) == pytest.approx(0.01, rel=0.02)
+    assert float(head.reg.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
+    assert float(head.cls_tower[3].conv.weight.detach().std()) == pytest.approx(0.01, rel=0.02)
     assert head.cls_tower[0].conv.bias is None
-    assert [float(scale) for scale in head.scales] == [1.0] * 5
+    assert [scale.item() for scale in head.scales] == [1.0] * 5
     fpn = FPN((16,), 32)
     assert fpn.outputs[0].weight.abs().max() <= math.sqrt(6 / (2 * 32 * 9))
     assert (fpn.outputs[0].bias == 0).all()
@@ -151,6 +151,15 @@ def test_predictions_are_ordered_by_level_then_row() -> None:
     assert at.tolist() == [[15 + 1 * 3 + 2]]
     torch.testing.assert_close(cls_logits[:, int(at)], classes[:, :, 1, 2])
     torch.testing.assert_close(edge_logits[:, int(at), 3], edges[:, 51:68, 1, 2])
+
+
+def test_one_image_with_a_level_of_one_location_and_a_channel_per_group() -> None:
+    head = GFLHead(settings(channels=4, levels=(3,))).eval()
+    level = torch.randn(1, 4, 1, 1)
+    with torch.no_grad():
+        alone, _ = head([level])
+        together, _ = head([level.expand(2, -1, -1, -1)])
+    torch.testing.assert_close(alone, together[:1])
 
 
 def test_edge_logits_are_float32_under_autocast(detector: Detector) -> None:

@@ -186,6 +186,10 @@ def test_a_file_of_something_else(tmp_path: Path) -> None:
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(WeightsError, match=r"text\.pth"):
         build_backbone(small(pretrained=str(tmp_path / "text.pth")))
+    torch.save({"x": torch.zeros(1000)}, tmp_path / "cut.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-500])
+    with pytest.raises(WeightsError, match=r"cut\.pth: damaged or no PyTorch checkpoint"):
+        build_backbone(small(pretrained=str(tmp_path / "cut.pth")))
     (tmp_path / "text.safetensors").write_text("not weights")
     with pytest.raises(WeightsError, match="no safetensors file"):
         build_backbone(small(pretrained=str(tmp_path / "text.safetensors")))

@@ -49,7 +49,8 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
     """
     with torch.random.fork_rng(devices=[]):  # looking does not disturb the seeded initialisation
         probe = _create(settings)
-    position = {stride: index for index, stride in enumerate(_feature_info(probe).reduction())}
+    # Of several maps of one stride the deepest; the index counts all maps that timm knows of.
+    position = {entry["reduction"]: index for index, entry in enumerate(_feature_info(probe).info)}
     needed = [2**level for level in settings.levels if level <= 5]
     # The map that ends the frozen part is an output too, so that `Freezing` can find what feeds it.
     wanted = sorted({*needed, *([2 ** (settings.frozen_stages + 1)] if settings.frozen_stages >= 0 else [])})
@@ -60,7 +61,9 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
             f"{', '.join(map(str, position))}); levels {list(settings.levels)} and frozen_stages="
             f"{settings.frozen_stages} need {', '.join(map(str, wanted))}: change them, or take another backbone"
         )
-    net = _create(settings, hub=weights and settings.pretrained is True, out_indices=_indices(probe, wanted))
+    net = _create(
+        settings, hub=weights and settings.pretrained is True, out_indices=[position[stride] for stride in wanted]
+    )
     if weights and isinstance(settings.pretrained, str):
         _load_file(net, settings, settings.pretrained)
     config: dict[str, Any] = getattr(net, "pretrained_cfg", {})
@@ -77,12 +80,6 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
 def _feature_info(net: nn.Module) -> Any:
     """What timm knows of the maps of a network: strides, widths, names."""
     return net.feature_info
-
-
-def _indices(net: nn.Module, strides: list[int]) -> tuple[int, ...]:
-    """Positions, among all maps that timm knows of, of the deepest one of each stride."""
-    of_stride = {entry["reduction"]: index for index, entry in enumerate(_feature_info(net).info)}
-    return tuple(of_stride[stride] for stride in strides)
 
 
 def _channels_255(values: tuple[float, ...]) -> Triple:

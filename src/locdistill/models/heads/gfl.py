@@ -14,13 +14,25 @@ EDGES = 4
 PRIOR = 0.01  # probability that a class score has before training (focal loss, Lin et al. 2017, section 4.1)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that also takes groups of a single value, for which it gives the bias.
+
+    PyTorch's own refuses one image with a 1x1 map and one channel per group, even in inference; the coarsest level of
+    a small image is such a map.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over each group of channels and all places."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
 class ConvNormAct(nn.Module):
     """A 3x3 convolution without bias, group normalisation, ReLU."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norm = nn.GroupNorm(groups, channels)
+        self.norm = GroupNorm(groups, channels)
         self.act = nn.ReLU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
