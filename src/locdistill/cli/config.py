@@ -39,7 +39,8 @@ def config(
     recipe, overrides = options.request_words(words, recipe, settings)
     overrides = [*options.short_cuts(devices=devices, batch=batch, seed=seed), *overrides]
     if defaults:
-        print(dump_recipe(build_recipe(apply_overrides({"name": "defaults"}, overrides))), end="")
+        plain = build_recipe({"name": "defaults"}).model_dump(mode="json")
+        print(dump_recipe(build_recipe(apply_overrides(plain, overrides))), end="")
         return
     request = Request(
         data=data,

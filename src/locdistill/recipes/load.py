@@ -129,6 +129,7 @@ def _describe(model: type[BaseModel], data: Any, problem: Any) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if problem["type"] == "value_error":
         return f"{at}: {message}" if at else message
+    message = message.split(", unable")[0].replace("valid tuple", "list").replace("valid dictionary", "group of keys")
     came = "a group of keys" if isinstance(problem["input"], dict) else repr(problem["input"])
     return f"{at}: expected {message[0].lower()}{message[1:]}, came {came}"
 

@@ -18,9 +18,9 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
-    """``did you mean 'x'?`` where a name is close; otherwise the list of valid names."""
+    """``did you mean 'x'`` where a name is close; otherwise the list of valid names."""
     names = list(valid)
     close = nearest(name, names)
     if close:
-        return f"did you mean {close!r}?"
+        return f"did you mean {close!r}"
     return f"valid: {', '.join(names)}" if names else "none is valid here"

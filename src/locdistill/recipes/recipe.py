@@ -79,7 +79,7 @@ class Recipe(Settings):
     description: str = ""
     detector: DetectorSettings = DetectorSettings()
     teacher: TeacherSettings | None = None
-    data: DataSettings
+    data: DataSettings = DataSettings()
     engine: EngineSettings = EngineSettings()
     terms: dict[str, TermSettings] = Field(default_factory=_supervised_terms, min_length=1)
     """The objective: the loss is the sum of these."""
@@ -94,8 +94,9 @@ class Recipe(Settings):
             return values
         values = dict(values)
         data, detector, engine = (values.get(key, {}) for key in ("data", "detector", "engine"))
-        if isinstance(data, dict) and isinstance(detector, dict) and data.get("sizes"):
-            values["detector"] = {**detector, "input": _input_of(data) | (detector.get("input") or {})}
+        own_input = detector.get("input", {}) if isinstance(detector, dict) else None
+        if isinstance(data, dict) and data.get("sizes") and isinstance(own_input, dict):
+            values["detector"] = {**detector, "input": _input_of(data) | own_input}
         if isinstance(engine, dict) and engine.get("precision") in (16, 32):
             values["engine"] = {**engine, "precision": {16: "fp16", 32: "32"}[engine["precision"]]}
         return values
