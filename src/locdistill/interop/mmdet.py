@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError
+from locdistill.errors import WeightsError
 
 Pairs = tuple[tuple[str, str], ...]
 

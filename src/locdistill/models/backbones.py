@@ -14,9 +14,9 @@ from timm.layers import GroupNorm  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..errors import RecipeError, WeightsError
-from .settings import DetectorSettings, Triple
-from .weights import load_strict, read_state_dict
+from locdistill.errors import RecipeError, WeightsError
+from locdistill.models.settings import DetectorSettings, Triple
+from locdistill.models.weights import load_strict, read_state_dict
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,16 +13,16 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from ..errors import RecipeError, WeightsError
-from ..geometry.bins import Bins
-from ..geometry.grid import Grid
-from ..images import ImageSource, read_image, resize_keep_ratio
-from ..types import Dense, Detections
-from . import postprocess, weights
-from .backbones import Freezing, build_backbone
-from .fpn import FPN
-from .heads.gfl import GFLHead
-from .settings import DetectorSettings
+from locdistill.errors import RecipeError, WeightsError
+from locdistill.geometry.bins import Bins
+from locdistill.geometry.grid import Grid
+from locdistill.images import ImageSource, read_image, resize_keep_ratio
+from locdistill.models import postprocess, weights
+from locdistill.models.backbones import Freezing, build_backbone
+from locdistill.models.fpn import FPN
+from locdistill.models.heads.gfl import GFLHead
+from locdistill.models.settings import DetectorSettings
+from locdistill.types import Dense, Detections
 
 # Grids are small, but multi-scale training meets hundreds of shapes.
 CACHED_GRIDS = 64

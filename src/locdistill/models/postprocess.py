@@ -6,13 +6,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..geometry.bins import Bins
-from ..geometry.boxes import clip
-from ..geometry.edges import decode
-from ..geometry.grid import Grid
-from ..geometry.nms import multiclass_nms
-from ..types import Dense, Detections
-from .settings import DetectionSettings
+from locdistill.geometry.bins import Bins
+from locdistill.geometry.boxes import clip
+from locdistill.geometry.edges import decode
+from locdistill.geometry.grid import Grid
+from locdistill.geometry.nms import multiclass_nms
+from locdistill.models.settings import DetectionSettings
+from locdistill.types import Dense, Detections
 
 
 def scale_factors(sizes: Int[Tensor, "b 2"], original_sizes: Int[Tensor, "b 2"]) -> Float[Tensor, "b 2"]:

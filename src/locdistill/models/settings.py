@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from ..settings import Settings
+from locdistill.settings import Settings
 
 Triple = tuple[float, float, float]
 

@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError
+from locdistill.errors import WeightsError
 
 SUFFIX = ".safetensors"
 METADATA_KEY = "locdistill"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..settings import DetectorSettings
+from locdistill.models.settings import DetectorSettings
 
 EDGES = 4
 PRIOR = 0.01  # probability that a class score has before training (focal loss, Lin et al. 2017, section 4.1)
