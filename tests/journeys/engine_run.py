@@ -16,14 +16,15 @@ from typing import Any
 import torch
 
 from locdistill.engine import EngineSettings, FitResult, RunInterrupted, TrainingModule, fit
+from locdistill.errors import LocdistillError
 from tests.unit.engine_fakes import FakeDetector, FakeObjective, FakeTeacher, Judge, Loaders
 
 
 class Fated(FakeObjective):
     """Kills its process, as a crash or the kernel would, when it is called for the n-th time."""
 
-    def __init__(self, kill_at: int | None, dawdle: float) -> None:
-        super().__init__(needs_teacher=True)
+    def __init__(self, kill_at: int | None, dawdle: float, breaks_on: int | None = None) -> None:
+        super().__init__(needs_teacher=True, breaks_on=breaks_on)
         self.kill_at, self.dawdle, self.calls = kill_at, dawdle, 0
 
     def __call__(self, *arguments: Any, **keywords: Any) -> dict[str, torch.Tensor]:
@@ -41,13 +42,14 @@ def run(
     resume: bool = False,
     kill_at: int | None = None,
     dawdle: float = 0.0,
+    breaks_on: int | None = None,
     plain: bool = False,
     batch: int = 4,
 ) -> FitResult:
     """Train the tiny detector; ``plain`` leaves out what depends on how a batch is cut (dropout, batch statistics)."""
     detector = FakeDetector(dropout=0.0, norm_eval=True).train() if plain else FakeDetector()
     values = {"log_every": 1, "accelerator": "cpu", "lr": 0.2, "epochs": 3} | settings
-    module = TrainingModule(detector, Fated(kill_at, dawdle), FakeTeacher(), EngineSettings(**values))
+    module = TrainingModule(detector, Fated(kill_at, dawdle, breaks_on), FakeTeacher(), EngineSettings(**values))
     judge = Judge()
     result = fit(
         module,
@@ -71,3 +73,6 @@ if __name__ == "__main__":
     except RunInterrupted as interrupted:
         print(interrupted)
         sys.exit(interrupted.exit_code)
+    except LocdistillError as error:
+        print(f"{type(error).__name__}: {error}")
+        sys.exit(1)

@@ -32,6 +32,14 @@ def start(out: Path, **arguments: Any) -> subprocess.Popen[str]:
     )
 
 
+def wait_for_rows(out: Path, count: int) -> None:
+    metrics = out / "metrics.csv"
+    deadline = time.monotonic() + 100
+    while not metrics.exists() or len(read_metrics(metrics)) < count:
+        assert time.monotonic() < deadline, f"no {count} rows in {metrics}"
+        time.sleep(0.05)
+
+
 def told(out: Path) -> list[Row]:
     """The log without the columns that tell the time."""
     return [
@@ -53,15 +61,18 @@ def assert_same_run(ours: FitResult, theirs: FitResult) -> None:
     ("name", "settings", "kill_at", "rows_left"),
     [
         ("middle of the second epoch", {"checkpoint_every_steps": 2, "ema": 0.9}, 7, 6),
-        ("groups across epochs", {"checkpoint_every_steps": 1, "accumulate": 3, "optimizer": "adamw", "lr": 0.01}, 8, 2),
+        (
+            "groups across epochs",
+            {"checkpoint_every_steps": 1, "accumulate": 3, "optimizer": "adamw", "lr": 0.01},
+            8,
+            2,
+        ),
         ("means over several steps", {"checkpoint_every_steps": 2, "log_every": 3, "precision": "bf16"}, 7, 6),
         ("no checkpoint within epochs", {"schedule": "cosine", "ema": 0.9, "clip_norm": 0.1}, 10, 8),
         ("before any checkpoint", {}, 1, 0),
     ],
 )
-def test_killed_and_resumed(
-    tmp_path: Path, name: str, settings: dict[str, Any], kill_at: int, rows_left: int
-) -> None:
+def test_killed_and_resumed(tmp_path: Path, name: str, settings: dict[str, Any], kill_at: int, rows_left: int) -> None:
     process = start(tmp_path / "killed", settings=settings, kill_at=kill_at)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, output
@@ -90,10 +101,7 @@ def test_killed_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path / "stopped", settings={}, dawdle=0.2)
-    metrics = tmp_path / "stopped" / "metrics.csv"
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline and (not metrics.exists() or len(read_metrics(metrics)) < 2):
-        time.sleep(0.05)
+    wait_for_rows(tmp_path / "stopped", 2)
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number, output

@@ -1,4 +1,5 @@
 """A detector, an objective and data of a few hundred numbers, with the interfaces that the engine asks for."""
+# ruff: noqa: ARG002 (the interfaces have more arguments than the fakes need)
 
 from __future__ import annotations
 

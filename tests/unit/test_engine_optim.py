@@ -138,6 +138,16 @@ def test_a_wholly_frozen_detector_is_refused() -> None:
         parameter_groups(FakeDetector().requires_grad_(False), EngineSettings(), 0.1)
 
 
+def test_the_batch_size_is_counted_where_it_is_not_told() -> None:
+    class Batches:
+        sampler = ([1, 2, 3], [4, 5, 6])
+
+        def __len__(self) -> int:
+            return 2
+
+    assert Plan.of(Batches(), EngineSettings(), 1).batch_per_device == 3
+
+
 def test_empty_and_silent_loaders_are_refused() -> None:
     with pytest.raises(RunError, match="no batch"):
         Plan.of(Loaders(count=2, batch=4)(0, 1), EngineSettings(), 1)

@@ -132,6 +132,13 @@ class Conductor(pl.Callback):
             "random": self._random,
         }
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let the file tell the steps of the whole run; Lightning counts those since the last resume."""
+        checkpoint["global_step"] = self.progress.step
+        checkpoint["epoch"] = self.plan.epochs_done(self.progress.step)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a checkpoint.
 
