@@ -1,0 +1,122 @@
+"""Two processes on one machine (gloo) train as one would."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from .engine_run import run
+from .test_resume import ROOT, told, wait_for_rows
+
+pytestmark = pytest.mark.journey
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start_two(out: Path, *, torchrun: bool = False, **arguments: Any) -> subprocess.Popen[str]:
+    settings = {"devices": 2, "launch": "subprocess"} | arguments.pop("settings", {})
+    if torchrun:
+        settings.pop("devices")
+    launcher = ["-m", "torch.distributed.run", f"--master-port={free_port()}", "--nproc-per-node=2"] if torchrun else []
+    job = ["-m", "tests.journeys.engine_run", str(out), json.dumps(arguments | {"settings": settings})]
+    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
+    environment |= {"OMP_NUM_THREADS": "1", "LOCDISTILL_TEST_RANKS": "1", "MASTER_PORT": str(free_port())}
+    return subprocess.Popen(
+        [sys.executable, *launcher, *job],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def two_processes(out: Path, *, torchrun: bool = False, **arguments: Any) -> tuple[int, str]:
+    process = start_two(out, torchrun=torchrun, **arguments)
+    output, _ = process.communicate(timeout=240)
+    return process.returncode, output
+
+
+def ranks(out: Path) -> list[dict[str, Any]]:
+    return [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
+
+
+@pytest.mark.parametrize("torchrun", [False, True])
+def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path, torchrun: bool) -> None:
+    settings = {"ema": 0.9, "epochs": 2}
+    code, output = two_processes(tmp_path / "two", torchrun=torchrun, settings=settings, plain=True, batch=2)
+    assert code == 0, output
+    one = run(tmp_path / "one", settings, plain=True, batch=4)
+    first, second = ranks(tmp_path / "two")
+    assert first["weights"] == second["weights"]  # to the last bit
+    assert first["steps"] == second["steps"] == one.steps == 8
+    assert first["images"] == list(range(8))  # each process detected on its share, the first one judged all
+    assert second["images"] is None
+    ours, theirs = load_file(tmp_path / "two" / "last.safetensors"), load_file(one.last)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+    for row, expected in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
+        assert row == pytest.approx(expected, rel=1e-5)
+    assert "(2 epochs, 2 processes), learning rate 0.05" in output
+    assert output.count("evaluation after step") == 2  # told once, not once per process
+
+
+def test_two_processes_resume_exactly(tmp_path: Path) -> None:
+    settings = {"checkpoint_every_steps": 1, "accumulate": 2, "ema": 0.9}
+    code, output = two_processes(tmp_path / "killed", settings=settings, batch=2, kill_at=7)
+    assert code == -signal.SIGKILL, output
+    saved = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3
+    assert len(saved["callbacks"]["Conductor"]["random"]) == 2
+    code, output = two_processes(tmp_path / "killed", settings=settings, batch=2, resume=True)
+    assert code == 0, output
+    code, output = two_processes(tmp_path / "whole", settings=settings, batch=2)
+    assert code == 0, output
+    assert told(tmp_path / "killed") == told(tmp_path / "whole")
+    assert ranks(tmp_path / "killed") == ranks(tmp_path / "whole")
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    run(tmp_path / "run", {"epochs": 1}, batch=2)
+    code, output = two_processes(tmp_path / "run", settings={"epochs": 2}, batch=2, resume=True)
+    assert code != 0
+    assert "processes: 1 then, 2 now" in output
+
+
+def test_spawned_from_python(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", {"devices": 2, "launch": "spawn", "epochs": 1, "progress": False}, batch=2)
+    assert (result.steps, result.stopped, len(result.history)) == (4, "finished", 1)
+    assert result.metrics["AP"] == result.history[0]["AP"]
+    assert result.last.is_file()
+
+
+def test_two_processes_stop_together(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start_two(out, settings={}, batch=2, dawdle=0.2)
+    wait_for_rows(out, 2)
+    process.send_signal(signal.SIGTERM)  # to the first process only
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert output.count("stopped by SIGTERM after optimiser step") == 1
+    assert 0 < torch.load(out / "last.ckpt", weights_only=True)["global_step"] < 6
+
+
+def test_a_loss_that_breaks_on_one_process_stops_both(tmp_path: Path) -> None:
+    code, output = two_processes(tmp_path / "run", settings={}, batch=2, breaks_on=13)
+    assert code != 0
+    assert "NonFiniteLossError: loss term 'edge' became NaN or infinite" in output
+    assert not (tmp_path / "run" / "last.ckpt").exists()
