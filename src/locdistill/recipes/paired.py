@@ -69,9 +69,9 @@ class Paired:
         """The mean, its interval and the spread, as ``+4.3 (95 % interval +2.9 to +5.7; deviation 0.6, 3 seeds)``."""
         count = len(self.differences)
         if count == 1:
-            return f"{self.mean:+.1f} (one seed: no interval)"
+            return f"{self.mean:+z.1f} (one seed: no interval)"
         return (
-            f"{self.mean:+.1f} (95 % interval {self.low:+.1f} to {self.high:+.1f}; "
+            f"{self.mean:+z.1f} (95 % interval {self.low:+z.1f} to {self.high:+z.1f}; "
             f"standard deviation {self.deviation:.1f} over {count} seeds)"
         )
 
@@ -93,7 +93,8 @@ def verdict(equal_steps: Paired, equal_time: Paired | None) -> str:
     sentence = f"{_STEPS[equal_steps.finding]}: AP {equal_steps.text()}."
     if equal_time is None:
         return f"{sentence} Equal time was not measured."
-    opposite = equal_steps.mean * equal_time.mean < 0
+    noise = equal_steps.finding == equal_time.finding == "within noise"
+    opposite = not noise and equal_steps.mean * equal_time.mean < 0
     turn = " - the opposite sign of the comparison at equal steps" if opposite else ""
     lead = _TIME[equal_time.finding].replace("helps too", "helps too" if equal_steps.finding == "higher" else "helps")
     return f"{sentence} {lead}{turn}: AP {equal_time.text()}."

@@ -289,10 +289,10 @@ def difference_table(result: TrialResult) -> Table:
         if result.arm(against):
             for metric in METRICS:
                 pair = result.difference(against, metric)
-                interval = "–" if len(pair.differences) == 1 else f"{pair.low:+.1f} to {pair.high:+.1f}"  # noqa: RUF001
-                seeds = ", ".join(f"{value:+.1f}" for value in pair.differences)
+                interval = "–" if len(pair.differences) == 1 else f"{pair.low:+z.1f} to {pair.high:+z.1f}"  # noqa: RUF001
+                seeds = ", ".join(f"{value:+z.1f}" for value in pair.differences)
                 spread = "–" if len(pair.differences) == 1 else f"{pair.deviation:.1f}"  # noqa: RUF001
-                rows.append((f"{metric} {label}", f"{pair.mean:+.1f}", spread, interval, seeds))
+                rows.append((f"{metric} {label}", f"{pair.mean:+z.1f}", spread, interval, seeds))
     header = ("student + LD less student alone", "mean", "deviation", "95 % interval", "seed by seed")
     return Table("Paired differences, in percentage points", header, tuple(rows))
 
