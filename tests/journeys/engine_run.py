@@ -15,8 +15,17 @@ from typing import Any
 
 import torch
 
+from locdistill.data.loader import evaluation_loader, training_loader
+from locdistill.data.open import open_dataset
+from locdistill.data.settings import DataSettings
+from locdistill.distill.presets import ld_full, supervised
+from locdistill.distill.teacher import LiveTeacher
 from locdistill.engine import EngineSettings, FitResult, RunInterrupted, TrainingModule, fit
 from locdistill.errors import LocdistillError
+from locdistill.evaluation.evaluator import Evaluator
+from locdistill.models.detector import Detector
+from locdistill.models.settings import DetectorSettings
+from locdistill.objective.objective import Objective
 from tests.unit.engine_fakes import FakeDetector, FakeObjective, FakeTeacher, Judge, Loaders
 
 
@@ -67,9 +76,69 @@ def run(
     return result
 
 
+class Fatal:
+    """The real objective, which kills its process when it is called for the n-th time."""
+
+    def __init__(self, objective: Objective, kill_at: int | None) -> None:
+        self.objective, self.kill_at, self.calls = objective, kill_at, 0
+        self.needs_teacher = objective.needs_teacher
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> dict[str, torch.Tensor]:
+        if self.kill_at == self.calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.calls += 1
+        return self.objective(*arguments, **keywords)
+
+
+def small_detector(classes: tuple[str, ...], seed: int) -> Detector:
+    torch.manual_seed(seed)
+    settings = {
+        "backbone": "test_resnet",
+        "pretrained": False,
+        "classes": classes,
+        "channels": 16,
+        "depth": 1,
+        "norm_groups": 4,
+        "levels": (3, 4, 5),
+        "norm_eval": True,
+        "input": {"short": 96, "long": 128},
+    }
+    return Detector(DetectorSettings.model_validate(settings))
+
+
+def distill(
+    out: Path,
+    settings: dict[str, Any],
+    *,
+    data: str,
+    batch: int,
+    workers: int = 0,
+    resume: bool = False,
+    kill_at: int | None = None,
+) -> FitResult:
+    """Distil the real thing at its smallest: every logit term of the paper, a live teacher, real files."""
+    where = DataSettings(path=data, sizes=((128, 96),), batch_per_device=batch, workers=workers, filter_empty=False)
+    train, val = open_dataset(where, "train"), open_dataset(where, "val")
+    student, teacher = small_detector(train.classes, 0), small_detector(train.classes, 1)
+    objective = Fatal(Objective(terms=supervised() | ld_full(), bins=student.bins), kill_at)
+    values = {"log_every": 1, "accelerator": "cpu", "lr": 0.01, "ema": 0.9} | settings
+    module = TrainingModule(student, objective, LiveTeacher(teacher), EngineSettings(**values))
+    return fit(
+        module,
+        make_train_loader=lambda rank, world: training_loader(train, where, seed=0, rank=rank, world_size=world),
+        make_val_loader=lambda rank, world: evaluation_loader(
+            val, student.settings.input, batch=2, workers=workers, rank=rank, world_size=world
+        ),
+        evaluate=Evaluator(val),
+        out=out,
+        resume=resume,
+    )
+
+
 if __name__ == "__main__":
     try:
-        run(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+        arguments = json.loads(sys.argv[2])
+        (distill if "data" in arguments else run)(Path(sys.argv[1]), **arguments)
     except RunInterrupted as interrupted:
         print(interrupted)
         sys.exit(interrupted.exit_code)

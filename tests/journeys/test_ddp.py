@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from .engine_run import run
+from .engine_run import distill, run
 from .test_resume import ROOT, told, wait_for_rows
 
 pytestmark = pytest.mark.journey
@@ -73,6 +73,18 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path, torchrun: 
         assert row == pytest.approx(expected, rel=1e-5)
     assert "(2 epochs, 2 processes), learning rate 0.05" in output
     assert output.count("evaluation after step") == 2  # told once, not once per process
+
+
+def test_distillation_by_two_processes_equals_one(tmp_path: Path, tiny_coco: Path) -> None:
+    settings = {"epochs": 2, "warmup_steps": 0}  # a step is the whole data set: eight images, or two times four
+    code, output = two_processes(tmp_path / "two", settings=settings, data=str(tiny_coco), batch=4)
+    assert code == 0, output
+    one = distill(tmp_path / "one", settings, data=str(tiny_coco), batch=8)
+    ours, theirs = load_file(tmp_path / "two" / "last.safetensors"), load_file(one.last)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)
+    for row, expected in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
+        assert row == pytest.approx(expected, rel=1e-4, nan_ok=True)
 
 
 def test_two_processes_resume_exactly(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from locdistill.engine import FitResult
 from locdistill.engine.log import Row, read_metrics
 
-from .engine_run import run
+from .engine_run import distill, run
 
 pytestmark = pytest.mark.journey
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,3 +122,15 @@ def test_requeued_by_slurm_resumes_by_itself(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     requeued = run(tmp_path / "job", {})
     assert_same_run(requeued, run(tmp_path / "whole", {}))
+
+
+def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco: Path) -> None:
+    job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "workers": 2}
+    settings = {"epochs": 2, "checkpoint_every_steps": 1, "accumulate": 3}  # four batches an epoch, three steps in all
+    process = start(tmp_path / "killed", settings=settings, kill_at=7, **job)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL, output
+    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 2
+    resumed = distill(tmp_path / "killed", settings, resume=True, **job)
+    assert_same_run(resumed, distill(tmp_path / "whole", settings, **job))
+    assert {"train/cls", "train/ld", "train/ld_vlr", "train/kd"} <= set(told(tmp_path / "whole")[0])
