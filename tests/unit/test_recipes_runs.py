@@ -1,0 +1,276 @@
+"""From a user's words to a recipe, and the folder of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset, Record
+from locdistill.data.settings import DataSettings
+from locdistill.distill.presets import ld_full, supervised
+from locdistill.errors import DataError, RecipeError, RunError, TeacherError, WeightsError
+from locdistill.models.detector import Detector
+from locdistill.models.settings import DetectorSettings, InputSettings
+from locdistill.recipes import folder
+from locdistill.recipes.compatible import check_teacher
+from locdistill.recipes.defaults import Request, median_size, resolve, resumed_recipe
+from locdistill.recipes.load import load_recipe
+from locdistill.recipes.run import distill, objective_of, run, train
+from locdistill.recipes.use import evaluation_batch, list_images, predict
+
+TINY = DetectorSettings(
+    backbone="mobilenetv3_small_050",
+    pretrained=False,
+    classes=("box", "disc", "bar"),
+    channels=16,
+    depth=1,
+    norm_groups=4,
+    levels=(3, 4),
+    anchor_scale=4,
+    input=InputSettings(short=64, long=96),
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Detector(TINY).save(tmp_path_factory.mktemp("teacher") / "best")
+
+
+def dataset(*sides: tuple[int, int]) -> Dataset:
+    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    records = tuple(Record(Path(f"{i}.png"), i, w, h, *empty) for i, (w, h) in enumerate(sides))
+    return Dataset("d", ("a",), records, "coco", (1,))
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [
+        ([(640, 480)], (640, 480)),
+        ([(480, 640), (640, 480), (100, 100)], (640, 480)),
+        ([(128, 96)], (128, 96)),
+        ([(130, 100)], (128, 96)),
+        ([(20, 10)], (32, 32)),
+        ([(4000, 3000)], (1056, 800)),
+        ([(4000, 1000)], (1333, 320)),
+        ([(1333, 800)], (1333, 800)),
+    ],
+)
+def test_the_input_size_is_that_of_the_median_image(sides: list[tuple[int, int]], expected: tuple[int, int]) -> None:
+    assert median_size(dataset(*sides)) == expected
+
+
+def test_choices_for_ones_own_data(tiny_coco: Path) -> None:
+    recipe = resolve(Request(data=tiny_coco, backbone="resnet34", epochs=3, pretrained="none"))
+    assert recipe.name == "gfl_resnet34"
+    assert recipe.data.sizes == ((128, 96),)
+    assert (recipe.detector.input.short, recipe.detector.input.long) == (96, 128)
+    assert recipe.detector.backbone == "resnet34"
+    assert recipe.detector.pretrained is False
+    assert recipe.detector.frozen_stages == -1  # nothing random is frozen
+    assert recipe.engine.epochs == 3
+    assert recipe.engine.milestones == pytest.approx((2 / 3, 11 / 12))
+    assert {name: term.build() for name, term in recipe.terms.items()} == supervised()
+    assert recipe.teacher is None
+
+
+def test_settings_win_over_words_and_choices(tiny_coco: Path) -> None:
+    settings = ("data.sizes=[[64, 48]]", "detector.backbone=resnet50", "data.batch_per_device=2", "engine.epochs=5")
+    recipe = resolve(Request(data=tiny_coco, backbone="resnet34", epochs=3, overrides=settings))
+    assert recipe.data.sizes == ((64, 48),)
+    assert recipe.detector.input.long == 64
+    assert recipe.detector.backbone == "resnet50"
+    assert recipe.data.batch_per_device == 2
+    assert recipe.engine.epochs == 5
+
+
+def test_a_student_agrees_with_its_teacher(tiny_coco: Path, teacher: Path) -> None:
+    recipe = resolve(Request(data=tiny_coco, teacher=teacher, backbone="resnet18"))
+    student = recipe.detector
+    assert recipe.name == "ld_resnet18_from_mobilenetv3_small_050"
+    assert student.classes == ("box", "disc", "bar") == recipe.data.classes
+    assert (student.levels, student.reg_max, student.anchor_scale) == ((3, 4), 16, 4.0)
+    assert (student.input.short, student.input.long) == (64, 96)
+    assert (student.channels, student.depth) == (256, 4)  # the rest is the student's own
+    assert {name: term.build() for name, term in recipe.terms.items()} == supervised() | ld_full()
+    assert recipe.teacher is not None
+    assert recipe.teacher.weights == str(teacher)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "milestones"), [(12, (8, 11)), (24, (16, 22)), (6, (4, 5.5)), (1, (8 / 12, 11 / 12))]
+)
+def test_milestones_move_with_the_epochs(epochs: int, milestones: tuple[float, ...]) -> None:
+    recipe = resolve(Request(recipe="gfl_r50_1x", epochs=epochs))
+    assert recipe.engine.epochs == epochs
+    assert recipe.engine.milestones == pytest.approx(milestones)
+
+
+def test_a_request_for_nothing() -> None:
+    with pytest.raises(RecipeError, match="--data FOLDER, or --recipe NAME"):
+        resolve(Request())
+
+
+def test_verbs_refuse_each_others_recipes() -> None:
+    with pytest.raises(RecipeError, match="locdistill distill"):
+        train(recipe="ld_r18_from_r101")
+    with pytest.raises(RecipeError, match="locdistill train"):
+        distill(recipe="gfl_r18_1x")
+    with pytest.raises(TeacherError, match="--teacher"):
+        distill(data="x")
+
+
+def test_a_teacher_must_be_named_and_be_there(tiny_coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(TeacherError, match="gfl_r101_2x"):
+        distill(recipe="ld_r18_from_r101", data=tiny_coco, out=tmp_path / "a")
+    with pytest.raises(WeightsError, match="no such weights"):
+        distill(tmp_path / "absent", tiny_coco, out=tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_teacher_of_a_saved_recipe_must_be_the_same_file(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:
+    settings = ("detector.pretrained=false", "teacher.sha256=0123456789abcdef")
+    recipe = resolve(Request(data=tiny_coco, teacher=teacher, overrides=settings))
+    with pytest.raises(TeacherError, match="teacher.sha256=null"):
+        run(recipe, tmp_path / "a")
+
+
+def test_what_a_teacher_must_share() -> None:
+    student = TINY.model_copy(update={"classes": ("box", "disc", "bar")})
+    check_teacher(student, TINY, "t")
+    check_teacher(student.model_copy(update={"channels": 64, "anchor_scale": 8.0}), TINY, "t")
+    different = {
+        "another order": {"classes": ("bar", "disc", "box")},
+        r"only the teacher knows \['bar'\]; only the student's data have \['cat'\]": {
+            "classes": ("box", "disc", "cat")
+        },
+        r"detector.levels=\[3, 4\]": {"levels": (3, 4, 5)},
+        "detector.reg_max=16": {"reg_max": 8},
+    }
+    for words, change in different.items():
+        with pytest.raises(TeacherError, match=words):
+            check_teacher(student.model_copy(update=change), TINY, "t")
+
+
+def test_data_without_the_teachers_classes(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(tiny_coco, other)
+    for split in ("train", "val"):
+        content = json.loads((other / f"{split}.json").read_text())
+        content["categories"][0]["name"] = "cat"
+        (other / f"{split}.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match="no class disc"):
+        distill(teacher, other, pretrained="none", out=tmp_path / "run", overrides=["data.sizes=[[128, 96]]"])
+
+
+def test_ignored_regions_count_in_the_assigner_when_they_are_kept() -> None:
+    detector = Detector(TINY)
+    published = objective_of(load_recipe("gfl_r18_1x"), detector)
+    kept = objective_of(load_recipe("gfl_r18_1x", ["data.crowd=ignore"]), detector)
+    own = objective_of(load_recipe("gfl_r18_1x", ["data.crowd=ignore", "assigner.ignore_iof=0.7"]), detector)
+    assert [o.assigner.ignore_iof for o in (published, kept, own)] == [None, 0.5, 0.7]  # type: ignore[attr-defined]
+
+
+def test_folders_are_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert folder.new_folder(None, "train-x") == Path("runs/train-x")
+    Path("runs/train-x").mkdir(parents=True)
+    assert folder.new_folder(None, "train-x") == Path("runs/train-x-2")
+    assert folder.new_folder("runs/train-x", "n") == Path("runs/train-x")  # empty
+    Path("runs/train-x/note").touch()
+    with pytest.raises(RunError, match="not overwritten; give another"):
+        folder.new_folder("runs/train-x", "n")
+    Path("runs/train-x/recipe.yaml").touch()
+    with pytest.raises(RunError, match="'--resume --out runs/train-x'"):
+        folder.new_folder("runs/train-x", "n")
+
+
+def test_processes_beside_the_first_take_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert folder.new_folder(tmp_path, "n") == tmp_path
+    monkeypatch.delenv("LOCDISTILL_OUT", raising=False)
+    with pytest.raises(RunError, match="--out DIR"):
+        folder.new_folder(None, "n")
+    monkeypatch.setenv("LOCDISTILL_OUT", str(tmp_path))
+    assert folder.new_folder(None, "n") == tmp_path
+
+
+def test_resume_takes_the_saved_recipe(tmp_path: Path) -> None:
+    saved = load_recipe("gfl_r18_1x", ["data.path=/a", "engine.epochs=6", "engine.milestones=[4, 5.5]"])
+    folder.write_start(tmp_path, saved, {})
+    assert resumed_recipe(Request(), tmp_path) == saved
+    assert resumed_recipe(Request(recipe="gfl_r18_1x", data="/a", epochs=6, backbone="resnet18"), tmp_path) == saved
+    moved = resumed_recipe(Request(data="/b", overrides=("data.workers=0",)), tmp_path)
+    assert (moved.data.path, moved.data.workers) == ("/b", 0)
+    with pytest.raises(RunError, match=r"engine.lr: 0.01 in the run, 0.5 asked for"):
+        resumed_recipe(Request(overrides=("engine.lr=0.5",)), tmp_path)
+    with pytest.raises(RunError, match="not of gfl_r50_1x"):
+        resumed_recipe(Request(recipe="gfl_r50_1x"), tmp_path)
+    with pytest.raises(RunError, match="no run to resume"):
+        resumed_recipe(Request(), tmp_path / "absent")
+    with pytest.raises(RunError, match="--resume --out DIR"):
+        resumed_recipe(Request(), None)
+
+
+def test_other_data_are_noticed(tiny_coco: Path, tmp_path: Path) -> None:
+    data = open_dataset(DataSettings(path=str(tiny_coco)), "val")
+    facts = folder.facts_of({"val": data})
+    folder.write_start(tmp_path, load_recipe("gfl_r18_1x"), facts)
+    folder.check_unchanged(tmp_path, facts)
+    moved = data.records[0]
+    boxes = moved.boxes + np.float32(1)
+    record = Record(moved.path, moved.image_id, moved.width, moved.height, boxes, moved.labels, moved.ignored)
+    changed = Dataset(data.name, data.classes, (record, *data.records[1:]), data.kind, data.category_ids)
+    with pytest.raises(RunError, match="the val data are not those"):
+        folder.check_unchanged(tmp_path, folder.facts_of({"val": changed}))
+
+
+def test_the_log_holds_messages_and_what_stopped_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RunError), folder.logged_to(tmp_path):
+        logging.getLogger("locdistill.engine").info("hello")
+        raise RunError("no more")
+    text = (tmp_path / "log.txt").read_text()
+    assert "hello" in text
+    assert "stopped: RunError: no more" in text
+
+
+def test_only_images_of_one_size_share_a_batch_of_evaluation() -> None:
+    limits = InputSettings(short=96, long=128)
+    assert evaluation_batch(dataset((128, 96), (64, 48), (256, 190)), limits, 8) == 8  # 128 x 95 is padded to 128 x 96
+    assert evaluation_batch(dataset((128, 96), (96, 128)), limits, 8) == 1
+
+
+def test_listing_images(tiny_coco: Path, tmp_path: Path) -> None:
+    image = tiny_coco / "images" / "val_000.png"
+    files = list_images([image, tiny_coco / "images"])
+    assert len(files) == 12
+    assert files[0] == (image, Path("val_000.png"))
+    for wrong in (tmp_path, tmp_path / "absent.png", []):
+        with pytest.raises(Exception, match="no image|no such file"):
+            list_images(wrong)
+
+
+def test_drawings_never_replace_images(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    shutil.copy(tiny_coco / "images" / "val_000.png", image)
+    before = image.read_bytes()
+    with pytest.raises(RunError, match="would be replaced"):
+        predict(teacher, image, save=tmp_path)
+    assert image.read_bytes() == before
+
+
+def test_pictures_of_equal_names_are_all_saved(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        shutil.copy(tiny_coco / "images" / "val_000.png", tmp_path / name / "a.png")
+    found = predict(teacher, [tmp_path / "x" / "a.png", tmp_path / "y" / "a.png"], save=tmp_path / "out", threshold=0.0)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a-2.png", "a.png", "predictions.json"]
+    content = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [image["image"] for image in content["images"]] == [str(prediction.path) for prediction in found]
+    assert content["classes"] == ["box", "disc", "bar"]
