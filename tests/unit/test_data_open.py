@@ -360,6 +360,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "negative height": (annotation(bbox=[1, 1, 3, -5]), "height -5.0"),
     "nan": (annotation(bbox=[1, 1, float("nan"), 5]), "not four finite numbers"),
     "infinite": (annotation(bbox=[1, 1, float("inf"), 5]), "not four finite numbers"),
+    "huge": (annotation(bbox=[10**400, 1, 5, 5]), "not four finite numbers"),
     "three numbers": (annotation(bbox=[1, 1, 3]), "not four finite numbers"),
     "text": (annotation(bbox=["1", "1", "3", "3"]), "not four finite numbers"),
     "no box": (annotation(bbox=None), "not four finite numbers"),

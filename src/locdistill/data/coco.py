@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ ROBOFLOW = "_annotations.coco.json"
 # Other names of a split, as exporters write them.
 ALIASES = {"train": ("train",), "val": ("val", "valid", "validation")}
 PROBES = 20
+LIMIT = 1e9
 
 
 def annotation_names(split: str) -> list[str]:
@@ -116,11 +116,11 @@ def _report(source: Source, where: str, what: str, remedy: str) -> None:
 
 
 def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return type(value) is int  # a bool is none
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return (type(value) is float or type(value) is int) and -LIMIT < value < LIMIT  # false for NaN
 
 
 def _read_images(entries: list[Any], source: Source) -> dict[int, dict[str, Any]]:
