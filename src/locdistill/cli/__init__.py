@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from locdistill.cli import config, data, distill, evaluate, predict, recipes, train
+from locdistill.cli import config, data, demo, distill, evaluate, predict, recipes, train
 from locdistill.errors import LocdistillError
 
 ERROR, INTERRUPTED = 2, 130
@@ -30,6 +30,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("recipes")(recipes.recipes)
 app.command("config")(config.config)
+app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 
 
