@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from .errors import ImageError
+from locdistill.errors import ImageError
 
 ImageSource: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 

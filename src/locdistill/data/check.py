@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import DataError
-from .files import look_closely
-from .open import Scan, available_splits, recognise, scan_dataset, trainable
-from .problems import Problem
-from .records import Dataset
-from .settings import DataSettings
+from locdistill.data.files import look_closely
+from locdistill.data.open import Scan, available_splits, recognise, scan_dataset, trainable
+from locdistill.data.problems import Problem
+from locdistill.data.records import Dataset
+from locdistill.data.settings import DataSettings
+from locdistill.errors import DataError
 
 TINY_SIDE = 4.0
 EXAMPLES = 5

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import AnnotationError
-from .files import stays_inside
-from .problems import Problem
-from .sources import Listed, Source, box_arrays
+from locdistill.data.files import stays_inside
+from locdistill.data.problems import Problem
+from locdistill.data.sources import Listed, Source, box_arrays
+from locdistill.errors import AnnotationError
 
 ROBOFLOW = "_annotations.coco.json"
 # Other names of a split, as exporters write them.

@@ -13,8 +13,8 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from ..errors import ImageError
-from ..images import image_size, read_image
+from locdistill.errors import ImageError
+from locdistill.images import image_size, read_image
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
 THREADS = 8

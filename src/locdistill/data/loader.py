@@ -13,14 +13,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from ..errors import ImageError
-from ..images import keep_ratio_size, read_image, resize_to
-from ..types import Batch, Instances
-from .cache import PictureCache, memory_limit
-from .records import Dataset
-from .samplers import Draw, GroupedSampler, ShareSampler
-from .settings import DataSettings
-from .transforms import Sample, choose_limits, flip, resize
+from locdistill.data.cache import PictureCache, memory_limit
+from locdistill.data.records import Dataset
+from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
+from locdistill.data.settings import DataSettings
+from locdistill.data.transforms import Sample, choose_limits, flip, resize
+from locdistill.errors import ImageError
+from locdistill.images import keep_ratio_size, read_image, resize_to
+from locdistill.types import Batch, Instances
 
 DEFAULT_WORKERS = 4
 OPEN_FILES = 65536

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import AnnotationError
-from .coco import annotation_names, find_annotations, read_coco
-from .files import Seen, in_threads, look
-from .problems import Problem, error_of
-from .records import Dataset, Kind, Record
-from .settings import DataSettings
-from .sources import Listed, Source
-from .voc import image_sets, read_voc, usual_split, year_folders
-from .yolo import find_yaml, read_yolo, yaml_splits
+from locdistill.data.coco import annotation_names, find_annotations, read_coco
+from locdistill.data.files import Seen, in_threads, look
+from locdistill.data.problems import Problem, error_of
+from locdistill.data.records import Dataset, Kind, Record
+from locdistill.data.settings import DataSettings
+from locdistill.data.sources import Listed, Source
+from locdistill.data.voc import image_sets, read_voc, usual_split, year_folders
+from locdistill.data.yolo import find_yaml, read_yolo, yaml_splits
+from locdistill.errors import AnnotationError
 
 SPLITS = ("train", "val", "test")
 

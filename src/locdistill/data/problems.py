@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from ..errors import AnnotationError, DataError, ImageError
+from locdistill.errors import AnnotationError, DataError, ImageError
 
 LINES = 50
 

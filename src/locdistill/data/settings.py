@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from ..settings import Settings
+from locdistill.settings import Settings
 
 
 class DataSettings(Settings):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .problems import Problem
+from locdistill.data.problems import Problem
 
 
 @dataclass

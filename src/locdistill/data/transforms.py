@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
-from ..images import keep_ratio_size, resize_to
+from locdistill.images import keep_ratio_size, resize_to
 
 
 class Sample(NamedTuple):

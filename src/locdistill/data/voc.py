@@ -10,9 +10,9 @@ import numpy as np
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from .files import IMAGE_SUFFIXES, in_threads, stays_inside
-from .problems import Problem
-from .sources import Listed, Source, box_arrays
+from locdistill.data.files import IMAGE_SUFFIXES, in_threads, stays_inside
+from locdistill.data.problems import Problem
+from locdistill.data.sources import Listed, Source, box_arrays
 
 CLASSES = (
     "aeroplane",

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import yaml
 
-from ..errors import AnnotationError
-from .files import images_below, in_threads
-from .problems import Problem
-from .sources import Listed, Source, box_arrays
+from locdistill.data.files import images_below, in_threads
+from locdistill.data.problems import Problem
+from locdistill.data.sources import Listed, Source, box_arrays
+from locdistill.errors import AnnotationError
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 TOLERANCE = 1e-4  # exporters round to four or more digits
