@@ -24,9 +24,9 @@ pytestmark = pytest.mark.journey
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(out: Path, **arguments: Any) -> subprocess.Popen[str]:
+def start(out: Path, *, variables: dict[str, str] | None = None, **arguments: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "tests.journeys.engine_run", str(out), json.dumps(arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (variables or {})
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -115,13 +115,25 @@ def test_asked_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     assert_same_run(run(tmp_path / "stopped", {}, resume=True), run(tmp_path / "whole", {}))
 
 
-def test_requeued_by_slurm_resumes_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    process = start(tmp_path / "job", settings={}, kill_at=6)
-    process.communicate(timeout=120)
-    monkeypatch.setenv("SLURM_JOB_ID", "17")
+def test_preempted_by_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGUSR1 saves between two steps and queues the job again, which then resumes by itself."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\n')
+    scontrol.chmod(0o755)
+    job = {"SLURM_JOB_ID": "17017", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
+    job |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1"}
+    job["PATH"] = f"{scontrol.parent}:{os.environ['PATH']}"
+    process = start(tmp_path / "job", settings={}, dawdle=0.2, variables=job)
+    wait_for_rows(tmp_path / "job", 2)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGUSR1, output
+    assert "(SLURM runs the job again by itself)" in output
+    assert (tmp_path / "asked").read_text() == "requeue 17017\n"
+    monkeypatch.setenv("SLURM_JOB_ID", "17017")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
-    requeued = run(tmp_path / "job", {})
-    assert_same_run(requeued, run(tmp_path / "whole", {}))
+    assert_same_run(run(tmp_path / "job", {}), run(tmp_path / "whole", {}))
 
 
 def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco: Path) -> None:

@@ -216,11 +216,20 @@ def test_a_loss_that_is_not_finite_stops_with_its_name(tmp_path: Path, accumulat
         run(tmp_path / "run", settings_of(epochs=4, accumulate=accumulate), objective=objective)
     message = str(caught.value)
     assert "loss term 'edge' became NaN or infinite at optimiser step" in message
-    assert "13" in message.split("ids")[1].split("]")[0]
+    assert "13" in message.split("ids")[1].split("]", maxsplit=1)[0]
     for remedy in ("engine.lr (0.2)", "engine.clip_norm=10", "engine.precision", "warmup_steps"):
         assert remedy in message
     assert "'cls'" not in message
     assert not (tmp_path / "run" / "last.ckpt").exists()  # broken in the first epoch: nothing broken is saved
+
+
+def test_checkpoints_by_the_clock(tmp_path: Path) -> None:
+    settings = settings_of(checkpoint_every_minutes=1e-9)
+    with pytest.raises(NonFiniteLossError, match="The last checkpoint before it is") as caught:
+        run(tmp_path / "run", settings, objective=FakeObjective(breaks_on=13))
+    broken_at = int(str(caught.value).split("optimiser step ")[1].split(" ")[0])
+    assert 1 < broken_at <= 4
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == broken_at - 1
 
 
 def test_broken_weights_are_never_saved(tmp_path: Path) -> None:

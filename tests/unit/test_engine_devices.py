@@ -1,0 +1,82 @@
+"""How many processes, started by whom."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.strategies import DDPStrategy
+
+from locdistill.engine import trainer
+from locdistill.engine.settings import EngineSettings
+from locdistill.engine.trainer import device_count, strategy
+
+OUTSIDE = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_JOB_NAME", "SLURM_NNODES")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in OUTSIDE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (1, 1)),
+        ({"devices": 4}, (4, 1)),
+        ({"devices": 2, "nodes": 3}, (2, 3)),
+        ({"devices": (0, 2), "accelerator": "cpu"}, (2, 1)),
+        ({"devices": (1, 3)}, (2, 1)),  # no GPU here: two processes on the CPU
+    ],
+)
+def test_devices_of_the_settings(settings: dict[str, Any], expected: tuple[int, int]) -> None:
+    assert device_count(EngineSettings(**settings)) == expected
+
+
+def test_gpus_by_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert device_count(EngineSettings(devices=(1, 3))) == ([1, 3], 1)
+
+
+def test_torchrun_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert device_count(EngineSettings()) == (4, 2)
+    chosen = strategy(EngineSettings(launch="spawn"), 4, 2)
+    assert chosen._start_method == "popen"  # what torchrun started is not started again
+
+
+def test_slurm_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_NTASKS", "6")
+    monkeypatch.setenv("SLURM_NNODES", "3")
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
+    assert device_count(EngineSettings()) == (2, 3)
+    plugins = trainer._plugins()
+    assert [getattr(p, "auto_requeue", None) for p in plugins] == [None, False]  # our own handler saves between steps
+
+
+def test_one_device_needs_no_strategy() -> None:
+    assert strategy(EngineSettings(), 1, 1) == "auto"
+
+
+@pytest.mark.parametrize(
+    ("launch", "interactive", "method"),
+    [
+        ("auto", False, "popen"),
+        ("auto", True, "fork"),
+        ("subprocess", True, "popen"),
+        ("spawn", False, "spawn"),
+        ("fork", False, "fork"),
+    ],
+)
+def test_several_devices(monkeypatch: pytest.MonkeyPatch, launch: Any, interactive: bool, method: str) -> None:
+    monkeypatch.setattr(trainer, "_interactive", lambda: interactive)
+    chosen = strategy(EngineSettings(launch=launch), 2, 1)
+    assert isinstance(chosen, DDPStrategy)
+    assert chosen._start_method == method
+    assert chosen._ddp_kwargs == {"find_unused_parameters": False}
