@@ -9,13 +9,14 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "locdistill"
 FLOORS = (
-    ("types", "errors", "settings", "dist", "images"),
-    ("geometry",),
+    ("types", "errors", "settings", "dist"),
+    ("geometry", "images"),
     ("assign", "losses"),
     ("models", "data", "objective"),
     ("distill", "engine", "evaluation", "interop", "viz"),
     ("recipes",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
@@ -26,6 +27,9 @@ def _module(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {_module(path) for path in FILES}
+
+
 def _imports(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -33,7 +37,10 @@ def _imports(path: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             assert node.level == 0, f"{path}: relative import"
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            # A name that is a module of its own is what is imported; any other comes from the module before it.
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                names.add(full if full in MODULES else node.module)
     return {name for name in names if name.startswith("locdistill.")}
 
 

@@ -39,4 +39,5 @@ class LiveTeacher:
     @torch.no_grad()
     def __call__(self, batch: Batch) -> Dense:
         """The teacher's predictions on the batch, padding included."""
-        return self.detector(self.detector.normalise(batch.images, batch.sizes))
+        dense: Dense = self.detector(self.detector.normalise(batch.images, batch.sizes))
+        return dense
