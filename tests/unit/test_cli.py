@@ -1,0 +1,170 @@
+"""The command line without training: what it answers, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import locdistill
+from locdistill.cli import main
+from locdistill.errors import RecipeError
+from locdistill.recipes.load import load_recipe, recipe_names
+from tests.conftest import write_tiny_coco
+
+Answer = tuple[int, str, str]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    def run(*words: object) -> Answer:
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.mark.parametrize("verb", ["train", "distill", "evaluate", "predict", "recipes", "config", "data check", "demo"])
+def test_every_verb_has_help(cli: Callable[..., Answer], verb: str) -> None:
+    code, out, _ = cli(*verb.split(), "--help")
+    assert code == 0
+    assert "Usage:" in out
+    assert verb == "demo" or f"locdistill {verb}" in out.split("Options")[0].replace("\n", " ")
+
+
+def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from locdistill.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'lightning', 'timm', 'numpy', 'pydantic'} & set(sys.modules), 'heavy'"
+    )
+    start = time.monotonic()
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert time.monotonic() - start < 10  # about 0.3 s on a quiet machine
+
+
+def test_the_package_is_light_and_names_what_it_offers() -> None:
+    code = "import sys, locdistill; assert 'torch' not in sys.modules; assert 'train' in dir(locdistill)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert set(locdistill.__all__) == set(locdistill._HOMES)
+    for name in locdistill.__all__:
+        assert getattr(locdistill, name).__name__.removeprefix("locdistill.") == name
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        locdistill.trian  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "before", ["", "import locdistill.distill.presets as p; p.ld_full()", "from locdistill.distill import presets"]
+)
+def test_distill_is_a_function_and_a_package(before: str) -> None:
+    code = f"""{before}
+import locdistill
+try:
+    locdistill.distill(data="x")
+except locdistill.LocdistillError as error:
+    assert "--teacher" in str(error)
+else:
+    raise SystemExit("no error")
+import locdistill.distill.presets as presets
+assert presets is locdistill.distill.presets
+from locdistill.distill.logits import EdgeKL
+import pickle
+assert pickle.loads(pickle.dumps(EdgeKL())) == EdgeKL()
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_version(cli: Callable[..., Answer]) -> None:
+    code, out, _ = cli("--version")
+    assert code == 0
+    assert out.startswith("locdistill ")
+
+
+def test_recipes_as_a_table_and_as_json(cli: Callable[..., Answer]) -> None:
+    code, out, _ = cli("recipes")
+    assert code == 0
+    assert all(name in out for name in recipe_names())
+    code, out, _ = cli("recipes", "--json")
+    rows = json.loads(out)
+    assert [row["name"] for row in rows] == recipe_names()
+    assert {"name", "detector", "teacher", "terms", "schedule", "published_ap"} <= set(rows[0])
+
+
+def test_config_prints_what_loads_again(cli: Callable[..., Answer], tmp_path: Path) -> None:
+    code, out, _ = cli("config", "ld_r50_from_r101", "terms.ld.weight=0.5", "--set", "engine.lr=0.02", "--devices", "2")
+    assert code == 0
+    (tmp_path / "mine.yaml").write_text(out)
+    recipe = load_recipe(tmp_path / "mine.yaml")
+    assert recipe == load_recipe("ld_r50_from_r101", ["engine.devices=2", "engine.lr=0.02", "terms.ld.weight=0.5"])
+
+
+def test_config_of_the_defaults(cli: Callable[..., Answer]) -> None:
+    code, out, _ = cli("config", "--defaults")
+    assert code == 0
+    assert "name: defaults" in out
+    assert "warmup_steps: 500" in out
+
+
+def test_errors_are_one_message_without_a_traceback(cli: Callable[..., Answer]) -> None:
+    for words in (
+        ("config", "gfl_r50_1x", "engine.epoch=3"),
+        ("train", "gfl_r50_1", "--data", "x"),
+        ("train", "--data", "/absent"),
+        ("evaluate", "/absent"),
+        ("predict", "/absent", "x.jpg"),
+        ("distill", "--data", "x"),
+        ("train", "gfl_r50_1x", "gfl_r18_1x"),
+        ("train", "--resume"),
+    ):
+        code, out, err = cli(*words)
+        assert code == 2, words
+        assert "Error: " in err, words
+        assert "Traceback" not in err
+        assert out == ""
+
+
+def test_debug_shows_the_traceback() -> None:
+    with pytest.raises(RecipeError):
+        main(["config", "gfl_r50_1", "--debug"])
+
+
+def test_an_unknown_option_or_verb_is_a_usage_error(cli: Callable[..., Answer]) -> None:
+    assert cli("trian")[0] == 2
+    assert cli("train", "--bckbone", "x")[0] == 2
+
+
+def test_data_check(cli: Callable[..., Answer], tiny_coco: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("data", "check", tiny_coco)
+    assert code == 0
+    assert "no problems" in out
+    broken = write_tiny_coco(tmp_path)
+    content = json.loads((broken / "train.json").read_text())
+    content["annotations"][0]["bbox"][2] = -3
+    content["images"][2]["file_name"] = "absent.png"
+    (broken / "train.json").write_text(json.dumps(content))
+    code, out, _ = cli("data", "check", broken, "--json")
+    assert code == 1
+    report = json.loads(out)
+    assert report["ok"] is False
+    assert len(report["problems"]) >= 2
+    code, out, err = cli("train", "--data", broken, "--out", tmp_path / "run")
+    assert code == 2
+    assert "absent.png" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_check_takes_settings(cli: Callable[..., Answer], tiny_coco: Path) -> None:
+    code, _, err = cli("data", "check", tiny_coco, "data.formt=coco")
+    assert code == 2
+    assert "'format'" in err
