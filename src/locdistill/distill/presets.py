@@ -22,16 +22,19 @@ def supervised(*, overlap: OverlapKind = "giou") -> dict[str, Term]:
     }
 
 
-def ld_main(*, weight: float = 0.25, reference_batch: float = 3.0) -> dict[str, Term]:
+def ld_main(*, weight: float = 0.25, reference_batch: float = 3.0, temperature: float = 10.0) -> dict[str, Term]:
     """Localization distillation on the main region only."""
     norm = PerImage(reference_batch=reference_batch)
-    return {"ld": Term(of=EdgeKL(temperature=10.0), on=BY_CONFIDENCE, norm=norm, weight=weight)}
+    return {"ld": Term(of=EdgeKL(temperature=temperature), on=BY_CONFIDENCE, norm=norm, weight=weight)}
 
 
-def ld_full(*, weight: float = 0.25, reference_batch: float = 3.0, kd_weight: float = 10.0) -> dict[str, Term]:
+def ld_full(
+    *, weight: float = 0.25, reference_batch: float = 3.0, temperature: float = 10.0, kd_weight: float = 10.0
+) -> dict[str, Term]:
     """Main LD, LD on the valuable region, and class distillation on the main region."""
-    valuable = PerImage(reference_batch=reference_batch, divisor=4.0)
-    return ld_main(weight=weight, reference_batch=reference_batch) | {
-        "ld_vlr": Term(of=EdgeKL(temperature=10.0), on=ValuableLocations(), norm=valuable, weight=weight),
+    main = ld_main(weight=weight, reference_batch=reference_batch, temperature=temperature)
+    norm = PerImage(reference_batch=reference_batch, divisor=4.0)
+    return main | {
+        "ld_vlr": Term(of=EdgeKL(temperature=temperature), on=ValuableLocations(), norm=norm, weight=weight),
         "kd": Term(of=ClassKL(temperature=2.0), on=Positives(), norm=ImageLevelMean(), weight=kd_weight),
     }
