@@ -86,12 +86,7 @@ class TrainingModule(pl.LightningModule):
                 taught = self.guidance.teacher(batch)
         grid = student.grid_for((int(images.shape[-2]), int(images.shape[-1])))
         with torch.autocast(images.device.type, enabled=False):
-            return self.guidance.objective(
-                in_float32(dense),
-                None if taught is None else in_float32(taught),
-                grid=grid,
-                instances=batch.instances,
-            )
+            return self.guidance.objective(dense, taught, grid=grid, instances=batch.instances)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser, and a schedule that moves at every optimiser step."""
@@ -104,16 +99,6 @@ class TrainingModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave Lightning's own loop counters out: the stream of batches begins where the run stopped."""
         checkpoint.pop("loops", None)
-
-
-def in_float32(dense: Dense) -> Dense:
-    """Predictions in float32, whatever precision the network ran in."""
-    return Dense(
-        cls_logits=dense.cls_logits.float(),
-        edge_logits=dense.edge_logits.float(),
-        quality_logits=None if dense.quality_logits is None else dense.quality_logits.float(),
-        features=tuple(feature.float() for feature in dense.features),
-    )
 
 
 def as_module(student: Student) -> nn.Module:

@@ -62,7 +62,9 @@ class Teacher(Protocol):
 class Goal(Protocol):
     """The objective: named, weighted loss terms whose sum is minimised."""
 
-    needs_teacher: bool
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any term compares with a teacher."""
 
     def __call__(self, student: Dense, teacher: Dense | None, *, grid: Grid, instances: Instances) -> dict[str, Tensor]:
         """One scalar per term."""
