@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
@@ -22,7 +23,7 @@ from locdistill.recipes.compatible import check_teacher
 from locdistill.recipes.defaults import Request, median_size, resolve, resumed_recipe
 from locdistill.recipes.load import load_recipe
 from locdistill.recipes.run import distill, objective_of, run, train
-from locdistill.recipes.use import evaluation_batch, list_images, predict
+from locdistill.recipes.use import evaluate, evaluation_batch, list_images, predict
 
 TINY = DetectorSettings(
     backbone="mobilenetv3_small_050",
@@ -248,6 +249,45 @@ def test_only_images_of_one_size_share_a_batch_of_evaluation() -> None:
     limits = InputSettings(short=96, long=128)
     assert evaluation_batch(dataset((128, 96), (64, 48), (256, 190)), limits, 8) == 8  # 128 x 95 is padded to 128 x 96
     assert evaluation_batch(dataset((128, 96), (96, 128)), limits, 8) == 1
+
+
+def test_what_can_be_adjusted_when_weights_are_used(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:
+    result = evaluate(teacher, tiny_coco, overrides=["detections.score_threshold=0", "detections.max_detections=3"])
+    assert {len(found.scores) for found in result.detections.values()} == {3}
+    assert set(result.per_class) == {"box", "disc", "bar"}
+    assert {"AP", "AP50", "AP75", "AP90"} <= set(result.metrics)
+    train_split = evaluate(teacher, tiny_coco, split="train", format_only=tmp_path / "results.json")
+    assert train_split.metrics == {}
+    assert len(train_split.dataset) == 8  # also the image without objects, which training leaves out
+    with pytest.raises(RecipeError, match="engine: trained weights can be adjusted in data, input, detections"):
+        evaluate(teacher, tiny_coco, overrides=["engine.lr=1"])
+    with pytest.raises(RecipeError, match="did you mean 'nms_iou'"):
+        evaluate(teacher, tiny_coco, overrides=["detections.nms_iuo=1"])
+    with pytest.raises(DataError, match="in this order"):
+        evaluate(teacher, tiny_coco, overrides=["data.classes=[disc, box, bar]"])
+    with pytest.raises(RecipeError, match="--data FOLDER"):
+        evaluate(teacher)
+
+
+def test_voc_data_are_evaluated_by_vocs_rules(teacher: Path, tmp_path: Path) -> None:
+    year = tmp_path / "VOC2007"
+    for name in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (year / name).mkdir(parents=True)
+    (year / "ImageSets/Main/val.txt").write_text("1\n")
+    box = "<bndbox><xmin>10</xmin><ymin>10</ymin><xmax>40</xmax><ymax>40</ymax></bndbox>"
+    objects = "".join(f"<object><name>{name}</name>{box}</object>" for name in ("box", "disc", "bar"))
+    size = "<size><width>96</width><height>64</height><depth>3</depth></size>"
+    (year / "Annotations/1.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+    Image.new("RGB", (96, 64)).save(year / "JPEGImages/1.jpg")
+    result = evaluate(teacher, tmp_path, overrides=["data.val=val", "data.classes=[box, disc, bar]"])
+    assert {"AP", "AP50", "AP95", "mAP"} <= set(result.metrics)
+    assert set(result.per_class["disc"]) == {"AP", *(f"AP{t}" for t in range(50, 100, 5)), "objects"}
+    assert result.per_class["disc"]["objects"] == 1
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "examples").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_recipes_of_the_examples_load(path: Path) -> None:
+    assert load_recipe(path).name == path.stem
 
 
 def test_listing_images(tiny_coco: Path, tmp_path: Path) -> None:

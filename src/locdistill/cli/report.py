@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from locdistill.data.check import CheckReport
-from locdistill.dist import rank
 from locdistill.evaluation.tables import percent
+from locdistill.recipes.folder import process_rank
 from locdistill.recipes.run import RunResult
 from locdistill.recipes.use import EvaluationResult, Prediction
 
@@ -56,7 +56,7 @@ def _finite(value: Any) -> Any:
 
 def report_run(result: RunResult) -> None:
     """Best and last metrics of a run, and where everything is."""
-    if rank() > 0:
+    if process_rank() > 0:
         return
     table = Table(box=None, pad_edge=False)
     for name in ("", "epoch", *_METRICS):
@@ -73,7 +73,7 @@ def report_run(result: RunResult) -> None:
 
 def report_evaluation(result: EvaluationResult, *, as_json: bool) -> None:
     """Metrics of an evaluation."""
-    if rank() > 0:
+    if process_rank() > 0:
         return
     if result.results is not None:
         count = sum(len(found.scores) for found in result.detections.values())

@@ -96,8 +96,8 @@ def _check_path(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None
         whole = len(path) == 2 and isinstance(value, dict)
         if not whole:
             raise RecipeError(
-                f"terms.{path[1]}: the recipe has no such term; {suggestion(path[1], terms)}. A new term is given whole: "
-                f"'terms.{path[1]}={{of: edge_kl, on: positives, weight: 1}}'"
+                f"terms.{path[1]}: the recipe has no such term; {suggestion(path[1], terms)}. "
+                f"A new term is given whole: 'terms.{path[1]}={{of: edge_kl, on: positives, weight: 1}}'"
             )
     group: Any = data
     for depth, key in enumerate(path[:-1]):

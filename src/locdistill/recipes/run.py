@@ -180,7 +180,7 @@ def run(recipe: Recipe, out: str | Path | None = None, resume: bool = False) -> 
         LocdistillError: One of its kinds.
     """
     path = Path(str(out)) if resume else folder.new_folder(out, recipe.name)
-    parts = _compose(recipe, resume=resume)
+    parts = _compose(recipe, pretrained=not (resume and (path / "last.ckpt").is_file()))
     facts = folder.facts_of(parts.datasets)
     if resume:
         folder.check_unchanged(path, facts)
@@ -191,8 +191,11 @@ def run(recipe: Recipe, out: str | Path | None = None, resume: bool = False) -> 
         return _fit(parts, path, resume)
 
 
-def _compose(recipe: Recipe, *, resume: bool) -> _Parts:
-    """Open the data, read the teacher, build the detector, and fill in what the recipe left to them."""
+def _compose(recipe: Recipe, *, pretrained: bool) -> _Parts:
+    """Open the data, read the teacher, build the detector, and fill in what the recipe left to them.
+
+    Weights of the backbone are not fetched where a checkpoint holds all weights (``pretrained`` is false then).
+    """
     teacher_file = _teacher_file(recipe)
     recipe, datasets = _with_data(recipe)
     if teacher_file is not None:
@@ -200,7 +203,7 @@ def _compose(recipe: Recipe, *, resume: bool) -> _Parts:
     else:
         teacher = None
     torch.manual_seed(recipe.engine.seed)
-    detector = Detector(recipe.detector, pretrained=not resume)
+    detector = Detector(recipe.detector, pretrained=pretrained)
     recipe = recipe.model_copy(update={"detector": detector.settings})
     return _Parts(recipe=recipe, datasets=datasets, detector=detector, teacher=teacher)
 
