@@ -64,7 +64,7 @@ def report_run(result: RunResult) -> None:
     for which in ("best", "last"):
         numbers = result.metrics.get(which)
         if numbers is not None:
-            table.add_row(which, f"{numbers['epoch']:g}", *(percent(numbers.get(name)) for name in _METRICS))
+            table.add_row(which, f"{numbers['epoch']:.3g}", *(percent(numbers.get(name)) for name in _METRICS))
     out = console()
     out.print()
     out.print(table)
