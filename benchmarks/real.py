@@ -18,7 +18,7 @@ import argparse
 import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ def detectors(pack: str, weights: Path) -> tuple[dict[str, Any], dict[str, Any]]
     if pack == "bccd":
         names = ("tf_efficientnet_lite1", 128), ("tf_efficientnet_lite0", 48)
         return pretrained(names[0][0], weights, names[0][1]), pretrained(names[1][0], weights, names[1][1])
-    return from_scratch([32, 64, 128, 256], 8, 8, 64), from_scratch([16, 32, 64, 96], 4, 4, 48)
+    return from_scratch([32, 64, 128, 256], 8, 8, 64), from_scratch([16, 32, 64, 96], 8, 8, 48)
 
 
 def recipe(pack: str, role: str, detector: dict[str, Any], data: Path, scale: Scale) -> Recipe:
@@ -132,6 +132,14 @@ def recipe(pack: str, role: str, detector: dict[str, Any], data: Path, scale: Sc
     )
 
 
+def ld_terms(options: argparse.Namespace) -> dict[str, TermSettings]:
+    """The distillation terms with the weights and the temperature that the command line asks for."""
+    terms = presets.ld_full(
+        weight=0.25 * options.ld_factor, kd_weight=options.kd_weight, temperature=options.temperature
+    )
+    return {name: TermSettings.of_term(term) for name, term in terms.items() if term.weight}
+
+
 def trial(options: argparse.Namespace) -> TrialSettings:
     """The comparison that the command line asks for."""
     pack, scale = options.pack, SCALES[options.pack][options.scale]
@@ -139,7 +147,9 @@ def trial(options: argparse.Namespace) -> TrialSettings:
     if not data.is_dir():
         sys.exit(f"{data} is not there; name the folder of the data sets with --data-root or LOCDISTILL_DATA")
     teacher, student = detectors(pack, options.weights)
-    terms = presets.ld_full(weight=0.25 * options.ld_factor, kd_weight=options.kd_weight)
+    if options.teacher_steps or options.steps:
+        steps = (options.teacher_steps or scale.teacher_steps, options.steps or scale.student_steps)
+        scale = replace(scale, teacher_steps=steps[0], student_steps=steps[1])
     size = f"{scale.size[0]} x {scale.size[1]} pixels, {scale.batch} images per step."
     return TrialSettings(
         name=f"Localization distillation on {pack}",
@@ -147,7 +157,7 @@ def trial(options: argparse.Namespace) -> TrialSettings:
         teacher=recipe(pack, "teacher", teacher, data, scale),
         teacher_weights=options.teacher,
         student=recipe(pack, "student", student, data, scale),
-        terms={name: TermSettings.of_term(term) for name, term in terms.items() if term.weight},
+        terms=ld_terms(options),
         seeds=tuple(range(options.seeds)),
         command=shlex.join(["python", "benchmarks/real.py", *options.words]),
     )
@@ -162,7 +172,10 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, default=os.environ.get("LOCDISTILL_WEIGHTS", beside / "weights"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--scale", choices=("smoke", "small", "large"), default="small")
-    parser.add_argument("--ld-factor", type=float, default=8.0, help="times the published LD weight of 0.25")
+    parser.add_argument("--steps", type=int, help="of each student at equal steps, instead of the scale's")
+    parser.add_argument("--teacher-steps", type=int, help="likewise of the teacher")
+    parser.add_argument("--ld-factor", type=float, default=16.0, help="times the published LD weight of 0.25")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of LD; published: 10")
     parser.add_argument("--kd-weight", type=float, default=0.0, help="of class distillation; published: 10")
     parser.add_argument("--teacher", help="weights of a finished teacher, which is then not trained")
     parser.add_argument("--out", type=Path, help="folder of the trial; default: runs/real/PACK-SCALE")
