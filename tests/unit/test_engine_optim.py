@@ -138,9 +138,13 @@ def test_a_wholly_frozen_detector_is_refused() -> None:
         parameter_groups(FakeDetector().requires_grad_(False), EngineSettings(), 0.1)
 
 
-def test_the_batch_size_is_counted_where_it_is_not_told() -> None:
+def test_the_batch_size_may_be_told_by_the_sampler() -> None:
+    class Sampler:
+        batch_size = 3
+
     class Batches:
-        sampler = ([1, 2, 3], [4, 5, 6])
+        batch_size = None  # of a loader whose items are batches already
+        sampler = Sampler()
 
         def __len__(self) -> int:
             return 2

@@ -18,16 +18,16 @@ COCO_1X = {"gfl_r18_1x": 35.8, "gfl_r34_1x": 38.9, "gfl_r50_1x": 40.1, "gfl_r101
 COCO_2X = {"gfl_r18_2x": None, "gfl_r34_2x": None, "gfl_r50_2x": 42.9, "gfl_r101_2x": 44.6}
 # name: backbone, images per device of the published run, AP, AP of the student alone, main region only
 LD = {
-    "ld_r18_from_r101_main": ("resnet18", 3, 36.5, 35.8, True),
-    "ld_r34_from_r101_main": ("resnet34", 3, 39.8, 38.9, True),
-    "ld_r50_from_r101_main": ("resnet50", 2, 41.1, 40.1, True),
-    "ld_r18_from_r101": ("resnet18", 3, 37.5, 35.8, False),
-    "ld_r34_from_r101": ("resnet34", 3, 41.0, 38.9, False),
-    "ld_r50_from_r101": ("resnet50", 2, 42.1, 40.1, False),
-    "self_ld_r18": ("resnet18", 3, 36.1, 35.8, True),
-    "self_ld_r50": ("resnet50", 2, 40.6, 40.1, True),
-    "ld_r18_from_r101_voc_main": ("resnet18", 3, 53.0, 51.8, True),
-    "ld_r18_from_r101_voc": ("resnet18", 3, 54.0, 51.8, False),
+    "ld_r18_from_r101_main": ("resnet18.tv_in1k", 3, 36.5, 35.8, True),
+    "ld_r34_from_r101_main": ("resnet34.tv_in1k", 3, 39.8, 38.9, True),
+    "ld_r50_from_r101_main": ("resnet50.tv_in1k", 2, 41.1, 40.1, True),
+    "ld_r18_from_r101": ("resnet18.tv_in1k", 3, 37.5, 35.8, False),
+    "ld_r34_from_r101": ("resnet34.tv_in1k", 3, 41.0, 38.9, False),
+    "ld_r50_from_r101": ("resnet50.tv_in1k", 2, 42.1, 40.1, False),
+    "self_ld_r18": ("resnet18.tv_in1k", 3, 36.1, 35.8, True),
+    "self_ld_r50": ("resnet50.tv_in1k", 2, 40.6, 40.1, True),
+    "ld_r18_from_r101_voc_main": ("resnet18.tv_in1k", 3, 53.0, 51.8, True),
+    "ld_r18_from_r101_voc": ("resnet18.tv_in1k", 3, 54.0, 51.8, False),
 }
 
 
@@ -115,7 +115,7 @@ def test_summaries_hold_what_the_list_prints() -> None:
         "normaliser": {"per_image": {"reference_batch": 2.0, "divisor": 1.0}},
         "weight": 0.25,
     }
-    assert row["detector"] == {"model": "gfl", "backbone": "resnet50"}
+    assert row["detector"] == {"model": "gfl", "backbone": "resnet50.tv_in1k"}
     assert row["schedule"]["epochs"] == 12
     assert summaries["gfl_r101_1x"]["published_ap"] is None
     assert summaries["gfl_r50_1x"]["teacher"] is None

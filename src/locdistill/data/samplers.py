@@ -60,6 +60,11 @@ class GroupedSampler(Sampler[list[Draw]]):
         """The epoch that the next iteration gives."""
         return self._epoch
 
+    @property
+    def batch_size(self) -> int:
+        """Images per batch of this process."""
+        return self._batch
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration gives."""
         self._epoch = epoch

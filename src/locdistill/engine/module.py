@@ -17,7 +17,7 @@ from locdistill.engine.plan import Plan
 from locdistill.engine.roles import Goal, Student, Teacher
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import TeacherError
-from locdistill.types import Batch, Dense
+from locdistill.types import Batch
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,16 +91,12 @@ class Plan:
 
 
 def _batch_size(loader: Any) -> int:
-    """Images per batch: as the loader says, or else as many as its sampler puts into the first batch."""
-    sampler = getattr(loader, "sampler", None)
-    for owner in (loader, getattr(loader, "batch_sampler", None), sampler):
+    """Images per batch, as the loader or its sampler says."""
+    for owner in (loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
         size = getattr(owner, "batch_size", None)
         if isinstance(size, int):
             return size
-    first = next(iter(sampler), None) if sampler is not None else None
-    if isinstance(first, Sized):
-        return len(first)
     raise RunError(
         "the training loader does not tell its batch size, which the learning rate is scaled by: give the loader or "
-        "its batch sampler an integer 'batch_size', or a sampler that gives lists"
+        "its sampler an integer 'batch_size'"
     )

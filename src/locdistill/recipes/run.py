@@ -277,12 +277,9 @@ def _fit(parts: _Parts, out: Path, resume: bool) -> RunResult:
     log.info("%s: %d training images, %d to evaluate on, %d classes", *_headline(parts))
 
     def train_loader(rank: int, world_size: int) -> DataLoader[Batch]:
-        loader = training_loader(
+        return training_loader(
             datasets["train"], recipe.data, seed=recipe.engine.seed, rank=rank, world_size=world_size
         )
-        sampler: Any = loader.sampler
-        sampler.batch_size = recipe.data.batch_per_device  # by which the engine scales the learning rate
-        return loader
 
     def val_loader(rank: int, world_size: int) -> DataLoader[Batch]:
         return evaluation_loader(
