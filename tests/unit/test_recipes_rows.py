@@ -43,7 +43,7 @@ def test_there_is_a_recipe_for_each_row() -> None:
 def test_baselines(name: str) -> None:
     recipe, ap = load_recipe(name), (COCO_1X | COCO_2X)[name]
     assert recipe.teacher is None
-    assert recipe.detector.backbone == f"resnet{name.split('_')[1][1:]}"
+    assert recipe.detector.backbone == f"resnet{name.split('_')[1][1:]}.tv_in1k"
     assert (recipe.published.ap if recipe.published else None) == ap
     assert terms(recipe) == supervised()
     engine, data = recipe.engine, recipe.data
