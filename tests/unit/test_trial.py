@@ -230,7 +230,15 @@ def test_a_resumed_trial_keeps_the_steps_of_equal_time(tmp_path: Path) -> None:
 def test_another_trial_in_the_folder_is_refused(tmp_path: Path) -> None:
     _run(_settings(), tmp_path, FakeTraining())
     with pytest.raises(RunError, match="other settings"):
-        _run(_settings(seeds=(0, 1)), tmp_path, FakeTraining())
+        _run(_settings(terms={"ld": TermSettings.of_term(presets.ld_main(weight=1.0)["ld"])}), tmp_path, FakeTraining())
+
+
+def test_seeds_can_be_added(tmp_path: Path) -> None:
+    _run(_settings(seeds=(0, 1)), tmp_path, FakeTraining())
+    more = FakeTraining()
+    result = _run(_settings(seeds=(0, 1, 2)), tmp_path, more)
+    assert [name for name, _ in more.calls] == ["alone-2", "distilled-2", "alone_longer-2"]
+    assert len(result.difference(ALONE).differences) == 3
 
 
 def test_given_teacher_is_not_trained(tmp_path: Path) -> None:

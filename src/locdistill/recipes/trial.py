@@ -212,8 +212,9 @@ def run_trial(settings: TrialSettings, out: Path, *, train: Train, tell: Tell = 
 
 
 def _claim(settings: TrialSettings, out: Path) -> None:
-    """Note in the folder which trial it belongs to; refuse one that belongs to another."""
-    stamp, content = out / "trial.json", settings.model_dump(mode="json", exclude={"command"})
+    """Note in the folder which trial it belongs to; refuse one that belongs to another. Seeds may be added later."""
+    told = {"command", "seeds", "pictures", "about"}
+    stamp, content = out / "trial.json", settings.model_dump(mode="json", exclude=told)
     if stamp.is_file():
         if json.loads(stamp.read_text()) != json.loads(json.dumps(content)):
             raise RunError(f"{out} holds a trial with other settings (see {stamp}); choose another folder with --out.")
