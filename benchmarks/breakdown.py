@@ -27,8 +27,8 @@ from locdistill.assign.atss import ATSS
 from locdistill.data.loader import training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
-from locdistill.distill.presets import ld_full, supervised
-from locdistill.distill.teacher import LiveTeacher
+from locdistill.distillation.presets import ld_full, supervised
+from locdistill.distillation.teacher import LiveTeacher
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.scene import Scene

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from locdistill.data.settings import DataSettings
-from locdistill.distill import presets
+from locdistill.distillation import presets
 from locdistill.engine.settings import EngineSettings
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes.demo import fast_precision

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from locdistill.assign.atss import ATSS
-from locdistill.distill.presets import ld_main, supervised
+from locdistill.distillation.presets import ld_main, supervised
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.objective.normalisers import PerImage

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from locdistill.distill.presets import ld_full, supervised
+from locdistill.distillation.presets import ld_full, supervised
 from locdistill.geometry.grid import Grid
 from locdistill.objective.normalisers import Constant, LevelMean
 from locdistill.objective.term import Term

@@ -16,8 +16,6 @@ Nothing heavy is imported until it is used.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,7 +67,7 @@ _HOMES = {
     "Recipe": "recipes.recipe",
     "RunResult": "recipes.run",
     "Term": "objective.term",
-    "distill": "distill",  # the sub-package and the function share the name, see _Verb
+    "distill": "recipes.run",
     "dump_recipe": "recipes.load",
     "evaluate": "recipes.use",
     "load_recipe": "recipes.load",
@@ -79,32 +77,10 @@ _HOMES = {
 }
 
 
-class _Verb(ModuleType):
-    """The sub-package ``locdistill.distill``, which can be called: Python binds a sub-package to its name."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Train a student; see :func:`locdistill.recipes.run.distill`."""
-        return importlib.import_module("locdistill.recipes.run").distill(*args, **kwargs)
-
-
-class _Package(ModuleType):
-    """This package."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute, as the import system does when it has imported a sub-package."""
-        if name == "distill" and isinstance(value, ModuleType):
-            value.__class__ = _Verb
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
-
-
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'locdistill' has no attribute {name!r}")
-    home = importlib.import_module(f"locdistill.{_HOMES[name]}")
-    value = home if name == "distill" else getattr(home, name)
+    value = getattr(importlib.import_module(f"locdistill.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

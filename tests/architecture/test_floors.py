@@ -13,7 +13,7 @@ FLOORS = (
     ("geometry", "images"),
     ("assign", "losses"),
     ("models", "data", "objective"),
-    ("distill", "engine", "evaluation", "interop", "viz"),
+    ("distillation", "engine", "evaluation", "interop", "viz"),
     ("recipes",),
     ("cli",),
     ("__main__",),

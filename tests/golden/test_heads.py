@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from locdistill.assign.atss import ATSS
-from locdistill.distill.regions import ValuableLocations
+from locdistill.distillation.regions import ValuableLocations
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.objective.objective import Objective

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from locdistill.assign.atss import ATSS
-from locdistill.distill.regions import ValuableLocations
+from locdistill.distillation.regions import ValuableLocations
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import paired_iou, pairwise_iof
 from locdistill.losses.distribution import softened_kl

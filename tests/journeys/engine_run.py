@@ -18,8 +18,8 @@ import torch
 from locdistill.data.loader import evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
-from locdistill.distill.presets import ld_full, supervised
-from locdistill.distill.teacher import LiveTeacher
+from locdistill.distillation.presets import ld_full, supervised
+from locdistill.distillation.teacher import LiveTeacher
 from locdistill.engine import EngineSettings, FitResult, RunInterrupted, TrainingModule, fit
 from locdistill.errors import LocdistillError
 from locdistill.evaluation.evaluator import Evaluator

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from locdistill.distill.logits import ClassKL, EdgeKL
-from locdistill.distill.presets import ld_full, supervised
-from locdistill.distill.regions import ValuableLocations
+from locdistill.distillation.logits import ClassKL, EdgeKL
+from locdistill.distillation.presets import ld_full, supervised
+from locdistill.distillation.regions import ValuableLocations
 from locdistill.geometry.grid import Grid
 from locdistill.objective.normalisers import Constant, ImageLevelMean, PerImage
 from locdistill.objective.objective import Objective
@@ -174,7 +174,7 @@ def test_batches_without_objects_or_positives_train(boxes, slots):
 COMPILE = """
 import torch
 from tests.property.test_terms import GRID, _scene
-from locdistill.distill.presets import ld_full, supervised
+from locdistill.distillation.presets import ld_full, supervised
 from locdistill.objective.objective import Objective
 
 student, teacher, instances = _scene(5, images=2)

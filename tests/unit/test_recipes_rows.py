@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from locdistill.distill.logits import ClassKL, EdgeKL
-from locdistill.distill.presets import supervised
-from locdistill.distill.regions import ValuableLocations
+from locdistill.distillation.logits import ClassKL, EdgeKL
+from locdistill.distillation.presets import supervised
+from locdistill.distillation.regions import ValuableLocations
 from locdistill.objective.normalisers import ImageLevelMean, PerImage
 from locdistill.objective.regions import Positives
 from locdistill.objective.term import Term

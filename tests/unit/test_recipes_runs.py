@@ -14,7 +14,7 @@ from PIL import Image
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
-from locdistill.distill.presets import ld_full, supervised
+from locdistill.distillation.presets import ld_full, supervised
 from locdistill.errors import DataError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from locdistill.distill.logits import EdgeKL
-from locdistill.distill.presets import ld_full, supervised
-from locdistill.distill.regions import ValuableLocations
+from locdistill.distillation.logits import EdgeKL
+from locdistill.distillation.presets import ld_full, supervised
+from locdistill.distillation.regions import ValuableLocations
 from locdistill.errors import RecipeError
 from locdistill.objective.normalisers import PerImage
 from locdistill.objective.regions import Positives

@@ -12,7 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from locdistill.data.settings import DataSettings
-from locdistill.distill import presets
+from locdistill.distillation import presets
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RunError
 from locdistill.models.settings import DetectorSettings

@@ -22,7 +22,7 @@ from typing import Any
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
-from locdistill.distill import presets
+from locdistill.distillation import presets
 from locdistill.errors import RecipeError, RunError
 from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import locate, read_metadata

@@ -21,7 +21,7 @@ import torch
 
 from locdistill.data.settings import DataSettings
 from locdistill.data.shapes import ShapesSettings, write_shapes
-from locdistill.distill import presets
+from locdistill.distillation import presets
 from locdistill.engine.settings import EngineSettings
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes.recipe import Recipe

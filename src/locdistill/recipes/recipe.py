@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from locdistill.data.settings import DataSettings
-from locdistill.distill.presets import supervised
+from locdistill.distillation.presets import supervised
 from locdistill.engine.settings import EngineSettings
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.terms import TermSettings

@@ -20,7 +20,7 @@ from locdistill.assign.atss import ATSS
 from locdistill.data.loader import evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
-from locdistill.distill.teacher import LiveTeacher
+from locdistill.distillation.teacher import LiveTeacher
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
 from locdistill.engine.signals import requeued

@@ -9,7 +9,8 @@ first three is a name, or a name with options::
       norm: {per_image: {reference_batch: 3, divisor: 1}}
       weight: 0.25
 
-The names are the keys of :mod:`locdistill.distill.vocabulary`; the options are the fields of the classes behind them.
+The names are the keys of :mod:`locdistill.distillation.vocabulary`; the options are the fields of the classes behind
+them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from locdistill.distill import vocabulary
+from locdistill.distillation import vocabulary
 from locdistill.objective.term import Term
 from locdistill.recipes.nearest import suggestion
 from locdistill.settings import Settings

@@ -13,7 +13,7 @@ from torch import Tensor
 from locdistill.data.loader import evaluation_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
-from locdistill.distill.regions import ValuableLocations
+from locdistill.distillation.regions import ValuableLocations
 from locdistill.evaluation.tables import Table
 from locdistill.images import read_image
 from locdistill.models.detector import Detector

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from locdistill.distill.logits import ClassKL, EdgeKL
-from locdistill.distill.regions import ValuableLocations
+from locdistill.distillation.logits import ClassKL, EdgeKL
+from locdistill.distillation.regions import ValuableLocations
 from locdistill.losses.overlap import OverlapKind
 from locdistill.objective.normalisers import ImageLevelMean, PerImage, PositiveCount, WeightSum
 from locdistill.objective.regions import Counted, Positives

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from locdistill.distill.logits import ClassKL, EdgeKL
-from locdistill.distill.regions import ValuableLocations
+from locdistill.distillation.logits import ClassKL, EdgeKL
+from locdistill.distillation.regions import ValuableLocations
 from locdistill.objective import vocabulary as supervised
 
 DIVERGENCES: dict[str, type] = supervised.DIVERGENCES | {"edge_kl": EdgeKL, "class_kl": ClassKL}
