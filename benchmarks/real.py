@@ -15,8 +15,10 @@ images; ``smoke`` takes two steps of each run and shows only that everything wor
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,12 +49,12 @@ class Scale:
 SCALES = {
     "bccd": {
         "smoke": Scale((160, 120), 4, 2, 2),
-        "small": Scale((320, 240), 8, 300, 200),
+        "small": Scale((256, 192), 8, 250, 150),
         "large": Scale((640, 480), 16, 1200, 600),
     },
     "deeppcb": {
         "smoke": Scale((128, 128), 4, 2, 2),
-        "small": Scale((384, 384), 8, 600, 300),
+        "small": Scale((320, 320), 8, 1200, 300),
         "large": Scale((640, 640), 16, 3000, 1500),
     },
 }
@@ -178,16 +180,41 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, default=1.0, help="of LD; published: 10")
     parser.add_argument("--kd-weight", type=float, default=0.0, help="of class distillation; published: 10")
     parser.add_argument("--teacher", help="weights of a finished teacher, which is then not trained")
+    parser.add_argument(
+        "--beside",
+        type=Path,
+        help="folder of a trial with other terms, whose teacher and students alone are taken over",
+    )
     parser.add_argument("--out", type=Path, help="folder of the trial; default: runs/real/PACK-SCALE")
     options = parser.parse_args(words)
     options.words = words
     return options
 
 
+def take_over(trial_settings: TrialSettings, other: Path, out: Path) -> None:
+    """Copy what another trial trained without its terms, which would come out the same here.
+
+    The steps of equal time are those that were measured there.
+    """
+    plain = json.loads((other / "trial.json").read_text())
+    ours = json.loads(trial_settings.model_dump_json())
+    changed = [key for key in ("teacher", "teacher_weights", "student") if plain[key] != ours[key]]
+    if changed:
+        sys.exit(f"{other} is a trial with another {' and '.join(changed)}; leave --beside out")
+    for folder in (*other.glob("teacher"), *other.glob("alone*"), *other.glob("equal_time.json")):
+        target = out / folder.name
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if folder.is_dir() else shutil.copy)(folder, target)
+
+
 def main(words: list[str]) -> None:
     options = parse(words)
     out = options.out or Path("runs") / "real" / f"{options.pack}-{options.scale}"
-    result = run_trial(trial(options), out, train=run, tell=lambda line: print(line, flush=True))
+    settings = trial(options)
+    if options.beside:
+        take_over(settings, options.beside, out)
+    result = run_trial(settings, out, train=run, tell=lambda line: print(line, flush=True))
     write_page(result, out)
     for table in (summary_table(result), difference_table(result)):
         print(f"\n{table.text()}")
