@@ -195,6 +195,17 @@ def test_objective_compiles_into_one_graph():
     assert "one graph" in done.stdout, done.stderr
 
 
+def test_losses_of_half_precision_predictions_are_computed_in_float32():
+    student, teacher, instances = _scene(4, images=2)
+    half = Dense(student.cls_logits.bfloat16(), student.edge_logits.bfloat16())
+    losses = Objective(terms=supervised() | ld_full())(half, teacher, grid=GRID, instances=instances)
+    back = Dense(half.cls_logits.float(), half.edge_logits.float())
+    want = Objective(terms=supervised() | ld_full())(back, teacher, grid=GRID, instances=instances)
+    for name, value in losses.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, want[name])
+
+
 def test_terms_compare_equal_and_are_picklable():
     terms = supervised() | ld_full()
     assert pickle.loads(pickle.dumps(terms)) == terms

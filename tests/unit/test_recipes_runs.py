@@ -206,7 +206,7 @@ def test_resume_takes_the_saved_recipe(tmp_path: Path) -> None:
     saved = load_recipe("gfl_r18_1x", ["data.path=/a", "engine.epochs=6", "engine.milestones=[4, 5.5]"])
     folder.write_start(tmp_path, saved, {})
     assert resumed_recipe(Request(), tmp_path) == saved
-    assert resumed_recipe(Request(recipe="gfl_r18_1x", data="/a", epochs=6, backbone="resnet18"), tmp_path) == saved
+    assert resumed_recipe(Request(recipe="gfl_r18_1x", data="/a", epochs=6, backbone="resnet18.tv_in1k"), tmp_path) == saved
     moved = resumed_recipe(Request(data="/b", overrides=("data.workers=0",)), tmp_path)
     assert (moved.data.path, moved.data.workers) == ("/b", 0)
     with pytest.raises(RunError, match=r"engine.lr: 0.01 in the run, 0.5 asked for"):

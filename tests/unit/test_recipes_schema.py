@@ -130,7 +130,7 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     assert recipe.description == ""
     assert recipe.published is None
     assert recipe.engine.epochs == 3
-    assert recipe.detector.backbone == "resnet18"
+    assert recipe.detector.backbone == "resnet18.tv_in1k"
     assert set(recipe.terms) == {"cls", "dfl", "ld"}
     assert recipe.terms["ld"].build() == Term(of=EdgeKL(), on=Positives(by="iou"), weight=3.0)
 
