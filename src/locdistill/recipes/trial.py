@@ -347,7 +347,7 @@ def as_markdown(result: TrialResult) -> str:
     about = "; ".join(f"{key} {value}" for key, value in environment().items())
     parts = [f"# {result.settings.name}", result.settings.about, result.verdict]
     parts += [markdown_table(table(result)) for table in (summary_table, difference_table, runs_table)]
-    terms = ", ".join(f"{name} x {term.weight:g}" for name, term in result.settings.terms.items())
+    terms = ", ".join(f"{name} with weight {term.weight:g}" for name, term in result.settings.terms.items())
     parts += [f"Distillation terms: {terms}.", f"Seconds are training time without evaluation. {about}."]
     if result.settings.command:
         parts.append(f"```\n{result.settings.command}\n```")
