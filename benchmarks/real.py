@@ -22,13 +22,11 @@ import shutil
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
-from locdistill.engine.settings import EngineSettings
 from locdistill.models.settings import DetectorSettings, InputSettings
-from locdistill.recipes.demo import fast_precision
+from locdistill.recipes.demo import Role, short_run, small_detector
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.run import run
 from locdistill.recipes.terms import TermSettings
@@ -71,66 +69,46 @@ ABOUT = {
 }
 
 
-def pretrained(name: str, weights: Path, head: int) -> dict[str, Any]:
+def pretrained(name: str, weights: Path, head: int, size: tuple[int, int]) -> DetectorSettings:
     """An EfficientNet with ImageNet weights from a local file."""
     file = weights / f"timm_{name}.pth"
     if not file.is_file():
         sys.exit(f"{file} is not there; name the folder of ImageNet weights with --weights or LOCDISTILL_WEIGHTS")
-    return {"backbone": name, "pretrained": str(file), "channels": head, "depth": 2, "norm_groups": 16}
+    return DetectorSettings(
+        backbone=name,
+        pretrained=str(file),
+        channels=head,
+        depth=2,
+        norm_groups=16,
+        levels=(3, 4, 5),
+        anchor_scale=4.0,
+        input=InputSettings(short=size[1], long=size[0]),
+    )
 
 
-def from_scratch(widths: list[int], stem: int, groups: int, head: int) -> dict[str, Any]:
-    """A residual network of one block to a stage, with group normalisation."""
-    arguments = {
-        "channels": widths,
-        "layers": [1, 1, 1, 1],
-        "stem_type": "deep",
-        "stem_width": stem,
-        "replace_stem_pool": True,
-        "norm_layer": f"groupnorm:{groups}",
-    }
-    backbone = {"backbone": "resnet18", "backbone_args": arguments, "pretrained": False}
-    return backbone | {"channels": head, "depth": 2, "norm_groups": 16}
+def detector(pack: str, role: Role, weights: Path, size: tuple[int, int]) -> DetectorSettings:
+    """Teacher or student of a data set."""
+    if pack == "deeppcb":
+        return small_detector(role, size=size)
+    name, head = {"teacher": ("tf_efficientnet_lite1", 128), "student": ("tf_efficientnet_lite0", 48)}[role]
+    return pretrained(name, weights, head, size)
 
 
-def detectors(pack: str, weights: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Teacher and student of a data set."""
-    if pack == "bccd":
-        names = ("tf_efficientnet_lite1", 128), ("tf_efficientnet_lite0", 48)
-        return pretrained(names[0][0], weights, names[0][1]), pretrained(names[1][0], weights, names[1][1])
-    return from_scratch([32, 64, 128, 256], 8, 8, 64), from_scratch([16, 32, 64, 96], 8, 8, 48)
-
-
-def recipe(pack: str, role: str, detector: dict[str, Any], data: Path, scale: Scale) -> Recipe:
+def recipe(pack: str, role: Role, options: argparse.Namespace, scale: Scale) -> Recipe:
     """How one of the two is trained."""
-    long, short = scale.size
+    steps = scale.teacher_steps if role == "teacher" else scale.student_steps
     return Recipe(
         name=f"{pack}-{role}",
-        detector=DetectorSettings(
-            **detector, levels=(3, 4, 5), anchor_scale=4.0, input=InputSettings(short=short, long=long)
-        ),
+        detector=detector(pack, role, options.weights, scale.size),
         data=DataSettings(
-            path=str(data),
+            path=str(options.data_root / pack),
             val="test" if pack == "deeppcb" else None,
             sizes=(scale.size,),
             batch_per_device=scale.batch,
             workers=0,
             cache=True,
         ),
-        engine=EngineSettings(
-            steps=scale.teacher_steps if role == "teacher" else scale.student_steps,
-            optimizer="adamw",
-            lr=1e-3 if pack == "bccd" else 2e-3,
-            scale_lr=False,
-            weight_decay=0.05,
-            norm_bias_decay=False,
-            warmup_steps=50,
-            schedule="cosine",
-            precision=fast_precision(),
-            ema=0.99,
-            eval_every=0,
-            progress=False,
-        ),
+        engine=short_run(steps, lr=1e-3 if pack == "bccd" else 2e-3),
     )
 
 
@@ -148,7 +126,6 @@ def trial(options: argparse.Namespace) -> TrialSettings:
     data = options.data_root / pack
     if not data.is_dir():
         sys.exit(f"{data} is not there; name the folder of the data sets with --data-root or LOCDISTILL_DATA")
-    teacher, student = detectors(pack, options.weights)
     if options.teacher_steps or options.steps:
         steps = (options.teacher_steps or scale.teacher_steps, options.steps or scale.student_steps)
         scale = replace(scale, teacher_steps=steps[0], student_steps=steps[1])
@@ -156,9 +133,9 @@ def trial(options: argparse.Namespace) -> TrialSettings:
     return TrialSettings(
         name=f"Localization distillation on {pack}",
         about=f"{ABOUT[pack]} Images of {size}",
-        teacher=recipe(pack, "teacher", teacher, data, scale),
+        teacher=recipe(pack, "teacher", options, scale),
         teacher_weights=options.teacher,
-        student=recipe(pack, "student", student, data, scale),
+        student=recipe(pack, "student", options, scale),
         terms=ld_terms(options),
         seeds=tuple(range(options.seeds)),
         command=shlex.join(["python", "benchmarks/real.py", *options.words]),

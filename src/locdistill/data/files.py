@@ -86,8 +86,8 @@ def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) ->
     Image.preinit()  # Pillow loads its formats on first use, which threads must not do at once
     with ThreadPoolExecutor(THREADS) as pool:
         results: Iterable[U] = pool.map(function, items)
-        if len(items) >= BAR_FROM:
-            console = Console(file=sys.stderr)
+        console = Console(file=sys.stderr)
+        if len(items) >= BAR_FROM and console.is_terminal:
             results = track(results, description=label, total=len(items), console=console, transient=True)
         return list(results)
 

@@ -21,7 +21,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -41,6 +41,7 @@ ABOUT = (
     "Drawn images: soft ellipses, rectangles and stars, partly covered by bars. The class shows in the hue, so what is "
     "hard is where the edges are; boxes to train on are jittered by 8 % of their side, those to evaluate on are exact."
 )
+Role = Literal["teacher", "student"]
 LD_WEIGHT = 16 * 0.25
 TEMPERATURE = 1.0
 
@@ -57,8 +58,8 @@ class DemoSettings(Settings):
     """
 
     shapes: ShapesSettings = ShapesSettings()
-    teacher_steps: int = 900
-    student_steps: int = 350
+    teacher_steps: int = 750
+    student_steps: int = 300
     batch: int = 16
     seeds: int = 3
 
@@ -102,55 +103,59 @@ def demo_terms() -> dict[str, TermSettings]:
     return {name: TermSettings.of_term(terms[name]) for name in ("ld", "ld_vlr")}
 
 
-def _recipe(role: Literal["teacher", "student"], data: Path, settings: DemoSettings, *, steps: int) -> Recipe:
+def _recipe(role: Role, data: Path, settings: DemoSettings, *, steps: int) -> Recipe:
     size = settings.shapes.size
     return Recipe(
         name=f"shapes-{role}",
-        detector=_detector(role, size),
+        detector=small_detector(role, size=(size, size)),
         data=DataSettings(
             path=str(data), sizes=((size, size),), batch_per_device=settings.batch, workers=0, cache=True
         ),
-        engine=EngineSettings(
-            steps=steps,
-            optimizer="adamw",
-            lr=2e-3,
-            scale_lr=False,
-            weight_decay=0.05,
-            norm_bias_decay=False,
-            warmup_steps=50,
-            schedule="cosine",
-            precision=fast_precision(),
-            ema=0.99,
-            eval_every=0,
-            progress=False,
-        ),
+        engine=short_run(steps),
     )
 
 
-def _detector(role: Literal["teacher", "student"], size: int) -> DetectorSettings:
-    """Residual networks with one block to a stage: 1.6 million parameters that teach 0.4 million."""
-    widths, stem, groups, head = {
-        "teacher": ([32, 64, 128, 256], 8, 8, 64),
-        "student": ([16, 32, 64, 96], 8, 8, 48),
-    }[role]
-    backbone: dict[str, Any] = {
-        "channels": widths,
-        "layers": [1, 1, 1, 1],
-        "stem_type": "deep",
-        "stem_width": stem,
-        "replace_stem_pool": True,
-        "norm_layer": f"groupnorm:{groups}",
-    }
+def short_run(steps: int, *, lr: float = 2e-3) -> EngineSettings:
+    """How small detectors are trained from random weights in a few hundred steps; evaluated at the end only."""
+    return EngineSettings(
+        steps=steps,
+        optimizer="adamw",
+        lr=lr,
+        scale_lr=False,
+        weight_decay=0.05,
+        norm_bias_decay=False,
+        warmup_steps=50,
+        schedule="cosine",
+        precision=fast_precision(),
+        ema=0.99,
+        eval_every=0,
+        progress=False,
+    )
+
+
+def small_detector(role: Role, *, size: tuple[int, int]) -> DetectorSettings:
+    """Residual networks with one block to a stage: 1.6 million parameters that teach 0.4 million.
+
+    ``size`` is the long and the short limit of the images.
+    """
+    widths, head = {"teacher": ([32, 64, 128, 256], 64), "student": ([16, 32, 64, 96], 48)}[role]
     return DetectorSettings(
         backbone="resnet18",
-        backbone_args=backbone,
+        backbone_args={
+            "channels": widths,
+            "layers": [1, 1, 1, 1],
+            "stem_type": "deep",
+            "stem_width": 8,
+            "replace_stem_pool": True,
+            "norm_layer": "groupnorm:8",
+        },
         pretrained=False,
         channels=head,
         depth=2,
         norm_groups=16,
         levels=(3, 4, 5),
         anchor_scale=4.0,
-        input=InputSettings(short=size, long=size),
+        input=InputSettings(short=size[1], long=size[0]),
     )
 
 
