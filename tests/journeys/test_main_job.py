@@ -142,7 +142,7 @@ def test_the_resolved_recipe_gives_the_same_run(here: Callable[..., str], place:
 
 
 def test_the_student_stands_alone(student: Path, teacher: Path) -> None:
-    assert {"train/ld", "train/ld_vlr", "train/kd"} <= set(losses(student)[0])
+    assert {"train/ld", "train/ld_vlr"} <= set(losses(student)[0])
     recipe = locdistill.load_recipe(student)
     assert recipe.detector.levels == (3, 4, 5)
     assert recipe.detector.anchor_scale == 4
@@ -215,7 +215,7 @@ def test_config_shows_the_run_to_come(here: Callable[..., str], place: Path, tin
     (place / "mine.yaml").write_text(text)
     recipe = locdistill.load_recipe(place / "mine.yaml")
     assert recipe.detector.classes == ("disc", "box", "bar")
-    assert set(recipe.terms) == {"cls", "bbox", "dfl", "ld", "ld_vlr", "kd"}
+    assert set(recipe.terms) == {"cls", "bbox", "dfl", "ld", "ld_vlr"}
 
 
 def test_the_same_in_python(place: Path, tiny_coco: Path, teacher: Path) -> None:
@@ -238,9 +238,9 @@ def test_the_same_in_python(place: Path, tiny_coco: Path, teacher: Path) -> None
         pretrained=False,
         epochs=1,
         out=place / "api_student",
-        overrides=[*settings, "terms.kd=null", "terms.ld.weight=2"],
+        overrides=[*settings, "terms.ld_vlr=null", "terms.ld.weight=2"],
     )
-    assert "train/kd" not in losses(taught.out)[0]
+    assert "train/ld_vlr" not in losses(taught.out)[0]
     assert taught.best is not None
     result = locdistill.evaluate(weights=taught.best, data=tiny_coco)
     assert result.metrics["AP"] == taught.metrics["best"]["AP"]

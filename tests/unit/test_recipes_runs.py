@@ -14,7 +14,7 @@ from PIL import Image
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
-from locdistill.distillation.presets import ld_full, supervised
+from locdistill.distillation.presets import ld_sharp, supervised
 from locdistill.errors import DataError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
@@ -98,7 +98,7 @@ def test_a_student_agrees_with_its_teacher(tiny_coco: Path, teacher: Path) -> No
     assert (student.levels, student.reg_max, student.anchor_scale) == ((3, 4), 16, 4.0)
     assert (student.input.short, student.input.long) == (64, 96)
     assert (student.channels, student.depth) == (256, 4)  # the rest is the student's own
-    assert {name: term.build() for name, term in recipe.terms.items()} == supervised() | ld_full()
+    assert {name: term.build() for name, term in recipe.terms.items()} == supervised() | ld_sharp()
     assert recipe.teacher is not None
     assert recipe.teacher.weights == str(teacher)
 
@@ -206,7 +206,10 @@ def test_resume_takes_the_saved_recipe(tmp_path: Path) -> None:
     saved = load_recipe("gfl_r18_1x", ["data.path=/a", "engine.epochs=6", "engine.milestones=[4, 5.5]"])
     folder.write_start(tmp_path, saved, {})
     assert resumed_recipe(Request(), tmp_path) == saved
-    assert resumed_recipe(Request(recipe="gfl_r18_1x", data="/a", epochs=6, backbone="resnet18.tv_in1k"), tmp_path) == saved
+    assert (
+        resumed_recipe(Request(recipe="gfl_r18_1x", data="/a", epochs=6, backbone="resnet18.tv_in1k"), tmp_path)
+        == saved
+    )
     moved = resumed_recipe(Request(data="/b", overrides=("data.workers=0",)), tmp_path)
     assert (moved.data.path, moved.data.workers) == ("/b", 0)
     with pytest.raises(RunError, match=r"engine.lr: 0.01 in the run, 0.5 asked for"):

@@ -31,7 +31,7 @@ def distill(
 
     locdistill distill --teacher runs/teacher/best --backbone tf_efficientnet_lite0 --data bccd
     locdistill distill ld_r50_from_r101 --teacher runs/r101 --data coco --devices 8
-    locdistill distill --teacher runs/teacher --data bccd terms.ld.weight=2 terms.kd=null
+    locdistill distill --teacher runs/teacher --data bccd terms.ld.weight=2 terms.ld_vlr=null
     locdistill distill --resume --out runs/student
     """
     from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy

@@ -12,7 +12,7 @@ Words = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[RECIPE] [KEY=VALUE]...",
-        help="A recipe's name or file, and settings such as engine.lr=0.02 or terms.kd=null.",
+        help="A recipe's name or file, and settings such as engine.lr=0.02 or terms.ld_vlr=null.",
         show_default=False,
     ),
 ]

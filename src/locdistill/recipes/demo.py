@@ -42,8 +42,6 @@ ABOUT = (
     "hard is where the edges are; boxes to train on are jittered by 8 % of their side, those to evaluate on are exact."
 )
 Role = Literal["teacher", "student"]
-LD_WEIGHT = 16 * 0.25
-TEMPERATURE = 1.0
 
 
 class DemoSettings(Settings):
@@ -99,8 +97,7 @@ def demo_trial(data: Path, settings: DemoSettings, *, command: str = "") -> Tria
 
 def demo_terms() -> dict[str, TermSettings]:
     """Main LD and LD on the valuable region, without class distillation."""
-    terms = presets.ld_full(weight=LD_WEIGHT, temperature=TEMPERATURE)
-    return {name: TermSettings.of_term(terms[name]) for name in ("ld", "ld_vlr")}
+    return {name: TermSettings.of_term(term) for name, term in presets.ld_sharp().items()}
 
 
 def _recipe(role: Role, data: Path, settings: DemoSettings, *, steps: int) -> Recipe:
