@@ -28,7 +28,7 @@ check: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
-	$(BIN)/python benchmarks/step.py
+	$(BIN)/python benchmarks/breakdown.py
 
 clean:
 	rm -rf .venv build runs .pytest_cache .mypy_cache .ruff_cache
