@@ -84,4 +84,10 @@ class Scene:
 
 
 def _in_float32(dense: Dense) -> Dense:
-    return dense._replace(cls_logits=dense.cls_logits.float(), edge_logits=dense.edge_logits.float())
+    quality = dense.quality_logits
+    return Dense(
+        cls_logits=dense.cls_logits.float(),
+        edge_logits=dense.edge_logits.float(),
+        quality_logits=None if quality is None else quality.float(),
+        features=dense.features,
+    )
