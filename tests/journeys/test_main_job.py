@@ -121,7 +121,7 @@ def test_training_leaves_a_whole_folder(teacher: Path) -> None:
     assert metrics["steps"] == 4
     assert {"train/cls", "train/bbox", "train/dfl", "train/total"} <= set(losses(teacher)[0])
     recipe = locdistill.load_recipe(teacher)
-    assert recipe.detector.classes == ("disc", "box", "bar")
+    assert recipe.data.classes == ("disc", "box", "bar")
     assert recipe.data.sizes == ((128, 96),)
     assert "7 training images" in (teacher / "log.txt").read_text()
 
@@ -214,7 +214,7 @@ def test_config_shows_the_run_to_come(here: Callable[..., str], place: Path, tin
     text = here("config", *distill_words(tiny_coco, teacher))
     (place / "mine.yaml").write_text(text)
     recipe = locdistill.load_recipe(place / "mine.yaml")
-    assert recipe.detector.classes == ("disc", "box", "bar")
+    assert recipe.data.classes == ("disc", "box", "bar")
     assert set(recipe.terms) == {"cls", "bbox", "dfl", "ld", "ld_vlr"}
 
 

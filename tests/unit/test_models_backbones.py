@@ -231,8 +231,8 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         build_backbone(small(pretrained=True))
     message = str(caught.value)
     assert "'resnet18' could not be had from timm's hub (no route to host)" in message
-    assert "detector.pretrained=PATH" in message
-    assert "detector.pretrained=false" in message
+    assert "--pretrained FILE" in message
+    assert "--pretrained none" in message
 
 
 def test_real_weights(shared: Path) -> None:

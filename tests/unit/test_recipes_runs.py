@@ -94,13 +94,30 @@ def test_a_student_agrees_with_its_teacher(tiny_coco: Path, teacher: Path) -> No
     recipe = resolve(Request(data=tiny_coco, teacher=teacher, backbone="resnet18"))
     student = recipe.detector
     assert recipe.name == "ld_resnet18_from_mobilenetv3_small_050"
-    assert student.classes == ("box", "disc", "bar") == recipe.data.classes
+    assert recipe.data.classes == ("box", "disc", "bar")
     assert (student.levels, student.reg_max, student.anchor_scale) == ((3, 4), 16, 4.0)
     assert (student.input.short, student.input.long) == (64, 96)
     assert (student.channels, student.depth) == (256, 4)  # the rest is the student's own
     assert {name: term.build() for name, term in recipe.terms.items()} == supervised() | ld_sharp()
     assert recipe.teacher is not None
     assert recipe.teacher.weights == str(teacher)
+
+
+def test_classes_that_the_teacher_does_not_know_are_not_dropped_in_silence(
+    tiny_coco: Path, teacher: Path, tmp_path: Path
+) -> None:
+    for split in ("train", "val"):
+        content = json.loads((tiny_coco / f"{split}.json").read_text())
+        content["categories"].append({"id": 4, "name": "star"})
+        (tmp_path / f"{split}.json").write_text(json.dumps(content))
+    (tmp_path / "images").symlink_to(tiny_coco / "images")
+    with pytest.raises(TeacherError, match=r"only the student's data have \['star'\].*data.classes=\[box, disc, bar\]"):
+        distill(teacher, tmp_path, pretrained="none", out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    accepted = resolve(Request(data=tmp_path, teacher=teacher, overrides=("data.classes=[box, disc, bar]",)))
+    assert accepted.data.classes == ("box", "disc", "bar")
+    with pytest.raises(TeacherError, match="another order"):
+        distill(teacher, tiny_coco, pretrained="none", overrides=["data.classes=[disc, box, bar]"])
 
 
 @pytest.mark.parametrize(
@@ -165,7 +182,7 @@ def test_data_without_the_teachers_classes(tiny_coco: Path, teacher: Path, tmp_p
         content = json.loads((other / f"{split}.json").read_text())
         content["categories"][0]["name"] = "cat"
         (other / f"{split}.json").write_text(json.dumps(content))
-    with pytest.raises(DataError, match="no class disc"):
+    with pytest.raises(TeacherError, match=r"only the teacher knows \[.disc.\]"):
         distill(teacher, other, pretrained="none", out=tmp_path / "run", overrides=["data.sizes=[[128, 96]]"])
 
 

@@ -100,7 +100,9 @@ def test_paired_by_hand() -> None:
 
 def test_one_seed_concludes_nothing() -> None:
     pair = Paired.of((60.0,), (50.0,))
-    assert pair.finding == "within noise"
+    assert pair.finding == "unknown"
+    assert verdict(pair, pair).startswith("At equal steps one seed says nothing")
+    assert "within noise" not in verdict(pair, None)
     assert math.isnan(pair.deviation)
     assert "one seed" in pair.text()
     with pytest.raises(ValueError, match="no seed"):

@@ -74,8 +74,7 @@ def scan_dataset(
     Raises:
         AnnotationError: Nothing can be read: no such split, not the format, unknown class names.
     """
-    kind = recognise(settings)
-    sources = [source for name in split_names(settings, split) for source in _read(settings, kind, name)]
+    kind, sources = _sources(settings, split)
     classes, category_ids = _choose_classes(sources, settings.classes)
     dataset = Dataset(_name(settings, split), classes, (), kind, category_ids)
     scan = Scan(dataset)
@@ -96,6 +95,20 @@ def scan_dataset(
                 records += [] if kept is None else [kept]
     scan.dataset = Dataset(dataset.name, classes, _numbered(records), kind, category_ids)
     return scan
+
+
+def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
+    """Classes of a split in the data's own order, whatever the settings choose; no image is looked at.
+
+    Raises:
+        AnnotationError: Nothing can be read.
+    """
+    return _choose_classes(_sources(settings, split)[1], None)[0]
+
+
+def _sources(settings: DataSettings, split: str) -> tuple[Kind, list[Source]]:
+    kind = recognise(settings)
+    return kind, [source for name in split_names(settings, split) for source in _read(settings, kind, name)]
 
 
 def recognise(settings: DataSettings) -> Kind:

@@ -101,8 +101,9 @@ def _create(settings: DetectorSettings, *, hub: bool = False, **extra: Any) -> n
         if hub:
             raise WeightsError(
                 f"backbone: the pretrained weights of '{name}' could not be had from timm's hub "
-                f"({_first_line(error)}). Without network, give a file with 'detector.pretrained=PATH' (the state dict "
-                "of the timm model, .pth or .safetensors), or train from scratch with 'detector.pretrained=false'"
+                f"({_first_line(error)}). Without network, give a file with '--pretrained FILE' (the state dict of the "
+                "timm model, .pth or .safetensors), or train from scratch with '--pretrained none'; in a recipe, "
+                "'detector.pretrained: FILE' or 'false'"
             ) from error
         raise RecipeError(
             f"backbone: timm cannot build '{name}' with features_only and backbone_args {settings.backbone_args}: "

@@ -17,6 +17,7 @@ from torch import Tensor
 from locdistill.errors import WeightsError
 
 SUFFIX = ".safetensors"
+CHECKPOINT = ".ckpt"
 METADATA_KEY = "locdistill"
 FORMAT = 1
 # Names under which training programs nest a state dict in a checkpoint.
@@ -82,6 +83,13 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file of weights; check the path")
+    if path.suffix == CHECKPOINT:
+        names = ("best", "last")
+        there = next((name for name in names if (path.parent / f"{name}{SUFFIX}").is_file()), names[0])
+        raise WeightsError(
+            f"{path}: a checkpoint, from which training goes on (--resume); expected weights ({SUFFIX}): name "
+            f"{path.parent / there} instead"
+        )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             text = (file.metadata() or {}).get(METADATA_KEY)
@@ -128,7 +136,10 @@ def write(
     on_cpu = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode & 0o777  # what the umask allows; safetensors leaves files to their owner alone
         safetensors.torch.save_file(on_cpu, part, metadata=metadata)
+        part.chmod(mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

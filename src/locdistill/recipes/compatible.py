@@ -7,7 +7,7 @@ from locdistill.models.settings import DetectorSettings
 
 
 def check_teacher(student: DetectorSettings, teacher: DetectorSettings, where: str) -> None:
-    """Both must speak of the same classes, in the same order, at the same locations and in the same bins.
+    """Both must speak of the same classes, in the same order, on the same pyramid levels and in the same bins.
 
     Raises:
         TeacherError: They do not; the message lists every difference with its remedy.
@@ -38,4 +38,7 @@ def _classes(student: tuple[str, ...], teacher: tuple[str, ...]) -> str:
         parts.append(f"only the teacher knows {only_teacher[:10]}")
     if only_student:
         parts.append(f"only the student's data have {only_student[:10]}")
-    return f"classes: {'; '.join(parts)}; take a teacher that was trained on these classes"
+    remedy = "take a teacher that was trained on these classes"
+    if not only_teacher:
+        remedy += f", or leave the others out, as background, with data.classes=[{', '.join(teacher)}]"
+    return f"classes: {'; '.join(parts)}; {remedy}"

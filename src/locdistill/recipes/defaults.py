@@ -2,7 +2,7 @@
 
 Where no recipe is named, these are the choices:
 
-- classes: those of the data; with a teacher, the teacher's, in its order;
+- classes: those of the data; with a teacher of the same classes, in its order (with other classes it cannot teach);
 - input size: the median size of the training images, both sides rounded to a multiple of 32 and shrunk to fit 1333 x
   800; with a teacher, the size that it was trained at;
 - four images per step and device, and a learning rate in proportion (0.01 for 16 images); decay by ten after two thirds
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locdistill.data.open import open_dataset
+from locdistill.data.open import class_names, open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
@@ -123,7 +123,9 @@ def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
 def _for_data(request: Request) -> dict[str, Any]:
     """Plain data of the recipe that is chosen where none is named."""
     teacher = _teacher_settings(request.teacher) if request.teacher is not None else None
-    settings = _data_settings(request, teacher)
+    settings = _data_settings(request)
+    if teacher is not None and settings.classes is None and set(class_names(settings, "train")) == set(teacher.classes):
+        settings = settings.model_copy(update={"classes": teacher.classes})  # the same classes, in the teacher's order
     backbone = _override(request, "detector.backbone") or request.backbone or "resnet18"
     recipe: dict[str, Any] = {
         "name": _name(f"{request.model or 'gfl'}_{backbone}"),
@@ -137,12 +139,12 @@ def _for_data(request: Request) -> dict[str, Any]:
         recipe["teacher"] = {"name": f"{teacher.model} {teacher.backbone}"}
         recipe["terms"] |= {name: TermSettings.of_term(t).model_dump() for name, t in presets.ld_sharp().items()}
         recipe["detector"] |= {
-            "classes": list(teacher.classes),
             "levels": list(teacher.levels),
             "reg_max": teacher.reg_max,
             "anchor_scale": teacher.anchor_scale,
         }
-        recipe["data"]["classes"] = list(teacher.classes)
+        if settings.classes is not None:
+            recipe["data"]["classes"] = list(settings.classes)
     return recipe
 
 
@@ -151,13 +153,10 @@ def _teacher_settings(weights: str | Path) -> DetectorSettings:
     return validate(DetectorSettings, read_metadata(file).get("settings"), str(file))
 
 
-def _data_settings(request: Request, teacher: DetectorSettings | None) -> DataSettings:
+def _data_settings(request: Request) -> DataSettings:
     """Enough of the data settings to open the training images: the request's path and its own data settings."""
-    data: dict[str, Any] = {"path": str(request.data)}
-    if teacher is not None:
-        data["classes"] = list(teacher.classes)
     mine = [parsed for o in request.overrides if (parsed := _parsed(o))[0][0] == "data" and len(parsed[0]) > 1]
-    group = apply_overrides({"data": data}, mine)["data"]
+    group = apply_overrides({"data": {"path": str(request.data)}}, mine)["data"]
     return validate(DataSettings, group, "data")
 
 
@@ -187,7 +186,8 @@ def median_size(dataset: Dataset) -> tuple[int, int]:
     short = statistics.median(min(record.width, record.height) for record in dataset.records)
     scale = min(1.0, LARGEST[0] / long, LARGEST[1] / short)
     longest, shortest = (
-        min(limit, max(32, round(side * scale / 32) * 32)) for side, limit in zip((long, short), LARGEST, strict=True)
+        min(limit, max(32, int(side * scale / 32 + 0.5) * 32))
+        for side, limit in zip((long, short), LARGEST, strict=True)
     )
     return max(longest, shortest), shortest
 

@@ -60,7 +60,9 @@ class Paired:
 
     @property
     def finding(self) -> str:
-        """``higher``, ``lower``, or ``within noise`` where the interval contains 0."""
+        """``higher``, ``lower``, ``within noise`` where the interval contains 0, or ``unknown`` with one seed."""
+        if len(self.differences) == 1:
+            return "unknown"
         if self.low > 0:
             return "higher"
         return "lower" if self.high < 0 else "within noise"
@@ -69,7 +71,7 @@ class Paired:
         """The mean, its interval and the spread, as ``+4.3 (95 % interval +2.9 to +5.7; deviation 0.6, 3 seeds)``."""
         count = len(self.differences)
         if count == 1:
-            return f"{self.mean:+z.1f} (one seed: no interval)"
+            return f"{self.mean:+z.1f} (one seed, no interval)"
         return (
             f"{self.mean:+z.1f} (95 % interval {self.low:+z.1f} to {self.high:+z.1f}; "
             f"standard deviation {self.deviation:.1f} over {count} seeds)"
@@ -80,11 +82,13 @@ _STEPS = {
     "higher": "At equal steps localization distillation helps",
     "lower": "At equal steps localization distillation hurts",
     "within noise": "At equal steps the difference is within noise (the interval contains 0): nothing is shown",
+    "unknown": "At equal steps one seed says nothing about the difference",
 }
 _TIME = {
     "higher": "At equal time it helps too",
     "lower": "At equal time the student trained alone, for longer, is ahead",
     "within noise": "At equal time the difference is within noise (the interval contains 0)",
+    "unknown": "At equal time neither",
 }
 
 
@@ -93,8 +97,8 @@ def verdict(equal_steps: Paired, equal_time: Paired | None) -> str:
     sentence = f"{_STEPS[equal_steps.finding]}: AP {equal_steps.text()}."
     if equal_time is None:
         return f"{sentence} Equal time was not measured."
-    noise = equal_steps.finding == equal_time.finding == "within noise"
-    opposite = not noise and equal_steps.mean * equal_time.mean < 0
+    shown = {equal_steps.finding, equal_time.finding} & {"higher", "lower"}
+    opposite = shown and equal_steps.mean * equal_time.mean < 0
     turn = " - the opposite sign of the comparison at equal steps" if opposite else ""
     lead = _TIME[equal_time.finding].replace("helps too", "helps too" if equal_steps.finding == "higher" else "helps")
     return f"{sentence} {lead}{turn}: AP {equal_time.text()}."
