@@ -55,9 +55,9 @@ class DemoSettings(Settings):
         seeds: Number of seeds, counted from 0.
     """
 
-    shapes: ShapesSettings = ShapesSettings()
-    teacher_steps: int = 750
-    student_steps: int = 300
+    shapes: ShapesSettings = ShapesSettings(val=400)
+    teacher_steps: int = 600
+    student_steps: int = 250
     batch: int = 16
     seeds: int = 3
 
