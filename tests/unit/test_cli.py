@@ -14,6 +14,8 @@ import pytest
 import locdistill
 from locdistill.cli import main
 from locdistill.errors import RecipeError
+from locdistill.models.detector import Detector
+from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.load import load_recipe, recipe_names
 from tests.conftest import write_tiny_coco
 
@@ -122,6 +124,24 @@ def test_errors_are_one_message_without_a_traceback(cli: Callable[..., Answer]) 
         assert "Error: " in err, words
         assert "Traceback" not in err
         assert out == ""
+
+
+def test_predict_prints_what_is_done_and_names_what_is_not(
+    cli: Callable[..., Answer], tiny_coco: Path, tmp_path: Path
+) -> None:
+    settings = {"backbone": "mobilenetv3_small_050", "pretrained": False, "classes": ["a"], "channels": 8}
+    small = {"depth": 1, "norm_groups": 4, "levels": (3, 4), "input": {"short": 64, "long": 96}}
+    weights = Detector(DetectorSettings.model_validate(settings | small)).save(tmp_path / "w")
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    good = tiny_coco / "images" / "val_000.png"
+    code, out, err = cli("predict", weights, tmp_path / "bad.png", good, "--save", tmp_path / "out", "--json")
+    assert code == 2
+    assert [prediction["image"] for prediction in json.loads(out)] == [str(good)]
+    assert "ImageError: 1 of 2 images are done" in err
+    assert "bad.png" in err
+    code, _, err = cli("predict", weights, good, "--device", "foo")
+    assert code == 2
+    assert err.startswith("RunError: device 'foo'")
 
 
 def test_debug_shows_the_traceback() -> None:

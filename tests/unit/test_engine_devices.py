@@ -9,8 +9,10 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 
 from locdistill.engine import trainer
+from locdistill.engine.devices import check_training_devices, existing_device
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.trainer import device_count, strategy
+from locdistill.errors import RunError
 
 OUTSIDE = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_JOB_NAME", "SLURM_NNODES")
 
@@ -80,3 +82,43 @@ def test_several_devices(monkeypatch: pytest.MonkeyPatch, launch: Any, interacti
     assert isinstance(chosen, DDPStrategy)
     assert chosen._start_method == method
     assert chosen._ddp_kwargs == {"find_unused_parameters": False}
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize("accelerator", ["cuda", "mps"])
+def test_an_accelerator_that_is_not_there(monkeypatch: pytest.MonkeyPatch, accelerator: Any) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(RunError, match=rf"engine.accelerator is {accelerator}, .*this machine has cpu.*auto or cpu"):
+        check_training_devices(EngineSettings(accelerator=accelerator))
+    check_training_devices(EngineSettings(devices=4))  # processes, on the CPU
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("devices", [4, (0, 2), (1, 1)])
+def test_more_devices_than_there_are(devices: Any) -> None:
+    with pytest.raises(RunError, match=r"there are 2 of kind cuda|a device twice"):
+        check_training_devices(EngineSettings(devices=devices))
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for devices in ("auto", 1, 2, (1,), (0, 1)):
+        check_training_devices(EngineSettings(devices=devices))
+    check_training_devices(EngineSettings(devices=4, accelerator="cpu"))
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")  # its processes may each see one of the devices only
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    check_training_devices(EngineSettings(devices=4))
+
+
+def test_a_device_by_name() -> None:
+    assert existing_device("cpu") == torch.device("cpu")
+    with pytest.raises(RunError, match="'gpu': expected cpu, cuda"):
+        existing_device("gpu")
+    with pytest.raises(RunError, match="'meta' cannot be used"):
+        existing_device("meta")

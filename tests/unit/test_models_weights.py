@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,30 @@ def test_a_failed_write_leaves_the_old_file(
         detector.save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_have_the_usual_mode(detector: Detector, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        path = detector.save(tmp_path / "w")
+        detector.save(path)
+        (tmp_path / "other").touch()
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
+
+
+def test_a_checkpoint_is_no_weights_file(detector: Detector, tmp_path: Path) -> None:
+    checkpoint = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {}}, checkpoint)
+    with pytest.raises(WeightsError, match=r"--resume.*name .*/best instead"):
+        Detector.load(checkpoint)
+    detector.save(tmp_path / "last")
+    with pytest.raises(WeightsError, match=r"last.ckpt: a checkpoint.*name .*/last instead"):
+        Detector.load(checkpoint)
+    detector.save(tmp_path / "best")
+    with pytest.raises(WeightsError, match=r"name .*/best instead"):
+        Detector.load(checkpoint)
 
 
 def test_absent(detector: Detector, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.presets import ld_sharp, supervised
-from locdistill.errors import DataError, RecipeError, RunError, TeacherError, WeightsError
+from locdistill.errors import DataError, ImageError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes import folder
@@ -23,7 +24,7 @@ from locdistill.recipes.compatible import check_teacher
 from locdistill.recipes.defaults import Request, median_size, resolve, resumed_recipe
 from locdistill.recipes.load import load_recipe
 from locdistill.recipes.run import distill, objective_of, run, train
-from locdistill.recipes.use import evaluate, evaluation_batch, list_images, predict
+from locdistill.recipes.use import PartialImageError, evaluate, evaluation_batch, list_images, predict
 
 TINY = DetectorSettings(
     backbone="mobilenetv3_small_050",
@@ -208,6 +209,32 @@ def test_folders_are_never_overwritten(tmp_path: Path, monkeypatch: pytest.Monke
         folder.new_folder("runs/train-x", "n")
 
 
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").write_text("x")
+    monkeypatch.chdir(tmp_path)
+    for out in ("runs/x", "runs/x/y", tmp_path / "runs" / "x", None):
+        with pytest.raises(RunError, match=r"runs is a file; expected a folder"):
+            folder.new_folder(out, "n")
+    with pytest.raises(RunError, match=r"runs.x cannot be made or written to"):
+        folder.write_start(Path("runs/x"), load_recipe("gfl_r18_1x"), {})
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(os, "access", lambda path, _: asked.append(path))  # file modes do not stop an administrator
+    with pytest.raises(RunError, match=r"a.b cannot be written to, for .* is not writable; give another"):
+        folder.new_folder(tmp_path / "a" / "b", "n")
+    assert asked == [tmp_path]  # what would be written to is the nearest folder that is there
+    assert not (tmp_path / "a").exists()
+
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "there")
+
+    monkeypatch.setattr(Path, "mkdir", denied)
+    with pytest.raises(RunError, match=r"a cannot be made or written to \(there: Permission denied\)"):
+        folder.make_folder(tmp_path / "a")
+
+
 def test_processes_beside_the_first_take_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -318,6 +345,8 @@ def test_listing_images(tiny_coco: Path, tmp_path: Path) -> None:
     for wrong in (tmp_path, tmp_path / "absent.png", []):
         with pytest.raises(Exception, match=r"no image|no such file"):
             list_images(wrong)
+    with pytest.raises(ImageError, match=r"(?s)nothing was done.*absent.png: there is no such.*no image in this"):
+        list_images([image, tmp_path / "absent.png", tmp_path])
 
 
 def test_drawings_never_replace_images(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:
@@ -338,3 +367,56 @@ def test_pictures_of_equal_names_are_all_saved(tiny_coco: Path, teacher: Path, t
     content = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert [image["image"] for image in content["images"]] == [str(prediction.path) for prediction in found]
     assert content["classes"] == ["box", "disc", "bar"]
+
+
+def test_unreadable_images_do_not_stop_the_others(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:
+    mixed, out = tmp_path / "mixed", tmp_path / "out"
+    mixed.mkdir()
+    shutil.copy(tiny_coco / "images" / "val_000.png", mixed / "b.png")
+    shutil.copy(tiny_coco / "images" / "val_001.png", mixed / "d.png")
+    for name in ("a.png", "c.jpg"):
+        (mixed / name).write_bytes(b"no image")
+    with pytest.raises(
+        PartialImageError, match=r"(?s)2 of 4 images are done.*a\.png: not an.*c\.jpg: not an"
+    ) as caught:
+        predict(teacher, mixed, save=out, batch=3)
+    assert [prediction.path for prediction in caught.value.found] == [mixed / "b.png", mixed / "d.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["b.png", "d.png", "predictions.json"]
+    content = json.loads((out / "predictions.json").read_text())
+    assert [Path(image["image"]).name for image in content["images"]] == ["b.png", "d.png"]
+    alone = predict(teacher, mixed / "d.png")[0]
+    assert alone.as_dict() == caught.value.found[1].as_dict()
+
+
+def test_nothing_is_done_where_a_source_is_not_there(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:
+    image = tiny_coco / "images" / "val_000.png"
+    with pytest.raises(ImageError, match=r"(?s)absent1.*absent2"):
+        predict(teacher, [image, "absent1.png", "absent2.png"], save=tmp_path / "out")
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be made"):
+        predict(teacher, image, save=tmp_path / "file" / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_threshold_below_the_detectors_own(tiny_coco: Path) -> None:
+    image = tiny_coco / "images" / "val_000.png"
+    detector = Detector(TINY).eval()  # untrained: all scores are about 0.01
+    before = detector.settings
+    assert before.detections.score_threshold == 0.05
+    assert len(predict(detector, image, threshold=0.05)[0].detections.scores) == 0
+    found = predict(detector, image, threshold=0.0)[0].detections.scores
+    assert len(found) > 0
+    assert found.max() < 0.05
+    assert detector.settings is before
+
+
+def test_a_device_that_is_not_there(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:
+    image = tiny_coco / "images" / "val_000.png"
+    with pytest.raises(RunError, match=r"'foo': expected cpu, cuda, .*this machine has cpu"):
+        predict(teacher, image, device="foo")
+    with pytest.raises(RunError, match=r"'cuda:99' cannot be used .*this machine has cpu"):
+        evaluate(teacher, tiny_coco, device="cuda:99")
+    for absent in ("engine.devices=[98, 99]", "engine.devices=99"):
+        with pytest.raises(RunError, match=r"no such device|but there (is|are)"):
+            train(tiny_coco, pretrained="none", out=tmp_path / "x", overrides=[absent, "engine.accelerator=cuda"])
+    assert not (tmp_path / "x").exists()

@@ -16,7 +16,7 @@ def predict(
         str | None, typer.Option("--save", metavar="DIR", help="Draw pictures and write predictions.json here.")
     ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is reported and drawn.")
+        float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is reported and drawn, however low.")
     ] = 0.3,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 8,
     device: options.Device = None,
@@ -24,21 +24,28 @@ def predict(
 ) -> None:
     """Detect objects in image files.
 
+    Files that cannot be read are named at the end; the others are done.
+
     [bold]Examples[/bold]
 
     locdistill predict runs/student/best image.jpg folder/ --save out/
     locdistill predict runs/student image.jpg --threshold 0.5 --json
     """
     from locdistill.cli.report import progress, report_predictions  # noqa: PLC0415 - heavy
+    from locdistill.recipes.use import PartialImageError  # noqa: PLC0415 - heavy
     from locdistill.recipes.use import predict as run  # noqa: PLC0415 - heavy
 
-    found = run(
-        weights,
-        images,
-        save=save,
-        threshold=threshold,
-        batch=batch,
-        device=device,
-        progress=progress("detecting"),
-    )
+    try:
+        found = run(
+            weights,
+            images,
+            save=save,
+            threshold=threshold,
+            batch=batch,
+            device=device,
+            progress=progress("detecting"),
+        )
+    except PartialImageError as error:
+        report_predictions(error.found, save, as_json=as_json)
+        raise
     report_predictions(found, save, as_json=as_json)

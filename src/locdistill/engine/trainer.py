@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from locdistill.engine.callbacks import Conductor, MakeLoader, Surroundings
 from locdistill.engine.checkpoint import AtomicCheckpointIO
+from locdistill.engine.devices import check_training_devices
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
 from locdistill.engine.settings import EngineSettings
@@ -74,12 +75,14 @@ def fit(
         resume: Go on with the run in ``out``.
 
     Raises:
-        RunError: ``out`` holds a run and ``resume`` is not set, or the run in it is not the same.
+        RunError: ``out`` holds a run and ``resume`` is not set, or the run in it is not the same; or a device that is
+            asked for is not there.
         NonFiniteLossError: A loss term became NaN or infinite.
         RunInterrupted: A signal asked to stop; the checkpoint is written.
     """
     settings = settings or module.settings
     module.settings = settings
+    check_training_devices(settings)
     out = Path(out)
     checkpoint = out / "last.ckpt"
     resume = resume or requeued()

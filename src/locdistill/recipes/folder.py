@@ -41,18 +41,50 @@ def new_folder(out: str | Path | None, name: str) -> Path:
     Processes other than the first of a run take the first one's answer.
 
     Raises:
-        RunError: The folder is in use, or several processes were started without ``out``.
+        RunError: The folder is in use or cannot be made, or several processes were started without ``out``.
     """
     if process_rank() > 0:
         known = out or os.environ.get(_ENV)
         if known is None:
             raise RunError("several processes were started: give them one run folder with --out DIR")
         return Path(known)
-    path = Path(out) if out is not None else _free(PARENT / name)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        hint = f"'--resume --out {path}' continues it; " if (path / RECIPE).is_file() else ""
-        raise RunError(f"{path} is there already and is not overwritten; {hint}give another folder with --out DIR")
+    with _writing(Path(out) if out is not None else PARENT / name):
+        path = Path(out) if out is not None else _free(PARENT / name)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            hint = f"'--resume --out {path}' continues it; " if (path / RECIPE).is_file() else ""
+            raise RunError(f"{path} is there already and is not overwritten; {hint}give another folder with --out DIR")
+        _check_writable(path)
     return path
+
+
+def _check_writable(path: Path) -> None:
+    """Look whether a folder could be made, without making it: a run that fails early leaves nothing behind."""
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise RunError(f"{path} cannot be made, for {above} is a file; expected a folder: give another one")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"{path} cannot be written to, for {above} is not writable; give another folder")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, unless it is there.
+
+    Raises:
+        RunError: It cannot be made.
+    """
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise RunError(
+            f"{path} cannot be made or written to ({where}: {error.strerror or error}); give another folder"
+        ) from error
 
 
 def announce(path: Path) -> None:
@@ -82,10 +114,15 @@ def saved_recipe(path: str | Path | None) -> Recipe:
 
 
 def write_start(path: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
-    """Write the resolved recipe and the facts of the run."""
-    path.mkdir(parents=True, exist_ok=True)
-    write_text(path / RECIPE, dump_recipe(recipe))
-    write_text(path / FACTS, json.dumps(facts, indent=2) + "\n")
+    """Write the resolved recipe and the facts of the run.
+
+    Raises:
+        RunError: The folder cannot be made or written to.
+    """
+    make_folder(path)
+    with _writing(path):
+        write_text(path / RECIPE, dump_recipe(recipe))
+        write_text(path / FACTS, json.dumps(facts, indent=2) + "\n")
 
 
 def read_facts(path: Path) -> dict[str, Any]:

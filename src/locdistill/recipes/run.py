@@ -21,6 +21,7 @@ from locdistill.data.loader import evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.distillation.teacher import LiveTeacher
+from locdistill.engine.devices import check_training_devices
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
 from locdistill.engine.signals import requeued
@@ -180,6 +181,7 @@ def run(recipe: Recipe, out: str | Path | None = None, resume: bool = False) -> 
         LocdistillError: One of its kinds.
     """
     path = Path(str(out)) if resume else folder.new_folder(out, recipe.name)
+    check_training_devices(recipe.engine)
     parts = _compose(recipe, pretrained=not (resume and (path / "last.ckpt").is_file()))
     facts = folder.facts_of(parts.datasets)
     if resume:

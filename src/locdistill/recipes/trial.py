@@ -29,6 +29,7 @@ from pydantic import Field, model_validator
 
 from locdistill.errors import RunError
 from locdistill.evaluation.tables import Table
+from locdistill.recipes.folder import make_folder
 from locdistill.recipes.paired import Paired, verdict
 from locdistill.recipes.recipe import Recipe, TeacherSettings
 from locdistill.recipes.terms import TermSettings
@@ -219,7 +220,7 @@ def _claim(settings: TrialSettings, out: Path) -> None:
         if json.loads(stamp.read_text()) != json.loads(json.dumps(content)):
             raise RunError(f"{out} holds a trial with other settings (see {stamp}); choose another folder with --out.")
         return
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     stamp.write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from locdistill.data.files import images_below
 from locdistill.data.loader import evaluation_loader
@@ -20,6 +21,7 @@ from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.dist import rank, world_size
+from locdistill.engine.devices import existing_device
 from locdistill.engine.validation import evaluate_together
 from locdistill.errors import DataError, ImageError, RecipeError, RunError
 from locdistill.evaluation.coco import CocoResult
@@ -31,7 +33,7 @@ from locdistill.images import ImageSource, keep_ratio_size, read_image
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectionSettings, InputSettings
 from locdistill.models.weights import locate
-from locdistill.recipes.folder import RECIPE, write_text
+from locdistill.recipes.folder import RECIPE, make_folder, write_text
 from locdistill.recipes.load import Override, load_recipe, validate
 from locdistill.recipes.overrides import apply_overrides
 from locdistill.types import Batch, Detections
@@ -98,6 +100,18 @@ class Prediction:
         }
 
 
+class PartialImageError(ImageError):
+    """Some images cannot be read; the others were looked at.
+
+    Attributes:
+        found: The predictions for those.
+    """
+
+    def __init__(self, message: str, found: list[Prediction]) -> None:
+        super().__init__(message)
+        self.found = found
+
+
 def evaluate(
     weights: str | Path,
     data: str | Path | None = None,
@@ -128,9 +142,10 @@ def evaluate(
         WeightsError: The weights cannot be read.
         DataError: The data cannot be read, or lack a class that the detector knows.
         RecipeError: An override is wrong.
+        RunError: There is no such device.
     """
     with _processes() as local:
-        where = torch.device(device or local or _default_device())
+        where = existing_device(device or local or _default_device())
         detector = Detector.load(weights, where)
         settings = _adjust(detector, _data_of(weights, data), overrides)
         settings = settings.model_copy(update={"classes": settings.classes or detector.settings.classes})
@@ -253,23 +268,33 @@ def predict(
         weights: A weights file, a run folder, ``run/best``, or a detector in memory.
         images: Files, or folders that are searched for images.
         save: Folder for the drawn pictures and ``predictions.json``.
-        threshold: Lowest score that is reported and drawn.
+        threshold: Lowest score that is reported and drawn; where it is below the detector's own
+            ``detections.score_threshold``, it takes its place.
         batch: Images at once.
-        device: Such as ``cuda:0``; a GPU if there is one unless given.
+        device: Such as ``cuda:0``; a GPU if there is one unless given. A detector in memory stays where it is.
         progress: Shows how far one is.
 
     Raises:
         WeightsError: The weights cannot be read.
-        ImageError: There is no such image, or it cannot be decoded.
-        RunError: A drawn picture would replace one of the images.
+        ImageError: Something that is named is not there; nothing was done then.
+        PartialImageError: Images could not be decoded; the others are done, and saved if asked for.
+        RunError: There is no such device, a drawn picture would replace one of the images, or ``save`` cannot be
+            written to.
     """
-    detector = weights if isinstance(weights, Detector) else Detector.load(weights, device or _default_device())
     files = list_images(images)
+    if isinstance(weights, Detector):
+        detector = weights
+    else:
+        detector = Detector.load(weights, existing_device(device or _default_device()))
     targets = _targets(files, Path(save)) if save is not None else {}
+    if save is not None:
+        make_folder(Path(save))
     chunks: Iterable[list[Path]] = [[f for f, _ in files[i : i + batch]] for i in range(0, len(files), batch)]
     if progress is not None:
         chunks = progress(chunks, -(-len(files) // batch))
-    found = [p for chunk in chunks for p in _predict_some(detector, chunk, threshold, targets)]
+    unreadable: list[ImageError] = []
+    with _reporting_from(detector, threshold):
+        found = [p for chunk in chunks for p in _predict_some(detector, chunk, threshold, targets, unreadable)]
     if save is not None:
         content: dict[str, Any] = {
             "weights": None if isinstance(weights, Detector) else str(weights),
@@ -277,23 +302,45 @@ def predict(
             "classes": list(detector.settings.classes),
             "images": [prediction.as_dict() for prediction in found],
         }
-        Path(save).mkdir(parents=True, exist_ok=True)
         write_text(Path(save) / "predictions.json", json.dumps(content, indent=1) + "\n")
+    if unreadable:
+        raise PartialImageError(
+            _listed(f"{len(found)} of {len(files)} images are done, these cannot be read", unreadable), found
+        )
     return found
 
 
+@contextmanager
+def _reporting_from(detector: Detector, threshold: float) -> Iterator[None]:
+    """Let a detector keep whatever scores at least this, if it would drop some of it by its own settings."""
+    settings = detector.settings
+    lowest = min(threshold, settings.detections.score_threshold)
+    limits = settings.detections.model_copy(update={"score_threshold": lowest})
+    detector.settings = settings.model_copy(update={"detections": limits})
+    try:
+        yield
+    finally:
+        detector.settings = settings
+
+
 def _predict_some(
-    detector: Detector, files: list[Path], threshold: float, targets: dict[Path, Path]
+    detector: Detector, files: list[Path], threshold: float, targets: dict[Path, Path], unreadable: list[ImageError]
 ) -> Iterator[Prediction]:
-    pictures = [read_image(file) for file in files]
-    sources: list[ImageSource] = list(pictures)
+    """Predictions of some images; what is wrong with the others is added to ``unreadable``."""
+    pictures: dict[Path, Tensor] = {}
+    for file in files:
+        try:
+            pictures[file] = read_image(file)
+        except ImageError as error:
+            unreadable.append(error)
+    sources: list[ImageSource] = list(pictures.values())
     classes = detector.settings.classes
-    for file, picture, all_found in zip(files, pictures, detector.detect(sources, batch=len(files)), strict=True):
+    for (file, picture), all_found in zip(pictures.items(), detector.detect(sources, batch=len(files)), strict=True):
         kept = all_found.scores >= threshold
         found = Detections(*(value[kept].cpu() for value in all_found))
         target = targets.get(file)
         if target is not None:
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             draw_detections(picture, found, classes=classes, threshold=threshold).save(target)
         yield Prediction(file, picture.shape[-2], picture.shape[-1], found, classes, target)
 
@@ -302,23 +349,30 @@ def list_images(images: str | Path | Iterable[str | Path]) -> list[tuple[Path, P
     """Image files, each once, and the name by which each is to be saved: its path below the folder that was given.
 
     Raises:
-        ImageError: A path does not exist, or a folder holds no image.
+        ImageError: Paths do not exist, or folders hold no image; all of them are listed.
     """
+    problems: list[str] = []
     given = [images] if isinstance(images, str | Path) else list(images)
     files: dict[Path, Path] = {}
     for item in map(Path, given):
         if item.is_dir():
             below = images_below(item)
             if not below:
-                raise ImageError(f"{item}: there is no image in this folder")
+                problems.append(f"{item}: there is no image in this folder")
             files |= {file: file.relative_to(item) for file in below if file not in files}
         elif item.is_file():
             files.setdefault(item, Path(item.name))
         else:
-            raise ImageError(f"{item}: there is no such file or folder")
+            problems.append(f"{item}: there is no such file or folder")
+    if problems:
+        raise ImageError(_listed("nothing was done", problems) if len(problems) > 1 else problems[0])
     if not files:
         raise ImageError("no images are given; name files or folders")
     return list(files.items())
+
+
+def _listed(heading: str, problems: Sequence[object]) -> str:
+    return "\n  ".join([f"{heading}:", *map(str, problems)])
 
 
 def _targets(files: list[tuple[Path, Path]], save: Path) -> dict[Path, Path]:
@@ -354,6 +408,7 @@ def _processes() -> Iterator[str | None]:
     dist.init_process_group("nccl" if device else "gloo", timeout=timedelta(hours=1))
     try:
         if device:
+            existing_device(device)
             torch.cuda.set_device(local)
         yield device
     finally:
