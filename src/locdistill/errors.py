@@ -7,7 +7,7 @@ LocdistillError
 ├── RecipeError          a run description with an unknown key, a wrong type or an impossible combination
 ├── WeightsError         weights that are absent, truncated, foreign, or would run code
 ├── TeacherError         a teacher that cannot teach this student
-├── RunError             a run folder that is in the way, or cannot be resumed
+├── RunError             a run folder that is in the way or cannot be resumed, or a device that is not there
 └── NonFiniteLossError   a loss term became NaN or infinite
 """
 
@@ -43,7 +43,7 @@ class TeacherError(LocdistillError):
 
 
 class RunError(LocdistillError):
-    """A run folder is in the way, or cannot be resumed."""
+    """A run folder is in the way or cannot be resumed, or a device is not there."""
 
 
 class NonFiniteLossError(LocdistillError):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from locdistill.data.files import images_below
 from locdistill.data.loader import evaluation_loader
-from locdistill.data.open import open_dataset
+from locdistill.data.open import class_names, open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.dist import rank, world_size
@@ -148,12 +148,7 @@ def evaluate(
         where = existing_device(device or local or _default_device())
         detector = Detector.load(weights, where)
         settings = _adjust(detector, _data_of(weights, data), overrides)
-        settings = settings.model_copy(update={"classes": settings.classes or detector.settings.classes})
-        if settings.classes != detector.settings.classes:
-            raise DataError(
-                f"the detector knows the classes {list(detector.settings.classes)} in this order, data.classes are "
-                f"{list(settings.classes or ())}; leave data.classes out"
-            )
+        settings = _with_classes(settings, split, detector.settings.classes)
         dataset = open_dataset(settings, split, training=False)
         loader: Iterable[Batch] = evaluation_loader(
             dataset,
@@ -230,6 +225,26 @@ def _data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
     if not beside.is_file():
         raise RecipeError(f"on which data? {beside} is not there to say it; name them with --data FOLDER")
     return load_recipe(beside).data.model_dump(mode="json")
+
+
+def _with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> DataSettings:
+    """Data settings that choose the detector's classes, in its order.
+
+    Raises:
+        DataError: The data lack one, or other classes were asked for.
+    """
+    if settings.classes not in (None, known):
+        raise DataError(
+            f"the detector knows the classes {list(known)} in this order, data.classes are "
+            f"{list(settings.classes or ())}; leave data.classes out"
+        )
+    there = class_names(settings, split)
+    if missing := [name for name in known if name not in there]:
+        raise DataError(
+            f"the detector knows the classes {list(known)}, but {settings.path} has {list(there)} and lacks {missing}; "
+            "evaluate on data of the detector's classes"
+        )
+    return settings.model_copy(update={"classes": known})
 
 
 def _adjust(detector: Detector, data: dict[str, Any], overrides: Sequence[Override]) -> DataSettings:
