@@ -5,15 +5,12 @@ published settings, and why:
 
 - images of 128 pixels, levels P3 to P5 and anchors of four strides (32, 64 and 128 pixels) for objects of 18 to 72;
 - random weights, so group normalisation, AdamW and an average of the weights;
-- localization distillation on the main and on the valuable region with sixteen times the published weight of 0.25 and
-  at temperature 1 instead of 10, and no class distillation. Temperature 10 weighs all bins of an edge alike; in so few
-  steps the student does better to match the few bins that the teacher believes in. Weight and temperature were chosen
-  by a few runs of the first seeds on these very images, so the gain is what LD can do here, not what it does untuned.
+- the terms of `presets.ld_sharp`: both regions with sixteen times the published weight of 0.25 and at temperature 1
+  instead of 10, and no class distillation. Temperature 10 weighs all bins of an edge alike; in so few steps the student
+  does better to match the few bins that the teacher believes in. Weight and temperature were chosen by a few runs of
+  the first seeds on images of this kind, so the gain is what LD can do here, not what it does untuned.
 
-Seen with these settings over seeds 0, 1 and 2, ``locdistill demo`` (a busy machine; on an idle one only seconds differ,
-and with them the steps of equal time): teacher AP 78.5; student alone 65.3, with LD 71.0, alone for equal time (517
-instead of 350 steps) 69.5. Paired, LD gives +5.7 AP (95 % interval +2.9 to +8.5), AP50 +0.5, AP75 +7.3, AP90 +9.8 at
-equal steps, and +1.5 AP at equal time (-1.6 to +4.7: within noise). Training the teacher is in none of these times.
+What it shows with these settings is in ``docs/results.md``; the training of the teacher is in none of its times.
 """
 
 from __future__ import annotations
