@@ -17,7 +17,7 @@ demo: $(READY)
 	$(BIN)/locdistill demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 golden: $(READY)
 	$(BIN)/python -m pytest -m golden
