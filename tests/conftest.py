@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 # A shared machine may take its time over an example; a slow example is no failure.
 settings.register_profile("locdistill", deadline=None, max_examples=50, derandomize=True)
 settings.load_profile("locdistill")
-# One thread: sums are then the same in this process and in those that tests start, and two test processes share two cores.
+# One thread: sums are then the same here and in the processes that tests start, and two test processes fill two cores.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
