@@ -246,6 +246,15 @@ def test_processes_beside_the_first_take_its_folder(tmp_path: Path, monkeypatch:
     assert folder.new_folder(None, "n") == tmp_path
 
 
+def test_processes_started_together_need_a_folder_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCDISTILL_OUT", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(RunError, match="--out DIR"):
+        folder.new_folder(None, "n")
+    assert folder.new_folder(tmp_path / "run", "n") == tmp_path / "run"
+
+
 def test_resume_takes_the_saved_recipe(tmp_path: Path) -> None:
     saved = load_recipe("gfl_r18_1x", ["data.path=/a", "engine.epochs=6", "engine.milestones=[4, 5.5]"])
     folder.write_start(tmp_path, saved, {})

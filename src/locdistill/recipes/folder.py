@@ -43,11 +43,12 @@ def new_folder(out: str | Path | None, name: str) -> Path:
     Raises:
         RunError: The folder is in use or cannot be made, or several processes were started without ``out``.
     """
+    known = out or os.environ.get(_ENV)
+    started_together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun: none of them is the first to choose
+    if known is None and (process_rank() > 0 or started_together):
+        raise RunError("several processes were started: give them one run folder with --out DIR")
     if process_rank() > 0:
-        known = out or os.environ.get(_ENV)
-        if known is None:
-            raise RunError("several processes were started: give them one run folder with --out DIR")
-        return Path(known)
+        return Path(str(known))
     with _writing(Path(out) if out is not None else PARENT / name):
         path = Path(out) if out is not None else _free(PARENT / name)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
