@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 class Dense(NamedTuple):
@@ -21,12 +23,28 @@ class Dense(NamedTuple):
         edge_logits: Unnormalised log-probabilities of the distance of each edge, in bins of one stride.
         quality_logits: A localization quality beside the class score, for heads that have one.
         features: The maps of the pyramid, for terms that imitate features; empty unless asked for.
+        quality_in_score: What the quality is for. True: it is a factor of the class score, trained together with it
+            (GFL v2). False: it only ranks detections (the centerness of ATSS and FCOS).
     """
 
     cls_logits: Float[Tensor, "b l c"]
     edge_logits: Float[Tensor, "b l e n"]
     quality_logits: Float[Tensor, "b l"] | None = None
     features: tuple[Float[Tensor, "b d h w"], ...] = ()
+    quality_in_score: bool = False
+
+    @property
+    def score_logits(self) -> Float[Tensor, "b l c"]:
+        """What the sigmoid makes a class score of: the class logits, or their product with the quality as a logit.
+
+        With ``p = sigmoid(a) sigmoid(b)`` the logit is ``log p - log(1 - p)``, and ``1 - p = sigmoid(-a) + sigmoid(a)
+        sigmoid(-b)``: a sum, so that nothing is lost where ``p`` is close to 0 or 1.
+        """
+        if self.quality_logits is None or not self.quality_in_score:
+            return self.cls_logits
+        a, b = self.cls_logits, self.quality_logits[..., None]
+        against = torch.logaddexp(logsigmoid(-a), logsigmoid(a) + logsigmoid(-b))
+        return logsigmoid(a) + logsigmoid(b) - against
 
 
 class Instances(NamedTuple):

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "locdistill"
 FLOORS = (
     ("types", "errors", "settings", "dist"),
     ("geometry", "images"),
-    ("assign", "losses"),
+    ("assign", "losses", "interop"),
     ("models", "data", "objective"),
-    ("distillation", "engine", "evaluation", "interop", "viz"),
+    ("distillation", "engine", "evaluation", "viz"),
     ("recipes",),
     ("cli",),
     ("__main__",),

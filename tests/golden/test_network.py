@@ -117,8 +117,8 @@ def test_head_on_given_weights(golden: Callable[[str], dict[str, np.ndarray]]) -
     theirs = {key.replace("sd/", "bbox_head."): value for key, value in own.items() if key.startswith("sd/")}
     head.load_state_dict({key.removeprefix("head."): value for key, value in from_mmdet(theirs).items()})
     with torch.no_grad():
-        cls_logits, edge_logits = head([own[f"feat{level}"] for level in range(5)])
+        dense = head([own[f"feat{level}"] for level in range(5)])
     classes = torch.cat([own[f"cls{level}"].permute(0, 2, 3, 1).reshape(2, -1, 20) for level in range(5)], 1)
     edges = torch.cat([own[f"box{level}"].permute(0, 2, 3, 1).reshape(2, -1, 4, 17) for level in range(5)], 1)
-    torch.testing.assert_close(cls_logits, classes, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(edge_logits, edges, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(dense.cls_logits, classes, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(dense.edge_logits, edges, rtol=1e-5, atol=1e-6)

@@ -142,7 +142,7 @@ def test_predictions_are_ordered_by_level_then_row() -> None:
     levels = [torch.randn(2, 8, 3, 5), torch.randn(2, 8, 2, 3)]
     head.scales[1].data.fill_(2.0)
     with torch.no_grad():
-        cls_logits, edge_logits = head(levels)
+        cls_logits, edge_logits = head(levels)[:2]
         classes, edges = head.cls(levels[1]), head.reg(levels[1]) * 2
     grid = Grid.build(((3, 5), (2, 3)), (8, 16))
     assert cls_logits.shape == (2, len(grid.points), 3)
@@ -157,8 +157,8 @@ def test_one_image_with_a_level_of_one_location_and_a_channel_per_group() -> Non
     head = GFLHead(settings(channels=4, levels=(3,))).eval()
     level = torch.randn(1, 4, 1, 1)
     with torch.no_grad():
-        alone, _ = head([level])
-        together, _ = head([level.expand(2, -1, -1, -1)])
+        alone = head([level]).cls_logits
+        together = head([level.expand(2, -1, -1, -1)]).cls_logits
     torch.testing.assert_close(alone, together[:1])
 
 
@@ -220,7 +220,7 @@ def test_normalised_images(detector: Detector) -> None:
 def test_grids_are_made_once() -> None:
     built = Detector(settings())
     assert built.grid_for((64, 96)) is built.grid_for((64, 96))
-    assert built.grid_for((64, 96)).anchor_scale == 8.0
+    assert built.grid_for((64, 96)).anchor_shapes.tolist() == [[8.0, 8.0]]
     assert built.grid_for((64, 96)).shapes == ((8, 12), (4, 6), (2, 3), (1, 2), (1, 1))
     for step in range(1, CACHED_GRIDS + 10):
         built.grid_for((32, 32 * step))

@@ -75,24 +75,28 @@ def nearest_in_window(grid: Grid, instances: Instances, topk: int) -> Candidates
     locations, because nearer ones in its own line come before it; near a border the window moves inwards. The window is
     of odd width, because the nearest cell is its middle.
     """
-    reach = topk // 2
+    cells = -(-topk // grid.per_cell)  # the anchors of a cell are equally near
+    reach = cells // 2
     width = 2 * reach + 1
     device = grid.points.device
     strides = torch.tensor(grid.level_strides, device=device, dtype=torch.float32)
     shapes = torch.tensor(grid.shapes, device=device)
     starts = torch.cat((shapes.new_zeros(1), shapes.prod(-1).cumsum(0)[:-1]))
     # Rows and columns that lie inside each image: (b, level, 2) as (height, width).
-    limit = torch.ceil(instances.extents[:, None] / strides[:, None] - grid.offset).long()
+    limit = torch.ceil(instances.extents[:, None] / strides[:, None]).long()
     limit = torch.minimum(limit, shapes)
     centre = centres(instances.boxes).flip(-1)[:, :, None] / strides[:, None] - grid.offset
     first = (centre.round().long() - reach).clamp(min=0)
     first = torch.minimum(first, (limit[:, None] - width).clamp(min=0))
     steps = torch.arange(width, device=device)
-    cells = first[..., None] + steps  # (b, g, level, 2, topk)
-    rows, columns = cells[..., 0, :, None], cells[..., 1, None, :]
+    window = first[..., None] + steps  # (b, g, level, 2, width)
+    rows, columns = window[..., 0, :, None], window[..., 1, None, :]
     usable = (rows < limit[:, None, :, 0, None, None]) & (columns < limit[:, None, :, 1, None, None])
     index = starts[:, None, None] + rows * shapes[:, 1, None, None] + columns
     index, usable = index.where(usable, 0).flatten(-2), usable.flatten(-2)
+    anchors = torch.arange(grid.per_cell, device=device)
+    index = (index[..., None] * grid.per_cell + anchors).flatten(-2)
+    usable = usable.repeat_interleave(grid.per_cell, -1)
     return _take_nearest(grid, instances, index, usable, topk)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """All locations of a feature pyramid, flattened level by level, row by row.
+    """All locations of a feature pyramid, flattened level by level, row by row, anchor by anchor.
+
+    GFL, ATSS and FCOS have one location per cell of a map. RetinaNet has one for each of the anchors of a cell, which
+    share the cell's centre: ratio by ratio, and within a ratio octave by octave.
 
     Attributes:
         points: Location centres ``x, y`` in pixels.
@@ -19,8 +23,9 @@ class Grid:
         levels: Index of each location's level, from 0.
         shapes: Height and width of each level's map.
         level_strides: Stride of each level in pixels.
-        anchor_scale: Side of the square anchor of a location, in strides (8 in GFL and ATSS).
-        offset: Position of a centre within its cell, in strides (0 in GFL and ATSS: multiples of the stride).
+        anchor_shapes: Width and height of each anchor of a cell, in strides.
+        offset: Position of a centre within its cell, in strides (0 in GFL and ATSS: multiples of the stride; 0.5 in
+            FCOS).
     """
 
     points: Float[Tensor, "l 2"]
@@ -28,7 +33,7 @@ class Grid:
     levels: Int[Tensor, " l"]
     shapes: tuple[tuple[int, int], ...]
     level_strides: tuple[int, ...]
-    anchor_scale: float = 8.0
+    anchor_shapes: Float[Tensor, "p 2"]
     offset: float = 0.0
 
     @classmethod
@@ -39,38 +44,60 @@ class Grid:
         *,
         anchor_scale: float = 8.0,
         offset: float = 0.0,
+        octaves: int = 1,
+        ratios: tuple[float, ...] = (1.0,),
         device: torch.device | str = "cpu",
     ) -> Grid:
-        """Lay out the locations of maps of the given heights and widths."""
+        """Lay out the locations of maps of the given heights and widths.
+
+        Args:
+            shapes: Height and width of each level's map.
+            strides: Stride of each level in pixels.
+            anchor_scale: Side of the smallest square anchor, in strides (8 in GFL and ATSS, 4 in RetinaNet).
+            offset: Position of a centre within its cell, in strides.
+            octaves: Number of anchor sizes per ratio, each ``2 ** (1 / octaves)`` times the one before.
+            ratios: Height over width of the anchors.
+            device: Where to put the locations.
+        """
         points, per_location, levels = [], [], []
+        sizes = [anchor_scale * 2 ** (octave / octaves) for octave in range(octaves)]
+        anchor_shapes = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for ratio in ratios for size in sizes]
+        per_cell = len(anchor_shapes)
         for level, ((height, width), stride) in enumerate(zip(shapes, strides, strict=True)):
             ys = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
             xs = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
             y, x = torch.meshgrid(ys, xs, indexing="ij")
-            points.append(torch.stack((x.flatten(), y.flatten()), -1))
-            per_location.append(torch.full((height * width,), float(stride), device=device))
-            levels.append(torch.full((height * width,), level, device=device))
+            points.append(torch.stack((x.flatten(), y.flatten()), -1).repeat_interleave(per_cell, 0))
+            per_location.append(torch.full((height * width * per_cell,), float(stride), device=device))
+            levels.append(torch.full((height * width * per_cell,), level, device=device))
         return cls(
             points=torch.cat(points),
             strides=torch.cat(per_location),
             levels=torch.cat(levels),
             shapes=tuple((int(h), int(w)) for h, w in shapes),
             level_strides=tuple(strides),
-            anchor_scale=anchor_scale,
+            anchor_shapes=torch.tensor(anchor_shapes, device=device, dtype=torch.float32),
             offset=offset,
         )
 
     @property
+    def per_cell(self) -> int:
+        """Number of locations of each cell."""
+        return len(self.anchor_shapes)
+
+    @property
     def level_sizes(self) -> tuple[int, ...]:
         """Number of locations of each level."""
-        return tuple(h * w for h, w in self.shapes)
+        return tuple(h * w * self.per_cell for h, w in self.shapes)
 
     def anchors(self) -> Float[Tensor, "l 4"]:
-        """The square anchor of each location, ``x1, y1, x2, y2`` in pixels."""
-        half = (self.strides * (self.anchor_scale / 2))[:, None]
+        """The anchor of each location, ``x1, y1, x2, y2`` in pixels."""
+        shapes = self.anchor_shapes.repeat(len(self.points) // self.per_cell, 1)
+        half = shapes / 2 * self.strides[:, None]
         return torch.cat((self.points - half, self.points + half), -1)
 
     def within(self, extents: Int[Tensor, "b 2"]) -> Bool[Tensor, "b l"]:
-        """Which locations lie inside each image's own extent (height, width in pixels)."""
+        """Which locations have a cell that begins inside each image's own extent (height, width in pixels)."""
         height, width = extents[:, :1], extents[:, 1:]
-        return (self.points[:, 0] < width) & (self.points[:, 1] < height)
+        corners = self.points - self.offset * self.strides[:, None]
+        return (corners[:, 0] < width) & (corners[:, 1] < height)

@@ -20,7 +20,7 @@ from locdistill.images import ImageSource, read_image, resize_keep_ratio
 from locdistill.models import postprocess, weights
 from locdistill.models.backbones import Freezing, build_backbone
 from locdistill.models.fpn import FPN
-from locdistill.models.heads.gfl import GFLHead
+from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Dense, Detections
 
@@ -68,18 +68,25 @@ class Detector(nn.Module):
         own_input = {"mean": settings.mean or info.mean, "std": settings.std or info.std}
         self.settings = settings.model_copy(update=own_input)
         extra = sum(level > 5 for level in settings.levels)
-        self.fpn = FPN(info.channels, settings.channels, extra_levels=extra)
-        self.head = GFLHead(settings)
+        self.kind = KINDS[settings.model]
+        self.fpn = FPN(info.channels, settings.channels, extra_levels=extra, extra=self.kind.extra)
+        self.head = self.kind.head(settings)
         self.bins = Bins(settings.reg_max)
         self.register_buffer("mean", torch.tensor(self.settings.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(self.settings.std)[:, None, None], persistent=False)
         self._grids: dict[tuple[tuple[tuple[int, int], ...], torch.device], Grid] = {}
         self.train()
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Dense:
-        """Dense predictions of normalised images whose height and width are multiples of 32."""
-        cls_logits, edge_logits = self.head(self.pyramid(images))
-        return Dense(cls_logits, edge_logits)
+    def forward(self, images: Float[Tensor, "b 3 h w"], *, features: bool = False) -> Dense:
+        """Dense predictions of normalised images whose height and width are multiples of 32.
+
+        Args:
+            images: Normalised, in the network's order of channels.
+            features: Whether to hand out the maps of the pyramid too.
+        """
+        levels = self.pyramid(images)
+        dense: Dense = self.head(levels)
+        return dense._replace(features=tuple(levels)) if features else dense
 
     def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Maps of the backbone that the pyramid takes, finest first."""
@@ -111,6 +118,8 @@ class Detector(nn.Module):
         rows = torch.arange(height, device=images.device) < sizes[:, :1]
         columns = torch.arange(width, device=images.device) < sizes[:, 1:]
         inside = (rows[:, :, None] & columns[:, None, :])[:, None]
+        if self.settings.bgr:
+            images = images.flip(1)
         return ((images - self.mean) / self.std).where(inside, 0.0)
 
     def grid(self, shapes: tuple[tuple[int, int], ...]) -> Grid:
@@ -119,8 +128,15 @@ class Detector(nn.Module):
         if key not in self._grids:
             if len(self._grids) >= CACHED_GRIDS:
                 self._grids.pop(next(iter(self._grids)))
-            strides, scale = self.settings.strides, self.settings.anchor_scale
-            self._grids[key] = Grid.build(key[0], strides, anchor_scale=scale, device=self.device)
+            self._grids[key] = Grid.build(
+                key[0],
+                self.settings.strides,
+                anchor_scale=self.settings.anchor_scale,
+                offset=self.kind.offset,
+                octaves=self.kind.octaves,
+                ratios=self.kind.ratios,
+                device=self.device,
+            )
         return self._grids[key]
 
     def grid_for(self, size: tuple[int, int]) -> Grid:

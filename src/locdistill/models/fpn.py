@@ -1,31 +1,47 @@
-"""Feature pyramid network (Lin et al. 2017) as GFL uses it."""
+"""Feature pyramid network (Lin et al. 2017), with the further levels that dense detectors add."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
+
+ExtraLevels = Literal["output", "output_relu", "input"]
 
 
 class FPN(nn.Module):
     """A pyramid of equally wide maps from the stages of a backbone.
 
     One 1x1 convolution per stage, added to the nearest-neighbour enlargement of the coarser level, then one 3x3
-    convolution per level. Further levels are 3x3 convolutions of stride 2 on the coarsest *output* (in RetinaNet: on
-    the input), without activation between. No normalisation; all convolutions have a bias.
+    convolution per level. Further levels are 3x3 convolutions of stride 2, each on the one before. No normalisation;
+    all convolutions have a bias.
+
+    Args:
+        in_channels: Width of each stage, finest first.
+        channels: Width of the pyramid.
+        extra_levels: Number of further levels.
+        extra: What the first further level is made of: the coarsest ``output`` of the pyramid (GFL, ATSS, and FCOS with
+            ``output_relu``, where the further levels but the first see it through a ReLU) or its ``input``, the
+            coarsest stage (RetinaNet).
 
     Attributes:
         laterals: The 1x1 convolutions, finest level first.
         outputs: The 3x3 convolutions, finest level first; those of the further levels last.
     """
 
-    def __init__(self, in_channels: Sequence[int], channels: int, *, extra_levels: int = 0) -> None:
+    def __init__(
+        self, in_channels: Sequence[int], channels: int, *, extra_levels: int = 0, extra: ExtraLevels = "output"
+    ) -> None:
         super().__init__()
+        self.extra = extra
+        source = in_channels[-1] if extra == "input" else channels
+        widths = [source] + [channels] * (extra_levels - 1) if extra_levels else []
         self.laterals = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
         self.outputs = nn.ModuleList(
             [nn.Conv2d(channels, channels, 3, padding=1) for _ in in_channels]
-            + [nn.Conv2d(channels, channels, 3, stride=2, padding=1) for _ in range(extra_levels)]
+            + [nn.Conv2d(width, channels, 3, stride=2, padding=1) for width in widths]
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
@@ -40,6 +56,7 @@ class FPN(nn.Module):
             merged[finer] = merged[finer] + F.interpolate(merged[finer + 1], size=size, mode="nearest")
         own = len(merged)
         levels = [convolution(level) for convolution, level in zip(self.outputs[:own], merged, strict=True)]
-        for convolution in self.outputs[own:]:
-            levels += [convolution(levels[-1])]
+        for step, convolution in enumerate(self.outputs[own:]):
+            below = stages[-1] if self.extra == "input" and step == 0 else levels[-1]
+            levels += [convolution(below.relu() if self.extra == "output_relu" and step else below)]
         return levels

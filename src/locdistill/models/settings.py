@@ -48,40 +48,53 @@ class DetectorSettings(Settings):
     weights, or normalising by statistics that were never collected, is hardly ever meant.
 
     Attributes:
-        model: Kind of head.
+        model: Kind of detector.
         backbone: A timm model name that supports ``features_only``, with or without a tag of pretrained weights.
         backbone_args: Passed on to ``timm.create_model``. ``norm_layer`` may be ``groupnorm:G`` for G groups.
+        deformable: Stages (1 to 4) of a ResNet, ResNeXt or Res2Net whose 3x3 convolutions are deformable.
+        style: Which convolution of a bottleneck halves the resolution: the 3x3 one (``pytorch``) or the first 1x1 one
+            (``caffe``, as the weights of Detectron have it).
         pretrained: True for timm's own weights, False for random ones, or the path of a file (.pth or .safetensors)
             with the state dict of the timm classifier.
         classes: Names of the classes; empty until they are taken from the data.
+        background_channel: Whether the class scores have one more channel, for background, which nothing reads. The
+            published GFL v2 has it by accident; its checkpoints need it.
         channels: Width of pyramid and head.
         depth: Number of convolutions in each of the two towers of the head.
-        norm_groups: Groups of the group normalisation in the head.
+        norm_groups: Groups of the group normalisation in the head; 0 for none (RetinaNet).
         levels: Pyramid levels; level k has stride ``2 ** k``. Those above 5 come from further stride-2 convolutions.
         reg_max: Largest distance of an edge, in strides.
-        anchor_scale: Side of the square anchor of a location, in strides.
+        anchor_scale: Side of the smallest square anchor of a location, in strides.
         frozen_stages: -1 trains the whole backbone, 0 freezes its stem, k > 0 all that feeds the map of stride
             ``2 ** (k + 1)``.
         norm_eval: Whether batch normalisation in the backbone keeps its statistics while training.
-        mean: Mean of the input channels (RGB, 0 to 255); None takes what the backbone was pretrained with.
+        norm_frozen: Whether its scale and shift are not trained either.
+        bgr: Whether the network takes blue, green, red (weights of Detectron); images are RGB everywhere else.
+        mean: Mean of the input channels, in the network's order, 0 to 255; None takes what the backbone was pretrained
+            with.
         std: Standard deviation of the input channels, likewise.
         input: Size of the input outside training.
         detections: From predictions to detections.
     """
 
-    model: Literal["gfl"] = "gfl"
+    model: Literal["gfl", "gflv2", "atss", "fcos", "retinanet"] = "gfl"
     backbone: str = "resnet18"
     backbone_args: dict[str, Any] = Field(default_factory=dict)
+    deformable: tuple[int, ...] = ()
+    style: Literal["pytorch", "caffe"] = "pytorch"
     pretrained: bool | str = True
     classes: tuple[str, ...] = ()
+    background_channel: bool = False
     channels: int = Field(default=256, ge=1)
     depth: int = Field(default=4, ge=0)
-    norm_groups: int = Field(default=32, ge=1)
+    norm_groups: int = Field(default=32, ge=0)
     levels: tuple[int, ...] = (3, 4, 5, 6, 7)
     reg_max: int = Field(default=16, ge=1)
     anchor_scale: float = Field(default=8.0, gt=0)
     frozen_stages: int = Field(default=1, ge=-1, le=4)
     norm_eval: bool = True
+    norm_frozen: bool = False
+    bgr: bool = False
     mean: Triple | None = None
     std: Triple | None = None
     input: InputSettings = InputSettings()
@@ -89,9 +102,12 @@ class DetectorSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _train_all_of_a_random_backbone(cls, values: Any) -> Any:
+    def _fill_in(cls, values: Any) -> Any:
+        """Defaults that follow from other settings."""
         if isinstance(values, dict) and values.get("pretrained") is False:
-            return {"frozen_stages": -1, "norm_eval": False} | values
+            values = {"frozen_stages": -1, "norm_eval": False} | values
+        if isinstance(values, dict) and values.get("model") == "retinanet":
+            values = {"anchor_scale": 4.0, "norm_groups": 0} | values
         return values
 
     @model_validator(mode="after")
@@ -99,13 +115,24 @@ class DetectorSettings(Settings):
         levels = self.levels
         if not levels or levels != tuple(range(levels[0], levels[0] + len(levels))) or not 2 <= levels[0] <= 5:
             raise ValueError(f"levels must be consecutive and start between 2 and 5, such as [3, 4, 5]; got {levels}")
-        if self.channels % self.norm_groups:
+        if self.norm_groups and self.channels % self.norm_groups:
             raise ValueError(f"channels ({self.channels}) must be a multiple of norm_groups ({self.norm_groups})")
+        if set(self.deformable) - {1, 2, 3, 4}:
+            raise ValueError(f"deformable stages are among 1, 2, 3, 4; got {self.deformable}")
+        if self.background_channel and self.model != "gflv2":
+            raise ValueError(f"only gflv2 has a background_channel, not {self.model}")
+        if self.model == "gflv2" and self.reg_max < 3:
+            raise ValueError(f"gflv2 reads the 4 largest bins: reg_max is at least 3, got {self.reg_max}")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std must be positive; got {self.std}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"class names must differ; got {self.classes}")
         return self
+
+    @property
+    def class_outputs(self) -> int:
+        """Number of channels of the class scores."""
+        return len(self.classes) + self.background_channel
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ class Scene:
         target_boxes: The assigned objects' boxes; zeros where there is none.
         target_distances: Distances to the assigned object's edges, limited to what the bins hold.
         quality: IoU of the student's box with its object, without gradient; 0 where there is none.
-        confidence: The student's highest class probability, without gradient.
+        confidence: The student's highest class score, without gradient.
     """
 
     student: Dense
@@ -79,15 +79,14 @@ class Scene:
             target_boxes=target_boxes,
             target_distances=bins.clamp(encode(points, target_boxes)),
             quality=paired_iou(boxes.detach(), target_boxes) * assignment.positive,
-            confidence=student.cls_logits.detach().sigmoid().amax(-1),
+            confidence=student.score_logits.detach().sigmoid().amax(-1),
         )
 
 
 def _in_float32(dense: Dense) -> Dense:
     quality = dense.quality_logits
-    return Dense(
+    return dense._replace(
         cls_logits=dense.cls_logits.float(),
         edge_logits=dense.edge_logits.float(),
         quality_logits=None if quality is None else quality.float(),
-        features=dense.features,
     )

@@ -26,7 +26,7 @@ class QualityFocal:
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Summed over classes; at locations without an object the target is zero for every class."""
-        logits, assignment = scene.student.cls_logits, scene.assignment
+        logits, assignment = scene.student.score_logits, scene.assignment
         targets = torch.zeros_like(logits).scatter(-1, assignment.labels[..., None], scene.quality[..., None])
         return quality_focal_loss(logits, targets, beta=self.beta)
 

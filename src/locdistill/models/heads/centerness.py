@@ -1,0 +1,35 @@
+"""The head of ATSS (Zhang et al. 2020) and FCOS (Tian et al. 2019) with edge distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from locdistill.models.heads.gfl import GFLHead
+from locdistill.models.heads.parts import EDGES, flat, initialise
+from locdistill.models.settings import DetectorSettings
+from locdistill.types import Dense
+
+
+class CenternessHead(GFLHead):
+    """The head of GFL with one more predictor, on the tower of the edges: how central the location is in its object.
+
+    Attributes:
+        centerness: Predicts one logit per location, which ranks detections.
+    """
+
+    def __init__(self, settings: DetectorSettings) -> None:
+        super().__init__(settings)
+        self.centerness = nn.Conv2d(settings.channels, 1, 3, padding=1)
+        initialise(self, self.cls)
+
+    def forward(self, levels: Sequence[Tensor]) -> Dense:
+        """Class, edge and centerness logits of the maps of a pyramid, finest first."""
+        classes, edges, centerness = [], [], []
+        for level, scale in zip(levels, self.scales, strict=True):
+            classes.append(self.cls(self.cls_tower(level)))
+            tower = self.reg_tower(level)
+            edges.append((self.reg(tower) * scale).float())
+            centerness.append(self.centerness(tower))
+        return Dense(flat(classes, self.classes), flat(edges, EDGES, self.bins), flat(centerness))

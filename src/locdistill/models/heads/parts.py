@@ -1,0 +1,69 @@
+"""What the heads of dense detectors are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from locdistill.models.settings import DetectorSettings
+
+EDGES = 4
+PRIOR = 0.01  # probability that a class score has before training (focal loss, Lin et al. 2017, section 4.1)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation that also takes groups of a single value, for which it gives the bias.
+
+    PyTorch's own refuses one image with a 1x1 map and one channel per group, even in inference; the coarsest level of
+    a small image is such a map.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise over each group of channels and all places."""
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class ConvNormAct(nn.Module):
+    """A 3x3 convolution, group normalisation, ReLU; with ``groups=0`` a bias takes the place of the normalisation."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=not groups)
+        self.norm = GroupNorm(groups, channels) if groups else nn.Identity()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the three."""
+        out: Tensor = self.act(self.norm(self.conv(x)))
+        return out
+
+
+def tower(settings: DetectorSettings) -> nn.Sequential:
+    """The convolutions before a predictor."""
+    return nn.Sequential(*(ConvNormAct(settings.channels, settings.norm_groups) for _ in range(settings.depth)))
+
+
+def level_scales(settings: DetectorSettings) -> nn.ParameterList:
+    """One learned factor per level, for levels share the tower but not the range of object sizes."""
+    return nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in settings.levels)
+
+
+def initialise(head: nn.Module, classes: nn.Conv2d) -> None:
+    """Convolutions from N(0, 0.01), biases 0, class scores near 0.01."""
+    for module in head.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.01)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.constant_(classes.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+
+
+def flat(maps: Sequence[Tensor], *shape: int) -> Tensor:
+    """Maps of the levels, ``(b, k, h, w)`` each, as one ``(b, l, *shape)``: level by level, row by row.
+
+    Where ``k`` is several times the product of ``shape``, a cell has that many locations, one behind the other.
+    """
+    return torch.cat([level.flatten(2).transpose(1, 2).reshape(len(level), -1, *shape) for level in maps], 1)

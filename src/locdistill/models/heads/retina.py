@@ -1,0 +1,40 @@
+"""The head of RetinaNet (Lin et al. 2017) with edge distributions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from locdistill.models.heads.parts import EDGES, flat, initialise, tower
+from locdistill.models.settings import DetectorSettings
+from locdistill.types import Dense
+
+
+class RetinaHead(nn.Module):
+    """Two towers whose predictors speak for each of the anchors of a cell; edge logits have no factor per level.
+
+    The distances are measured from the centre of the cell: the shapes of the anchors matter for the assignment only.
+
+    Attributes:
+        cls_tower: Convolutions before the class scores.
+        reg_tower: Convolutions before the edge distributions.
+        cls: Predicts ``anchors * classes`` logits per cell, anchor by anchor.
+        reg: Predicts ``anchors * 4 * (reg_max + 1)`` logits per cell, anchor by anchor.
+    """
+
+    ANCHORS = 9
+
+    def __init__(self, settings: DetectorSettings) -> None:
+        super().__init__()
+        self.classes, self.bins = settings.class_outputs, settings.reg_max + 1
+        self.cls_tower, self.reg_tower = tower(settings), tower(settings)
+        self.cls = nn.Conv2d(settings.channels, self.ANCHORS * self.classes, 3, padding=1)
+        self.reg = nn.Conv2d(settings.channels, self.ANCHORS * EDGES * self.bins, 3, padding=1)
+        initialise(self, self.cls)
+
+    def forward(self, levels: Sequence[Tensor]) -> Dense:
+        """Class and edge logits of the maps of a pyramid, finest first; nine locations per cell."""
+        classes = [self.cls(self.cls_tower(level)) for level in levels]
+        edges = [self.reg(self.reg_tower(level)).float() for level in levels]
+        return Dense(flat(classes, self.classes), flat(edges, EDGES, self.bins))
