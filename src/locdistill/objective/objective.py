@@ -36,10 +36,13 @@ class Objective:
         """Whether any term looks at a teacher; without one the teacher need not even be loaded."""
         return any(term.needs_teacher for term in self.terms.values())
 
-    def __call__(
-        self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances
-    ) -> dict[str, Float[Tensor, ""]]:
-        """Each term's value, weights included; the loss is their sum.
+    @property
+    def needs_features(self) -> bool:
+        """Whether any term looks at the maps of the pyramids; without one they need not be handed out."""
+        return any(term.needs_features for term in self.terms.values())
+
+    def scene(self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances) -> Scene:
+        """The batch as the terms see it.
 
         Raises:
             TeacherError: A term needs a teacher and none is given.
@@ -47,5 +50,18 @@ class Objective:
         if teacher is None and self.needs_teacher:
             names = ", ".join(name for name, term in self.terms.items() if term.needs_teacher)
             raise TeacherError(f"the terms {names} compare with a teacher, and none was given")
-        scene = Scene.build(student, teacher, grid=grid, instances=instances, assigner=self.assigner, bins=self.bins)
+        return Scene.build(student, teacher, grid=grid, instances=instances, assigner=self.assigner, bins=self.bins)
+
+    def losses(self, scene: Scene) -> dict[str, Float[Tensor, ""]]:
+        """Each term's value, weights included; the loss is their sum."""
         return {name: term(scene) for name, term in self.terms.items()}
+
+    def __call__(
+        self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances
+    ) -> dict[str, Float[Tensor, ""]]:
+        """The losses of the scene.
+
+        Raises:
+            TeacherError: A term needs a teacher and none is given.
+        """
+        return self.losses(self.scene(student, teacher, grid=grid, instances=instances))

@@ -49,6 +49,11 @@ class Term:
         """Whether divergence or region looks at a teacher."""
         return any(getattr(part, "needs_teacher", False) for part in (self.of, self.on, self.norm))
 
+    @property
+    def needs_features(self) -> bool:
+        """Whether divergence or region looks at the maps of the pyramids."""
+        return any(getattr(part, "needs_features", False) for part in (self.of, self.on, self.norm))
+
     def per_location(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Each location's share of the term."""
         weights = self.on(scene)
