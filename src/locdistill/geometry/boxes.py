@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 EPSILON = 1e-6
@@ -65,6 +65,14 @@ def pairwise_iof(a: Float[Tensor, "*#batch n 4"], b: Float[Tensor, "*#batch m 4"
     """Intersection over the area of the *first* box ("foreground"), which is at least 1e-6."""
     overlap = _intersection(a[..., :, None, :], b[..., None, :, :])
     return overlap / area(a)[..., :, None].clamp(min=EPSILON)
+
+
+def pairwise_inside(
+    points: Float[Tensor, "*#batch n 2"], boxes: Float[Tensor, "*#batch m 4"]
+) -> Bool[Tensor, "*#batch n m"]:
+    """Which points lie strictly inside which boxes; one on an edge does not."""
+    points, boxes = points[..., :, None, :], boxes[..., None, :, :]
+    return ((points > boxes[..., :2]) & (points < boxes[..., 2:])).all(-1)
 
 
 def paired_giou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
