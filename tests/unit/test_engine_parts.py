@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import nn
 
-from locdistill.engine.average import Average
 from locdistill.engine.checkpoint import AtomicCheckpointIO, random_state, restore_random_state, write_atomically
 from locdistill.engine.log import MetricsFile, read_metrics
 from locdistill.engine.meter import Meter
@@ -20,6 +19,7 @@ from locdistill.engine.result import FitResult, Progress
 from locdistill.engine.signals import StopSignals, requeued
 from locdistill.engine.stream import Stream
 from locdistill.errors import RunError
+from locdistill.models.average import Average
 
 from .engine_fakes import Loaders, read_json
 

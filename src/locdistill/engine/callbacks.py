@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 
 from locdistill.dist import is_distributed
-from locdistill.engine.average import Average
 from locdistill.engine.checkpoint import (
     gathered,
     random_state,
@@ -35,6 +34,7 @@ from locdistill.engine.signals import StopSignals
 from locdistill.engine.stream import Stream
 from locdistill.engine.validation import Evaluate, evaluate_together
 from locdistill.errors import NonFiniteLossError, RunError
+from locdistill.models.average import Average
 
 MakeLoader = Callable[[int, int], Any]
 MONITOR = "AP"
