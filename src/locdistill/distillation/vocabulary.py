@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from locdistill.distillation.features import FeatureL2
+from locdistill.distillation.imitation import Everywhere, FineGrained, GatedLevelMean, GeneralInstances, OutsideBoxes
 from locdistill.distillation.logits import ClassKL, EdgeKL
 from locdistill.distillation.regions import ValuableLocations
 from locdistill.objective import vocabulary as supervised
 
-DIVERGENCES: dict[str, type] = supervised.DIVERGENCES | {"edge_kl": EdgeKL, "class_kl": ClassKL}
-REGIONS: dict[str, type] = supervised.REGIONS | {"valuable_locations": ValuableLocations}
-NORMALISERS: dict[str, type] = dict(supervised.NORMALISERS)
+DIVERGENCES: dict[str, type] = supervised.DIVERGENCES | {
+    "edge_kl": EdgeKL,
+    "class_kl": ClassKL,
+    "feature_l2": FeatureL2,
+}
+REGIONS: dict[str, type] = supervised.REGIONS | {
+    "valuable_locations": ValuableLocations,
+    "everywhere": Everywhere,
+    "outside_boxes": OutsideBoxes,
+    "fine_grained": FineGrained,
+    "general_instances": GeneralInstances,
+}
+NORMALISERS: dict[str, type] = supervised.NORMALISERS | {"gated_level_mean": GatedLevelMean}

@@ -1,0 +1,175 @@
+"""Where to imitate features: the regions of the methods that the LD paper compares with, and their normaliser.
+
+========================================  ===================================================================
+method                                    region of :class:`~locdistill.distillation.features.FeatureL2`
+========================================  ===================================================================
+FitNets (Romero et al. 2015)              :class:`Everywhere`
+inside ground-truth boxes                 :class:`~locdistill.distillation.regions.InsideBoxes`
+main region                               :class:`~locdistill.objective.regions.Positives`
+fine-grained (Wang et al. 2019)           :class:`FineGrained`
+DeFeat (Guo et al. 2021)                  two terms: inside the boxes, and :class:`OutsideBoxes` with twice its weight
+general instances (Dai et al. 2021)       :class:`GeneralInstances`
+========================================  ===================================================================
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from locdistill.geometry.boxes import paired_iou, pairwise_inside, pairwise_iou
+from locdistill.geometry.edges import decode
+from locdistill.geometry.grid import Grid
+from locdistill.objective.normalisers import LevelMean
+from locdistill.objective.scene import Scene
+from locdistill.types import Dense
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Everywhere:
+    """Every location of the image, ignored ones included, but not the padding that a batch adds."""
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Weight 1."""
+        return scene.assignment.inside.to(scene.confidence.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideBoxes:
+    """The background: locations whose centre lies strictly inside no object's box.
+
+    The reference means to imitate the background, but compares the student's there with the teacher's foreground, which
+    crashes; here both are the background's.
+
+    Attributes:
+        padding: Whether locations in the padding that a batch adds belong to it, as in the reference.
+    """
+
+    padding: bool = False
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Weight 1."""
+        instances, inside = scene.instances, scene.assignment.inside
+        within = pairwise_inside(scene.grid.points[None], instances.boxes) & instances.present[:, None]
+        outside = ~(within.any(-1) & inside)
+        return (outside if self.padding else outside & inside).to(scene.confidence.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineGrained:
+    """Locations whose anchor overlaps an object more than a part of what the object's best anchor does.
+
+    Wang et al. 2019; the best anchor is looked for on all levels, as in the reference.
+
+    Attributes:
+        part: Of the highest IoU that any anchor has with the object.
+    """
+
+    part: float = 0.5
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Weight 1. Memory grows with locations times objects."""
+        usable = scene.instances.present[:, None] & scene.assignment.inside[..., None]
+        iou = pairwise_iou(scene.grid.anchors()[None], scene.instances.boxes) * usable
+        return (iou > self.part * iou.amax(1, keepdim=True)).any(-1).to(scene.confidence.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GeneralInstances:
+    """Where student and teacher disagree most about a class (GI imitation, Dai et al. 2021).
+
+    A location's score is the largest difference of their class scores; its box is that of the one which scores that
+    class higher. On every level the boxes are suppressed by score, and the best of what remains are the region. No
+    ground truth is looked at.
+
+    Attributes:
+        top: Locations per level.
+        nms_iou: A box is suppressed if it overlaps a better one of its level by more than this.
+        per: What a level's locations are counted over. ``image``. ``batch``, of the published code, which the published
+            numbers come from: over all images of a process, whose boxes suppress each other across images, and with
+            locations in the padding, whose boxes lie around the image's corner.
+        score: What is compared. ``probability`` of both. The published code of GFL v2 students differs: ``mixed``, the
+            teacher's class logit with the student's probability (LD v2), and ``logit``, class logits without the
+            quality (IM v2).
+    """
+
+    needs_teacher: ClassVar[bool] = True
+    top: int = 10
+    nms_iou: float = 0.3
+    per: Literal["image", "batch"] = "image"
+    score: Literal["probability", "mixed", "logit"] = "probability"
+
+    @torch.no_grad()
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Weight 1, at no more than ``top`` locations of a level; equal scores are ranked as ``torch.max`` does."""
+        assert scene.teacher is not None, "the objective checks that a teacher is there"
+        grid, inside = scene.grid, scene.assignment.inside
+        lead = self._lead(scene.student, scene.teacher)
+        points = grid.points / grid.strides[:, None]
+        theirs = decode(points, scene.bins.expect(scene.teacher.edge_logits))
+        boxes, score = torch.where(lead[..., None] >= 0, theirs, scene.boxes), lead.abs()
+        if self.per == "image":
+            score = score.masked_fill(~inside, -torch.inf)
+        else:
+            boxes = boxes - torch.cat((points, points), -1) * ~inside[..., None]
+        return self._best(boxes, score, grid).to(score.dtype)
+
+    def _lead(self, student: Dense, teacher: Dense) -> Float[Tensor, "b l"]:
+        """The teacher's score less the student's, of the class where they differ most."""
+        mine = student.cls_logits if self.score == "logit" else student.score_logits.sigmoid()
+        its = teacher.score_logits.sigmoid() if self.score == "probability" else teacher.cls_logits
+        lead = its - mine
+        return lead.gather(-1, lead.abs().argmax(-1, keepdim=True))[..., 0]
+
+    def _best(self, boxes: Float[Tensor, "b l 4"], score: Float[Tensor, "b l"], grid: Grid) -> Bool[Tensor, "b l"]:
+        """Levels are filled up to the largest one, so that all are looked at together."""
+        sizes = grid.level_sizes
+        place = torch.cat([torch.arange(size, device=score.device) for size in sizes])
+        shape = (len(score), len(sizes), max(sizes))
+        level_score, level_boxes = score.new_full(shape, -torch.inf), boxes.new_zeros((*shape, 4))
+        level_score[:, grid.levels, place], level_boxes[:, grid.levels, place] = score, boxes
+        if self.per == "batch":
+            pooled = level_boxes.transpose(0, 1).flatten(1, 2), level_score.transpose(0, 1).flatten(1)
+            chosen = best_apart(*pooled, count=self.top, iou=self.nms_iou).view(shape[1], shape[0], shape[2])
+            chosen = chosen.transpose(0, 1)
+        else:
+            chosen = best_apart(level_boxes, level_score, count=self.top, iou=self.nms_iou)
+        return chosen[:, grid.levels, place]
+
+
+def best_apart(
+    boxes: Float[Tensor, "*batch n 4"], scores: Float[Tensor, "*batch n"], *, count: int, iou: float
+) -> Bool[Tensor, "*batch n"]:
+    """The first boxes that non-maximum suppression keeps, as a mask; boxes of score ``-inf`` take no part.
+
+    One box after the other is taken and its neighbours struck out: as many passes as boxes are wanted, over all of the
+    leading axes at once, and no wait for a number of survivors.
+    """
+    chosen = torch.zeros_like(scores, dtype=torch.bool)
+    places = torch.arange(scores.shape[-1], device=scores.device)
+    for _ in range(count):
+        best, place = scores.max(-1, keepdim=True)
+        box = boxes.gather(-2, place[..., None].expand(*place.shape, 4))
+        taken = (places == place) & (best > -torch.inf)
+        chosen = chosen | taken
+        scores = scores.masked_fill(taken | (paired_iou(box, boxes) > iou), -torch.inf)
+    return chosen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatedLevelMean:
+    """``LevelMean`` on levels that have a positive in some image of the process; the others count nothing.
+
+    The published normalisation of feature imitation. That levels without positives are left out, whatever the region,
+    is an accident of the reference's code.
+    """
+
+    def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
+        """A denominator per level, infinite where the level counts nothing."""
+        grid, positive = scene.grid, scene.assignment.positive.any(0)
+        count = weights.new_zeros(len(grid.shapes)).index_add(0, grid.levels, positive.to(weights.dtype))
+        return LevelMean()(weights, scene).masked_fill(count[grid.levels] == 0, torch.inf)
