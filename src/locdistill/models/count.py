@@ -1,0 +1,44 @@
+"""What a detector costs, counted rather than measured."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from locdistill.models.detector import Detector
+from locdistill.models.settings import DetectorSettings
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters, frozen ones included."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def multiply_adds(settings: DetectorSettings, size: tuple[int, int]) -> int:
+    """Multiplications with addition in one forward pass of one image, without post-processing.
+
+    What the reference's tool prints as FLOPs; PyTorch's own counter, which is used here, counts each as two. Nothing is
+    computed: the network is built without memory behind its tensors. The bilinear sampling of deformable convolutions
+    is left out, as in the reference's tool.
+
+    Args:
+        settings: The detector; its classes must be named.
+        size: Height and width of the padded image.
+    """
+    with torch.device("meta"):
+        detector = Detector(settings, pretrained=False).eval()
+        images = torch.zeros(1, 3, *size)
+    deformable = torch.ops.torchvision.deform_conv2d
+    counter = FlopCounterMode(display=False, custom_mapping={deformable: _deformable, deformable.default: _deformable})
+    with counter, torch.no_grad():
+        detector(images)
+    return int(counter.get_total_flops()) // 2
+
+
+def _deformable(_input: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """Of a deformable convolution: those of the convolution itself, times two."""
+    return 2 * math.prod(out_shape) * math.prod(weight[1:])
