@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -11,18 +12,23 @@ from torch import Tensor
 
 from locdistill.distillation.presets import ld_full, supervised
 from locdistill.geometry.grid import Grid
-from locdistill.objective.normalisers import Constant, LevelMean
+from locdistill.objective.normalisers import Constant, ImageLevelMean, LevelMean, Normaliser, PerImage
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
 
 STRIDES = (8, 16, 32, 64, 128)
 
 
-def published_terms() -> dict[str, Term]:
-    """The reference's LD head: sums over the process where our default is a mean over images."""
-    terms = supervised() | ld_full()
-    norms = {"ld": Constant(divisor=1.0), "ld_vlr": Constant(divisor=4.0), "kd": LevelMean()}
-    return {name: Term(of=t.of, on=t.on, norm=norms.get(name, t.norm), weight=t.weight) for name, t in terms.items()}
+def published_terms(model: str = "gfl") -> dict[str, Term]:
+    """The reference's LD heads: sums over the process where our default is a mean over images, RetinaNet's joint KL."""
+    terms = supervised(model) | ld_full(model, joint=model == "retinanet")
+    return {name: replace(term, norm=_published_norm(term.norm)) for name, term in terms.items()}
+
+
+def _published_norm(norm: Normaliser) -> Normaliser:
+    if isinstance(norm, PerImage):
+        return Constant(divisor=norm.divisor)
+    return LevelMean() if isinstance(norm, ImageLevelMean) else norm
 
 
 def flatten(maps: Sequence[Tensor]) -> Tensor:

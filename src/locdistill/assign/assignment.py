@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
+
+from locdistill.geometry.boxes import paired_iou
+from locdistill.geometry.grid import Grid
+from locdistill.types import Instances
 
 
 class Assignment(NamedTuple):
@@ -19,7 +25,9 @@ class Assignment(NamedTuple):
         positive: Locations that have an object: the *main* region.
         inside: Locations within the image's extent, ignored ones included.
         counted: Locations that take part in the class loss: inside, and not ignored.
-        thresholds: IoU that makes an anchor positive for each object (infinite in empty slots).
+        thresholds: IoU that makes an anchor positive for each object, where the assigner has one for each (ATSS).
+            Infinite in empty slots, and everywhere with other assigners: a valuable region that takes its thresholds
+            from here is then empty.
     """
 
     gt_index: Int[Tensor, "b l"]
@@ -30,3 +38,47 @@ class Assignment(NamedTuple):
     inside: Bool[Tensor, "b l"]
     counted: Bool[Tensor, "b l"]
     thresholds: Float[Tensor, "b g"]
+
+
+def assignment_of(
+    grid: Grid,
+    instances: Instances,
+    gt_index: Int[Tensor, "b l"],
+    *,
+    inside: Bool[Tensor, "b l"],
+    counted: Bool[Tensor, "b l"],
+    thresholds: Float[Tensor, "b g"] | None = None,
+) -> Assignment:
+    """Look up what follows from the choice of an object for each location (-1: none)."""
+    positive = gt_index >= 0
+    # One empty slot behind the last is what locations without an object look up; it also serves a batch without any.
+    slot = gt_index.where(positive, instances.boxes.shape[1])
+    padded, labels = pad(instances.boxes, (0, 0, 0, 1)), pad(instances.labels, (0, 1))
+    boxes = padded.gather(1, slot[..., None].expand(-1, -1, 4))
+    if thresholds is None:
+        thresholds = torch.full_like(instances.boxes[..., 0], torch.inf)
+    return Assignment(
+        gt_index=gt_index,
+        labels=labels.gather(1, slot),
+        boxes=boxes,
+        overlaps=paired_iou(grid.anchors(), boxes) * positive,
+        positive=positive,
+        inside=inside,
+        counted=counted,
+        thresholds=thresholds,
+    )
+
+
+def strongest_claim(
+    index: Int[Tensor, "b g k"], claims: Float[Tensor, "b g k"], valid: Bool[Tensor, "b g k"], locations: int
+) -> Int[Tensor, "b l"]:
+    """Per location the object with the highest valid claim, the first of several; -1 without a claim."""
+    batch, objects, _ = index.shape
+    flat = index.flatten(1)
+    claims = claims.where(valid, -torch.inf).flatten(1)
+    best = claims.new_full((batch, locations), -torch.inf).scatter_reduce(1, flat, claims, "amax")
+    slots = torch.arange(objects, device=index.device)[:, None].expand_as(index)
+    wins = valid & (claims == best.gather(1, flat)).view_as(index)
+    slots = slots.where(wins, objects).flatten(1)
+    first = slots.new_full((batch, locations), objects).scatter_reduce(1, flat, slots, "amin")
+    return first.where(first < objects, -1)

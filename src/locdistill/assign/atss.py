@@ -1,23 +1,23 @@
 """Adaptive training sample selection (Zhang et al. 2020), for a whole batch at once.
 
-The candidates of an object are, on every level, the ``topk`` locations nearest to its centre. Locations of a level form
-a lattice, so those lie in a window of ``topk`` x ``topk`` cells around the centre: the cost grows with the number of
-objects, not with objects times locations. Only where single locations are left out (``ignore_iof``) is the lattice
-broken and every location looked at.
+The candidates of an object are, on every level, the ``topk`` locations nearest to its centre. They lie in a window of
+``topk`` x ``topk`` cells around the centre (:mod:`locdistill.assign.window`). Only where single locations are left out
+(``ignore_iof``) is the lattice broken and every location looked at.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
-from locdistill.assign.assignment import Assignment
-from locdistill.geometry.boxes import centres, paired_iou, pairwise_iof
+from locdistill.assign.assignment import Assignment, assignment_of, strongest_claim
+from locdistill.assign.ignore import IGNORE_IOF, in_ignored
+from locdistill.assign.window import locations_around
+from locdistill.geometry.boxes import centres, paired_iou
 from locdistill.geometry.grid import Grid
 from locdistill.types import Instances
 
@@ -42,30 +42,46 @@ class ATSS:
             and their locations train as background.
     """
 
+    has_thresholds: ClassVar[bool] = True
     topk: int = 9
     ignore_iof: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.topk < 1:
+            raise ValueError(f"topk is at least 1, came {self.topk}")
+
+    def ignoring(self) -> ATSS:
+        """The same, with ignored regions left out of training, unless that is set already."""
+        return self if self.ignore_iof is not None else replace(self, ignore_iof=IGNORE_IOF)
 
     @torch.no_grad()
     def __call__(self, grid: Grid, instances: Instances) -> Assignment:
         """Assign the locations of a batch. Ties of distance are broken as ``torch.topk`` happens to."""
         inside = grid.within(instances.extents)
-        ignored = self._ignored(grid, instances)
+        ignored = None if self.ignore_iof is None else in_ignored(grid, instances, self.ignore_iof)
         if ignored is None:
             candidates = nearest_in_window(grid, instances, self.topk)
         else:
             candidates = nearest_of_allowed(grid, instances, inside & ~ignored, self.topk)
-        overlaps = _anchor_overlaps(grid, candidates.locations, instances.boxes)
-        thresholds = _thresholds(overlaps, candidates.usable & instances.present[..., None])
-        positive = (overlaps >= thresholds[..., None]) & _centre_inside(grid, candidates.locations, instances.boxes)
-        best, gt_index = _strongest_object(candidates.locations, overlaps, positive, len(grid.points))
-        counted = inside if ignored is None else inside & (~ignored | (gt_index >= 0))
-        return _assignment(instances, best, gt_index, inside, counted, thresholds)
+        overlaps, usable = _anchor_overlaps(grid, candidates, instances)
+        thresholds = _thresholds(overlaps, usable)
+        positive = usable & (overlaps >= thresholds[..., None])
+        positive = positive & _centre_inside(grid, candidates.locations, instances.boxes)
+        gt_index = strongest_claim(candidates.locations, overlaps, positive, len(grid.points))
+        counted = inside if ignored is None else inside & ~ignored
+        return assignment_of(grid, instances, gt_index, inside=inside, counted=counted, thresholds=thresholds)
 
-    def _ignored(self, grid: Grid, instances: Instances) -> Bool[Tensor, "b l"] | None:
-        if self.ignore_iof is None:
-            return None
-        iof = pairwise_iof(grid.anchors()[None], instances.boxes)
-        return ((iof > self.ignore_iof) & instances.ignored[:, None]).any(-1)
+
+@torch.no_grad()
+def adaptive_thresholds(grid: Grid, instances: Instances, topk: int = 9) -> Float[Tensor, "b g"]:
+    """The IoU at which ATSS would make an anchor positive for each object; infinite in empty slots.
+
+    For the valuable region of detectors with another assigner. With several anchors per cell (RetinaNet: 9) the
+    ``topk`` candidates of a level are in effect the anchors of the nearest cell, so this is another statistic than that
+    of ATSS, as in the reference.
+    """
+    overlaps, usable = _anchor_overlaps(grid, nearest_in_window(grid, instances, topk), instances)
+    return _thresholds(overlaps, usable)
 
 
 def nearest_in_window(grid: Grid, instances: Instances, topk: int) -> Candidates:
@@ -76,27 +92,7 @@ def nearest_in_window(grid: Grid, instances: Instances, topk: int) -> Candidates
     of odd width, because the nearest cell is its middle.
     """
     cells = -(-topk // grid.per_cell)  # the anchors of a cell are equally near
-    reach = cells // 2
-    width = 2 * reach + 1
-    device = grid.points.device
-    strides = torch.tensor(grid.level_strides, device=device, dtype=torch.float32)
-    shapes = torch.tensor(grid.shapes, device=device)
-    starts = torch.cat((shapes.new_zeros(1), shapes.prod(-1).cumsum(0)[:-1]))
-    # Rows and columns that lie inside each image: (b, level, 2) as (height, width).
-    limit = torch.ceil(instances.extents[:, None] / strides[:, None]).long()
-    limit = torch.minimum(limit, shapes)
-    centre = centres(instances.boxes).flip(-1)[:, :, None] / strides[:, None] - grid.offset
-    first = (centre.round().long() - reach).clamp(min=0)
-    first = torch.minimum(first, (limit[:, None] - width).clamp(min=0))
-    steps = torch.arange(width, device=device)
-    window = first[..., None] + steps  # (b, g, level, 2, width)
-    rows, columns = window[..., 0, :, None], window[..., 1, None, :]
-    usable = (rows < limit[:, None, :, 0, None, None]) & (columns < limit[:, None, :, 1, None, None])
-    index = starts[:, None, None] + rows * shapes[:, 1, None, None] + columns
-    index, usable = index.where(usable, 0).flatten(-2), usable.flatten(-2)
-    anchors = torch.arange(grid.per_cell, device=device)
-    index = (index[..., None] * grid.per_cell + anchors).flatten(-2)
-    usable = usable.repeat_interleave(grid.per_cell, -1)
+    index, usable = locations_around(grid, instances, cells // 2)
     return _take_nearest(grid, instances, index, usable, topk)
 
 
@@ -123,8 +119,12 @@ def _take_nearest(
     return Candidates(index.gather(-1, nearest).flatten(-2), usable.gather(-1, nearest).flatten(-2))
 
 
-def _anchor_overlaps(grid: Grid, index: Int[Tensor, "b g k"], boxes: Float[Tensor, "b g 4"]) -> Float[Tensor, "b g k"]:
-    return paired_iou(grid.anchors()[index], boxes[:, :, None])
+def _anchor_overlaps(
+    grid: Grid, candidates: Candidates, instances: Instances
+) -> tuple[Float[Tensor, "b g k"], Bool[Tensor, "b g k"]]:
+    """IoU of each candidate's anchor with its object, and which of them are real."""
+    overlaps = paired_iou(grid.anchors()[candidates.locations], instances.boxes[:, :, None])
+    return overlaps, candidates.usable & instances.present[..., None]
 
 
 def _thresholds(overlaps: Float[Tensor, "b g k"], usable: Bool[Tensor, "b g k"]) -> Float[Tensor, "b g"]:
@@ -139,42 +139,3 @@ def _centre_inside(grid: Grid, index: Int[Tensor, "b g k"], boxes: Float[Tensor,
     points = grid.points[index]
     low, high = points - boxes[:, :, None, :2], boxes[:, :, None, 2:] - points
     return torch.minimum(low, high).amin(-1) > CENTRE_MARGIN_PX
-
-
-def _strongest_object(
-    index: Int[Tensor, "b g k"], overlaps: Float[Tensor, "b g k"], positive: Bool[Tensor, "b g k"], locations: int
-) -> tuple[Float[Tensor, "b l"], Int[Tensor, "b l"]]:
-    """Per location the highest IoU among the objects that claim it, and the first object that has it (-1: none)."""
-    batch, objects, _ = index.shape
-    flat = index.flatten(1)
-    claim = overlaps.where(positive, -1.0).flatten(1)
-    best = claim.new_full((batch, locations), -1.0).scatter_reduce(1, flat, claim, "amax")
-    slots = torch.arange(objects, device=index.device)[:, None].expand_as(index)
-    wins = positive & (claim == best.gather(1, flat)).view_as(index)
-    slots = slots.where(wins, objects).flatten(1)
-    first = slots.new_full((batch, locations), objects).scatter_reduce(1, flat, slots, "amin")
-    return best.clamp(min=0), first.where(first < objects, -1)
-
-
-def _assignment(
-    instances: Instances,
-    best: Float[Tensor, "b l"],
-    gt_index: Int[Tensor, "b l"],
-    inside: Bool[Tensor, "b l"],
-    counted: Bool[Tensor, "b l"],
-    thresholds: Float[Tensor, "b g"],
-) -> Assignment:
-    positive = gt_index >= 0
-    # One empty slot behind the last is what locations without an object look up; it also serves a batch without any.
-    slot = gt_index.where(positive, instances.boxes.shape[1])
-    boxes, labels = pad(instances.boxes, (0, 0, 0, 1)), pad(instances.labels, (0, 1))
-    return Assignment(
-        gt_index=gt_index,
-        labels=labels.gather(1, slot),
-        boxes=boxes.gather(1, slot[..., None].expand(-1, -1, 4)),
-        overlaps=best,
-        positive=positive,
-        inside=inside,
-        counted=counted,
-        thresholds=thresholds,
-    )

@@ -2,50 +2,167 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from locdistill.distillation.logits import ClassKL, EdgeKL
 from locdistill.distillation.regions import ValuableLocations
 from locdistill.losses.overlap import OverlapKind
 from locdistill.objective.normalisers import ImageLevelMean, PerImage, PositiveCount, WeightSum
-from locdistill.objective.regions import Counted, Positives
-from locdistill.objective.supervised import DistributionFocal, Overlap, QualityFocal
-from locdistill.objective.term import Term
+from locdistill.objective.regions import Counted, InsideBoxes, Positives
+from locdistill.objective.supervised import Centerness, DistributionFocal, Focal, Overlap, QualityFocal
+from locdistill.objective.term import Region, Term
 
 BY_CONFIDENCE = Positives(by="student_confidence")
+VALUABLE = ValuableLocations()
 
 
-def supervised(*, overlap: OverlapKind = "giou") -> dict[str, Term]:
-    """GFL without a teacher."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Published:
+    """Localization distillation of one kind of detector, as the reference has it.
+
+    Attributes:
+        weight: Of main LD.
+        divisor: Of main LD per edge. RetinaNet's published divergence is joint and its divisor 4; a joint value is
+            about a quarter of the mean of the edges, so that 16 gives the edges the published strength.
+        region: Of LD beside the positives.
+        factor: Of its weight, relative to main LD.
+        region_divisor: Of LD beside the positives, likewise per edge.
+        kd_temperature: Of class distillation.
+        images: Per process, for which the weights were tuned.
+    """
+
+    weight: float = 0.25
+    divisor: float = 1.0
+    region: Region = VALUABLE
+    factor: float = 1.0
+    region_divisor: float = 1.0
+    kd_temperature: float = 2.0
+    images: float = 2.0
+
+
+_GFL = _Published(region_divisor=4.0, images=3.0)
+_PUBLISHED = {
+    "gfl": _GFL,
+    "gflv2": _GFL,
+    "atss": _Published(factor=0.15),
+    "fcos": _Published(region=InsideBoxes(by="student_confidence"), factor=0.25),
+    "retinanet": _Published(
+        weight=5.0,
+        divisor=16.0,
+        region=ValuableLocations(threshold="adaptive", positives=False),
+        factor=0.03,
+        region_divisor=16.0,
+        kd_temperature=8.0,
+    ),
+}
+
+
+def supervised(model: str = "gfl", *, overlap: OverlapKind = "giou") -> dict[str, Term]:
+    """The loss of a kind of detector without a teacher.
+
+    GFL and GFL v2 share theirs: quality focal loss, which for v2 acts on the product of class score and quality. ATSS,
+    FCOS and RetinaNet have no loss on the edge distributions themselves, only on the boxes that they make.
+
+    Args:
+        model: ``gfl``, ``gflv2``, ``atss``, ``fcos`` or ``retinanet``.
+        overlap: Similarity of boxes.
+    """
+    _published(model)
+    if model in ("gfl", "gflv2"):
+        return {
+            "cls": Term(of=QualityFocal(), on=Counted(), norm=PositiveCount(), weight=1.0),
+            "bbox": Term(of=Overlap(kind=overlap), on=BY_CONFIDENCE, norm=WeightSum(), weight=2.0),
+            "dfl": Term(of=DistributionFocal(), on=BY_CONFIDENCE, norm=WeightSum(), weight=0.25),
+        }
+    count = PositiveCount(one_per_image=model != "fcos")
+    cls = Term(of=Focal(), on=Counted(), norm=count, weight=1.0)
+    if model == "retinanet":
+        return {"cls": cls, "bbox": Term(of=Overlap(kind=overlap), on=Positives(), norm=count, weight=2.0)}
+    weight = 1.0 if model == "fcos" else 2.0
     return {
-        "cls": Term(of=QualityFocal(), on=Counted(), norm=PositiveCount(), weight=1.0),
-        "bbox": Term(of=Overlap(kind=overlap), on=BY_CONFIDENCE, norm=WeightSum(), weight=2.0),
-        "dfl": Term(of=DistributionFocal(), on=BY_CONFIDENCE, norm=WeightSum(), weight=0.25),
+        "cls": cls,
+        "bbox": Term(of=Overlap(kind=overlap), on=Positives(by="centerness"), norm=WeightSum(), weight=weight),
+        "centerness": Term(of=Centerness(), on=Positives(), norm=count, weight=1.0),
     }
 
 
-def ld_main(*, weight: float = 0.25, reference_batch: float = 3.0, temperature: float = 10.0) -> dict[str, Term]:
-    """Localization distillation on the main region only."""
-    norm = PerImage(reference_batch=reference_batch)
-    return {"ld": Term(of=EdgeKL(temperature=temperature), on=BY_CONFIDENCE, norm=norm, weight=weight)}
+def ld_main(
+    model: str = "gfl",
+    *,
+    weight: float | None = None,
+    reference_batch: float | None = None,
+    temperature: float = 10.0,
+    joint: bool = False,
+) -> dict[str, Term]:
+    """Localization distillation on the main region only.
+
+    Args:
+        model: Kind of the student: ``gfl``, ``gflv2``, ``atss``, ``fcos`` or ``retinanet``.
+        weight: Of the term; the published one (0.25, for RetinaNet 5) where it is None.
+        reference_batch: Images per process for which the weight is meant; the published ones (3 for GFL and GFL v2, 2
+            for the others) where it is None.
+        temperature: Softening of the edge distributions.
+        joint: One softmax over all edges, as published for RetinaNet. Its divisor is a quarter, for equal strength.
+    """
+    published = _published(model)
+    return {
+        "ld": Term(
+            of=EdgeKL(temperature=temperature, joint=joint),
+            on=BY_CONFIDENCE,
+            norm=_per_image(published, reference_batch, published.divisor, joint),
+            weight=published.weight if weight is None else weight,
+        )
+    }
 
 
 def ld_full(
-    *, weight: float = 0.25, reference_batch: float = 3.0, temperature: float = 10.0, kd_weight: float = 10.0
+    model: str = "gfl",
+    *,
+    weight: float | None = None,
+    reference_batch: float | None = None,
+    temperature: float = 10.0,
+    kd_weight: float = 10.0,
+    joint: bool = False,
 ) -> dict[str, Term]:
-    """Main LD, LD on the valuable region, and class distillation on the main region."""
-    main = ld_main(weight=weight, reference_batch=reference_batch, temperature=temperature)
-    norm = PerImage(reference_batch=reference_batch, divisor=4.0)
+    """Main LD, LD beside the positives, and class distillation on the main region.
+
+    Beside the positives means on the valuable region; for FCOS, which has no anchors, on all of the objects' boxes.
+    ``weight`` is that of main LD, to which the other's stands as published: equal for GFL and GFL v2, 0.15 for ATSS,
+    0.25 for FCOS, 0.03 for RetinaNet. The other arguments are those of :func:`ld_main`.
+    """
+    published = _published(model)
+    main = ld_main(model, weight=weight, reference_batch=reference_batch, temperature=temperature, joint=joint)
+    kd = ClassKL(temperature=published.kd_temperature)
     return main | {
-        "ld_vlr": Term(of=EdgeKL(temperature=temperature), on=ValuableLocations(), norm=norm, weight=weight),
-        "kd": Term(of=ClassKL(temperature=2.0), on=Positives(), norm=ImageLevelMean(), weight=kd_weight),
+        "ld_vlr": Term(
+            of=main["ld"].of,
+            on=published.region,
+            norm=_per_image(published, reference_batch, published.region_divisor, joint),
+            weight=main["ld"].weight * published.factor,
+        ),
+        "kd": Term(of=kd, on=Positives(), norm=ImageLevelMean(), weight=kd_weight),
     }
 
 
-def ld_sharp() -> dict[str, Term]:
-    """What measured best on the data sets of ``docs/results.md``: the default where no recipe is named.
+def ld_sharp(model: str = "gfl") -> dict[str, Term]:
+    """What measured best for GFL on the data sets of ``docs/results.md``: the default where no recipe is named.
 
     Both regions at temperature 1 and sixteen times the published weight, and no class distillation. The published
     temperature of 10 weighs all bins of an edge alike, and its softmax over classes takes the absolute score from a
-    detector whose score is to tell the quality of its box; in short schedules both cost more than they bring.
+    detector whose score is to tell the quality of its box; in short schedules both cost more than they bring. The other
+    kinds of detectors take over the idea, each with its own region and weights.
     """
-    terms = ld_full(weight=16 * 0.25, temperature=1.0)
+    terms = ld_full(model, weight=16 * _published(model).weight, temperature=1.0)
     return {name: terms[name] for name in ("ld", "ld_vlr")}
+
+
+def _published(model: str) -> _Published:
+    if model not in _PUBLISHED:
+        raise ValueError(f"the kinds of detectors are {', '.join(_PUBLISHED)}; came {model!r}")
+    return _PUBLISHED[model]
+
+
+def _per_image(published: _Published, images: float | None, divisor: float, joint: bool) -> PerImage:
+    return PerImage(
+        reference_batch=published.images if images is None else images, divisor=divisor / 4 if joint else divisor
+    )

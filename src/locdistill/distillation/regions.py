@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from locdistill.assign.atss import adaptive_thresholds
 from locdistill.geometry.boxes import centre_offset, pairwise_iof, pairwise_iou
 from locdistill.objective.scene import Scene
 
@@ -17,8 +18,8 @@ from locdistill.objective.scene import Scene
 class ValuableLocations:
     """The valuable localization region: locations whose anchor nearly reaches an object (LD, algorithm 1).
 
-    A location belongs to it when, for some object with ATSS threshold ``t``, ``gamma * t <= D < t``. Positives are not
-    left out, as in the reference; an image without objects has none.
+    A location belongs to it when, for some object with ATSS threshold ``t``, ``gamma * t <= D < t``. An image without
+    objects has none.
 
     Attributes:
         gamma: Lower bound as a part of the threshold (0.25 in the paper).
@@ -27,11 +28,24 @@ class ValuableLocations:
             in place of the IoU, which on fine levels gives a ring along the rim of large objects.
         by: Weight of a location: ``iou``, the highest IoU with an object whose band it is in (the published code), or
             ``mask``, 1 (the paper).
+        threshold: Where ``t`` comes from: ``assignment``, what the assigner found, for ATSS; ``adaptive``, the
+            statistic of ATSS worked out here, for assigners that have none (the published LD for RetinaNet).
+        topk: Candidates per level and object of the ``adaptive`` statistic.
+        positives: Whether positives may be in the region. They may in the published LD for GFL and ATSS, and then get
+            both terms; for RetinaNet they are taken out.
     """
 
     gamma: float = 0.25
     metric: Literal["iof_diou", "diou"] = "iof_diou"
     by: Literal["iou", "mask"] = "iou"
+    threshold: Literal["assignment", "adaptive"] = "assignment"
+    topk: int = 9
+    positives: bool = True
+
+    @property
+    def needs_thresholds(self) -> bool:
+        """Whether the assigner must have thresholds."""
+        return self.threshold == "assignment"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """The chosen weight in the region. Memory grows with locations times objects."""
@@ -40,9 +54,15 @@ class ValuableLocations:
         iou = pairwise_iou(anchors, instances.boxes)
         overlap = iou if self.metric == "diou" else pairwise_iof(anchors, instances.boxes)
         closeness = overlap - centre_offset(anchors[:, :, None], instances.boxes[:, None])
-        threshold = assignment.thresholds[:, None]
+        threshold = self._thresholds(scene)[:, None]
         band = (closeness >= self.gamma * threshold) & (closeness < threshold)
-        band = band & instances.present[:, None] & assignment.inside[..., None]
+        allowed = assignment.inside if self.positives else assignment.inside & ~assignment.positive
+        band = band & instances.present[:, None] & allowed[..., None]
         # An empty column keeps the maximum defined for a batch without any object.
         value = torch.nn.functional.pad(iou * band, (0, 1)).amax(-1)
         return value if self.by == "iou" else (value > 0).to(value.dtype)
+
+    def _thresholds(self, scene: Scene) -> Float[Tensor, "b g"]:
+        if self.threshold == "assignment":
+            return scene.assignment.thresholds
+        return adaptive_thresholds(scene.grid, scene.instances, self.topk)

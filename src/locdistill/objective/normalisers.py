@@ -28,11 +28,20 @@ class Normaliser(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositiveCount:
-    """Number of positive locations, at least one per image; the mean over processes (GFL's class loss)."""
+    """Number of positive locations, the mean over processes and at least 1.
+
+    In the reference RetinaNet divides by the count of its own process; here it is the mean like elsewhere.
+
+    Attributes:
+        one_per_image: Whether an image without positives counts as one (GFL, ATSS, RetinaNet), or as none (FCOS).
+    """
+
+    one_per_image: bool = True
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
         """One denominator for all."""
-        count = scene.assignment.positive.sum(-1).clamp(min=1).sum().to(weights.dtype)
+        counts = scene.assignment.positive.sum(-1).clamp(min=int(self.one_per_image))
+        count = counts.sum().to(weights.dtype)
         return reduce_mean(count).clamp(min=1)[None, None]
 
 

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locdistill.assign.atss import ATSS
-from locdistill.errors import TeacherError
+from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.objective.scene import Assigner, Scene
@@ -31,6 +31,20 @@ class Objective:
     bins: Bins = field(default_factory=Bins)
     assigner: Assigner = field(default_factory=ATSS)
 
+    def __post_init__(self) -> None:
+        """Refuse terms that the assigner would silently leave without a region.
+
+        Raises:
+            RecipeError: A term takes thresholds from an assigner that has none.
+        """
+        if getattr(self.assigner, "has_thresholds", True):
+            return
+        if names := self._that("needs_thresholds"):
+            raise RecipeError(
+                f"the terms {names} take each object's threshold from the assigner, and {type(self.assigner).__name__} "
+                "has none; set threshold: adaptive in their region"
+            )
+
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at a teacher; without one the teacher need not even be loaded."""
@@ -46,10 +60,15 @@ class Objective:
 
         Raises:
             TeacherError: A term needs a teacher and none is given.
+            RecipeError: A term needs a quality beside the class score and the student has none.
         """
         if teacher is None and self.needs_teacher:
-            names = ", ".join(name for name, term in self.terms.items() if term.needs_teacher)
-            raise TeacherError(f"the terms {names} compare with a teacher, and none was given")
+            raise TeacherError(f"the terms {self._that('needs_teacher')} compare with a teacher, and none was given")
+        if student.quality_logits is None and (names := self._that("needs_quality")):
+            raise RecipeError(
+                f"the terms {names} train a quality beside the class score, which the student does not predict; leave "
+                "them out, or take a detector that does (atss, fcos)"
+            )
         return Scene.build(student, teacher, grid=grid, instances=instances, assigner=self.assigner, bins=self.bins)
 
     def losses(self, scene: Scene) -> dict[str, Float[Tensor, ""]]:
@@ -63,5 +82,10 @@ class Objective:
 
         Raises:
             TeacherError: A term needs a teacher and none is given.
+            RecipeError: A term needs a quality beside the class score and the student has none.
         """
         return self.losses(self.scene(student, teacher, grid=grid, instances=instances))
+
+    def _that(self, need: str) -> str:
+        """Names of the terms that have a need."""
+        return ", ".join(name for name, term in self.terms.items() if getattr(term, need))

@@ -8,6 +8,7 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from locdistill.geometry.boxes import pairwise_inside
 from locdistill.objective.scene import Scene
 
 
@@ -26,10 +27,11 @@ class Positives:
 
     Attributes:
         by: Weight of a location: ``ones``; ``student_confidence``, its own highest class probability, as GFL weights
-            its box losses and LD its main region; ``iou``, of its anchor with the object.
+            its box losses and LD its main region; ``iou``, of its anchor with the object; ``centerness``, how central
+            it is in the object, as ATSS and FCOS weight their box loss.
     """
 
-    by: Literal["ones", "student_confidence", "iou"] = "ones"
+    by: Literal["ones", "student_confidence", "iou", "centerness"] = "ones"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """The chosen weight at positives."""
@@ -38,4 +40,26 @@ class Positives:
             return positive * scene.confidence
         if self.by == "iou":
             return positive * scene.assignment.overlaps
+        if self.by == "centerness":
+            return scene.centerness
         return positive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InsideBoxes:
+    """Locations strictly inside an object's box, on whatever level, that answer for none.
+
+    The valuable region of detectors without anchors (the published LD for FCOS).
+
+    Attributes:
+        by: Weight of a location: ``ones``, or ``student_confidence``, its own highest class probability.
+    """
+
+    by: Literal["ones", "student_confidence"] = "ones"
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """The chosen weight in the region. Memory grows with locations times objects."""
+        instances, assignment = scene.instances, scene.assignment
+        within = pairwise_inside(scene.grid.points[None], instances.boxes) & instances.present[:, None]
+        region = within.any(-1) & assignment.inside & ~assignment.positive
+        return scene.confidence * region if self.by == "student_confidence" else region.to(scene.confidence.dtype)

@@ -13,6 +13,7 @@ from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import paired_iou
 from locdistill.geometry.edges import decode, encode
 from locdistill.geometry.grid import Grid
+from locdistill.losses.centerness import centerness
 from locdistill.types import Dense, Instances
 
 Assigner = Callable[[Grid, Instances], Assignment]
@@ -81,6 +82,12 @@ class Scene:
             quality=paired_iou(boxes.detach(), target_boxes) * assignment.positive,
             confidence=student.score_logits.detach().sigmoid().amax(-1),
         )
+
+    @property
+    def centerness(self) -> Float[Tensor, "b l"]:
+        """How central each location is in its object, between 0 and 1; 0 where there is none."""
+        assignment = self.assignment
+        return centerness(encode(self.grid.points, assignment.boxes)) * assignment.positive
 
 
 def _in_float32(dense: Dense) -> Dense:

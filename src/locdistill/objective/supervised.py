@@ -1,15 +1,17 @@
-"""What the ground truth asks of the student: GFL's three losses (Li et al. 2020)."""
+"""What the ground truth asks of the student: the losses of GFL (Li et al. 2020), ATSS, FCOS and RetinaNet."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from locdistill.losses.distribution import distribution_focal_loss
-from locdistill.losses.focal import quality_focal_loss
+from locdistill.losses.focal import focal_loss, quality_focal_loss
 from locdistill.losses.overlap import OverlapKind, overlap_loss
 from locdistill.objective.scene import Scene
 
@@ -29,6 +31,39 @@ class QualityFocal:
         logits, assignment = scene.student.score_logits, scene.assignment
         targets = torch.zeros_like(logits).scatter(-1, assignment.labels[..., None], scene.quality[..., None])
         return quality_focal_loss(logits, targets, beta=self.beta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Focal:
+    """Focal loss: the score of the object's class is to be one, every other zero (Lin et al. 2017).
+
+    Attributes:
+        gamma: Exponent of the error.
+        alpha: Factor where the target is one; ``1 - alpha`` where it is zero.
+    """
+
+    gamma: float = 2.0
+    alpha: float = 0.25
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Summed over classes; at locations without an object the target is zero for every class."""
+        logits, assignment = scene.student.cls_logits, scene.assignment
+        positive = assignment.positive[..., None].to(logits.dtype)
+        targets = torch.zeros_like(logits).scatter(-1, assignment.labels[..., None], positive)
+        return focal_loss(logits, targets, gamma=self.gamma, alpha=self.alpha)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Centerness:
+    """Binary cross-entropy of the predicted quality against how central the location is in its object (FCOS)."""
+
+    needs_quality: ClassVar[bool] = True
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Meaningful at positives."""
+        logits = scene.student.quality_logits
+        assert logits is not None, "the objective checks that a quality is there"
+        return binary_cross_entropy_with_logits(logits, scene.centerness, reduction="none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

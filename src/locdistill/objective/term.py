@@ -50,6 +50,16 @@ class Term:
         return any(getattr(part, "needs_teacher", False) for part in (self.of, self.on, self.norm))
 
     @property
+    def needs_quality(self) -> bool:
+        """Whether divergence or region looks at the quality that a head predicts beside the class score."""
+        return any(getattr(part, "needs_quality", False) for part in (self.of, self.on, self.norm))
+
+    @property
+    def needs_thresholds(self) -> bool:
+        """Whether divergence or region looks at the assigner's thresholds, which only some assigners have."""
+        return any(getattr(part, "needs_thresholds", False) for part in (self.of, self.on, self.norm))
+
+    @property
     def needs_features(self) -> bool:
         """Whether divergence or region looks at the maps of the pyramids."""
         return any(getattr(part, "needs_features", False) for part in (self.of, self.on, self.norm))

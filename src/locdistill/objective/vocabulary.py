@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from locdistill.objective.normalisers import Constant, ImageLevelMean, LevelMean, PerImage, PositiveCount, WeightSum
-from locdistill.objective.regions import Counted, Positives
-from locdistill.objective.supervised import DistributionFocal, Overlap, QualityFocal
+from locdistill.objective.regions import Counted, InsideBoxes, Positives
+from locdistill.objective.supervised import Centerness, DistributionFocal, Focal, Overlap, QualityFocal
 
 DIVERGENCES: dict[str, type] = {
     "quality_focal": QualityFocal,
+    "focal": Focal,
     "overlap": Overlap,
     "distribution_focal": DistributionFocal,
+    "centerness": Centerness,
 }
-REGIONS: dict[str, type] = {"counted": Counted, "positives": Positives}
+REGIONS: dict[str, type] = {"counted": Counted, "positives": Positives, "inside_boxes": InsideBoxes}
 NORMALISERS: dict[str, type] = {
     "positive_count": PositiveCount,
     "weight_sum": WeightSum,

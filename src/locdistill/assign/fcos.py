@@ -1,0 +1,81 @@
+"""The assignment of FCOS (Tian et al. 2019), for a whole batch at once."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from locdistill.assign.assignment import Assignment, assignment_of, strongest_claim
+from locdistill.assign.window import locations_around
+from locdistill.geometry.boxes import area, centres, pairwise_inside
+from locdistill.geometry.grid import Grid
+from locdistill.types import Instances
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FCOSPoints:
+    """Assign each object the points near its centre, on the level whose range holds its size.
+
+    A point answers for an object when it lies strictly inside it and inside a square around its centre, and the
+    farthest of the object's four edges is within the range of the point's level; of several objects the smallest takes
+    the point. Only the points around each centre are looked at, so memory grows with the objects alone.
+
+    Points beyond the image's own extent do not count. In the reference they train as background, so that its loss
+    depends on which images share a batch.
+
+    Attributes:
+        radius: Half the side of the square, in strides of the point's level.
+        longest: Upper end of a level's range, in its strides, and lower end of the next level's; both ends belong to a
+            range. The last level has no upper end. With strides 8 to 128 these are the published ranges: up to 64, 64
+            to 128, 128 to 256, 256 to 512 and from 512 pixels.
+        leave_ignored: Whether points strictly inside an ignored box (a crowd, a difficult object) that answer for no
+            object take no part. The reference has no such rule: they train as background.
+    """
+
+    has_thresholds: ClassVar[bool] = False
+    radius: float = 1.5
+    longest: float = 8.0
+    leave_ignored: bool = False
+
+    def __post_init__(self) -> None:
+        if not (self.radius > 0 and self.longest > 0):
+            raise ValueError(f"radius and longest are positive, came {self.radius} and {self.longest}")
+
+    def ignoring(self) -> FCOSPoints:
+        """The same, with ignored regions left out of training."""
+        return replace(self, leave_ignored=True)
+
+    @torch.no_grad()
+    def __call__(self, grid: Grid, instances: Instances) -> Assignment:
+        """Assign the locations of a batch."""
+        inside = grid.within(instances.extents)
+        index, usable = locations_around(grid, instances, math.ceil(self.radius))
+        valid = usable & instances.present[..., None, None] & self._fits(grid, instances, index)
+        claims = -area(instances.boxes)[..., None].expand_as(index.flatten(2))
+        gt_index = strongest_claim(index.flatten(2), claims, valid.flatten(2), len(grid.points))
+        counted = inside
+        if self.leave_ignored:
+            ignored = (pairwise_inside(grid.points[None], instances.boxes) & instances.ignored[:, None]).any(-1)
+            counted = inside & (~ignored | (gt_index >= 0))
+        return assignment_of(grid, instances, gt_index, inside=inside, counted=counted)
+
+    def _fits(self, grid: Grid, instances: Instances, index: Int[Tensor, "b g v k"]) -> Bool[Tensor, "b g v k"]:
+        """Whether a point lies near the middle of the object, and the object in the range of its level."""
+        points, boxes = grid.points[index], instances.boxes[:, :, None, None]
+        half = self.radius * grid.strides[index][..., None]
+        low = torch.maximum(centres(boxes) - half, boxes[..., :2])
+        high = torch.minimum(centres(boxes) + half, boxes[..., 2:])
+        central = ((points > low) & (points < high)).all(-1)
+        farthest = torch.maximum(points - boxes[..., :2], boxes[..., 2:] - points).amax(-1)
+        shortest, longest = self._ranges(grid)
+        return central & (farthest >= shortest[:, None]) & (farthest <= longest[:, None])
+
+    def _ranges(self, grid: Grid) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"]]:
+        """Shortest and longest distance to an edge of each level, in pixels."""
+        ends = [self.longest * stride for stride in grid.level_strides[:-1]]
+        return grid.points.new_tensor([0.0, *ends]), grid.points.new_tensor([*ends, math.inf])
