@@ -27,24 +27,30 @@ def scaled_lr(settings: EngineSettings, images_per_step: int) -> float:
 def parameter_groups(student: Student, settings: EngineSettings, lr: float) -> list[dict[str, Any]]:
     """Sort the learning parameters by learning rate and decay; frozen ones are left out.
 
-    A parameter with at most one axis (bias, norm weight, scale) decays only with ``norm_bias_decay``.
+    A parameter with at most one axis (bias, norm weight, scale) decays only with ``norm_bias_decay``; the bias of a
+    convolution or a linear layer has its own settings beside.
 
     Raises:
         RecipeError: No parameter learns.
     """
     groups: dict[str, dict[str, Any]] = {}
+    axes = {name: parameter.ndim for name, parameter in student.named_parameters()}
     for name, parameter in student.named_parameters():
         in_backbone = name.startswith(BACKBONE_PREFIX)
         if not parameter.requires_grad or (in_backbone and settings.backbone_lr_factor == 0):
             continue
-        decays = settings.norm_bias_decay or parameter.ndim > 1
-        key = ("backbone" if in_backbone else "rest") + ("" if decays else "_no_decay")
+        # The weight beside the bias of a normalisation has one axis.
+        is_bias = name.endswith(".bias") and axes.get(f"{name.removesuffix('bias')}weight", 0) > 1
+        decays = parameter.ndim > 1 or (settings.norm_bias_decay and (settings.bias_decay or not is_bias))
+        factor = settings.backbone_lr_factor if in_backbone else 1.0
+        own_rate = is_bias and settings.bias_lr_factor != 1
+        key = ("backbone" if in_backbone else "rest") + ("_bias" if own_rate else "") + ("" if decays else "_no_decay")
         group = groups.setdefault(
             key,
             {
                 "params": [],
                 "name": key,
-                "lr": lr * (settings.backbone_lr_factor if in_backbone else 1.0),
+                "lr": lr * factor * (settings.bias_lr_factor if own_rate else 1.0),
                 "weight_decay": settings.weight_decay if decays else 0.0,
             },
         )

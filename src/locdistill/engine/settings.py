@@ -29,6 +29,9 @@ class EngineSettings(Settings):
         momentum: Of SGD.
         weight_decay: Of SGD and AdamW.
         norm_bias_decay: Whether biases, norm weights and scalars decay too (they do in the reference).
+        bias_decay: Whether the biases of convolutions and linear layers decay, if ``norm_bias_decay`` lets them (they
+            do not in FCOS).
+        bias_lr_factor: Learning rate of these biases relative to the rest (2 in FCOS).
         backbone_lr_factor: Learning rate of the backbone relative to the rest.
         warmup_steps: Optimiser steps of linear warm-up; at most a fifth of the run is used.
         warmup_ratio: Factor of the learning rate at the first step.
@@ -66,6 +69,8 @@ class EngineSettings(Settings):
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: NonNegativeFloat = 1e-4
     norm_bias_decay: bool = True
+    bias_decay: bool = True
+    bias_lr_factor: NonNegativeFloat = 1.0
     backbone_lr_factor: NonNegativeFloat = 1.0
     warmup_steps: NonNegativeInt = 500
     warmup_ratio: Annotated[float, Field(gt=0, le=1)] = 0.001

@@ -2,6 +2,7 @@
 
 Where no recipe is named, these are the choices:
 
+- kind of detector: GFL; with a teacher, the teacher's kind;
 - classes: those of the data; with a teacher of the same classes, in its order (with other classes it cannot teach);
 - input size: the median size of the training images, both sides rounded to a multiple of 32 and shrunk to fit 1333 x
   800; with a teacher, the size that it was trained at;
@@ -30,7 +31,7 @@ from locdistill.models.weights import locate, read_metadata
 from locdistill.recipes.folder import saved_recipe
 from locdistill.recipes.load import Override, build_recipe, recipe_data, validate
 from locdistill.recipes.overrides import apply_overrides, parse_override
-from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.recipe import ASSIGNER_OF, Recipe, supervised_terms
 from locdistill.recipes.terms import TermSettings
 
 BATCH = 4
@@ -127,17 +128,19 @@ def _for_data(request: Request) -> dict[str, Any]:
     if teacher is not None and settings.classes is None and set(class_names(settings, "train")) == set(teacher.classes):
         settings = settings.model_copy(update={"classes": teacher.classes})  # the same classes, in the teacher's order
     backbone = _override(request, "detector.backbone") or request.backbone or "resnet18"
+    model = _override(request, "detector.model") or request.model or (teacher.model if teacher is not None else "gfl")
+    known = model if model in ASSIGNER_OF else "gfl"  # what is wrong is said when the recipe is checked
     recipe: dict[str, Any] = {
-        "name": _name(f"{request.model or 'gfl'}_{backbone}"),
-        "detector": {"backbone": backbone},
+        "name": _name(f"{model}_{backbone}"),
+        "detector": {"model": model, "backbone": backbone},
         "data": {"path": settings.path, "batch_per_device": BATCH, "sizes": [_size(settings, teacher)]},
         "engine": {"milestones": MILESTONES},
-        "terms": {name: TermSettings.of_term(term).model_dump() for name, term in presets.supervised().items()},
+        "terms": {name: term.model_dump() for name, term in supervised_terms(known).items()},
     }
     if teacher is not None:
         recipe["name"] = _name(f"ld_{backbone}_from_{teacher.backbone}")
         recipe["teacher"] = {"name": f"{teacher.model} {teacher.backbone}"}
-        recipe["terms"] |= {name: TermSettings.of_term(t).model_dump() for name, t in presets.ld_sharp().items()}
+        recipe["terms"] |= {name: TermSettings.of_term(t).model_dump() for name, t in presets.ld_sharp(known).items()}
         recipe["detector"] |= {
             "levels": list(teacher.levels),
             "reg_max": teacher.reg_max,

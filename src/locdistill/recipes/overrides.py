@@ -31,12 +31,14 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """Lay ``change`` over ``base``: groups are merged key by key, lists and values replaced; terms merge by name.
 
-    ``of``, ``on`` and ``norm`` of a term are merged only if they name the same thing, and a term that is null is taken
-    out. Neither argument is changed.
+    The assigner, and ``of``, ``on`` and ``norm`` of a term, are merged only if they name the same thing; a term that is
+    null is taken out. Neither argument is changed.
     """
     merged = copy.deepcopy(base)
     for key, value in change.items():
-        if key == "terms" and isinstance(value, dict) and isinstance(merged.get(key), dict):
+        if key == "assigner":
+            merged[key] = _merge_component(merged.get(key), value)
+        elif key == "terms" and isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merge_terms(merged[key], value)
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = merge(merged[key], value)
@@ -102,7 +104,7 @@ def _check_path(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None
     group: Any = data
     for depth, key in enumerate(path[:-1]):
         group = group.get(key)
-        component = path[0] == "terms" and depth == 2 and key in _COMPONENTS
+        component = (path[0] == "terms" and depth == 2 and key in _COMPONENTS) or (key == "assigner" and depth == 0)
         if group is None or (component and isinstance(group, str)):
             return
         if not isinstance(group, dict):

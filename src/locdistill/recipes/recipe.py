@@ -14,7 +14,7 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation.presets import supervised
 from locdistill.engine.settings import EngineSettings
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipes.terms import TermSettings
+from locdistill.recipes.terms import Component, TermSettings, build_component, plain_component
 from locdistill.settings import Settings
 
 
@@ -29,18 +29,6 @@ class TeacherSettings(Settings):
     """How to get it."""
     sha256: str | None = None
     """Digest of the weights file. None takes whichever file is there; a finished run has it filled in."""
-
-
-class AssignerSettings(Settings):
-    """Which locations answer for an object: ATSS."""
-
-    topk: int = Field(default=9, ge=1)
-    """Candidates per object and pyramid level."""
-    ignore_iof: float | None = Field(default=None, gt=0, lt=1)
-    """Locations whose anchor lies in an ignored region by more than this share do not count.
-
-    None is 0.5 where ``data.crowd`` is ``ignore``, and off otherwise (as published).
-    """
 
 
 class Published(Settings):
@@ -67,8 +55,14 @@ def _input_of(data: dict[str, Any]) -> dict[str, int]:
     return {"short": short, "long": long} | ({"pad_to": data["pad_to"]} if "pad_to" in data else {})
 
 
-def _supervised_terms() -> dict[str, TermSettings]:
-    return {name: TermSettings.of_term(term) for name, term in supervised().items()}
+ASSIGNER_OF = {"gfl": "atss", "gflv2": "atss", "atss": "atss", "fcos": "fcos", "retinanet": "max_iou"}
+"""The published assigner of each kind of detector."""
+WITH_CENTERNESS = ("atss", "fcos")
+
+
+def supervised_terms(model: str) -> dict[str, TermSettings]:
+    """The published loss of a kind of detector, without a teacher."""
+    return {name: TermSettings.of_term(term) for name, term in supervised(model).items()}
 
 
 class Recipe(Settings):
@@ -81,18 +75,29 @@ class Recipe(Settings):
     teacher: TeacherSettings | None = None
     data: DataSettings = DataSettings()
     engine: EngineSettings = EngineSettings()
-    terms: dict[str, TermSettings] = Field(default_factory=_supervised_terms, min_length=1)
-    """The objective: the loss is the sum of these."""
-    assigner: AssignerSettings = AssignerSettings()
+    terms: dict[str, TermSettings] = Field(min_length=1)
+    """The objective: the loss is the sum of these; the published loss of ``detector.model`` unless given."""
+    assigner: Component
+    """Which locations answer for an object: ``atss``, ``fcos`` or ``max_iou``, with options; that of ``detector.model``
+    unless given. Where ``data.crowd`` is ``ignore``, it leaves crowds and difficult objects out."""
     published: Published | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Settings that follow from others unless they are given: the input size outside training is the training's."""
+        """Settings that follow from others unless they are given.
+
+        The input size outside training is the training's; loss and assigner are those of the kind of detector.
+        """
         if not isinstance(values, dict):
             return values
         values = dict(values)
+        given = values.get("detector")
+        model = given.model if isinstance(given, DetectorSettings) else (given or {}).get("model", "gfl")
+        if model in ASSIGNER_OF:
+            values = {"terms": supervised_terms(model), "assigner": ASSIGNER_OF[model]} | {
+                key: value for key, value in values.items() if key not in ("terms", "assigner") or value is not None
+            }
         data, detector, engine = (values.get(key, {}) for key in ("data", "detector", "engine"))
         own_input = detector.get("input", {}) if isinstance(detector, dict) else None
         if isinstance(data, dict) and data.get("sizes") and isinstance(own_input, dict):
@@ -108,6 +113,23 @@ class Recipe(Settings):
         if bad:
             raise ValueError(f"names of terms are words (letters, digits, underscores), came {bad}")
         return terms
+
+    @field_validator("assigner", mode="before")
+    @classmethod
+    def _spell_out(cls, spec: Any) -> Component:
+        return plain_component("assigner", build_component("assigner", spec))
+
+    @model_validator(mode="after")
+    def _check_quality(self) -> Recipe:
+        model, trained = self.detector.model, [name for name, term in self.terms.items() if term.needs_quality]
+        if model in WITH_CENTERNESS and not trained:
+            raise ValueError(
+                f"{model} ranks its detections by a centerness, which no term trains; start from a recipe of {model} "
+                "('locdistill recipes'), or give no terms"
+            )
+        if model not in (*WITH_CENTERNESS, "gflv2") and trained:
+            raise ValueError(f"the term {trained[0]} trains a quality, which {model} does not predict; remove it")
+        return self
 
     @model_validator(mode="after")
     def _check_teacher(self) -> Recipe:

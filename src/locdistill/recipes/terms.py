@@ -21,24 +21,26 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
+from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation import vocabulary
 from locdistill.objective.term import Term
 from locdistill.recipes.nearest import suggestion
 from locdistill.settings import Settings
 
-Kind = Literal["of", "on", "norm"]
+Kind = Literal["of", "on", "norm", "assigner"]
 Component = str | dict[str, Any]
 """A name, or ``{name: {option: value}}``."""
 
-_WHAT = {"of": "divergence", "on": "region", "norm": "normaliser"}
+_WHAT = {"of": "divergence", "on": "region", "norm": "normaliser", "assigner": "assigner"}
 
 
 def names(kind: Kind) -> dict[str, type]:
-    """The classes that may stand under ``of``, ``on`` or ``norm``, by name."""
+    """The classes that may stand under ``of``, ``on``, ``norm`` or ``assigner``, by name."""
     tables: dict[str, dict[str, type]] = {
         "of": vocabulary.DIVERGENCES,
         "on": vocabulary.REGIONS,
         "norm": vocabulary.NORMALISERS,
+        "assigner": ASSIGNERS,
     }
     return tables[kind]
 
@@ -59,7 +61,7 @@ def split_component(spec: Any) -> tuple[str, dict[str, Any]]:
 
 
 def build_component(kind: Kind, spec: Any) -> Any:
-    """Build the divergence, region or normaliser that a component describes.
+    """Build the divergence, region, normaliser or assigner that a component describes.
 
     Raises:
         ValueError: The name or an option does not exist, or a value is impossible; all problems in one message.
@@ -92,7 +94,7 @@ def _expected(error: Any) -> str:
 
 
 def plain_component(kind: Kind, component: Any) -> dict[str, Any]:
-    """Describe a divergence, region or normaliser with all its options: the reverse of :func:`build_component`.
+    """Describe a divergence, region, normaliser or assigner with all its options: the reverse of :func:`build_component`.
 
     Raises:
         ValueError: Its class is not in the vocabulary.
@@ -133,6 +135,11 @@ class TermSettings(Settings):
     def needs_teacher(self) -> bool:
         """Whether the term compares with a teacher."""
         return self.build().needs_teacher
+
+    @property
+    def needs_quality(self) -> bool:
+        """Whether the term looks at a quality beside the class score, such as centerness."""
+        return bool(getattr(self.build().of, "needs_quality", False))
 
     @classmethod
     def of_term(cls, term: Term) -> TermSettings:
