@@ -1,0 +1,40 @@
+"""Names that carry the checksum of their file: ``NAME-<first 8 hexadecimal digits of the SHA-256>.safetensors``.
+
+MMDetection names its published files the same way, so these can be checked too.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from locdistill.errors import WeightsError
+from locdistill.recipes.folder import file_digest
+
+_ENDING = re.compile(r"(?P<name>.+)-(?P<checksum>[0-9a-f]{8})")
+
+
+def with_checksum(name: str, sha256: str) -> str:
+    """The stem of a published file."""
+    return f"{name}-{sha256[:8]}"
+
+
+def split_checksum(stem: str) -> tuple[str, str | None]:
+    """Name and checksum of a stem; None where it ends in no checksum."""
+    found = _ENDING.fullmatch(stem)
+    return (found["name"], found["checksum"]) if found else (stem, None)
+
+
+def check_checksum(path: Path) -> str:
+    """The SHA-256 of a file, which begins as its name says if the name says anything.
+
+    Raises:
+        WeightsError: It begins otherwise.
+    """
+    digest, (_, checksum) = file_digest(path), split_checksum(path.stem)
+    if checksum is not None and not digest.startswith(checksum):
+        raise WeightsError(
+            f"{path}: the content is not that of the name: its SHA-256 begins with {digest[:8]}, expected {checksum}; "
+            "the file is damaged or was changed: get it again"
+        )
+    return digest
