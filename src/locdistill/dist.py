@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -34,3 +36,18 @@ def reduce_mean(value: Tensor) -> Tensor:
     total = value.detach().clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
+
+
+@torch.no_grad()
+def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
+    """Give the tensors of every process the values of the first one's, in place, by one message for each type."""
+    if not is_distributed():
+        return
+    by_type: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        by_type.setdefault(tensor.dtype, []).append(tensor)
+    for alike in by_type.values():
+        together = torch.cat([tensor.flatten() for tensor in alike])
+        dist.broadcast(together, src=0)
+        for tensor, values in zip(alike, torch.split(together, [tensor.numel() for tensor in alike]), strict=True):
+            tensor.copy_(values.view_as(tensor))

@@ -26,7 +26,7 @@ from locdistill.evaluation.evaluator import Evaluator
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
-from tests.unit.engine_fakes import FakeDetector, FakeObjective, FakeTeacher, Judge, Loaders
+from tests.unit.engine_fakes import FakeDetector, FakeObjective, FakePupil, FakeTeacher, Judge, Loaders, watch
 
 
 class Fated(FakeObjective):
@@ -36,12 +36,12 @@ class Fated(FakeObjective):
         super().__init__(needs_teacher=True, breaks_on=breaks_on)
         self.kill_at, self.dawdle, self.calls = kill_at, dawdle, 0
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> dict[str, torch.Tensor]:
+    def losses(self, scene: Any) -> dict[str, torch.Tensor]:
         if self.kill_at == self.calls:
             os.kill(os.getpid(), signal.SIGKILL)
         self.calls += 1
         time.sleep(self.dawdle)
-        return super().__call__(*arguments, **keywords)
+        return super().losses(scene)
 
 
 def run(
@@ -54,11 +54,17 @@ def run(
     breaks_on: int | None = None,
     plain: bool = False,
     batch: int = 4,
+    pupil: bool = False,
 ) -> FitResult:
-    """Train the tiny detector; ``plain`` leaves out what depends on how a batch is cut (dropout, batch statistics)."""
+    """Train the tiny detector; ``plain`` leaves out what depends on how a batch is cut (dropout, batch statistics).
+
+    Its teacher is frozen, or with ``pupil`` follows it.
+    """
     detector = FakeDetector(dropout=0.0, norm_eval=True).train() if plain else FakeDetector()
     values = {"log_every": 1, "accelerator": "cpu", "lr": 0.2, "epochs": 3} | settings
-    module = TrainingModule(detector, Fated(kill_at, dawdle, breaks_on), FakeTeacher(), EngineSettings(**values))
+    teacher = FakePupil() if pupil else FakeTeacher()
+    objective = Fated(kill_at, dawdle, breaks_on)
+    module = TrainingModule(detector, objective, teacher, EngineSettings(**values), watch=watch)
     judge = Judge()
     result = fit(
         module,
@@ -81,13 +87,14 @@ class Fatal:
 
     def __init__(self, objective: Objective, kill_at: int | None) -> None:
         self.objective, self.kill_at, self.calls = objective, kill_at, 0
-        self.needs_teacher = objective.needs_teacher
+        self.needs_teacher, self.needs_features = objective.needs_teacher, objective.needs_features
+        self.scene = objective.scene
 
-    def __call__(self, *arguments: Any, **keywords: Any) -> dict[str, torch.Tensor]:
+    def losses(self, scene: Any) -> dict[str, torch.Tensor]:
         if self.kill_at == self.calls:
             os.kill(os.getpid(), signal.SIGKILL)
         self.calls += 1
-        return self.objective(*arguments, **keywords)
+        return self.objective.losses(scene)
 
 
 def small_detector(classes: tuple[str, ...], seed: int) -> Detector:

@@ -80,6 +80,22 @@ def test_killed_and_resumed(tmp_path: Path, name: str, settings: dict[str, Any],
     assert steps == sorted(set(steps))
 
 
+def test_a_teacher_that_follows_goes_on_where_it_was(tmp_path: Path) -> None:
+    settings = {"checkpoint_every_steps": 1, "log_every": 3}
+    process = start(tmp_path / "killed", settings=settings, kill_at=7, pupil=True)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == -signal.SIGKILL, output
+    resumed = run(tmp_path / "killed", settings, resume=True, pupil=True)
+    whole = run(tmp_path / "whole", settings, pupil=True)
+    assert_same_run(resumed, whole)
+    taught = [
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["callbacks"]["Conductor"]["teacher"]
+        for name in ("killed", "whole")
+    ]
+    assert all(torch.equal(taught[0][name], value) for name, value in taught[1].items())
+    assert {"agree/mean_id", "agree/odd_id"} <= set(whole.history[-1])
+
+
 def test_killed_twice(tmp_path: Path) -> None:
     settings = {"checkpoint_every_steps": 1, "ema": 0.5}
     for kill_at in (3, 4):

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +32,10 @@ class FakeDetector(nn.Module):
         self.head = nn.Conv2d(6, 2 + 4 * 3, 3, 2, 1)
         self.backbone["stem"].requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Dense:
-        x = self.backbone["body"](self.backbone["stem"](images).relu())
-        x = self.head(self.drop(self.norm(x).relu())).flatten(2).transpose(1, 2)
-        return Dense(x[..., :2], x[..., 2:].unflatten(-1, (4, 3)))
+    def forward(self, images: Tensor, *, features: bool = False) -> Dense:
+        level = self.backbone["body"](self.backbone["stem"](images).relu())
+        x = self.head(self.drop(self.norm(level).relu())).flatten(2).transpose(1, 2)
+        return Dense(x[..., :2], x[..., 2:].unflatten(-1, (4, 3)), features=(level,) if features else ())
 
     def train(self, mode: bool = True) -> FakeDetector:
         super().train(mode)
@@ -47,9 +49,14 @@ class FakeDetector(nn.Module):
     def grid_for(self, images_hw: tuple[int, int]) -> Grid:
         return Grid.build(((images_hw[0] // 8, images_hw[1] // 8),), (8,))
 
-    def detections(self, dense: Dense, grid: Grid, sizes: Tensor, original_sizes: Tensor) -> list[Detections]:
+    def candidates(
+        self, dense: Dense, grid: Grid, sizes: Tensor, original_sizes: Tensor, *, flipped: bool = False
+    ) -> list[Detections]:
         scores = dense.cls_logits.sigmoid().amax(-1)
         return [Detections(torch.zeros(len(s), 4), s.float(), torch.zeros(len(s), dtype=torch.long)) for s in scores]
+
+    def suppress(self, views: Sequence[list[Detections]]) -> list[Detections]:
+        return views[0]
 
     def save(self, path: Path) -> Path:
         from safetensors.torch import save_file
@@ -71,25 +78,55 @@ class FakeTeacher:
         self.detector.to(device)
         return self
 
-    def __call__(self, batch: Batch) -> Dense:
+    def __call__(self, batch: Batch, *, features: bool = False) -> Dense:
         self.calls += 1
         self.gradients.add(torch.is_grad_enabled())
-        dense = self.detector(self.detector.normalise(batch.images, batch.sizes))
+        dense = self.detector(self.detector.normalise(batch.images, batch.sizes), features=features)
         self.dtypes.add(dense.cls_logits.dtype)
         return dense
+
+    def after_step(self, student: nn.Module) -> None:
+        pass
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise AssertionError("a frozen teacher has nothing to load")
+
+
+class FakePupil(FakeTeacher):
+    """Learns from the student: the half of its own weights and of the student's."""
+
+    def after_step(self, student: nn.Module) -> None:
+        ours = self.detector.state_dict()
+        for name, value in student.state_dict().items():
+            if value.is_floating_point():
+                ours[name].lerp_(value, 0.5)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.detector.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.detector.load_state_dict(state)
 
 
 class FakeObjective:
     """Means over images, so that a mean over batches or ranks of equal size is the mean over all images."""
 
-    def __init__(self, *, needs_teacher: bool = False, breaks_on: int | None = None) -> None:
+    def __init__(
+        self, *, needs_teacher: bool = False, needs_features: bool = False, breaks_on: int | None = None
+    ) -> None:
         self.needs_teacher = needs_teacher
+        self.needs_features = needs_features
         self.breaks_on = breaks_on
         self.dtypes: set[torch.dtype] = set()
 
-    def __call__(
-        self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances
-    ) -> dict[str, Tensor]:
+    def scene(self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances) -> Any:
+        return SimpleNamespace(student=student, teacher=teacher, grid=grid, instances=instances)
+
+    def losses(self, scene: Any) -> dict[str, Tensor]:
+        student, teacher, instances = scene.student, scene.teacher, scene.instances
         self.dtypes.add(student.cls_logits.dtype)
         target = instances.boxes.mean((1, 2))[:, None, None]
         terms = {
@@ -99,9 +136,24 @@ class FakeObjective:
         if self.needs_teacher:
             assert teacher is not None
             terms["ld"] = 0.5 * (student.edge_logits - teacher.edge_logits).square().mean()
+        if self.needs_features:
+            assert teacher is not None
+            terms["imitation"] = (student.features[0] - teacher.features[0]).square().mean()
+        else:
+            assert student.features == ()
         if self.breaks_on is not None and (instances.labels == self.breaks_on).any():
             terms["edge"] = terms["edge"] * float("nan")
         return terms
+
+
+def watch(scene: Any) -> dict[str, Tensor]:
+    """Two ratios: one of every image, one that has nothing to say of images with an even number."""
+    ids = scene.instances.labels[:, 0].double()
+    odd = ids % 2
+    return {
+        "agree/mean_id": torch.stack((ids.sum(), torch.ones_like(ids).sum())),
+        "agree/odd_id": torch.stack(((ids * odd).sum(), odd.sum())),
+    }
 
 
 class FakeImages(Dataset):

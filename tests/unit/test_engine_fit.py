@@ -17,7 +17,7 @@ from locdistill.engine.optim import schedule
 from locdistill.engine.plan import Plan
 from locdistill.errors import LocdistillError, NonFiniteLossError, RunError, TeacherError
 
-from .engine_fakes import FakeDetector, FakeObjective, FakeTeacher, Judge, Loaders, read_json
+from .engine_fakes import FakeDetector, FakeObjective, FakePupil, FakeTeacher, Judge, Loaders, read_json, watch
 
 
 def settings_of(**changes: Any) -> EngineSettings:
@@ -28,7 +28,9 @@ def settings_of(**changes: Any) -> EngineSettings:
 def run(out: Path, settings: EngineSettings, **changes: Any) -> tuple[TrainingModule, FitResult]:
     detector = changes.pop("detector", None) or FakeDetector()
     objective = changes.pop("objective", None) or FakeObjective()
-    module = TrainingModule(detector, objective, changes.pop("teacher", None), settings)
+    module = TrainingModule(
+        detector, objective, changes.pop("teacher", None), settings, watch=changes.pop("watch", None)
+    )
     arguments: dict[str, Any] = {
         "make_train_loader": Loaders(),
         "make_val_loader": Loaders(count=8, batch=4, shuffle=False),
@@ -115,6 +117,48 @@ def test_a_teacher_is_asked_for_only_when_a_term_needs_one(tmp_path: Path) -> No
     assert teacher.calls == 0
 
 
+def test_maps_are_handed_out_only_when_a_term_looks_at_them(tmp_path: Path) -> None:
+    objective = FakeObjective(needs_teacher=True, needs_features=True)  # without: the fake asserts that there are none
+    run(tmp_path / "run", settings_of(epochs=1), teacher=FakeTeacher(), objective=objective)
+    assert read_metrics(tmp_path / "run" / "metrics.csv")[0]["train/imitation"] > 0
+
+
+def test_what_is_watched_is_logged_by_interval_and_by_evaluation(tmp_path: Path) -> None:
+    _, result = run(tmp_path / "run", settings_of(log_every=3, accumulate=2, epochs=3), watch=watch)
+    rows = read_metrics(tmp_path / "run" / "metrics.csv")
+    seen = [(row["step"], row["agree/mean_id"], row["agree/odd_id"]) for row in rows if "lr" in row]
+    assert [step for step, _, _ in seen] == [3, 6]
+    # 16 images an epoch, 8 a step: three steps see every image once, and eight of them once more.
+    for entry in result.history:
+        assert (entry["agree/mean_id"], entry["agree/odd_id"]) == (7.5, 8.0)
+    assert seen[0][1] * 24 + seen[1][1] * 24 == 3 * sum(range(16))
+    assert "agree/mean_id" not in [row for row in rows if "val/AP" in row][0]
+    assert read_json(tmp_path / "run" / "metrics.json")["last"]["agree/odd_id"] == 8.0
+
+
+def test_a_teacher_that_follows_is_in_the_checkpoint_and_in_no_weights(tmp_path: Path) -> None:
+    teacher, objective = FakePupil(), FakeObjective(needs_teacher=True)
+    module, result = run(tmp_path / "run", settings_of(steps=1, warmup_steps=0), teacher=teacher, objective=objective)
+    saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
+    learned = saved["callbacks"]["Conductor"]["teacher"]
+    expected = (FakePupil().detector.head.weight + module.detector.state_dict()["head.weight"]) / 2
+    torch.testing.assert_close(learned["head.weight"], expected)  # once, after the step
+    assert set(saved["state_dict"]) == {f"detector.{name}" for name in module.detector.state_dict()}
+    for file in (result.last, result.best):
+        assert file is not None
+        assert set(load_file(file)) == set(module.detector.state_dict())
+        assert torch.equal(load_file(file)["head.weight"], module.detector.state_dict()["head.weight"])
+
+
+@pytest.mark.parametrize(("first", "second"), [(FakePupil, FakeTeacher), (FakeTeacher, FakePupil)])
+def test_a_run_does_not_change_the_kind_of_its_teacher(tmp_path: Path, first: type, second: type) -> None:
+    objective = FakeObjective(needs_teacher=True)
+    run(tmp_path / "run", settings_of(epochs=1), teacher=first(), objective=objective)
+    kinds = {FakePupil: "follows the student", FakeTeacher: "frozen"}
+    with pytest.raises(RunError, match=f"teacher: {kinds[first]} then, {kinds[second]} now"):
+        run(tmp_path / "run", settings_of(epochs=2), teacher=second(), objective=objective, resume=True)
+
+
 def test_accumulation_equals_one_large_batch(tmp_path: Path) -> None:
     weights = []
     for accumulate, batch in ((1, 8), (2, 4), (4, 2)):
@@ -181,9 +225,9 @@ def test_evaluation_runs_in_eval_mode_and_training_goes_on(tmp_path: Path) -> No
     modes: list[bool] = []
 
     class Watched(FakeDetector):
-        def forward(self, images: torch.Tensor) -> Any:
+        def forward(self, images: torch.Tensor, *, features: bool = False) -> Any:
             modes.append(self.training)
-            return super().forward(images)
+            return super().forward(images, features=features)
 
     run(tmp_path / "run", settings_of(), detector=Watched())
     assert modes == [True] * 4 + [False] * 2 + [True] * 4 + [False] * 2

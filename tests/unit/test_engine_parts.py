@@ -14,7 +14,7 @@ from torch import nn
 
 from locdistill.engine.checkpoint import AtomicCheckpointIO, random_state, restore_random_state, write_atomically
 from locdistill.engine.log import MetricsFile, read_metrics
-from locdistill.engine.meter import Meter
+from locdistill.engine.meter import Meter, Ratios
 from locdistill.engine.result import FitResult, Progress
 from locdistill.engine.signals import StopSignals, requeued
 from locdistill.engine.stream import Stream
@@ -75,6 +75,19 @@ def test_meter_goes_on_with_saved_sums() -> None:
     again.load_state_dict(meter.state_dict())
     again.add(("a",), torch.tensor([4.0]), step=1, image_ids=ids)
     assert again.means() == {"a": 2.5}
+    again.reset()
+    assert again.means() == {}
+
+
+def test_ratios_weigh_batches_by_what_they_hold() -> None:
+    ratios, again = Ratios(), Ratios()
+    assert ratios.means() == {}
+    ratios.add({"kl": torch.tensor([6.0, 2.0]), "iou": torch.tensor([0.0, 0.0])})
+    ratios.add({"kl": torch.tensor([1.0, 8.0]), "iou": torch.tensor([0.0, 0.0])})
+    assert ratios.means() == {"kl": 0.7}  # not the mean of 3 and 0.125; nothing is known of the other
+    again.load_state_dict(ratios.state_dict())
+    again.add({"kl": torch.tensor([3.0, 0.0]), "iou": torch.tensor([0.5, 1.0])})
+    assert again.means() == {"kl": 1.0, "iou": 0.5}
     again.reset()
     assert again.means() == {}
 

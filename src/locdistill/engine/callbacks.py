@@ -23,12 +23,12 @@ from locdistill.engine.checkpoint import (
     write_atomically,
 )
 from locdistill.engine.log import MetricsFile, Row, TensorBoard, Terminal
-from locdistill.engine.meter import Meter
+from locdistill.engine.meter import Meter, Ratios
 from locdistill.engine.module import TrainingModule, as_module
 from locdistill.engine.optim import scaled_lr, schedule, warmup_length
 from locdistill.engine.plan import Plan
 from locdistill.engine.result import Progress
-from locdistill.engine.roles import Student
+from locdistill.engine.roles import Student, Teacher
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import StopSignals
 from locdistill.engine.stream import Stream
@@ -82,8 +82,8 @@ class Wishes:
 class Conductor(pl.Callback):
     """Counts optimiser steps, and after each does what is due, always in this order.
 
-    1. the average of the weights, 2. the watch for losses that are not finite, 3. a row of the log, 4. evaluation and
-    the best weights, 5. the checkpoint, 6. the question whether to stop.
+    1. the average of the weights and a teacher that follows them, 2. the watch for losses that are not finite, 3. a row
+    of the log, 4. evaluation and the best weights, 5. the checkpoint, 6. the question whether to stop.
 
     One callback instead of several, because the order is what makes a resumed run equal to one that never stopped:
     a checkpoint holds all that came before it, and nothing that comes after.
@@ -94,6 +94,9 @@ class Conductor(pl.Callback):
         self.around = around
         self.progress = Progress()
         self.meter = Meter()
+        self.watched = Ratios()
+        self.watched_since_evaluation = Ratios()
+        self.teacher: Teacher | None = None
         self.clock = Stopwatch()
         self.signals = StopSignals()
         self.average: Average | None = None
@@ -114,6 +117,7 @@ class Conductor(pl.Callback):
         self._factor = schedule(self.settings, self.plan)
         self.stream = Stream(loader, 0, self.plan.total_steps * self.plan.accumulate)
         pl_module.plan, pl_module.stream = self.plan, self.stream
+        self.teacher = pl_module.guidance.teacher
         if self.settings.ema is not None:
             self.average = Average(as_module(pl_module.detector), self.settings.ema)
         self._val_loader = None
@@ -128,9 +132,15 @@ class Conductor(pl.Callback):
             "progress": self.progress.state_dict(),
             "seconds": self.clock.seconds,
             "meter": self.meter.state_dict(),
+            "watched": self.watched.state_dict(),
+            "watched_since_evaluation": self.watched_since_evaluation.state_dict(),
+            "teacher": self._learned(),
             "average": None if self.average is None else self.average.state_dict(),
             "random": self._random,
         }
+
+    def _learned(self) -> dict[str, Any]:
+        return {} if self.teacher is None else self.teacher.state_dict()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -150,6 +160,10 @@ class Conductor(pl.Callback):
         differs = [f"{name}: {theirs.get(name)} then, {ours[name]} now" for name in changed]
         if (self.average is None) != (state_dict["average"] is None):
             differs.append(f"ema: {'on' if state_dict['average'] else 'off'} then, {self.settings.ema} now")
+        learned = state_dict.get("teacher", {})  # older checkpoints have none of the last three
+        if bool(learned) != bool(self._learned()):
+            kinds = {True: "follows the student", False: "frozen"}
+            differs.append(f"teacher: {kinds[bool(learned)]} then, {kinds[not learned]} now")
         if differs:
             raise RunError(
                 f"{self.around.out} cannot be resumed, because the run is no longer the same ({'; '.join(differs)}). "
@@ -158,8 +172,12 @@ class Conductor(pl.Callback):
         self.progress.load_state_dict(state_dict["progress"])
         self.clock.seconds = state_dict["seconds"]
         self.meter.load_state_dict(state_dict["meter"])
+        self.watched.load_state_dict(state_dict.get("watched", {}))
+        self.watched_since_evaluation.load_state_dict(state_dict.get("watched_since_evaluation", {}))
         if self.average is not None:
             self.average.load_state_dict(state_dict["average"])
+        if self.teacher is not None and learned:
+            self.teacher.load_state_dict(learned)
         self._resumed = state_dict["random"]
         if not self._is_over():
             self.progress.stopped = ""
@@ -222,11 +240,15 @@ class Conductor(pl.Callback):
         """Note the losses of a batch; do what is due if it completed an optimiser step."""
         assert isinstance(pl_module, TrainingModule)
         self.meter.add(outputs["names"], outputs["terms"], step=self.progress.step, image_ids=batch.image_ids)
+        self.watched.add(outputs["watched"])
+        self.watched_since_evaluation.add(outputs["watched"])
         if (batch_idx + 1) % self.plan.accumulate:
             return
         self.progress.step += 1
         if self.average is not None:
             self.average.update(as_module(pl_module.detector))
+        if self.teacher is not None:
+            self.teacher.after_step(as_module(pl_module.detector))
         step = self.progress.step
         ends = step >= self.plan.total_steps
         evaluates = self.plan.evaluates(step, self.settings.eval_every)
@@ -308,14 +330,16 @@ class Conductor(pl.Callback):
             self._board.write(row)
 
     def _log(self) -> None:
-        terms = self.meter.means()
+        terms, watched = self.meter.means(), self.watched.means()
         self.meter.reset()
+        self.watched.reset()
         row = self._row()
         seconds, steps = row["seconds"] - self._window[0], self.progress.step - self._window[1]
         self._window = (row["seconds"], self.progress.step)
         row["lr"] = self._lr * self._factor(self.progress.step - 1)
         row["images_per_second"] = steps * self.plan.images_per_step / seconds if seconds > 0 else math.nan
         row |= {f"train/{name}": value for name, value in terms.items()} | {"train/total": sum(terms.values())}
+        row |= watched
         self._write(row)
         self.terminal.losses(row)
 
@@ -335,7 +359,9 @@ class Conductor(pl.Callback):
         if MONITOR not in metrics:
             raise RunError(f"the evaluation gave {sorted(metrics)}, without {MONITOR!r}, which the best is chosen by")
         row = self._row()
-        if self.progress.note(row["epoch"], metrics) and module.trainer.is_global_zero:
+        watched = self.watched_since_evaluation.means()
+        self.watched_since_evaluation.reset()
+        if self.progress.note(row["epoch"], metrics | watched) and module.trainer.is_global_zero:
             write_atomically(self.around.out / "best.safetensors", self.published(module).save)
         self._write(row | {f"val/{name}": value for name, value in metrics.items()})
         shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in ("AP", "AP50", "AP75", "AP90") if name in metrics)

@@ -24,8 +24,9 @@ class MetricsFile:
     """``metrics.csv``: one row per logged step and per evaluation; a cell is empty where a row has no such number.
 
     Columns: ``step`` (optimiser steps done), ``epoch`` (passes done, with fraction), ``seconds`` (of training), ``lr``,
-    ``images_per_second``, ``train/<term>``, ``train/total``, and ``val/<metric>``. Numbers are written in full, so that
-    equal runs give equal text.
+    ``images_per_second``, ``train/<term>``, ``train/total``, what is watched in training (with a teacher
+    ``agree/edge_kl`` and ``agree/box_iou``), and ``val/<metric>``. Numbers are written in full, so that equal runs give
+    equal text.
     """
 
     def __init__(self, path: Path) -> None:
@@ -139,7 +140,7 @@ class Terminal:
 
     def losses(self, row: Row) -> None:
         """Show a row of the log."""
-        parts = [f"{name.removeprefix('train/')} {value:.4g}" for name, value in row.items() if "/" in name]
+        parts = [f"{name.rpartition('/')[2]} {value:.4g}" for name, value in row.items() if "/" in name]
         text = "  ".join([*parts, f"lr {row['lr']:.3g}"])
         if self._bar is not None:
             self._bar.update(self._task, description=f"epoch {row['epoch']:.1f}", losses=text)

@@ -1,8 +1,8 @@
-"""Running means of the loss terms, and the watch for values that are no numbers."""
+"""Running means of the loss terms and of what is watched, and the watch for values that are no numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +32,7 @@ class Meter:
         """Take in the terms of one batch of an optimiser step (counted from 0)."""
         self.names = tuple(names)
         if self._sums is None:
-            self._sums = torch.zeros_like(values, dtype=torch.float64 if values.device.type == "cpu" else torch.float32)
+            self._sums = torch.zeros_like(values, dtype=_wide(values))
         self._sums = self._sums.to(values.device) + values
         self._batches += 1
         if self._first_broken is None:
@@ -81,3 +81,44 @@ class Meter:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on with saved means."""
         self.names, self._sums, self._batches = tuple(state["names"]), state["sums"], state["batches"]
+
+
+class Ratios:
+    """Running ratios of sums, such as means over all positives of many batches, without waiting for the device.
+
+    A mean of the batches' means would weigh a batch with one positive as much as one with a thousand, and have nothing
+    to say of a batch without.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, values: Mapping[str, Float[Tensor, "2"]]) -> None:
+        """Take in a batch: by name, a sum and what it is divided by."""
+        for name, pair in values.items():
+            before = self._sums.get(name, torch.zeros_like(pair, dtype=_wide(pair)))
+            self._sums[name] = before.to(pair.device) + pair
+
+    def means(self) -> dict[str, float]:
+        """The ratios over the batches since the last ``reset`` and over all processes; none where the divisor is 0."""
+        if not self._sums:
+            return {}
+        sums = reduce_mean(torch.stack(list(self._sums.values()))).tolist()
+        return {name: float(a / b) for name, (a, b) in zip(self._sums, sums, strict=True) if b}
+
+    def reset(self) -> None:
+        """Begin new ratios."""
+        self._sums = {}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums in progress; those of all processes together."""
+        return {name: reduce_mean(pair).cpu() for name, pair in self._sums.items()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with saved sums."""
+        self._sums = dict(state)
+
+
+def _wide(values: Tensor) -> torch.dtype:
+    """The type to sum in: float64 where the device is sure to have it."""
+    return torch.float64 if values.device.type == "cpu" else torch.float32

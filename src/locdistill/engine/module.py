@@ -8,15 +8,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from locdistill.engine.optim import build_optimizer, parameter_groups, scaled_lr, schedule
 from locdistill.engine.plan import Plan
-from locdistill.engine.roles import Goal, Student, Teacher
+from locdistill.engine.roles import Goal, Student, Teacher, Watch
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import TeacherError
-from locdistill.types import Batch
+from locdistill.types import Batch, Dense
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class Guidance:
 
     objective: Goal
     teacher: Teacher | None
+    watch: Watch | None = None
 
 
 class TrainingModule(pl.LightningModule):
@@ -38,13 +39,20 @@ class TrainingModule(pl.LightningModule):
         objective: The loss terms.
         teacher: Who teaches; needed if and only if the objective has a term that compares with a teacher.
         settings: How to train.
+        watch: What to log beside the losses.
 
     Raises:
         TeacherError: The objective needs a teacher, and there is none.
     """
 
     def __init__(
-        self, detector: Student, objective: Goal, teacher: Teacher | None = None, settings: EngineSettings | None = None
+        self,
+        detector: Student,
+        objective: Goal,
+        teacher: Teacher | None = None,
+        settings: EngineSettings | None = None,
+        *,
+        watch: Watch | None = None,
     ) -> None:
         super().__init__()
         if objective.needs_teacher and teacher is None:
@@ -54,7 +62,7 @@ class TrainingModule(pl.LightningModule):
             )
         self.detector = detector
         self.settings = settings or EngineSettings()
-        self.guidance = Guidance(objective, teacher if objective.needs_teacher else None)
+        self.guidance = Guidance(objective, teacher if objective.needs_teacher else None, watch)
         self.plan: Plan | None = None
         self.stream: Iterable[Batch] | None = None
 
@@ -69,23 +77,26 @@ class TrainingModule(pl.LightningModule):
         return self.stream
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
-        """Sum of the objective's terms; the terms go along, detached, for the log."""
-        terms = self.terms(batch)
+        """Sum of the objective's terms; the terms go along, detached, for the log, and so does what is watched."""
+        objective, watch = self.guidance.objective, self.guidance.watch
+        student, teacher = self.predictions(batch)
+        grid = self.detector.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        with torch.autocast(batch.images.device.type, enabled=False):
+            scene = objective.scene(student, teacher, grid=grid, instances=batch.instances)
+            terms = objective.losses(scene)
+            watched = {} if watch is None else dict(watch(scene))
         values = torch.stack(list(terms.values()))
-        return {"loss": values.sum(), "names": tuple(terms), "terms": values.detach()}
+        return {"loss": values.sum(), "names": tuple(terms), "terms": values.detach(), "watched": watched}
 
-    def terms(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted loss terms of a batch, each a float32 scalar."""
+    def predictions(self, batch: Batch) -> tuple[Dense, Dense | None]:
+        """What student and teacher say of a batch; maps of their pyramids only where a term looks at them."""
         student: Student = self.detector
-        images = student.normalise(batch.images, batch.sizes)
-        dense = student(images)
-        taught = None
-        if self.guidance.teacher is not None:
-            with torch.no_grad():
-                taught = self.guidance.teacher(batch)
-        grid = student.grid_for((int(images.shape[-2]), int(images.shape[-1])))
-        with torch.autocast(images.device.type, enabled=False):
-            return self.guidance.objective(dense, taught, grid=grid, instances=batch.instances)
+        features = self.guidance.objective.needs_features
+        dense = student(student.normalise(batch.images, batch.sizes), features=features)
+        if self.guidance.teacher is None:
+            return dense, None
+        with torch.no_grad():
+            return dense, self.guidance.teacher(batch, features=features)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """The optimiser, and a schedule that moves at every optimiser step."""

@@ -19,7 +19,8 @@ class Progress:
 
     Attributes:
         step: Optimiser steps done.
-        history: One entry per evaluation: ``step``, ``epoch``, and the metrics.
+        history: One entry per evaluation: ``step``, ``epoch``, the metrics, and what was watched in training since the
+            evaluation before.
         best_at: Index in ``history`` of the best AP; None before the first evaluation.
         bad_evaluations: Evaluations since the best.
         stopped: Why the run is over (``finished``, ``patience``, ``time``); empty while it is not.

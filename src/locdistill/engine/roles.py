@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from locdistill.geometry.grid import Grid
+from locdistill.objective.scene import Scene
 from locdistill.types import Batch, Dense, Detections, Instances
 
 
@@ -19,8 +20,8 @@ class Student(Protocol):
 
     training: bool
 
-    def __call__(self, images: Tensor) -> Dense:
-        """Predict from normalised images."""
+    def __call__(self, images: Tensor, *, features: bool = False) -> Dense:
+        """Predict from normalised images; with ``features``, hand out the maps of the pyramid too."""
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Turn uint8 images into what the backbone expects, zero where padded."""
@@ -28,8 +29,13 @@ class Student(Protocol):
     def grid_for(self, images_hw: tuple[int, int]) -> Grid:
         """The locations of images of this height and width."""
 
-    def detections(self, dense: Dense, grid: Grid, sizes: Tensor, original_sizes: Tensor) -> list[Detections]:
-        """Turn predictions into boxes, in pixels of the original images."""
+    def candidates(
+        self, dense: Dense, grid: Grid, sizes: Tensor, original_sizes: Tensor, *, flipped: bool = False
+    ) -> list[Detections]:
+        """Turn predictions into boxes before suppression, in pixels of the original images, mirrored back."""
+
+    def suppress(self, views: Sequence[list[Detections]]) -> list[Detections]:
+        """Turn the boxes of one or more views of the same images into what is reported."""
 
     def save(self, path: Path) -> Any:
         """Write the weights and what is needed to build the model again."""
@@ -49,13 +55,26 @@ class Student(Protocol):
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A frozen source of predictions; no part of the model in training."""
+    """A source of predictions that is not optimised; no part of the model in training.
 
-    def __call__(self, batch: Batch) -> Dense:
-        """Predict from the same images as the student, without gradients."""
+    It may follow the student. What it has learned from it is its state, which is in the run's checkpoint and in no
+    weights file; a frozen teacher has none, so that its weights are in no file of the run.
+    """
+
+    def __call__(self, batch: Batch, *, features: bool = False) -> Dense:
+        """Predict from the same images as the student, without gradients; with ``features`` as the student."""
 
     def to(self, device: torch.device) -> Any:
         """Move to where the student is."""
+
+    def after_step(self, student: nn.Module) -> None:
+        """Look at the student's weights after an optimiser step; the same on every process afterwards."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned in the run, as tensors and plain values; empty for a frozen teacher."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
 
 
 @runtime_checkable
@@ -66,5 +85,16 @@ class Goal(Protocol):
     def needs_teacher(self) -> bool:
         """Whether any term compares with a teacher."""
 
-    def __call__(self, student: Dense, teacher: Dense | None, *, grid: Grid, instances: Instances) -> dict[str, Tensor]:
+    @property
+    def needs_features(self) -> bool:
+        """Whether any term looks at the maps of the pyramids."""
+
+    def scene(self, student: Dense, teacher: Dense | None, *, grid: Grid, instances: Instances) -> Scene:
+        """The batch as the terms see it."""
+
+    def losses(self, scene: Scene) -> dict[str, Tensor]:
         """One scalar per term."""
+
+
+Watch = Callable[[Scene], Mapping[str, Tensor]]
+"""What is told of training beside the losses: by name, a sum over a batch and what to divide the sums by, ``(2,)``."""

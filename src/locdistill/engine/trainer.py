@@ -61,8 +61,9 @@ def fit(
     themselves.
 
     The folder gets ``last.ckpt`` (to resume from), ``best.safetensors`` and ``last.safetensors`` (the student; its
-    averaged weights if ``ema`` is set), ``metrics.csv``, ``metrics.json`` and ``logs/`` for TensorBoard. Files are
-    replaced in one stroke, so that a crash never leaves half of one.
+    averaged weights if ``ema`` is set), ``metrics.csv``, ``metrics.json`` and ``logs/`` for TensorBoard. What a teacher
+    learned from the student is in ``last.ckpt`` alone. Files are replaced in one stroke, so that a crash never leaves
+    half of one.
 
     Args:
         module: The detector with its objective and teacher.

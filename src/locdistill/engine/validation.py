@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import groupby
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
-from locdistill.dist import is_distributed, rank
+from locdistill.dist import broadcast_from_first, is_distributed, rank
 from locdistill.engine.roles import Student
 from locdistill.engine.stream import torch_rng_kept
 from locdistill.errors import LocdistillError
@@ -22,23 +23,32 @@ Evaluate = Callable[[dict[int, Detections]], Mapping[str, float]]
 def detect_all(student: Student, batches: Iterable[Batch], device: torch.device) -> dict[int, Detections]:
     """Detections of every image of a loader by the image's identifier, on the CPU.
 
+    Batches of the same images that follow each other are views of them, whose candidates are put together.
+
     In float32 whatever the precision of training, so that the numbers are those of a later ``locdistill evaluate``.
     """
     found: dict[int, Detections] = {}
     was_training = student.training
     student.eval()
     try:
-        for batch in batches:
-            moved = move_data_to_device(batch, device)
-            images = student.normalise(moved.images, moved.sizes)
-            dense = student(images)
-            grid = student.grid_for((int(images.shape[-2]), int(images.shape[-1])))
-            reported = student.detections(dense, grid, moved.sizes, moved.original_sizes)
-            for image_id, detections in zip(batch.image_ids.tolist(), reported, strict=True):
-                found[int(image_id)] = Detections(*(value.cpu() for value in detections))
+        for ids, views in groupby(batches, key=_identifiers):
+            seen = [_candidates(student, move_data_to_device(batch, device)) for batch in views]
+            for image_id, detections in zip(ids, student.suppress(seen), strict=True):
+                found[image_id] = Detections(*(value.cpu() for value in detections))
     finally:
         student.train(was_training)
     return found
+
+
+def _identifiers(batch: Batch) -> tuple[int, ...]:
+    return tuple(batch.image_ids.tolist())
+
+
+def _candidates(student: Student, batch: Batch) -> list[Detections]:
+    images = student.normalise(batch.images, batch.sizes)
+    dense = student(images)
+    grid = student.grid_for((int(images.shape[-2]), int(images.shape[-1])))
+    return student.candidates(dense, grid, batch.sizes, batch.original_sizes, flipped=batch.flipped)
 
 
 def evaluate_together(
@@ -51,9 +61,7 @@ def evaluate_together(
     Raises:
         LocdistillError: ``evaluate`` failed on the first process; raised on all, so that none waits for ever.
     """
-    if is_distributed():
-        for buffer in student.buffers():  # statistics of batch normalisation are each process's own
-            dist.broadcast(buffer, src=0)
+    broadcast_from_first(student.buffers())  # statistics of batch normalisation are each process's own
     with torch_rng_kept():
         mine = detect_all(student, batches, device)
     if not is_distributed():
