@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Any
 
 import torch
+from torch import nn
 
+from locdistill.dist import broadcast_from_first
+from locdistill.models.average import Average
 from locdistill.models.detector import Detector
 from locdistill.types import Batch, Dense
-
-
-@runtime_checkable
-class Teacher(Protocol):
-    """A source of predictions on the student's own batch; it has no weights that anyone else sees."""
-
-    def __call__(self, batch: Batch) -> Dense:
-        """The teacher's predictions, without gradient."""
-
-    def to(self, device: torch.device) -> Teacher:
-        """Move to where the batches are."""
 
 
 class LiveTeacher:
@@ -37,7 +29,55 @@ class LiveTeacher:
         return self
 
     @torch.no_grad()
-    def __call__(self, batch: Batch) -> Dense:
-        """The teacher's predictions on the batch, padding included."""
-        dense: Dense = self.detector(self.detector.normalise(batch.images, batch.sizes))
+    def __call__(self, batch: Batch, *, features: bool = False) -> Dense:
+        """The teacher's predictions on the batch, padding included; with ``features``, the maps of its pyramid too."""
+        dense: Dense = self.detector(self.detector.normalise(batch.images, batch.sizes), features=features)
         return dense
+
+    def after_step(self, student: nn.Module) -> None:
+        """It learns nothing from the student."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: its weights are in their own file."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to go on from."""
+
+
+class AverageTeacher(LiveTeacher):
+    """An exponential moving average of the student's own weights (a mean teacher; Tarvainen and Valpola 2017).
+
+    It is the student at first, so that terms which compare with it begin at 0, and at random weights there is nothing
+    to learn from it; as the decay rises (see `Average`) it becomes the steadier of the two. Unlike theirs, teacher and
+    student see one and the same augmented image, and the teacher has no dropout and normalises by averaged statistics.
+
+    Its weights are part of the run, and in its checkpoint; a student of several processes must begin with the same
+    weights on all of them.
+
+    Args:
+        student: The detector in training; it is copied.
+        decay: Of the average, once the first steps are forgotten.
+    """
+
+    def __init__(self, student: Detector, decay: float) -> None:
+        self.average = Average(student, decay)
+        detector = self.average.model
+        assert isinstance(detector, Detector)
+        super().__init__(detector)
+
+    def after_step(self, student: nn.Module) -> None:
+        """Take in the student's present weights.
+
+        Statistics of batch normalisation are each process's own until its next forward pass; those of the first count.
+        """
+        self.average.update(student)
+        broadcast_from_first(self.detector.buffers())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average and its number of updates."""
+        return self.average.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved average."""
+        self.average.load_state_dict(state)
