@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from locdistill.models.settings import DetectorSettings
     from locdistill.objective.objective import Objective
     from locdistill.objective.term import Term
+    from locdistill.recipes.hub import PushResult, pull, push
     from locdistill.recipes.load import dump_recipe, load_recipe
+    from locdistill.recipes.publish import PublishedModel, publish
     from locdistill.recipes.recipe import Recipe
     from locdistill.recipes.run import RunResult, distill, run, train
     from locdistill.recipes.use import EvaluationResult, Prediction, evaluate, predict
@@ -41,6 +43,8 @@ __all__ = [
     "LocdistillError",
     "Objective",
     "Prediction",
+    "PublishedModel",
+    "PushResult",
     "Recipe",
     "RunResult",
     "Term",
@@ -49,6 +53,9 @@ __all__ = [
     "evaluate",
     "load_recipe",
     "predict",
+    "publish",
+    "pull",
+    "push",
     "run",
     "train",
 ]
@@ -64,6 +71,8 @@ _HOMES = {
     "LocdistillError": "errors",
     "Objective": "objective.objective",
     "Prediction": "recipes.use",
+    "PublishedModel": "recipes.publish",
+    "PushResult": "recipes.hub",
     "Recipe": "recipes.recipe",
     "RunResult": "recipes.run",
     "Term": "objective.term",
@@ -72,6 +81,9 @@ _HOMES = {
     "evaluate": "recipes.use",
     "load_recipe": "recipes.load",
     "predict": "recipes.use",
+    "publish": "recipes.publish",
+    "pull": "recipes.hub",
+    "push": "recipes.hub",
     "run": "recipes.run",
     "train": "recipes.run",
 }

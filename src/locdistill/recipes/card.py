@@ -125,7 +125,7 @@ class Card:
             ("weights", self._averaged()),
             ("recipe", str(self._recipe.get("name", "not recorded"))),
             ("teacher", self._teacher() if self._methods else ""),
-            ("trained", self._when()),
+            ("date", self._when()),
             ("SHA-256", self.sha256),
             ("license", self.license or "not stated by the publisher"),
         ]
@@ -146,16 +146,17 @@ class Card:
         versions = self.record.get("versions", {})
         with_what = ", ".join(f"{name} {versions[name]}" for name in ("locdistill", "torch") if name in versions)
         date = str(self.record.get("started", ""))[:10]
-        return ", ".join(part for part in (date, with_what and f"with {with_what}") if part)
+        return ", ".join(part for part in (date, with_what) if part)
 
     def _results(self) -> list[str]:
         """Sections of what was measured."""
         sections = []
         metrics = self.record.get("metrics")
-        if metrics:
+        again = self.evaluation is not None and self.evaluation.dataset.name == self._data_name("val")
+        if metrics and not again:
             shown = {name: value for name, value in metrics.items() if name not in ("step", "epoch")}
             which = f"the {self.record['which']} evaluation of the run" if "which" in self.record else "in training"
-            when = which + (f", after {metrics['epoch']:.4g} epochs" if "epoch" in metrics else "")
+            when = which + (f", at epoch {metrics['epoch']:.4g}" if "epoch" in metrics else "")
             table = _table(tuple(shown), [tuple(percent(value) for value in shown.values())])
             sections.append(f"## Results\n\nIn percent, on {self._data_name('val')} ({when}):\n\n{table}")
         if self.evaluation is not None:
@@ -186,11 +187,12 @@ class Card:
     def _use(self) -> str:
         return (
             "## Use\n\n```python\nimport locdistill\n\n"
-            f'detector = locdistill.Detector.load("{self.file}")  # or locdistill.pull("OWNER/NAME") from a hub\n'
+            f'detector = locdistill.Detector.load("{self.file}")\n'
             '(found,) = detector.detect("image.jpg")  # boxes, scores, labels\n```\n\n'
             f"```sh\nlocdistill predict {self.file} image.jpg --save out/\n"
             f"locdistill evaluate {self.file} --data path/to/data\n"
-            "locdistill distill --teacher hf://OWNER/NAME --data path/to/data   # as a teacher, from a hub\n```"
+            "```\n\nFrom a model hub, `locdistill pull OWNER/NAME` fetches and checks the file, and `hf://OWNER/NAME` "
+            "stands for it wherever weights are named."
         )
 
 

@@ -29,6 +29,7 @@ from locdistill.errors import RecipeError, RunError
 from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import locate, read_metadata
 from locdistill.recipes.folder import saved_recipe
+from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override, build_recipe, recipe_data, validate
 from locdistill.recipes.overrides import apply_overrides, parse_override
 from locdistill.recipes.recipe import ASSIGNER_OF, Recipe, supervised_terms
@@ -152,7 +153,7 @@ def _for_data(request: Request) -> dict[str, Any]:
 
 
 def _teacher_settings(weights: str | Path) -> DetectorSettings:
-    file = locate(weights)
+    file = locate(resolve_hub(weights))
     return validate(DetectorSettings, read_metadata(file).get("settings"), str(file))
 
 
