@@ -1,15 +1,16 @@
 """Where to imitate features: the regions of the methods that the LD paper compares with, and their normaliser.
 
-========================================  ===================================================================
-method                                    region of :class:`~locdistill.distillation.features.FeatureL2`
-========================================  ===================================================================
-FitNets (Romero et al. 2015)              :class:`Everywhere`
-inside ground-truth boxes                 :class:`~locdistill.distillation.regions.InsideBoxes`
-main region                               :class:`~locdistill.objective.regions.Positives`
-fine-grained (Wang et al. 2019)           :class:`FineGrained`
-DeFeat (Guo et al. 2021)                  two terms: inside the boxes, and :class:`OutsideBoxes` with twice its weight
-general instances (Dai et al. 2021)       :class:`GeneralInstances`
-========================================  ===================================================================
+All are terms of :class:`~locdistill.distillation.features.FeatureL2`:
+
+=================================  =============================================================================
+FitNets (Romero et al. 2015)       on :class:`Everywhere`
+inside ground-truth boxes          on :class:`~locdistill.objective.regions.InsideBoxes` with its positives
+main region                        on :class:`~locdistill.objective.regions.Positives`
+fine-grained (Wang et al. 2019)    on :class:`FineGrained`
+DeFeat (Guo et al. 2021)           one inside the boxes, and one on :class:`OutsideBoxes` with twice its weight
+general instances (Dai et al.      on :class:`GeneralInstances`
+2021)
+=================================  =============================================================================
 """
 
 from __future__ import annotations
@@ -21,21 +22,29 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from locdistill.geometry.boxes import paired_iou, pairwise_inside, pairwise_iou
+from locdistill.geometry.boxes import paired_iou, pairwise_iou
 from locdistill.geometry.edges import decode
 from locdistill.geometry.grid import Grid
 from locdistill.objective.normalisers import LevelMean
+from locdistill.objective.regions import within_objects
 from locdistill.objective.scene import Scene
 from locdistill.types import Dense
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Everywhere:
-    """Every location of the image, ignored ones included, but not the padding that a batch adds."""
+    """Every location of the image, ignored or not.
+
+    Attributes:
+        padding: Whether locations in the padding that a batch adds belong to it: the whole map, as in the reference.
+    """
+
+    padding: bool = False
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Weight 1."""
-        return scene.assignment.inside.to(scene.confidence.dtype)
+        inside = scene.assignment.inside.to(scene.confidence.dtype)
+        return torch.ones_like(inside) if self.padding else inside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +62,8 @@ class OutsideBoxes:
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Weight 1."""
-        instances, inside = scene.instances, scene.assignment.inside
-        within = pairwise_inside(scene.grid.points[None], instances.boxes) & instances.present[:, None]
-        outside = ~(within.any(-1) & inside)
-        return (outside if self.padding else outside & inside).to(scene.confidence.dtype)
+        outside = ~within_objects(scene)
+        return (outside if self.padding else outside & scene.assignment.inside).to(scene.confidence.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +129,8 @@ class GeneralInstances:
         """The teacher's score less the student's, of the class where they differ most."""
         mine = student.cls_logits if self.score == "logit" else student.score_logits.sigmoid()
         its = teacher.score_logits.sigmoid() if self.score == "probability" else teacher.cls_logits
-        lead = its - mine
+        common = min(mine.shape[-1], its.shape[-1])  # one may have the background channel of the published GFL v2
+        lead = its[..., :common] - mine[..., :common]
         return lead.gather(-1, lead.abs().argmax(-1, keepdim=True))[..., 0]
 
     def _best(self, boxes: Float[Tensor, "b l 4"], score: Float[Tensor, "b l"], grid: Grid) -> Bool[Tensor, "b l"]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locdistill.geometry.boxes import pairwise_inside
@@ -45,21 +45,33 @@ class Positives:
         return positive
 
 
+def within_objects(scene: Scene) -> Bool[Tensor, "b l"]:
+    """Locations of the image whose centre lies strictly inside some object's box, on whatever level.
+
+    Memory grows with locations times objects.
+    """
+    within = pairwise_inside(scene.grid.points[None], scene.instances.boxes) & scene.instances.present[:, None]
+    return within.any(-1) & scene.assignment.inside
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InsideBoxes:
-    """Locations strictly inside an object's box, on whatever level, that answer for none.
+    """Locations strictly inside an object's box, on whatever level.
 
-    The valuable region of detectors without anchors (the published LD for FCOS).
+    Without positives it is the valuable region of detectors without anchors (the published LD for FCOS); with them, a
+    region to imitate features in (what the published code calls ``fitnet``, and the foreground of DeFeat).
 
     Attributes:
         by: Weight of a location: ``ones``, or ``student_confidence``, its own highest class probability.
+        positives: Whether positives may be in the region.
     """
 
     by: Literal["ones", "student_confidence"] = "ones"
+    positives: bool = False
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """The chosen weight in the region. Memory grows with locations times objects."""
-        instances, assignment = scene.instances, scene.assignment
-        within = pairwise_inside(scene.grid.points[None], instances.boxes) & instances.present[:, None]
-        region = within.any(-1) & assignment.inside & ~assignment.positive
+        """The chosen weight in the region."""
+        region = within_objects(scene)
+        if not self.positives:
+            region = region & ~scene.assignment.positive
         return scene.confidence * region if self.by == "student_confidence" else region.to(scene.confidence.dtype)
