@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from locdistill.errors import RecipeError, WeightsError
+from locdistill.models.residual import adapt
 from locdistill.models.settings import DetectorSettings, Triple
 from locdistill.models.weights import load_strict, read_state_dict
 
@@ -41,7 +42,8 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
 
     Maps are found by their stride, not by their position. With ``weights`` they are loaded as
     ``settings.pretrained`` says; otherwise, and from scratch, they are timm's initialisation (for ResNets: He et al.
-    2015 over the fan-out, the last normalisation of each residual block starting at 0).
+    2015 over the fan-out, the last normalisation of each residual block starting at 0). Residual networks are those of
+    MMDetection, numerically: see `residual`.
 
     Raises:
         RecipeError: The name is unknown, the arguments do not fit, or the backbone lacks a map of a needed stride.
@@ -64,6 +66,7 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
     net = _create(
         settings, hub=weights and settings.pretrained is True, out_indices=[position[stride] for stride in wanted]
     )
+    adapt(net, settings)
     if weights and isinstance(settings.pretrained, str):
         _load_file(net, settings, settings.pretrained)
     config: dict[str, Any] = getattr(net, "pretrained_cfg", {})
@@ -130,7 +133,8 @@ def _first_line(error: Exception) -> str:
 def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:
     """Load a state dict of the timm classifier (or of the bare backbone) and drop what the backbone has not.
 
-    Only names of the classifier may be dropped: any other is an error, and so is any name that is missing.
+    Only names of the classifier may be dropped: any other is an error, and so is any name that is missing. The offsets
+    of deformable convolutions are 0 where the file has none.
     """
     tensors = read_state_dict(path)
     with torch.random.fork_rng(devices=[]):
@@ -139,7 +143,19 @@ def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:
     dropped = {_flat(key, own) for key in classifier.state_dict()} - set(own)
     renamed = {_flat(key, own): value for key, value in tensors.items()}
     kept = {key: value for key, value in renamed.items() if key not in dropped}
-    load_strict(net, kept, f"{path} for backbone '{settings.backbone}'")
+    offsets = {key: value for key, value in own.items() if ".conv_offset." in key}
+    load_strict(net, offsets | _without_bias(kept, own), f"{path} for backbone '{settings.backbone}'")
+
+
+def _without_bias(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Move the bias of the first convolution, which Detectron's ResNets have, into the normalisation behind it.
+
+    MMDetection drops it.
+    """
+    bias, mean = tensors.get("conv1.bias"), tensors.get("bn1.running_mean")
+    if "conv1.bias" in own or bias is None or mean is None or bias.shape != mean.shape:
+        return tensors
+    return {key: value for key, value in tensors.items() if key != "conv1.bias"} | {"bn1.running_mean": mean - bias}
 
 
 def _flat(key: str, own: Mapping[str, Tensor]) -> str:
@@ -153,15 +169,18 @@ class Freezing:
     """Which part of a backbone is not trained, and which of its modules stay in inference mode.
 
     In the frozen part no parameter is trained and all modules are in inference mode. If ``norm_eval``, all batch
-    normalisation of the backbone keeps its statistics; outside the frozen part its scale and shift are still trained.
+    normalisation of the backbone keeps its statistics; outside the frozen part its scale and shift are still trained,
+    unless ``norm_frozen``.
 
     Attributes:
-        parameters: Names of the frozen parameters.
+        parameters: Names of the parameters of the frozen part.
         norm_eval: Whether all batch normalisation stays in inference mode.
+        norm_frozen: Whether the scale and shift of all batch normalisation are not trained.
     """
 
     parameters: frozenset[str]
     norm_eval: bool
+    norm_frozen: bool
 
     @classmethod
     def of(cls, net: nn.Module, settings: DetectorSettings) -> Freezing:
@@ -171,7 +190,7 @@ class Freezing:
         they are the stem and the first stage, as in the reference.
         """
         if settings.frozen_stages < 0:
-            return cls(frozenset(), settings.norm_eval)
+            return cls(frozenset(), settings.norm_eval, settings.norm_frozen)
         last = _feature_info(net).reduction().index(2 ** (settings.frozen_stages + 1))
         was_training = net.training
         parameters = dict(net.named_parameters())
@@ -180,7 +199,7 @@ class Freezing:
             gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         net.train(was_training)
         fed = [name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None]
-        return cls(frozenset(fed), settings.norm_eval)
+        return cls(frozenset(fed), settings.norm_eval, settings.norm_frozen)
 
     def apply(self, net: nn.Module) -> None:
         """Enforce the policy; to be called after every change of mode."""
@@ -191,5 +210,8 @@ class Freezing:
             prefix = f"{name}." if name else ""
             own = [prefix + inner for inner, _ in module.named_parameters()]
             frozen = bool(own) and self.parameters.issuperset(own)
-            if frozen or (self.norm_eval and isinstance(module, _BatchNorm)):
+            norm = isinstance(module, _BatchNorm)
+            if norm and self.norm_frozen:
+                module.requires_grad_(False)
+            if frozen or (norm and self.norm_eval):
                 module.eval()

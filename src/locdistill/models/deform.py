@@ -1,0 +1,115 @@
+"""Deformable convolution (Dai et al. 2017): a convolution that learns where to look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+Pair = tuple[int, int]
+
+
+class DeformConv2d(nn.Module):
+    """A convolution whose taps are shifted, at every place, by offsets that an ordinary convolution predicts.
+
+    The first version, without modulation: ``y(p) = sum_k w_k x(p + p_k + d_k(p))``, with ``x`` interpolated bilinearly
+    and 0 outside the map. All channels share the offsets. They start at 0, where it is the ordinary convolution.
+    Names and layout are those of MMDetection: ``weight`` and ``conv_offset.{weight,bias}``, offsets as ``(dy, dx)``
+    tap by tap, taps row by row.
+
+    Positions in a large map need more digits than half precision has: the sampling is in float32 at least, whatever
+    the precision of the network, and only the result has the type of the input.
+
+    Args:
+        conv: The convolution that it replaces, of which it takes over the weight and the geometry. It has no bias and
+            is padded with zeros.
+
+    Attributes:
+        weight: Of the convolution.
+        conv_offset: Predicts the offsets, in pixels of the input map; sees all channels, whatever the groups.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        assert conv.bias is None
+        assert conv.padding_mode == "zeros"
+        assert not isinstance(conv.padding, str)
+        self.weight = conv.weight
+        self.stride, self.padding, self.dilation = _pair(conv.stride), _pair(conv.padding), _pair(conv.dilation)
+        taps = conv.kernel_size[0] * conv.kernel_size[1]
+        self.conv_offset = nn.Conv2d(
+            conv.in_channels,
+            2 * taps,
+            _pair(conv.kernel_size),
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+        )
+        nn.init.zeros_(self.conv_offset.weight)
+        nn.init.zeros_(self.conv_offset.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Convolve ``(b, c, h, w)`` at the predicted offsets."""
+        offsets = self.conv_offset(x)
+        precision = torch.promote_types(x.dtype, torch.float32)
+        geometry: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
+        # ONNX has had this operator since version 19, but few runtimes do: what is exported samples and multiplies.
+        exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
+        convolve = deform_conv2d_plain if exporting else deform_conv2d
+        out: Tensor = convolve(x.to(precision), offsets.to(precision), self.weight.to(precision), **geometry)
+        return out.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Geometry, as other convolutions print it."""
+        return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+
+
+def deform_conv2d_plain(
+    x: Float[Tensor, "b c h w"],
+    offsets: Float[Tensor, "b k2 p q"],
+    weight: Float[Tensor, "d g i j"],
+    *,
+    stride: Pair = (1, 1),
+    padding: Pair = (0, 0),
+    dilation: Pair = (1, 1),
+) -> Float[Tensor, "b d p q"]:
+    """Deformable convolution in operations that every format of exchange has: sample all taps, then multiply.
+
+    Equal to ``torchvision.ops.deform_conv2d`` up to the rounding of positions (in float32 about 1e-5 pixels in a map
+    150 wide). Where a tap looks exactly at a pixel the gradient of its offset has two one-sided values, of which
+    rounding picks one: train with the operator. The samples of all taps are held at once, ``i * j`` maps.
+
+    Args:
+        x: Input; its channels are a multiple of ``g``, the channels of a group.
+        offsets: Of each tap at each place, in pixels: ``(dy, dx)`` tap by tap, shared by all channels.
+        weight: Of the convolution.
+        stride: Between places, along ``y`` and ``x``.
+        padding: Zeros around the input.
+        dilation: Between taps.
+    """
+    images, channels, height, width = x.shape
+    outputs, per_group, *kernel = weight.shape
+    places, taps, groups = offsets.shape[-2:], kernel[0] * kernel[1], channels // per_group
+    rows, columns = (
+        (torch.arange(kernel[axis], device=x.device) * dilation[axis])[:, None]
+        + (torch.arange(places[axis], device=x.device) * stride[axis] - padding[axis])
+        for axis in range(2)
+    )  # where the taps look before they are shifted: (i, p) and (j, q)
+    shifts = offsets.reshape(images, *kernel, 2, *places)
+    y = shifts[:, :, :, 0] + rows[:, None, :, None]
+    x_ = shifts[:, :, :, 1] + columns[:, None, :]
+    # The unit of `grid_sample`: -1 and 1 are the outer edges of the map, whose pixels lie half a pixel inside.
+    grid = torch.stack(((2 * x_ + 1) / width - 1, (2 * y + 1) / height - 1), -1).reshape(images, taps, -1, 2)
+    samples = nn.functional.grid_sample(x, grid, align_corners=False)
+    by_group = samples.reshape(images, groups, per_group * taps, -1)
+    return (weight.reshape(groups, outputs // groups, -1) @ by_group).reshape(images, outputs, *places)
+
+
+def _pair(values: tuple[int, ...]) -> Pair:
+    vertical, horizontal = values
+    return vertical, horizontal

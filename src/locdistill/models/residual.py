@@ -1,0 +1,93 @@
+"""Residual networks of timm's made those of the reference: style, deformable convolutions, Res2Net's pooling."""
+
+from __future__ import annotations
+
+from typing import TypeGuard
+
+from timm.models.res2net import Bottle2neck
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import nn
+
+from locdistill.errors import RecipeError
+from locdistill.models.deform import DeformConv2d
+from locdistill.models.settings import DetectorSettings
+
+STAGES = (1, 2, 3, 4)
+Block = BasicBlock | Bottleneck | Bottle2neck
+
+
+def adapt(net: nn.Module, settings: DetectorSettings) -> None:
+    """Change a backbone in place as its settings say; the names of timm's own tensors and their values stay.
+
+    Raises:
+        RecipeError: The settings ask for what this backbone has not.
+    """
+    blocks = {stage: _blocks(net, stage) for stage in STAGES}
+    everywhere = [block for stage in STAGES for block in blocks[stage]]
+    _pass_through(everywhere)
+    if settings.style == "caffe":
+        _stride_first(everywhere, settings.backbone)
+    for stage in settings.deformable:
+        if not blocks[stage]:
+            raise RecipeError(_not_deformable(stage, settings, any(blocks.values())))
+        for block in blocks[stage]:
+            _deform(block)
+
+
+def _blocks(net: nn.Module, stage: int) -> list[Block]:
+    """Residual blocks of a stage; none for other architectures, and for stages that the levels do not need."""
+    layer = getattr(net, f"layer{stage}", None)
+    blocks = list(layer) if isinstance(layer, nn.Sequential) else []
+    return [block for block in blocks if _is_block(block)]
+
+
+def _is_block(module: nn.Module) -> TypeGuard[Block]:
+    return isinstance(module, Block)
+
+
+def _pass_through(blocks: list[Block]) -> None:
+    """Hand the last split of a Res2Net block on as it is where the block does not change the resolution.
+
+    timm and the authors of Res2Net average it over 3x3 in the first block of every stage. MMDetection does so only
+    where the stride is 2; its published detectors were trained that way, from ImageNet weights of the other network.
+    """
+    for block in blocks:
+        if isinstance(block, Bottle2neck) and block.pool is not None and block.pool.stride == 1:
+            block.add_module("pool", nn.Identity())
+
+
+def _stride_first(blocks: list[Block], name: str) -> None:
+    """Move the stride of a bottleneck from its 3x3 convolution to the 1x1 convolution before it."""
+    halving = [block for block in blocks if isinstance(block, Bottleneck) and block.conv2.stride != (1, 1)]
+    if not halving:
+        raise RecipeError(
+            f"style: 'caffe' moves the stride within the bottlenecks of a ResNet or ResNeXt, of which '{name}' has "
+            "none; take 'pytorch', or a backbone such as resnet50, resnet101 or resnext101_32x4d"
+        )
+    for block in halving:
+        block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
+
+
+def _deform(block: Block) -> None:
+    """Make the 3x3 convolutions inside a block deformable: the second, or those of all splits of a Res2Net block."""
+    parent, names = (
+        (block.convs, [str(index) for index in range(len(block.convs))])
+        if isinstance(block, Bottle2neck)
+        else (block, ["conv2"])
+    )
+    for name in names:
+        convolution = parent.get_submodule(name)
+        assert isinstance(convolution, nn.Conv2d)
+        parent.add_module(name, DeformConv2d(convolution))
+
+
+def _not_deformable(stage: int, settings: DetectorSettings, residual: bool) -> str:
+    if residual:
+        return (
+            f"deformable: levels {list(settings.levels)} do not use stage {stage} of '{settings.backbone}'; leave it "
+            "out, or add the level"
+        )
+    return (
+        f"deformable: '{settings.backbone}' is no residual network whose 3x3 convolutions could be replaced; leave "
+        "'deformable' empty, or take a ResNet, ResNeXt or Res2Net, such as resnet50, resnext101_32x4d or res2net101d"
+    )
