@@ -126,7 +126,21 @@ def test_padding_is_what_the_published_regions_have_more(golden, recipes_of_inpu
 
 @pytest.mark.parametrize(
     "case",
-    ["typical", "many", "one_small", "huge", "tiny", "nopos", "nested", "outside", "crowd", "crowd_all", "ties"],
+    [
+        "typical",
+        "many",
+        "one_small",
+        "huge",
+        "tiny",
+        "nopos",
+        "nested",
+        "outside",
+        "crowd",
+        "crowd_all",
+        "ties",
+        "empty",
+        "empty_ign",
+    ],
 )
 def test_regions_of_the_ground_truth(golden, case):
     arrays, want = golden("b_assign"), golden("b_regions_fork")
