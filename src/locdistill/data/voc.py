@@ -13,29 +13,8 @@ from defusedxml.common import DefusedXmlException
 from locdistill.data.files import IMAGE_SUFFIXES, in_threads, stays_inside
 from locdistill.data.problems import Problem
 from locdistill.data.sources import Listed, Source, box_arrays
+from locdistill.interop.classes import VOC as CLASSES
 
-CLASSES = (
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 

@@ -1,0 +1,127 @@
+"""PyTorch checkpoint files, read without running anything that is in them.
+
+PyTorch reads such a file with ``weights_only=True``: tensors and plain containers, nothing else. Files of training
+programs also hold objects of theirs (histories of losses, configurations) that nobody needs for the weights. Their
+names are bound to inert stand-ins here, so that the file loads while no code of its own, or of the libraries it names,
+is run. Any other name is refused.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from locdistill.errors import WeightsError
+
+
+class Opaque:
+    """Stands for an object, or for what a function would have returned: it takes anything and does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class Dictionary:
+    """Stands for a kind of dictionary: it becomes a plain one, with the same content."""
+
+    def __new__(cls, *args: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
+        """Keep the content, if it is handed over at once; otherwise it comes item by item."""
+        return OrderedDict(*(arg for arg in args[:1] if isinstance(arg, Mapping)))
+
+
+STAND_INS: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (
+        Dictionary,
+        (
+            "addict.addict.Dict",
+            "collections.defaultdict",
+            "mmcv.utils.config.ConfigDict",
+            "mmengine.config.config.ConfigDict",
+        ),
+    ),
+    (
+        Opaque,
+        (
+            "argparse.Namespace",
+            "builtins.getattr",  # how older pickles name a method: (class, name)
+            "datetime.datetime",
+            "datetime.timedelta",
+            "mmcv.utils.config.Config",
+            "mmengine.config.config.Config",
+            "mmengine.logging.history_buffer.HistoryBuffer",
+            "numpy._core.multiarray._reconstruct",
+            "numpy._core.multiarray.scalar",
+            "numpy.core.multiarray._reconstruct",
+            "numpy.core.multiarray.scalar",
+            "numpy.dtype",
+            "numpy.ndarray",
+            "pathlib.PosixPath",
+            "pathlib.WindowsPath",
+        ),
+    ),
+)
+REMEDY = """If you trust where it comes from, and only then, save its weights alone, on a machine that may run its code:
+    content = torch.load({name!r}, map_location="cpu", weights_only=False)
+    torch.save(content.get("state_dict", content), "weights.pth")"""
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU; zip files and those of PyTorch before 1.6 alike.
+
+    Raises:
+        WeightsError: It is damaged, no checkpoint, or needs objects that could run code.
+    """
+    known = [(stand_in, name) for stand_in, names in STAND_INS for name in names]
+    with torch.serialization.safe_globals(known):  # type: ignore[arg-type]
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            wanting = _wanting(path, error)
+            whole = wanting or zipfile.is_zipfile(path)
+            raise WeightsError(_refusal(path, wanting or _reason(error)) if whole else _damaged(path, error)) from error
+        except Exception as error:  # bytes that are no pickle end in all kinds of errors
+            raise WeightsError(_damaged(path, error)) from error
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path}: expected a state dict (names to tensors), got a {type(content).__name__}")
+    return dict(content)
+
+
+def _wanting(path: Path, error: Exception) -> str:
+    """Names in the file that are not allowed: all of them, or the one that stopped it in a file without a list."""
+    try:
+        names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    except Exception:  # the file is no zip file, or is hand-made
+        names = sorted(set(re.findall(r"GLOBAL (\S+)", str(error))))
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _reason(error: Exception) -> str:
+    """The one sentence of PyTorch's message that says what is wrong; the others advise to read the file unsafely."""
+    text = str(error).split("WeightsUnpickler error:")[-1].strip()
+    return re.split(r"\n|\. ", text)[0][:200] if text else type(error).__name__
+
+
+def _refusal(path: Path, what: str) -> str:
+    return (
+        f"{path}: not a plain file of tensors: it holds objects that could run code when read ({what}). Nothing of it "
+        f"was run. {REMEDY.format(name=path.name)}"
+    )
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    with path.open("rb") as file:
+        begins = file.read(16)
+    return (
+        f"{path}: damaged or no PyTorch checkpoint ({_reason(error)}; it begins with {begins!r}); copy or download it "
+        "again"
+    )

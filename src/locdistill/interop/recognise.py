@@ -1,0 +1,329 @@
+"""What a detector of MMDetection's is made of, read off the names and shapes of its tensors.
+
+Plain data in, plain data out: the settings of a detector as they would stand in a recipe. What shapes cannot tell (the
+order of the colours, which convolution of a bottleneck halves) comes from the configuration text that training programs
+store with the weights, which is searched, never run; without it the published detectors decide.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from locdistill.errors import WeightsError
+from locdistill.interop.classes import BY_COUNT
+from locdistill.interop.mmdet import ANCHORS, EDGES
+
+Shapes = Mapping[str, tuple[int, ...]]
+Triple = tuple[float, float, float]
+
+# Kind, its predictors of classes and edges, and a name that sets it apart from the kinds below it.
+KINDS = (
+    ("gflv2", "gfl_cls", "gfl_reg", "bbox_head.reg_conf."),
+    ("gfl", "gfl_cls", "gfl_reg", "bbox_head.gfl_"),
+    ("atss", "atss_cls", "atss_reg", "bbox_head.atss_centerness."),
+    ("fcos", "conv_cls", "conv_reg", "bbox_head.conv_centerness."),
+    ("retinanet", "atss_cls", "atss_reg", "bbox_head.atss_"),
+)
+# By kind of block, blocks per stage, groups and width of the first 3x3 convolution: the name in timm.
+BACKBONES: dict[tuple[str, tuple[int, ...], int, int], str] = {
+    ("basic", (2, 2, 2, 2), 1, 64): "resnet18",
+    ("basic", (3, 4, 6, 3), 1, 64): "resnet34",
+    ("bottleneck", (3, 4, 6, 3), 1, 64): "resnet50",
+    ("bottleneck", (3, 4, 23, 3), 1, 64): "resnet101",
+    ("bottleneck", (3, 8, 36, 3), 1, 64): "resnet152",
+    ("bottleneck", (3, 4, 6, 3), 32, 128): "resnext50_32x4d",
+    ("bottleneck", (3, 4, 23, 3), 32, 128): "resnext101_32x4d",
+    ("bottleneck", (3, 4, 23, 3), 64, 256): "resnext101_64x4d",
+    ("Res2Net", (3, 4, 6, 3), 1, 26): "res2net50d",
+    ("Res2Net", (3, 4, 23, 3), 1, 26): "res2net101d",
+}
+SUPPORTED = (
+    "ResNet-18, 34, 50, 101 and 152, ResNeXt-50 and 101 32x4d, ResNeXt-101 64x4d, Res2Net-50 and 101 v1d 26w 4s, each "
+    "with or without deformable convolutions"
+)
+# Names that give away what else it is. The first that is found decides.
+OTHER_DETECTORS = (
+    (r"roi_head\.|rpn_head\.", "a two-stage detector (Faster R-CNN and its like)"),
+    (r"bbox_head\.retina_(cls|reg)\.", "a plain RetinaNet, whose edges are single numbers"),
+    (r"bbox_head\.vfnet_", "VarifocalNet, whose edges are single numbers"),
+    (r"bbox_head\.(tood_|cls_decomp)", "TOOD, whose edges are single numbers"),
+    (r"bbox_head\.rtm_", "RTMDet, whose edges are single numbers"),
+    (r"bbox_head\.(convs_pred|multi_level_cls_convs)|^model\.\d+\.", "a YOLO, whose edges are single numbers"),
+    (
+        r"bbox_head\.(fc_cls|transformer|cls_branches)|^(transformer|encoder|decoder)\.",
+        "a DETR, which has no locations",
+    ),
+    (r"bbox_head\.(heatmap_head|cls_convs\.\d+\.\d+\.|gfl_cls\.\d)", "a detector with another head"),
+    (r"^(fpn\.laterals|head\.cls_tower)\.", "a detector under locdistill's own names, without its settings"),
+    (r"^fc\.(weight|bias)$|^head\.fc\.", "a classifier (weights of a backbone go into 'detector.pretrained')"),
+)
+OTHER_BACKBONES = (
+    (r"backbone\.layer1\.0\.conv2\.fc1\.", "ResNeSt"),
+    (r"backbone\.(patch_embed|stages\.\d+\.blocks)", "a Swin or another vision transformer"),
+    (r"backbone\.(stages|downsample_layers)\.", "ConvNeXt, CSPNeXt or a like network"),
+    (r"backbone\.stage\d\.\d+\.branches\.", "HRNet"),
+    (r"backbone\.(features|conv_res_block|layer\d\.\d+\.conv\.)", "VGG, Darknet or MobileNet"),
+)
+OTHER_NECKS = (
+    (r"neck\.(downsample_convs|pafpn_convs)\.", "PAFPN"),
+    (r"neck\.(1\.)?dyhead", "DyHead"),
+    (r"neck\.stack_bifpn|neck\.bifpn", "BiFPN"),
+)
+RGB: tuple[Triple, Triple] = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+BGR: tuple[Triple, Triple] = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+LARGEST_LEVEL = 5  # of the backbone; those above are the pyramid's own
+
+
+@dataclass(frozen=True, slots=True)
+class Recognised:
+    """What a state dict is.
+
+    Attributes:
+        settings: Of the detector, as plain data.
+        notes: What was assumed, and why.
+    """
+
+    settings: dict[str, Any]
+    notes: tuple[str, ...]
+
+
+def recognise(
+    shapes: Shapes,
+    meta: Mapping[str, Any] | None = None,
+    *,
+    classes: Sequence[str] | None = None,
+    style: str | None = None,
+) -> Recognised:
+    """The settings of the detector that tensors of these names and shapes belong to.
+
+    Args:
+        shapes: Of the tensors, under MMDetection's names.
+        meta: What the file says of itself: ``CLASSES``, ``dataset_meta``, ``config`` or ``cfg`` (a text).
+        classes: Names of the classes; they overrule those of the file.
+        style: ``pytorch`` or ``caffe``; overrules what the file and the kind of detector suggest.
+
+    Raises:
+        WeightsError: It is no detector with edge distributions, or its backbone, neck or head is not supported; the
+            message says what it looks like.
+    """
+    meta = meta or {}
+    notes: list[str] = []
+    model, cls, reg = _kind(shapes)
+    backbone, counts = _backbone(shapes)
+    channels, levels = _pyramid(shapes)
+    anchors = ANCHORS.get(model, 1)
+    settings: dict[str, Any] = {
+        "model": model,
+        "backbone": backbone,
+        "deformable": _deformable(shapes, counts),
+        "pretrained": False,
+        "channels": channels,
+        "depth": _depth(shapes),
+        "norm_groups": 32 if "bbox_head.cls_convs.0.gn.weight" in shapes else 0,
+        "levels": levels,
+        "reg_max": _reg_max(shapes, reg, anchors),
+        "frozen_stages": 1,
+        "norm_eval": True,
+    }
+    outputs = _rows(shapes, cls) // anchors
+    settings |= _classes(outputs, model, meta, classes, notes)
+    settings |= _input(settings, meta, style, notes)
+    return Recognised(settings, tuple(notes))
+
+
+def _first(names: Iterable[str], table: Sequence[tuple[str, str]]) -> str | None:
+    listed = "\n".join(names)
+    return next((what for pattern, what in table if re.search(pattern, listed, re.MULTILINE)), None)
+
+
+def _kind(shapes: Shapes) -> tuple[str, str, str]:
+    """Kind of detector and the names of its predictors."""
+    other = _first(shapes, OTHER_DETECTORS)
+    found = next((kind for kind in KINDS if any(name.startswith(kind[3]) for name in shapes)), None)
+    if other is not None or found is None:
+        few = ", ".join([name for name in shapes if name.startswith("bbox_head.")][:3] or list(shapes)[:3]) or "none"
+        what = f"it looks like {other}" if other else "it is none of the detectors that are known here"
+        raise WeightsError(
+            f"{what} (names such as {few}). Expected a GFL, GFL v2, or an ATSS, FCOS or RetinaNet that predicts a "
+            "distribution for each edge: without distributions there is nothing to distill from"
+        )
+    model, cls, reg, _ = found
+    if _rows(shapes, reg) == EDGES:
+        name = {"atss": "ATSS", "fcos": "FCOS", "retinanet": "ATSS or PAA"}.get(model, model)
+        raise WeightsError(
+            f"it looks like a plain {name}: bbox_head.{reg} gives one number for each edge, where a distribution of "
+            "reg_max + 1 is expected; without distributions there is nothing to distill from. Train it with them, as "
+            "the recipes 'atss_*' and 'fcos_*' do"
+        )
+    return model, cls, reg
+
+
+def _rows(shapes: Shapes, predictor: str) -> int:
+    """Number of outputs of a predictor; one of its two tensors is enough to tell."""
+    for kind in ("weight", "bias"):
+        if (shape := shapes.get(f"bbox_head.{predictor}.{kind}")) is not None:
+            return shape[0]
+    raise WeightsError(
+        f"bbox_head.{predictor}.weight and .bias are missing, which tell how much it predicts; the file is incomplete"
+    )
+
+
+def _reg_max(shapes: Shapes, predictor: str, anchors: int) -> int:
+    bins, rest = divmod(_rows(shapes, predictor), EDGES * anchors)
+    if rest or bins < 2:
+        raise WeightsError(
+            f"bbox_head.{predictor} has {_rows(shapes, predictor)} outputs, which is no distribution for each of "
+            f"{EDGES} edges" + (f" of {anchors} anchors" if anchors > 1 else "")
+        )
+    return bins - 1
+
+
+def _backbone(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
+    """Name of the backbone in timm, and its blocks per stage."""
+    own = {name.removeprefix("backbone."): shape for name, shape in shapes.items() if name.startswith("backbone.")}
+    if not own:
+        raise WeightsError("there are no weights of a backbone in it (names that begin with 'backbone.')")
+    blocks: dict[int, set[int]] = {}
+    for key in own:
+        if match := re.match(r"layer(\d+)\.(\d+)\.", key):
+            blocks.setdefault(int(match[1]), set()).add(int(match[2]))
+    counts = tuple(max(blocks[stage]) + 1 for stage in sorted(blocks))
+    res2net = any(re.match(r"layer\d+\.\d+\.convs\.", key) for key in own)
+    deep = any(key.startswith("stem.") for key in own)
+    wide = any(re.match(r"layer\d+\.\d+\.conv3\.", key) for key in own)
+    kind = "Res2Net" if res2net else "bottleneck" if wide else "basic"
+    inner = re.compile(r"layer1\.\d+\.(conv2|convs\.0)\.weight")
+    first = next((shape for key, shape in own.items() if inner.fullmatch(key) and len(shape) == 4), (0, 1))
+    width, groups = first[0], first[0] // first[1]
+    splits = len({match[1] for key in own if (match := re.match(r"layer1\.0\.convs\.(\d+)\.", key))})
+    name = BACKBONES.get((kind, counts, groups, width))
+    other = _first(shapes, OTHER_BACKBONES)
+    if name is None or other or deep != res2net or splits not in (0, 3):
+        looks = other or (
+            f"a residual network with a {'deep' if deep else 'simple'} stem and {'-'.join(map(str, counts))} {kind} "
+            f"blocks, 3x3 convolutions {width} wide in {groups} groups"
+            if counts
+            else f"something else (names such as {', '.join(list(own)[:3])})"
+        )
+        raise WeightsError(f"its backbone looks like {looks}; supported are {SUPPORTED}")
+    return name, counts
+
+
+def _deformable(shapes: Shapes, counts: Sequence[int]) -> tuple[int, ...]:
+    """Stages whose 3x3 convolutions are deformable."""
+    found: dict[int, set[int]] = {}
+    for name, shape in shapes.items():
+        match = re.fullmatch(r"backbone\.layer(\d+)\.(\d+)\.(conv2|convs\.\d+)\.conv_offset\.(weight|bias)", name)
+        if match:
+            if shape[0] != 18:
+                raise WeightsError(
+                    f"{name}: deformable convolutions with {shape[0]} values per place (version 2, with modulation, or "
+                    "of several groups) are not supported; expected 18, an offset for each of 9 taps"
+                )
+            found.setdefault(int(match[1]), set()).add(int(match[2]))
+    for stage, blocks in found.items():
+        if len(blocks) != counts[stage - 1]:
+            raise WeightsError(
+                f"backbone.layer{stage}: only blocks {sorted(blocks)} of {counts[stage - 1]} have deformable "
+                "convolutions; supported are all blocks of a stage, or none"
+            )
+    return tuple(sorted(found))
+
+
+def _pyramid(shapes: Shapes) -> tuple[int, tuple[int, ...]]:
+    """Width and levels of the pyramid."""
+    laterals = {int(m[1]) for name in shapes if (m := re.match(r"neck\.lateral_convs\.(\d+)\.conv\.", name))}
+    outputs = {int(m[1]) for name in shapes if (m := re.match(r"neck\.fpn_convs\.(\d+)\.conv\.", name))}
+    other = _first(shapes, OTHER_NECKS)
+    normed = any(re.match(r"neck\.(lateral|fpn)_convs\.\d+\.(bn|gn)\.", name) for name in shapes)
+    if other or normed or not laterals or not outputs:
+        looks = other or ("an FPN with normalisation" if normed else "something else")
+        raise WeightsError(f"its neck looks like {looks}; supported is the plain FPN")
+    start = LARGEST_LEVEL + 1 - (max(laterals) + 1)
+    widths = [shape[0] for name, shape in shapes.items() if name.startswith("neck.fpn_convs.")]
+    return widths[0], tuple(range(start, start + max(outputs) + 1))
+
+
+def _depth(shapes: Shapes) -> int:
+    """Convolutions in each tower of the head."""
+    depths = [
+        {int(m[1]) for name in shapes if (m := re.match(rf"bbox_head\.{tower}_convs\.(\d+)\.", name))}
+        for tower in ("cls", "reg")
+    ]
+    cls, reg = (max(found, default=-1) + 1 for found in depths)
+    if cls != reg:
+        raise WeightsError(f"its head has {cls} convolutions before the classes and {reg} before the edges; not equal")
+    return cls
+
+
+def _classes(
+    outputs: int, model: str, meta: Mapping[str, Any], given: Sequence[str] | None, notes: list[str]
+) -> dict[str, Any]:
+    """Names of the classes, and whether there is one more channel, for background (GFL v2 as published)."""
+    spare = model == "gflv2"
+    if given is not None:
+        if len(given) not in (outputs, outputs - spare):
+            raise WeightsError(f"{len(given)} classes are named, but it has {outputs} channels of class scores")
+        return {"classes": tuple(given), "background_channel": len(given) < outputs}
+    said = _said_classes(meta)
+    if said is not None and len(said) in (outputs, outputs - spare):
+        return {"classes": said, "background_channel": len(said) < outputs}
+    if said is not None:
+        notes.append(
+            f"it names {len(said)} classes, but has {outputs} channels of class scores: the names are not used"
+        )
+    background = spare and outputs - 1 in BY_COUNT
+    count = outputs - background
+    if count in BY_COUNT:
+        notes.append(f"{count} classes without names: taken for those of {'COCO' if count == 80 else 'Pascal VOC'}")
+        return {"classes": BY_COUNT[count], "background_channel": background}
+    more = "; a published GFL v2 has one channel more than classes: if so, name the classes" if spare else ""
+    notes.append(f"{count} classes without names: class_0 to class_{count - 1}{more}")
+    return {"classes": tuple(f"class_{index}" for index in range(count)), "background_channel": False}
+
+
+def _said_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
+    inner = meta.get("dataset_meta")
+    for said in (inner, meta) if isinstance(inner, Mapping) else (meta,):
+        for key in ("classes", "CLASSES"):
+            names = said.get(key)
+            names = [names] if isinstance(names, str) else names
+            if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
+                return tuple(names)
+    return None
+
+
+def _input(settings: Mapping[str, Any], meta: Mapping[str, Any], style: str | None, notes: list[str]) -> dict[str, Any]:
+    """Style of the bottlenecks, and how images are normalised."""
+    text = "\n".join(str(meta[key]) for key in ("config", "cfg") if isinstance(meta.get(key), str))
+    if style is None and text:
+        style = "caffe" if re.search(r"style\s*=\s*['\"]caffe['\"]", text) else "pytorch"
+    elif style is None:
+        # Published FCOS detectors were trained from Detectron's weights, the others from torchvision's.
+        bottlenecks = settings["backbone"] in ("resnet50", "resnet101", "resnet152")
+        style = "caffe" if settings["model"] == "fcos" and bottlenecks else "pytorch"
+        order = "blue, green, red" if style == "caffe" else "red, green, blue"
+        notes.append(f"it does not say how its input is normalised: taken for style {style}, channels {order}")
+    mean, std = BGR if style == "caffe" else RGB
+    rgb = re.search(r"to_rgb\s*=\s*(True|False)", text)
+    return {
+        "style": style,
+        "norm_frozen": style == "caffe",
+        "bgr": rgb[1] == "False" if rgb else style == "caffe",
+        "mean": _triple(meta.get("input_mean")) or _listed("mean", text) or mean,
+        "std": _triple(meta.get("input_std")) or _listed("std", text) or std,
+    }
+
+
+def _listed(name: str, text: str) -> Triple | None:
+    """The first list of three numbers that a name is set to in a text."""
+    match = re.search(rf"\b{name}\s*=\s*[\[(]([^\])]*)[\])]", text)
+    numbers = re.findall(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", match[1]) if match else []
+    return _triple([float(number) for number in numbers])
+
+
+def _triple(values: Any) -> Triple | None:
+    return (values[0], values[1], values[2]) if isinstance(values, list) and len(values) == 3 else None

@@ -1,0 +1,192 @@
+"""Which of the tensors in a foreign checkpoint are the detector, and why the others are not."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from locdistill.errors import WeightsError
+from locdistill.interop.mmdet import BINS, OLD, rename
+
+Which = Literal["ema", "raw"]
+# Under what training programs keep a state dict.
+STATE = ("state_dict", "model", "module")
+# Averaged weights of their own. What OpenMMLab's programs call so is the opposite: see `_averages`.
+AVERAGED = ("state_dict_ema", "model_ema")
+MMENGINE_SWAPPED = "ema_state_dict"
+MMCV_SWAPPED = "ema_"
+# What the names of every dense detector's head begin with.
+HEAD = "bbox_head."
+PREPROCESSOR = "data_preprocessor."
+FIELDS = {
+    "optimizer": "state of the optimizer: only training goes on from it",
+    "param_schedulers": "state of the schedules: only training goes on from it",
+    "message_hub": "history of the training",
+    "amp": "state of mixed precision: only training goes on from it",
+    "loss_scaler": "state of mixed precision: only training goes on from it",
+}
+TEACHER = "a teacher that was stored with it"
+COMPUTED = "positions of the bins, a constant: computed here"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something of a file that was left out.
+
+    Attributes:
+        what: The group of names, or the field of the file.
+        count: How many tensors, or entries.
+        reason: Why.
+    """
+
+    what: str
+    count: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.what} ({self.count}): {self.reason}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unpacked:
+    """The detector in a checkpoint.
+
+    Attributes:
+        tensors: Under MMDetection's present names, without any prefix and without constants.
+        meta: What the file says of itself.
+        weights: Which weights these are, in words.
+        skipped: What was left out.
+    """
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    weights: str
+    skipped: tuple[Skipped, ...]
+
+
+def unpack(content: Mapping[str, Any], which: Which = "ema") -> Unpacked:
+    """Find the weights of a detector in what a checkpoint holds: a state dict, or a dictionary with one inside.
+
+    Prefixes (``module.`` of data-parallel training, ``student.`` of a pair) are taken off; a teacher beside it is left
+    out; old names are brought up to date.
+
+    Args:
+        content: Of the file.
+        which: Averaged weights (``ema``), if there are any, or those that were averaged (``raw``).
+
+    Raises:
+        WeightsError: There is no state dict of a detector in it, or bins that are not 0, 1, 2, ...
+    """
+    everything, fields = _state(content)
+    tensors = {key: value for key, value in everything.items() if isinstance(value, Tensor)}
+    others = [Skipped(key, 1, "no tensor") for key in everything if key not in tensors]
+    tensors, weights, averages = _averages(tensors, content, which)
+    tensors, outside = _inside(tensors)
+    said = None if everything is content else content.get("meta")
+    meta = {str(key): value for key, value in said.items()} if isinstance(said, Mapping) else {}
+    tensors, constants = _constants(tensors, meta)
+    modern, same = rename(tensors, OLD)
+    modern |= {key: tensors[key] for key in same}
+    return Unpacked(
+        tensors={key: modern[key] for key in sorted(modern)},
+        meta=meta,
+        weights=weights,
+        skipped=(*fields, *averages, *outside, *constants, *others),
+    )
+
+
+def _state(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Skipped]]:
+    """The state dict of a checkpoint, and the other fields that are left out."""
+    if content and all(isinstance(value, Tensor) for value in content.values()):
+        return content, []
+    name = next((name for name in STATE if isinstance(content.get(name), Mapping) and content[name]), None)
+    if name is None:
+        keys = ", ".join(map(str, list(content)[:4])) or "none"
+        raise WeightsError(f"expected a state dict (names to tensors), or one under 'state_dict'; got the keys {keys}")
+    used = {name, "meta", MMENGINE_SWAPPED, *AVERAGED}
+    return content[name], [
+        Skipped(str(key), len(value) if isinstance(value, Mapping) else 1, FIELDS.get(str(key), "no weights"))
+        for key, value in content.items()
+        if key not in used
+    ]
+
+
+def _averages(
+    tensors: dict[str, Tensor], content: Mapping[str, Any], which: Which
+) -> tuple[dict[str, Tensor], str, list[Skipped]]:
+    """Choose between averaged weights and those that were averaged.
+
+    Both programs of OpenMMLab swap the two before they save, so that the plain names hold the averaged weights, which
+    are those that are evaluated: what mmengine keeps as ``ema_state_dict``, and mmcv as ``ema_backbone_conv1_weight``,
+    are the weights *without* averaging.
+    """
+    buffers = {key: value for key, value in tensors.items() if key.startswith(MMCV_SWAPPED) and "." not in key}
+    plain = {key: value for key, value in tensors.items() if key not in buffers}
+    raw: dict[str, Tensor] = {}
+    if isinstance(own := content.get(MMENGINE_SWAPPED), Mapping):
+        raw = {key.removeprefix("module."): value for key, value in own.items() if key != "steps"}
+    elif buffers:
+        flat = {MMCV_SWAPPED + key.removeprefix("module.").replace(".", "_"): key for key in plain}
+        raw = plain | {flat[key]: value for key, value in buffers.items() if key in flat}
+    name = next((name for name in AVERAGED if isinstance(content.get(name), Mapping)), None)
+    averaged = {key.removeprefix("module."): value for key, value in content[name].items()} if name else {}
+    if not raw and not averaged:
+        return plain, "the weights of the file (it keeps no moving average)", []
+    if averaged:
+        raw, plain = plain, averaged
+    left = Skipped("weights without averaging", len(buffers) or len(raw), "the moving average is taken instead")
+    if which == "ema":
+        return plain, "a moving average (EMA)", [left]
+    return (
+        raw,
+        "without the moving average (EMA) that the file has too",
+        [Skipped("moving average (EMA)", len(plain), "the weights without it were asked for")],
+    )
+
+
+def _inside(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Skipped]]:
+    """The tensors of the detector without the prefix that all of them have; the rest is left out.
+
+    Names that are no part of a detector's, but have its prefix, stay in: they may tell what it is instead.
+    """
+    prefixes = {key[: key.index(HEAD)] for key in tensors if re.search(rf"(^|\.){re.escape(HEAD)}", key)}
+    students = sorted((p for p in prefixes if "teacher" not in p), key=lambda p: (len(p), p))
+    if prefixes and not students:
+        raise WeightsError(
+            f"the only detector in it is a teacher (under '{min(prefixes)}'), its student is missing; save the state "
+            "dict of the teacher alone"
+        )
+    ddp = bool(tensors) and all(key.startswith("module.") for key in tensors)
+    prefix = students[0] if students else "module." * ddp
+    inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+    own: dict[str, Tensor] = {}
+    left: Counter[tuple[str, str]] = Counter()
+    for key, value in tensors.items():
+        name = key.removeprefix(prefix)
+        teacher = "teacher" in name.split(".")[0]
+        if key.startswith(prefix) and not key.startswith(inner) and not teacher:
+            own[name] = value
+        else:
+            left[(f"{name.split('.')[0]}.", TEACHER if teacher else "not a part of the detector")] += 1
+    return own, [Skipped(group, count, reason) for (group, reason), count in left.items()]
+
+
+def _constants(tensors: dict[str, Tensor], meta: dict[str, Any]) -> tuple[dict[str, Tensor], list[Skipped]]:
+    """Leave out what is computed here; the mean and deviation of the input go to what the file says of itself."""
+    skipped = []
+    if (project := tensors.get(BINS)) is not None:
+        if not torch.equal(project.flatten().float(), torch.arange(project.numel(), dtype=torch.float32)):
+            raise WeightsError(f"{BINS}: bins are expected at 0, 1, 2, ...; got {project.flatten()[:6].tolist()}, ...")
+        skipped.append(Skipped(BINS, 1, COMPUTED))
+    statistics = {key.removeprefix(PREPROCESSOR): key for key in tensors if key.startswith(PREPROCESSOR)}
+    if statistics:
+        meta |= {f"input_{name}": tensors[key].flatten().tolist() for name, key in statistics.items()}
+        skipped.append(Skipped(PREPROCESSOR, len(statistics), "taken over into the settings (mean, std)"))
+    left_out = {BINS, *statistics.values()}
+    return {key: value for key, value in tensors.items() if key not in left_out}, skipped
