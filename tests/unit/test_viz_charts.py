@@ -73,7 +73,18 @@ def test_the_total_is_black_and_takes_no_colour_from_a_term(tmp_path: Path) -> N
     assert near(drawn, (217, 95, 2)) == 0
 
 
-@pytest.mark.parametrize("content", ["", "step,train/qfl\n", "step\n1\n"])
+def test_agreement_with_a_teacher_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,agree/edge_kl,agree/box_iou,val/AP\n10,2.0,0.5,\n20,1.0,0.8,\n20,,,0.1\n30,0.5,,\n")
+    with Image.open(plot_run(path)) as image:
+        assert image.size == (3300, 840)
+        losses, right = (image.convert("RGB").crop(box) for box in ((0, 60, 1100, 680), (2200, 60, 3300, 680)))
+    assert near(losses, STUDENT) == 0  # what is watched is no loss
+    assert near(right, STUDENT) > 200
+    assert near(right, TEACHER) > 200
+
+
+@pytest.mark.parametrize("content", ["", "step,train/qfl\n", "step\n1\n", "step,agree/edge_kl,agree/box_iou\n1,,\n"])
 def test_a_log_without_values_gives_a_picture_that_says_so(tmp_path: Path, content: str) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(content)

@@ -1,4 +1,4 @@
-"""The course of a run: losses by term and AP over the optimiser steps."""
+"""The course of a run: losses by term, AP, and agreement with the teacher over the optimiser steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from locdistill.errors import RunError
-from locdistill.viz.style import INK, MUTED, hexadecimal, new_figure, save_picture, tidy, to_image
+from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, new_figure, save_picture, tidy, to_image
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
@@ -21,6 +21,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 _LINES = ("#1f6fd2", "#d95f02", "#1a8c50", "#c2308e", "#7a5cc7", "#8a6d00", "#0089a8", "#5c6670")
 _NOTHING: Curve = (np.zeros(0), np.zeros(0))
 _SHOWN_METRICS = ("AP", "AP50", "AP75", "AP90")
+_EDGE_KL, _BOX_IOU = "agree/edge_kl", "agree/box_iou"
 
 
 def read_metrics(path: str | Path) -> dict[str, Curve]:
@@ -63,10 +64,11 @@ def _number(cell: object) -> float:
 
 
 def plot_run(metrics: str | Path, picture: str | Path | None = None) -> Path:
-    """Draw the losses (by term, smoothed, on a logarithmic scale) and the AP of a run.
+    """Draw the losses (by term, smoothed, on a logarithmic scale) and the AP of a run, and how it follows its teacher.
 
     Args:
-        metrics: The run's ``metrics.csv``: ``step``, ``train/<term>``, ``val/<metric>``; blank where there is none.
+        metrics: The run's ``metrics.csv``: ``step``, ``train/<term>``, ``val/<metric>``, with a teacher also
+            ``agree/edge_kl`` and ``agree/box_iou``; blank where there is none.
         picture: PNG to write; None: ``curves.png`` beside the log.
 
     Returns:
@@ -79,10 +81,14 @@ def plot_run(metrics: str | Path, picture: str | Path | None = None) -> Path:
     picture = Path(metrics).parent / "curves.png" if picture is None else Path(picture)
     losses = {name.removeprefix("train/"): curve for name, curve in curves.items() if name.startswith("train/")}
     scores = {name: curves.get(f"val/{name}", _NOTHING) for name in _SHOWN_METRICS}
-    figure = new_figure(1100, 420)
-    left, right = figure.subplots(1, 2)
-    _plot_losses(tidy(left, "Losses by term, weighted"), losses)
-    _plot_scores(tidy(right, "AP on the validation images (%)"), scores)
+    taught = _EDGE_KL in curves and _BOX_IOU in curves
+    panels = 3 if taught else 2
+    figure = new_figure(550 * panels, 420)
+    axes = figure.subplots(1, panels)
+    _plot_losses(tidy(axes[0], "Losses by term, weighted"), losses)
+    _plot_scores(tidy(axes[1], "AP on the validation images (%)"), scores)
+    if taught:
+        _plot_agreement(tidy(axes[2], "Agreement with the teacher at positives"), curves[_EDGE_KL], curves[_BOX_IOU])
     return save_picture(to_image(figure), picture)
 
 
@@ -137,6 +143,26 @@ def _plot_scores(axes: Axes, scores: Mapping[str, Curve]) -> None:
             axes.plot(steps, 100 * values, color=_LINES[i], linewidth=1.6, marker="o", markersize=3, label=label)
     if axes.lines:
         axes.set_ylim(bottom=0)
+    _finish(axes, columns=2)
+
+
+def _plot_agreement(axes: Axes, divergence: Curve, overlap: Curve) -> None:
+    """Edge divergence, which falls as the student comes closer, and box IoU, which rises, each with its own scale."""
+    right = axes.twinx()
+    sides = ((axes, divergence, STUDENT, "edge KL in nats"), (right, overlap, TEACHER, "box IoU"))
+    for side, (steps, values), colour, name in sides:
+        if len(steps):
+            smooth, tint = _smooth(values), hexadecimal(colour)
+            side.plot(steps, values, color=tint, linewidth=0.7, alpha=0.3)
+            side.plot(steps, smooth, color=tint, linewidth=1.6, label=f"{name} {smooth[0]:.3g} to {smooth[-1]:.3g}")
+        else:
+            side.set_yticks([])
+        side.tick_params(axis="y", labelsize=8, colors=hexadecimal(colour), length=3)
+    axes.set_ylim(bottom=0)
+    right.spines[["top", "left", "right", "bottom"]].set_visible(False)
+    # The legend and the note on an empty chart are those of the left side: it names the lines of both.
+    for line in right.lines[1:]:
+        axes.plot([], [], color=line.get_color(), linewidth=1.6, label=line.get_label())
     _finish(axes, columns=2)
 
 
