@@ -13,6 +13,7 @@ def distill(
     backbone: options.Backbone = None,
     epochs: options.Epochs = None,
     pretrained: options.Pretrained = None,
+    start: options.Start = None,
     recipe: options.Recipe = None,
     out: options.Out = None,
     resume: options.Resume = False,
@@ -32,6 +33,8 @@ def distill(
     locdistill distill --teacher runs/teacher/best --backbone tf_efficientnet_lite0 --data bccd
     locdistill distill ld_r50_from_r101 --teacher runs/r101 --data coco --devices 8
     locdistill distill --teacher runs/teacher --data bccd terms.ld.weight=2 terms.ld_vlr=null
+    locdistill distill --teacher runs/a --start teacher --data bccd
+    locdistill distill --teacher ema --data bccd
     locdistill distill --resume --out runs/student
     """
     from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy
@@ -45,6 +48,7 @@ def distill(
         backbone=backbone,
         epochs=epochs,
         pretrained=pretrained,
+        start=start,
         recipe=recipe,
         out=out,
         resume=resume,

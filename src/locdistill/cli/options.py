@@ -47,7 +47,21 @@ Recipe = Annotated[
 ]
 Teacher = Annotated[
     str | None,
-    typer.Option("--teacher", "-t", metavar="RUN|FILE", help="A trained detector, such as runs/teacher/best."),
+    typer.Option(
+        "--teacher",
+        "-t",
+        metavar="RUN|FILE|ema",
+        help="A trained detector, such as runs/teacher/best; ema: the running average of the student itself.",
+    ),
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        "--start",
+        metavar="RUN|FILE",
+        help="Begin with the weights of a trained detector of the same classes and, unless a recipe is named, with its "
+        "architecture; teacher: those of the teacher.",
+    ),
 ]
 Out = Annotated[
     str | None, typer.Option("--out", "-o", metavar="DIR", help="The run's folder; must be new. In runs/ unless given.")
@@ -62,8 +76,21 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any field of the recipe; can be given several times."),
 ]
+Tta = Annotated[
+    bool,
+    typer.Option(
+        "--tta",
+        help="Look at each image six times (0.8, 1 and 1.2 times the size, and mirrored) and join what is found; "
+        "takes six times as long. Others: detections.augment.scales=[1] detections.augment.flip=true.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...")]
+
+
+def test_time_augmentation(tta: bool) -> list[str]:
+    """What ``--tta`` stands for, as settings."""
+    return ["detections.augment={scales: [0.8, 1.0, 1.2], flip: true}"] if tta else []
 
 
 def request_words(

@@ -12,6 +12,7 @@ def train(
     backbone: options.Backbone = None,
     epochs: options.Epochs = None,
     pretrained: options.Pretrained = None,
+    start: options.Start = None,
     recipe: options.Recipe = None,
     out: options.Out = None,
     resume: options.Resume = False,
@@ -31,6 +32,7 @@ def train(
     locdistill train --data bccd --backbone resnet18 --epochs 12
     locdistill train gfl_r50_1x --data coco --devices 8 --out runs/teacher
     locdistill train --data bccd --out runs/a data.flip=0 engine.schedule=cosine
+    locdistill train --data bccd --start runs/a --epochs 4 --out runs/b
     locdistill train --resume --out runs/a
     """
     from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy
@@ -43,6 +45,7 @@ def train(
         backbone=backbone,
         epochs=epochs,
         pretrained=pretrained,
+        start=start,
         recipe=recipe,
         out=out,
         resume=resume,

@@ -6,6 +6,7 @@ Where no recipe is named, these are the choices:
 - classes: those of the data; with a teacher of the same classes, in its order (with other classes it cannot teach);
 - input size: the median size of the training images, both sides rounded to a multiple of 32 and shrunk to fit 1333 x
   800; with a teacher, the size that it was trained at;
+- with weights to start from, their detector's architecture, order of classes and input size;
 - four images per step and device, and a learning rate in proportion (0.01 for 16 images); decay by ten after two thirds
   and eleven twelfths of the run, as in the published 12-epoch schedule;
 - with a teacher, localization distillation on the main and the valuable region as it measured best on the data sets of
@@ -27,12 +28,12 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.errors import RecipeError, RunError
 from locdistill.models.settings import DetectorSettings
-from locdistill.models.weights import locate, read_metadata
+from locdistill.models.weights import SUFFIX, locate, read_metadata
 from locdistill.recipes.folder import saved_recipe
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override, build_recipe, recipe_data, validate
 from locdistill.recipes.overrides import apply_overrides, parse_override
-from locdistill.recipes.recipe import ASSIGNER_OF, Recipe, supervised_terms
+from locdistill.recipes.recipe import ASSIGNER_OF, EMA, OF_TEACHER, Recipe, supervised_terms
 from locdistill.recipes.terms import TermSettings
 
 BATCH = 4
@@ -58,7 +59,8 @@ class Request:
         epochs: Passes over the data. Milestones of a named recipe move in proportion.
         pretrained: ``hub``, ``none`` or a file of backbone weights.
         recipe: Name or file of a recipe to start from instead of the defaults for the data.
-        teacher: Weights file or run folder of a trained detector.
+        teacher: Weights file or run folder of a trained detector; ``ema`` for the running average of the student.
+        start: Weights file or run folder that the detector begins with; ``teacher`` for its teacher's.
         overrides: Settings laid over everything else, in order.
     """
 
@@ -69,6 +71,7 @@ class Request:
     pretrained: str | bool | None = None
     recipe: str | Path | None = None
     teacher: str | Path | None = None
+    start: str | Path | None = None
     overrides: tuple[Override, ...] = ()
 
 
@@ -101,6 +104,7 @@ def _words(request: Request, data: dict[str, Any]) -> list[Override]:
         (("detector", "model"), request.model),
         (("detector", "backbone"), request.backbone),
         (("teacher", "weights"), request.teacher),
+        (("start",), request.start),
     ):
         if value is not None:
             words.append((path, str(value)))
@@ -124,37 +128,59 @@ def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
 
 def _for_data(request: Request) -> dict[str, Any]:
     """Plain data of the recipe that is chosen where none is named."""
-    teacher = _teacher_settings(request.teacher) if request.teacher is not None else None
+    teacher, start = _known_settings(request)
+    first = start or teacher  # whose kind, classes and input size the student has
     settings = _data_settings(request)
-    if teacher is not None and settings.classes is None and set(class_names(settings, "train")) == set(teacher.classes):
-        settings = settings.model_copy(update={"classes": teacher.classes})  # the same classes, in the teacher's order
-    backbone = _override(request, "detector.backbone") or request.backbone or "resnet18"
-    model = _override(request, "detector.model") or request.model or (teacher.model if teacher is not None else "gfl")
+    if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
+        settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
+    backbone = _override(request, "detector.backbone") or request.backbone or (start.backbone if start else "resnet18")
+    model = _override(request, "detector.model") or request.model or (first.model if first is not None else "gfl")
     known = model if model in ASSIGNER_OF else "gfl"  # what is wrong is said when the recipe is checked
     recipe: dict[str, Any] = {
         "name": _name(f"{model}_{backbone}"),
-        "detector": {"model": model, "backbone": backbone},
-        "data": {"path": settings.path, "batch_per_device": BATCH, "sizes": [_size(settings, teacher)]},
+        "detector": (_architecture(start) if start else {}) | {"model": model, "backbone": backbone},
+        "data": {"path": settings.path, "batch_per_device": BATCH, "sizes": [_size(settings, first)]},
         "engine": {"milestones": MILESTONES},
         "terms": {name: term.model_dump() for name, term in supervised_terms(known).items()},
     }
-    if teacher is not None:
-        recipe["name"] = _name(f"ld_{backbone}_from_{teacher.backbone}")
-        recipe["teacher"] = {"name": f"{teacher.model} {teacher.backbone}"}
+    if request.teacher is not None:
+        recipe["name"] = _name(f"ld_{backbone}_from_{teacher.backbone if teacher else EMA}")
+        recipe["teacher"] = {"name": f"{teacher.model} {teacher.backbone}" if teacher else "the student's average"}
         recipe["terms"] |= {name: TermSettings.of_term(t).model_dump() for name, t in presets.ld_sharp(known).items()}
+    if teacher is not None:
         recipe["detector"] |= {
             "levels": list(teacher.levels),
             "reg_max": teacher.reg_max,
             "anchor_scale": teacher.anchor_scale,
         }
-        if settings.classes is not None:
-            recipe["data"]["classes"] = list(settings.classes)
+    if first is not None and settings.classes is not None:
+        recipe["data"]["classes"] = list(settings.classes)
     return recipe
 
 
-def _teacher_settings(weights: str | Path) -> DetectorSettings:
+def _known_settings(request: Request) -> tuple[DetectorSettings | None, DetectorSettings | None]:
+    """What is known of the teacher, and of the weights that the student begins with; None where there is no file."""
+    teacher = start = None
+    if request.teacher is not None and str(request.teacher) != EMA:
+        teacher = _settings_of(request.teacher)
+    asked = _override(request, "start") or request.start
+    if asked is not None:
+        start = teacher if str(asked) == OF_TEACHER else _settings_of(asked)
+    return teacher, start
+
+
+def _settings_of(weights: str | Path) -> DetectorSettings:
     file = locate(resolve_hub(weights))
+    if file.suffix != SUFFIX:
+        from locdistill.models.detector import Detector  # noqa: PLC0415 - heavy, and a file of our own tells by itself
+
+        return Detector.load(file).settings
     return validate(DetectorSettings, read_metadata(file).get("settings"), str(file))
+
+
+def _architecture(settings: DetectorSettings) -> dict[str, Any]:
+    """A detector's settings without those that belong to its data or to how it is used."""
+    return settings.model_dump(mode="json", exclude={"classes", "pretrained", "input", "detections"})
 
 
 def _data_settings(request: Request) -> DataSettings:

@@ -17,18 +17,49 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.terms import Component, TermSettings, build_component, plain_component
 from locdistill.settings import Settings
 
+EMA = "ema"
+"""``teacher.weights`` where the student teaches itself."""
+OF_TEACHER = "teacher"
+"""``start`` where the student begins with its teacher's weights."""
+EMA_DECAY = 0.999
+"""Of the mean teacher (Tarvainen and Valpola 2017)."""
+
 
 class TeacherSettings(Settings):
     """The detector that teaches."""
 
     weights: str | None = None
-    """A weights file, a run folder, or ``run/best``; None where the file has to be named on the command line."""
+    """A weights file, a run folder, or ``run/best``; None where the file has to be named on the command line.
+
+    ``ema`` is the running average of the student's own weights (a folder of this name is ``./ema``). It is the student
+    at first, so that the terms which compare with it begin at 0; its weights are in the run's checkpoint alone.
+    """
+    decay: float | None = Field(default=None, gt=0, lt=1)
+    """Of that average, at most: step ``k`` from 0 has ``min(decay, (1 + k) / (10 + k))``. None is 0.999."""
     name: str = ""
     """What the teacher is, in words."""
     where: str = ""
     """How to get it."""
     sha256: str | None = None
     """Digest of the weights file. None takes whichever file is there; a finished run has it filled in."""
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> TeacherSettings:
+        if self.decay is not None and not self.follows:
+            raise ValueError(
+                "decay is that of a teacher which is the student's running average; set teacher.weights=ema, or "
+                "teacher.decay=null"
+            )
+        if self.sha256 is not None and self.follows:
+            raise ValueError(
+                "sha256 is the digest of a teacher's file, and teacher.weights=ema has none; set teacher.sha256=null"
+            )
+        return self
+
+    @property
+    def follows(self) -> bool:
+        """Whether the teacher is the running average of the student, and no file."""
+        return self.weights == EMA
 
 
 class Published(Settings):
@@ -73,6 +104,10 @@ class Recipe(Settings):
     description: str = ""
     detector: DetectorSettings = DetectorSettings()
     teacher: TeacherSettings | None = None
+    start: str | None = None
+    """What the student begins with: a weights file, or a run folder (its best), of a detector of the same architecture
+    and classes; ``teacher`` is the teacher's own file (a folder of this name is ``./teacher``). None begins with
+    ``detector.pretrained``. A resumed run goes on from its checkpoint instead."""
     data: DataSettings = DataSettings()
     engine: EngineSettings = EngineSettings()
     terms: dict[str, TermSettings] = Field(min_length=1)
@@ -141,6 +176,13 @@ class Recipe(Settings):
             )
         if self.teacher is not None and not taught:
             raise ValueError("there is a teacher but no term uses it; add a term such as ld, or set teacher=null")
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Recipe:
+        if self.start == OF_TEACHER and (self.teacher is None or self.teacher.follows):
+            why = "there is no teacher" if self.teacher is None else "the teacher is made of the student"
+            raise ValueError(f"start is 'teacher', but {why}; name a weights file or a run folder")
         return self
 
     @property

@@ -2,7 +2,8 @@
 
 A run folder holds ``recipe.yaml`` (resolved: it gives the same run again), ``run.json`` (versions, digests of data and
 teacher), ``log.txt``, ``metrics.json``, ``metrics.csv``, ``curves.png``, ``train_batch.png``, ``val_predictions.png``,
-``best.safetensors``, ``last.safetensors`` (the detector alone) and ``last.ckpt`` (for ``--resume``).
+``best.safetensors``, ``last.safetensors`` (the detector alone) and ``last.ckpt`` (for ``--resume``; the weights of a
+teacher that is the student's running average are there and nowhere else).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from locdistill.assign.atss import ATSS
 from locdistill.data.loader import evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
-from locdistill.distillation.teacher import LiveTeacher
+from locdistill.distillation.agreement import agreement
+from locdistill.distillation.teacher import AverageTeacher, LiveTeacher
 from locdistill.engine.devices import check_training_devices
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
@@ -29,18 +30,18 @@ from locdistill.engine.trainer import fit
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.models.detector import Detector
-from locdistill.models.weights import locate
+from locdistill.models.weights import load_strict, locate
 from locdistill.objective.objective import Objective
 from locdistill.recipes import folder, pictures
-from locdistill.recipes.compatible import check_teacher
+from locdistill.recipes.compatible import check_start, check_teacher
 from locdistill.recipes.defaults import Request, resolve, resumed_recipe
+from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override
-from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.recipe import EMA_DECAY, OF_TEACHER, Recipe
+from locdistill.recipes.terms import build_component
 from locdistill.recipes.use import evaluation_batch
 from locdistill.types import Batch
 
-IGNORE_IOF = 0.5
-"""Locations whose anchor lies in an ignored region by more than this do not count, unless a recipe says otherwise."""
 log = logging.getLogger("locdistill")
 
 
@@ -69,6 +70,7 @@ class _Parts:
     datasets: dict[str, Dataset]
     detector: Detector
     teacher: LiveTeacher | None
+    start: Path | None
 
 
 def train(  # noqa: PLR0913 - the words of the command line
@@ -78,6 +80,7 @@ def train(  # noqa: PLR0913 - the words of the command line
     backbone: str | None = None,
     epochs: int | None = None,
     pretrained: str | bool | None = None,
+    start: str | Path | None = None,
     recipe: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -91,6 +94,8 @@ def train(  # noqa: PLR0913 - the words of the command line
         backbone: A timm name; ``resnet18`` unless given.
         epochs: Passes over the data.
         pretrained: Weights of the backbone: ``hub``, ``none`` or a file.
+        start: Weights file or run folder of a trained detector of the same classes, which training begins with; unless
+            a recipe is named, its architecture and input size are taken too.
         recipe: Name or file of a recipe to start from.
         out: The run folder, which must be new; ``runs/train-<name>`` unless given.
         resume: Continue the run in ``out``.
@@ -105,6 +110,7 @@ def train(  # noqa: PLR0913 - the words of the command line
         backbone=backbone,
         epochs=epochs,
         pretrained=pretrained,
+        start=start,
         recipe=recipe,
         overrides=tuple(overrides),
     )
@@ -119,6 +125,7 @@ def distill(  # noqa: PLR0913 - the words of the command line
     backbone: str | None = None,
     epochs: int | None = None,
     pretrained: str | bool | None = None,
+    start: str | Path | None = None,
     recipe: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -127,12 +134,13 @@ def distill(  # noqa: PLR0913 - the words of the command line
     """Train a student with a teacher's knowledge of where box edges are.
 
     Args:
-        teacher: Weights file or run folder of a trained detector.
+        teacher: Weights file or run folder of a trained detector; ``ema`` for the student's own running average.
         data: As for :func:`train`; also the rest.
         model: Kind of the student.
         backbone: The student's; ``resnet18`` unless given.
         epochs: Passes over the data.
         pretrained: Weights of the student's backbone: ``hub``, ``none`` or a file.
+        start: Weights that the student begins with, as for :func:`train`; ``teacher`` for its teacher's.
         recipe: Name or file of a recipe to start from.
         out: The run folder, which must be new; ``runs/distill-<name>`` unless given.
         resume: Continue the run in ``out``.
@@ -149,6 +157,7 @@ def distill(  # noqa: PLR0913 - the words of the command line
         backbone=backbone,
         epochs=epochs,
         pretrained=pretrained,
+        start=start,
         recipe=recipe,
         teacher=teacher,
         overrides=tuple(overrides),
@@ -182,8 +191,10 @@ def run(recipe: Recipe, out: str | Path | None = None, resume: bool = False) -> 
     """
     path = Path(str(out)) if resume else folder.new_folder(out, recipe.name)
     check_training_devices(recipe.engine)
-    parts = _compose(recipe, pretrained=not (resume and (path / "last.ckpt").is_file()))
+    parts = _compose(recipe, fresh=not (resume and (path / "last.ckpt").is_file()))
     facts = folder.facts_of(parts.datasets)
+    if parts.start is not None:
+        facts["start"] = {"weights": str(parts.start), "sha256": folder.file_digest(parts.start)}
     if resume:
         folder.check_unchanged(path, facts)
     elif folder.process_rank() == 0:
@@ -193,37 +204,64 @@ def run(recipe: Recipe, out: str | Path | None = None, resume: bool = False) -> 
         return _fit(parts, path, resume)
 
 
-def _compose(recipe: Recipe, *, pretrained: bool) -> _Parts:
+def _compose(recipe: Recipe, *, fresh: bool) -> _Parts:
     """Open the data, read the teacher, build the detector, and fill in what the recipe left to them.
 
-    Weights of the backbone are not fetched where a checkpoint holds all weights (``pretrained`` is false then).
+    No weights are fetched for the student where a checkpoint holds them all (``fresh`` is false then).
     """
     teacher_file = _teacher_file(recipe)
+    start = _start_file(recipe, teacher_file) if fresh else None
     recipe, datasets = _with_data(recipe)
+    teacher: LiveTeacher | None = None
     if teacher_file is not None:
         recipe, teacher = _with_teacher(recipe, teacher_file)
-    else:
-        teacher = None
     torch.manual_seed(recipe.engine.seed)
-    detector = Detector(recipe.detector, pretrained=pretrained)
+    detector = Detector(recipe.detector, pretrained=fresh and start is None)
+    if start is not None:
+        _begin_with(detector, start)
+    if recipe.teacher is not None and recipe.teacher.follows:
+        teacher = AverageTeacher(detector, recipe.teacher.decay or EMA_DECAY)
     recipe = recipe.model_copy(update={"detector": detector.settings})
-    return _Parts(recipe=recipe, datasets=datasets, detector=detector, teacher=teacher)
+    return _Parts(recipe=recipe, datasets=datasets, detector=detector, teacher=teacher, start=start)
+
+
+def _start_file(recipe: Recipe, teacher_file: Path | None) -> Path | None:
+    """The weights file that the student begins with; None for those of its backbone.
+
+    Raises:
+        WeightsError: There is no such file.
+    """
+    if recipe.start == OF_TEACHER:
+        return teacher_file
+    return None if recipe.start is None else locate(resolve_hub(recipe.start))
+
+
+def _begin_with(detector: Detector, file: Path) -> None:
+    """Give a detector the weights of a file.
+
+    Raises:
+        WeightsError: They are of another detector.
+    """
+    weights = Detector.load(file)
+    check_start(detector.settings, weights.settings, str(file))
+    load_strict(detector, weights.state_dict(), str(file))
+    log.info("the student begins with the weights of %s", file)
 
 
 def _teacher_file(recipe: Recipe) -> Path | None:
-    """The teacher's weights file.
+    """The teacher's weights file; None where there is no teacher, or it is made of the student.
 
     Raises:
         TeacherError: The recipe has a teacher, but no file is named.
         WeightsError: There is no such file.
     """
-    if recipe.teacher is None:
+    if recipe.teacher is None or recipe.teacher.follows:
         return None
     if recipe.teacher.weights is None:
         name = recipe.teacher.name or "a trained detector"
         how = f" How to get it: {recipe.teacher.where}" if recipe.teacher.where else ""
         raise TeacherError(f"recipe {recipe.name} needs its teacher ({name}); name it with --teacher FILE.{how}")
-    return locate(recipe.teacher.weights)
+    return locate(resolve_hub(recipe.teacher.weights))
 
 
 def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
@@ -257,20 +295,19 @@ def _with_teacher(recipe: Recipe, file: Path) -> tuple[Recipe, LiveTeacher]:
             "teacher.sha256=null"
         )
     teacher = Detector.load(file)
-    check_teacher(recipe.detector, teacher.settings, str(file))
+    features = any(term.build().needs_features for term in recipe.terms.values())
+    check_teacher(recipe.detector, teacher.settings, str(file), features=features)
     known = recipe.teacher.model_copy(update={"sha256": digest})
     return recipe.model_copy(update={"teacher": known}), LiveTeacher(teacher)
 
 
 def objective_of(recipe: Recipe, detector: Detector) -> Objective:
     """The recipe's loss for a detector."""
-    ignore_iof = recipe.assigner.ignore_iof
-    if ignore_iof is None and recipe.data.crowd == "ignore":
-        ignore_iof = IGNORE_IOF
+    assigner = build_component("assigner", recipe.assigner)
     return Objective(
         terms={name: term.build() for name, term in recipe.terms.items()},
         bins=detector.bins,
-        assigner=ATSS(topk=recipe.assigner.topk, ignore_iof=ignore_iof),
+        assigner=assigner.ignoring() if recipe.data.crowd == "ignore" else assigner,
     )
 
 
@@ -296,7 +333,8 @@ def _fit(parts: _Parts, out: Path, resume: bool) -> RunResult:
     first = folder.process_rank() == 0
     if first and not resume:
         _draw_batch(parts, out / "train_batch.png")
-    module = TrainingModule(detector, objective_of(recipe, detector), parts.teacher, recipe.engine)
+    objective = objective_of(recipe, detector)
+    module = TrainingModule(detector, objective, parts.teacher, recipe.engine, watch=agreement)
     fitted = fit(
         module,
         make_train_loader=train_loader,
