@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from locdistill.errors import LocdistillError
     from locdistill.models.detector import Detector
+    from locdistill.models.mmdet import load_mmdet
     from locdistill.models.settings import DetectorSettings
     from locdistill.objective.objective import Objective
     from locdistill.objective.term import Term
@@ -51,6 +52,7 @@ __all__ = [
     "distill",
     "dump_recipe",
     "evaluate",
+    "load_mmdet",
     "load_recipe",
     "predict",
     "publish",
@@ -79,6 +81,7 @@ _HOMES = {
     "distill": "recipes.run",
     "dump_recipe": "recipes.load",
     "evaluate": "recipes.use",
+    "load_mmdet": "models.mmdet",
     "load_recipe": "recipes.load",
     "predict": "recipes.use",
     "publish": "recipes.publish",

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from locdistill.cli import config, data, demo, distill, evaluate, hub, predict, publish, recipes, train
+from locdistill.cli import config, convert, data, demo, distill, evaluate, hub, predict, publish, recipes, train
 from locdistill.errors import LocdistillError
 
 ERROR, INTERRUPTED = 2, 130
@@ -31,6 +31,7 @@ app.command("predict")(predict.predict)
 app.command("publish")(publish.publish)
 app.command("push")(hub.push)
 app.command("pull")(hub.pull)
+app.command("convert")(convert.convert)
 app.command("recipes")(recipes.recipes)
 app.command("config")(config.config)
 app.command("demo")(demo.demo)

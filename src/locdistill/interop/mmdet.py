@@ -19,8 +19,8 @@ Pairs = tuple[tuple[str, str], ...]
 # Backbones of the ResNet family have the same names in timm, torchvision and MMDetection; but for three convolutions in
 # place of the first one, which timm spreads over `conv1` and `bn1` and MMDetection keeps together.
 DEEP_STEM: Pairs = (
-    ("backbone.conv1.{i}.{rest}", "backbone.stem.{i}.{rest}"),
     ("backbone.bn1.{rest}", "backbone.stem.7.{rest}"),
+    ("backbone.conv1.{i}.{rest}", "backbone.stem.{i}.{rest}"),
 )
 COMMON: Pairs = (
     ("backbone.{rest}", "backbone.{rest}"),

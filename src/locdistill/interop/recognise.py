@@ -197,7 +197,7 @@ def _backbone(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
     kind = "Res2Net" if res2net else "bottleneck" if wide else "basic"
     inner = re.compile(r"layer1\.\d+\.(conv2|convs\.0)\.weight")
     first = next((shape for key, shape in own.items() if inner.fullmatch(key) and len(shape) == 4), (0, 1))
-    width, groups = first[0], first[0] // first[1]
+    width, groups = first[0], first[0] // max(1, first[1])
     splits = len({match[1] for key in own if (match := re.match(r"layer1\.0\.convs\.(\d+)\.", key))})
     name = BACKBONES.get((kind, counts, groups, width))
     other = _first(shapes, OTHER_BACKBONES)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,14 @@ import torch
 from torch import Tensor
 
 from locdistill.errors import WeightsError
+from locdistill.interop.pickles import read_checkpoint
 
 SUFFIX = ".safetensors"
 CHECKPOINT = ".ckpt"
 METADATA_KEY = "locdistill"
 FORMAT = 1
+# Counts batches; old versions of PyTorch did not.
+COUNTER = "num_batches_tracked"
 # Names under which training programs nest a state dict in a checkpoint.
 NESTED = ("state_dict", "model", "module")
 
@@ -28,7 +32,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a ``.safetensors`` file or from a PyTorch checkpoint, on the CPU.
 
     A checkpoint may nest it under ``state_dict``, ``model`` or ``module``, and may carry the prefix ``module.`` that
-    data-parallel training leaves. Nothing but tensors and plain containers is unpickled.
+    data-parallel training leaves. Nothing of it is run: see `interop.pickles`.
 
     Raises:
         WeightsError: The file is absent, damaged, would run code, or holds no state dict.
@@ -36,7 +40,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file of weights; check the path")
-    content = read_tensors(path) if path.suffix == SUFFIX else _read_checkpoint(path)
+    content = read_tensors(path) if path.suffix == SUFFIX else read_checkpoint(path)
     for name in NESTED:
         if isinstance(content.get(name), Mapping):
             content = dict(content[name])
@@ -45,21 +49,6 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if all(key.startswith("module.") for key in content):
         content = {key.removeprefix("module."): value for key, value in content.items()}
     return content
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{path}: not a plain file of tensors: it is damaged, or holds objects that could run code when read; "
-            "save its state dict alone, with torch.save(model.state_dict(), path) or as .safetensors"
-        ) from error
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        raise WeightsError(f"{path}: damaged or no PyTorch checkpoint ({error}); copy or download it again") from error
-    if not isinstance(content, Mapping):
-        raise WeightsError(f"{path}: expected a state dict (names to tensors), got a {type(content).__name__}")
-    return dict(content)
 
 
 def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
@@ -131,19 +120,26 @@ def write(
     path = Path(path)
     if path.suffix != SUFFIX:
         path = path.with_name(path.name + SUFFIX)
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "settings": settings, "extra": dict(extra or {})})}
     on_cpu = {key: value.detach().to("cpu").contiguous() for key, value in tensors.items()}
+    with whole_file(path) as part:
+        safetensors.torch.save_file(on_cpu, part, metadata=metadata)
+    return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Where to write so that a file appears whole or not at all, with the usual mode; the folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         part.touch()
         mode = part.stat().st_mode & 0o777  # what the umask allows; safetensors leaves files to their owner alone
-        safetensors.torch.save_file(on_cpu, part, metadata=metadata)
+        yield part
         part.chmod(mode)
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
-    return path
 
 
 def locate(path: str | Path) -> Path:
@@ -164,29 +160,49 @@ def locate(path: str | Path) -> Path:
     raise WeightsError(f"{path}: no such weights (nor {path.name}{SUFFIX}); give a file or a run folder")
 
 
-def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict whose names and shapes must be the module's own.
+@dataclass(frozen=True, slots=True)
+class Differences:
+    """How a state dict differs from that of a module.
 
-    ``num_batches_tracked`` may be missing (weights of old PyTorch versions have none); inference does not use it.
+    Attributes:
+        missing: Names that the module has alone. ``num_batches_tracked`` is not among them: weights of old PyTorch
+            versions have none, and inference does not use it.
+        foreign: Names that the state dict has alone.
+        shapes: Names whose shapes differ, with both shapes in words.
+    """
+
+    missing: tuple[str, ...]
+    foreign: tuple[str, ...]
+    shapes: dict[str, str]
+
+    @classmethod
+    def between(cls, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> Differences:
+        """Compare names and shapes."""
+        own = module.state_dict()
+        return cls(
+            missing=tuple(key for key in own if key not in tensors and not key.endswith(COUNTER)),
+            foreign=tuple(key for key in tensors if key not in own),
+            shapes={
+                key: f"{tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
+                for key, value in own.items()
+                if key in tensors and tensors[key].shape != value.shape
+            },
+        )
+
+    def __str__(self) -> str:
+        shapes = [f"{key} {what}" for key, what in self.shapes.items()]
+        listed = ((self.missing, "missing"), (self.foreign, "not in the model"), (shapes, "of another shape"))
+        return "; ".join(f"{len(keys)} {what}: {_few(list(keys))}" for keys, what in listed if keys)
+
+
+def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Load a state dict whose names and shapes must be the module's own, but for `Differences` that do not count.
 
     Raises:
         WeightsError: Names or shapes differ; the message lists a few of each.
     """
-    own = module.state_dict()
-    missing = [key for key in own if key not in tensors and not key.endswith("num_batches_tracked")]
-    foreign = [key for key in tensors if key not in own]
-    shapes = [
-        f"{key} {tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in tensors and tensors[key].shape != value.shape
-    ]
-    problems = [
-        f"{len(keys)} {what}: {_few(keys)}"
-        for what, keys in (("missing", missing), ("not in the model", foreign), ("of another shape", shapes))
-        if keys
-    ]
-    if problems:
-        raise WeightsError(f"{source}: the weights are of another architecture: " + "; ".join(problems))
+    if problems := str(Differences.between(module, tensors)):
+        raise WeightsError(f"{source}: the weights are of another architecture: {problems}")
     module.load_state_dict(dict(tensors), strict=False)
 
 

@@ -27,8 +27,8 @@ from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.errors import RecipeError, RunError
+from locdistill.models.foreign import detector_settings
 from locdistill.models.settings import DetectorSettings
-from locdistill.models.weights import SUFFIX, locate, read_metadata
 from locdistill.recipes.folder import saved_recipe
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override, build_recipe, recipe_data, validate
@@ -170,12 +170,7 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
 
 
 def _settings_of(weights: str | Path) -> DetectorSettings:
-    file = locate(resolve_hub(weights))
-    if file.suffix != SUFFIX:
-        from locdistill.models.detector import Detector  # noqa: PLC0415 - heavy, and a file of our own tells by itself
-
-        return Detector.load(file).settings
-    return validate(DetectorSettings, read_metadata(file).get("settings"), str(file))
+    return detector_settings(resolve_hub(weights))
 
 
 def _architecture(settings: DetectorSettings) -> dict[str, Any]:

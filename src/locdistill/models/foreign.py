@@ -1,0 +1,269 @@
+"""Detectors from files of other programs: MMDetection 2 and 3, the reference implementation, GFocal v2."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import safetensors
+from torch import Tensor, nn
+
+from locdistill.errors import WeightsError
+from locdistill.interop import mmdet
+from locdistill.interop.pickles import read_checkpoint
+from locdistill.interop.recognise import recognise
+from locdistill.interop.unpack import HEAD, Skipped, Unpacked, Which, unpack
+from locdistill.models.settings import DetectorSettings
+from locdistill.models.weights import (
+    CHECKPOINT,
+    COUNTER,
+    METADATA_KEY,
+    SUFFIX,
+    Differences,
+    locate,
+    read_metadata,
+    read_tensors,
+)
+
+Source = str | Path | Mapping[str, Any]
+GIVEN = "the state dict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImportReport:
+    """What was found in a foreign file, and what was not taken over.
+
+    Attributes:
+        source: The file.
+        settings: Of the detector that was recognised.
+        weights: Which of the file's weights these are, in words.
+        tensors: Number of tensors that were taken over.
+        parameters: Number of trainable values of the detector.
+        skipped: What was left out.
+        notes: What was assumed.
+        missing: Names, as in the file, that it should have and has not; they keep their random initial values.
+    """
+
+    source: str
+    settings: DetectorSettings
+    weights: str
+    tensors: int
+    parameters: int = 0
+    skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, str]:
+        """What was recognised, as pairs of a name and a text."""
+        own = self.settings
+        stages = ", ".join(map(str, own.deformable)) or "none"
+        spare = " and one channel for background" if own.background_channel else ""
+        names = ", ".join(own.classes[:4]) + (", ..." if len(own.classes) > 4 else "")
+        order = "BGR" if own.bgr else "RGB"
+        return {
+            "detector": f"{own.model}, {own.channels} wide, towers of {own.depth}, levels {_span(own.levels)}",
+            "backbone": f"{own.backbone}, style {own.style}",
+            "deformable stages": stages,
+            "classes": f"{len(own.classes)} ({names}){spare}",
+            "reg_max": str(own.reg_max),
+            "input": f"{order}, mean {_triple(own.mean)}, std {_triple(own.std)}",
+            "weights": self.weights,
+            "tensors": str(self.tensors),
+            "parameters": f"{self.parameters:,}",
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{self.source}:", *(f"  {name}: {text}" for name, text in self.facts().items())]
+        lines += [f"  assumed: {note}" for note in self.notes]
+        lines += [f"  left out: {group}" for group in self.skipped]
+        if self.missing:
+            lines.append(f"  missing, at random initial values ({len(self.missing)}): {', '.join(self.missing)}")
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as plain data."""
+        return {
+            "source": self.source,
+            "settings": self.settings.model_dump(mode="json"),
+            "weights": self.weights,
+            "tensors": self.tensors,
+            "parameters": self.parameters,
+            "skipped": [{"what": s.what, "count": s.count, "reason": s.reason} for s in self.skipped],
+            "notes": list(self.notes),
+            "missing": list(self.missing),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foreign:
+    """A detector read from a foreign file, before it is built.
+
+    Attributes:
+        tensors: Under our names.
+        report: What was found; its ``settings`` say what to build.
+    """
+
+    tensors: dict[str, Tensor]
+    report: ImportReport
+
+    def fill(self, detector: nn.Module, *, strict: bool = True) -> ImportReport:
+        """Load the weights into the detector that was built from the settings.
+
+        Args:
+            detector: Changed in place.
+            strict: Whether every weight must be there; otherwise those that are missing, or have another shape, keep
+                their initial values.
+
+        Returns:
+            The report, with what was missing.
+
+        Raises:
+            WeightsError: Weights are missing, have another shape or no place, and ``strict``; all are listed.
+        """
+        own = detector.state_dict()
+        model = self.report.settings.model
+        theirs = dict(zip(own, mmdet.to_mmdet(own, model), strict=False))  # the bins come last, beyond ours
+        differ = Differences.between(detector, self.tensors)
+        named = {theirs[key]: what for key, what in differ.shapes.items()}
+        missing = tuple(theirs[key] for key in differ.missing)
+        if strict and (missing or named or differ.foreign):
+            raise WeightsError(self._incomplete(missing, named, differ.foreign))
+        without = {*differ.foreign, *differ.shapes}
+        kept = {key: value for key, value in self.tensors.items() if key not in without}
+        detector.load_state_dict(kept, strict=False)
+        skipped = [Skipped(name, 1, f"of another shape: {what}") for name, what in named.items()]
+        skipped += [Skipped(name, 1, "the detector has no such tensor") for name in differ.foreign]
+        counters = sum(key.endswith(COUNTER) and key not in kept for key in own)
+        note = f"{counters} counters of batches ({COUNTER}) are not in it: nothing but training uses them"
+        return replace(
+            self.report,
+            tensors=len(kept),
+            parameters=sum(parameter.numel() for parameter in detector.parameters()),
+            skipped=(*self.report.skipped, *skipped),
+            notes=(*self.report.notes, *([note] if counters else [])),
+            missing=(*missing, *named),
+        )
+
+    def _incomplete(self, missing: Sequence[str], shapes: Mapping[str, str], foreign: Sequence[str]) -> str:
+        own = self.report.settings
+        listed = (
+            ("missing", missing),
+            ("of another shape", [f"{name} {what}" for name, what in shapes.items()]),
+            ("without a place", foreign),
+        )
+        lines = [f"  {len(names)} {what}: {', '.join(names)}" for what, names in listed if names]
+        return "\n".join(
+            [
+                f"{self.report.source}: recognised as {own.model} with {own.backbone}, but its weights do not fit:",
+                *lines,
+                "Take the whole file; or, to go on with random values in their place, load_mmdet(..., strict=False), "
+                "'locdistill convert --partial'",
+            ]
+        )
+
+
+def read(
+    source: Source,
+    *,
+    classes: Sequence[str] | None = None,
+    weights: Which = "ema",
+    strict: bool = True,
+    settings: Mapping[str, Any] | None = None,
+) -> Foreign:
+    """Read a detector from a foreign file, or from its content; nothing of it is run.
+
+    Args:
+        source: A file, or a state dict, or a checkpoint that holds one.
+        classes: Names of the classes, where the file has none or wrong ones.
+        weights: If there is a moving average beside the weights that were averaged: that one (``ema``), which is what
+            training programs evaluate, or those (``raw``).
+        strict: Whether all tensors of the detector must be known.
+        settings: Of the detector, laid over what was recognised: ``{"style": "caffe"}``, say.
+
+    Raises:
+        WeightsError: The file is absent, damaged, would run code, or holds no detector that is supported; the message
+            says what it looks like.
+    """
+    name = GIVEN if isinstance(source, Mapping) else str(source)
+    content = source if isinstance(source, Mapping) else _content(Path(source))
+    try:
+        unpacked = unpack(content, weights)
+        own, notes = _settings(unpacked, classes, settings or {})
+        tensors, unknown = mmdet.rename(unpacked.tensors, mmdet.to_ours(own.model))
+    except pydantic.ValidationError as error:
+        raise WeightsError(f"{name}: what was recognised is no valid detector here: {error}") from error
+    except WeightsError as error:
+        raise WeightsError(f"{name}: {error}") from error
+    if unknown and strict:
+        raise WeightsError(
+            f"{name}: recognised as {own.model} with {own.backbone}, which has no place for {len(unknown)} tensors: "
+            f"{', '.join(unknown)}. If they are not needed: load_mmdet(..., strict=False), 'locdistill convert "
+            "--partial'"
+        )
+    skipped = (*unpacked.skipped, *(Skipped(key, 1, "the detector has no such tensor") for key in unknown))
+    report = ImportReport(
+        source=name, settings=own, weights=unpacked.weights, tensors=len(tensors), skipped=skipped, notes=notes
+    )
+    return Foreign(tensors=tensors, report=report)
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file of weights; check the path")
+    return read_tensors(path) if path.suffix == SUFFIX else read_checkpoint(path)
+
+
+def _settings(
+    unpacked: Unpacked, classes: Sequence[str] | None, given: Mapping[str, Any]
+) -> tuple[DetectorSettings, tuple[str, ...]]:
+    """Settings of the detector: those that we stored with it, else what is recognised; what is given overrules both."""
+    ours = unpacked.meta.get(METADATA_KEY)
+    if isinstance(ours, str):
+        try:
+            plain = dict(json.loads(ours))
+        except (ValueError, TypeError) as error:
+            raise WeightsError(f"the '{METADATA_KEY}' settings in it cannot be read ({error})") from error
+        named = {} if classes is None else {"classes": tuple(classes)}
+        return DetectorSettings.model_validate(plain | named | dict(given)), ()
+    shapes = {key: tuple(value.shape) for key, value in unpacked.tensors.items()}
+    found = recognise(shapes, unpacked.meta, classes=classes, style=given.get("style"))
+    return DetectorSettings.model_validate(found.settings | dict(given)), found.notes
+
+
+def is_foreign(file: Path) -> bool:
+    """Whether a file is of another program, by its format and, in safetensors, by its names."""
+    if file.suffix != SUFFIX:
+        return file.suffix != CHECKPOINT
+    try:
+        with safetensors.safe_open(file, framework="pt") as content:
+            named = METADATA_KEY in (content.metadata() or {})
+            return not named and any(HEAD in key for key in content.keys())  # noqa: SIM118 - no mapping
+    except (safetensors.SafetensorError, OSError):
+        return False  # who reads it says what is wrong with it
+
+
+def detector_settings(path: str | Path) -> DetectorSettings:
+    """What the detector in a file is made of, whoever wrote the file; a run folder stands for its best weights.
+
+    Raises:
+        WeightsError: The file is absent, damaged, or holds no detector.
+    """
+    file = locate(path)
+    if is_foreign(file):
+        return read(file).report.settings
+    try:
+        return DetectorSettings.model_validate(read_metadata(file).get("settings"))
+    except pydantic.ValidationError as error:
+        raise WeightsError(f"{file}: the settings saved with the weights are not valid here: {error}") from error
+
+
+def _span(levels: Sequence[int]) -> str:
+    return f"{levels[0]} to {levels[-1]}"
+
+
+def _triple(values: Sequence[float] | None) -> str:
+    return ", ".join(f"{value:g}" for value in values) if values else "as its backbone was pretrained"

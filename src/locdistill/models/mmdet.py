@@ -1,0 +1,174 @@
+"""Whole detectors from and to files of MMDetection."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from locdistill.errors import WeightsError
+from locdistill.interop.mmdet import to_mmdet
+from locdistill.interop.recognise import recognise
+from locdistill.interop.unpack import Which
+from locdistill.models import foreign
+from locdistill.models.detector import Detector
+from locdistill.models.foreign import ImportReport, Source
+from locdistill.models.weights import METADATA_KEY, SUFFIX, locate, whole_file
+
+Format = Literal["locdistill", "mmdet"]
+THEIR_SUFFIXES = (".pth", ".pt")
+# What shapes tell of a detector; it is what they must tell of a file for MMDetection.
+VISIBLE = (
+    *("model", "backbone", "deformable", "classes", "background_channel", "channels", "depth", "levels", "reg_max"),
+    "norm_groups",
+)
+log = logging.getLogger("locdistill")
+
+
+def load_mmdet(
+    source: Source,
+    *,
+    classes: Sequence[str] | None = None,
+    weights: Which = "ema",
+    strict: bool = True,
+    settings: Mapping[str, Any] | None = None,
+) -> Detector:
+    """Build a detector from a checkpoint of MMDetection, the reference or GFocal v2, in evaluation mode.
+
+    ``detector(images)`` gives `Dense` of normalised images, ``detector.detect(pictures)`` does everything from files
+    to boxes. Nothing is downloaded and nothing of the file is run. What was recognised and what was left out is logged
+    (logger ``locdistill``).
+
+    Args:
+        source: A file, a state dict, or a checkpoint dictionary with a state dict.
+        classes: Names of the classes, where the file has none or wrong ones.
+        weights: If there is a moving average beside the weights that were averaged: that one (``ema``), which is what
+            training programs evaluate, or those (``raw``).
+        strict: Whether every weight must be there and fit; otherwise what is missing is listed in a warning, and keeps
+            its random initial values.
+        settings: Of the detector, laid over what was recognised: ``{"style": "caffe"}``, say.
+
+    Raises:
+        WeightsError: The file is absent, damaged, would run code, is of another architecture, or incomplete.
+    """
+    if not isinstance(source, Mapping):
+        source = _foreign_file(source)
+    found = foreign.read(source, classes=classes, weights=weights, strict=strict, settings=settings)
+    detector, report = _build(found, strict)
+    (log.info if strict else log.warning)("%s", report)
+    return detector
+
+
+def save_mmdet(detector: Detector, path: str | Path) -> Path:
+    """Write a detector under MMDetection's names, as a file that MMDetection 3 loads strictly.
+
+    It holds the state dict, and as ``meta`` the names of the classes (for versions 2 and 3) and our settings, so that
+    it is read back as it was. GFL is part of MMDetection; the other heads are those of the reference and of GFocal v2.
+
+    Args:
+        detector: What to write.
+        path: The file, which appears whole or not at all.
+
+    Returns:
+        The path written to.
+
+    Raises:
+        WeightsError: MMDetection has no such detector.
+    """
+    path, own = Path(path), detector.settings
+    tensors = {key: value.detach().cpu() for key, value in detector.state_dict().items()}
+    try:
+        theirs = to_mmdet(tensors, own.model)
+        shapes = {key: tuple(value.shape) for key, value in theirs.items()}
+        found = recognise(shapes, classes=own.classes).settings
+    except WeightsError as error:
+        raise WeightsError(f"MMDetection has no detector of this kind: {error}") from error
+    mine = own.model_dump(include=set(VISIBLE)) | {"backbone": own.backbone.split(".")[0]}
+    differ = [f"{key} {mine[key]}, there {found[key]}" for key in VISIBLE if mine[key] != found[key]]
+    if own.backbone_args:
+        differ.append(f"backbone_args {own.backbone_args}, there none")
+    if differ:
+        raise WeightsError(f"MMDetection has no detector of this kind: here {'; '.join(differ)}")
+    meta = {
+        "CLASSES": own.classes,
+        "dataset_meta": {"CLASSES": own.classes, "classes": own.classes},
+        METADATA_KEY: json.dumps(own.model_dump(mode="json")),
+    }
+    with whole_file(path) as part:
+        torch.save({"meta": meta, "state_dict": theirs}, part)
+    return path
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    *,
+    to: Format | None = None,
+    classes: Sequence[str] | None = None,
+    weights: Which = "ema",
+    strict: bool = True,
+    settings: Mapping[str, Any] | None = None,
+    force: bool = False,
+) -> tuple[Path, ImportReport]:
+    """Turn a file of MMDetection's into one of ours, or the other way.
+
+    Args:
+        source: A file of either kind, or a run folder.
+        out: The file to write.
+        to: The kind of file to write; unless given, MMDetection's for ``.pth`` and ours otherwise.
+        classes: As for `load_mmdet`, for a foreign source; also the next three.
+        weights: Averaged or not.
+        strict: Whether every weight must be there and fit.
+        settings: Laid over what was recognised.
+        force: Whether to replace a file that is there.
+
+    Returns:
+        The path written to, and what was found in the source.
+
+    Raises:
+        WeightsError: As for `load_mmdet` and `save_mmdet`; or the file to write exists.
+    """
+    out = Path(out)
+    to = to or ("mmdet" if out.suffix in THEIR_SUFFIXES else "locdistill")
+    if to == "locdistill" and out.suffix != SUFFIX:
+        out = out.with_name(out.name + SUFFIX)
+    if out.exists() and not force:
+        raise WeightsError(f"{out} is there already; give another name, or --force to replace it")
+    file = locate(source)
+    if foreign.is_foreign(file):
+        found = foreign.read(file, classes=classes, weights=weights, strict=strict, settings=settings)
+        detector, report = _build(found, strict)
+    else:
+        detector, report = _own(file, changed=bool(classes or settings))
+    return (save_mmdet(detector, out) if to == "mmdet" else detector.save(out)), report
+
+
+def _foreign_file(path: str | Path) -> Path:
+    file = locate(path)
+    if not foreign.is_foreign(file):
+        raise WeightsError(f"{file}: no file of MMDetection's; Detector.load reads what locdistill wrote")
+    return file
+
+
+def _build(found: foreign.Foreign, strict: bool) -> tuple[Detector, ImportReport]:
+    detector = Detector(found.report.settings, pretrained=False)
+    report = found.fill(detector, strict=strict)
+    return detector.eval(), report
+
+
+def _own(file: Path, *, changed: bool) -> tuple[Detector, ImportReport]:
+    if changed:
+        raise WeightsError(f"{file}: written by locdistill, with its own settings; they cannot be changed here")
+    detector = Detector.load(file)
+    report = ImportReport(
+        source=str(file),
+        settings=detector.settings,
+        weights="the weights of the file",
+        tensors=len(detector.state_dict()),
+        parameters=sum(parameter.numel() for parameter in detector.parameters()),
+    )
+    return detector, report
