@@ -22,7 +22,7 @@ from locdistill.recipes.checksum import check_checksum, split_checksum
 from locdistill.recipes.folder import RECIPE, make_folder
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, ModelInfo
 
 PUBLISHED = "published"
 """The folder in a run's folder that published files go to."""
@@ -99,16 +99,16 @@ def push(
 
         api = _api(token)
         url = api.create_repo(repo_id, exist_ok=True, private=private or None)
-        if private and not api.model_info(repo_id).private:
+        before = api.model_info(repo_id, revision=revision)
+        if private and not before.private:
             raise HubError(f"{repo_id} is there already and public; nothing was uploaded: make it private on the hub")
-        before = api.list_repo_files(repo_id, revision=revision)
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=source) for name, source in sources.items()],
             commit_message=message or f"locdistill: {weights.stem}",
             revision=revision,
         )
-    others = sorted(name for name in before if name.endswith(SUFFIX) and name != weights.name)
+    others = sorted(name for name in _names(before) if name.endswith(SUFFIX) and name != weights.name)
     return PushResult(repo_id, str(url), str(commit.oid), tuple(sources), tuple(others))
 
 
@@ -203,7 +203,7 @@ def _files(api: HfApi, address: _Address) -> list[str]:
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415 - heavy
 
     try:
-        return list(api.list_repo_files(address.repo_id, revision=address.revision))
+        return _names(api.model_info(address.repo_id, revision=address.revision))  # its listing of files tries for long
     except _failed_connection() as error:
         if isinstance(error, HfHubHTTPError):  # there was an answer
             raise
@@ -211,6 +211,10 @@ def _files(api: HfApi, address: _Address) -> list[str]:
             address.repo_id, revision=address.revision, local_files_only=True, allow_patterns=f"*{SUFFIX}"
         )
         return [path.relative_to(str(folder)).as_posix() for path in Path(str(folder)).rglob(f"*{SUFFIX}")]
+
+
+def _names(info: ModelInfo) -> list[str]:
+    return [file.rfilename for file in info.siblings or ()]
 
 
 def _only_weights(repo_id: str, files: list[str]) -> str:
