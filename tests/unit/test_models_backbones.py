@@ -9,15 +9,23 @@ import pytest
 import safetensors.torch
 import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from locdistill.errors import RecipeError, WeightsError
 from locdistill.models import backbones
 from locdistill.models.backbones import Freezing, build_backbone
+from locdistill.models.deform import DeformConv2d
 from locdistill.models.settings import DetectorSettings
 
 # Small enough to build in no time, with a classifier, batch normalisation and the names of a ResNet.
 SMALL: dict[str, Any] = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24]}
+# With bottlenecks, the same in groups, and with splits.
+BOTTLENECKS = {"backbone": "resnet50", "backbone_args": {"layers": [2, 1, 1, 2], "channels": [8, 8, 16, 24]}}
+GROUPS = {
+    "backbone": "resnext50_32x4d",
+    "backbone_args": {"layers": [1, 1, 1, 1], "cardinality": 2, "channels": [16, 16, 32, 32], "base_width": 32},
+}
+SPLITS = {"backbone": "res2net50d", "backbone_args": {"layers": [2, 1, 1, 2], "channels": [24, 24, 24, 32]}}
 
 
 def settings(**values: Any) -> DetectorSettings:
@@ -121,6 +129,134 @@ def test_a_stride_that_is_not_there() -> None:
         build_backbone(settings(backbone="convnext_atto", frozen_stages=0))
 
 
+# Residual networks of the reference.
+
+
+def bottlenecks(**values: Any) -> DetectorSettings:
+    return settings(**BOTTLENECKS, **values)
+
+
+@pytest.mark.parametrize(
+    ("name", "million"),
+    [
+        ("resnet18", 11.177),
+        ("resnet34", 21.285),
+        ("resnet50", 23.508),
+        ("resnet101", 42.500),
+        ("resnext101_32x4d", 42.129),
+        ("resnext101_64x4d", 81.406),
+        ("res2net101d", 43.177),
+    ],
+)
+def test_sizes_of_the_networks(name: str, million: float) -> None:
+    """Those of torchvision and MMDetection without their classifier; memory for the numbers is not needed to count."""
+    with torch.device("meta"):
+        net, info = build_backbone(settings(backbone=name))
+    assert round(sum(parameter.numel() for parameter in net.parameters()) / 1e6, 3) == million
+    assert info.channels == ((128, 256, 512) if name in {"resnet18", "resnet34"} else (512, 1024, 2048))
+
+
+def test_position_of_the_stride() -> None:
+    """On the 3x3 convolution of the first block of a stage, or with ``caffe`` on the 1x1 convolution before it."""
+    for style, first, second in (("pytorch", (1, 1), (2, 2)), ("caffe", (2, 2), (1, 1))):
+        net, _ = build_backbone(bottlenecks(style=style))
+        for stage, halves in (("layer1", False), ("layer2", True), ("layer3", True), ("layer4", True)):
+            block = net.get_submodule(stage)[0]
+            assert block.conv1.stride == (first if halves else (1, 1))
+            assert block.conv2.stride == (second if halves else (1, 1))
+            assert block.downsample[0].stride == ((2, 2) if halves else (1, 1))
+        assert {module.stride for module in net.layer4[1].modules() if isinstance(module, nn.Conv2d)} == {(1, 1)}
+        with torch.no_grad():
+            assert [tuple(map_.shape[-2:]) for map_ in net(torch.zeros(2, 3, 64, 96))] == [(8, 12), (4, 6), (2, 3)]
+
+
+def test_caffe_style_sees_every_other_pixel() -> None:
+    """A block whose first convolution has the stride reads only even rows and columns; else all."""
+    for style, reads_all in (("pytorch", True), ("caffe", False)):
+        net, _ = build_backbone(bottlenecks(style=style))
+        x = torch.rand(1, 32, 8, 8, requires_grad=True)  # the width of layer1
+        block = net.eval().layer2[0]
+        block.bn3.weight.data.fill_(1.0)
+        block.downsample = None
+        inner = block.act2(block.bn2(block.conv2(block.act1(block.bn1(block.conv1(x))))))
+        (gradient,) = torch.autograd.grad(inner.square().sum(), x)
+        assert bool(gradient[..., 1::2, :].any()) == reads_all
+        assert gradient[..., ::2, ::2].any()
+
+
+@pytest.mark.parametrize("base", [{"backbone": "resnet18"}, SPLITS, {"backbone": "convnext_atto"}])
+def test_caffe_style_needs_bottlenecks(base: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"style: 'caffe' .* 'pytorch', or a backbone such as resnet50"):
+        build_backbone(settings(**base, style="caffe"))
+
+
+@pytest.mark.parametrize(
+    ("base", "child"),
+    [
+        ({"backbone_args": SMALL}, ("conv2",)),
+        (BOTTLENECKS, ("conv2",)),
+        (GROUPS, ("conv2",)),
+        (SPLITS, ("convs.0", "convs.1", "convs.2")),
+    ],
+    ids=["basic", "bottleneck", "groups", "splits"],
+)
+def test_deformable_stages(base: dict[str, Any], child: tuple[str, ...]) -> None:
+    """Every block of the stages that were named; nothing else changes, and at first nothing at all."""
+    torch.manual_seed(0)
+    plain, _ = build_backbone(settings(**base, frozen_stages=1))
+    torch.manual_seed(0)
+    net, _ = build_backbone(settings(**base, frozen_stages=1, deformable=(2, 4)))
+    blocks = [f"layer2.{i}" for i in range(len(net.layer2))] + [f"layer4.{i}" for i in range(len(net.layer4))]
+    expected = {f"{block}.{name}" for block in blocks for name in child}
+    found = {name: module for name, module in net.named_modules() if isinstance(module, DeformConv2d)}
+    assert found.keys() == expected
+    new = {f"{name}.conv_offset.{kind}" for name in expected for kind in ("weight", "bias")}
+    assert net.state_dict().keys() - plain.state_dict().keys() == new
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in plain.state_dict().items())
+    for name, module in found.items():
+        original = plain.get_submodule(name)
+        assert (module.stride, module.padding) == (original.stride, original.padding)
+        assert module.conv_offset.weight.shape == (18, original.in_channels, 3, 3)  # whatever the groups
+    images = torch.randn(2, 3, 64, 96)
+    with torch.no_grad():
+        for ours, theirs in zip(net.eval()(images), plain.eval()(images), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_deformable_and_caffe_style() -> None:
+    """The stride has left the 3x3 convolution before it became deformable."""
+    net, _ = build_backbone(bottlenecks(style="caffe", deformable=(3,)))
+    assert net.layer3[0].conv1.stride == (2, 2)
+    assert net.layer3[0].conv2.stride == net.layer3[0].conv2.conv_offset.stride == (1, 1)
+
+
+def test_deformable_where_it_cannot_be() -> None:
+    with pytest.raises(RecipeError, match=r"'convnext_atto' is no residual network .* res2net101d"):
+        build_backbone(settings(backbone="convnext_atto", deformable=(3,)))
+    with pytest.raises(RecipeError, match=r"levels \[3, 4\] do not use stage 4 of 'resnet18'"):
+        build_backbone(small(levels=(3, 4), deformable=(3, 4)))
+
+
+def test_res2net_hands_the_last_split_on() -> None:
+    """Averaged over 3x3 only where the resolution is halved: not in layer1, where timm does it too."""
+    net, _ = build_backbone(settings(**SPLITS, frozen_stages=1))
+    pools = [type(net.get_submodule(f"layer{stage}")[0].pool) for stage in (1, 2, 3, 4)]
+    assert pools == [nn.Identity, nn.AvgPool2d, nn.AvgPool2d, nn.AvgPool2d]
+    assert net.layer1[1].pool is None
+    timms = timm.create_model("res2net50d", features_only=True, **SPLITS["backbone_args"])
+    timms.load_state_dict(net.state_dict(), strict=False)  # timm builds all stages; the names are the same
+    for network, averaged in ((net, False), (timms, True)):
+        block = network.eval().layer1[0]
+        seen: list[Tensor] = []
+        block.conv3.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
+        x = torch.rand(1, 64, 8, 8)
+        with torch.no_grad():
+            block(x)
+            last = block.relu(block.bn1(block.conv1(x)))[:, -block.width :]
+        expected = nn.functional.avg_pool2d(last, 3, stride=1, padding=1) if averaged else last
+        torch.testing.assert_close(seen[0][:, -block.width :], expected)
+
+
 # Weights from files.
 
 
@@ -158,6 +294,55 @@ def test_weights_from_a_file_for_flattened_names(tmp_path: Path) -> None:
     net, _ = build_backbone(settings(backbone="convnext_atto", pretrained=str(tmp_path / "w.pth"), frozen_stages=1))
     name = "blocks.0.conv_dw.weight"
     assert torch.equal(net.state_dict()[f"stages_1.{name}"], classifier.state_dict()[f"stages.1.{name}"])
+
+
+@pytest.mark.parametrize("base", [BOTTLENECKS, GROUPS, SPLITS], ids=["bottleneck", "groups", "splits"])
+def test_weights_from_a_file_for_deformable_convolutions(tmp_path: Path, base: dict[str, Any]) -> None:
+    """ImageNet weights have no offsets, which stay at 0; a file that has them is read with them."""
+    classifier = timm.create_model(base["backbone"], **base["backbone_args"])
+    torch.save(classifier.state_dict(), tmp_path / "w.pth")
+    values = settings(**base, deformable=(3, 4), pretrained=str(tmp_path / "w.pth"))
+    net, _ = build_backbone(values)
+    for name, value in net.state_dict().items():
+        expected = classifier.state_dict().get(name)
+        assert torch.equal(value, torch.zeros_like(value) if expected is None else expected)
+        assert (expected is None) == (".conv_offset." in name)
+    offsets = {name: torch.randn_like(value) for name, value in net.state_dict().items() if ".conv_offset." in name}
+    torch.save(net.state_dict() | offsets, tmp_path / "own.pth")
+    again, _ = build_backbone(values.model_copy(update={"pretrained": str(tmp_path / "own.pth")}))
+    assert all(torch.equal(again.state_dict()[name], value) for name, value in offsets.items())
+    plain = values.model_copy(update={"pretrained": str(tmp_path / "own.pth"), "deformable": ()})
+    with pytest.raises(WeightsError, match=r"not in the model: layer3\.0\.conv.*conv_offset"):
+        build_backbone(plain)
+
+
+def test_hub_weights_for_deformable_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What timm loads into ordinary convolutions is what the deformable ones have."""
+    create = timm.create_model
+
+    def hub(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        net: nn.Module = create(name, **kwargs)
+        for parameter in net.parameters() if pretrained else ():
+            nn.init.constant_(parameter, 0.5)
+        return net
+
+    monkeypatch.setattr(backbones.timm, "create_model", hub)
+    values = settings(**BOTTLENECKS, style="caffe", deformable=(4,)).model_copy(update={"pretrained": True})
+    net, _ = build_backbone(values)
+    for name, parameter in net.named_parameters():
+        assert (parameter == (0.0 if ".conv_offset." in name else 0.5)).all()
+
+
+def test_a_bias_before_normalisation(tmp_path: Path, classifier: nn.Module) -> None:
+    """Detectron's first convolution has one; it moves the mean, so that the network computes the same."""
+    classifier.conv1.bias = nn.Parameter(torch.randn(64))
+    classifier.eval().bn1.running_mean.normal_()
+    torch.save(classifier.state_dict(), tmp_path / "w.pth")
+    net, _ = build_backbone(small(pretrained=str(tmp_path / "w.pth"), style="pytorch"))
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(net.eval().bn1(net.conv1(images)), classifier.bn1(classifier.conv1(images)))
+    assert "conv1.bias" not in net.state_dict()
 
 
 def test_weights_are_not_read_when_they_are_at_hand() -> None:
@@ -289,6 +474,32 @@ def test_modes_of_batch_normalisation(norm_eval: bool) -> None:
         assert module.weight.requires_grad == module.bias.requires_grad == (not inside)
     assert not net.layer1.training
     assert net.layer2.training
+
+
+@pytest.mark.parametrize("norm_eval", [True, False])
+def test_frozen_normalisation(norm_eval: bool) -> None:
+    """Scale and shift are not trained anywhere; statistics are another matter."""
+    values = small(frozen_stages=0, norm_eval=norm_eval, norm_frozen=True)
+    net, _ = build_backbone(values)
+    Freezing.of(net, values).apply(net.train())
+    for name, module in net.named_modules():
+        stem = name in {"conv1", "bn1"}
+        if isinstance(module, nn.BatchNorm2d):
+            assert not module.weight.requires_grad
+            assert not module.bias.requires_grad
+            assert module.training == (not stem and not norm_eval)
+        elif isinstance(module, nn.Conv2d):
+            assert module.weight.requires_grad == (not stem)
+
+
+@pytest.mark.parametrize("base", [BOTTLENECKS, SPLITS], ids=["bottleneck", "splits"])
+def test_frozen_stages_of_a_deformable_backbone(base: dict[str, Any]) -> None:
+    """Offsets, which start at 0, belong to the part that they are in."""
+    values = settings(**base, deformable=(1, 2), frozen_stages=1, norm_eval=True)
+    net, _ = build_backbone(values)
+    names = {name for name, _ in net.named_parameters()}
+    assert frozen(net, values) == {name for name in names if name.startswith(("conv1.", "bn1.", "layer1."))}
+    assert any(name.startswith("layer1.") and ".conv_offset." in name for name in names)
 
 
 def test_frozen_part_learns_nothing() -> None:
