@@ -134,9 +134,11 @@ def recognise(
     return Recognised(settings, tuple(notes))
 
 
-def _first(names: Iterable[str], table: Sequence[tuple[str, str]]) -> str | None:
-    listed = "\n".join(names)
-    return next((what for pattern, what in table if re.search(pattern, listed, re.MULTILINE)), None)
+def _first(names: Iterable[str], table: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
+    """What the first pattern that fits any name stands for, and that name."""
+    listed = list(names)
+    fits = ((what, name) for pattern, what in table for name in listed if re.search(pattern, name))
+    return next(fits, None)
 
 
 def _kind(shapes: Shapes) -> tuple[str, str, str]:
@@ -145,18 +147,17 @@ def _kind(shapes: Shapes) -> tuple[str, str, str]:
     found = next((kind for kind in KINDS if any(name.startswith(kind[3]) for name in shapes)), None)
     if other is not None or found is None:
         few = ", ".join([name for name in shapes if name.startswith("bbox_head.")][:3] or list(shapes)[:3]) or "none"
-        what = f"it looks like {other}" if other else "it is none of the detectors that are known here"
+        what = f"it looks like {other[0]} ({other[1]})" if other else f"no detector that is known here (names: {few})"
         raise WeightsError(
-            f"{what} (names such as {few}). Expected a GFL, GFL v2, or an ATSS, FCOS or RetinaNet that predicts a "
-            "distribution for each edge: without distributions there is nothing to distill from"
+            f"{what}. Expected a GFL, a GFL v2, or an ATSS, FCOS or RetinaNet that predicts a distribution for each "
+            "edge: without distributions there is nothing to distill from"
         )
     model, cls, reg, _ = found
     if _rows(shapes, reg) == EDGES:
-        name = {"atss": "ATSS", "fcos": "FCOS", "retinanet": "ATSS or PAA"}.get(model, model)
+        name = {"atss": "ATSS or PAA", "fcos": "FCOS", "retinanet": "ATSS"}.get(model, model)
         raise WeightsError(
             f"it looks like a plain {name}: bbox_head.{reg} gives one number for each edge, where a distribution of "
-            "reg_max + 1 is expected; without distributions there is nothing to distill from. Train it with them, as "
-            "the recipes 'atss_*' and 'fcos_*' do"
+            "reg_max + 1 is expected; without distributions there is nothing to distill from"
         )
     return model, cls, reg
 
@@ -186,29 +187,28 @@ def _backbone(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
     own = {name.removeprefix("backbone."): shape for name, shape in shapes.items() if name.startswith("backbone.")}
     if not own:
         raise WeightsError("there are no weights of a backbone in it (names that begin with 'backbone.')")
+    if other := _first(shapes, OTHER_BACKBONES):
+        raise WeightsError(f"its backbone looks like {other[0]} ({other[1]}); supported are {SUPPORTED}")
     blocks: dict[int, set[int]] = {}
     for key in own:
         if match := re.match(r"layer(\d+)\.(\d+)\.", key):
             blocks.setdefault(int(match[1]), set()).add(int(match[2]))
     counts = tuple(max(blocks[stage]) + 1 for stage in sorted(blocks))
     res2net = any(re.match(r"layer\d+\.\d+\.convs\.", key) for key in own)
-    deep = any(key.startswith("stem.") for key in own)
     wide = any(re.match(r"layer\d+\.\d+\.conv3\.", key) for key in own)
     kind = "Res2Net" if res2net else "bottleneck" if wide else "basic"
     inner = re.compile(r"layer1\.\d+\.(conv2|convs\.0)\.weight")
     first = next((shape for key, shape in own.items() if inner.fullmatch(key) and len(shape) == 4), (0, 1))
     width, groups = first[0], first[0] // max(1, first[1])
     splits = len({match[1] for key in own if (match := re.match(r"layer1\.0\.convs\.(\d+)\.", key))})
+    deep = any(key.startswith("stem.") for key in own)
     name = BACKBONES.get((kind, counts, groups, width))
-    other = _first(shapes, OTHER_BACKBONES)
-    if name is None or other or deep != res2net or splits not in (0, 3):
-        looks = other or (
-            f"a residual network with a {'deep' if deep else 'simple'} stem and {'-'.join(map(str, counts))} {kind} "
-            f"blocks, 3x3 convolutions {width} wide in {groups} groups"
-            if counts
-            else f"something else (names such as {', '.join(list(own)[:3])})"
+    if name is None or deep != res2net or splits not in (0, 3):
+        stem, stages = "deep" if deep else "simple", "-".join(map(str, counts)) or "no"
+        raise WeightsError(
+            f"its backbone looks like a residual network with a {stem} stem and {stages} {kind} blocks, whose first "
+            f"3x3 convolution has {width} channels in {groups} groups; supported are {SUPPORTED}"
         )
-        raise WeightsError(f"its backbone looks like {looks}; supported are {SUPPORTED}")
     return name, counts
 
 
@@ -240,7 +240,7 @@ def _pyramid(shapes: Shapes) -> tuple[int, tuple[int, ...]]:
     other = _first(shapes, OTHER_NECKS)
     normed = any(re.match(r"neck\.(lateral|fpn)_convs\.\d+\.(bn|gn)\.", name) for name in shapes)
     if other or normed or not laterals or not outputs:
-        looks = other or ("an FPN with normalisation" if normed else "something else")
+        looks = other[0] if other else ("an FPN with normalisation" if normed else "something else")
         raise WeightsError(f"its neck looks like {looks}; supported is the plain FPN")
     start = LARGEST_LEVEL + 1 - (max(laterals) + 1)
     widths = [shape[0] for name, shape in shapes.items() if name.startswith("neck.fpn_convs.")]
