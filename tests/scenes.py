@@ -12,11 +12,13 @@ from torch import Tensor
 
 from locdistill.distillation.presets import ld_full, supervised
 from locdistill.geometry.grid import Grid
+from locdistill.models.kinds import KINDS
 from locdistill.objective.normalisers import Constant, ImageLevelMean, LevelMean, Normaliser, PerImage
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
 
 STRIDES = (8, 16, 32, 64, 128)
+ASSIGNER_OF = {"gfl": "atss", "gflv2": "atss", "atss": "atss", "fcos": "fcos", "retinanet": "max_iou"}
 
 
 def published_terms(model: str = "gfl") -> dict[str, Term]:
@@ -45,6 +47,19 @@ def dense_of(cls_maps: Sequence[Tensor], edge_maps: Sequence[Tensor]) -> Dense:
 def grid_of(maps: Sequence[Tensor]) -> Grid:
     """The grid of a pyramid from stride 8 upwards."""
     return Grid.build(tuple((m.shape[-2], m.shape[-1]) for m in maps), STRIDES[: len(maps)])
+
+
+def grid_of_kind(model: str, shapes: tuple[tuple[int, int], ...], *, anchor_scale: float | None = None) -> Grid:
+    """The grid of a kind of detector, with its own anchors unless their scale is given."""
+    kind, scale = KINDS[model], 4.0 if model == "retinanet" else 8.0
+    return Grid.build(
+        shapes,
+        STRIDES[: len(shapes)],
+        anchor_scale=anchor_scale or scale,
+        offset=kind.offset,
+        octaves=kind.octaves,
+        ratios=kind.ratios,
+    )
 
 
 def instances_of(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from locdistill.assign.atss import ATSS, Candidates, nearest_in_window, nearest_of_allowed
+from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.geometry.boxes import centres
 from locdistill.geometry.grid import Grid
 from locdistill.types import Instances
@@ -17,8 +18,8 @@ seeds = st.integers(0, 2**31 - 1)
 SHAPES = ((32, 48), (16, 24), (8, 12), (4, 6), (2, 3))
 
 
-def _grid(offset: float = 0.0) -> Grid:
-    return Grid.build(SHAPES, (8, 16, 32, 64, 128), offset=offset)
+def _grid(offset: float = 0.0, octaves: int = 1, ratios: tuple[float, ...] = (1.0,)) -> Grid:
+    return Grid.build(SHAPES, (8, 16, 32, 64, 128), offset=offset, octaves=octaves, ratios=ratios)
 
 
 def _instances(seed: int, counts: list[int], extent: tuple[int, int] = (256, 384)) -> Instances:
@@ -37,11 +38,17 @@ def _distances(grid: Grid, instances: Instances, found: Candidates) -> torch.Ten
     return offset.norm(dim=-1).masked_fill(~found.usable, torch.inf)
 
 
-@settings(max_examples=25)
-@given(seeds, st.sampled_from([(256, 384), (224, 384), (96, 160), (32, 384), (256, 64)]), st.sampled_from([1, 4, 9]))
-def test_window_finds_the_nearest_of_all(seed, extent, topk):
+@pytest.mark.parametrize("offset", [0.0, 0.5])
+@pytest.mark.parametrize("anchors", [(1, (1.0,)), (1, (1.0, 2.0)), (3, (0.5, 1.0, 2.0))], ids=["1", "2", "9"])
+@settings(max_examples=12)
+@given(
+    seeds,
+    st.sampled_from([(256, 384), (224, 384), (96, 160), (32, 384), (256, 64)]),
+    st.sampled_from([1, 4, 9, 12]),
+)
+def test_window_finds_the_nearest_of_all(offset, anchors, seed, extent, topk):
     """The window of the fast path holds the same distances as a search through every location."""
-    grid, instances = _grid(), _instances(seed, [6, 3])
+    grid, instances = _grid(offset, *anchors), _instances(seed, [6, 3])
     instances = instances._replace(extents=torch.tensor([extent, (256, 384)]))
     fast = nearest_in_window(grid, instances, topk)
     slow = nearest_of_allowed(grid, instances, grid.within(instances.extents), topk)
@@ -72,15 +79,41 @@ def test_flips_commute_with_assignment(seed, ignore_iof):
     assert int(differ) <= 2
 
 
-@settings(max_examples=30)
+@pytest.mark.parametrize("assigner", ASSIGNERS)
+@settings(max_examples=15)
 @given(seeds)
-def test_each_image_is_assigned_as_if_alone(seed):
+def test_each_image_is_assigned_as_if_alone(assigner, seed):
     grid, instances = _grid(), _instances(seed, [4, 0, 7])
-    together = ATSS()(grid, instances)
+    assign = ASSIGNERS[assigner]()
+    together = assign(grid, instances)
     for i in range(3):
-        alone = ATSS()(grid, Instances(*(field[i : i + 1] for field in instances)))
+        alone = assign(grid, Instances(*(field[i : i + 1] for field in instances)))
         assert torch.equal(alone.gt_index[0], together.gt_index[i])
+        assert torch.equal(alone.counted[0], together.counted[i])
     assert not together.positive[1].any()
+
+
+@pytest.mark.parametrize("assigner", ASSIGNERS)
+@pytest.mark.parametrize("ignoring", [False, True])
+@settings(max_examples=10)
+@given(seeds)
+def test_every_positive_counts_and_every_other_location_is_blank(assigner, ignoring, seed):
+    """Offset and several anchors per cell are no special case, nor are objects that reach beyond the image."""
+    instances = _instances(seed, [8, 3])
+    instances = instances._replace(extents=torch.tensor([[256, 384], [96, 160]]))
+    mine = torch.rand(instances.present.shape, generator=torch.Generator().manual_seed(seed)) < 0.7
+    instances = instances._replace(present=instances.present & mine, ignored=instances.present & ~mine)
+    assign = ASSIGNERS[assigner]()
+    for grid in (_grid(), _grid(offset=0.5), _grid(octaves=3, ratios=(0.5, 1.0, 2.0))):
+        got = (assign.ignoring() if ignoring else assign)(grid, instances)
+        assert torch.equal(got.positive, got.gt_index >= 0)
+        assert not (got.positive & ~got.counted).any()
+        assert not (got.counted & ~got.inside).any()
+        assert instances.present.gather(1, got.gt_index.clamp(min=0))[got.positive].all()
+        assert not got.boxes[~got.positive].any()
+        assert not got.labels[~got.positive].any()
+        assert not got.overlaps[~got.positive].any()
+        assert torch.isinf(got.thresholds).all() == (assigner != "atss") or not instances.present.any()
 
 
 @settings(max_examples=30)
@@ -100,7 +133,8 @@ def test_positives_hold_their_object(seed):
 def test_images_without_objects(slots):
     grid = _grid()
     instances = instances_of([[], []], [[], []], [(256, 384), (128, 384)], slots=slots)
-    for assigner in (ATSS(), ATSS(ignore_iof=0.5)):
+    for assigner in (build() for build in ASSIGNERS.values()):
+        assert torch.equal(assigner(grid, instances).counted, assigner.ignoring()(grid, instances).counted)
         got = assigner(grid, instances)
         assert not got.positive.any()
         assert (got.gt_index == -1).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import subprocess
@@ -15,21 +16,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation.logits import ClassKL, EdgeKL
-from locdistill.distillation.presets import ld_full, supervised
+from locdistill.distillation.presets import ld_full, ld_main, supervised
 from locdistill.distillation.regions import ValuableLocations
-from locdistill.geometry.grid import Grid
 from locdistill.objective.normalisers import Constant, ImageLevelMean, PerImage
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import Positives
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
-from tests.scenes import instances_of, published_terms
+from tests.scenes import ASSIGNER_OF, grid_of_kind, instances_of, published_terms
 
 SHAPES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
-GRID = Grid.build(SHAPES, (8, 16, 32, 64, 128), anchor_scale=4.0)
-LOCATIONS, CLASSES = sum(GRID.level_sizes), 5
-DISTILLING = ld_full() | {
+CLASSES = 5
+GRIDS = {model: grid_of_kind(model, SHAPES, anchor_scale=4.0) for model in ASSIGNER_OF}
+GRID = GRIDS["gfl"]
+DISTILLING = {model: ld_full(model) for model in ASSIGNER_OF}
+DISTILLING["gfl"] |= {
     "kd_vlr": Term(
         of=ClassKL(temperature=2.0), on=ValuableLocations(by="mask", metric="diou"), norm=ImageLevelMean(), weight=3.0
     ),
@@ -39,10 +42,16 @@ DISTILLING = ld_full() | {
         norm=PerImage(reference_batch=2, divisor=4.0),
     ),
 }
+DISTILLING["retinanet"] |= {"ld_joint": ld_main("retinanet", joint=True)["ld"]}
 seeds = st.integers(0, 2**31 - 1)
+models = pytest.mark.parametrize("model", ASSIGNER_OF)
 
 
-def _scene(seed: int, images: int = 8) -> tuple[Dense, Dense, Instances]:
+def _objective(terms: dict[str, Term], model: str = "gfl") -> Objective:
+    return Objective(terms=terms, assigner=ASSIGNERS[ASSIGNER_OF[model]]())
+
+
+def _scene(seed: int, images: int = 8, model: str = "gfl") -> tuple[Dense, Dense, Instances]:
     """Random predictions and objects; every third image or so has none."""
     rng = torch.Generator().manual_seed(seed)
     boxes, labels = [], []
@@ -54,8 +63,11 @@ def _scene(seed: int, images: int = 8) -> tuple[Dense, Dense, Instances]:
         labels.append(torch.randint(0, CLASSES, (count,), generator=rng).numpy())
 
     def dense() -> Dense:
-        cls = torch.randn(images, LOCATIONS, CLASSES, generator=rng)
-        return Dense(cls, torch.randn(images, LOCATIONS, 4, 17, generator=rng))
+        locations = len(GRIDS[model].points)
+        cls = torch.randn(images, locations, CLASSES, generator=rng)
+        edges = torch.randn(images, locations, 4, 17, generator=rng)
+        quality = None if model in ("gfl", "retinanet") else torch.randn(images, locations, generator=rng)
+        return Dense(cls, edges, quality, quality_in_score=model == "gflv2")
 
     instances = instances_of(boxes, labels, [(96, 128)] * images, slots=1)
     return dense(), dense(), instances
@@ -65,55 +77,72 @@ def _part(item: tuple, start: int, stop: int):
     return type(item)(*(f[start:stop] if isinstance(f, Tensor) else f for f in item))
 
 
-def _losses_and_gradients(seed: int, parts: list[tuple[int, int]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _leaves(dense: Dense) -> Dense:
+    return Dense(*(f.clone().requires_grad_() if isinstance(f, Tensor) else f for f in dense))
+
+
+def _tensors(dense: Dense) -> list[Tensor]:
+    return [field for field in dense if isinstance(field, Tensor)]
+
+
+def _losses_and_gradients(
+    seed: int, parts: list[tuple[int, int]], model: str, terms: dict[str, Term]
+) -> tuple[dict[str, Tensor], dict[str, list[Tensor]]]:
     """Mean over the parts of each term and of its gradient on the whole batch's predictions."""
-    student, teacher, instances = _scene(seed)
+    student, teacher, instances = _scene(seed, model=model)
+    leaf, objective = _leaves(student), _objective(terms, model)
+    pieces = [
+        objective(_part(leaf, a, b), _part(teacher, a, b), grid=GRIDS[model], instances=_part(instances, a, b))
+        for a, b in parts
+    ]
     values, grads = {}, {}
-    for name, term in DISTILLING.items():
-        leaf = Dense(student.cls_logits.clone().requires_grad_(), student.edge_logits.clone().requires_grad_())
-        objective = Objective(terms={name: term})
-        pieces = [
-            objective(_part(leaf, a, b), _part(teacher, a, b), grid=GRID, instances=_part(instances, a, b))[name]
-            for a, b in parts
-        ]
-        values[name] = sum(pieces) / len(parts)
-        values[name].backward()
-        edge_grad, cls_grad = leaf.edge_logits.grad, leaf.cls_logits.grad
-        grads[name] = edge_grad if edge_grad is not None else cls_grad
-        values[name] = values[name].detach()
+    for name in terms:
+        value = torch.stack([piece[name] for piece in pieces]).mean()
+        found = torch.autograd.grad(value, _tensors(leaf), allow_unused=True, retain_graph=True)
+        grads[name], values[name] = [grad for grad in found if grad is not None], value.detach()
     return values, grads
 
 
-@settings(max_examples=15)
+@models
+@settings(max_examples=6)
 @given(seeds)
-def test_micro_batches_do_not_change_distillation(seed):
-    whole = _losses_and_gradients(seed, [(0, 8)])
-    split = _losses_and_gradients(seed, [(i, i + 2) for i in range(0, 8, 2)])
-    for name in DISTILLING:
+def test_micro_batches_do_not_change_distillation(model, seed):
+    terms = DISTILLING[model]
+    whole = _losses_and_gradients(seed, [(0, 8)], model, terms)
+    split = _losses_and_gradients(seed, [(i, i + 2) for i in range(0, 8, 2)], model, terms)
+    for name in terms:
         torch.testing.assert_close(split[0][name], whole[0][name], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(split[1][name], whole[1][name], rtol=1e-5, atol=1e-8)
+
+
+RANK_MODELS = ("gfl", "atss", "fcos", "retinanet")  # GFL v2 has the terms of GFL
 
 
 def _rank(rank: int, rendezvous: str, seeds_: list[int], out: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    results = [_losses_and_gradients(seed, [(4 * rank, 4 * rank + 4)]) for seed in seeds_]
+    results = [
+        _losses_and_gradients(seed, [(4 * rank, 4 * rank + 4)], model, supervised(model) | DISTILLING[model])
+        for model, seed in itertools.product(RANK_MODELS, seeds_)
+    ]
     torch.save(results, os.path.join(out, f"rank{rank}.pt"))
     torch.distributed.destroy_process_group()
 
 
-def test_ranks_do_not_change_distillation(tmp_path: Path):
+def test_ranks_do_not_change_the_losses(tmp_path: Path):
     """Two processes with four images each, as DDP averages them, equal one process with eight."""
-    chosen = [0, 1, 2, 3, 4]
+    chosen = [0, 1]
     mp.spawn(_rank, args=(str(tmp_path / "rendezvous"), chosen, str(tmp_path)), nprocs=2)
     ranks = [torch.load(tmp_path / f"rank{r}.pt", weights_only=True) for r in range(2)]
-    for i, seed in enumerate(chosen):
-        values, grads = _losses_and_gradients(seed, [(0, 8)])
-        for name in DISTILLING:
+    for i, (model, seed) in enumerate(itertools.product(RANK_MODELS, chosen)):
+        terms = supervised(model) | DISTILLING[model]
+        values, grads = _losses_and_gradients(seed, [(0, 8)], model, terms)
+        for name in terms:
             mean = (ranks[0][i][0][name] + ranks[1][i][0][name]) / 2
             torch.testing.assert_close(mean, values[name], rtol=1e-5, atol=1e-7)
-            grad = (ranks[0][i][1][name] + ranks[1][i][1][name]) / 2
-            torch.testing.assert_close(grad, grads[name], rtol=1e-5, atol=1e-8)
+            assert len(grads[name]) > 0
+            for mine, one, other in zip(grads[name], ranks[0][i][1][name], ranks[1][i][1][name], strict=True):
+                torch.testing.assert_close((one + other) / 2, mine, rtol=1e-5, atol=1e-8)
 
 
 def test_published_normalisation_does_depend_on_the_split():
@@ -131,60 +160,84 @@ def test_published_normalisation_does_depend_on_the_split():
     assert float(sum(halves) / 2) == pytest.approx(float(whole) / 2, rel=1e-5)
 
 
-@settings(max_examples=20)
+@models
+@settings(max_examples=8)
 @given(seeds)
-def test_ours_equals_published_at_the_reference_batch(seed):
-    student, teacher, instances = _scene(seed, images=3)
-    ours = Objective(terms=ld_full(reference_batch=3))(student, teacher, grid=GRID, instances=instances)
-    published = Objective(terms=published_terms())(student, teacher, grid=GRID, instances=instances)
+def test_ours_equals_published_at_the_reference_batch(model, seed):
+    images = 3 if model in ("gfl", "gflv2") else 2
+    student, teacher, instances = _scene(seed, images=images, model=model)
+    terms = ld_full(model, joint=model == "retinanet")
+    ours = _objective(terms, model)(student, teacher, grid=GRIDS[model], instances=instances)
+    published = _objective(published_terms(model), model)(student, teacher, grid=GRIDS[model], instances=instances)
     for name in ("ld", "ld_vlr"):
         torch.testing.assert_close(ours[name], published[name])
 
 
-@settings(max_examples=20)
+@models
+@settings(max_examples=8)
 @given(seeds)
-def test_self_distillation_is_zero_and_the_teacher_gets_no_gradient(seed):
-    student, _, instances = _scene(seed, images=3)
-    own = Objective(terms=DISTILLING)(student, student, grid=GRID, instances=instances)
+def test_self_distillation_is_zero_and_the_teacher_gets_no_gradient(model, seed):
+    student, _, instances = _scene(seed, images=3, model=model)
+    own = _objective(DISTILLING[model], model)(student, student, grid=GRIDS[model], instances=instances)
     for value in own.values():
         assert abs(float(value)) < 1e-6
-    leaf = Dense(student.cls_logits.clone().requires_grad_(), student.edge_logits.clone().requires_grad_())
+    leaf = _leaves(student)
     teacher = Dense(student.cls_logits.flip(1).requires_grad_(), student.edge_logits.flip(1).requires_grad_())
-    sum(Objective(terms=supervised() | DISTILLING)(leaf, teacher, grid=GRID, instances=instances).values()).backward()
+    objective = _objective(supervised(model) | DISTILLING[model], model)
+    sum(objective(leaf, teacher, grid=GRIDS[model], instances=instances).values()).backward()
     assert teacher.cls_logits.grad is None
     assert teacher.edge_logits.grad is None
-    assert leaf.edge_logits.grad is not None
+    assert all(tensor.grad is not None for tensor in _tensors(leaf))
 
 
+@models
 @pytest.mark.parametrize("boxes", [[[], []], [[[9.7, 9.3, 11.9, 11.2]], []]], ids=["no box", "no positive"])
 @pytest.mark.parametrize("slots", [0, 2])
-def test_batches_without_objects_or_positives_train(boxes, slots):
-    student, teacher, _ = _scene(3, images=2)
-    leaf = Dense(student.cls_logits.requires_grad_(), student.edge_logits.requires_grad_())
+def test_batches_without_objects_or_positives_train(model, boxes, slots):
+    """RetinaNet finds anchors for the small box too, unless it lies outside the image."""
+    student, teacher, _ = _scene(3, images=2, model=model)
+    leaf = _leaves(student)
+    if model == "retinanet":
+        boxes = [[[x + 500 for x in box] for box in image] for image in boxes]
     instances = instances_of(boxes, [[0] * len(b) for b in boxes], [(96, 128)] * 2, slots=slots)
-    for terms in (supervised() | DISTILLING, published_terms()):
-        losses = Objective(terms=terms)(leaf, teacher, grid=GRID, instances=instances)
-        grads = torch.autograd.grad(sum(losses.values()), leaf[:2])
+    for terms in (supervised(model) | DISTILLING[model], published_terms(model)):
+        losses = _objective(terms, model)(leaf, teacher, grid=GRIDS[model], instances=instances)
+        grads = torch.autograd.grad(sum(losses.values()), _tensors(leaf))
         assert all(torch.isfinite(value) for value in losses.values())
         assert all(torch.isfinite(grad).all() for grad in grads)
         assert float(losses["cls"]) > 0
-        assert all(float(losses[name]) == 0 for name in ("bbox", "dfl", "ld", "kd"))
+        assert all(float(losses[name]) == 0 for name in losses.keys() & {"bbox", "dfl", "centerness", "ld", "kd"})
+
+
+@models
+def test_extreme_predictions_have_finite_losses_and_gradients(model):
+    student, teacher, instances = _scene(6, images=2, model=model)
+    leaf = _leaves(Dense(*(1e4 * f if isinstance(f, Tensor) else f for f in student)))
+    terms = supervised(model) | DISTILLING[model]
+    losses = _objective(terms, model)(leaf, teacher, grid=GRIDS[model], instances=instances)
+    grads = torch.autograd.grad(sum(losses.values()), _tensors(leaf))
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert all(torch.isfinite(grad).all() for grad in grads)
 
 
 COMPILE = """
 import torch
-from tests.property.test_terms import GRID, _scene
-from locdistill.distillation.presets import ld_full, supervised
+from tests.property.test_terms import DISTILLING, GRIDS, _objective, _scene
+from locdistill.distillation.presets import supervised
 from locdistill.objective.objective import Objective
 
-student, teacher, instances = _scene(5, images=2)
-objective = Objective(terms=supervised() | ld_full())
-want = objective(student, teacher, grid=GRID, instances=instances)
-compiled = torch.compile(objective.__call__, fullgraph=True, backend="eager")
-got = compiled(student, teacher, grid=GRID, instances=instances)
-for name, value in want.items():
-    torch.testing.assert_close(got[name], value)
-print("one graph")
+for model, grid in GRIDS.items():
+    student, teacher, instances = _scene(5, images=2, model=model)
+    objective = _objective(supervised(model) | DISTILLING[model], model)
+    if not model.startswith("gfl"):
+        objective = Objective(terms=objective.terms, assigner=objective.assigner.ignoring())
+    want = objective(student, teacher, grid=grid, instances=instances)
+    torch._dynamo.reset()
+    compiled = torch.compile(objective.__call__, fullgraph=True, backend="eager")
+    got = compiled(student, teacher, grid=grid, instances=instances)
+    for name, value in want.items():
+        torch.testing.assert_close(got[name], value)
+    print("one graph for", model)
 """
 
 
@@ -192,22 +245,26 @@ def test_objective_compiles_into_one_graph():
     """No value of the data decides a branch. In its own process, where no type checker wraps the functions."""
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=root, check=False, capture_output=True, text=True)
-    assert "one graph" in done.stdout, done.stderr
+    assert done.stdout.split("\n")[:-1] == [f"one graph for {model}" for model in GRIDS], done.stderr
 
 
-def test_losses_of_half_precision_predictions_are_computed_in_float32():
-    student, teacher, instances = _scene(4, images=2)
-    half = Dense(student.cls_logits.bfloat16(), student.edge_logits.bfloat16())
-    losses = Objective(terms=supervised() | ld_full())(half, teacher, grid=GRID, instances=instances)
-    back = Dense(half.cls_logits.float(), half.edge_logits.float())
-    want = Objective(terms=supervised() | ld_full())(back, teacher, grid=GRID, instances=instances)
+@models
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_predictions_are_computed_in_float32(model, dtype):
+    student, teacher, instances = _scene(4, images=2, model=model)
+    half = Dense(*(f.to(dtype) if isinstance(f, Tensor) else f for f in student))
+    back = Dense(*(f.float() if isinstance(f, Tensor) else f for f in half))
+    objective = _objective(supervised(model) | ld_full(model), model)
+    losses = objective(half, teacher, grid=GRIDS[model], instances=instances)
+    want = objective(back, teacher, grid=GRIDS[model], instances=instances)
     for name, value in losses.items():
         assert value.dtype == torch.float32
         assert torch.equal(value, want[name])
 
 
-def test_terms_compare_equal_and_are_picklable():
-    terms = supervised() | ld_full()
+@models
+def test_terms_compare_equal_and_are_picklable(model):
+    terms = supervised(model) | ld_full(model)
     assert pickle.loads(pickle.dumps(terms)) == terms
-    assert terms == supervised() | ld_full()
+    assert terms == supervised(model) | ld_full(model)
     assert terms["ld"] != terms["ld_vlr"]

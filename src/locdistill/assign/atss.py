@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from locdistill.assign.assignment import Assignment, assignment_of, strongest_claim
-from locdistill.assign.ignore import IGNORE_IOF, in_ignored
+from locdistill.assign.ignore import IGNORE_IOF, check_share, in_ignored
 from locdistill.assign.window import locations_around
 from locdistill.geometry.boxes import centres, paired_iou
 from locdistill.geometry.grid import Grid
@@ -49,6 +49,7 @@ class ATSS:
     def __post_init__(self) -> None:
         if self.topk < 1:
             raise ValueError(f"topk is at least 1, came {self.topk}")
+        check_share(self.ignore_iof)
 
     def ignoring(self) -> ATSS:
         """The same, with ignored regions left out of training, unless that is set already."""

@@ -12,6 +12,16 @@ from locdistill.types import Instances
 IGNORE_IOF = 0.5
 
 
+def check_share(ignore_iof: float | None) -> None:
+    """Refuse a part of an area that is none.
+
+    Raises:
+        ValueError: It does not lie between 0 and 1.
+    """
+    if ignore_iof is not None and not 0 < ignore_iof < 1:
+        raise ValueError(f"ignore_iof lies between 0 and 1, came {ignore_iof}")
+
+
 def in_ignored(grid: Grid, instances: Instances, iof: float) -> Bool[Tensor, "b l"]:
     """Which locations' anchors have more than this part of their area inside one ignored box."""
     part = pairwise_iof(grid.anchors()[None], instances.boxes)

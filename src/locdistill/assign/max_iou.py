@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from locdistill.assign.assignment import Assignment, assignment_of
-from locdistill.assign.ignore import IGNORE_IOF, in_ignored
+from locdistill.assign.ignore import IGNORE_IOF, check_share, in_ignored
 from locdistill.geometry.boxes import pairwise_iou
 from locdistill.geometry.grid import Grid
 from locdistill.types import Instances
@@ -50,6 +50,7 @@ class MaxIoU:
     def __post_init__(self) -> None:
         if not 0 < self.negative <= self.positive <= 1:
             raise ValueError(f"0 < negative <= positive <= 1, came {self.negative} and {self.positive}")
+        check_share(self.ignore_iof)
 
     def ignoring(self) -> MaxIoU:
         """The same, with ignored regions left out of training, unless that is set already."""
