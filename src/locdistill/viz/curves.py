@@ -114,6 +114,28 @@ def compare_runs(runs: Mapping[str, str | Path], picture: str | Path, *, metric:
     return save_picture(to_image(figure), picture)
 
 
+def compare_agreement(runs: Mapping[str, str | Path], picture: str | Path) -> Path:
+    """Draw how several students come closer to their teachers, over their steps.
+
+    Args:
+        runs: By name, each run's ``metrics.csv``.
+        picture: PNG to write.
+    """
+    figure = new_figure(1100, 420)
+    axes = figure.subplots(1, 2)
+    panels = ((_EDGE_KL, "Divergence of edge distributions (nats)"), (_BOX_IOU, "IoU of student's and teacher's boxes"))
+    for side, (column, title) in zip(axes, panels, strict=True):
+        tidy(side, title)
+        for i, (name, path) in enumerate(runs.items()):
+            steps, values = read_metrics(path).get(column, _NOTHING)
+            if len(steps):
+                colour, smooth = _LINES[i % len(_LINES)], _smooth(values)
+                side.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
+                side.plot(steps, smooth, color=colour, linewidth=1.6, label=f"{name} {smooth[-1]:.3g}")
+        _finish(side, columns=3)
+    return save_picture(to_image(figure), picture)
+
+
 def _plot_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
     """Each term, and their ``total`` in black, as measured (faint) and smoothed.
 
