@@ -53,6 +53,7 @@ STAND_INS: tuple[tuple[type, tuple[str, ...]], ...] = (
         Opaque,
         (
             "argparse.Namespace",
+            *(f"builtins.{kind}" for kind in ("dict", "float", "int", "list")),  # what a defaultdict makes
             "builtins.getattr",  # how older pickles name a method: (class, name)
             "datetime.datetime",
             "datetime.timedelta",

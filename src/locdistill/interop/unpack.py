@@ -168,12 +168,12 @@ def _inside(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Skipped
     own: dict[str, Tensor] = {}
     left: Counter[tuple[str, str]] = Counter()
     for key, value in tensors.items():
-        name = key.removeprefix(prefix)
-        teacher = "teacher" in name.split(".")[0]
-        if key.startswith(prefix) and not key.startswith(inner) and not teacher:
+        name = key.removeprefix(prefix if key.startswith(prefix) else "module.")
+        first = name.split(".")[0]
+        if key.startswith(prefix) and not key.startswith(inner) and "teacher" not in first:
             own[name] = value
         else:
-            left[(f"{name.split('.')[0]}.", TEACHER if teacher else "not a part of the detector")] += 1
+            left[(f"{first}.", TEACHER if "teacher" in first else "not a part of the detector")] += 1
     return own, [Skipped(group, count, reason) for (group, reason), count in left.items()]
 
 
