@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,7 @@ def test_deformable_stages(base: dict[str, Any], child: tuple[str, ...]) -> None
 
 def test_deformable_and_caffe_style() -> None:
     """The stride has left the 3x3 convolution before it became deformable."""
-    net, _ = build_backbone(bottlenecks(style="caffe", deformable=(3,)))
+    net, _ = build_backbone(bottlenecks(style="caffe", deformable=(3, 3)))  # saying it twice does nothing
     assert net.layer3[0].conv1.stride == (2, 2)
     assert net.layer3[0].conv2.stride == net.layer3[0].conv2.conv_offset.stride == (1, 1)
 
@@ -316,8 +317,21 @@ def test_weights_from_a_file_for_deformable_convolutions(tmp_path: Path, base: d
         build_backbone(plain)
 
 
-def test_hub_weights_for_deformable_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What timm loads into ordinary convolutions is what the deformable ones have."""
+def test_weights_of_res2net_under_the_names_of_mmdetection(tmp_path: Path) -> None:
+    content = timm.create_model(SPLITS["backbone"], **SPLITS["backbone_args"]).state_dict()
+    theirs = {
+        re.sub(r"^conv1\.", "stem.", re.sub(r"^bn1\.", "stem.7.", name)): value for name, value in content.items()
+    }
+    assert {"stem.0.weight", "stem.6.weight", "stem.7.running_var", "layer1.0.bn1.weight"} <= theirs.keys()
+    torch.save({"state_dict": theirs}, tmp_path / "w.pth")
+    net, _ = build_backbone(settings(**SPLITS, deformable=(4,), pretrained=str(tmp_path / "w.pth")))
+    assert all(torch.equal(value, content[name]) for name, value in net.state_dict().items() if name in content)
+
+
+def test_hub_weights_for_deformable_convolutions(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What timm loads into ordinary convolutions is what the deformable ones have; for ``caffe`` it was not trained."""
     create = timm.create_model
 
     def hub(name: str, *, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -331,6 +345,11 @@ def test_hub_weights_for_deformable_convolutions(monkeypatch: pytest.MonkeyPatch
     net, _ = build_backbone(values)
     for name, parameter in net.named_parameters():
         assert (parameter == (0.0 if ".conv_offset." in name else 0.5)).all()
+    assert "give Detectron's as a file" in caplog.text
+    caplog.clear()
+    build_backbone(values.model_copy(update={"style": "pytorch"}))
+    build_backbone(values, weights=False)
+    assert "Detectron" not in caplog.text
 
 
 def test_a_bias_before_normalisation(tmp_path: Path, classifier: nn.Module) -> None:

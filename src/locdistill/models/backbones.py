@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from locdistill.errors import RecipeError, WeightsError
+from locdistill.interop.mmdet import rename, to_ours
 from locdistill.models.residual import adapt
 from locdistill.models.settings import DetectorSettings, Triple
 from locdistill.models.weights import load_strict, read_state_dict
+
+log = logging.getLogger("locdistill")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +67,15 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
             f"{', '.join(map(str, position))}); levels {list(settings.levels)} and frozen_stages="
             f"{settings.frozen_stages} need {', '.join(map(str, wanted))}: change them, or take another backbone"
         )
-    net = _create(
-        settings, hub=weights and settings.pretrained is True, out_indices=[position[stride] for stride in wanted]
-    )
+    hub = weights and settings.pretrained is True
+    net = _create(settings, hub=hub, out_indices=[position[stride] for stride in wanted])
     adapt(net, settings)
+    if hub and settings.style == "caffe":
+        log.warning(
+            "backbone: timm's weights of '%s' were trained with the stride on the 3x3 convolutions (style 'pytorch'); "
+            "for style 'caffe' give Detectron's as a file in 'detector.pretrained'",
+            settings.backbone,
+        )
     if weights and isinstance(settings.pretrained, str):
         _load_file(net, settings, settings.pretrained)
     config: dict[str, Any] = getattr(net, "pretrained_cfg", {})
@@ -133,6 +142,7 @@ def _first_line(error: Exception) -> str:
 def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:
     """Load a state dict of the timm classifier (or of the bare backbone) and drop what the backbone has not.
 
+    Names may be those of MMDetection's files of backbones, which differ for a stem of three convolutions.
     Only names of the classifier may be dropped: any other is an error, and so is any name that is missing. The offsets
     of deformable convolutions are 0 where the file has none.
     """
@@ -140,6 +150,9 @@ def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:
     with torch.random.fork_rng(devices=[]):
         classifier = timm.create_model(settings.backbone, pretrained=False, **_arguments(settings.backbone_args))
     own = net.state_dict()
+    if "conv1.0.weight" in own and "stem.0.weight" in tensors:
+        whole, _ = rename({f"backbone.{key}": value for key, value in tensors.items()}, to_ours("gfl"))
+        tensors = {key.removeprefix("backbone."): value for key, value in whole.items()}
     dropped = {_flat(key, own) for key in classifier.state_dict()} - set(own)
     renamed = {_flat(key, own): value for key, value in tensors.items()}
     kept = {key: value for key, value in renamed.items() if key not in dropped}

@@ -27,7 +27,7 @@ def adapt(net: nn.Module, settings: DetectorSettings) -> None:
     _pass_through(everywhere)
     if settings.style == "caffe":
         _stride_first(everywhere, settings.backbone)
-    for stage in settings.deformable:
+    for stage in sorted(set(settings.deformable)):
         if not blocks[stage]:
             raise RecipeError(_not_deformable(stage, settings, any(blocks.values())))
         for block in blocks[stage]:

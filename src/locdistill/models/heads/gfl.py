@@ -68,7 +68,11 @@ class GFLv2Head(GFLHead):
     def forward(self, levels: Sequence[Tensor]) -> Dense:
         """Class, edge and quality logits of the maps of a pyramid, finest first."""
         dense = super().forward(levels)
-        largest = dense.edge_logits.softmax(-1).topk(self.TOP, -1).values
+        return dense._replace(quality_logits=self.read(dense.edge_logits), quality_in_score=True)
+
+    def read(self, edge_logits: Tensor) -> Tensor:
+        """Quality logits ``(b, l)`` of edge logits ``(b, l, 4, n)``."""
+        largest = edge_logits.softmax(-1).topk(self.TOP, -1).values
         statistics = torch.cat((largest, largest.mean(-1, keepdim=True)), -1).flatten(2)
-        quality = self.quality(statistics.transpose(1, 2)[..., None])[:, 0, :, 0]
-        return dense._replace(quality_logits=quality, quality_in_score=True)
+        quality: Tensor = self.quality(statistics.transpose(1, 2)[..., None])
+        return quality[:, 0, :, 0]
