@@ -209,6 +209,29 @@ def test_the_card(published: PublishedModel, student: Path) -> None:
         assert fact in body, fact
 
 
+def test_a_student_that_teaches_itself_from_given_weights(teacher: Path, tiny_coco: Path, tmp_path: Path) -> None:
+    made = publish(distill("ema", tiny_coco, start=teacher, epochs=1, out=tmp_path / "run", overrides=RUN).out)
+    recipe, text = load_recipe(made.recipe), made.card.read_text()  # type: ignore[arg-type]
+    assert recipe.teacher is not None
+    assert (recipe.teacher.weights, recipe.start) == ("ema", "./teacher")
+    assert "| teacher | the running average of the student, with decay 0.999 |" in text
+    digest = hashlib.sha256((teacher / "best.safetensors").read_bytes()).hexdigest()
+    assert f"| begun with | the weights of SHA-256 {digest} |" in text
+    assert str(teacher.parent).encode() not in made.weights.read_bytes()
+
+
+def test_a_checkpoint_of_another_program(tmp_path: Path) -> None:
+    from locdistill.models.mmdet import convert
+
+    settings = DetectorSettings(backbone="resnet18", pretrained=False, classes=("a", "b"), channels=32, depth=1)
+    detector = Detector(settings)
+    file, _ = convert(detector.save(tmp_path / "ours"), tmp_path / "student.pth")
+    made = publish(file, out=tmp_path / "out")
+    assert split_checksum(made.weights.stem)[0] == "student"
+    tensors = detector.state_dict()
+    assert all(torch.equal(value, tensors[key]) for key, value in read_tensors(made.weights).items())
+
+
 def test_the_card_of_a_network_that_takes_bgr() -> None:
     settings = TINY.model_copy(update={"bgr": True, "mean": (103.5, 116.3, 123.7), "std": (1.0, 1.0, 1.0)})
     text = Card(file="a-0.safetensors", sha256="0", settings=settings, parameters=5, record={}).text()
@@ -540,7 +563,9 @@ def test_without_a_network(hub: FakeHub, published: PublishedModel, tiny_coco: P
     hub.stop()
     assert pull("me/tiny") == fetched  # from the cache
     assert resolve_hub(f"hf://me/tiny/{published.weights.name}") == fetched
-    with pytest.raises(HubError, match=r"no answer from the model hub at http.*copy the file here and name it by"):
+    with pytest.raises(
+        HubError, match=r"no answer from the model hub at http.*refused.*copy the file here and name it by"
+    ):
         pull("me/never")
     with pytest.raises(HubError, match="no answer from the model hub"):
         push(published.weights, "me/tiny")
@@ -582,25 +607,22 @@ def here(*words: object) -> None:
 
 
 def test_the_command_line_against_a_hub_named_by_the_environment(
-    hub: FakeHub, student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    hub: FakeHub, published: PublishedModel, tmp_path: Path
 ) -> None:
-    """Processes of their own: nothing is replaced in the hub's library, all is said by its environment variables."""
-    here("publish", student, "--name", "tiny", "--out", tmp_path / "shared")
-    weights = Path(capsys.readouterr().out.splitlines()[0])
-    hub_environment = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    """A process of its own: nothing is replaced in the hub's library, all is said by its environment variables."""
+    words = (["push", str(published.weights), "me/tiny", "--json"], ["pull", "me/tiny"], ["pull", "me/absent"])
+    code = f"from locdistill.cli import main\nfor words in {words!r}:\n  try: main(words)\n  except SystemExit: pass\n"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {**hub_environment, "HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
-
-    def command(*words: object) -> subprocess.CompletedProcess[str]:
-        line = [sys.executable, "-m", "locdistill", *map(str, words)]
-        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-
-    pushed = command("push", weights, "me/tiny", "--json")
-    assert pushed.returncode == 0, pushed.stderr
-    assert json.loads(pushed.stdout)["files"] == [weights.name, "README.md", "recipe.yaml"]
-    pulled = command("pull", "me/tiny")
-    assert pulled.stdout == f"{weights.name}\n", pulled.stderr
-    assert (tmp_path / weights.name).read_bytes() == weights.read_bytes()
+    environment |= {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    environment |= {"HF_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    pushed, pulled = done.stdout.rsplit("}\n", 1)
+    assert json.loads(pushed + "}")["files"] == [published.weights.name, "README.md", "recipe.yaml"]
+    assert pulled == f"{published.weights.name}\n"
+    assert (tmp_path / published.weights.name).read_bytes() == published.weights.read_bytes()
+    assert f"HubError: me/absent: there is no such model at {hub.address}" in done.stderr
 
 
 def test_what_the_command_line_prints(
