@@ -38,7 +38,8 @@ def publish(
     [bold]Examples[/bold]
 
     locdistill publish runs/student
-    locdistill publish runs/student --name r18-coco --license apache-2.0 --evaluate
+    locdistill publish runs/student --name r18-coco --license apache-2.0
+    locdistill publish runs/student --evaluate
     locdistill publish teacher.safetensors --data path/to/data --out shared/
     """
     from locdistill.cli.report import print_json, progress  # noqa: PLC0415 - heavy

@@ -9,6 +9,7 @@ from typing import Any
 
 from locdistill.evaluation.tables import percent
 from locdistill.models.settings import DetectorSettings
+from locdistill.recipes.recipe import EMA, EMA_DECAY
 from locdistill.recipes.use import EvaluationResult
 from locdistill.recipes.yaml_io import write_yaml
 
@@ -125,6 +126,7 @@ class Card:
             ("weights", self._averaged()),
             ("recipe", str(self._recipe.get("name", "not recorded"))),
             ("teacher", self._teacher() if self._methods else ""),
+            ("begun with", self._start()),
             ("date", self._when()),
             ("SHA-256", self.sha256),
             ("license", self.license or "not stated by the publisher"),
@@ -139,8 +141,14 @@ class Card:
 
     def _teacher(self) -> str:
         teacher = self._recipe["teacher"]
+        if teacher.get("weights") == EMA:
+            return f"the running average of the student, with decay {teacher.get('decay') or EMA_DECAY:g}"
         digest = f"SHA-256 {teacher['sha256']}" if teacher.get("sha256") else ""
         return ", ".join(part for part in (teacher.get("name"), digest) if part) or "not recorded"
+
+    def _start(self) -> str:
+        start = self.record.get("start")
+        return f"the weights of SHA-256 {start['sha256']}" if start else ""
 
     def _when(self) -> str:
         versions = self.record.get("versions", {})

@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from locdistill.errors import LocdistillError, RunError, WeightsError
+from locdistill.models.foreign import detector_settings
 from locdistill.models.weights import SUFFIX, read_metadata
 from locdistill.recipes.checksum import check_checksum, split_checksum
 from locdistill.recipes.folder import RECIPE, make_folder
@@ -153,13 +154,18 @@ def resolve_hub(weights: str | Path) -> Path:
     return Path(weights) if address is None else _fetch(address, token=None)
 
 
+def is_address(text: str) -> bool:
+    """Whether a text names something on a hub, and no path."""
+    return text.startswith("hf:/")
+
+
 def _address(text: str) -> _Address | None:
     """What a hub address names; None if the text is a path.
 
     Raises:
         HubError: It begins like an address and is none.
     """
-    if not text.startswith("hf:/"):
+    if not is_address(text):
         return None
     found = _ADDRESS.fullmatch(text)
     if found is None:
@@ -194,22 +200,25 @@ def _fetch(address: _Address, token: str | None) -> Path:
         found = Path(api.hf_hub_download(address.repo_id, file, revision=address.revision))
     check_checksum(found)
     if found.suffix == SUFFIX:
-        read_metadata(found)
+        detector_settings(found)
     return found
 
 
 def _files(api: HfApi, address: _Address) -> list[str]:
     """Names of the files of a repository; where the hub cannot be reached, of those that were fetched before."""
-    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415 - heavy
+    from huggingface_hub import errors  # noqa: PLC0415 - heavy
 
     try:
         return _names(api.model_info(address.repo_id, revision=address.revision))  # its listing of files tries for long
     except _failed_connection() as error:
-        if isinstance(error, HfHubHTTPError):  # there was an answer
+        if isinstance(error, errors.HfHubHTTPError):  # there was an answer
             raise
-        folder = api.snapshot_download(
-            address.repo_id, revision=address.revision, local_files_only=True, allow_patterns=f"*{SUFFIX}"
-        )
+        try:
+            folder = api.snapshot_download(
+                address.repo_id, revision=address.revision, local_files_only=True, allow_patterns=f"*{SUFFIX}"
+            )
+        except errors.LocalEntryNotFoundError:
+            raise error from None
         return [path.relative_to(str(folder)).as_posix() for path in Path(str(folder)).rglob(f"*{SUFFIX}")]
 
 

@@ -4,7 +4,8 @@ Nothing of the machine that they were trained on goes with them: data set and te
 are cut down to their last part. The weights file says what was trained, in its metadata under ``extra``::
 
     {"recipe": {...}, "which": "best", "metrics": {"epoch": 12, "AP": 0.4, ...}, "finished": true,
-     "started": "2026-01-31T09:00:00+0000", "versions": {...}, "data": {"val": {"name": ..., "images": ..., ...}, ...}}
+     "started": "2026-01-31T09:00:00+0000", "versions": {...}, "data": {"val": {"name": ..., "images": ..., ...}, ...},
+     "start": {"weights": ..., "sha256": ...}}
 
 It depends on the run alone, so publishing a run twice gives the same file; only the card tells of an evaluation that
 was made while publishing.
@@ -22,13 +23,14 @@ from typing import Any
 from locdistill.errors import RunError, WeightsError
 from locdistill.models import weights as files
 from locdistill.models.detector import Detector
+from locdistill.models.foreign import is_foreign
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.card import Card
 from locdistill.recipes.checksum import split_checksum, with_checksum
 from locdistill.recipes.folder import METRICS, RECIPE, file_digest, make_folder, read_facts, write_text
-from locdistill.recipes.hub import PUBLISHED
+from locdistill.recipes.hub import PUBLISHED, is_address
 from locdistill.recipes.load import build_recipe, dump_recipe, load_recipe
-from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.recipe import OF_TEACHER, Recipe
 from locdistill.recipes.use import EvaluationResult, Progress, evaluate
 
 BEST, LAST = "best", "last"
@@ -153,7 +155,7 @@ def _find(path: Path, which: str) -> _Source:
 def _record(source: _Source) -> tuple[dict[str, Any], Recipe | None, tuple[str, ...]]:
     """What is known of how the weights came to be, without paths; the recipe of it; and what is missing."""
     if source.run is None:
-        extra = files.read_metadata(source.file).get("extra") or {} if source.file.suffix == files.SUFFIX else {}
+        extra = {} if is_foreign(source.file) else files.read_metadata(source.file).get("extra") or {}
         recipe = build_recipe(extra["recipe"], str(source.file)) if "recipe" in extra else None
         unknown = "These weights do not come with their run: how they were trained is not recorded."
         return without_paths(extra), recipe, () if recipe else (unknown,)
@@ -168,6 +170,7 @@ def _record(source: _Source) -> tuple[dict[str, Any], Recipe | None, tuple[str, 
         "started": facts.get("started"),
         "versions": facts.get("versions", {}),
         "data": facts.get("data", {}),
+        "start": facts.get("start"),
     }
     notes = []
     if not record["finished"]:
@@ -189,13 +192,22 @@ def _metrics(run: Path) -> dict[str, Any]:
 
 
 def shareable(recipe: Recipe) -> Recipe:
-    """A recipe without paths: data and teacher are named on the command line, as in the recipes of the package."""
+    """A recipe without paths: data and teacher are named on the command line, as in the recipes of the package.
+
+    A teacher on a hub is for everybody and stays. Of weights that the student began with, the file's name stays, so
+    that a run without them is not taken for the same one.
+    """
     plain = without_paths(recipe.model_dump(mode="json"))
     plain["data"]["path"] = ""
-    teacher = plain["teacher"]
-    if teacher and teacher["weights"] and not teacher["weights"].startswith("hf:/"):
-        teacher["weights"] = None
+    if recipe.teacher and not (recipe.teacher.follows or _on_hub(recipe.teacher.weights)):
+        plain["teacher"]["weights"] = None
+    if recipe.start not in (None, OF_TEACHER) and not _on_hub(recipe.start):
+        plain["start"] = f"./{PureWindowsPath(str(recipe.start)).name}"
     return build_recipe(plain, "the recipe without paths")
+
+
+def _on_hub(weights: str | None) -> bool:
+    return weights is not None and is_address(weights)
 
 
 def without_paths(value: Any) -> Any:
