@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -30,6 +30,22 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class View(NamedTuple):
+    """One way to look at a picture.
+
+    Attributes:
+        scale: Factor of the limits of its size.
+        flipped: Whether it is mirrored left and right, after resizing and before padding.
+    """
+
+    scale: float = 1.0
+    flipped: bool = False
+
+    def limits(self, *, short: int, long: int) -> tuple[int, int]:
+        """The limits of both sides, ``short, long``, times the scale: whole numbers, at least 1."""
+        return max(int(short * self.scale + 0.5), 1), max(int(long * self.scale + 0.5), 1)
 
 
 def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:

@@ -75,6 +75,7 @@ class Batch(NamedTuple):
         original_sizes: Height and width of each image before resizing.
         image_ids: The data set's own identifier of each image.
         instances: Ground truth in pixels of the resized images.
+        flipped: Whether all images are mirrored left and right to be looked at once more (test-time augmentation).
     """
 
     images: UInt8[Tensor, "b 3 h w"]
@@ -82,10 +83,11 @@ class Batch(NamedTuple):
     original_sizes: Int[Tensor, "b 2"]
     image_ids: Int[Tensor, " b"]
     instances: Instances
+    flipped: bool = False
 
 
 class Detections(NamedTuple):
-    """What is reported for one image, best score first.
+    """What is reported for one image, best score first; candidates for it, before suppression, in any order.
 
     Attributes:
         boxes: ``x1, y1, x2, y2`` in pixels of the original image.

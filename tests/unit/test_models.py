@@ -271,14 +271,11 @@ def dense_of(boxes: list[tuple[int, int, list[int], float]], grid: Grid, images:
 def detect(
     dense: Dense, grid: Grid, sizes: list[list[int]], scales: list[list[float]], **values: Any
 ) -> list[Detections]:
-    return postprocess.detections(
-        dense,
-        grid,
-        bins=Bins(),
-        sizes=torch.tensor(sizes),
-        scales=torch.tensor(scales),
-        settings=DetectionSettings(**values),
+    settings = DetectionSettings(**values)
+    found = postprocess.candidates(
+        dense, grid, bins=Bins(), sizes=torch.tensor(sizes), scales=torch.tensor(scales), settings=settings
     )
+    return postprocess.suppress([found], settings)
 
 
 def test_boxes_are_decoded_clipped_and_scaled_back() -> None:

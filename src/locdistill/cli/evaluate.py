@@ -21,6 +21,7 @@ def evaluate(
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once, if all have the same size.")] = 8,
+    tta: options.Tta = False,
     device: options.Device = None,
     settings: options.Set = None,
     as_json: options.Json = False,
@@ -28,7 +29,8 @@ def evaluate(
     """Evaluate trained weights: COCO's numbers, or VOC's on a VOC data set.
 
     The data set is that of the run unless --data is given. Settings reach
-    data.*, input.* (size of the images) and detections.* (thresholds).
+    data.*, input.* (size of the images) and detections.* (thresholds,
+    suppression, augmentation).
     In several processes: torchrun --nproc-per-node 4 -m locdistill evaluate ...
 
     [bold]Examples[/bold]
@@ -36,6 +38,7 @@ def evaluate(
     locdistill evaluate runs/student/best --data bccd
     locdistill evaluate runs/student --split test --format-only results.json
     locdistill evaluate runs/student detections.nms_iou=0.5 --json
+    locdistill evaluate runs/student --tta detections.nms=voting_cluster_diou
     """
     from locdistill.cli.report import progress, report_evaluation  # noqa: PLC0415 - heavy
     from locdistill.recipes.use import evaluate as run  # noqa: PLC0415 - heavy
@@ -47,7 +50,7 @@ def evaluate(
         format_only=format_only,
         batch=batch,
         device=device,
-        overrides=[*(settings or ()), *(words or ())],
+        overrides=[*options.test_time_augmentation(tta), *(settings or ()), *(words or ())],
         progress=progress("evaluating"),
     )
     report_evaluation(result, as_json=as_json)

@@ -19,17 +19,22 @@ def predict(
         float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is reported and drawn, however low.")
     ] = 0.3,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 8,
+    tta: options.Tta = False,
     device: options.Device = None,
+    settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
     """Detect objects in image files.
 
     Files that cannot be read are named at the end; the others are done.
+    Settings (--set) reach input.* (size of the images) and detections.*
+    (thresholds, suppression, augmentation).
 
     [bold]Examples[/bold]
 
     locdistill predict runs/student/best image.jpg folder/ --save out/
     locdistill predict runs/student image.jpg --threshold 0.5 --json
+    locdistill predict runs/student folder/ --tta -s detections.nms=voting_cluster_diou
     """
     from locdistill.cli.report import progress, report_predictions  # noqa: PLC0415 - heavy
     from locdistill.recipes.use import PartialImageError  # noqa: PLC0415 - heavy
@@ -43,6 +48,7 @@ def predict(
             threshold=threshold,
             batch=batch,
             device=device,
+            overrides=[*options.test_time_augmentation(tta), *(settings or ())],
             progress=progress("detecting"),
         )
     except PartialImageError as error:

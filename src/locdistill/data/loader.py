@@ -19,7 +19,7 @@ from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
 from locdistill.data.settings import DataSettings
 from locdistill.data.transforms import Sample, choose_limits, flip, resize
 from locdistill.errors import ImageError
-from locdistill.images import keep_ratio_size, read_image, resize_to
+from locdistill.images import View, keep_ratio_size, read_image, resize_to
 from locdistill.types import Batch, Instances
 
 DEFAULT_WORKERS = 4
@@ -83,14 +83,15 @@ def evaluation_loader(
     workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
+    views: tuple[View, ...] = (View(),),
 ) -> DataLoader[Batch]:
     """Every image once, in order, not flipped; of several processes each gets every ``world_size``-th.
 
-    Shares may differ by one image, and so may the numbers of batches. Ignored objects are in the batches.
+    Shares may differ by one image, and so may the numbers of batches. Ignored objects are in the batches. Of several
+    views (test-time augmentation) the batches of the same images follow each other; each view is made from the files.
     """
-    limits = ((input_settings.long, input_settings.short),)
-    plan = Plan(sizes=limits, pad_to=input_settings.pad_to)
-    sampler = ShareSampler(len(dataset), batch=batch, rank=rank, world_size=world_size)
+    plan = Plan(sizes=((input_settings.long, input_settings.short),), pad_to=input_settings.pad_to, views=views)
+    sampler = ShareSampler(len(dataset), batch=batch, rank=rank, world_size=world_size, views=len(views))
     return _loader(Pictures(dataset, plan), sampler, workers=_workers(workers), seed=0)
 
 
@@ -105,6 +106,7 @@ class Plan:
         pad_to: Multiple for padded sides.
         seed: Of all random choices.
         keep_ignored: Whether crowd regions and difficult objects are handed on.
+        views: How images are looked at in evaluation, by ``Draw.turn``; nothing is left to chance then.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -113,6 +115,7 @@ class Plan:
     pad_to: int = 32
     seed: int = 0
     keep_ignored: bool = True
+    views: tuple[View, ...] = ()
 
     @property
     def fixed_size(self) -> bool:
@@ -149,15 +152,21 @@ class Pictures(TorchDataset[Batch]):
         Raises:
             ImageError: An image cannot be read.
         """
-        return collate([self.sample(draw) for draw in draws], pad_to=self._plan.pad_to)
+        views = self._plan.views
+        batch = collate([self.sample(draw) for draw in draws], pad_to=self._plan.pad_to)
+        return batch._replace(flipped=views[draws[0].turn].flipped) if views else batch
 
     def sample(self, draw: Draw) -> Sample:
         """One image, resized and flipped as the draw decides."""
         plan = self._plan
         chance = np.random.default_rng((plan.seed, draw.epoch, draw.turn, draw.image))
         long, short = choose_limits(plan.sizes, plan.mode, chance)
+        flipped = bool(chance.random() < plan.flip)
+        if plan.views:
+            view = plan.views[draw.turn]
+            (short, long), flipped = view.limits(short=short, long=long), view.flipped
         sample = resize(self._unsized(draw.image, long=long, short=short), long=long, short=short)
-        return flip(sample) if chance.random() < plan.flip else sample
+        return flip(sample) if flipped else sample
 
     def _unsized(self, index: int, *, long: int, short: int) -> Sample:
         """An image with its boxes in original pixels; the image may have its final size already."""

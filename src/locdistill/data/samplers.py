@@ -96,20 +96,24 @@ class GroupedSampler(Sampler[list[Draw]]):
 
 
 class ShareSampler(Sampler[list[Draw]]):
-    """Every image once and in order, dealt out to the processes in turn, without repeats."""
+    """Every image once and in order, dealt out to the processes in turn, without repeats.
 
-    def __init__(self, count: int, *, batch: int, rank: int = 0, world_size: int = 1) -> None:
+    With several views each batch comes that many times in a row; ``turn`` is the number of the view.
+    """
+
+    def __init__(self, count: int, *, batch: int, rank: int = 0, world_size: int = 1, views: int = 1) -> None:
         self._indices = range(rank, count, world_size)
-        self._batch = batch
+        self._batch, self._views = batch, views
 
     def __len__(self) -> int:
         """Batches of this process."""
-        return math.ceil(len(self._indices) / self._batch)
+        return math.ceil(len(self._indices) / self._batch) * self._views
 
     def __iter__(self) -> Iterator[list[Draw]]:
         """The batches of this process."""
         for start in range(0, len(self._indices), self._batch):
-            yield [Draw(index) for index in self._indices[start : start + self._batch]]
+            for view in range(self._views):
+                yield [Draw(index, turn=view) for index in self._indices[start : start + self._batch]]
 
 
 def _counted(order: np.ndarray, epoch: int) -> list[Draw]:

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pydantic
 import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
-from locdistill.errors import RecipeError, WeightsError
+from locdistill.errors import RecipeError
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.images import ImageSource, read_image, resize_keep_ratio
-from locdistill.models import postprocess, weights
+from locdistill.models import foreign, postprocess, weights
 from locdistill.models.backbones import Freezing, build_backbone
 from locdistill.models.fpn import FPN
 from locdistill.models.kinds import KINDS
@@ -26,14 +26,21 @@ from locdistill.types import Dense, Detections
 
 # Grids are small, but multi-scale training meets hundreds of shapes.
 CACHED_GRIDS = 64
+log = logging.getLogger("locdistill")
 
 
 class Prepared(NamedTuple):
-    """A picture resized for the network, with its height and width before resizing and after padding."""
+    """A picture resized for the network, once for each view, with its heights and widths before and after.
 
-    image: UInt8[Tensor, "3 h w"]
+    Attributes:
+        images: The picture in each view.
+        original: Height and width before resizing.
+        padded: Height and width of each view after padding.
+    """
+
+    images: tuple[Tensor, ...]
     original: tuple[int, int]
-    padded: tuple[int, int]
+    padded: tuple[tuple[int, int], ...]
 
 
 class Detector(nn.Module):
@@ -152,27 +159,48 @@ class Detector(nn.Module):
         # Beyond the backbone each convolution of stride 2 halves, rounding up, which amounts to one rounding.
         return self.grid(tuple((-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in levels))
 
-    def detections(
-        self, dense: Dense, grid: Grid, sizes: Int[Tensor, "b 2"], original_sizes: Int[Tensor, "b 2"]
+    def candidates(
+        self,
+        dense: Dense,
+        grid: Grid,
+        sizes: Int[Tensor, "b 2"],
+        original_sizes: Int[Tensor, "b 2"],
+        *,
+        flipped: bool = False,
     ) -> list[Detections]:
-        """Detections in pixels of the original images; see `postprocess.detections`.
+        """What may be detected, in pixels of the original images, before suppression; see `postprocess.candidates`.
+
+        The background channel that the published GFL v2 has is left out from the beginning. The reference drops what
+        it reports at the very end, after it took part in the choice of locations and counted as detections.
 
         Args:
             dense: Predictions.
             grid: Where they were made.
             sizes: Height and width of each image as the network saw it, without padding.
             original_sizes: Height and width of each image before resizing.
+            flipped: Whether the network saw the images mirrored left and right.
         """
         device = dense.cls_logits.device
         sizes, original_sizes = sizes.to(device), original_sizes.to(device)
-        return postprocess.detections(
-            dense,
+        return postprocess.candidates(
+            dense._replace(cls_logits=dense.cls_logits[..., : len(self.settings.classes)]),
             grid,
             bins=self.bins,
             sizes=sizes,
             scales=postprocess.scale_factors(sizes, original_sizes),
             settings=self.settings.detections,
+            flipped=flipped,
         )
+
+    def suppress(self, views: Sequence[list[Detections]]) -> list[Detections]:
+        """Detections of each image from the candidates of one or more views of them; see `postprocess.suppress`."""
+        return postprocess.suppress(views, self.settings.detections)
+
+    def detections(
+        self, dense: Dense, grid: Grid, sizes: Int[Tensor, "b 2"], original_sizes: Int[Tensor, "b 2"]
+    ) -> list[Detections]:
+        """Detections in pixels of the original images, from one view of them; arguments are those of `candidates`."""
+        return self.suppress([self.candidates(dense, grid, sizes, original_sizes)])
 
     @torch.no_grad()
     def detect(self, images: ImageSource | Iterable[ImageSource], *, batch: int = 8) -> list[Detections]:
@@ -180,6 +208,10 @@ class Detector(nn.Module):
 
         Pictures are read and resized as ``settings.input`` says, and only those that are padded to the same size share
         a batch: what is found in one does not depend on the others. The mode of the detector is left as it was.
+
+        With ``settings.detections.augment`` each picture is looked at several times, resized anew from the original
+        and mirrored; the candidates of all views, in pixels of the picture, undergo one suppression. It takes as many
+        times as long as there are views.
 
         Args:
             images: One picture or several: paths, PIL images, uint8 arrays ``(h, w, 3)`` or tensors ``(3, h, w)``, RGB.
@@ -213,19 +245,28 @@ class Detector(nn.Module):
     def _prepare(self, source: ImageSource) -> Prepared:
         limits = self.settings.input
         original = read_image(source)
-        image = resize_keep_ratio(original, short=limits.short, long=limits.long)
-        height, width = (-(-side // limits.pad_to) * limits.pad_to for side in image.shape[-2:])
-        return Prepared(image, (original.shape[-2], original.shape[-1]), (height, width))
+        images, padded = [], []
+        for view in self.settings.detections.augment.views:
+            short, long = view.limits(short=limits.short, long=limits.long)
+            image = resize_keep_ratio(original, short=short, long=long)
+            images.append(image.flip(-1) if view.flipped else image)
+            height, width = (-(-side // limits.pad_to) * limits.pad_to for side in image.shape[-2:])
+            padded.append((height, width))
+        return Prepared(tuple(images), (original.shape[-2], original.shape[-1]), tuple(padded))
 
     def _detect_group(self, group: list[Prepared]) -> list[Detections]:
-        height, width = group[0].padded
-        images = torch.zeros(len(group), 3, height, width, dtype=torch.uint8)
-        for canvas, prepared in zip(images, group, strict=True):
-            canvas[:, : prepared.image.shape[-2], : prepared.image.shape[-1]] = prepared.image
-        sizes = torch.tensor([prepared.image.shape[-2:] for prepared in group], device=self.device)
         originals = torch.tensor([prepared.original for prepared in group], device=self.device)
-        dense = self(self.normalise(images.to(self.device), sizes))
-        return self.detections(dense, self.grid_for((height, width)), sizes, originals)
+        found = []
+        for index, view in enumerate(self.settings.detections.augment.views):
+            own = [prepared.images[index] for prepared in group]
+            height, width = group[0].padded[index]
+            images = torch.zeros(len(own), 3, height, width, dtype=torch.uint8)
+            for canvas, image in zip(images, own, strict=True):
+                canvas[:, : image.shape[-2], : image.shape[-1]] = image
+            sizes = torch.tensor([image.shape[-2:] for image in own], device=self.device)
+            dense = self(self.normalise(images.to(self.device), sizes))
+            found.append(self.candidates(dense, self.grid_for((height, width)), sizes, originals, flipped=view.flipped))
+        return self.suppress(found)
 
     def save(self, path: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
         """Write weights and settings to one safetensors file, which appears whole or not at all.
@@ -242,22 +283,25 @@ class Detector(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Detector:
-        """Build a detector from a file that `save` wrote, in evaluation mode; nothing is downloaded.
+        """Build a detector from a file, in evaluation mode; nothing is downloaded, and nothing of the file is run.
 
         Args:
-            path: The file, with or without ``.safetensors``, or the folder of a run (its ``best.safetensors``).
+            path: What `save` wrote, with or without ``.safetensors``; or the folder of a run (its
+                ``best.safetensors``); or a checkpoint of MMDetection, the reference or GFocal v2 (``.pth``), for which
+                `locdistill.load_mmdet` has choices to make.
             device: Where to put it.
 
         Raises:
-            WeightsError: The file is absent, damaged, not ours, or does not fit its own settings.
+            WeightsError: The file is absent, damaged, of an unsupported architecture, or does not fit its settings.
         """
         file = weights.locate(path)
-        try:
-            settings = DetectorSettings.model_validate(weights.read_metadata(file).get("settings"))
-        except pydantic.ValidationError as error:
-            raise WeightsError(f"{file}: the settings saved with the weights are not valid here: {error}") from error
-        detector = cls(settings, pretrained=False)
-        weights.load_strict(detector, weights.read_tensors(file), str(file))
+        if foreign.is_foreign(file):
+            found = foreign.read(file)
+            detector = cls(found.report.settings, pretrained=False)
+            log.info("%s", found.fill(detector))
+        else:
+            detector = cls(foreign.detector_settings(file), pretrained=False)
+            weights.load_strict(detector, weights.read_tensors(file), str(file))
         return detector.to(device).eval()
 
 

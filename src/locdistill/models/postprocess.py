@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -10,7 +12,7 @@ from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import clip
 from locdistill.geometry.edges import decode
 from locdistill.geometry.grid import Grid
-from locdistill.geometry.nms import multiclass_nms
+from locdistill.geometry.nms import class_nms, voting_nms
 from locdistill.models.settings import DetectionSettings
 from locdistill.types import Dense, Detections
 
@@ -37,7 +39,7 @@ def select(scores: Float[Tensor, "b l c"], grid: Grid, candidates: int) -> Int[T
 
 
 @torch.no_grad()
-def detections(
+def candidates(
     dense: Dense,
     grid: Grid,
     *,
@@ -45,12 +47,19 @@ def detections(
     sizes: Int[Tensor, "b 2"],
     scales: Float[Tensor, "b 2"],
     settings: DetectionSettings,
+    flipped: bool = False,
 ) -> list[Detections]:
-    """Detections of each image of a batch, in pixels of the original images.
+    """What may be detected in each image of a batch, in pixels of the original images, before suppression.
 
-    As GFL v1 is published: the best locations of each level; boxes from the means of the edge distributions, clipped
-    to the resized image and divided by the scale *before* non-maximum suppression; no box is dropped for its size.
-    Everything but the suppression runs over the whole batch at once.
+    Every pair of location and class whose class score is *greater* than the threshold, among the best locations of each
+    level; a location may be there for several classes. Boxes come from the means of the edge distributions, are clipped
+    to the resized image and divided by the scale; none is dropped for its size. Candidates keep the order of the
+    locations.
+
+    Where the predictions have a quality beside the class score, the product of the two is what locations are chosen by
+    and what is reported. If the product is what was trained as class score (GFL v2) it is held against the threshold
+    too. If the quality only ranks (centerness of ATSS and FCOS) the class score alone is, so that reported scores may
+    be below the threshold.
 
     Args:
         dense: Predictions.
@@ -59,22 +68,48 @@ def detections(
         sizes: Height and width of each resized image, without padding.
         scales: How much each image was enlarged, along ``y`` and ``x``.
         settings: Thresholds and limits.
+        flipped: Whether the images were mirrored left and right before padding; boxes are mirrored back.
     """
-    scores = dense.cls_logits.float().sigmoid()
-    chosen = select(scores, grid, settings.candidates)[..., None]
-    scores = scores.gather(1, chosen.expand(-1, -1, scores.shape[-1]))
+    judged = ranked = dense.cls_logits.float().sigmoid()
+    if dense.quality_logits is not None:
+        ranked = judged * dense.quality_logits.float().sigmoid()[..., None]
+        judged = ranked if dense.quality_in_score else judged
+    chosen = select(ranked, grid, settings.candidates)[..., None]
+    per_class = chosen.expand(-1, -1, ranked.shape[-1])
+    ranked, judged = ranked.gather(1, per_class), judged.gather(1, per_class)
     distances = bins.expect(dense.edge_logits.float()) * grid.strides[:, None]
     boxes = decode(grid.points, distances).gather(1, chosen.expand(-1, -1, 4))
-    boxes = clip(boxes, sizes[:, None]) / scales.to(boxes).flip(-1).repeat(1, 2)[:, None]
+    boxes = clip(boxes, sizes[:, None])
+    if flipped:
+        left, top, right, bottom = boxes.unbind(-1)
+        width = sizes[:, 1:].to(boxes)
+        boxes = torch.stack((width - right, top, width - left, bottom), -1)
+    boxes = boxes / scales.to(boxes).flip(-1).repeat(1, 2)[:, None]
+    found = []
+    for own_boxes, own_scores, own_judged in zip(boxes, ranked, judged, strict=True):
+        location, labels = (own_judged > settings.score_threshold).nonzero(as_tuple=True)
+        found.append(Detections(own_boxes[location], own_scores[location, labels], labels))
+    return found
+
+
+@torch.no_grad()
+def suppress(views: Sequence[list[Detections]], settings: DetectionSettings) -> list[Detections]:
+    """Detections of each image from its candidates, best score first.
+
+    Args:
+        views: Candidates of the same images, one list for each time they were looked at. Those of an image are put
+            together before suppression.
+        settings: Kind of suppression, threshold and limit.
+    """
     return [
-        Detections(
-            *multiclass_nms(
-                own_boxes,
-                own_scores,
-                score_threshold=settings.score_threshold,
-                iou_threshold=settings.nms_iou,
-                max_detections=settings.max_detections,
-            )
-        )
-        for own_boxes, own_scores in zip(boxes, scores, strict=True)
+        _suppress_one(Detections(*map(torch.cat, zip(*own, strict=True))), settings) for own in zip(*views, strict=True)
     ]
+
+
+def _suppress_one(found: Detections, settings: DetectionSettings) -> Detections:
+    boxes, scores, labels = found
+    if settings.nms == "voting_cluster_diou":
+        voted, kept = voting_nms(*found, threshold=settings.nms_iou, limit=settings.max_detections)
+        return Detections(voted, scores[kept], labels[kept])
+    kept = class_nms(*found, settings.nms_iou)[: settings.max_detections]
+    return Detections(boxes[kept], scores[kept], labels[kept])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from locdistill.images import View
 from locdistill.settings import Settings
 
 Triple = tuple[float, float, float]
@@ -25,20 +26,52 @@ class InputSettings(Settings):
     pad_to: int = Field(default=32, ge=1)
 
 
+class AugmentSettings(Settings):
+    """Test-time augmentation: a picture is looked at several times, and what is found is put together.
+
+    Each view costs a forward pass: there are as many as scales, or twice as many with ``flip``.
+
+    Attributes:
+        scales: Factors of the limits of the input size.
+        flip: Whether each size is looked at mirrored left and right as well.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+
+    @field_validator("scales")
+    @classmethod
+    def _sensible(cls, scales: tuple[float, ...]) -> tuple[float, ...]:
+        if not scales or min(scales) <= 0 or len(set(scales)) != len(scales):
+            raise ValueError(f"scales are positive numbers that all differ, such as [0.8, 1, 1.2]; got {list(scales)}")
+        return scales
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """How each picture is looked at."""
+        return tuple(View(scale, flipped) for scale in self.scales for flipped in (False, True)[: 1 + self.flip])
+
+
 class DetectionSettings(Settings):
     """How dense predictions become detections (the published test settings of GFL).
 
     Attributes:
-        score_threshold: A pair of location and class is kept if its score is greater than this.
+        score_threshold: A pair of location and class is kept if its class score is greater than this.
         candidates: Number of locations kept per level, by their best class score.
+        nms: ``plain`` suppresses boxes by their IoU with better ones. ``voting_cluster_diou`` takes the distance of the
+            centres into account as well, and moves each box that is kept to the mean of those close to it
+            (`locdistill.geometry.nms.voting_nms`).
         nms_iou: A box is suppressed if it overlaps a better one of its class by more than this.
         max_detections: Number of detections kept per image.
+        augment: How often each picture is looked at.
     """
 
     score_threshold: float = Field(default=0.05, ge=0, lt=1)
     candidates: int = Field(default=1000, ge=1)
+    nms: Literal["plain", "voting_cluster_diou"] = "plain"
     nms_iou: float = Field(default=0.6, ge=0, le=1)
     max_detections: int = Field(default=100, ge=1)
+    augment: AugmentSettings = AugmentSettings()
 
 
 class DetectorSettings(Settings):

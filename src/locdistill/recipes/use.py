@@ -29,11 +29,12 @@ from locdistill.evaluation.evaluator import Evaluator
 from locdistill.evaluation.results import write_results
 from locdistill.evaluation.tables import Table
 from locdistill.evaluation.voc import VocResult
-from locdistill.images import ImageSource, keep_ratio_size, read_image
+from locdistill.images import ImageSource, View, keep_ratio_size, read_image
 from locdistill.models.detector import Detector
-from locdistill.models.settings import DetectionSettings, InputSettings
+from locdistill.models.settings import DetectionSettings, DetectorSettings, InputSettings
 from locdistill.models.weights import locate
 from locdistill.recipes.folder import RECIPE, make_folder, write_text
+from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override, load_recipe, validate
 from locdistill.recipes.overrides import apply_overrides
 from locdistill.types import Batch, Detections
@@ -41,8 +42,6 @@ from locdistill.viz.draw import draw_detections
 
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Wraps something to go through, of a known length, to show how far one is."""
-
-_ADJUSTABLE = ("data", "input", "detections")
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,9 @@ def evaluate(
         format_only: Write the detections to this COCO results file instead of computing metrics; for test servers.
         batch: Images at once, if all have the same size (see :func:`evaluation_batch`).
         device: Such as ``cuda:0``; a GPU if there is one unless given.
-        overrides: Settings of ``data``, ``input`` (size of the images) and ``detections`` (thresholds), such as
-            ``"detections.score_threshold=0.01"``.
+        overrides: Settings of ``data``, ``input`` (size of the images) and ``detections`` (thresholds, suppression,
+            test-time augmentation), such as ``"detections.score_threshold=0.01"`` or
+            ``"detections.augment={scales: [0.8, 1, 1.2], flip: true}"``.
         progress: Shows how far the evaluation is.
 
     Raises:
@@ -144,39 +144,41 @@ def evaluate(
         RecipeError: An override is wrong.
         RunError: There is no such device.
     """
+    weights = resolve_hub(weights)
     with _processes() as local:
         where = existing_device(device or local or _default_device())
         detector = Detector.load(weights, where)
-        settings = _adjust(detector, _data_of(weights, data), overrides)
+        detector.settings, others = _adjust(detector.settings, overrides, data=_data_of(weights, data))
+        settings = validate(DataSettings, others["data"], "data")
         settings = _with_classes(settings, split, detector.settings.classes)
         dataset = open_dataset(settings, split, training=False)
+        views = detector.settings.detections.augment.views
         loader: Iterable[Batch] = evaluation_loader(
             dataset,
             detector.settings.input,
-            batch=evaluation_batch(dataset, detector.settings.input, batch),
+            batch=evaluation_batch(dataset, detector.settings.input, batch, views),
             workers=settings.workers,
             rank=rank(),
             world_size=world_size(),
+            views=views,
         )
         if progress is not None and rank() == 0:
             loader = progress(loader, len(loader))  # type: ignore[arg-type]
         return _judge(detector, loader, dataset, where, format_only)
 
 
-def evaluation_batch(dataset: Dataset, limits: InputSettings, batch: int) -> int:
+def evaluation_batch(dataset: Dataset, limits: InputSettings, batch: int, views: tuple[View, ...] = (View(),)) -> int:
     """Images that may share a batch without changing what is found: ``batch`` where all are padded alike, or else 1.
 
     The head's group normalisation sees the padding, so an image's detections depend on the size it is padded to. The
     reference evaluates one image at a time.
     """
-    padded = {
-        tuple(
-            -(-side // limits.pad_to)
-            for side in keep_ratio_size(record.height, record.width, short=limits.short, long=limits.long)
-        )
-        for record in dataset.records
-    }
-    return batch if len(padded) == 1 else 1
+    for view in views:
+        short, long = view.limits(short=limits.short, long=limits.long)
+        sizes = {keep_ratio_size(record.height, record.width, short=short, long=long) for record in dataset.records}
+        if len({tuple(-(-side // limits.pad_to) for side in size) for size in sizes}) > 1:
+            return 1
+    return batch
 
 
 def _judge(
@@ -247,24 +249,24 @@ def _with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) ->
     return settings.model_copy(update={"classes": known})
 
 
-def _adjust(detector: Detector, data: dict[str, Any], overrides: Sequence[Override]) -> DataSettings:
-    """Lay overrides over the data settings and over the detector's own input and thresholds."""
-    plain = {
-        "data": data,
-        "input": detector.settings.input.model_dump(mode="json"),
-        "detections": detector.settings.detections.model_dump(mode="json"),
-    }
-    changed = apply_overrides(plain, overrides)
-    unknown = [key for key in changed if key not in _ADJUSTABLE]
+def _adjust(
+    settings: DetectorSettings, overrides: Sequence[Override], **others: dict[str, Any]
+) -> tuple[DetectorSettings, dict[str, Any]]:
+    """Lay overrides over the input and the detections of a detector, and over other groups, which come back changed.
+
+    Raises:
+        RecipeError: An override is wrong.
+    """
+    own = {name: getattr(settings, name).model_dump(mode="json") for name in ("input", "detections")}
+    changed = apply_overrides(others | own, overrides)
+    unknown = [key for key in changed if key not in others | own]
     if unknown:
-        raise RecipeError(f"{unknown[0]}: trained weights can be adjusted in {', '.join(_ADJUSTABLE)} only")
-    detector.settings = detector.settings.model_copy(
-        update={
-            "input": validate(InputSettings, changed["input"], "input"),
-            "detections": validate(DetectionSettings, changed["detections"], "detections"),
-        }
-    )
-    return validate(DataSettings, changed["data"], "data")
+        raise RecipeError(f"{unknown[0]}: trained weights can be adjusted in {', '.join(others | own)} only")
+    groups = {
+        "input": validate(InputSettings, changed["input"], "input"),
+        "detections": validate(DetectionSettings, changed["detections"], "detections"),
+    }
+    return settings.model_copy(update=groups), {name: changed[name] for name in others}
 
 
 def predict(
@@ -275,6 +277,7 @@ def predict(
     threshold: float = 0.3,
     batch: int = 8,
     device: str | None = None,
+    overrides: Sequence[Override] = (),
     progress: Progress | None = None,
 ) -> list[Prediction]:
     """Detect objects in image files.
@@ -287,10 +290,12 @@ def predict(
             ``detections.score_threshold``, it takes its place.
         batch: Images at once.
         device: Such as ``cuda:0``; a GPU if there is one unless given. A detector in memory stays where it is.
+        overrides: Settings of ``input`` and ``detections``, as in `evaluate`; a detector in memory keeps its own.
         progress: Shows how far one is.
 
     Raises:
         WeightsError: The weights cannot be read.
+        RecipeError: An override is wrong.
         ImageError: Something that is named is not there; nothing was done then.
         PartialImageError: Images could not be decoded; the others are done, and saved if asked for.
         RunError: There is no such device, a drawn picture would replace one of the images, or ``save`` cannot be
@@ -300,7 +305,8 @@ def predict(
     if isinstance(weights, Detector):
         detector = weights
     else:
-        detector = Detector.load(weights, existing_device(device or _default_device()))
+        detector = Detector.load(resolve_hub(weights), existing_device(device or _default_device()))
+    settings = _reporting_from(threshold, _adjust(detector.settings, overrides)[0])
     targets = _targets(files, Path(save)) if save is not None else {}
     if save is not None:
         make_folder(Path(save))
@@ -308,7 +314,7 @@ def predict(
     if progress is not None:
         chunks = progress(chunks, -(-len(files) // batch))
     unreadable: list[ImageError] = []
-    with _reporting_from(detector, threshold):
+    with _set_to(detector, settings):
         found = [p for chunk in chunks for p in _predict_some(detector, chunk, threshold, targets, unreadable)]
     if save is not None:
         content: dict[str, Any] = {
@@ -325,17 +331,22 @@ def predict(
     return found
 
 
-@contextmanager
-def _reporting_from(detector: Detector, threshold: float) -> Iterator[None]:
-    """Let a detector keep whatever scores at least this, if it would drop some of it by its own settings."""
-    settings = detector.settings
+def _reporting_from(threshold: float, settings: DetectorSettings) -> DetectorSettings:
+    """Settings that keep whatever scores at least this, if they would drop some of it."""
     lowest = min(threshold, settings.detections.score_threshold)
-    limits = settings.detections.model_copy(update={"score_threshold": lowest})
-    detector.settings = settings.model_copy(update={"detections": limits})
+    detections = settings.detections.model_copy(update={"score_threshold": lowest})
+    return settings.model_copy(update={"detections": detections})
+
+
+@contextmanager
+def _set_to(detector: Detector, settings: DetectorSettings) -> Iterator[None]:
+    """Let a detector follow other settings for a while."""
+    own = detector.settings
+    detector.settings = settings
     try:
         yield
     finally:
-        detector.settings = settings
+        detector.settings = own
 
 
 def _predict_some(
