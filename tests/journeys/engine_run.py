@@ -18,8 +18,9 @@ import torch
 from locdistill.data.loader import evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
+from locdistill.distillation.agreement import agreement
 from locdistill.distillation.presets import ld_full, supervised
-from locdistill.distillation.teacher import LiveTeacher
+from locdistill.distillation.teacher import AverageTeacher, LiveTeacher
 from locdistill.engine import EngineSettings, FitResult, RunInterrupted, TrainingModule, fit
 from locdistill.errors import LocdistillError
 from locdistill.evaluation.evaluator import Evaluator
@@ -97,7 +98,7 @@ class Fatal:
         return self.objective.losses(scene)
 
 
-def small_detector(classes: tuple[str, ...], seed: int) -> Detector:
+def small_detector(classes: tuple[str, ...], seed: int, *, norm_eval: bool = True) -> Detector:
     torch.manual_seed(seed)
     settings = {
         "backbone": "test_resnet",
@@ -107,7 +108,7 @@ def small_detector(classes: tuple[str, ...], seed: int) -> Detector:
         "depth": 1,
         "norm_groups": 4,
         "levels": (3, 4, 5),
-        "norm_eval": True,
+        "norm_eval": norm_eval,
         "input": {"short": 96, "long": 128},
     }
     return Detector(DetectorSettings.model_validate(settings))
@@ -122,14 +123,19 @@ def distill(
     workers: int = 0,
     resume: bool = False,
     kill_at: int | None = None,
+    average: float | None = None,
 ) -> FitResult:
-    """Distil the real thing at its smallest: every logit term of the paper, a live teacher, real files."""
+    """Distil the real thing at its smallest: every logit term of the paper, a live teacher, real files.
+
+    With ``average``, a decay, the teacher is the student's average, and batch normalisation is trained.
+    """
     where = DataSettings(path=data, sizes=((128, 96),), batch_per_device=batch, workers=workers, filter_empty=False)
     train, val = open_dataset(where, "train"), open_dataset(where, "val")
-    student, teacher = small_detector(train.classes, 0), small_detector(train.classes, 1)
+    student = small_detector(train.classes, 0, norm_eval=average is None)
+    teacher = AverageTeacher(student, average) if average else LiveTeacher(small_detector(train.classes, 1))
     objective = Fatal(Objective(terms=supervised() | ld_full(), bins=student.bins), kill_at)
     values = {"log_every": 1, "accelerator": "cpu", "lr": 0.01, "ema": 0.9} | settings
-    module = TrainingModule(student, objective, LiveTeacher(teacher), EngineSettings(**values))
+    module = TrainingModule(student, objective, teacher, EngineSettings(**values), watch=agreement)
     return fit(
         module,
         make_train_loader=lambda rank, world: training_loader(train, where, seed=0, rank=rank, world_size=world),

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from .engine_run import distill, run
-from .test_resume import ROOT, told, wait_for_rows
+from .test_resume import ROOT, taught, told, wait_for_rows
 
 pytestmark = pytest.mark.journey
 
@@ -85,6 +85,21 @@ def test_distillation_by_two_processes_equals_one(tmp_path: Path, tiny_coco: Pat
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)
     for row, expected in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
         assert row == pytest.approx(expected, rel=1e-4, nan_ok=True)
+
+
+def test_two_processes_teach_one_student_itself(tmp_path: Path, tiny_coco: Path) -> None:
+    """Each process normalises by statistics of its own images; the teacher has the first one's on both."""
+    job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "average": 0.5}
+    job["settings"] = {"epochs": 2, "checkpoint_every_steps": 1, "lr": 0.1}  # four steps
+    code, output = two_processes(tmp_path / "killed", kill_at=3, **job)
+    assert code == -signal.SIGKILL, output
+    code, output = two_processes(tmp_path / "killed", resume=True, **job)
+    assert code == 0, output
+    code, output = two_processes(tmp_path / "whole", **job)
+    assert code == 0, output
+    assert told(tmp_path / "killed") == told(tmp_path / "whole")
+    ours, theirs = taught(tmp_path / "killed"), taught(tmp_path / "whole")
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
 def test_two_processes_resume_exactly(tmp_path: Path) -> None:

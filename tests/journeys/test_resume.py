@@ -155,3 +155,25 @@ def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco:
     resumed = distill(tmp_path / "killed", settings, resume=True, **job)
     assert_same_run(resumed, distill(tmp_path / "whole", settings, **job))
     assert {"train/cls", "train/ld", "train/ld_vlr", "train/kd"} <= set(told(tmp_path / "whole")[0])
+
+
+def taught(out: Path) -> dict[str, torch.Tensor]:
+    """Weights of a teacher that follows the student."""
+    saved = torch.load(out / "last.ckpt", weights_only=True)["callbacks"]["Conductor"]["teacher"]
+    assert saved["updates"] == torch.load(out / "last.ckpt", weights_only=True)["global_step"]
+    return saved["model"]
+
+
+def test_a_student_that_teaches_itself_killed_and_resumed(tmp_path: Path, tiny_coco: Path) -> None:
+    job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "average": 0.5}
+    settings = {"epochs": 2, "checkpoint_every_steps": 1, "log_every": 3, "lr": 0.1}  # eight steps
+    process = start(tmp_path / "killed", settings=settings, kill_at=5, **job)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == -signal.SIGKILL, output
+    resumed = distill(tmp_path / "killed", settings, resume=True, **job)
+    whole = distill(tmp_path / "whole", settings, **job)
+    assert_same_run(resumed, whole)
+    ours, theirs = taught(tmp_path / "killed"), taught(tmp_path / "whole")
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert {"agree/edge_kl", "agree/box_iou", "train/ld"} <= set(told(tmp_path / "whole")[0])
+    assert 0 < whole.history[-1]["agree/edge_kl"] < 1  # neither the student itself nor something else
