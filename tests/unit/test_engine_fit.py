@@ -205,7 +205,7 @@ def test_the_average_is_what_is_evaluated_and_published(tmp_path: Path) -> None:
     again = Judge()
     images = next(iter(Loaders(count=8, batch=8, shuffle=False)(0, 1)))
     dense = best.eval()(best.normalise(images.images, images.sizes))
-    found = best.detections(dense, best.grid_for((16, 16)), images.sizes, images.sizes)
+    found = best.candidates(dense, best.grid_for((16, 16)), images.sizes, images.sizes)
     score = again(dict(enumerate(found)))["score"]
     assert score == pytest.approx(result.metrics["score"], abs=1e-6)
 
