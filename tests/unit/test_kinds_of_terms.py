@@ -48,7 +48,7 @@ def test_centerness():
 
 
 def test_centerness_of_a_scene():
-    """The centre is (14, 8): (12, 12) and (12, 4) lie within 0.6 strides of it; edges are 8, 12 and 2, 10 pixels off."""
+    """The centre is (14, 8): (12, 12) and (12, 4) lie within 0.6 strides of it; the edges are 8, 12, 2, 10 px off."""
     scene = _scene(_dense(quality=math.log(3)))
     assert scene.assignment.positive[0].nonzero().flatten().tolist() == [1, 5]
     want = math.sqrt(8 / 12 * 2 / 10)
@@ -148,7 +148,7 @@ def test_terms_that_the_detector_or_assigner_cannot_serve_are_refused():
     with pytest.raises(RecipeError, match="terms centerness train a quality"):
         Objective(terms=supervised("atss"))(_dense(), grid=GRID, instances=INSTANCES)
     Objective(terms=supervised("atss"))(_dense(quality=0.0), grid=GRID, instances=INSTANCES)
-    with pytest.raises(RecipeError, match="terms ld_vlr take each object's threshold .* FCOSPoints has none"):
+    with pytest.raises(RecipeError, match=r"terms ld_vlr take each object's threshold .* FCOSPoints has none"):
         Objective(terms=terms, assigner=FCOSPoints())
     Objective(terms=terms, assigner=ATSS())
     for model in ("fcos", "retinanet"):
