@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from locdistill.data.loader import evaluation_loader, training_loader
+from locdistill.data.loader import training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.distillation.agreement import agreement
@@ -39,7 +39,7 @@ from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override
 from locdistill.recipes.recipe import EMA_DECAY, OF_TEACHER, Recipe
 from locdistill.recipes.terms import build_component
-from locdistill.recipes.use import evaluation_batch
+from locdistill.recipes.use import validation_loader
 from locdistill.types import Batch
 
 log = logging.getLogger("locdistill")
@@ -321,10 +321,10 @@ def _fit(parts: _Parts, out: Path, resume: bool) -> RunResult:
         )
 
     def val_loader(rank: int, world_size: int) -> DataLoader[Batch]:
-        return evaluation_loader(
+        return validation_loader(
             datasets["val"],
-            detector.settings.input,
-            batch=evaluation_batch(datasets["val"], detector.settings.input, recipe.data.batch_per_device),
+            detector.settings,
+            batch=recipe.data.batch_per_device,
             workers=recipe.data.workers,
             rank=rank,
             world_size=world_size,

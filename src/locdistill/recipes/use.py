@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from locdistill.data.files import images_below
 from locdistill.data.loader import evaluation_loader
@@ -152,19 +153,48 @@ def evaluate(
         settings = validate(DataSettings, others["data"], "data")
         settings = _with_classes(settings, split, detector.settings.classes)
         dataset = open_dataset(settings, split, training=False)
-        views = detector.settings.detections.augment.views
-        loader: Iterable[Batch] = evaluation_loader(
+        loader: Iterable[Batch] = validation_loader(
             dataset,
-            detector.settings.input,
-            batch=evaluation_batch(dataset, detector.settings.input, batch, views),
+            detector.settings,
+            batch=batch,
             workers=settings.workers,
             rank=rank(),
             world_size=world_size(),
-            views=views,
         )
         if progress is not None and rank() == 0:
             loader = progress(loader, len(loader))  # type: ignore[arg-type]
         return _judge(detector, loader, dataset, where, format_only)
+
+
+def validation_loader(
+    dataset: Dataset,
+    detector: DetectorSettings,
+    *,
+    batch: int,
+    workers: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader[Batch]:
+    """What a detector is evaluated on: its input size, and as many views of each image as its settings ask for.
+
+    Args:
+        dataset: The images.
+        detector: Settings of the detector.
+        batch: Images at once, if all have the same size (see :func:`evaluation_batch`).
+        workers: Processes that read images; a few unless given.
+        rank: Index of this process among those that share the images.
+        world_size: Number of those.
+    """
+    views = detector.detections.augment.views
+    return evaluation_loader(
+        dataset,
+        detector.input,
+        batch=evaluation_batch(dataset, detector.input, batch, views),
+        workers=workers,
+        rank=rank,
+        world_size=world_size,
+        views=views,
+    )
 
 
 def evaluation_batch(dataset: Dataset, limits: InputSettings, batch: int, views: tuple[View, ...] = (View(),)) -> int:
