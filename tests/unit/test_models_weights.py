@@ -13,7 +13,6 @@ import safetensors.torch
 import torch
 
 from locdistill.errors import WeightsError
-from locdistill.interop.mmdet import from_mmdet, to_mmdet
 from locdistill.models import weights
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
@@ -160,9 +159,6 @@ def test_not_ours(detector: Detector, tmp_path: Path) -> None:
     safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(WeightsError, match="not a detector saved by locdistill"):
         Detector.load(tmp_path / "foreign")
-    torch.save(detector.state_dict(), tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match="no safetensors file"):
-        Detector.load(tmp_path / "w.pth")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"format": "x"}'])
@@ -197,15 +193,3 @@ def test_keys_that_differ(detector: Detector, tmp_path: Path) -> None:
 def test_many_keys_are_summed_up() -> None:
     with pytest.raises(WeightsError, match=r"9 not in the model: 0, 1, 2, 3, \.\.\. \(5 more\)"):
         weights.load_strict(torch.nn.ReLU(), {str(index): torch.zeros(1) for index in range(9)}, "file")
-
-
-def test_names_of_mmdetection(detector: Detector) -> None:
-    theirs = to_mmdet(detector.state_dict())
-    assert theirs["neck.fpn_convs.3.conv.bias"] is not None
-    back = from_mmdet({f"module.{name}": value for name, value in theirs.items()})
-    assert back.keys() == detector.state_dict().keys()
-    assert all(torch.equal(value, back[name]) for name, value in detector.state_dict().items())
-    with pytest.raises(WeightsError, match=r"1 names have no counterpart .*: rpn_head.conv.weight"):
-        from_mmdet(theirs | {"rpn_head.conv.weight": torch.zeros(1)})
-    with pytest.raises(WeightsError, match=r"head\.extra"):
-        to_mmdet({"head.extra": torch.zeros(1)})

@@ -1,0 +1,380 @@
+"""Whole detectors from and to files of MMDetection: nothing left over, equal outputs, or a reason why not."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+import locdistill
+from locdistill.cli import main
+from locdistill.errors import WeightsError
+from locdistill.interop.classes import COCO
+from locdistill.interop.mmdet import BINS, to_mmdet
+from locdistill.models import mmdet
+from locdistill.models.detector import Detector
+from locdistill.models.foreign import detector_settings, read
+from locdistill.models.mmdet import load_mmdet, save_mmdet
+from locdistill.models.settings import DetectorSettings
+
+SMALL = {
+    "channels": 32,
+    "depth": 1,
+    "pretrained": False,
+    "frozen_stages": 1,
+    "norm_eval": True,
+    "classes": ("disc", "box"),
+}
+RGB = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+BGR = {"mean": (103.53, 116.28, 123.675), "std": (1.0, 1.0, 1.0), "bgr": True, "style": "caffe", "norm_frozen": True}
+ARCHITECTURES: list[dict[str, Any]] = [
+    *({"model": model, "backbone": "resnet18"} for model in ("gfl", "gflv2", "atss", "fcos", "retinanet")),
+    *({"model": model, "backbone": "resnet50"} for model in ("gfl", "gflv2", "atss", "retinanet")),
+    {"model": "fcos", "backbone": "resnet50", **BGR},
+    {"model": "gfl", "backbone": "resnet34", "levels": (2, 3, 4, 5)},
+    {"model": "gfl", "backbone": "resnet101", "deformable": (2, 3, 4), "reg_max": 7},
+    {"model": "gfl", "backbone": "resnext101_32x4d", "deformable": (3, 4)},
+    {"model": "gflv2", "backbone": "resnext101_64x4d"},
+    {"model": "gflv2", "backbone": "res2net101d", "deformable": (3, 4), "background_channel": True},
+]
+
+
+def build(**settings: Any) -> Detector:
+    """A small detector, every value of which is another, so that a swapped pair would show."""
+    torch.manual_seed(0)
+    detector = Detector(DetectorSettings.model_validate(SMALL | RGB | settings)).eval()
+    for name, value in detector.state_dict().items():
+        if name.endswith("running_var"):
+            value.uniform_(0.5, 1.5)
+        elif value.is_floating_point():
+            value.normal_(std=0.05).add_(1.0 if value.ndim == 1 and name.endswith("weight") else 0.0)
+    return detector
+
+
+def same(one: Detector, other: Detector) -> bool:
+    """Whether two detectors have the same weights and say the same."""
+    theirs = other.state_dict()
+    assert one.state_dict().keys() == theirs.keys()
+    images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        pairs = zip(one(images)[:3], other(images)[:3], strict=True)
+        equal = all(a is b is None or (torch.equal(a, b) and bool(a.isfinite().all())) for a, b in pairs)  # type: ignore[union-attr]
+    return equal and all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick() -> Iterator[None]:
+    """Leave out random initial values: they take most of the time, and `build` or what is loaded replaces them."""
+
+    def zero(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
+        with torch.no_grad():
+            return tensor.zero_()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "xavier_uniform_"):
+            patch.setattr(torch.nn.init, name, zero)
+        yield
+
+
+@pytest.fixture(scope="module")
+def gfl(_quick: None) -> Detector:
+    return build()
+
+
+@pytest.fixture
+def theirs(gfl: Detector) -> dict[str, Tensor]:
+    return to_mmdet(gfl.state_dict())
+
+
+NAMES = SMALL["classes"]
+
+
+@pytest.mark.parametrize("settings", ARCHITECTURES, ids=lambda s: f"{s['model']}-{s['backbone']}-{len(s)}")
+def test_round_trip(settings: dict[str, Any]) -> None:
+    """From the state dict alone: everything but the input size is recognised, and nothing is left over."""
+    detector = build(**settings)
+    state = to_mmdet(detector.state_dict(), settings["model"])
+    found = read(state, classes=NAMES)
+    assert found.report.settings == detector.settings
+    assert [group.what for group in found.report.skipped] == [BINS]
+    assert found.tensors.keys() == detector.state_dict().keys()
+    again = Detector(found.report.settings, pretrained=False)
+    report = found.fill(again)
+    assert report.missing == ()
+    assert report.parameters == sum(parameter.numel() for parameter in detector.parameters())
+    assert same(detector, again.eval())
+
+
+def test_what_is_written_is_read_back_as_it_was(tmp_path: Path) -> None:
+    """Also what shapes do not tell: the size of the input, thresholds, statistics."""
+    settings = {"input": {"short": 64}, "detections": {"nms_iou": 0.5}, "mean": (1, 2, 3), "frozen_stages": 0}
+    detector = build(**settings)
+    path = save_mmdet(detector, tmp_path / "new" / "w.pth")
+    assert [file.name for file in path.parent.iterdir()] == ["w.pth"]
+    again = Detector.load(path)
+    assert not again.training
+    assert again.settings == detector.settings == detector_settings(path)
+    assert same(detector, again)
+    content = torch.load(path, weights_only=True)
+    assert content["meta"]["CLASSES"] == content["meta"]["dataset_meta"]["classes"] == NAMES
+    assert len(content["state_dict"]) == len(detector.state_dict()) + 1
+
+
+def test_only_what_mmdetection_has_is_written(tmp_path: Path) -> None:
+    narrow = {"layers": [1, 1, 1, 1], "channels": [8, 8, 16, 24]}
+    for settings, message in (
+        ({"backbone_args": narrow}, "1-1-1-1 basic blocks"),
+        ({"backbone": "mobilenetv3_small_050"}, "its backbone looks like"),
+        ({"norm_groups": 8}, "norm_groups 8, there 32"),
+        ({"backbone_args": {"output_stride": 32}}, "backbone_args"),
+    ):
+        with pytest.raises(WeightsError, match=rf"MMDetection has no detector of this kind: .*{message}"):
+            save_mmdet(build(**settings), tmp_path / "w.pth")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("form", ["state dict", "checkpoint", "legacy", "safetensors", "ddp", "old meta", "new meta"])
+def test_forms_of_a_file(form: str, gfl: Detector, theirs: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
+    meta = {"epoch": 12, "CLASSES": NAMES} if form == "old meta" else {"dataset_meta": {"classes": list(NAMES)}}
+    if form == "safetensors":
+        safetensors.torch.save_file(theirs, path)
+    elif form == "ddp":
+        torch.save({"state_dict": {f"module.{key}": value for key, value in theirs.items()}}, path)
+    else:
+        content = theirs if form == "state dict" else {"state_dict": theirs, "optimizer": {"lr": 1.0}}
+        content = content | ({"meta": meta} if "meta" in form else {})
+        torch.save(content, path, _use_new_zipfile_serialization=form != "legacy")
+    detector = Detector.load(path)
+    expected = NAMES if "meta" in form else ("class_0", "class_1")
+    assert detector.settings == gfl.settings.model_copy(update={"classes": expected})
+    assert not detector.training
+    assert same(gfl, detector)
+    assert same(gfl, load_mmdet(path))
+    assert detector_settings(path).classes == expected
+
+
+def test_old_names(tmp_path: Path) -> None:
+    detector = build(model="fcos", deformable=(4,))
+    state = to_mmdet(detector.state_dict(), "fcos")
+    old = {
+        key.replace("head.conv_", "head.fcos_").replace("conv2.conv_offset", "conv2_offset"): v
+        for key, v in state.items()
+    }
+    assert len(old.keys() - state.keys()) == 6 + 4
+    assert same(detector, load_mmdet(old, classes=NAMES))
+
+
+def test_weights_of_older_pytorch_and_of_half_precision(gfl: Detector, theirs: dict[str, Tensor]) -> None:
+    found = read({key: value for key, value in theirs.items() if not key.endswith("num_batches_tracked")})
+    detector = Detector(found.report.settings, pretrained=False)
+    report = found.fill(detector)
+    assert any("20 counters of batches" in note for note in report.notes)
+    assert report.missing == ()
+    assert same(gfl, detector.eval())
+    half = load_mmdet({key: v.half() if v.is_floating_point() else v for key, v in theirs.items()})
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    torch.testing.assert_close(half.head.cls.weight, gfl.head.cls.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_the_81_channels_of_the_published_gfl_v2() -> None:
+    state = to_mmdet(build(model="gflv2", classes=COCO, background_channel=True).state_dict(), "gflv2")
+    detector = load_mmdet(state)
+    assert (len(detector.settings.classes), detector.settings.background_channel) == (80, True)
+    assert state["bbox_head.gfl_cls.bias"].shape == (81,)
+
+
+def test_a_teacher_and_an_average_inside(
+    gfl: Detector, theirs: dict[str, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    other = {key: value + 1 for key, value in theirs.items()}
+    state = theirs | {f"teacher.{key}": value for key, value in other.items()}
+    content = {"state_dict": state, "ema_state_dict": {f"module.{k}": v for k, v in other.items() if k != BINS}}
+    content["ema_state_dict"] |= {"steps": torch.tensor(1), f"module.{BINS}": theirs[BINS]}
+    with caplog.at_level(logging.INFO, "locdistill"):
+        assert same(gfl, load_mmdet(content))
+    assert f"left out: teacher. ({len(theirs)}): a teacher that was stored with it" in caplog.text
+    assert "left out: weights without averaging" in caplog.text
+    raw = load_mmdet(content, weights="raw")
+    assert torch.equal(raw.head.cls.bias, gfl.head.cls.bias + 1)  # type: ignore[operator]
+
+
+def test_settings_that_a_file_does_not_tell(theirs: dict[str, Tensor]) -> None:
+    given = {"mean": (1.0, 2.0, 3.0), "bgr": True, "input": {"short": 64}}
+    found = load_mmdet(theirs, settings=given, classes=["a", "b"]).settings
+    assert (found.mean, found.bgr, found.input.short, found.input.long) == ((1, 2, 3), True, 64, 1333)
+    assert found.classes == ("a", "b")
+    with pytest.raises(WeightsError, match="no valid detector here"):
+        load_mmdet(theirs, settings={"reg_maximum": 3})
+    with pytest.raises(WeightsError, match="3 classes are named, but it has 2 channels"):
+        load_mmdet(theirs, classes=["a", "b", "c"])
+
+
+LOST = ("backbone.layer2.0.bn1.weight", "neck.fpn_convs.1.conv.bias", "bbox_head.gfl_cls.weight")
+
+
+def test_missing_weights_are_listed(gfl: Detector, theirs: dict[str, Tensor], caplog: pytest.LogCaptureFixture) -> None:
+    cut = {key: value for key, value in theirs.items() if key not in LOST}
+    cut["backbone.layer1.0.conv1.weight"] = torch.zeros(64, 32, 3, 3)
+    with pytest.raises(WeightsError, match="recognised as gfl with resnet18, but its weights do not fit") as caught:
+        load_mmdet(cut)
+    message = str(caught.value)
+    assert f"3 missing: {', '.join(LOST)}" in message
+    assert "1 of another shape: backbone.layer1.0.conv1.weight (64, 32, 3, 3) instead of (64, 64, 3, 3)" in message
+    assert "strict=False" in message
+    with caplog.at_level(logging.WARNING, "locdistill"):
+        partial = load_mmdet(cut, strict=False)
+    assert f"missing, at random initial values (4): {', '.join(LOST)}, backbone.layer1.0.conv1.weight" in caplog.text
+    assert torch.equal(partial.head.reg.weight, gfl.head.reg.weight)  # type: ignore[arg-type]
+    assert not torch.equal(partial.head.cls.weight, gfl.head.cls.weight)  # type: ignore[arg-type]
+
+
+def test_tensors_without_a_place_are_listed(theirs: dict[str, Tensor]) -> None:
+    more = theirs | {"mask_head.x": torch.zeros(1), "bbox_head.adaption.weight": torch.zeros(1)}
+    with pytest.raises(
+        WeightsError, match=r"no place for 2 tensors: bbox_head\.adaption\.weight, mask_head\.x"
+    ) as caught:
+        load_mmdet(more)
+    assert "strict=False" in str(caught.value)
+    extra = theirs | {"backbone.layer1.0.se.weight": torch.zeros(1)}
+    with pytest.raises(WeightsError, match=r"1 without a place: backbone\.layer1\.0\.se\.weight"):
+        load_mmdet(extra)
+    report = read(more, strict=False).report
+    assert [group.what for group in report.skipped] == [BINS, "bbox_head.adaption.weight", "mask_head.x"]
+
+
+def test_files_that_are_refused(gfl: Detector, theirs: dict[str, Tensor], tmp_path: Path) -> None:
+    path = tmp_path / "w.pth"
+    torch.save(gfl.state_dict(), path)
+    with pytest.raises(WeightsError, match=r"w\.pth: it looks like a detector under locdistill's own names"):
+        Detector.load(path)
+    plain = {key.replace("gfl_", "atss_"): value for key, value in theirs.items()}
+    plain |= {"bbox_head.atss_reg.bias": torch.zeros(4), "bbox_head.atss_reg.weight": torch.zeros(4, 32, 3, 3)}
+    torch.save({"state_dict": plain}, path)
+    with pytest.raises(WeightsError, match=r"w\.pth: it looks like a plain ATSS.*nothing to distill from"):
+        Detector.load(path)
+    torch.save({"state_dict": theirs, "meta": {"locdistill": "{"}}, path)
+    with pytest.raises(WeightsError, match=r"w\.pth: the 'locdistill' settings in it cannot be read"):
+        Detector.load(path)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(WeightsError, match=r"w\.pth: damaged or no PyTorch checkpoint"):
+        Detector.load(path)
+    with pytest.raises(WeightsError, match="no such weights"):
+        load_mmdet(tmp_path / "absent.pth")
+    with pytest.raises(WeightsError, match="no such file of weights"):
+        read(tmp_path / "absent.pth")
+    ours = gfl.save(tmp_path / "ours")
+    with pytest.raises(WeightsError, match=r"ours\.safetensors: no file of MMDetection's; Detector\.load reads"):
+        load_mmdet(ours)
+
+
+class Payload:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_file_with_code_is_refused_and_not_run(theirs: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({"state_dict": theirs, "meta": {"x": Payload(tmp_path / "ran")}}, tmp_path / "w.pth")
+    for strict in (True, False):
+        with pytest.raises(WeightsError, match=r"could run code when read \((posix|nt)\.system\)"):
+            load_mmdet(tmp_path / "w.pth", strict=strict)
+    with pytest.raises(WeightsError, match="could run code"):
+        Detector.load(tmp_path / "w.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_nothing_is_downloaded(theirs: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    create = timm.create_model
+
+    def offline(*args: Any, pretrained: bool = False, **kwargs: Any) -> Any:
+        assert not pretrained
+        return create(*args, pretrained=False, **kwargs)
+
+    monkeypatch.setattr("timm.create_model", offline)
+    load_mmdet(theirs)
+
+
+def test_the_package_offers_it(theirs: dict[str, Tensor]) -> None:
+    dense = locdistill.load_mmdet(theirs)(torch.zeros(1, 3, 64, 64))
+    assert isinstance(dense, locdistill.Dense)
+    assert dense.edge_logits.shape == (1, 64 + 16 + 4 + 1 + 1, 4, 17)
+
+
+# -- the command line
+
+Answer = tuple[int, str, str]
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    def run(*words: object) -> Answer:
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_convert_there_and_back(
+    cli: Callable[..., Answer], gfl: Detector, theirs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    source, ours, back = tmp_path / "in.pth", tmp_path / "ours.safetensors", tmp_path / "back.pth"
+    torch.save({"state_dict": theirs, "optimizer": {"a": 1}}, source)
+    (tmp_path / "names.txt").write_text("disc\nbox\n")
+    code, out, _ = cli("convert", source, ours, "input.short=64", "--classes", tmp_path / "names.txt")
+    assert code == 0
+    for line in (
+        "gfl, 32 wide",
+        "resnet18, style pytorch",
+        "2 (disc, box)",
+        "left out: optimizer (1): state of the",
+        f"{ours}",
+    ):
+        assert line in out
+    assert same(gfl, Detector.load(ours))
+    assert Detector.load(ours).settings.input.short == 64
+    code, out, err = cli("convert", ours, back)
+    assert code == 0, err
+    assert torch.load(back, weights_only=True)["state_dict"].keys() == theirs.keys()
+    assert same(gfl, Detector.load(back))
+    code, _, err = cli("convert", source, ours)
+    assert (code, "is there already; give another name, or --force" in err) == (2, True)
+    code, out, _ = cli("convert", source, tmp_path / "ours", "--classes", "a,b", "--force", "--json")
+    assert json.loads(out)["settings"]["classes"] == ["a", "b"]
+    assert json.loads(out)["out"] == str(ours)
+    code, _, err = cli("convert", ours, tmp_path / "x.pth", "--classes", "c,d")
+    assert (code, "written by locdistill, with its own settings" in err) == (2, True)
+
+
+def test_convert_an_incomplete_file(cli: Callable[..., Answer], theirs: dict[str, Tensor], tmp_path: Path) -> None:
+    torch.save({key: value for key, value in theirs.items() if key not in LOST}, tmp_path / "in.pth")
+    code, _, err = cli("convert", tmp_path / "in.pth", tmp_path / "out")
+    assert (code, "3 missing" in err, (tmp_path / "out.safetensors").exists()) == (2, True, False)
+    code, out, _ = cli("convert", tmp_path / "in.pth", tmp_path / "out", "--partial")
+    assert (code, (tmp_path / "out.safetensors").exists()) == (0, True)
+    assert "missing, at random initial values (3): " in out
+
+
+def test_convert_says_what_kind_of_file_to_write(gfl: Detector, tmp_path: Path) -> None:
+    ours = gfl.save(tmp_path / "run" / "best")
+    path, report = mmdet.convert(ours.parent, tmp_path / "w.bin", to="mmdet")
+    assert path == tmp_path / "w.bin"
+    assert report.as_dict()["tensors"] == len(gfl.state_dict())
+    assert same(gfl, Detector.load(path))
