@@ -183,6 +183,15 @@ def test_a_student_that_begins_as_its_teacher_agrees_with_it(tiny_coco: Path, tr
     assert result.metrics["last"]["agree/box_iou"] < 1
 
 
+def test_maps_reach_a_term_that_compares_them(tiny_coco: Path, trained: Path, tmp_path: Path) -> None:
+    imitation = "terms.gi={of: feature_l2, on: general_instances, norm: level_mean, weight: 2}"
+    result = distill(trained, tiny_coco, start="teacher", out=tmp_path / "run", overrides=[*SHORT, imitation])
+    assert read_metrics(result.out / "metrics.csv")[0]["train/gi"] > 0
+    other = [*DETECTOR, *SHORT, imitation, "detector.channels=32"]
+    with pytest.raises(TeacherError, match=r"feature maps.*set detector\.channels=16"):
+        distill(trained, tiny_coco, backbone="test_resnet", out=tmp_path / "wide", overrides=other)
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

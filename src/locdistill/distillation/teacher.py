@@ -48,9 +48,10 @@ class LiveTeacher:
 class AverageTeacher(LiveTeacher):
     """An exponential moving average of the student's own weights (a mean teacher; Tarvainen and Valpola 2017).
 
-    It is the student at first, so that terms which compare with it begin at 0, and at random weights there is nothing
-    to learn from it; as the decay rises (see `Average`) it becomes the steadier of the two. Unlike theirs, teacher and
-    student see one and the same augmented image, and the teacher has no dropout and normalises by averaged statistics.
+    It is the student at first, so that terms which compare with it begin at about 0, and at random weights nothing is
+    learned from it; as the decay rises (see `Average`) it becomes the steadier of the two. Nothing holds the terms back
+    at first, as a ramp of their weight does in the paper. Also unlike there, teacher and student see one and the same
+    augmented image, and the teacher has no dropout and normalises by averaged statistics.
 
     Its weights are part of the run, and in its checkpoint; a student of several processes must begin with the same
     weights on all of them.

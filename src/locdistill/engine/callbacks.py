@@ -160,7 +160,7 @@ class Conductor(pl.Callback):
         differs = [f"{name}: {theirs.get(name)} then, {ours[name]} now" for name in changed]
         if (self.average is None) != (state_dict["average"] is None):
             differs.append(f"ema: {'on' if state_dict['average'] else 'off'} then, {self.settings.ema} now")
-        learned = state_dict.get("teacher", {})  # older checkpoints have none of the last three
+        learned = state_dict.get("teacher", {})  # not in checkpoints of earlier versions, as what is watched
         if bool(learned) != bool(self._learned()):
             kinds = {True: "follows the student", False: "frozen"}
             differs.append(f"teacher: {kinds[bool(learned)]} then, {kinds[not learned]} now")

@@ -32,7 +32,7 @@ class TeacherSettings(Settings):
     """A weights file, a run folder, or ``run/best``; None where the file has to be named on the command line.
 
     ``ema`` is the running average of the student's own weights (a folder of this name is ``./ema``). It is the student
-    at first, so that the terms which compare with it begin at 0; its weights are in the run's checkpoint alone.
+    at first, so that the terms which compare with it begin at about 0; its weights are in the run's checkpoint alone.
     """
     decay: float | None = Field(default=None, gt=0, lt=1)
     """Of that average, at most: step ``k`` from 0 has ``min(decay, (1 + k) / (10 + k))``. None is 0.999."""

@@ -69,6 +69,7 @@ class _Parts:
     recipe: Recipe
     datasets: dict[str, Dataset]
     detector: Detector
+    objective: Objective
     teacher: LiveTeacher | None
     start: Path | None
 
@@ -150,7 +151,10 @@ def distill(  # noqa: PLR0913 - the words of the command line
         LocdistillError: One of its kinds; a :class:`TeacherError` where the teacher cannot teach this student.
     """
     if teacher is None and recipe is None and not resume:
-        raise TeacherError("there is no teacher; name a trained detector with --teacher RUN_FOLDER_OR_FILE")
+        raise TeacherError(
+            "there is no teacher; name a trained detector with --teacher RUN_FOLDER_OR_FILE, or let the student's "
+            "running average teach with --teacher ema"
+        )
     request = Request(
         data=data,
         model=model,
@@ -222,7 +226,10 @@ def _compose(recipe: Recipe, *, fresh: bool) -> _Parts:
     if recipe.teacher is not None and recipe.teacher.follows:
         teacher = AverageTeacher(detector, recipe.teacher.decay or EMA_DECAY)
     recipe = recipe.model_copy(update={"detector": detector.settings})
-    return _Parts(recipe=recipe, datasets=datasets, detector=detector, teacher=teacher, start=start)
+    objective = objective_of(recipe, detector)
+    return _Parts(
+        recipe=recipe, datasets=datasets, detector=detector, objective=objective, teacher=teacher, start=start
+    )
 
 
 def _start_file(recipe: Recipe, teacher_file: Path | None) -> Path | None:
@@ -333,8 +340,7 @@ def _fit(parts: _Parts, out: Path, resume: bool) -> RunResult:
     first = folder.process_rank() == 0
     if first and not resume:
         _draw_batch(parts, out / "train_batch.png")
-    objective = objective_of(recipe, detector)
-    module = TrainingModule(detector, objective, parts.teacher, recipe.engine, watch=agreement)
+    module = TrainingModule(detector, parts.objective, parts.teacher, recipe.engine, watch=agreement)
     fitted = fit(
         module,
         make_train_loader=train_loader,
