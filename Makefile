@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check golden bench clean
+.PHONY: setup demo test check golden bench zoo clean
 
 setup: $(READY)
 
@@ -29,6 +29,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/breakdown.py
+
+zoo: $(READY)
+	$(BIN)/python -m benchmarks.zoo
 
 clean:
 	rm -rf .venv build runs .pytest_cache .mypy_cache .ruff_cache

@@ -6,6 +6,7 @@ LocdistillError
 │   └── ImageError       an image that cannot be decoded, or lies outside its folder
 ├── RecipeError          a run description with an unknown key, a wrong type or an impossible combination
 ├── WeightsError         weights that are absent, truncated, foreign, or would run code
+│   └── HubError         a model hub that cannot be reached, or does not have what is asked for
 ├── TeacherError         a teacher that cannot teach this student
 ├── RunError             a run folder that is in the way or cannot be resumed, or a device that is not there
 └── NonFiniteLossError   a loss term became NaN or infinite

@@ -36,7 +36,11 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     return run
 
 
-@pytest.mark.parametrize("verb", ["train", "distill", "evaluate", "predict", "recipes", "config", "data check", "demo"])
+VERBS = ("train", "distill", "evaluate", "predict", "recipes", "config", "data check", "demo")
+FILES = ("convert", "publish", "push", "pull")
+
+
+@pytest.mark.parametrize("verb", [*VERBS, *FILES])
 def test_every_verb_has_help(cli: Callable[..., Answer], verb: str) -> None:
     code, out, _ = cli(*verb.split(), "--help")
     assert code == 0

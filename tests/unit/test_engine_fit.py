@@ -132,7 +132,7 @@ def test_what_is_watched_is_logged_by_interval_and_by_evaluation(tmp_path: Path)
     for entry in result.history:
         assert (entry["agree/mean_id"], entry["agree/odd_id"]) == (7.5, 8.0)
     assert seen[0][1] * 24 + seen[1][1] * 24 == 3 * sum(range(16))
-    assert "agree/mean_id" not in [row for row in rows if "val/AP" in row][0]
+    assert "agree/mean_id" not in next(row for row in rows if "val/AP" in row)
     assert read_json(tmp_path / "run" / "metrics.json")["last"]["agree/odd_id"] == 8.0
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import pytest
 
+from locdistill.assign.vocabulary import ASSIGNERS
+from locdistill.distillation.features import FeatureL2
+from locdistill.distillation.imitation import Everywhere, GatedLevelMean, GeneralInstances
 from locdistill.distillation.logits import ClassKL, EdgeKL
-from locdistill.distillation.presets import supervised
+from locdistill.distillation.presets import ld_full, supervised
 from locdistill.distillation.regions import ValuableLocations
 from locdistill.objective.normalisers import ImageLevelMean, PerImage
 from locdistill.objective.regions import Positives
 from locdistill.objective.term import Term
 from locdistill.recipes.load import load_recipe, recipe_names
-from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.recipe import ASSIGNER_OF, Recipe
 from locdistill.recipes.summary import recipe_summaries
+from locdistill.recipes.terms import build_component
 
 COCO_1X = {"gfl_r18_1x": 35.8, "gfl_r34_1x": 38.9, "gfl_r50_1x": 40.1, "gfl_r101_1x": None}
 COCO_2X = {"gfl_r18_2x": None, "gfl_r34_2x": None, "gfl_r50_2x": 42.9, "gfl_r101_2x": 44.6}
@@ -35,8 +39,114 @@ def terms(recipe: Recipe) -> dict[str, Term]:
     return {name: term.build() for name, term in recipe.terms.items()}
 
 
+# name: AP, AP of the student alone; None where the literature has no number
+OTHERS: dict[str, tuple[float | None, float | None]] = {
+    "gfl_r101dcn_2x": (47.1, None),
+    "gfl_x101_2x": (45.9, None),
+    "gfl_x101dcn_2x": (48.1, None),
+    "gfl_r18_voc": (51.8, None),
+    "gfl_r34_voc": (55.7, None),
+    "gfl_r50_voc": (55.8, None),
+    "gfl_r101_voc": (None, None),
+    "gfl_r101dcn_voc": (None, None),
+    "gflv2_r50_1x": (None, None),
+    "gflv2_r50_2x": (43.9, None),
+    "gflv2_r101_2x": (45.8, None),
+    "gflv2_r101_voc": (None, None),
+    "gflv2_r101dcn_2x": (48.0, None),
+    "gflv2_r2n101dcn_2x": (49.9, None),
+    "gflv2_x101dcn_1x": (None, None),
+    "gflv2_x101_64x4d_2x": (None, None),
+    "atss_r50_1x": (None, None),
+    "atss_r101_2x": (None, None),
+    "fcos_r50_1x": (None, None),
+    "fcos_r101_2x": (None, None),
+    "retinanet_r50_1x": (None, None),
+    "retinanet_r101_2x": (None, None),
+    "ld_r101_from_r101dcn_2x_main": (45.4, 44.6),
+    "ld_r101_from_r101dcn_2x": (None, None),
+    "ld_gi_r50_from_r101": (42.4, 40.1),
+    "ld_fine_grained_r50_from_r101": (None, None),
+    "self_ld_x101dcn": (47.5, 46.9),
+    "ld_r34_from_r101dcn_voc_main": (56.7, 55.7),
+    "ld_r50_from_r101_voc_main": (56.1, 55.8),
+    "ld_r101_from_r101dcn_voc_main": (58.4, 57.6),
+    "ld_gi_r18_from_r101_voc": (54.4, 51.8),
+    "self_ld_r18_voc": (None, None),
+    "ld_atss_r50_from_r101": (None, None),
+    "ld_fcos_r50_from_r101": (None, None),
+    "ld_retinanet_r50_from_r101": (None, None),
+    "ld_retinanet_r50_from_r101_joint": (None, None),
+    "ld_gflv2_r50_from_r101": (42.7, None),
+    "ld_gflv2_r50_from_r101_no_dfl": (None, None),
+    "ld_gflv2_r101_from_r101dcn_2x": (47.1, 46.0),
+    "ld_gflv2_r101_from_r2n101dcn_2x": (None, None),
+    "ld_gflv2_x101dcn_from_r2n101dcn_2x": (50.5, 49.0),
+    "self_ld_gflv2_r2n101dcn_2x": (51.0, 50.5),
+    "self_ld_gflv2_r2n101dcn_2x_kd10": (None, None),
+    "ld_gflv2_r18_from_r101_voc": (None, None),
+    "fitnets_r18_from_r101": (None, None),
+    "fitnets_r50_from_r101": (40.7, 40.1),
+    "fitnets_r18_from_r101_voc": (None, None),
+}
+# Published terms of the other heads: name, kind, one softmax over all edges
+HEADS = (
+    ("ld_atss_r50_from_r101", "atss", False),
+    ("ld_fcos_r50_from_r101", "fcos", False),
+    ("ld_retinanet_r50_from_r101", "retinanet", False),
+    ("ld_retinanet_r50_from_r101_joint", "retinanet", True),
+)
+
+
 def test_there_is_a_recipe_for_each_row() -> None:
-    assert set(recipe_names()) == {*COCO_1X, *COCO_2X, *LD, "gfl_r18_voc"}
+    assert set(recipe_names()) == {*COCO_1X, *COCO_2X, *LD, *OTHERS}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_published_numbers(name: str) -> None:
+    recipe, (ap, alone) = load_recipe(name), OTHERS[name]
+    published = recipe.published
+    assert (published.ap if published else None, published.baseline if published else None) == (ap, alone)
+    assert published is None or published.source
+    assert published is not None or "no published number is known" in recipe.description or name == "gflv2_r50_1x"
+    assert (recipe.teacher is None) == ("_from_" not in name and not name.startswith("self_"))
+
+
+@pytest.mark.parametrize("kind", ["gflv2", "atss", "fcos", "retinanet"])
+def test_losses_of_other_kinds(kind: str) -> None:
+    assert terms(load_recipe(f"{kind}_r50_1x")) == supervised(kind)
+
+
+@pytest.mark.parametrize(("name", "kind", "joint"), HEADS)
+def test_distillation_of_other_kinds(name: str, kind: str, joint: bool) -> None:
+    recipe = load_recipe(name)
+    assert terms(recipe) == supervised(kind) | ld_full(kind, joint=joint)
+    assert build_component("assigner", recipe.assigner) == ASSIGNERS[ASSIGNER_OF[kind]]()
+
+
+def test_imitation_of_the_published_rows() -> None:
+    found = terms(load_recipe("ld_gflv2_x101dcn_from_r2n101dcn_2x"))
+    plain = supervised("gflv2") | ld_full("gflv2", reference_batch=2, kd_weight=5)
+    instances = GeneralInstances(top=10, nms_iou=0.3, per="batch")
+    im = Term(of=FeatureL2(), on=instances, norm=GatedLevelMean(), weight=1.0)
+    assert found == {name: term for name, term in plain.items() if name != "dfl"} | {"im": im}
+    whole = terms(load_recipe("fitnets_r50_from_r101"))
+    assert set(whole) == {"cls", "bbox", "im"}
+    assert (whole["im"].on, whole["im"].weight) == (Everywhere(padding=True), 2.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "backbone", "deformable"),
+    [
+        ("gfl_x101dcn_2x", "resnext101_32x4d.gluon_in1k", (3, 4)),
+        ("ld_gflv2_r101_from_r101dcn_2x", "resnet101.tv_in1k", ()),
+        ("gflv2_r2n101dcn_2x", "res2net101d.in1k", (3, 4)),
+        ("gfl_r101dcn_2x", "resnet101.tv_in1k", (2, 3, 4)),
+    ],
+)
+def test_backbones(name: str, backbone: str, deformable: tuple[int, ...]) -> None:
+    detector = load_recipe(name).detector
+    assert (detector.backbone, detector.deformable) == (backbone, deformable)
 
 
 @pytest.mark.parametrize("name", [*COCO_1X, *COCO_2X])
@@ -110,7 +220,7 @@ def test_summaries_hold_what_the_list_prints() -> None:
     row = summaries["ld_r50_from_r101"]
     assert row["published_ap"] == 42.1
     assert row["terms"]["ld"] == {
-        "divergence": {"edge_kl": {"temperature": 10.0}},
+        "divergence": {"edge_kl": {"temperature": 10.0, "joint": False}},
         "region": {"positives": {"by": "student_confidence"}},
         "normaliser": {"per_image": {"reference_batch": 2.0, "divisor": 1.0}},
         "weight": 0.25,

@@ -24,7 +24,10 @@ Data = Annotated[
     str | None,
     typer.Option("--data", "-d", metavar="PATH", help="A COCO, VOC or YOLO data set; the format is recognised."),
 ]
-Model = Annotated[str | None, typer.Option("--model", metavar="NAME", help="Kind of detector: gfl.")]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="NAME", help="Kind of detector: gfl, gflv2, atss, fcos or retinanet."),
+]
 Backbone = Annotated[
     str | None,
     typer.Option(
@@ -50,8 +53,9 @@ Teacher = Annotated[
     typer.Option(
         "--teacher",
         "-t",
-        metavar="RUN|FILE|ema",
-        help="A trained detector, such as runs/teacher/best; ema: the running average of the student itself.",
+        metavar="RUN|FILE|hf://OWNER/NAME|ema",
+        help="A trained detector, such as runs/teacher/best or a checkpoint of MMDetection; ema: the running average "
+        "of the student itself.",
     ),
 ]
 Start = Annotated[

@@ -41,4 +41,4 @@ def multiply_adds(settings: DetectorSettings, size: tuple[int, int]) -> int:
 
 def _deformable(_input: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     """Of a deformable convolution: those of the convolution itself, times two."""
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
+    return int(2 * math.prod(out_shape) * math.prod(weight[1:]))

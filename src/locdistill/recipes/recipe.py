@@ -110,9 +110,9 @@ class Recipe(Settings):
     ``detector.pretrained``. A resumed run goes on from its checkpoint instead."""
     data: DataSettings = DataSettings()
     engine: EngineSettings = EngineSettings()
-    terms: dict[str, TermSettings] = Field(min_length=1)
+    terms: dict[str, TermSettings] = Field(default_factory=dict, min_length=1)
     """The objective: the loss is the sum of these; the published loss of ``detector.model`` unless given."""
-    assigner: Component
+    assigner: Component = ""
     """Which locations answer for an object: ``atss``, ``fcos`` or ``max_iou``, with options; that of ``detector.model``
     unless given. Where ``data.crowd`` is ``ignore``, it leaves crowds and difficult objects out."""
     published: Published | None = None

@@ -91,7 +91,7 @@ def train(  # noqa: PLR0913 - the words of the command line
 
     Args:
         data: Folder of a COCO, VOC or YOLO data set.
-        model: Kind of detector: ``gfl``.
+        model: Kind of detector: ``gfl``, ``gflv2``, ``atss``, ``fcos`` or ``retinanet``.
         backbone: A timm name; ``resnet18`` unless given.
         epochs: Passes over the data.
         pretrained: Weights of the backbone: ``hub``, ``none`` or a file.

@@ -82,7 +82,7 @@ def build_component(kind: Kind, spec: Any) -> Any:
     try:
         return TypeAdapter(table[name]).validate_python(options)
     except ValidationError as error:
-        lines = [f"{name}.{'.'.join(str(p) for p in e['loc'][:1])}: {_expected(e)}" for e in error.errors()]
+        lines = [f"{'.'.join((name, *(str(p) for p in e['loc'][:1])))}: {_expected(e)}" for e in error.errors()]
         raise ValueError("; ".join(dict.fromkeys(lines))) from None
 
 
@@ -94,7 +94,7 @@ def _expected(error: Any) -> str:
 
 
 def plain_component(kind: Kind, component: Any) -> dict[str, Any]:
-    """Describe a divergence, region, normaliser or assigner with all its options: the reverse of :func:`build_component`.
+    """Describe a component with all its options: the reverse of :func:`build_component`.
 
     Raises:
         ValueError: Its class is not in the vocabulary.
@@ -139,7 +139,7 @@ class TermSettings(Settings):
     @property
     def needs_quality(self) -> bool:
         """Whether the term looks at a quality beside the class score, such as centerness."""
-        return bool(getattr(self.build().of, "needs_quality", False))
+        return self.build().needs_quality
 
     @classmethod
     def of_term(cls, term: Term) -> TermSettings:

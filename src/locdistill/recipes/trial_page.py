@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from locdistill.objective.regions import Positives
 from locdistill.objective.scene import Scene
 from locdistill.recipes.pictures import THRESHOLD, spread, truth_layer
 from locdistill.recipes.run import objective_of
+from locdistill.recipes.terms import TermSettings
 from locdistill.recipes.trial import (
     ALONE,
     DISTILLED,
@@ -58,13 +60,13 @@ class _Views:
 
 def write_page(result: TrialResult, out: Path) -> Path:
     """Write ``report.html``, which needs no other file, and return its path."""
-    views = _look(result)
+    views, terms = _look(result), result.settings.terms
     sections = [
         report.Section("What was seen", [report.Text(result.verdict), *_tables(result), *_conditions(result)]),
         report.Section("Seed by seed", [report.Picture(_seed_chart(result), _SEEDS, density=2)]),
         report.Section("The same images", [report.Picture(_side_by_side(views), _IMAGES, photo=True)]),
         report.Section("The edges of one object", _edges(views)),
-        report.Section("Where distillation acts", [report.Picture(_regions(views), _REGIONS, photo=True)]),
+        report.Section("Where distillation acts", [report.Picture(_regions(views, terms), _REGIONS, photo=True)]),
         report.Section("Curves", _curves(result)),
         report.Section("Every run", [_block(runs_table(result))]),
     ]
@@ -196,9 +198,10 @@ def _miss(logits: Tensor, truth: Tensor | None, views: _Views) -> str:
     return "Error in strides: " + ", ".join(f"{n} {float(e):+.2f}" for n, e in zip(EDGES, error, strict=True)) + "."
 
 
-def _regions(views: _Views) -> Image.Image:
-    """Both regions of the image with the most valuable locations."""
-    valuable, main = ValuableLocations()(views.scene), Positives(by="student_confidence")(views.scene)
+def _regions(views: _Views, terms: Mapping[str, TermSettings]) -> Image.Image:
+    """Both regions of the image with the most valuable locations: those of the trial's own term, if it has one."""
+    region = terms["ld_vlr"].build().on if "ld_vlr" in terms else ValuableLocations()
+    valuable, main = region(views.scene), Positives(by="student_confidence")(views.scene)
     image = int(valuable.sum(-1).argmax())
     height, width = views.batch.sizes[image].tolist()
     return draw_regions(
