@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +14,20 @@ if TYPE_CHECKING:
     from locdistill.models.foreign import ImportReport
 
 SHOWN_NAMES = 40
+
+
+class Formats(StrEnum):
+    """What can be written; typer takes choices as an enumeration."""
+
+    locdistill = "locdistill"
+    mmdet = "mmdet"
+
+
+class Averages(StrEnum):
+    """Which weights can be taken."""
+
+    ema = "ema"
+    raw = "raw"
 
 
 def convert(
@@ -26,15 +41,13 @@ def convert(
             show_default=False,
         ),
     ] = None,
-    to: Annotated[
-        Literal["locdistill", "mmdet"] | None, typer.Option("--to", help="What to write; told by OUT unless given.")
-    ] = None,
+    to: Annotated[Formats | None, typer.Option("--to", help="What to write; told by OUT unless given.")] = None,
     classes: Annotated[
         str | None, typer.Option("--classes", metavar="A,B,...|FILE", help="Names of the classes, or one a line.")
     ] = None,
     weights: Annotated[
-        Literal["ema", "raw"], typer.Option("--weights", help="The moving average, if there is one, or without it.")
-    ] = "ema",
+        Averages, typer.Option("--weights", help="The moving average, if there is one, or without it.")
+    ] = Averages.ema,
     partial: Annotated[
         bool, typer.Option("--partial", help="Go on where weights are missing or do not fit; they stay random.")
     ] = False,
@@ -59,9 +72,9 @@ def convert(
     path, report = run(
         source,
         out,
-        to=to,
+        to=None if to is None else to.value,
         classes=None if classes is None else _names(classes),
-        weights=weights,
+        weights=weights.value,
         strict=not partial,
         settings=apply_overrides({}, list(words or ())),
         force=force,
