@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from locdistill.cli import main
 from locdistill.distillation.presets import ld_sharp, supervised
 from locdistill.engine.log import read_metrics
 from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError, WeightsError
@@ -17,9 +18,10 @@ from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes.compatible import check_start, check_teacher
 from locdistill.recipes.defaults import Request, resolve
-from locdistill.recipes.load import dump_recipe, load_recipe, validate
-from locdistill.recipes.recipe import TeacherSettings
+from locdistill.recipes.load import build_recipe, dump_recipe, load_recipe, validate
+from locdistill.recipes.recipe import Recipe, TeacherSettings
 from locdistill.recipes.run import distill, train
+from locdistill.recipes.yaml_io import read_yaml
 
 SMALL = DetectorSettings(
     backbone="test_resnet",
@@ -103,6 +105,21 @@ def test_zero_configuration_from_trained_weights_takes_their_architecture(
     assert recipe.distils == teacher
     other = resolve(Request(data=tiny_coco, start=trained, overrides=("detector.frozen_stages=2",)))
     assert other.detector.frozen_stages == 2
+
+
+def test_the_words_of_the_command_line(tiny_coco: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def printed(*words: object) -> Recipe:
+        with pytest.raises(SystemExit) as ended:
+            main(["config", *map(str, words)])
+        assert not ended.value.code
+        return build_recipe(read_yaml(capsys.readouterr().out, "standard output"))
+
+    average = printed("--data", tiny_coco, "--teacher", "ema", "teacher.decay=0.99")
+    assert average.teacher is not None
+    assert (average.teacher.weights, average.teacher.decay) == ("ema", 0.99)
+    begun = printed("--data", tiny_coco, "--teacher", trained, "--start", "teacher", "--epochs", 3)
+    assert (begun.start, begun.detector.channels, begun.engine.epochs) == ("teacher", 16, 3)
+    assert printed("gfl_r18_1x", "--start", trained).start == str(trained)
 
 
 # --------------------------------------------------------------------------------------------------- what goes together

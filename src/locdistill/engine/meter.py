@@ -96,8 +96,8 @@ class Ratios:
     def add(self, values: Mapping[str, Float[Tensor, "2"]]) -> None:
         """Take in a batch: by name, a sum and what it is divided by."""
         for name, pair in values.items():
-            before = self._sums.get(name, torch.zeros_like(pair, dtype=_wide(pair)))
-            self._sums[name] = before.to(pair.device) + pair
+            before = self._sums.get(name)
+            self._sums[name] = pair.to(_wide(pair)) if before is None else before.to(pair.device) + pair
 
     def means(self) -> dict[str, float]:
         """The ratios over the batches since the last ``reset`` and over all processes; none where the divisor is 0."""
