@@ -223,6 +223,13 @@ def test_the_average_of_mmcv_is_under_the_plain_names() -> None:
     assert raw.tensors["neck.x"].tolist() == [1, 1]  # not averaged: a running statistic, say
 
 
+def test_a_second_stage_is_not_taken_for_the_detector() -> None:
+    names = ("backbone.conv1.weight", "rpn_head.rpn_cls.weight", "roi_head.bbox_head.fc_cls.weight")
+    for prefix in ("", "module."):
+        found = unpack({prefix + name: torch.zeros(1) for name in names})
+        assert set(found.tensors) == set(names)
+
+
 def test_an_average_of_its_own() -> None:
     content = {"state_dict": tensors(), "state_dict_ema": {k: v + 5 for k, v in tensors().items()}}
     assert unpack(content, "ema").tensors["neck.x"].tolist() == [6, 6]
@@ -268,7 +275,8 @@ def test_no_state_dict() -> None:
         with pytest.raises(WeightsError, match="expected a state dict"):
             unpack(content)
     assert left_out(unpack({"state_dict": tensors(), "x": 1}))["x"] == (1, "no weights")
-    assert left_out(unpack({"state_dict": {**tensors(), "y": 1}}))["y"] == (1, "no tensor")
+    found = left_out(unpack({"state_dict": {**tensors(), "y": 1, 7: torch.zeros(1)}}))
+    assert found == {"y": (1, "no tensor"), "7": (1, "no tensor")}
 
 
 # -- recognise

@@ -84,8 +84,8 @@ def unpack(content: Mapping[str, Any], which: Which = "ema") -> Unpacked:
         WeightsError: There is no state dict of a detector in it, or bins that are not 0, 1, 2, ...
     """
     everything, fields = _state(content)
-    tensors = {key: value for key, value in everything.items() if isinstance(value, Tensor)}
-    others = [Skipped(key, 1, "no tensor") for key in everything if key not in tensors]
+    tensors = _tensors(everything)
+    others = [Skipped(str(key), 1, "no tensor") for key in everything if key not in tensors]
     tensors, weights, averages = _averages(tensors, content, which)
     tensors, outside = _inside(tensors)
     said = None if everything is content else content.get("meta")
@@ -117,6 +117,10 @@ def _state(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Skipped]
     ]
 
 
+def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {key: value for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)}
+
+
 def _averages(
     tensors: dict[str, Tensor], content: Mapping[str, Any], which: Which
 ) -> tuple[dict[str, Tensor], str, list[Skipped]]:
@@ -130,12 +134,12 @@ def _averages(
     plain = {key: value for key, value in tensors.items() if key not in buffers}
     raw: dict[str, Tensor] = {}
     if isinstance(own := content.get(MMENGINE_SWAPPED), Mapping):
-        raw = {key.removeprefix("module."): value for key, value in own.items() if key != "steps"}
+        raw = {key.removeprefix("module."): value for key, value in _tensors(own).items() if key != "steps"}
     elif buffers:
         flat = {MMCV_SWAPPED + key.removeprefix("module.").replace(".", "_"): key for key in plain}
         raw = plain | {flat[key]: value for key, value in buffers.items() if key in flat}
     name = next((name for name in AVERAGED if isinstance(content.get(name), Mapping)), None)
-    averaged = {key.removeprefix("module."): value for key, value in content[name].items()} if name else {}
+    averaged = {key.removeprefix("module."): value for key, value in _tensors(content[name]).items()} if name else {}
     if not raw and not averaged:
         return plain, "the weights of the file (it keeps no moving average)", []
     if averaged:
@@ -156,6 +160,7 @@ def _inside(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Skipped
     Names that are no part of a detector's, but have its prefix, stay in: they may tell what it is instead.
     """
     prefixes = {key[: key.index(HEAD)] for key in tensors if re.search(rf"(^|\.){re.escape(HEAD)}", key)}
+    prefixes = {prefix for prefix in prefixes if "roi_head." not in prefix}  # the second of two stages
     students = sorted((p for p in prefixes if "teacher" not in p), key=lambda p: (len(p), p))
     if prefixes and not students:
         raise WeightsError(
