@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,27 @@ def test_files_that_are_refused(gfl: Detector, theirs: dict[str, Tensor], tmp_pa
     ours = gfl.save(tmp_path / "ours")
     with pytest.raises(WeightsError, match=r"ours\.safetensors: no file of MMDetection's; Detector\.load reads"):
         load_mmdet(ours)
+
+
+def test_whatever_is_wrong_with_the_tensors_is_said_in_one_way(theirs: dict[str, Tensor]) -> None:
+    """Names lost, doubled and misspelt, shapes of all kinds, metadata that make no sense."""
+    rng, names = random.Random(0), list(theirs)
+    shapes = [(), (0,), (1,), (0, 0, 1, 1), (64, 64, 3), (68, 1, 1, 1)]
+    read_at_all = 0
+    for _ in range(300):
+        state = {name: value for name, value in theirs.items() if rng.random() < rng.choice([0.3, 1, 1, 1])}
+        for name in rng.sample(names, rng.choice([1, 2, 30])):
+            value = torch.zeros(rng.choice(shapes))
+            prefix = rng.choice(["", "", "teacher.", "module.", "x.", "bbox_head."])
+            state[prefix + rng.choice([name, name.replace("weight", "wait")])] = value
+        classes = rng.choice([None, 3, ("a",), ["a", "b"], ["a", "a"], {"a": 1}])
+        text = rng.choice([None, "mean=[", "mean=[1,2,3], std=[0,0,0]", 7])
+        try:
+            read({"state_dict": state, "meta": {"CLASSES": classes, "config": text}}, strict=rng.random() < 0.5)
+            read_at_all += 1
+        except WeightsError as error:
+            assert str(error).startswith("the state dict: ")
+    assert 0 < read_at_all < 300
 
 
 class Payload:

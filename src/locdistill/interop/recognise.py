@@ -8,6 +8,7 @@ store with the weights, which is searched, never run; without it the published d
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,6 +111,7 @@ def recognise(
             message says what it looks like.
     """
     meta = meta or {}
+    shapes = {name: shape or (1,) for name, shape in shapes.items()}
     notes: list[str] = []
     model, cls, reg = _kind(shapes)
     backbone, counts = _backbone(shapes)
@@ -243,8 +245,8 @@ def _pyramid(shapes: Shapes) -> tuple[int, tuple[int, ...]]:
         looks = other[0] if other else ("an FPN with normalisation" if normed else "something else")
         raise WeightsError(f"its neck looks like {looks}; supported is the plain FPN")
     start = LARGEST_LEVEL + 1 - (max(laterals) + 1)
-    widths = [shape[0] for name, shape in shapes.items() if name.startswith("neck.fpn_convs.")]
-    return widths[0], tuple(range(start, start + max(outputs) + 1))
+    widths = Counter(shape[0] for name, shape in shapes.items() if name.startswith("neck.fpn_convs."))
+    return widths.most_common(1)[0][0], tuple(range(start, start + max(outputs) + 1))
 
 
 def _depth(shapes: Shapes) -> int:
