@@ -191,7 +191,7 @@ def test_ignored_regions_count_in_the_assigner_when_they_are_kept() -> None:
     detector = Detector(TINY)
     published = objective_of(load_recipe("gfl_r18_1x"), detector)
     kept = objective_of(load_recipe("gfl_r18_1x", ["data.crowd=ignore"]), detector)
-    own = objective_of(load_recipe("gfl_r18_1x", ["data.crowd=ignore", "assigner.ignore_iof=0.7"]), detector)
+    own = objective_of(load_recipe("gfl_r18_1x", ["data.crowd=ignore", "assigner.atss.ignore_iof=0.7"]), detector)
     assert [o.assigner.ignore_iof for o in (published, kept, own)] == [None, 0.5, 0.7]  # type: ignore[attr-defined]
 
 
