@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -53,8 +53,7 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
         RecipeError: The name is unknown, the arguments do not fit, or the backbone lacks a map of a needed stride.
         WeightsError: The pretrained weights cannot be had, or are of another architecture.
     """
-    with torch.random.fork_rng(devices=[]):  # looking does not disturb the seeded initialisation
-        probe = _create(settings)
+    probe = _to_look_at(lambda: _create(settings))
     # Of several maps of one stride the deepest; the index counts all maps that timm knows of.
     position = {entry["reduction"]: index for index, entry in enumerate(_feature_info(probe).info)}
     needed = [2**level for level in settings.levels if level <= 5]
@@ -87,6 +86,19 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
         std=_channels_255(config.get("std", (0.229, 0.224, 0.225))),
     )
     return net, info
+
+
+def _to_look_at(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a network only to be looked at: without values where it can be had so, which takes no time.
+
+    Either way the seeded initialisation is not disturbed.
+    """
+    try:
+        with torch.device("meta"):
+            return build()
+    except Exception:  # some constructors compute with values; one that fails for another reason does so again
+        with torch.random.fork_rng(devices=[]):
+            return build()
 
 
 def _feature_info(net: nn.Module) -> Any:
@@ -147,8 +159,9 @@ def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:
     of deformable convolutions are 0 where the file has none.
     """
     tensors = read_state_dict(path)
-    with torch.random.fork_rng(devices=[]):
-        classifier = timm.create_model(settings.backbone, pretrained=False, **_arguments(settings.backbone_args))
+    classifier = _to_look_at(
+        lambda: timm.create_model(settings.backbone, pretrained=False, **_arguments(settings.backbone_args))
+    )
     own = net.state_dict()
     if "conv1.0.weight" in own and "stem.0.weight" in tensors:
         whole, _ = rename({f"backbone.{key}": value for key, value in tensors.items()}, to_ours("gfl"))
