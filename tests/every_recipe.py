@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,7 +69,15 @@ def teacher_weights(recipe: Recipe, folder: Path, classes: tuple[str, ...]) -> P
 
 
 def check(name: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build, train, stop after two steps, resume, evaluate."""
+    """Build, train, stop after two steps, resume, evaluate; what was written is removed, for it is a gigabyte."""
+    try:
+        _check(name, data, folder, monkeypatch)
+    finally:
+        shutil.rmtree(folder / "run", ignore_errors=True)
+        gc.collect()
+
+
+def _check(name: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = load_recipe(name, (*SMALL, f"data.path={data}"))
     if recipe.teacher is not None:
         with pytest.raises(TeacherError, match=r"--teacher(.|\n)*How to get it"):
