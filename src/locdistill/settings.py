@@ -1,11 +1,96 @@
-"""Base of all settings: typed, frozen, and strict about names."""
+"""Base of all settings: typed, frozen, and strict about names; and what to say where plain data are none."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Settings(BaseModel):
     """A frozen group of settings; an unknown key is an error, never ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+def nearest(name: str, valid: Iterable[str]) -> str | None:
+    """The valid name that looks most like ``name``; None if none is close."""
+    names = list(valid)
+    lowered = {candidate.lower(): candidate for candidate in names}
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), lowered, n=1, cutoff=0.55)
+    if close:
+        return lowered[close[0]]
+    parts = [candidate for candidate in names if name and name.lower() in candidate.lower()]
+    return parts[0] if len(parts) == 1 else None
+
+
+def suggestion(name: str, valid: Iterable[str]) -> str:
+    """``did you mean 'x'`` where a name is close; otherwise the list of valid names."""
+    names = list(valid)
+    close = nearest(name, names)
+    if close:
+        return f"did you mean {close!r}"
+    return f"valid: {', '.join(names)}" if names else "none is valid here"
+
+
+def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[str]:
+    """What is wrong with plain data, each with its dotted path, what was expected, what came, and the nearest key.
+
+    Args:
+        error: What building the settings raised.
+        model: The settings.
+        data: What they were to be built from.
+    """
+    return list(dict.fromkeys(_describe(model, data, problem) for problem in error.errors(include_url=False)))
+
+
+def _describe(model: type[BaseModel], data: Any, problem: Any) -> str:
+    path = _real_path(data, problem["loc"], problem["type"])
+    at = ".".join(str(part) for part in path)
+    begin = f"{at}: " if at else ""
+    if problem["type"] == "extra_forbidden":
+        return f"{at}: no such key; {suggestion(str(path[-1]), _keys_at(model, path[:-1]))}"
+    if problem["type"] == "missing":
+        return f"{at}: is required"
+    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
+    if problem["type"] == "value_error":
+        return begin + message
+    message = message.split(", unable")[0].replace("valid tuple", "list").replace("valid dictionary", "group of keys")
+    came = "a group of keys" if isinstance(problem["input"], dict) else repr(problem["input"])
+    return f"{begin}expected {message[0].lower()}{message[1:]}, came {came}"
+
+
+def _real_path(data: Any, loc: tuple[int | str, ...], kind: str) -> tuple[int | str, ...]:
+    """The part of a validation path that exists in the data; the rest names branches of a union."""
+    path: list[int | str] = []
+    for part in loc:
+        inside = (isinstance(data, dict) and part in data) or (
+            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
+        )
+        if not inside:
+            return (*path, part) if kind == "missing" and part == loc[-1] else tuple(path)
+        data = data[part]
+        path.append(part)
+    return tuple(path)
+
+
+def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Valid keys of the group of settings at a path."""
+    here: Any = model
+    for part in path:
+        if isinstance(here, type) and issubclass(here, BaseModel):
+            here = _settings_in(here.model_fields[str(part)].annotation) if str(part) in here.model_fields else None
+        elif typing.get_origin(here) is dict:
+            here = _settings_in(typing.get_args(here)[1])
+    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
+
+
+def _settings_in(annotation: Any) -> Any:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        groups = [arg for arg in typing.get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)]
+        return groups[0] if groups else None
+    return annotation

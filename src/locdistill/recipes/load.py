@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import types
-import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,10 +10,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from locdistill.errors import RecipeError
-from locdistill.recipes.nearest import nearest, suggestion
 from locdistill.recipes.overrides import apply_overrides, merge
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.yaml_io import Inline, read_yaml_file, write_yaml
+from locdistill.settings import nearest, problems
 
 _FOLDER = Path(__file__).parent
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -105,9 +103,9 @@ def validate(model: type[_Model], data: Any, where: str) -> _Model:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        problems = list(dict.fromkeys(_describe(model, data, problem) for problem in error.errors(include_url=False)))
-        head = f"{where} has {len(problems)} problem{'s' if len(problems) > 1 else ''}:"
-        raise RecipeError("\n  ".join([head, *problems])) from None
+        wrong = problems(error, model, data)
+        head = f"{where} has {len(wrong)} problem{'s' if len(wrong) > 1 else ''}:"
+        raise RecipeError("\n  ".join([head, *wrong])) from None
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -117,50 +115,3 @@ def dump_recipe(recipe: Recipe) -> str:
         for part in ("of", "on", "norm"):
             term[part] = Inline((name, Inline(options)) for name, options in term[part].items())
     return write_yaml(data)
-
-
-def _describe(model: type[BaseModel], data: Any, problem: Any) -> str:
-    path = _real_path(data, problem["loc"], problem["type"])
-    at = ".".join(str(part) for part in path)
-    if problem["type"] == "extra_forbidden":
-        return f"{at}: no such key; {suggestion(str(path[-1]), _keys_at(model, path[:-1]))}"
-    if problem["type"] == "missing":
-        return f"{at}: is required"
-    message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
-    if problem["type"] == "value_error":
-        return f"{at}: {message}" if at else message
-    message = message.split(", unable")[0].replace("valid tuple", "list").replace("valid dictionary", "group of keys")
-    came = "a group of keys" if isinstance(problem["input"], dict) else repr(problem["input"])
-    return f"{at}: expected {message[0].lower()}{message[1:]}, came {came}"
-
-
-def _real_path(data: Any, loc: tuple[int | str, ...], kind: str) -> tuple[int | str, ...]:
-    """The part of a validation path that exists in the data; the rest names branches of a union."""
-    path: list[int | str] = []
-    for part in loc:
-        inside = (isinstance(data, dict) and part in data) or (
-            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
-        )
-        if not inside:
-            return (*path, part) if kind == "missing" and part == loc[-1] else tuple(path)
-        data = data[part]
-        path.append(part)
-    return tuple(path)
-
-
-def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Valid keys of the group of settings at a path."""
-    here: Any = model
-    for part in path:
-        if isinstance(here, type) and issubclass(here, BaseModel):
-            here = _settings_in(here.model_fields[str(part)].annotation) if str(part) in here.model_fields else None
-        elif typing.get_origin(here) is dict:
-            here = _settings_in(typing.get_args(here)[1])
-    return list(here.model_fields) if isinstance(here, type) and issubclass(here, BaseModel) else []
-
-
-def _settings_in(annotation: Any) -> Any:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        groups = [arg for arg in typing.get_args(annotation) if isinstance(arg, type) and issubclass(arg, BaseModel)]
-        return groups[0] if groups else None
-    return annotation

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from locdistill.errors import RecipeError
-from locdistill.recipes.nearest import suggestion
 from locdistill.recipes.yaml_io import read_yaml
+from locdistill.settings import suggestion
 
 _COMPONENTS = ("of", "on", "norm")
 

@@ -24,8 +24,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation import vocabulary
 from locdistill.objective.term import Term
-from locdistill.recipes.nearest import suggestion
-from locdistill.settings import Settings
+from locdistill.settings import Settings, suggestion
 
 Kind = Literal["of", "on", "norm", "assigner"]
 Component = str | dict[str, Any]
