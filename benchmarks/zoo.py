@@ -99,13 +99,28 @@ def differences(expected: Network) -> tuple[float, float]:
 
 
 @torch.no_grad()
+def stir(detector: Detector) -> None:
+    """Give every tensor values of its own: a branch that begins at 0 would hide what is wrong with it."""
+    for module in detector.backbone.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values, low, high in (
+                (module.weight, 0.5, 1.0),
+                (module.bias, -0.1, 0.1),
+                (module.running_mean, -0.1, 0.1),
+                (module.running_var, 0.5, 2.0),
+            ):
+                torch.nn.init.uniform_(values, low, high)
+    for name, parameter in detector.named_parameters():
+        if "conv_offset" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+
+
+@torch.no_grad()
 def survives(settings: DetectorSettings) -> bool:
     """Whether a detector comes back from a file of MMDetection's names."""
     torch.manual_seed(0)
     detector = Detector(settings).eval()
-    for name, parameter in detector.named_parameters():
-        if "conv_offset" in name:  # offsets of zero would hide a mistake
-            torch.nn.init.normal_(parameter, std=0.01)
+    stir(detector)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "theirs.pth"
         meta = {"CLASSES": settings.classes}

@@ -28,7 +28,13 @@ def start(out: Path, *, variables: dict[str, str] | None = None, **arguments: An
     command = [sys.executable, "-m", "tests.journeys.engine_run", str(out), json.dumps(arguments)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (variables or {})
     return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,  # a group of its own, which can be signalled as a whole
     )
 
 
@@ -122,6 +128,19 @@ def test_asked_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     assert 0 < stopped_at < 12
     assert json.loads((tmp_path / "stopped" / "metrics.json").read_text())["stopped"] is None
     assert_same_run(run(tmp_path / "stopped", {}, resume=True), run(tmp_path / "whole", {}))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_whole_group_is_asked_to_stop(tmp_path: Path, tiny_coco: Path, number: signal.Signals) -> None:
+    """As by a terminal, ``timeout`` and SLURM, which signal the workers of the loader too."""
+    job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "workers": 2}
+    process = start(tmp_path / "stopped", settings={"epochs": 500}, **job)
+    wait_for_rows(tmp_path / "stopped", 2)
+    os.killpg(process.pid, number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + number, output
+    assert "Traceback" not in output
+    assert torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["global_step"] > 0
 
 
 def test_preempted_by_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from locdistill.errors import RecipeError, WeightsError
@@ -534,3 +535,9 @@ def test_frozen_part_learns_nothing() -> None:
     assert not any(name.startswith(("conv1", "bn1", "layer1")) for name in changed)
     assert not any("running" in name for name in changed)  # statistics are kept everywhere
     assert "layer2.0.bn2.weight" in changed  # but scale and shift of the others are trained
+
+
+@pytest.mark.parametrize("key", ["checkpoint_path", "pretrained", "pretrained_cfg", "cache_dir", "out_indices"])
+def test_arguments_that_would_read_files_are_refused(key: str) -> None:
+    with pytest.raises(ValidationError, match=f"properties of the architecture, not {key}"):
+        DetectorSettings(backbone="resnet18", backbone_args={key: "evil.pth"})

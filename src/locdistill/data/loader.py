@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar, runtime_checkable
@@ -258,9 +260,28 @@ def _loader(pictures: Pictures, sampler: Sampler[list[Draw]], *, workers: int, s
         collate_fn=_as_it_is,
         num_workers=workers,
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_the_parent if workers else None,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),  # else each epoch would draw from the global random state
     )
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Outlive a signal to the whole group of processes, which a terminal, ``timeout`` and SLURM send.
+
+    The parent finishes its step, saves, and ends the workers itself: only its own SIGTERM ends one. Where the sender of
+    a signal cannot be told (not on Linux), SIGTERM keeps its effect.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_when_told_by(process: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
+        pass
+    os._exit(0)
 
 
 def _as_it_is(item: T) -> T:

@@ -10,6 +10,14 @@ from locdistill.images import View
 from locdistill.settings import Settings
 
 Triple = tuple[float, float, float]
+# Arguments of timm's that name weights or the outputs, which have settings of their own.
+NOT_ARCHITECTURE = frozenset(
+    (
+        *("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"),
+        *("features_only", "out_indices", "feature_cls", "scriptable", "exportable", "no_jit"),
+    )
+)
+WEIGHTS = "weights of a backbone go into 'pretrained'"
 
 
 class InputSettings(Settings):
@@ -83,7 +91,9 @@ class DetectorSettings(Settings):
     Attributes:
         model: Kind of detector.
         backbone: A timm model name that supports ``features_only``, with or without a tag of pretrained weights.
-        backbone_args: Passed on to ``timm.create_model``. ``norm_layer`` may be ``groupnorm:G`` for G groups.
+        backbone_args: Properties of the architecture, passed on to ``timm.create_model``. ``norm_layer`` may be
+            ``groupnorm:G`` for G groups. What would make timm read a file or a hub is refused: these settings also come
+            from weight files, and reading one must not open another.
         deformable: Stages (1 to 4) of a ResNet, ResNeXt or Res2Net whose 3x3 convolutions are deformable.
         style: Which convolution of a bottleneck halves the resolution: the 3x3 one (``pytorch``) or the first 1x1 one
             (``caffe``, as the weights of Detectron have it).
@@ -146,6 +156,8 @@ class DetectorSettings(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> DetectorSettings:
         levels = self.levels
+        if foreign := sorted(NOT_ARCHITECTURE.intersection(self.backbone_args)):
+            raise ValueError(f"backbone_args are properties of the architecture, not {', '.join(foreign)}; {WEIGHTS}")
         if not levels or levels != tuple(range(levels[0], levels[0] + len(levels))) or not 2 <= levels[0] <= 5:
             raise ValueError(f"levels must be consecutive and start between 2 and 5, such as [3, 4, 5]; got {levels}")
         if self.norm_groups and self.channels % self.norm_groups:
