@@ -105,7 +105,8 @@ def test_two_processes_teach_one_student_itself(tmp_path: Path, tiny_coco: Path)
 def test_two_processes_resume_exactly(tmp_path: Path) -> None:
     settings = {"checkpoint_every_steps": 1, "accumulate": 2, "ema": 0.9}
     code, output = two_processes(tmp_path / "killed", settings=settings, batch=2, kill_at=7)
-    assert code == -signal.SIGKILL, output
+    # Both kill themselves; where the second is quicker, the first is ended before it gets there.
+    assert code in (-signal.SIGKILL, -signal.SIGTERM), output
     saved = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 3
     assert len(saved["callbacks"]["Conductor"]["random"]) == 2

@@ -75,6 +75,8 @@ OTHER_NECKS = (
 )
 RGB: tuple[Triple, Triple] = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 BGR: tuple[Triple, Triple] = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
+PUBLISHED_DEPTH = 4
+NUMBER = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
 LARGEST_LEVEL = 5  # of the backbone; those above are the pyramid's own
 
 
@@ -123,8 +125,8 @@ def recognise(
         "deformable": _deformable(shapes, counts),
         "pretrained": False,
         "channels": channels,
-        "depth": _depth(shapes),
-        "norm_groups": 32 if "bbox_head.cls_convs.0.gn.weight" in shapes else 0,
+        "depth": _depth(shapes, notes),
+        "norm_groups": 32 if any(re.match(r"bbox_head\.(cls|reg)_convs\.\d+\.gn\.", name) for name in shapes) else 0,
         "levels": levels,
         "reg_max": _reg_max(shapes, reg, anchors),
         "frozen_stages": 1,
@@ -249,7 +251,7 @@ def _pyramid(shapes: Shapes) -> tuple[int, tuple[int, ...]]:
     return widths.most_common(1)[0][0], tuple(range(start, start + max(outputs) + 1))
 
 
-def _depth(shapes: Shapes) -> int:
+def _depth(shapes: Shapes, notes: list[str]) -> int:
     """Convolutions in each tower of the head."""
     depths = [
         {int(m[1]) for name in shapes if (m := re.match(rf"bbox_head\.{tower}_convs\.(\d+)\.", name))}
@@ -258,6 +260,11 @@ def _depth(shapes: Shapes) -> int:
     cls, reg = (max(found, default=-1) + 1 for found in depths)
     if cls != reg:
         raise WeightsError(f"its head has {cls} convolutions before the classes and {reg} before the edges; not equal")
+    if cls != PUBLISHED_DEPTH:
+        notes.append(
+            f"towers of {cls} convolutions, as many as are in it; published detectors have {PUBLISHED_DEPTH}: if this "
+            "one had, too, the file is incomplete"
+        )
     return cls
 
 
@@ -284,7 +291,12 @@ def _classes(
         return {"classes": BY_COUNT[count], "background_channel": background}
     more = "; a published GFL v2 has one channel more than classes: if so, name the classes" if spare else ""
     notes.append(f"{count} classes without names: class_0 to class_{count - 1}{more}")
-    return {"classes": tuple(f"class_{index}" for index in range(count)), "background_channel": False}
+    return {"classes": numbered(count), "background_channel": False}
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names for classes of which nothing but their number is known."""
+    return tuple(f"class_{index}" for index in range(count))
 
 
 def _said_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
@@ -321,10 +333,9 @@ def _input(settings: Mapping[str, Any], meta: Mapping[str, Any], style: str | No
 
 
 def _listed(name: str, text: str) -> Triple | None:
-    """The first list of three numbers that a name is set to in a text."""
-    match = re.search(rf"\b{name}\s*=\s*[\[(]([^\])]*)[\])]", text)
-    numbers = re.findall(r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?", match[1]) if match else []
-    return _triple([float(number) for number in numbers])
+    """The first list of three numbers, and of nothing else, that a name is set to in a text."""
+    match = re.search(rf"\b{name}\s*=\s*[\[(]\s*({NUMBER}\s*(?:,\s*{NUMBER}\s*)*),?\s*[\])]", text)
+    return _triple([float(number) for number in re.findall(NUMBER, match[1])]) if match else None
 
 
 def _triple(values: Any) -> Triple | None:
