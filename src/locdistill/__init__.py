@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from locdistill.errors import LocdistillError
     from locdistill.models.detector import Detector
-    from locdistill.models.mmdet import load_mmdet
+    from locdistill.models.mmdet import load_mmdet, save_mmdet
     from locdistill.models.settings import DetectorSettings
     from locdistill.objective.objective import Objective
     from locdistill.objective.term import Term
@@ -59,6 +59,7 @@ __all__ = [
     "pull",
     "push",
     "run",
+    "save_mmdet",
     "train",
 ]
 
@@ -88,6 +89,7 @@ _HOMES = {
     "pull": "recipes.hub",
     "push": "recipes.hub",
     "run": "recipes.run",
+    "save_mmdet": "models.mmdet",
     "train": "recipes.run",
 }
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import pathlib
 import sys
 import types
 from collections import OrderedDict, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +262,29 @@ def test_old_names() -> None:
     }
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (lambda: torch.eye(3).to_sparse(), "sparse_coo"),
+        (lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8), "quantised"),
+        (lambda: torch.empty(3, device="meta"), "without values"),
+    ],
+    ids=["sparse", "quantised", "meta"],
+)
+def test_tensors_that_are_not_plain(make: Callable[[], Tensor], what: str) -> None:
+    odd = make()
+    for name in ("backbone.conv1.weight", BINS):
+        with pytest.raises(WeightsError, match=rf"1 tensors are not plain: {name} \({what}\); expected dense"):
+            unpack(tensors() | {name: odd})
+    assert unpack(tensors() | {"teacher.backbone.conv1.weight": odd}).tensors.keys() == unpack(tensors()).tensors.keys()
+
+
+def test_weights_that_are_neither() -> None:
+    with pytest.raises(WeightsError, match="weights: expected 'ema' or 'raw', came 'foo'"):
+        inspect.unwrap(unpack)(tensors(), "foo")  # type: ignore[arg-type]  # unwrapped: as without the tests' type checks
+
+
 def test_constants() -> None:
     mean, std = torch.tensor([1.0, 2.0, 3.0])[:, None, None], torch.tensor([4.0, 5.0, 6.0])[:, None, None]
     extra = {BINS: torch.arange(17.0), "data_preprocessor.mean": mean, "data_preprocessor.std": std}
@@ -293,6 +318,22 @@ def shapes(
     found |= {f"neck.fpn_convs.{i}.conv.bias": (256,) for i in range(5)}
     found |= {f"bbox_head.{t}_convs.{i}.{k}": (256,) for t in ("cls", "reg") for i in range(4) for k in ("gn.weight",)}
     return found | {f"bbox_head.{cls}.bias": (classes,), f"bbox_head.{reg}.bias": (outputs,)} | extra
+
+
+def test_a_group_norm_is_seen_by_any_of_its_tensors() -> None:
+    lost = shapes()
+    del lost["bbox_head.cls_convs.0.gn.weight"]
+    assert recognise(lost | {"bbox_head.cls_convs.0.conv.weight": (256, 256, 3, 3)}).settings["norm_groups"] == 32
+    none = {key.replace(".gn.", ".conv."): shape for key, shape in shapes().items()}
+    assert recognise(none).settings["norm_groups"] == 0
+
+
+def test_towers_that_are_not_as_published_are_noted() -> None:
+    cut = {key: shape for key, shape in shapes().items() if "_convs.3.gn" not in key}
+    found = recognise(cut)
+    assert found.settings["depth"] == 3
+    assert any("towers of 3 convolutions" in note and "incomplete" in note for note in found.notes)
+    assert not any("towers" in note for note in recognise(shapes()).notes)
 
 
 def test_what_shapes_tell() -> None:

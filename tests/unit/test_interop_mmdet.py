@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 import os
@@ -213,10 +214,67 @@ def test_settings_that_a_file_does_not_tell(theirs: dict[str, Tensor]) -> None:
     found = load_mmdet(theirs, settings=given, classes=["a", "b"]).settings
     assert (found.mean, found.bgr, found.input.short, found.input.long) == ((1, 2, 3), True, 64, 1333)
     assert found.classes == ("a", "b")
-    with pytest.raises(WeightsError, match="no valid detector here"):
+    with pytest.raises(WeightsError, match=r"reg_maximum: no such key; did you mean 'reg_max'") as caught:
         load_mmdet(theirs, settings={"reg_maximum": 3})
+    assert not {"pydantic", "--classes"} & set(str(caught.value).replace("/", " ").split())
     with pytest.raises(WeightsError, match="3 classes are named, but it has 2 channels"):
         load_mmdet(theirs, classes=["a", "b", "c"])
+
+
+def test_classes_that_are_no_list_of_names(theirs: dict[str, Tensor]) -> None:
+    assert load_mmdet(theirs, classes=(name for name in "ab")).settings.classes == ("a", "b")
+    assert load_mmdet(theirs, settings={"classes": ["a", "b"]}).settings.classes == ("a", "b")
+    given: list[dict[str, Any]] = [{"classes": "ab"}, {"settings": {"classes": "ab"}}, {"settings": {"classes": 2}}]
+    for wrong in given:
+        with pytest.raises(WeightsError, match="classes: expected a list of names"):
+            load_mmdet(theirs, **wrong)
+
+
+def test_settings_that_make_no_detector(theirs: dict[str, Tensor], tmp_path: Path) -> None:
+    """The message is readable, and says how to correct what the file tells wrongly."""
+    with pytest.raises(WeightsError, match=r"\n  style: expected 'pytorch' or 'caffe', came 'foo'$"):
+        load_mmdet(theirs, settings={"style": "foo"})
+    with pytest.raises(WeightsError, match=r"the state dict: style: 'caffe' moves the stride"):
+        load_mmdet(theirs, settings={"style": "caffe"})
+    path, metas = tmp_path / "w.pth", {"same": {"CLASSES": ["a", "a"]}, "std": {"cfg": "std=[0.0, 1.0, 1.0]"}}
+    for meta, message in zip(metas.values(), ("class names must differ", "std must be positive"), strict=True):
+        torch.save({"state_dict": theirs, "meta": meta}, path)
+        with pytest.raises(WeightsError, match=rf"w\.pth: .*\n  {message}.*\n.*--classes A,B,.* std=\[") as caught:
+            Detector.load(path)
+        assert "pydantic" not in str(caught.value)
+    torch.save({"state_dict": theirs, "meta": {"locdistill": "{}"}}, path)
+    with pytest.raises(WeightsError, match=r"w\.pth: the settings in it name no classes.*--classes A,B"):
+        Detector.load(path)
+    torch.save({"state_dict": theirs, "meta": {"locdistill": '{"style": "caffe", "classes": ["a", "b"]}'}}, path)
+    with pytest.raises(WeightsError, match=r"w\.pth: style: 'caffe'"):
+        Detector.load(path)
+
+
+def test_classes_of_a_file_with_our_settings(gfl: Detector, tmp_path: Path) -> None:
+    """They are counted as those of any other file; one channel more may be for background."""
+    path = save_mmdet(gfl, tmp_path / "w.pth")
+    assert load_mmdet(path, classes=("a", "b")).settings == gfl.settings.model_copy(update={"classes": ("a", "b")})
+    with pytest.raises(WeightsError, match="3 classes are named, but it has 2 channels"):
+        load_mmdet(path, classes=("a", "b", "c"))
+    v2 = build(model="gflv2", classes=tuple(map(str, range(81))))
+    named = load_mmdet(save_mmdet(v2, tmp_path / "v2.pth"), classes=COCO).settings
+    assert (named.classes, named.background_channel) == (COCO, True)
+
+
+def test_values_of_no_use_are_listed(theirs: dict[str, Tensor], caplog: pytest.LogCaptureFixture) -> None:
+    nan = theirs["bbox_head.gfl_cls.bias"].clone()
+    nan[1] = float("nan")
+    bad = {"bbox_head.gfl_cls.bias": nan, "neck.fpn_convs.0.conv.bias": torch.ones(32, dtype=torch.int8)}
+    reasons = ("1 of 2 values are NaN or infinite", "int8 instead of floating-point numbers")
+    with pytest.raises(WeightsError, match="2 with values that are of no use") as caught:
+        load_mmdet(theirs | bad)
+    assert all(f"{name} ({why})" in str(caught.value) for name, why in zip(bad, reasons, strict=True))
+    with caplog.at_level(logging.WARNING, "locdistill"):
+        partial = load_mmdet(theirs | bad, strict=False)
+    assert all(value.isfinite().all() for value in partial.state_dict().values())
+    for name, why in zip(bad, reasons, strict=True):
+        assert f"left out: {name} (1): {why}" in caplog.text
+    assert "missing, at random initial values (2): " in caplog.text
 
 
 LOST = ("backbone.layer2.0.bn1.weight", "neck.fpn_convs.1.conv.bias", "bbox_head.gfl_cls.weight")
@@ -248,6 +306,12 @@ def test_tensors_without_a_place_are_listed(theirs: dict[str, Tensor]) -> None:
     extra = theirs | {"backbone.layer1.0.se.weight": torch.zeros(1)}
     with pytest.raises(WeightsError, match=r"1 without a place: backbone\.layer1\.0\.se\.weight"):
         load_mmdet(extra)
+    far = theirs | {"bbox_head.cls_convs.0.gn.x": torch.zeros(1), "neck.fpn_convs.9.bn.x": torch.zeros(1)}
+    with pytest.raises(WeightsError, match=r"neck looks like an FPN with normalisation"):
+        load_mmdet(far)
+    del far["neck.fpn_convs.9.bn.x"]
+    with pytest.raises(WeightsError, match=r"1 without a place: bbox_head\.cls_convs\.0\.gn\.x"):
+        load_mmdet(far)
     report = read(more, strict=False).report
     assert [group.what for group in report.skipped] == [BINS, "bbox_head.adaption.weight", "mask_head.x"]
 
@@ -334,6 +398,7 @@ def test_the_package_offers_it(theirs: dict[str, Tensor]) -> None:
     dense = locdistill.load_mmdet(theirs)(torch.zeros(1, 3, 64, 64))
     assert isinstance(dense, locdistill.Dense)
     assert dense.edge_logits.shape == (1, 64 + 16 + 4 + 1 + 1, 4, 17)
+    assert locdistill.save_mmdet is save_mmdet
 
 
 # -- the command line
@@ -401,3 +466,41 @@ def test_convert_says_what_kind_of_file_to_write(gfl: Detector, tmp_path: Path) 
     assert path == tmp_path / "w.bin"
     assert report.as_dict()["tensors"] == len(gfl.state_dict())
     assert same(gfl, Detector.load(path))
+
+
+@pytest.mark.parametrize("out", ["file/w.safetensors", "file/a/w.pth", "folder.pth"])
+def test_convert_to_where_nothing_can_be_written(
+    out: str, cli: Callable[..., Answer], theirs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    torch.save(theirs, tmp_path / "in.pth")
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.pth").mkdir()
+    code, _, err = cli("convert", tmp_path / "in.pth", tmp_path / out, "--force")
+    assert (code, f"{tmp_path / out} cannot be written (" in err) == (2, True), err
+    with pytest.raises(WeightsError, match="to: expected 'locdistill' or 'mmdet', came 'onnx'"):
+        inspect.unwrap(mmdet.convert)(tmp_path / "in.pth", tmp_path / "x", to="onnx")  # type: ignore[arg-type]
+
+
+def test_convert_with_settings_and_classes_that_are_wrong(
+    cli: Callable[..., Answer], gfl: Detector, theirs: dict[str, Tensor], tmp_path: Path
+) -> None:
+    source, out, ours = tmp_path / "in.pth", tmp_path / "out", save_mmdet(gfl, tmp_path / "ours.pth")
+    torch.save(theirs, source)
+    (tmp_path / "picture.txt").write_bytes(b"\xff\xfe\x00")
+    for words, message in (
+        ((source, out, "style=foo"), "style: expected 'pytorch' or 'caffe', came 'foo'"),
+        ((source, out, "input.shrt=3"), "input.shrt: no such key; did you mean 'short'"),
+        ((source, out, "--classes", "a,b,c"), "3 classes are named, but it has 2 channels"),
+        ((ours, out, "--classes", "a,b,c"), "3 classes are named, but it has 2 channels"),
+        ((ours, out, "classes=[a]"), "1 classes are named, but it has 2 channels"),
+        ((source, out, "--classes", ",".join(["name"] * 80)), "80 classes are named"),
+        ((source, out, "--classes", "nofile.txt"), "--classes nofile.txt: no text file that can be read (No such file"),
+        ((source, out, "--classes", "no/file"), "--classes no/file: no text file"),
+        ((source, out, "--classes", tmp_path / "picture.txt"), "picture.txt: no text file that can be read"),
+        (("w" * 300, out), "no such weights"),
+    ):
+        code, _, err = cli("convert", *words)
+        assert (code, message in err, "pydantic" in err) == (2, True, False), err
+    assert not (tmp_path / "out.safetensors").exists()
+    code, _, _ = cli("convert", source, out, "--classes", "a/b,c.txt", "--json")
+    assert (code, Detector.load(out).settings.classes) == (0, ("a/b", "c.txt"))

@@ -95,10 +95,26 @@ def test_a_failed_write_leaves_the_old_file(
         raise OSError("no space left on device")
 
     monkeypatch.setattr(weights.safetensors.torch, "save_file", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(WeightsError, match=r"w\.safetensors cannot be written \(no space.*give another file"):
         detector.save(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_where_nothing_can_be_written(detector: Detector, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.safetensors").mkdir()
+    for name, reason in (
+        ("file/w", r"file/w\.safetensors cannot be written \(.*/file: File exists\); give another file"),
+        ("file/a/w", r"w\.safetensors cannot be written \(.*/file/a: Not a directory\)"),
+        ("folder", r"folder\.safetensors cannot be written \(Is a directory\)"),
+        ("w" * 300, r"w\.safetensors cannot be written \(File name too long\)"),
+        ("..", r"\.\. cannot be written: it is a folder"),
+    ):
+        with pytest.raises(WeightsError, match=reason) as caught:
+            detector.save(tmp_path / name)
+        assert ".part" not in str(caught.value)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["file", "folder.safetensors"]
 
 
 def test_files_have_the_usual_mode(detector: Detector, tmp_path: Path) -> None:
@@ -175,7 +191,33 @@ def test_a_later_format(detector: Detector, tmp_path: Path) -> None:
 
 def test_settings_that_are_not_valid(detector: Detector, tmp_path: Path) -> None:
     path = rewrite(detector.save(tmp_path / "w"), lambda described: json.dumps(described | {"settings": {"x": 1}}))
-    with pytest.raises(WeightsError, match="settings saved with the weights are not valid here"):
+    with pytest.raises(
+        WeightsError, match="settings saved with the weights are not valid here:\n  x: no such key"
+    ) as e:
+        Detector.load(path)
+    assert "Update locdistill" in str(e.value)
+    for change in (
+        {"settings": {}},
+        {"settings": None},
+        {"settings": {"classes": ["a"], "backbone": "resnet18", "style": "caffe"}},
+    ):
+        path = rewrite(detector.save(tmp_path / "w"), lambda described, change=change: json.dumps(described | change))
+        with pytest.raises(WeightsError, match=r"w\.safetensors: (the settings saved with the weights|style)"):
+            Detector.load(path)
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        (torch.tensor([1.0, float("nan")]), "1 of 2 values are NaN or infinite"),
+        (torch.tensor([1.0, 1e300], dtype=torch.float64), "1 of 2 values are NaN or infinite"),
+        (torch.tensor([1, 2], dtype=torch.int8), "int8 instead of floating-point numbers"),
+    ],
+    ids=["nan", "too large", "int8"],
+)
+def test_values_of_no_use(detector: Detector, tmp_path: Path, values: torch.Tensor, reason: str) -> None:
+    path = rewrite(detector.save(tmp_path / "w"), json.dumps, lambda content: content | {"head.cls.bias": values})
+    with pytest.raises(WeightsError, match=rf"damaged, or of a training.*head\.cls\.bias \({reason}\)"):
         Detector.load(path)
 
 

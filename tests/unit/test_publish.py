@@ -238,6 +238,8 @@ def test_the_card_of_a_network_that_takes_bgr() -> None:
     assert "BGR values 0 to 255, mean 103.5, 116.3, 123.7, std 1, 1, 1" in text
     assert "No evaluation is recorded" in text
     assert "not stated by the publisher" in text
+    for what in ("weights", "recipe", "date"):
+        assert f"| {what} | not recorded |" in text
     assert "license" not in yaml.safe_load(text.split("---\n")[1])
 
 

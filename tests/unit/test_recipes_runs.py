@@ -20,7 +20,7 @@ from locdistill.errors import DataError, ImageError, RecipeError, RunError, Teac
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes import folder
-from locdistill.recipes.compatible import check_teacher
+from locdistill.recipes.compatible import check_start, check_teacher
 from locdistill.recipes.defaults import Request, median_size, resolve, resumed_recipe
 from locdistill.recipes.load import load_recipe
 from locdistill.recipes.run import distill, objective_of, run, train
@@ -174,6 +174,24 @@ def test_what_a_teacher_must_share() -> None:
     for words, change in different.items():
         with pytest.raises(TeacherError, match=words):
             check_teacher(student.model_copy(update=change), TINY, "t")
+
+
+def test_a_teacher_whose_file_names_no_classes() -> None:
+    """What a checkpoint without names is taken for differs from the data in names alone: the remedy is to name them."""
+    student = TINY.model_copy(update={"classes": ("box", "red disc")})
+    unnamed = student.model_copy(update={"classes": ("class_0", "class_1")})
+    convert = "NAMED.safetensors --classes 'box,red disc'"
+    with pytest.raises(TeacherError, match=rf"locdistill convert 'a b\.pth' {convert}"):
+        check_teacher(student, unnamed, "a b.pth")
+    with pytest.raises(TeacherError, match=rf"locdistill convert CHECKPOINT\.pth {convert}"):
+        check_teacher(student, unnamed, "converted.safetensors")
+    with pytest.raises(WeightsError, match=rf"locdistill convert t\.pth {convert}"):
+        check_start(student, unnamed, "t.pth")
+    spare = unnamed.model_copy(update={"model": "gflv2", "classes": ("class_0", "class_1", "class_2")})
+    with pytest.raises(TeacherError, match=f"does not name its 3 classes.*{convert}"):
+        check_teacher(student, spare, "t.pth")
+    with pytest.raises(TeacherError, match="only the teacher knows"):
+        check_teacher(student, spare.model_copy(update={"model": "gfl"}), "t.pth")
 
 
 def test_data_without_the_teachers_classes(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:

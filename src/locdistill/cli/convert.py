@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,11 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from locdistill.cli import options
+from locdistill.errors import WeightsError
 
 if TYPE_CHECKING:
     from locdistill.models.foreign import ImportReport
 
 SHOWN_NAMES = 40
+LISTS = (".txt", ".names")  # what files of names end in, and no class does
 
 
 class Formats(StrEnum):
@@ -86,9 +89,20 @@ def convert(
 
 
 def _names(given: str) -> list[str]:
-    """Names one a line, if it is a file, or between commas."""
+    """Names one a line, if it is a file, or between commas.
+
+    Raises:
+        WeightsError: The file is not there, or no text.
+    """
     file = Path(given)
-    parts = file.read_text(encoding="utf-8").splitlines() if file.is_file() else given.split(",")
+    meant = os.path.isfile(given) or ("," not in given and (file.suffix in LISTS or len(file.parts) > 1))
+    try:
+        parts = file.read_text(encoding="utf-8").splitlines() if meant else given.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise WeightsError(
+            f"--classes {given}: no text file that can be read ({getattr(error, 'strerror', None) or error}); expected "
+            "a file of names, one a line, or names between commas (one name alone: with a comma after it)"
+        ) from error
     return [part.strip() for part in parts if part.strip()]
 
 

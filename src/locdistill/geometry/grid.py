@@ -15,17 +15,17 @@ class Grid:
     """All locations of a feature pyramid, flattened level by level, row by row, anchor by anchor.
 
     GFL, ATSS and FCOS have one location per cell of a map. RetinaNet has one for each of the anchors of a cell, which
-    share the cell's centre: ratio by ratio, and within a ratio octave by octave.
+    share the cell's point: ratio by ratio, and within a ratio octave by octave.
 
     Attributes:
-        points: Location centres ``x, y`` in pixels.
+        points: The locations ``x, y`` in pixels: of each cell its point, on which its anchors are centred.
         strides: Stride of each location's level in pixels.
         levels: Index of each location's level, from 0.
         shapes: Height and width of each level's map.
         level_strides: Stride of each level in pixels.
         anchor_shapes: Width and height of each anchor of a cell, in strides.
-        offset: Position of a centre within its cell, in strides (0 in GFL and ATSS: multiples of the stride; 0.5 in
-            FCOS).
+        offset: Position of a cell's point in the cell, in strides: 0 for the upper left corner, a multiple of the
+            stride (GFL, GFL v2, ATSS, RetinaNet), 0.5 for the middle (FCOS).
     """
 
     points: Float[Tensor, "l 2"]
@@ -54,7 +54,7 @@ class Grid:
             shapes: Height and width of each level's map.
             strides: Stride of each level in pixels.
             anchor_scale: Side of the smallest square anchor, in strides (8 in GFL and ATSS, 4 in RetinaNet).
-            offset: Position of a centre within its cell, in strides.
+            offset: Position of a cell's point in the cell, in strides.
             octaves: Number of anchor sizes per ratio, each ``2 ** (1 / octaves)`` times the one before.
             ratios: Height over width of the anchors.
             device: Where to put the locations.

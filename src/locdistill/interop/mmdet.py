@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from locdistill.errors import WeightsError
 
 Pairs = tuple[tuple[str, str], ...]
+Value = TypeVar("Value")
 
 # Backbones of the ResNet family have the same names in timm, torchvision and MMDetection; but for three convolutions in
 # place of the first one, which timm spreads over `conv1` and `bn1` and MMDetection keeps together.
@@ -108,8 +110,8 @@ def to_ours(model: str) -> Pairs:
     return tuple((theirs, ours) for ours, theirs in (*DEEP_STEM, *NAMES[model]))
 
 
-def rename(state_dict: Mapping[str, Tensor], pairs: Pairs) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under the names that pairs of patterns lead to, and the names that none of them fits."""
+def rename(state_dict: Mapping[str, Value], pairs: Pairs) -> tuple[dict[str, Value], list[str]]:
+    """What has names of tensors, under the names that pairs of patterns lead to; and the names that none fits."""
     rules = [(_compile(source), target) for source, target in pairs]
     renamed, unknown = {}, []
     for key, value in state_dict.items():

@@ -90,6 +90,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             wanting = _wanting(path, error)
             whole = wanting or zipfile.is_zipfile(path)
             raise WeightsError(_refusal(path, wanting or _reason(error)) if whole else _damaged(path, error)) from error
+        except PermissionError as error:
+            raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
         except Exception as error:  # bytes that are no pickle end in all kinds of errors
             raise WeightsError(_damaged(path, error)) from error
     if not isinstance(content, Mapping):

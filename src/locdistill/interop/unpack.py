@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -81,13 +81,17 @@ def unpack(content: Mapping[str, Any], which: Which = "ema") -> Unpacked:
         which: Averaged weights (``ema``), if there are any, or those that were averaged (``raw``).
 
     Raises:
-        WeightsError: There is no state dict of a detector in it, or bins that are not 0, 1, 2, ...
+        WeightsError: There is no state dict of a detector in it, or bins that are not 0, 1, 2, ..., or tensors that are
+            not plain.
     """
+    if which not in get_args(Which):
+        raise WeightsError(f"weights: expected {' or '.join(map(repr, get_args(Which)))}, came {which!r}")
     everything, fields = _state(content)
     tensors = _tensors(everything)
     others = [Skipped(str(key), 1, "no tensor") for key in everything if key not in tensors]
     tensors, weights, averages = _averages(tensors, content, which)
     tensors, outside = _inside(tensors)
+    _check_plain(tensors)
     said = None if everything is content else content.get("meta")
     meta = {str(key): value for key, value in said.items()} if isinstance(said, Mapping) else {}
     tensors, constants = _constants(tensors, meta)
@@ -182,11 +186,27 @@ def _inside(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Skipped
     return own, [Skipped(group, count, reason) for (group, reason), count in left.items()]
 
 
+def _check_plain(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors from which values cannot be copied as they are."""
+    odd = {
+        name: "quantised" if value.is_quantized else "without values" if value.is_meta else str(value.layout)[6:]
+        for name, value in tensors.items()
+        if value.layout != torch.strided or value.is_quantized or value.is_meta
+    }
+    if odd:
+        few = ", ".join(f"{name} ({what})" for name, what in list(odd.items())[:4])
+        more = f" and {len(odd) - 4} more" if len(odd) > 4 else ""
+        raise WeightsError(
+            f"{len(odd)} tensors are not plain: {few}{more}; expected dense tensors of floating-point numbers: save "
+            "them as such (sparse: tensor.to_dense(); quantised: tensor.dequantize())"
+        )
+
+
 def _constants(tensors: dict[str, Tensor], meta: dict[str, Any]) -> tuple[dict[str, Tensor], list[Skipped]]:
     """Leave out what is computed here; the mean and deviation of the input go to what the file says of itself."""
     skipped = []
     if (project := tensors.get(BINS)) is not None:
-        if not torch.equal(project.flatten().float(), torch.arange(project.numel(), dtype=torch.float32)):
+        if not torch.equal(project.flatten().float().cpu(), torch.arange(project.numel(), dtype=torch.float32)):
             raise WeightsError(f"{BINS}: bins are expected at 0, 1, 2, ...; got {project.flatten()[:6].tolist()}, ...")
         skipped.append(Skipped(BINS, 1, COMPUTED))
     statistics = {key.removeprefix(PREPROCESSOR): key for key in tensors if key.startswith(PREPROCESSOR)}

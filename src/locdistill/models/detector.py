@@ -277,6 +277,9 @@ class Detector(nn.Module):
 
         Returns:
             The path written to.
+
+        Raises:
+            WeightsError: It cannot be written.
         """
         settings = self.settings.model_dump(mode="json")
         return weights.write(path, self.state_dict(), settings=settings, extra=extra)
@@ -297,10 +300,13 @@ class Detector(nn.Module):
         file = weights.locate(path)
         if foreign.is_foreign(file):
             found = foreign.read(file)
-            detector = cls(found.report.settings, pretrained=False)
+            with weights.building(file):
+                detector = cls(found.report.settings, pretrained=False)
             log.info("%s", found.fill(detector))
         else:
-            detector = cls(foreign.detector_settings(file), pretrained=False)
+            settings = foreign.detector_settings(file)
+            with weights.building(file):
+                detector = cls(settings, pretrained=False)
             weights.load_strict(detector, weights.read_tensors(file), str(file))
         return detector.to(device).eval()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,14 @@ from locdistill.models.weights import (
     read_metadata,
     read_tensors,
 )
+from locdistill.settings import problems
 
 Source = str | Path | Mapping[str, Any]
 GIVEN = "the state dict"
+REMEDY = (
+    "What a file tells wrongly, or not at all, is named with it: load_mmdet(..., classes=[...], settings={'mean': ..., "
+    "'std': ...}), 'locdistill convert IN OUT --classes A,B,... mean=[...] std=[...]'"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +50,8 @@ class ImportReport:
         parameters: Number of trainable values of the detector.
         skipped: What was left out.
         notes: What was assumed.
-        missing: Names, as in the file, that it should have and has not; they keep their random initial values.
+        missing: Names, as in the file, that it should have and has not, or not of use; they keep their random initial
+            values.
     """
 
     source: str
@@ -104,10 +110,12 @@ class Foreign:
 
     Attributes:
         tensors: Under our names.
+        names: Ours to those of MMDetection.
         report: What was found; its ``settings`` say what to build.
     """
 
     tensors: dict[str, Tensor]
+    names: dict[str, str]
     report: ImportReport
 
     def fill(self, detector: nn.Module, *, strict: bool = True) -> ImportReport:
@@ -115,28 +123,28 @@ class Foreign:
 
         Args:
             detector: Changed in place.
-            strict: Whether every weight must be there; otherwise those that are missing, or have another shape, keep
-                their initial values.
+            strict: Whether every weight must be there; otherwise those that are missing, or have another shape or
+                values of no use, keep their initial values.
 
         Returns:
             The report, with what was missing.
 
         Raises:
-            WeightsError: Weights are missing, have another shape or no place, and ``strict``; all are listed.
+            WeightsError: Weights are missing, have another shape or no place, are no floating-point numbers or not
+                finite, and ``strict``; all are listed.
         """
         own = detector.state_dict()
-        model = self.report.settings.model
-        theirs = dict(zip(own, mmdet.to_mmdet(own, model), strict=False))  # the bins come last, beyond ours
+        needed = zip(own, mmdet.to_mmdet(own, self.report.settings.model), strict=False)  # the bins come last
         differ = Differences.between(detector, self.tensors)
-        named = {theirs[key]: what for key, what in differ.shapes.items()}
-        missing = tuple(theirs[key] for key in differ.missing)
-        if strict and (missing or named or differ.foreign):
-            raise WeightsError(self._incomplete(missing, named, differ.foreign))
-        without = {*differ.foreign, *differ.shapes}
+        theirs = differ.renamed(dict(needed) | self.names)
+        if strict and str(theirs):
+            raise WeightsError(self._incomplete(theirs))
+        without = {*differ.foreign, *differ.shapes, *differ.values}
         kept = {key: value for key, value in self.tensors.items() if key not in without}
         detector.load_state_dict(kept, strict=False)
-        skipped = [Skipped(name, 1, f"of another shape: {what}") for name, what in named.items()]
-        skipped += [Skipped(name, 1, "the detector has no such tensor") for name in differ.foreign]
+        skipped = [Skipped(name, 1, f"of another shape: {what}") for name, what in theirs.shapes.items()]
+        skipped += [Skipped(name, 1, what) for name, what in theirs.values.items()]
+        skipped += [Skipped(name, 1, "the detector has no such tensor") for name in theirs.foreign]
         counters = sum(key.endswith(COUNTER) and key not in kept for key in own)
         note = f"{counters} counters of batches ({COUNTER}) are not in it: nothing but training uses them"
         return replace(
@@ -145,15 +153,16 @@ class Foreign:
             parameters=sum(parameter.numel() for parameter in detector.parameters()),
             skipped=(*self.report.skipped, *skipped),
             notes=(*self.report.notes, *([note] if counters else [])),
-            missing=(*missing, *named),
+            missing=(*theirs.missing, *theirs.shapes, *theirs.values),
         )
 
-    def _incomplete(self, missing: Sequence[str], shapes: Mapping[str, str], foreign: Sequence[str]) -> str:
+    def _incomplete(self, differ: Differences) -> str:
         own = self.report.settings
         listed = (
-            ("missing", missing),
-            ("of another shape", [f"{name} {what}" for name, what in shapes.items()]),
-            ("without a place", foreign),
+            ("missing", differ.missing),
+            ("of another shape", [f"{name} {what}" for name, what in differ.shapes.items()]),
+            ("with values that are of no use", [f"{name} ({what})" for name, what in differ.values.items()]),
+            ("without a place", differ.foreign),
         )
         lines = [f"  {len(names)} {what}: {', '.join(names)}" for what, names in listed if names]
         return "\n".join(
@@ -169,7 +178,7 @@ class Foreign:
 def read(
     source: Source,
     *,
-    classes: Sequence[str] | None = None,
+    classes: Iterable[str] | None = None,
     weights: Which = "ema",
     strict: bool = True,
     settings: Mapping[str, Any] | None = None,
@@ -188,14 +197,14 @@ def read(
         WeightsError: The file is absent, damaged, would run code, or holds no detector that is supported; the message
             says what it looks like.
     """
+    given = dict(settings or {})
+    named = given.pop("classes", None) if classes is None else classes
     name = GIVEN if isinstance(source, Mapping) else str(source)
     content = source if isinstance(source, Mapping) else _content(Path(source))
     try:
         unpacked = unpack(content, weights)
-        own, notes = _settings(unpacked, classes, settings or {})
-        tensors, unknown = mmdet.rename(unpacked.tensors, mmdet.to_ours(own.model))
-    except pydantic.ValidationError as error:
-        raise WeightsError(f"{name}: what was recognised is no valid detector here: {error}") from error
+        own, notes = _settings(unpacked, None if named is None else _names(named), given)
+        names, unknown = mmdet.rename({key: key for key in unpacked.tensors}, mmdet.to_ours(own.model))
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from error
     if unknown and strict:
@@ -206,9 +215,9 @@ def read(
         )
     skipped = (*unpacked.skipped, *(Skipped(key, 1, "the detector has no such tensor") for key in unknown))
     report = ImportReport(
-        source=name, settings=own, weights=unpacked.weights, tensors=len(tensors), skipped=skipped, notes=notes
+        source=name, settings=own, weights=unpacked.weights, tensors=len(names), skipped=skipped, notes=notes
     )
-    return Foreign(tensors=tensors, report=report)
+    return Foreign(tensors={key: unpacked.tensors[its] for key, its in names.items()}, names=names, report=report)
 
 
 def _content(path: Path) -> Mapping[str, Any]:
@@ -217,21 +226,45 @@ def _content(path: Path) -> Mapping[str, Any]:
     return read_tensors(path) if path.suffix == SUFFIX else read_checkpoint(path)
 
 
+def _names(classes: Any) -> tuple[str, ...]:
+    """Names of classes as a tuple: a text would be taken for the list of its letters."""
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise WeightsError(f"classes: expected a list of names, such as ['disc', 'box'], came {classes!r}")
+    return tuple(classes)
+
+
 def _settings(
     unpacked: Unpacked, classes: Sequence[str] | None, given: Mapping[str, Any]
 ) -> tuple[DetectorSettings, tuple[str, ...]]:
     """Settings of the detector: those that we stored with it, else what is recognised; what is given overrules both."""
-    ours = unpacked.meta.get(METADATA_KEY)
-    if isinstance(ours, str):
-        try:
-            plain = dict(json.loads(ours))
-        except (ValueError, TypeError) as error:
-            raise WeightsError(f"the '{METADATA_KEY}' settings in it cannot be read ({error})") from error
-        named = {} if classes is None else {"classes": tuple(classes)}
-        return DetectorSettings.model_validate(plain | named | dict(given)), ()
     shapes = {key: tuple(value.shape) for key, value in unpacked.tensors.items()}
-    found = recognise(shapes, unpacked.meta, classes=classes, style=given.get("style"))
-    return DetectorSettings.model_validate(found.settings | dict(given)), found.notes
+    ours = unpacked.meta.get(METADATA_KEY)
+    if not isinstance(ours, str):
+        found = recognise(shapes, unpacked.meta, classes=classes, style=given.get("style"))
+        return _checked(found.settings, given), found.notes
+    try:
+        plain = dict(json.loads(ours))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"the '{METADATA_KEY}' settings in it cannot be read ({error})") from error
+    if classes is not None:
+        fitting = recognise(shapes, classes=classes).settings
+        plain |= {key: fitting[key] for key in ("classes", "background_channel")}
+    return _checked(plain, given), ()
+
+
+def _checked(plain: Mapping[str, Any], given: Mapping[str, Any]) -> DetectorSettings:
+    """Settings from plain data, over which others were laid."""
+    data = {**plain, **given}
+    try:
+        settings = DetectorSettings.model_validate(data)
+    except pydantic.ValidationError as error:
+        own_fault = all(problem["loc"] and problem["loc"][0] in given for problem in error.errors())
+        wrong = problems(error, DetectorSettings, data)
+        lines = ["these settings make no detector:", *(f"  {what}" for what in wrong), *([] if own_fault else [REMEDY])]
+        raise WeightsError("\n".join(lines)) from None
+    if not settings.classes:
+        raise WeightsError(f"the settings in it name no classes. {REMEDY}")
+    return settings
 
 
 def is_foreign(file: Path) -> bool:
@@ -255,10 +288,17 @@ def detector_settings(path: str | Path) -> DetectorSettings:
     file = locate(path)
     if is_foreign(file):
         return read(file).report.settings
+    data = read_metadata(file).get("settings")
+    again = "copy or download the file again, or save the detector anew"
     try:
-        return DetectorSettings.model_validate(read_metadata(file).get("settings"))
+        settings = DetectorSettings.model_validate(data)
     except pydantic.ValidationError as error:
-        raise WeightsError(f"{file}: the settings saved with the weights are not valid here: {error}") from error
+        head = f"{file}: the settings saved with the weights are not valid here:"
+        wrong = problems(error, DetectorSettings, data)
+        raise WeightsError("\n  ".join([head, *wrong]) + f"\nUpdate locdistill, or {again}") from None
+    if not settings.classes:
+        raise WeightsError(f"{file}: the settings saved with the weights name no classes; {again}")
+    return settings
 
 
 def _span(levels: Sequence[int]) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -17,7 +18,7 @@ from locdistill.interop.unpack import Which
 from locdistill.models import foreign
 from locdistill.models.detector import Detector
 from locdistill.models.foreign import ImportReport, Source
-from locdistill.models.weights import METADATA_KEY, SUFFIX, locate, whole_file
+from locdistill.models.weights import METADATA_KEY, SUFFIX, building, file_name, locate, whole_file
 
 Format = Literal["locdistill", "mmdet"]
 THEIR_SUFFIXES = (".pth", ".pt")
@@ -32,7 +33,7 @@ log = logging.getLogger("locdistill")
 def load_mmdet(
     source: Source,
     *,
-    classes: Sequence[str] | None = None,
+    classes: Iterable[str] | None = None,
     weights: Which = "ema",
     strict: bool = True,
     settings: Mapping[str, Any] | None = None,
@@ -48,12 +49,13 @@ def load_mmdet(
         classes: Names of the classes, where the file has none or wrong ones.
         weights: If there is a moving average beside the weights that were averaged: that one (``ema``), which is what
             training programs evaluate, or those (``raw``).
-        strict: Whether every weight must be there and fit; otherwise what is missing is listed in a warning, and keeps
-            its random initial values.
+        strict: Whether every weight must be there, fit and be finite; otherwise what is not is listed in a warning, and
+            keeps its random initial values.
         settings: Of the detector, laid over what was recognised: ``{"style": "caffe"}``, say.
 
     Raises:
-        WeightsError: The file is absent, damaged, would run code, is of another architecture, or incomplete.
+        WeightsError: The file is absent, damaged, would run code, is of another architecture, or incomplete; or the
+            classes, weights or settings that were asked for are not to be had.
     """
     if not isinstance(source, Mapping):
         source = _foreign_file(source)
@@ -77,7 +79,7 @@ def save_mmdet(detector: Detector, path: str | Path) -> Path:
         The path written to.
 
     Raises:
-        WeightsError: MMDetection has no such detector.
+        WeightsError: MMDetection has no such detector, or the file cannot be written.
     """
     path, own = Path(path), detector.settings
     tensors = {key: value.detach().cpu() for key, value in detector.state_dict().items()}
@@ -108,7 +110,7 @@ def convert(
     out: str | Path,
     *,
     to: Format | None = None,
-    classes: Sequence[str] | None = None,
+    classes: Iterable[str] | None = None,
     weights: Which = "ema",
     strict: bool = True,
     settings: Mapping[str, Any] | None = None,
@@ -132,11 +134,13 @@ def convert(
     Raises:
         WeightsError: As for `load_mmdet` and `save_mmdet`; or the file to write exists.
     """
-    out = Path(out)
+    out = file_name(out)
+    if to not in (None, *get_args(Format)):
+        raise WeightsError(f"to: expected {' or '.join(map(repr, get_args(Format)))}, came {to!r}")
     to = to or ("mmdet" if out.suffix in THEIR_SUFFIXES else "locdistill")
     if to == "locdistill" and out.suffix != SUFFIX:
         out = out.with_name(out.name + SUFFIX)
-    if out.exists() and not force:
+    if os.path.exists(out) and not force:  # unlike `Path.exists`, leaves it to who writes to say what is wrong
         raise WeightsError(f"{out} is there already; give another name, or --force to replace it")
     file = locate(source)
     if foreign.is_foreign(file):
@@ -155,7 +159,8 @@ def _foreign_file(path: str | Path) -> Path:
 
 
 def _build(found: foreign.Foreign, strict: bool) -> tuple[Detector, ImportReport]:
-    detector = Detector(found.report.settings, pretrained=False)
+    with building(found.report.source):
+        detector = Detector(found.report.settings, pretrained=False)
     report = found.fill(detector, strict=strict)
     return detector.eval(), report
 

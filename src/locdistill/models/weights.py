@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from locdistill.errors import WeightsError
+from locdistill.errors import RecipeError, WeightsError
 from locdistill.interop.pickles import read_checkpoint
 
 SUFFIX = ".safetensors"
@@ -116,8 +116,11 @@ def write(
 
     Returns:
         The path written to.
+
+    Raises:
+        WeightsError: It cannot be written.
     """
-    path = Path(path)
+    path = file_name(path)
     if path.suffix != SUFFIX:
         path = path.with_name(path.name + SUFFIX)
     metadata = {METADATA_KEY: json.dumps({"format": FORMAT, "settings": settings, "extra": dict(extra or {})})}
@@ -129,17 +132,56 @@ def write(
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write so that a file appears whole or not at all, with the usual mode; the folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Where to write so that a file appears whole or not at all, with the usual mode; the folder is made.
+
+    Raises:
+        WeightsError: The folder cannot be made, or the file not written.
+    """
+    part = file_name(path).with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        part.touch()
-        mode = part.stat().st_mode & 0o777  # what the umask allows; safetensors leaves files to their owner alone
-        yield part
-        part.chmod(mode)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.touch()
+            mode = part.stat().st_mode & 0o777  # what the umask allows; safetensors leaves files to their owner alone
+            yield part
+            part.chmod(mode)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be written ({_reason(error, part)}); give another file") from error
+
+
+def file_name(path: str | Path) -> Path:
+    """A path that ends in the name of a file.
+
+    Raises:
+        WeightsError: It ends in none.
+    """
+    path = Path(path)
+    if path.name in ("", ".."):
+        raise WeightsError(f"{path} cannot be written: it is a folder; name a file in it")
+    return path
+
+
+def _reason(error: Exception, part: Path) -> str:
+    """Why something was not written, and where: not at a file that only lasts as long as it is written."""
+    reason = str(getattr(error, "strerror", None) or error)
+    where = getattr(error, "filename", None)
+    return reason if where is None or Path(where) == part else f"{where}: {reason}"
+
+
+@contextmanager
+def building(source: str | Path) -> Iterator[None]:
+    """Say of which file the settings are that no detector can be built from.
+
+    Raises:
+        WeightsError: It cannot.
+    """
+    try:
+        yield
+    except RecipeError as error:
+        raise WeightsError(f"{source}: {error}") from error
 
 
 def locate(path: str | Path) -> Path:
@@ -151,9 +193,9 @@ def locate(path: str | Path) -> Path:
     path = Path(path)
     candidates = (path, path.with_name(path.name + SUFFIX), path / f"best{SUFFIX}") if path.name else (path,)
     for candidate in candidates:
-        if candidate.is_file():
+        if os.path.isfile(candidate):  # unlike `Path.is_file`, never an error
             return candidate
-    if path.is_dir():
+    if os.path.isdir(path):
         found = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
         hint = f"it has {', '.join(found)}: name one of them" if found else "has the run saved anything yet?"
         raise WeightsError(f"{path}: the folder has no best{SUFFIX}; {hint}")
@@ -169,40 +211,71 @@ class Differences:
             versions have none, and inference does not use it.
         foreign: Names that the state dict has alone.
         shapes: Names whose shapes differ, with both shapes in words.
+        values: Names whose values are of no use in the module, with the reason.
     """
 
     missing: tuple[str, ...]
     foreign: tuple[str, ...]
     shapes: dict[str, str]
+    values: dict[str, str]
 
     @classmethod
     def between(cls, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> Differences:
-        """Compare names and shapes."""
+        """Compare names and shapes, and look at the values."""
         own = module.state_dict()
+        pairs = {key: (value, tensors[key]) for key, value in own.items() if key in tensors}
+        alike = {key: pair for key, pair in pairs.items() if pair[0].shape == pair[1].shape}
         return cls(
             missing=tuple(key for key in own if key not in tensors and not key.endswith(COUNTER)),
             foreign=tuple(key for key in tensors if key not in own),
             shapes={
-                key: f"{tuple(tensors[key].shape)} instead of {tuple(value.shape)}"
-                for key, value in own.items()
-                if key in tensors and tensors[key].shape != value.shape
+                key: f"{tuple(given.shape)} instead of {tuple(value.shape)}"
+                for key, (value, given) in pairs.items()
+                if key not in alike
             },
+            values={key: reason for key, pair in alike.items() if (reason := _useless(*pair))},
+        )
+
+    def renamed(self, names: Mapping[str, str]) -> Differences:
+        """The same under other names."""
+        return Differences(
+            missing=tuple(names[key] for key in self.missing),
+            foreign=tuple(names[key] for key in self.foreign),
+            shapes={names[key]: what for key, what in self.shapes.items()},
+            values={names[key]: what for key, what in self.values.items()},
         )
 
     def __str__(self) -> str:
         shapes = [f"{key} {what}" for key, what in self.shapes.items()]
-        listed = ((self.missing, "missing"), (self.foreign, "not in the model"), (shapes, "of another shape"))
+        values = [f"{key} ({why})" for key, why in self.values.items()]
+        listed = (
+            *((self.missing, "missing"), (self.foreign, "not in the model"), (shapes, "of another shape")),
+            (values, "with values that are of no use"),
+        )
         return "; ".join(f"{len(keys)} {what}: {_few(list(keys))}" for keys, what in listed if keys)
+
+
+def _useless(value: Tensor, given: Tensor) -> str:
+    """Why a tensor cannot take the place of another of its shape; empty if it can."""
+    if not value.is_floating_point():
+        return ""
+    if not given.is_floating_point():
+        return f"{str(given.dtype).removeprefix('torch.')} instead of floating-point numbers"
+    wrong = given.numel() - int(given.to(value.dtype).isfinite().sum())  # also what is too large for the detector
+    return f"{wrong} of {given.numel()} values are NaN or infinite" if wrong else ""
 
 
 def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Load a state dict whose names and shapes must be the module's own, but for `Differences` that do not count.
 
     Raises:
-        WeightsError: Names or shapes differ; the message lists a few of each.
+        WeightsError: Names or shapes differ, or values are not finite; the message lists a few of each.
     """
-    if problems := str(Differences.between(module, tensors)):
-        raise WeightsError(f"{source}: the weights are of another architecture: {problems}")
+    differ = Differences.between(module, tensors)
+    if differ.missing or differ.foreign or differ.shapes:
+        raise WeightsError(f"{source}: the weights are of another architecture: {differ}")
+    if differ.values:
+        raise WeightsError(f"{source}: damaged, or of a training that failed: {differ}")
     module.load_state_dict(dict(tensors), strict=False)
 
 

@@ -15,6 +15,7 @@ from locdistill.recipes.yaml_io import write_yaml
 
 _MAIN = ("AP", "AP50", "AP75", "AP90")
 _EDGES = "edge_kl"
+NOT_RECORDED = "not recorded"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ class Card:
                 f"std {_numbers(s.std or ())}; done by the detector",
             ),
             ("weights", self._averaged()),
-            ("recipe", str(self._recipe.get("name", "not recorded"))),
+            ("recipe", str(self._recipe.get("name", NOT_RECORDED))),
             ("teacher", self._teacher() if self._methods else ""),
             ("begun with", self._start()),
             ("date", self._when()),
@@ -135,7 +136,7 @@ class Card:
 
     def _averaged(self) -> str:
         if not self._recipe:
-            return ""
+            return NOT_RECORDED
         ema = self._recipe["engine"].get("ema")
         return "as trained, without averaging" if ema is None else f"running average (EMA) with decay {ema:g}"
 
@@ -144,7 +145,7 @@ class Card:
         if teacher.get("weights") == EMA:
             return f"the running average of the student, with decay {teacher.get('decay') or EMA_DECAY:g}"
         digest = f"SHA-256 {teacher['sha256']}" if teacher.get("sha256") else ""
-        return ", ".join(part for part in (teacher.get("name"), digest) if part) or "not recorded"
+        return ", ".join(part for part in (teacher.get("name"), digest) if part) or NOT_RECORDED
 
     def _start(self) -> str:
         start = self.record.get("start")
@@ -153,7 +154,8 @@ class Card:
     def _when(self) -> str:
         versions = self.record.get("versions", {})
         with_what = ", ".join(f"{name} {versions[name]}" for name in ("locdistill", "torch") if name in versions)
-        date = str(self.record.get("started", ""))[:10]
+        started = self.record.get("started")
+        date = str(started)[:10] if started else NOT_RECORDED
         return ", ".join(part for part in (date, with_what) if part)
 
     def _results(self) -> list[str]:

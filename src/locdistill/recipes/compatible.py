@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from locdistill.errors import TeacherError, WeightsError
+from locdistill.interop.recognise import numbered
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
+from locdistill.models.weights import SUFFIX
 
 _FREE = {
     *("classes", "backbone", "pretrained", "frozen_stages", "norm_eval", "norm_frozen"),
@@ -33,7 +36,7 @@ def check_teacher(student: DetectorSettings, teacher: DetectorSettings, where: s
     """
     problems = []
     if student.classes != teacher.classes:
-        problems.append(_classes(student.classes, teacher.classes))
+        problems.append(_unnamed(student, teacher, where) or _classes(student.classes, teacher.classes))
     if _cell(student.model) != _cell(teacher.model):
         alike = ", ".join(kind for kind in KINDS if _cell(kind) == _cell(student.model))
         problems.append(
@@ -64,8 +67,10 @@ def check_start(student: DetectorSettings, weights: DetectorSettings, where: str
     problems = []
     if student.classes != weights.classes:
         problems.append(
-            f"classes: the weights have {list(weights.classes)}, the student {list(student.classes)}; set data.classes "
-            "to those of the weights if the data have them all, or begin with a pretrained backbone (leave start out)"
+            _unnamed(student, weights, where)
+            or f"classes: the weights have {list(weights.classes)}, the student {list(student.classes)}; set "
+            "data.classes to those of the weights if the data have them all, or begin with a pretrained backbone "
+            "(leave start out)"
         )
     pairs = {key: (getattr(student, key), getattr(weights, key)) for key in DetectorSettings.model_fields}
     differ = {key: pair for key, pair in pairs.items() if key not in _FREE and pair[0] != pair[1]}
@@ -94,6 +99,20 @@ def _where(model: str) -> str:
     per_cell = kind.octaves * len(kind.ratios)
     place = "in the middle" if kind.offset else "at the corner"
     return f"{'one' if per_cell == 1 else per_cell} {place} of each cell"
+
+
+def _unnamed(student: DetectorSettings, other: DetectorSettings, where: str) -> str:
+    """What to do where a checkpoint does not name its classes, and there are as many; empty where that is not so."""
+    names, count = student.classes, len(other.classes)
+    spare = other.model == "gflv2" and not other.background_channel  # one of them may be for background
+    if other.classes != numbered(count) or len(names) not in (count, count - spare):
+        return ""
+    file = "CHECKPOINT.pth" if where.endswith(SUFFIX) else shlex.quote(where)  # what it was converted from
+    return (
+        f"classes: {where} does not name its {count} classes, the student has {list(names)}; if it was trained on "
+        f"these, in this order, name them: locdistill convert {file} NAMED.safetensors --classes "
+        f"{shlex.quote(','.join(names))}, and take NAMED.safetensors"
+    )
 
 
 def _classes(student: tuple[str, ...], teacher: tuple[str, ...]) -> str:

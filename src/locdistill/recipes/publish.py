@@ -261,8 +261,10 @@ def _write(
         sha256 = file_digest(part)
         path = folder / f"{with_checksum(name, sha256)}{files.SUFFIX}"
         os.replace(part, path)
-    except OSError as error:
-        raise RunError(f"{folder} cannot be written to ({error.strerror or error}); give another folder") from error
+    except (OSError, WeightsError) as error:
+        cause = error.__cause__ or error  # `write` speaks of a file that nobody is to see
+        reason = getattr(cause, "strerror", None) or cause
+        raise RunError(f"{folder} cannot be written to ({reason}); give another folder") from error
     finally:
         part.unlink(missing_ok=True)
     return path, sha256

@@ -14,7 +14,8 @@ from locdistill.types import Dense
 class RetinaHead(nn.Module):
     """Two towers whose predictors speak for each of the anchors of a cell; edge logits have no factor per level.
 
-    The distances are measured from the centre of the cell: the shapes of the anchors matter for the assignment only.
+    The distances are measured from the cell's point (here its corner, a multiple of the stride), which is the centre of
+    all its anchors: their shapes matter for the assignment only.
 
     Attributes:
         cls_tower: Convolutions before the class scores.
