@@ -22,6 +22,8 @@ torch.set_num_threads(1)
 
 SHARED = Path(os.environ.get("LOCDISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 CLASSES = ("disc", "box", "bar")
+Answer = tuple[int, str, str]
+"""Exit code, standard output and standard error of a command."""
 
 
 @pytest.fixture(scope="session")
@@ -97,3 +99,20 @@ def write_tiny_coco(folder: Path, *, train: int = 8, val: int = 4, seed: int = 0
 def tiny_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A seeded COCO folder of eight training and four validation images; treat as read-only."""
     return write_tiny_coco(tmp_path_factory.mktemp("tiny_coco"))
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Run the command line within this process."""
+    from locdistill.cli import main
+
+    def run(*words: object) -> Answer:
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

@@ -17,24 +17,7 @@ from locdistill.errors import RecipeError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.load import load_recipe, recipe_names
-from tests.conftest import write_tiny_coco
-
-Answer = tuple[int, str, str]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    def run(*words: object) -> Answer:
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
-
+from tests.conftest import Answer, write_tiny_coco
 
 VERBS = ("train", "distill", "evaluate", "predict", "recipes", "config", "data check", "demo")
 FILES = ("convert", "publish", "push", "pull")

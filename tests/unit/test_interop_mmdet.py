@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 import locdistill
-from locdistill.cli import main
 from locdistill.errors import WeightsError
 from locdistill.interop.classes import COCO
 from locdistill.interop.mmdet import BINS, to_mmdet
@@ -26,6 +25,7 @@ from locdistill.models.detector import Detector
 from locdistill.models.foreign import detector_settings, read
 from locdistill.models.mmdet import load_mmdet, save_mmdet
 from locdistill.models.settings import DetectorSettings
+from tests.conftest import Answer
 
 SMALL = {
     "channels": 32,
@@ -402,22 +402,6 @@ def test_the_package_offers_it(theirs: dict[str, Tensor]) -> None:
 
 
 # -- the command line
-
-Answer = tuple[int, str, str]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
-    def run(*words: object) -> Answer:
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_convert_there_and_back(

@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locdistill.geometry.boxes import paired_iou
-from locdistill.geometry.edges import decode
 from locdistill.losses.distribution import softened_kl
 from locdistill.objective.scene import Scene
 
@@ -35,8 +34,7 @@ def agreement(scene: Scene) -> dict[str, Float[Tensor, "2"]]:
     theirs = scene.teacher.edge_logits
     # All locations are compared, since picking out the positives would wait for the device to count them.
     divergence = scene.bins.count * softened_kl(scene.student.edge_logits, theirs, temperature=1.0).mean(-1)
-    points = scene.grid.points / scene.grid.strides[:, None]
-    overlap = paired_iou(scene.boxes, decode(points, scene.bins.expect(theirs)))
+    overlap = paired_iou(scene.boxes, scene.teacher_boxes)
     positive = scene.assignment.positive.to(divergence.dtype)
     count = positive.sum()
     return {

@@ -23,7 +23,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locdistill.geometry.boxes import paired_iou, pairwise_iou
-from locdistill.geometry.edges import decode
 from locdistill.geometry.grid import Grid
 from locdistill.objective.normalisers import LevelMean
 from locdistill.objective.regions import within_objects
@@ -117,8 +116,7 @@ class GeneralInstances:
         grid, inside = scene.grid, scene.assignment.inside
         lead = self._lead(scene.student, scene.teacher)
         points = grid.points / grid.strides[:, None]
-        theirs = decode(points, scene.bins.expect(scene.teacher.edge_logits))
-        boxes, score = torch.where(lead[..., None] >= 0, theirs, scene.boxes), lead.abs()
+        boxes, score = torch.where(lead[..., None] >= 0, scene.teacher_boxes, scene.boxes), lead.abs()
         if self.per == "image":
             score = score.masked_fill(~inside, -torch.inf)
         else:

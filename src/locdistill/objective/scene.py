@@ -67,7 +67,7 @@ class Scene:
         student = _in_float32(student)
         assignment = assigner(grid, instances)
         points, strides = grid.points / grid.strides[:, None], grid.strides[:, None]
-        boxes = decode(points, bins.expect(student.edge_logits))
+        boxes = _decoded(grid, student.edge_logits, bins)
         target_boxes = assignment.boxes / strides
         return cls(
             student=student,
@@ -88,6 +88,17 @@ class Scene:
         """How central each location is in its object, between 0 and 1; 0 where there is none."""
         assignment = self.assignment
         return centerness(encode(self.grid.points, assignment.boxes)) * assignment.positive
+
+    @property
+    def teacher_boxes(self) -> Float[Tensor, "b l 4"]:
+        """The teacher's boxes, as ``boxes`` are the student's."""
+        assert self.teacher is not None, "the objective checks that a teacher is there"
+        return _decoded(self.grid, self.teacher.edge_logits, self.bins)
+
+
+def _decoded(grid: Grid, edge_logits: Float[Tensor, "b l 4 n"], bins: Bins) -> Float[Tensor, "b l 4"]:
+    """Mean of the edge distributions around each location, in strides."""
+    return decode(grid.points / grid.strides[:, None], bins.expect(edge_logits))
 
 
 def _in_float32(dense: Dense) -> Dense:
