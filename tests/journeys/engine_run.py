@@ -89,7 +89,7 @@ class Fatal:
     def __init__(self, objective: Objective, kill_at: int | None) -> None:
         self.objective, self.kill_at, self.calls = objective, kill_at, 0
         self.needs_teacher, self.needs_features = objective.needs_teacher, objective.needs_features
-        self.scene = objective.scene
+        self.scene, self.learns, self.learned = objective.scene, objective.learns, objective.learned
 
     def losses(self, scene: Any) -> dict[str, torch.Tensor]:
         if self.kill_at == self.calls:

@@ -122,7 +122,14 @@ class FakeObjective:
         self.breaks_on = breaks_on
         self.dtypes: set[torch.dtype] = set()
 
-    def scene(self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances) -> Any:
+    learns = False
+
+    def learned(self, example: Any) -> Any:
+        raise AssertionError("its terms own nothing")
+
+    def scene(
+        self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances, moment: Any = None
+    ) -> Any:
         return SimpleNamespace(student=student, teacher=teacher, grid=grid, instances=instances)
 
     def losses(self, scene: Any) -> dict[str, Tensor]:
