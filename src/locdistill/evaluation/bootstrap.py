@@ -251,7 +251,7 @@ def _average_precision(
     total = weights @ ranked.objects
     drawn = weights[:, ranked.image]
     ap = np.zeros((len(weights), len(ranked.true)))
-    always = ranked.counted.all(0)
+    always = np.asarray(ranked.counted.all(0))
     seen_always = _running(drawn, always)
     for t in range(ap.shape[1]):
         true, some = ranked.true[t], ranked.counted[t] & ~always
