@@ -11,7 +11,21 @@ from typing import Annotated
 
 import typer
 
-from locdistill.cli import config, convert, data, demo, distill, evaluate, hub, predict, publish, recipes, train
+from locdistill.cli import (
+    config,
+    convert,
+    data,
+    demo,
+    diagnose,
+    distill,
+    evaluate,
+    hub,
+    landscape,
+    predict,
+    publish,
+    recipes,
+    train,
+)
 from locdistill.errors import LocdistillError
 
 ERROR, INTERRUPTED = 2, 130
@@ -34,6 +48,8 @@ app.command("pull")(hub.pull)
 app.command("convert")(convert.convert)
 app.command("recipes")(recipes.recipes)
 app.command("config")(config.config)
+app.command("diagnose")(diagnose.diagnose)
+app.command("landscape")(landscape.landscape)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 

@@ -308,6 +308,18 @@ def _with_teacher(recipe: Recipe, file: Path) -> tuple[Recipe, LiveTeacher]:
     return recipe.model_copy(update={"teacher": known}), LiveTeacher(teacher)
 
 
+def teacher_of(recipe: Recipe) -> LiveTeacher:
+    """The teacher of a recipe that names one, to look at what it taught.
+
+    Raises:
+        TeacherError: There is no such file, it is another one than in the run, or it cannot teach this student.
+        WeightsError: The file cannot be read.
+    """
+    file = _teacher_file(recipe)
+    assert file is not None, "a teacher that follows the student is made of it"
+    return _with_teacher(recipe, file)[1]
+
+
 def objective_of(recipe: Recipe, detector: Detector) -> Objective:
     """The recipe's loss for a detector."""
     assigner = build_component("assigner", recipe.assigner)
