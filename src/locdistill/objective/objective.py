@@ -95,8 +95,16 @@ class Objective:
 
     @property
     def needs_features(self) -> bool:
-        """Whether any term looks at the maps of the pyramids; without one they need not be handed out."""
-        return any(term.needs_features for term in self.terms.values())
+        """Whether the maps of the pyramids are looked at; without that they need not be handed out.
+
+        A balanced term that has its gradient on other maps than the predictions is measured there.
+        """
+        return any(term.needs_features or (term.balance is not None and _mapped(term)) for term in self.terms.values())
+
+    @property
+    def needs_towers(self) -> bool:
+        """Whether any term looks at maps inside the heads, or sends the student's through the teacher's."""
+        return any(term.needs_towers or term.needs_cross for term in self.terms.values())
 
     @property
     def needs_cross(self) -> bool:
@@ -153,7 +161,7 @@ class Objective:
             return {name: term(scene, learned.of(name)) for name, term in self.terms.items()}
         values = {name: term.unscheduled(scene, learned.of(name)) for name, term in self.terms.items()}
         supervised = torch.stack([values[name] for name, term in self.terms.items() if not term.needs_teacher]).sum()
-        mapped = [name for name in learned.balance.ratios if self.terms[name].needs_features]
+        mapped = [name for name in learned.balance.ratios if _mapped(self.terms[name])]
         values |= learned.balance(values, supervised, scene.student, mapped)
         return {name: value * self.terms[name].factor(scene) for name, value in values.items()}
 
@@ -171,3 +179,8 @@ class Objective:
     def _that(self, need: str) -> str:
         """Names of the terms that have a need."""
         return ", ".join(name for name, term in self.terms.items() if getattr(term, need))
+
+
+def _mapped(term: Term) -> bool:
+    """Whether the term's gradient is on maps and not on the student's own predictions."""
+    return term.needs_features or term.needs_towers or term.needs_cross

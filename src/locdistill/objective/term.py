@@ -24,7 +24,7 @@ class Divergence(Protocol):
 
 @runtime_checkable
 class Learner(Protocol):
-    """A divergence with weights of its own, which it describes; the run owns them (class attribute ``learns``).
+    """A divergence with weights of its own, which it describes (``learns`` says so); the run owns them.
 
     So the divergence itself stays plain data, that can be compared and written down.
     """
@@ -91,6 +91,11 @@ class Term:
     def needs_thresholds(self) -> bool:
         """Whether divergence or region looks at the assigner's thresholds, which only some assigners have."""
         return any(getattr(part, "needs_thresholds", False) for part in (self.of, self.on, self.norm))
+
+    @property
+    def needs_towers(self) -> bool:
+        """Whether divergence or region looks at maps inside the heads."""
+        return any(getattr(part, "needs_towers", False) for part in (self.of, self.on, self.norm))
 
     @property
     def needs_features(self) -> bool:
