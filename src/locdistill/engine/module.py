@@ -106,9 +106,12 @@ class TrainingModule(pl.LightningModule):
         """Sum of the objective's terms; the terms go along, detached, for the log, and so does what is watched."""
         objective, watch = self.guidance.objective, self.guidance.watch
         student, teacher = self.predictions(batch)
+        cross = self._crossed(student, teacher)
         grid = self.detector.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
         with torch.autocast(batch.images.device.type, enabled=False):
-            scene = objective.scene(student, teacher, grid=grid, instances=batch.instances, moment=self.moment)
+            scene = objective.scene(
+                student, teacher, grid=grid, instances=batch.instances, moment=self.moment, cross=cross
+            )
             terms = objective.losses(scene)
             watched = {} if watch is None else dict(watch(scene))
         values = torch.stack(list(terms.values()))
@@ -121,14 +124,20 @@ class TrainingModule(pl.LightningModule):
         return Moment(done, self.learned)
 
     def predictions(self, batch: Batch) -> tuple[Dense, Dense | None]:
-        """What student and teacher say of a batch; maps of their pyramids only where a term looks at them."""
+        """What student and teacher say of a batch; maps of pyramids and heads only where a term looks at them."""
         student: Student = self.detector
-        features = self.guidance.objective.needs_features
-        dense = student(student.normalise(batch.images, batch.sizes), features=features)
+        maps = {"features": self.guidance.objective.needs_features, "towers": self.guidance.objective.needs_cross}
+        dense = student(student.normalise(batch.images, batch.sizes), **maps)
         if self.guidance.teacher is None:
             return dense, None
         with torch.no_grad():
-            return dense, self.guidance.teacher(batch, features=features)
+            return dense, self.guidance.teacher(batch, **maps)
+
+    def _crossed(self, student: Dense, teacher: Dense | None) -> Dense | None:
+        """What the teacher's head makes of the student's features, where a term looks at it."""
+        if teacher is None or self.guidance.teacher is None or not self.guidance.objective.needs_cross:
+            return None
+        return self.guidance.teacher.cross(student, teacher)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """The optimiser, and a schedule that moves at every optimiser step."""

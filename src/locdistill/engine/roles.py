@@ -105,7 +105,14 @@ class Goal(Protocol):
         """What the terms own, new, from the shapes of predictions of student and teacher."""
 
     def scene(
-        self, student: Dense, teacher: Dense | None, *, grid: Grid, instances: Instances, moment: Moment
+        self,
+        student: Dense,
+        teacher: Dense | None,
+        *,
+        grid: Grid,
+        instances: Instances,
+        moment: Moment,
+        cross: Dense | None = None,
     ) -> Scene:
         """The batch as the terms see it, at this moment of the run."""
 
