@@ -88,7 +88,11 @@ def no_sums(like: Tensor) -> Float[Tensor, " k"]:
 
 
 def deviation(bins: Bins, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-    """Standard deviation of the distributions, in strides: how unsure the detector says that it is."""
+    """Standard deviation of the distributions, in strides: how unsure the detector says that it is.
+
+    Between two bins it cannot be less than ``sqrt(f (1 - f))``, with ``f`` the fraction of the mean, which is up to
+    half a stride: this floor makes sharp distributions look less sure than they are.
+    """
     offsets = bins.positions(logits) - bins.expect(logits)[..., None]
     return (logits.softmax(-1) * offsets.square()).sum(-1).sqrt()
 

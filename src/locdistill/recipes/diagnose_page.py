@@ -121,8 +121,10 @@ def _calibration(found: Diagnosis) -> list[report.Block]:
     picture = save_picture(plot_reliability(curves), found.out / "calibration.png")
     caption = (
         "Edges of the main region in groups of equal number, by their predicted standard deviation. On the dashed line "
-        "a detector errs as much as it says; above it it is too sure of itself. Error / spread is 1 on that line. What "
-        "localization distillation has to pass on is in the slope: a level line says nothing."
+        "a detector errs as much as it says; above it it is too sure of itself, below it modest. Between two bins, "
+        "which are a stride apart, a distribution has a deviation of up to half a stride however sure it is, so that "
+        "where errors are smaller than that every detector looks modest. What localization distillation has to pass on "
+        "is in the slope: a level line says nothing."
     )
     tables = (words.reliability_table(found), words.bins_table(found))
     return [report.Picture(picture, caption, density=2), *map(_block, tables)]

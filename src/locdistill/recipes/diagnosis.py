@@ -180,11 +180,11 @@ def _agreement_words(found: Diagnosis) -> list[str]:
     if not main.locations:
         return ["No location answers for an object on these images: there is nothing to compare."]
     text = (
-        f"At the objects (main region) the student's edge distributions are {main.mean_edge_kl:.2f} nats from the "
+        f"At the objects (main region) the student's edge distributions are {_number(main.mean_edge_kl)} nats from the "
         f"teacher's, and their boxes have an IoU of {main.box_iou:.2f}"
     )
     if valuable.locations:
-        text += f"; in the valuable region {valuable.mean_edge_kl:.2f} nats and {valuable.box_iou:.2f}"
+        text += f"; in the valuable region {_number(valuable.mean_edge_kl)} nats and {valuable.box_iou:.2f}"
     words = [f"{text}."]
     if ALONE in found.agreement:
         alone = found.agreement[ALONE][MAIN]
@@ -197,7 +197,7 @@ def _agreement_words(found: Diagnosis) -> list[str]:
             else "distillation made no difference to that"
         )
         words.append(
-            f"The student trained alone is at {alone.mean_edge_kl:.2f} nats and {alone.box_iou:.2f}: {verdict}."
+            f"The student trained alone is at {_number(alone.mean_edge_kl)} nats and {alone.box_iou:.2f}: {verdict}."
         )
     return words
 
@@ -210,8 +210,8 @@ def _edge_words(found: Diagnosis) -> list[str]:
     if values[worst] < 1.25 * values[best]:
         return ["All four edges agree about equally well."]
     return [
-        f"They differ most on the {worst} edge ({values[worst]:.2f} nats), least on the {best} one "
-        f"({values[best]:.2f})."
+        f"They differ most on the {worst} edge ({_number(values[worst])} nats), least on the {best} one "
+        f"({_number(values[best])})."
     ]
 
 
@@ -226,10 +226,10 @@ def _spread_words(found: Diagnosis) -> list[str]:
             if r.spearman >= bound
         )
         says = "does not predict its error" if strength == "not" else f"predicts its error {strength}"
-        sure = "too sure of itself" if r.ratio > 1.1 else "too modest" if r.ratio < 0.9 else "calibrated"
+        sure = "too sure of itself" if r.ratio > 1.1 else "modest" if r.ratio < 0.9 else "calibrated"
         words.append(
             f"{who.capitalize()}: the spread of an edge distribution {says} (rank correlation {r.spearman:.2f}); "
-            f"errors are {r.ratio:.2f} times the spread, which is {sure}."
+            f"errors are {r.ratio:.2f} times as large as the spread says, which is {sure}."
         )
     return words
 

@@ -3,7 +3,9 @@
 The maps of the two feature pyramids are mixed level by level, ``F = gamma1 * F1 + gamma2 * F2``, and one head detects
 on the mixture; its AP over the two weights is a landscape. Two detectors whose features mean the same to a head have a
 plateau between them, others a valley; a distilled student is expected to lie closer to its teacher than one that was
-trained alone.
+trained alone. A head that begins with a group normalisation after a convolution without bias, as those of GFL, ATSS and
+FCOS do, does not see the length of its features: for it the landscape is the same along each ray from the origin, and
+what there is to see is the way from one detector to the other.
 
 The reference implementation has this as scripts whose weights are constants in the code (0.7 and 0.9), evaluates the
 head of the second detector while its README speaks of the first's, and fails outside a process group. Here the weights
@@ -78,8 +80,8 @@ class LandscapeResult:
 
     @property
     def best(self) -> Point:
-        """The point of the highest AP."""
-        return max(self.metrics, key=lambda point: _rank(self.metrics[point]["AP"]))
+        """The point of the highest AP; of several, the one whose weights sum to 1 most nearly."""
+        return max(self.metrics, key=lambda point: (_rank(self.metrics[point]["AP"]), -abs(sum(point) - 1)))
 
     def table(self, metric: str = "AP") -> Table:
         """A metric in percent: a row per weight of the first detector, a column per weight of the second."""
@@ -99,12 +101,13 @@ class LandscapeResult:
             f"Head {self.head}, the one of the {('first', 'second')[self.head - 1]} detector, is best with gamma1 "
             f"{best[0]:g} and gamma2 {best[1]:g}: AP {of[best]:.1f}."
         )
-        way = [of[point] for point in of if abs(sum(point) - 1) < 10**-_DIGITS]
-        if not {(1.0, 0.0), (0.0, 1.0)} <= of.keys() or len(way) < 3:
+        ends = {(1.0, 0.0), (0.0, 1.0)}
+        way = [value for point, value in of.items() if abs(sum(point) - 1) < 2 * 10**-_DIGITS and point not in ends]
+        if not ends <= of.keys() or not way:
             return text
         own, other = ((1.0, 0.0), (0.0, 1.0)) if self.head == 1 else ((0.0, 1.0), (1.0, 0.0))
         return (
-            f"{text} On its own features it has AP {of[own]:.1f}, on the other detector's {of[other]:.1f}; on the way "
+            f"{text} On its own features it has AP {of[own]:.1f}, on the other detector's {of[other]:.1f}; "
             f"between them (gamma1 + gamma2 = 1) the lowest is {min(way):.1f}."
         )
 
@@ -446,7 +449,8 @@ def _finish(folder: _Folder, points: Sequence[Point], head: int, images: int) ->
         lines.writerow(["gamma1", "gamma2", "head", *names])
         for (g1, g2), metrics in sorted(folder.metrics.items()):
             lines.writerow([f"{g1:g}", f"{g2:g}", head, *(_cell(metrics.get(name)) for name in names)])
-    values = [[100 * result.metrics[g1, g2]["AP"] for g2 in gammas[1]] for g1 in gammas[0]]
+    # Without any features there is nothing to see: the scale is for the other points.
+    values = [[100 * result.metrics[g1, g2]["AP"] if g1 or g2 else math.nan for g2 in gammas[1]] for g1 in gammas[0]]
     title = f"AP of head {head} on mixed features"
     save_picture(plot_landscape(gammas[0], gammas[1], values, title=title), folder.path / PICTURE)
     return result

@@ -16,6 +16,7 @@ Points = Sequence[tuple[float, float]]
 # The mean absolute value of a normal variable is this times its standard deviation.
 _NORMAL = math.sqrt(2 / math.pi)
 _COLOURS = {"teacher": TEACHER, "student": STUDENT}
+_OTHERS = ("#8a6d00", "#0089a8", "#7a5cc7")
 _TERMS = ("#1f6fd2", "#d95f02", "#1a8c50", "#c2308e", "#7a5cc7", "#8a6d00", "#0089a8", "#5c6670")
 
 
@@ -37,7 +38,7 @@ def plot_reliability(
     right, top = (1.06 * max((point[axis] for point in points), default=1.0) for axis in (0, 1))
     axes.plot([0, right], [0, _NORMAL * right], color=hexadecimal(MUTED), linestyle="--", linewidth=1.2)
     for i, (name, curve) in enumerate(curves.items()):
-        colour = hexadecimal(_COLOURS[name]) if name in _COLOURS else ("#6e7681", "#7a5cc7", "#8a6d00")[i % 3]
+        colour = hexadecimal(_COLOURS[name]) if name in _COLOURS else _OTHERS[i % len(_OTHERS)]
         axes.plot(*zip(*curve, strict=True) if curve else ([], []), color=colour, marker="o", markersize=4, label=name)
     axes.plot([], [], color=hexadecimal(MUTED), linestyle="--", linewidth=1.2, label="calibrated")
     axes.set_xlim(0, right)

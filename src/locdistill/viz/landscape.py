@@ -9,7 +9,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from PIL import Image
 
-from locdistill.viz.style import INK, MUTED, STUDENT, hexadecimal, new_figure, tidy, to_image
+from locdistill.viz.style import MUTED, STUDENT, hexadecimal, new_figure, tidy, to_image
 
 Floats = npt.NDArray[np.float64]
 
@@ -42,10 +42,11 @@ def plot_landscape(
         shown = np.ma.masked_invalid(table.T)
         filled = axes.contourf(first, second, shown, levels=levels, cmap="YlGnBu")
         axes.contour(first, second, shown, levels=levels, colors="white", linewidths=0.5)
-        bar = figure.colorbar(filled, ax=axes, label=metric, format="%.1f", shrink=0.9)
+        bar = figure.colorbar(filled, ax=axes, format="%.1f", shrink=0.9)
+        bar.ax.set_title(metric, fontsize=8, color=hexadecimal(MUTED))
         bar.ax.tick_params(labelsize=8, colors=hexadecimal(MUTED))
         bar.outline.set_visible(False)
-    axes.plot([0, 1], [1, 0], color=hexadecimal(INK), linestyle="--", linewidth=1.0, alpha=0.7)
+    axes.plot([0, 1], [1, 0], color="white", linestyle="--", linewidth=1.4)
     _numbers(axes, first, second, table)
     for limits, weights in ((axes.set_xlim, first), (axes.set_ylim, second)):
         margin = 0.06 * (weights[-1] - weights[0])
