@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from locdistill.cli import (
+    compare,
     config,
     convert,
     data,
@@ -50,6 +51,7 @@ app.command("recipes")(recipes.recipes)
 app.command("config")(config.config)
 app.command("diagnose")(diagnose.diagnose)
 app.command("landscape")(landscape.landscape)
+app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 
