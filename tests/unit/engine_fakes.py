@@ -126,6 +126,7 @@ class FakeObjective:
         self.dtypes: set[torch.dtype] = set()
 
     learns = False
+    needs_towers = False
     needs_cross = False
 
     def learned(self, example: Any) -> Any:

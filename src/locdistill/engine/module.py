@@ -126,7 +126,7 @@ class TrainingModule(pl.LightningModule):
     def predictions(self, batch: Batch) -> tuple[Dense, Dense | None]:
         """What student and teacher say of a batch; maps of pyramids and heads only where a term looks at them."""
         student: Student = self.detector
-        maps = {"features": self.guidance.objective.needs_features, "towers": self.guidance.objective.needs_cross}
+        maps = {"features": self.guidance.objective.needs_features, "towers": self.guidance.objective.needs_towers}
         dense = student(student.normalise(batch.images, batch.sizes), **maps)
         if self.guidance.teacher is None:
             return dense, None

@@ -98,6 +98,10 @@ class Goal(Protocol):
         """Whether any term looks at what the teacher's head makes of the student's features."""
 
     @property
+    def needs_towers(self) -> bool:
+        """Whether any term looks at maps inside the heads."""
+
+    @property
     def learns(self) -> bool:
         """Whether any term may own weights or a running state."""
 
