@@ -68,6 +68,18 @@ def test_agreement_by_edge_by_hand() -> None:
     assert found.score == pytest.approx(0.75 - 0.5, abs=1e-6)  # of the class on which they differ most
 
 
+def test_only_classes_that_both_know_are_compared() -> None:
+    scene = scene_of(peaked(1, 1, 1, 1), peaked(1, 1, 1, 1), scores=(0.0, 9.0))
+    assert scene.teacher is not None
+    positive = scene.assignment.positive
+    first = replace(scene, teacher=scene.teacher._replace(known=(0,)))
+    assert Agreement.of(agreement_sums(first, positive)).score == pytest.approx(0, abs=1e-6)
+    none = replace(scene, teacher=scene.teacher._replace(known=()))
+    found = Agreement.of(agreement_sums(none, positive))
+    assert math.isnan(found.score)
+    assert found.box_iou == pytest.approx(1)
+
+
 def test_sums_of_batches_add_up_and_an_empty_region_has_no_means() -> None:
     near, far = scene_of(peaked(1, 1, 1, 1), peaked(1, 1, 1, 1)), scene_of(peaked(1, 1, 1, 1), peaked(2, 2, 2, 2))
     everywhere = torch.ones_like(near.assignment.positive)

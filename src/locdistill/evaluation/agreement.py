@@ -20,6 +20,7 @@ from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import paired_iou
 from locdistill.geometry.edges import decode, encode
 from locdistill.objective.scene import Scene
+from locdistill.types import Dense
 
 EDGES = ("left", "top", "right", "bottom")
 _SUMS = 2 * len(EDGES) + 3
@@ -73,13 +74,21 @@ def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, "
     positions = scene.bins.expect(teacher.edge_logits)
     distance = (scene.bins.expect(student.edge_logits) - positions).abs()
     overlap = paired_iou(scene.boxes, decode(points, positions))
-    classes = min(student.cls_logits.shape[-1], teacher.cls_logits.shape[-1])
-    scores = [dense.score_logits[..., :classes].sigmoid() for dense in (student, teacher)]
-    gap = (scores[0] - scores[1]).abs().amax(-1)
+    gap = _score_gap(student, teacher)
     values = torch.cat((divergence, distance, overlap[..., None], gap[..., None]), -1)
     # Chosen, not weighted: in the background a box may be degenerate, and 0 times NaN is NaN.
     sums = values[region].double().sum(0)
     return torch.cat((region.sum().double()[None], sums))
+
+
+def _score_gap(student: Dense, teacher: Dense) -> Float[Tensor, "b l"]:
+    """Largest difference of two scores of one class, of those that both speak of; NaN where there is no such class."""
+    common = range(min(student.cls_logits.shape[-1], teacher.cls_logits.shape[-1]))
+    classes = [c for c in common if all(dense.known is None or c in dense.known for dense in (student, teacher))]
+    if not classes:
+        return torch.full_like(student.cls_logits[..., 0], torch.nan)
+    ours, theirs = (dense.score_logits[..., classes].sigmoid() for dense in (student, teacher))
+    return (ours - theirs).abs().amax(-1)
 
 
 def no_sums(like: Tensor) -> Float[Tensor, " k"]:
