@@ -187,19 +187,25 @@ def _agreement_words(found: Diagnosis) -> list[str]:
         text += f"; in the valuable region {_number(valuable.mean_edge_kl)} nats and {valuable.box_iou:.2f}"
     words = [f"{text}."]
     if ALONE in found.agreement:
-        alone = found.agreement[ALONE][MAIN]
-        change = main.mean_edge_kl / alone.mean_edge_kl if alone.mean_edge_kl else math.nan
-        verdict = (
-            "distillation brought it closer to its teacher"
-            if change < 0.95
-            else "distillation took it away from its teacher"
-            if change > 1.05
-            else "distillation made no difference to that"
-        )
+        alone = found.agreement[ALONE]
         words.append(
-            f"The student trained alone is at {_number(alone.mean_edge_kl)} nats and {alone.box_iou:.2f}: {verdict}."
+            f"The student trained alone is at {_number(alone[MAIN].mean_edge_kl)} nats and {alone[MAIN].box_iou:.2f} "
+            f"at the objects: distillation {_change(main, alone[MAIN])}."
         )
+        if valuable.locations:
+            words.append(
+                f"In the valuable region it is at {_number(alone[VALUABLE].mean_edge_kl)} nats: there distillation "
+                f"{_change(valuable, alone[VALUABLE])}."
+            )
     return words
+
+
+def _change(taught: Agreement, alone: Agreement) -> str:
+    """What distillation did to the divergence from the teacher; a twentieth is nothing."""
+    if taught.mean_edge_kl < 0.95 * alone.mean_edge_kl:
+        return "brought it closer to its teacher"
+    away = taught.mean_edge_kl > 1.05 * alone.mean_edge_kl
+    return "took it away from its teacher" if away else "made no difference to that"
 
 
 def _edge_words(found: Diagnosis) -> list[str]:
