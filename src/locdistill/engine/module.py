@@ -85,6 +85,8 @@ class TrainingModule(pl.LightningModule):
     def _example(self) -> tuple[Dense, Dense | None]:
         """What student and teacher say of a blank image: what their predictions look like, asked of themselves."""
         device = next(p.device for _, p in self.detector.named_parameters())
+        if self.guidance.teacher is not None:
+            self.guidance.teacher.to(device)
         training = self.detector.training
         self.detector.eval()
         try:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locdistill.dist import reduce_mean
+from locdistill.dist import reduce_mean, world_size
 from locdistill.types import Dense
 
 MOMENTUM = 0.98
@@ -89,9 +89,10 @@ class Balance(nn.Module):
             rows.append(
                 torch.stack((sum((a for a, _ in pairs if a is not None), zero), sum((b for _, b in pairs), zero)))
             )
-        new = reduce_mean(torch.stack(rows)).to(self.squares.dtype)
+        # Each process has its own images, and the gradients of all are averaged: sum of squares over processes squared.
+        new = reduce_mean(torch.stack(rows)).to(self.squares.dtype) / world_size()
         share = self.share * MOMENTUM + (1 - MOMENTUM)
-        self.squares.lerp_(new, float(1 - MOMENTUM) / share)
+        self.squares.lerp_(new, (1 - MOMENTUM) / share)
         self.share.copy_(share)
 
 
