@@ -160,9 +160,9 @@ def finished_recipe(folder: Path) -> Recipe:
         content = {}
     if not content.get("stopped") or content.get("last") is None:
         verb = "distill" if recipe.distils else "train"
+        at = f" (it is at step {content['steps']})" if "steps" in content else ""
         raise RunError(
-            f"{folder} is not finished (it is at step {content.get('steps', 0)}); go on with it by 'locdistill {verb} "
-            f"--resume --out {folder}', then compare"
+            f"{folder} is not finished{at}; go on with it by 'locdistill {verb} --resume --out {folder}', then compare"
         )
     return recipe
 

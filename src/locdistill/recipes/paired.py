@@ -2,9 +2,9 @@
 
 Two things make a difference of AP uncertain: another seed would have given other weights, and other images another AP
 of the same weights. The first is seen in the spread over seeds; the second in resamples of the images (the same for
-both sides), on each of which the mean difference over seeds is measured again. Their variances are added, and Student's
-t is taken with the degrees of freedom of the sum (Welch and Satterthwaite), the images' part counting as known. What
-seed and image do together is in both parts, so the interval is rather too wide than too narrow.
+both sides), on each of which the mean difference over seeds is measured again. Each gives half the width of an interval
+- by Student's t over the seeds, by the normal distribution over the images - and their squares are added. What seed and
+image do together is in both, so the interval is rather too wide than too narrow.
 """
 
 from __future__ import annotations
@@ -24,20 +24,12 @@ _T = (
     *(2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042),
 )
 
+_NORMAL = 1.96
 
-def t_quantile(freedom: float) -> float:
-    """The 0.975 quantile of Student's t (above 30 degrees of freedom to within 0.002).
 
-    Between whole numbers of degrees of freedom it is interpolated over their inverse.
-    """
-    if freedom > len(_T):
-        return 1.96 + 2.4 / freedom
-    below = max(1, math.floor(freedom + 1e-9))
-    above = min(below + 1, len(_T))
-    if freedom <= below or above == below:
-        return _T[below - 1]
-    share = (1 / below - 1 / freedom) / (1 / below - 1 / above)
-    return _T[below - 1] + share * (_T[above - 1] - _T[below - 1])
+def t_quantile(freedom: int) -> float:
+    """The 0.975 quantile of Student's t (above 30 degrees of freedom to within 0.002)."""
+    return _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.4 / freedom
 
 
 @dataclass(frozen=True)
@@ -73,8 +65,8 @@ class Paired:
         mean: Their mean.
         deviation: Their standard deviation (n - 1); NaN for one seed.
         error: The standard error of the mean over seeds; NaN for one seed.
-        low: Lower end of the 95 % interval of the mean by Student's t, for other seeds and, where these were resampled,
-            other images; minus infinity for one seed.
+        low: Lower end of the 95 % interval of the mean, for other seeds and, where these were resampled, other images;
+            minus infinity for one seed.
         high: Its upper end.
         images: What other images alone would change; None where they were not resampled.
     """
@@ -102,9 +94,8 @@ class Paired:
             return cls(differences, mean, math.nan, math.nan, -math.inf, math.inf, images)
         deviation = statistics.stdev(differences)
         error = deviation / math.sqrt(count)
-        variance = error**2 + (images.error**2 if images is not None else 0.0)
-        freedom = (count - 1) * (variance / error**2) ** 2 if error > 0 else math.inf
-        half = t_quantile(freedom) * math.sqrt(variance)
+        over_images = _NORMAL * images.error if images is not None else 0.0
+        half = math.hypot(t_quantile(count - 1) * error, over_images)
         return cls(differences, mean, deviation, error, mean - half, mean + half, images)
 
     @property
