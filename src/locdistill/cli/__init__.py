@@ -22,6 +22,7 @@ from locdistill.cli import (
     evaluate,
     hub,
     landscape,
+    methods,
     predict,
     publish,
     recipes,
@@ -48,6 +49,7 @@ app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.command("convert")(convert.convert)
 app.command("recipes")(recipes.recipes)
+app.command("methods")(methods.methods)
 app.command("config")(config.config)
 app.command("diagnose")(diagnose.diagnose)
 app.command("landscape")(landscape.landscape)

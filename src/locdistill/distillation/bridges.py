@@ -17,12 +17,52 @@ from torch.nn.functional import logsigmoid
 
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.bins import Bins
+from locdistill.models.kinds import KINDS
+from locdistill.models.settings import DetectorSettings
 from locdistill.types import Batch, Dense
 
 UNKNOWN = -20.0
 """Logit of a class that a teacher does not know. It means nothing: see ``Dense.known``."""
 SoftTarget = Literal["two_hot", "gaussian"]
 Step = Callable[[Dense], Dense]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """What a detector speaks of, as far as another one that listens needs to know.
+
+    Attributes:
+        classes: Names of its classes.
+        strides: Of its pyramid's levels, in pixels.
+        offset: Position of a location within its cell, in strides.
+        octaves: Anchor sizes per ratio in a cell.
+        ratios: Height over width of the anchors of a cell.
+        positions: Where the bins of its edge distributions lie, in strides; None where it has boxes and no
+            distributions.
+        channels: Width of the maps of its pyramid and its head; None where it hands out none.
+    """
+
+    classes: tuple[str, ...]
+    strides: tuple[int, ...]
+    offset: float = 0.0
+    octaves: int = 1
+    ratios: tuple[float, ...] = (1.0,)
+    positions: tuple[float, ...] | None = None
+    channels: int | None = None
+
+    @classmethod
+    def of(cls, settings: DetectorSettings) -> Facts:
+        """Those of a detector of this package."""
+        kind = KINDS[settings.model]
+        return cls(
+            classes=settings.classes,
+            strides=settings.strides,
+            offset=kind.offset,
+            octaves=kind.octaves,
+            ratios=kind.ratios,
+            positions=tuple(float(k) for k in range(settings.reg_max + 1)),
+            channels=settings.channels,
+        )
 
 
 def rebin(
@@ -98,6 +138,31 @@ class Rebin:
         own = logits.new_tensor(self.positions)
         edges = torch.stack((own + self.shift, own + self.shift, own - self.shift, own - self.shift))
         return dense._replace(edge_logits=rebin(logits, edges, self.bins))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Soften:
+    """Makes distributions of the boxes of a teacher that has none; see :func:`soft_edges`.
+
+    Such a teacher gives the four distances themselves, in strides, in the place of the logits of a single bin.
+
+    Attributes:
+        shift: Where the student's locations lie in a cell, less where the teacher's do, in strides.
+        bins: The student's.
+        kind: What is made of a distance.
+        width: Standard deviation of a Gaussian, in strides.
+    """
+
+    shift: float
+    bins: Bins
+    kind: SoftTarget = "two_hot"
+    width: float = 0.5
+
+    def __call__(self, dense: Dense) -> Dense:
+        """Predictions in the student's bins."""
+        distances = dense.edge_logits[..., 0].float()
+        distances = distances + distances.new_tensor((self.shift, self.shift, -self.shift, -self.shift))
+        return dense._replace(edge_logits=soft_edges(distances, self.bins, kind=self.kind, width=self.width))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from locdistill.distillation.regions import ValuableLocations
-from locdistill.distillation.teacher import AverageTeacher, LiveTeacher
+from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
 from locdistill.engine.checkpoint import AtomicCheckpointIO
 from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError
 from locdistill.models.detector import Detector
@@ -22,7 +22,8 @@ from locdistill.recipes.folder import RECIPE
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import load_recipe
 from locdistill.recipes.recipe import EMA_DECAY, OF_TEACHER, Recipe, TeacherSettings
-from locdistill.recipes.run import objective_of, teacher_of
+from locdistill.recipes.run import objective_of
+from locdistill.recipes.teaching import teacher_of
 from locdistill.types import Batch, Dense
 
 CHECKPOINT = "last.ckpt"
@@ -48,7 +49,7 @@ class Reopened:
     folder: Path
     weights: Path
     students: dict[str, Detector]
-    teacher: LiveTeacher
+    teacher: FrozenTeacher
     objective: Objective
     device: torch.device
     notes: tuple[str, ...]
@@ -161,7 +162,7 @@ def _renamed(recipe: Recipe, teacher: str | Path | None, data: str | Path | None
     return recipe.model_copy(update=changes)
 
 
-def _teacher(recipe: Recipe, student: Detector, folder: Path) -> LiveTeacher:
+def _teacher(recipe: Recipe, student: Detector, folder: Path) -> FrozenTeacher:
     """The teacher; one that followed the student is in the run's checkpoint and nowhere else."""
     assert recipe.teacher is not None
     if not recipe.teacher.follows:
