@@ -49,8 +49,8 @@ def runs(tiny_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(out=folder / "teacher", overrides=(*SMALL, "engine.steps=50"), **words)  # type: ignore[arg-type]
     own = (*SMALL, "engine.steps=30", "engine.seed=1")
     train(out=folder / "alone", overrides=own, **words)  # type: ignore[arg-type]
-    for name, teacher in (("student", folder / "teacher"), ("self", "ema")):
-        terms = ("terms.ld.on.positives.by=ones",)
+    for name, teacher, steps in (("student", folder / "teacher", 30), ("self", "ema", 5)):
+        terms = ("terms.ld.on.positives.by=ones", f"engine.steps={steps}")
         distill(teacher, out=folder / name, overrides=(*own, *terms), **words)  # type: ignore[arg-type]
     return folder
 
@@ -103,6 +103,22 @@ def test_json_and_a_student_that_taught_itself(cli: Cli, runs: Path) -> None:
     assert set(found["gradients"]) == {"student"}  # at first it was its own teacher
     assert found["agreement"]["student"]["main"]["mean_edge_kl"] > 0  # the average lags behind
     assert (runs / "self" / "diagnosis" / "report.html").is_file()
+
+
+def test_a_run_whose_terms_learned(cli: Cli, runs: Path, tiny_coco: Path, tmp_path: Path) -> None:
+    terms = ("terms.ld={weight: 0.1}", "terms.mgd={of: masked_generation, on: everywhere, norm: per_image, weight: 1}")
+    settings = (*SMALL, *terms, "terms.ld.balance=0.5", "engine.steps=3")
+    out = tmp_path / "run"
+    distill(runs / "teacher", tiny_coco, backbone="test_resnet", out=out, overrides=settings)
+    code, shown, err = cli("diagnose", out / "last", "--images", 2, "--batches", 1, "--json", "--device", "cpu")
+    assert code == 0, err
+    gradients = json.loads(shown)["gradients"]["student"]
+    assert gradients["features"]["mgd"]["norm"] > 0
+    assert gradients["edge logits"]["mgd"]["norm"] == 0
+    (out / "last.ckpt").unlink()  # where the weights of the term are, and nowhere else
+    code, _, err = cli("diagnose", out / "last", "--images", 2, "--batches", 1, "--device", "cpu")
+    assert code == 2
+    assert "last.ckpt is not there" in err
 
 
 def test_what_cannot_be_diagnosed(cli: Cli, runs: Path, tmp_path: Path) -> None:
