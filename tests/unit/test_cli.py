@@ -36,7 +36,7 @@ def cli(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     return run
 
 
-VERBS = ("train", "distill", "evaluate", "predict", "recipes", "config", "data check", "demo")
+VERBS = ("train", "distill", "evaluate", "predict", "recipes", "config", "data check", "compare", "demo")
 FILES = ("convert", "publish", "push", "pull")
 
 

@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from locdistill.errors import RecipeError, RunError, TeacherError
-from locdistill.models.weights import locate
+from locdistill.errors import RecipeError, RunError
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.folder import METRICS, RECIPE
-from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override, build_recipe, load_recipe
 from locdistill.recipes.overrides import apply_overrides
 from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.teaching import teacher_files
 from locdistill.recipes.trial import Arm
 
 SEEDS = (0, 1, 2)
@@ -127,22 +126,8 @@ def _recipe(item: str | Path | Recipe, request: Request) -> Recipe:
         recipe = recipe.model_copy(
             update={"teacher": recipe.teacher.model_copy(update={"weights": str(request.teacher)})}
         )
-    _check_teacher(recipe)
+    teacher_files(recipe)  # looked for before anything is trained: hours later would be late
     return recipe
-
-
-def _check_teacher(recipe: Recipe) -> None:
-    """Look before anything is trained whether the teacher is there; hours later would be late."""
-    assert recipe.teacher is not None
-    weights = recipe.teacher.weights
-    if weights is None:
-        what = f" ({recipe.teacher.name})" if recipe.teacher.name else ""
-        raise TeacherError(
-            f"recipe {recipe.name} needs its teacher{what}; name it with --teacher FILE, or in the recipe with "
-            "teacher.weights"
-        )
-    if isinstance(weights, str):
-        locate(resolve_hub(weights))
 
 
 def finished_recipe(folder: Path) -> Recipe:

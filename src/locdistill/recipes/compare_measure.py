@@ -82,16 +82,17 @@ class Measuring:
         if not weights.is_file():
             raise RunError(f"{weights} is not there; a finished run has it, and its weights at the end are compared")
         stamp = f"{file_digest(weights)} {images}"
-        if (found := _read_detections(kept, stamp)) is not None:
+        if (found := read_detections(kept, stamp)) is not None:
             return found
         overrides: list[Override] = [] if self.data is None else [(("data", "path"), str(self.data))]
         found = evaluate(weights, overrides=overrides, device=self.device).detections
         make_folder(kept.parent)
-        _write_detections(kept, stamp, found)
+        write_detections(kept, stamp, found)
         return found
 
 
-def _write_detections(path: Path, stamp: str, found: Mapping[int, Detections]) -> None:
+def write_detections(path: Path, stamp: str, found: Mapping[int, Detections]) -> None:
+    """Keep detections, with a stamp of what they were made with and on; the file appears whole or not at all."""
     counts = [len(here.scores) for here in found.values()]
     parts = [torch.cat([here[i] for here in found.values()]).numpy() for i in range(3)]
     content: dict[str, Any] = dict(zip(("boxes", "scores", "labels"), parts, strict=True))
@@ -101,7 +102,7 @@ def _write_detections(path: Path, stamp: str, found: Mapping[int, Detections]) -
     unfinished.replace(path)
 
 
-def _read_detections(path: Path, stamp: str) -> dict[int, Detections] | None:
+def read_detections(path: Path, stamp: str) -> dict[int, Detections] | None:
     """What was detected with these weights on these images; None where that is not there."""
     if not path.is_file():
         return None
