@@ -115,7 +115,8 @@ class LiveTeacher(FrozenTeacher):
         which others share its batch.
         """
         maps = [like(s, t) for s, t in zip(student.towers, teacher.towers, strict=True)]
-        dense: Dense = self.detector.head.finish(maps, first=self.first)  # type: ignore[operator]
+        head: Any = self.detector.head
+        dense: Dense = head.finish(maps, first=self.first)
         return dense
 
 

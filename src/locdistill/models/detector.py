@@ -93,9 +93,10 @@ class Detector(nn.Module):
             towers: Whether to hand out the maps inside the towers of the head too, before their last convolution.
         """
         levels = self.pyramid(images)
-        maps = self.head.begin(levels)
+        head: Any = self.head
+        maps = head.begin(levels)
         kept = tuple(m.clone() for m in maps) if towers else ()  # the head goes on in place
-        dense: Dense = self.head.finish(maps)
+        dense: Dense = head.finish(maps)
         return dense._replace(features=tuple(levels) if features else (), towers=kept)
 
     def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:

@@ -123,11 +123,31 @@ def _listened_to(recipe: Recipe, file: Path, onnx: OnnxSettings | None) -> Froze
         log.info("teacher %s: %s", file.name, note)
     teacher: FrozenTeacher
     if foreign is not None:
+        _check_input(recipe, foreign)
         teacher = foreign.looking(bridge.strides, options.scale)
     else:
         levels = [stride.bit_length() - 1 for stride in bridge.strides]
         teacher = LiveTeacher(detector, levels=levels, scale=options.scale)
     return AdaptedTeacher(teacher, *bridge.steps) if bridge.steps else teacher
+
+
+def _check_input(recipe: Recipe, teacher: OnnxTeacher) -> None:
+    """Images must fit into a file with a fixed input size; before the first step, and not in the middle of a run.
+
+    Raises:
+        TeacherError: They do not.
+    """
+    assert recipe.teacher is not None
+    if teacher.size is None:
+        return
+    pad, scale = recipe.data.pad_to, recipe.teacher.scale
+    long = max(-(-max(size) // pad) * pad for size in recipe.data.sizes) * scale
+    if long > max(teacher.size):
+        limits = max(teacher.size) // scale, min(teacher.size) // scale
+        raise TeacherError(
+            f"{teacher.file} looks at images of {teacher.size[0]}x{teacher.size[1]} (height x width), and those of the "
+            f"recipe may be {long} long for it; set data.sizes=[[{limits[0]}, {limits[1]}]]"
+        )
 
 
 def onnx_teacher(file: Path, settings: OnnxSettings | None) -> OnnxTeacher:
