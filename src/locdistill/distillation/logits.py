@@ -22,7 +22,6 @@ from locdistill.types import Dense
 Head = Literal["own", "teacher"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class OfPredictions:
     """What compares the student's predictions with the teacher's.
 
@@ -30,8 +29,9 @@ class OfPredictions:
         head: Whose head made the student's predictions out of its features: its ``own``, or the ``teacher``'s.
     """
 
+    __slots__ = ()
     needs_teacher: ClassVar[bool] = True
-    head: Head = "own"
+    head: Head
 
     @property
     def needs_cross(self) -> bool:
@@ -79,12 +79,14 @@ class EdgeKL(OfPredictions):
             which change no box.
         summed: The sum over bins, which is the divergence in nats and does not depend on their number (CrossKD), in
             place of the mean.
+        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
     """
 
     needs_distributions: ClassVar[bool] = True
     temperature: float = 10.0
     joint: bool = False
     summed: bool = False
+    head: Head = "own"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Zero where student and teacher agree, up to a constant added to an edge's (jointly: to all) logits."""
@@ -104,9 +106,11 @@ class ClassKL(OfPredictions):
 
     Attributes:
         temperature: Softening of both distributions (2 in the published recipes).
+        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
     """
 
     temperature: float = 2.0
+    head: Head = "own"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Zero where student and teacher agree, up to a constant added to all classes' logits."""
@@ -126,9 +130,11 @@ class ClassBinary(OfPredictions):
 
     Attributes:
         beta: Exponent of the distance to the teacher's score.
+        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
     """
 
     beta: float = 1.0
+    head: Head = "own"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Zero where student and teacher agree."""
@@ -145,9 +151,11 @@ class TeacherOverlap(OfPredictions):
 
     Attributes:
         kind: ``giou`` (the paper), ``diou`` or ``ciou``.
+        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
     """
 
     kind: OverlapKind = "giou"
+    head: Head = "own"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Zero where both boxes agree."""
