@@ -23,7 +23,12 @@ class FrozenTeacher(ABC):
     """A source of predictions that learns nothing in the run.
 
     It is composed, never a submodule: its weights are in no checkpoint, no optimiser and no DDP bucket.
+
+    Attributes:
+        notes: In words, what was done to make its student understand it.
     """
+
+    notes: tuple[str, ...] = ()
 
     @abstractmethod
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:

@@ -294,6 +294,8 @@ def objective_of(recipe: Recipe, detector: Detector) -> Objective:
 def _fit(parts: _Parts, out: Path, resume: bool) -> RunResult:
     recipe, detector, datasets = parts.recipe, parts.detector, parts.datasets
     log.info("%s: %d training images, %d to evaluate on, %d classes", *_headline(parts))
+    for note in parts.teacher.notes if parts.teacher is not None else ():
+        log.info("teacher %s", note)
 
     def train_loader(rank: int, world_size: int) -> DataLoader[Batch]:
         return training_loader(

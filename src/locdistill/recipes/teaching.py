@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from locdistill.distillation.bridges import AdaptedTeacher, Facts, SeveralTeachers
@@ -16,8 +15,6 @@ from locdistill.recipes import folder
 from locdistill.recipes.compatible import Needs, check_teacher
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.recipe import Colleague, OnnxSettings, Recipe, TeacherSettings
-
-log = logging.getLogger("locdistill")
 
 
 def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
@@ -43,7 +40,7 @@ def teacher_files(recipe: Recipe) -> tuple[Path, ...]:
 
 
 def with_teacher(recipe: Recipe, files: tuple[Path, ...]) -> tuple[Recipe, FrozenTeacher]:
-    """Load the teachers, record which files they were, and bridge what differs from the student, which is logged.
+    """Load the teachers, record which files they were, and bridge what differs from the student; see their ``notes``.
 
     Raises:
         TeacherError: A file is another one than in the run, or cannot teach this student.
@@ -59,6 +56,7 @@ def with_teacher(recipe: Recipe, files: tuple[Path, ...]) -> tuple[Recipe, Froze
     more = tuple(o.model_copy(update={"sha256": d}) for o, d in zip(settings.more, digests[1:], strict=True))
     known = settings.model_copy(update={"sha256": digests[0], "more": more})
     teacher = SeveralTeachers(teachers, [each.share for each in own]) if several else teachers[0]
+    teacher.notes = tuple(note for each in teachers for note in each.notes)
     return recipe.model_copy(update={"teacher": known}), teacher
 
 
@@ -119,8 +117,6 @@ def _listened_to(recipe: Recipe, file: Path, onnx: OnnxSettings | None) -> Froze
         soft=options.soft_target,
         soft_width=options.soft_width,
     )
-    for note in bridge.notes:
-        log.info("teacher %s: %s", file.name, note)
     teacher: FrozenTeacher
     if foreign is not None:
         _check_input(recipe, foreign)
@@ -128,7 +124,10 @@ def _listened_to(recipe: Recipe, file: Path, onnx: OnnxSettings | None) -> Froze
     else:
         levels = [stride.bit_length() - 1 for stride in bridge.strides]
         teacher = LiveTeacher(detector, levels=levels, scale=options.scale)
-    return AdaptedTeacher(teacher, *bridge.steps) if bridge.steps else teacher
+    if bridge.steps:
+        teacher = AdaptedTeacher(teacher, *bridge.steps)
+    teacher.notes = tuple(f"{file.name}: {note}" for note in bridge.notes)
+    return teacher
 
 
 def _check_input(recipe: Recipe, teacher: OnnxTeacher) -> None:
