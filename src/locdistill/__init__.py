@@ -25,7 +25,12 @@ if TYPE_CHECKING:
     from locdistill.models.settings import DetectorSettings
     from locdistill.objective.objective import Objective
     from locdistill.objective.term import Term
+    from locdistill.recipes.compare import compare
+    from locdistill.recipes.comparison import Comparison
+    from locdistill.recipes.diagnose import diagnose
+    from locdistill.recipes.diagnosis import Diagnosis
     from locdistill.recipes.hub import PushResult, pull, push
+    from locdistill.recipes.landscape import LandscapeResult, landscape
     from locdistill.recipes.load import dump_recipe, load_recipe
     from locdistill.recipes.publish import PublishedModel, publish
     from locdistill.recipes.recipe import Recipe
@@ -35,12 +40,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "Comparison",
     "Dense",
     "Detections",
     "Detector",
     "DetectorSettings",
+    "Diagnosis",
     "EvaluationResult",
     "Instances",
+    "LandscapeResult",
     "LocdistillError",
     "Objective",
     "Prediction",
@@ -49,9 +57,12 @@ __all__ = [
     "Recipe",
     "RunResult",
     "Term",
+    "compare",
+    "diagnose",
     "distill",
     "dump_recipe",
     "evaluate",
+    "landscape",
     "load_mmdet",
     "load_recipe",
     "predict",
@@ -65,12 +76,15 @@ __all__ = [
 
 _HOMES = {
     "Batch": "types",
+    "Comparison": "recipes.comparison",
     "Dense": "types",
     "Detections": "types",
     "Detector": "models.detector",
     "DetectorSettings": "models.settings",
+    "Diagnosis": "recipes.diagnosis",
     "EvaluationResult": "recipes.use",
     "Instances": "types",
+    "LandscapeResult": "recipes.landscape",
     "LocdistillError": "errors",
     "Objective": "objective.objective",
     "Prediction": "recipes.use",
@@ -79,9 +93,12 @@ _HOMES = {
     "Recipe": "recipes.recipe",
     "RunResult": "recipes.run",
     "Term": "objective.term",
+    "compare": "recipes.compare",
+    "diagnose": "recipes.diagnose",
     "distill": "recipes.run",
     "dump_recipe": "recipes.load",
     "evaluate": "recipes.use",
+    "landscape": "recipes.landscape",
     "load_mmdet": "models.mmdet",
     "load_recipe": "recipes.load",
     "predict": "recipes.use",

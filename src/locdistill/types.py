@@ -25,6 +25,10 @@ class Dense(NamedTuple):
         features: The maps of the pyramid, for terms that imitate features; empty unless asked for.
         quality_in_score: What the quality is for. True: it is a factor of the class score, trained together with it
             (GFL v2). False: it only ranks detections (the centerness of ATSS and FCOS).
+        known: Indices of the classes that are spoken of; None for all. Logits of the others mean nothing. A teacher
+            that was trained on other classes than its student knows only some of them.
+        towers: Maps inside the head, for terms that send them through another head; empty unless asked for. Level by
+            level that of the class tower and that of the edge tower.
     """
 
     cls_logits: Float[Tensor, "b l c"]
@@ -32,6 +36,8 @@ class Dense(NamedTuple):
     quality_logits: Float[Tensor, "b l"] | None = None
     features: tuple[Float[Tensor, "b d h w"], ...] = ()
     quality_in_score: bool = False
+    known: tuple[int, ...] | None = None
+    towers: tuple[Float[Tensor, "b d h w"], ...] = ()
 
     @property
     def score_logits(self) -> Float[Tensor, "b l c"]:

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from locdistill.data.loader import evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.agreement import agreement
+from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_full, supervised
 from locdistill.distillation.teacher import AverageTeacher, LiveTeacher
 from locdistill.engine import EngineSettings, FitResult, RunInterrupted, TrainingModule, fit
@@ -27,6 +29,8 @@ from locdistill.evaluation.evaluator import Evaluator
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
+from locdistill.objective.schedules import Linear
+from locdistill.objective.term import Term
 from tests.unit.engine_fakes import FakeDetector, FakeObjective, FakePupil, FakeTeacher, Judge, Loaders, watch
 
 
@@ -89,7 +93,8 @@ class Fatal:
     def __init__(self, objective: Objective, kill_at: int | None) -> None:
         self.objective, self.kill_at, self.calls = objective, kill_at, 0
         self.needs_teacher, self.needs_features = objective.needs_teacher, objective.needs_features
-        self.scene = objective.scene
+        self.needs_towers, self.needs_cross = objective.needs_towers, objective.needs_cross
+        self.scene, self.learns, self.learned = objective.scene, objective.learns, objective.learned
 
     def losses(self, scene: Any) -> dict[str, torch.Tensor]:
         if self.kill_at == self.calls:
@@ -98,13 +103,13 @@ class Fatal:
         return self.objective.losses(scene)
 
 
-def small_detector(classes: tuple[str, ...], seed: int, *, norm_eval: bool = True) -> Detector:
+def small_detector(classes: tuple[str, ...], seed: int, *, norm_eval: bool = True, channels: int = 16) -> Detector:
     torch.manual_seed(seed)
     settings = {
         "backbone": "test_resnet",
         "pretrained": False,
         "classes": classes,
-        "channels": 16,
+        "channels": channels,
         "depth": 1,
         "norm_groups": 4,
         "levels": (3, 4, 5),
@@ -112,6 +117,15 @@ def small_detector(classes: tuple[str, ...], seed: int, *, norm_eval: bool = Tru
         "input": {"short": 96, "long": 128},
     }
     return Detector(DetectorSettings.model_validate(settings))
+
+
+def taught(methods: tuple[str, ...], balance: float | None) -> dict[str, Term]:
+    """The terms of the methods, all of them with adapters."""
+    if not methods:
+        return ld_full()
+    terms = {name: term for method in methods for name, term in METHODS[method]("gfl").items()}
+    fading = Linear(first=1.0, last=0.5, start=0.25)
+    return {name: replace(term, balance=balance, schedule=fading if balance else None) for name, term in terms.items()}
 
 
 def distill(
@@ -124,16 +138,21 @@ def distill(
     resume: bool = False,
     kill_at: int | None = None,
     average: float | None = None,
+    methods: tuple[str, ...] = (),
+    balance: float | None = None,
 ) -> FitResult:
     """Distil the real thing at its smallest: every logit term of the paper, a live teacher, real files.
 
-    With ``average``, a decay, the teacher is the student's average, and batch normalisation is trained.
+    With ``average``, a decay, the teacher is the student's average, and batch normalisation is trained. With
+    ``methods``, their terms take the place of the paper's, and the teacher's maps are twice as wide; with ``balance``
+    they are balanced, and fade away.
     """
     where = DataSettings(path=data, sizes=((128, 96),), batch_per_device=batch, workers=workers, filter_empty=False)
     train, val = open_dataset(where, "train"), open_dataset(where, "val")
     student = small_detector(train.classes, 0, norm_eval=average is None)
-    teacher = AverageTeacher(student, average) if average else LiveTeacher(small_detector(train.classes, 1))
-    objective = Fatal(Objective(terms=supervised() | ld_full(), bins=student.bins), kill_at)
+    wide = small_detector(train.classes, 1, channels=32 if methods else 16)
+    teacher = AverageTeacher(student, average) if average else LiveTeacher(wide)
+    objective = Fatal(Objective(terms=supervised() | taught(methods, balance), bins=student.bins), kill_at)
     values = {"log_every": 1, "accelerator": "cpu", "lr": 0.01, "ema": 0.9} | settings
     module = TrainingModule(student, objective, teacher, EngineSettings(**values), watch=agreement)
     return fit(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation.logits import ClassKL, EdgeKL
+from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_full, ld_main, supervised
 from locdistill.distillation.regions import ValuableLocations
 from locdistill.objective.normalisers import Constant, ImageLevelMean, PerImage
@@ -31,7 +32,7 @@ SHAPES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
 CLASSES = 5
 GRIDS = {model: grid_of_kind(model, SHAPES, anchor_scale=4.0) for model in ASSIGNER_OF}
 GRID = GRIDS["gfl"]
-DISTILLING = {model: ld_full(model) for model in ASSIGNER_OF}
+DISTILLING = {model: ld_full(model) | METHODS["bckd"](model) for model in ASSIGNER_OF}
 DISTILLING["gfl"] |= {
     "kd_vlr": Term(
         of=ClassKL(temperature=2.0), on=ValuableLocations(by="mask", metric="diou"), norm=ImageLevelMean(), weight=3.0

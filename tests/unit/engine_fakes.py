@@ -32,7 +32,7 @@ class FakeDetector(nn.Module):
         self.head = nn.Conv2d(6, 2 + 4 * 3, 3, 2, 1)
         self.backbone["stem"].requires_grad_(False)
 
-    def forward(self, images: Tensor, *, features: bool = False) -> Dense:
+    def forward(self, images: Tensor, *, features: bool = False, towers: bool = False) -> Dense:
         level = self.backbone["body"](self.backbone["stem"](images).relu())
         x = self.head(self.drop(self.norm(level).relu())).flatten(2).transpose(1, 2)
         return Dense(x[..., :2], x[..., 2:].unflatten(-1, (4, 3)), features=(level,) if features else ())
@@ -78,12 +78,15 @@ class FakeTeacher:
         self.detector.to(device)
         return self
 
-    def __call__(self, batch: Batch, *, features: bool = False) -> Dense:
+    def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
         self.calls += 1
         self.gradients.add(torch.is_grad_enabled())
         dense = self.detector(self.detector.normalise(batch.images, batch.sizes), features=features)
         self.dtypes.add(dense.cls_logits.dtype)
         return dense
+
+    def cross(self, student: Dense, teacher: Dense) -> Dense:
+        raise AssertionError("no term asks for it")
 
     def after_step(self, student: nn.Module) -> None:
         pass
@@ -122,7 +125,23 @@ class FakeObjective:
         self.breaks_on = breaks_on
         self.dtypes: set[torch.dtype] = set()
 
-    def scene(self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances) -> Any:
+    learns = False
+    needs_towers = False
+    needs_cross = False
+
+    def learned(self, example: Any) -> Any:
+        raise AssertionError("its terms own nothing")
+
+    def scene(
+        self,
+        student: Dense,
+        teacher: Dense | None = None,
+        *,
+        grid: Grid,
+        instances: Instances,
+        moment: Any = None,
+        cross: Any = None,
+    ) -> Any:
         return SimpleNamespace(student=student, teacher=teacher, grid=grid, instances=instances)
 
     def losses(self, scene: Any) -> dict[str, Tensor]:

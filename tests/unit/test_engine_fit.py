@@ -225,9 +225,9 @@ def test_evaluation_runs_in_eval_mode_and_training_goes_on(tmp_path: Path) -> No
     modes: list[bool] = []
 
     class Watched(FakeDetector):
-        def forward(self, images: torch.Tensor, *, features: bool = False) -> Any:
+        def forward(self, images: torch.Tensor, **maps: bool) -> Any:
             modes.append(self.training)
-            return super().forward(images, features=features)
+            return super().forward(images, **maps)
 
     run(tmp_path / "run", settings_of(), detector=Watched())
     assert modes == [True] * 4 + [False] * 2 + [True] * 4 + [False] * 2

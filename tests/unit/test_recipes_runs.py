@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,12 +17,14 @@ from PIL import Image
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
+from locdistill.distillation.bridges import Facts, MapClasses, Rebin, Soften
 from locdistill.distillation.presets import ld_sharp, supervised
 from locdistill.errors import DataError, ImageError, RecipeError, RunError, TeacherError, WeightsError
+from locdistill.geometry.bins import Bins
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes import folder
-from locdistill.recipes.compatible import check_start, check_teacher
+from locdistill.recipes.compatible import Bridge, Needs, check_start, check_teacher
 from locdistill.recipes.defaults import Request, median_size, resolve, resumed_recipe
 from locdistill.recipes.load import load_recipe
 from locdistill.recipes.run import distill, objective_of, run, train
@@ -112,13 +116,15 @@ def test_classes_that_the_teacher_does_not_know_are_not_dropped_in_silence(
         content["categories"].append({"id": 4, "name": "star"})
         (tmp_path / f"{split}.json").write_text(json.dumps(content))
     (tmp_path / "images").symlink_to(tiny_coco / "images")
-    with pytest.raises(TeacherError, match=r"only the student's data have \['star'\].*data.classes=\[box, disc, bar\]"):
-        distill(teacher, tmp_path, pretrained="none", out=tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    accepted = resolve(Request(data=tmp_path, teacher=teacher, overrides=("data.classes=[box, disc, bar]",)))
-    assert accepted.data.classes == ("box", "disc", "bar")
-    with pytest.raises(TeacherError, match="another order"):
-        distill(teacher, tiny_coco, pretrained="none", overrides=["data.classes=[disc, box, bar]"])
+    recipe = resolve(Request(data=tmp_path, teacher=teacher, backbone="test_resnet", pretrained="none"))
+    assert recipe.data.classes is None  # the student learns all that the data have
+    student = recipe.detector.model_copy(update={"classes": ("disc", "box", "bar", "star")})
+    bridge = check_teacher(student, TINY, "t")
+    assert bridge.steps == (MapClasses(sources=(1, 0, 2, None)),)
+    assert "3 of the student's 4" in bridge.notes[0]
+    assert "does not know ['star']" in bridge.notes[1]
+    fewer = resolve(Request(data=tmp_path, teacher=teacher, overrides=("data.classes=[box, disc, bar]",)))
+    assert fewer.data.classes == ("box", "disc", "bar")
 
 
 @pytest.mark.parametrize(
@@ -161,19 +167,53 @@ def test_the_teacher_of_a_saved_recipe_must_be_the_same_file(tiny_coco: Path, te
 
 def test_what_a_teacher_must_share() -> None:
     student = TINY.model_copy(update={"classes": ("box", "disc", "bar")})
-    check_teacher(student, TINY, "t")
-    check_teacher(student.model_copy(update={"channels": 64, "anchor_scale": 8.0}), TINY, "t")
+    same = Bridge(strides=(8, 16))
+    assert check_teacher(student, TINY, "t") == same
+    assert check_teacher(student.model_copy(update={"channels": 64, "anchor_scale": 8.0}), TINY, "t") == same
     different = {
-        "another order": {"classes": ("bar", "disc", "box")},
-        r"only the teacher knows \['bar'\]; only the student's data have \['cat'\]": {
-            "classes": ("box", "disc", "cat")
-        },
+        "knows none of the student's": {"classes": ("cat", "dog")},
         r"detector.levels=\[3, 4\]": {"levels": (3, 4, 5)},
-        "detector.reg_max=16": {"reg_max": 8},
+        "take a teacher of kind retinanet, or set detector.model=gfl": {"model": "retinanet"},
     }
     for words, change in different.items():
         with pytest.raises(TeacherError, match=words):
             check_teacher(student.model_copy(update=change), TINY, "t")
+    with pytest.raises(TeacherError, match=r"width of the head.*has 16, the student 64; set detector.channels=16"):
+        check_teacher(student.model_copy(update={"channels": 64}), TINY, "t", needs=Needs(cross=True))
+    with pytest.raises(TeacherError, match=r"strides \[4, 8\].*teacher.scale=2, with which the grids agree"):
+        check_teacher(student.model_copy(update={"levels": (2, 3)}), TINY, "t")
+
+
+@pytest.mark.parametrize(
+    ("change", "step", "note"),
+    [
+        ({"classes": ("bar", "box")}, MapClasses(sources=(2, 0)), "2 of the student's 2 and the teacher's 3"),
+        ({"classes": ("Bar",)}, MapClasses(sources=(2,)), "1 of the student's 1"),
+        (
+            {"reg_max": 8},
+            Rebin(positions=tuple(map(float, range(17))), shift=0.0, bins=Bins(8)),
+            "beyond the student's",
+        ),
+        ({"model": "fcos"}, Rebin(positions=tuple(map(float, range(17))), shift=0.5, bins=Bins(16)), "-0.5 strides"),
+    ],
+)
+def test_what_is_bridged_is_said(change: dict[str, Any], step: object, note: str) -> None:
+    bridge = check_teacher(TINY.model_copy(update=change), TINY, "t")
+    assert bridge.steps == (step,)
+    assert note in bridge.notes[0]
+    assert check_teacher(TINY.model_copy(update={"levels": (4,)}), TINY, "t").strides == (16,)
+    assert check_teacher(TINY.model_copy(update={"levels": (2, 3)}), TINY, "t", scale=2).strides == (8, 16)
+
+
+def test_a_teacher_of_boxes() -> None:
+    boxes = replace(Facts.of(TINY), positions=None, channels=None)
+    with pytest.raises(TeacherError, match=r"--method bckd.*teacher.soft_target=two_hot"):
+        check_teacher(TINY, boxes, "t", needs=Needs(distributions=True))
+    with pytest.raises(TeacherError, match="hands out none"):
+        check_teacher(TINY, boxes, "t", needs=Needs(features=True))
+    assert check_teacher(TINY, boxes, "t").steps == (Soften(shift=0.0, bins=Bins(16)),)
+    soft = check_teacher(TINY, boxes, "t", needs=Needs(distributions=True), soft="gaussian", soft_width=0.3)
+    assert soft.steps == (Soften(shift=0.0, bins=Bins(16), kind="gaussian", width=0.3),)
 
 
 def test_a_teacher_whose_file_names_no_classes() -> None:
@@ -190,7 +230,7 @@ def test_a_teacher_whose_file_names_no_classes() -> None:
     spare = unnamed.model_copy(update={"model": "gflv2", "classes": ("class_0", "class_1", "class_2")})
     with pytest.raises(TeacherError, match=f"does not name its 3 classes.*{convert}"):
         check_teacher(student, spare, "t.pth")
-    with pytest.raises(TeacherError, match="only the teacher knows"):
+    with pytest.raises(TeacherError, match="the teacher knows none of the student's"):
         check_teacher(student, spare.model_copy(update={"model": "gfl"}), "t.pth")
 
 
@@ -199,9 +239,10 @@ def test_data_without_the_teachers_classes(tiny_coco: Path, teacher: Path, tmp_p
     shutil.copytree(tiny_coco, other)
     for split in ("train", "val"):
         content = json.loads((other / f"{split}.json").read_text())
-        content["categories"][0]["name"] = "cat"
+        for category, name in zip(content["categories"], ("cat", "dog", "cow"), strict=True):
+            category["name"] = name
         (other / f"{split}.json").write_text(json.dumps(content))
-    with pytest.raises(TeacherError, match=r"only the teacher knows \[.disc.\]"):
+    with pytest.raises(TeacherError, match=r"knows none of the student's; it has .*disc"):
         distill(teacher, other, pretrained="none", out=tmp_path / "run", overrides=["data.sizes=[[128, 96]]"])
 
 

@@ -11,7 +11,23 @@ from typing import Annotated
 
 import typer
 
-from locdistill.cli import config, convert, data, demo, distill, evaluate, hub, predict, publish, recipes, train
+from locdistill.cli import (
+    compare,
+    config,
+    convert,
+    data,
+    demo,
+    diagnose,
+    distill,
+    evaluate,
+    hub,
+    landscape,
+    methods,
+    predict,
+    publish,
+    recipes,
+    train,
+)
 from locdistill.errors import LocdistillError
 
 ERROR, INTERRUPTED = 2, 130
@@ -33,7 +49,11 @@ app.command("push")(hub.push)
 app.command("pull")(hub.pull)
 app.command("convert")(convert.convert)
 app.command("recipes")(recipes.recipes)
+app.command("methods")(methods.methods)
 app.command("config")(config.config)
+app.command("diagnose")(diagnose.diagnose)
+app.command("landscape")(landscape.landscape)
+app.command("compare")(compare.compare)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 

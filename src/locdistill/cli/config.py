@@ -12,6 +12,7 @@ from locdistill.cli import options
 def config(
     words: options.Words = None,
     teacher: options.Teacher = None,
+    method: options.Method = None,
     data: options.Data = None,
     model: options.Model = None,
     backbone: options.Backbone = None,
@@ -52,6 +53,7 @@ def config(
         start=start,
         recipe=recipe,
         teacher=teacher,
+        methods=tuple(method or ()),
         overrides=tuple(overrides),
     )
     print(dump_recipe(resolve(request)), end="")

@@ -8,6 +8,7 @@ from locdistill.cli import options
 def distill(
     words: options.Words = None,
     teacher: options.Teacher = None,
+    method: options.Method = None,
     data: options.Data = None,
     model: options.Model = None,
     backbone: options.Backbone = None,
@@ -24,8 +25,10 @@ def distill(
 ) -> None:
     """Train a student with a teacher's knowledge of where box edges are.
 
-    Classes, pyramid levels, bins and input size of the student are those of the
-    teacher unless a recipe is named; everything else is the student's own.
+    Pyramid levels, bins and input size of the student are those of the teacher
+    unless a recipe is named; everything else is the student's own. Where teacher
+    and student differ in classes (matched by name), bins or locations, this is
+    bridged and said.
     The teacher is needed for training only: the student's weights stand alone.
 
     [bold]Examples[/bold]
@@ -34,7 +37,9 @@ def distill(
     locdistill distill ld_r50_from_r101 --teacher runs/r101 --data coco --devices 8
     locdistill distill --teacher runs/teacher --data bccd terms.ld.weight=2 terms.ld_vlr=null
     locdistill distill --teacher runs/a --start teacher --data bccd
+    locdistill distill --teacher runs/teacher --data bccd --method ld --method pkd
     locdistill distill --teacher ema --data bccd
+    locdistill distill --teacher nanodet.onnx --data coco --method bckd
     locdistill distill --resume --out runs/student
     """
     from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy
@@ -48,6 +53,7 @@ def distill(
         backbone=backbone,
         epochs=epochs,
         pretrained=pretrained,
+        methods=method or (),
         start=start,
         recipe=recipe,
         out=out,

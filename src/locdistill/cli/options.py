@@ -58,6 +58,16 @@ Teacher = Annotated[
         "of the student itself.",
     ),
 ]
+Method = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--method",
+        "-m",
+        metavar="NAME",
+        help="What to learn from the teacher ('locdistill methods'); several are put together. In place of what the "
+        "recipe has; ld unless given.",
+    ),
+]
 Start = Annotated[
     str | None,
     typer.Option(

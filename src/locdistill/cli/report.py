@@ -109,6 +109,31 @@ def report_check(report: CheckReport, *, as_json: bool) -> None:
     print_json(report.as_dict()) if as_json else print(report)
 
 
+_ASKS = {
+    "features": "feature maps",
+    "teachers_head": "the teacher's head",
+    "learned_parts": "adapters, if widths differ",
+    "distributions": "edge distributions",
+}
+
+
+def report_methods(summaries: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    """One row per distillation method."""
+    if as_json:
+        print_json(list(summaries))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("name", "what", "asks for", "terms (weight)"):
+        table.add_column(name, no_wrap=name == "name")
+    for summary in summaries:
+        asks = ", ".join(words for need, words in _ASKS.items() if summary["needs"][need])
+        terms = "  ".join(f"{name} {term['weight']:g}" for name, term in summary["terms"].items())
+        table.add_row(summary["name"], summary["what"], asks, terms)
+    out = console()
+    out.print(table)
+    out.print("\nTerms are those for GFL. '--method' can be given several times; '--json' prints everything.")
+
+
 def report_recipes(summaries: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     """One row per recipe."""
     if as_json:

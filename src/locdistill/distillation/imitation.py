@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from locdistill.distillation.logits import common_classes
 from locdistill.geometry.boxes import paired_iou, pairwise_iou
 from locdistill.geometry.grid import Grid
 from locdistill.objective.normalisers import LevelMean
@@ -127,8 +128,8 @@ class GeneralInstances:
         """The teacher's score less the student's, of the class where they differ most."""
         mine = student.cls_logits if self.score == "logit" else student.score_logits.sigmoid()
         its = teacher.score_logits.sigmoid() if self.score == "probability" else teacher.cls_logits
-        common = min(mine.shape[-1], its.shape[-1])  # one may have the background channel of the published GFL v2
-        lead = its[..., :common] - mine[..., :common]
+        mine, its = common_classes(mine, its, teacher.known)
+        lead = its - mine
         return lead.gather(-1, lead.abs().argmax(-1, keepdim=True))[..., 0]
 
     def _best(self, boxes: Float[Tensor, "b l 4"], score: Float[Tensor, "b l"], grid: Grid) -> Bool[Tensor, "b l"]:

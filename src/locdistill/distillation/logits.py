@@ -1,25 +1,72 @@
-"""Divergences of the student's distributions from the teacher's."""
+"""Divergences of the student's predictions from the teacher's.
+
+Each can be taken of the student's own predictions, or of those that the teacher's head makes of the student's features
+(``head="teacher"``: CrossKD, Wang et al. 2024), which leave the student's own predictions to the ground truth.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
+from locdistill.geometry.edges import decode
 from locdistill.losses.distribution import softened_kl
+from locdistill.losses.focal import quality_focal_loss
+from locdistill.losses.overlap import OverlapKind, overlap_loss
 from locdistill.objective.scene import Scene
 from locdistill.types import Dense
 
+Head = Literal["own", "teacher"]
 
-def _teacher(scene: Scene) -> Dense:
-    assert scene.teacher is not None, "the objective checks that a teacher is there"
-    return scene.teacher
+
+class OfPredictions:
+    """What compares the student's predictions with the teacher's.
+
+    Attributes:
+        head: Whose head made the student's predictions out of its features: its ``own``, or the ``teacher``'s.
+    """
+
+    __slots__ = ()
+    needs_teacher: ClassVar[bool] = True
+    head: Head
+
+    @property
+    def needs_cross(self) -> bool:
+        """Whether the teacher's head must look at the student's features."""
+        return self.head == "teacher"
+
+    def pair(self, scene: Scene) -> tuple[Dense, Dense]:
+        """Predictions of the student, by whichever head, and of the teacher."""
+        assert scene.teacher is not None, "the objective checks that a teacher is there"
+        if self.head == "own":
+            return scene.student, scene.teacher
+        assert scene.cross is not None, "the objective checks that they are there"
+        return scene.cross, scene.teacher
+
+
+def common_classes(
+    student: Float[Tensor, "b l c"], teacher: Float[Tensor, "b l k"], known: tuple[int, ...] | None
+) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "b l m"]]:
+    """The logits of those classes that both speak of, the teacher's without gradient.
+
+    Where only one of the two has the further background channel of the published GFL v2, it is left out. A class that
+    the teacher does not know is no background to it: it says nothing of it, and nothing is learned of it.
+
+    Args:
+        student: The student's logits.
+        teacher: The teacher's, in the student's order of classes.
+        known: Indices of the classes that the teacher knows; None for all.
+    """
+    common = min(student.shape[-1], teacher.shape[-1])
+    mine, its = student[..., :common], teacher[..., :common].detach()
+    return (mine, its) if known is None else (mine[..., list(known)], its[..., list(known)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeKL:
+class EdgeKL(OfPredictions):
     """Localization distillation: the softened divergence of each edge distribution, the mean over four edges.
 
     Zheng et al. 2022, equation 4; the reference divides its sum over edges by 4 in the normaliser instead.
@@ -30,36 +77,88 @@ class EdgeKL:
             edge: what the published code does for RetinaNet. Of edge logits that differ by ``d`` the value is about
             ``var(d) / 2n`` per edge and ``var(d) / 8n`` jointly, and it also sees constants added to single edges,
             which change no box.
+        summed: The sum over bins, which is the divergence in nats and does not depend on their number (CrossKD), in
+            place of the mean.
+        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
     """
 
-    needs_teacher: ClassVar[bool] = True
+    needs_distributions: ClassVar[bool] = True
     temperature: float = 10.0
     joint: bool = False
+    summed: bool = False
+    head: Head = "own"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Zero where student and teacher agree, up to a constant added to an edge's (jointly: to all) logits."""
-        student, teacher = scene.student.edge_logits, _teacher(scene).edge_logits
+        student, teacher = (dense.edge_logits for dense in self.pair(scene))
+        bins = student.shape[-1] if self.summed else 1
         if self.joint:
-            return softened_kl(student.flatten(-2), teacher.flatten(-2), temperature=self.temperature)
-        return softened_kl(student, teacher, temperature=self.temperature).mean(-1)
+            return bins * softened_kl(student.flatten(-2), teacher.flatten(-2), temperature=self.temperature)
+        return bins * softened_kl(student, teacher, temperature=self.temperature).mean(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ClassKL:
+class ClassKL(OfPredictions):
     """Class distillation: the softened divergence of a softmax over class logits, as in the reference.
 
-    The logits are those of the classes themselves, without the quality by which GFL v2 multiplies their scores. Where
-    only one of the two has the further background channel of the published GFL v2, the common channels are compared.
+    The logits are those of the classes themselves, without the quality by which GFL v2 multiplies their scores; those
+    of the classes that both speak of.
 
     Attributes:
         temperature: Softening of both distributions (2 in the published recipes).
+        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
     """
 
-    needs_teacher: ClassVar[bool] = True
     temperature: float = 2.0
+    head: Head = "own"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Zero where student and teacher agree, up to a constant added to all classes' logits."""
-        student, teacher = scene.student.cls_logits, _teacher(scene).cls_logits
-        common = min(student.shape[-1], teacher.shape[-1])
-        return softened_kl(student[..., :common], teacher[..., :common], temperature=self.temperature)
+        student, teacher = self.pair(scene)
+        mine, its = common_classes(student.cls_logits, teacher.cls_logits, teacher.known)
+        return softened_kl(mine, its, temperature=self.temperature)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassBinary(OfPredictions):
+    """Class distillation class by class: each score is a binary question of its own, as detectors have it.
+
+    ``sum_c |q_c - p_c|^beta * BCE(p_c, q_c)`` with ``p = sigmoid(student)`` and ``q = sigmoid(teacher)``: a quality
+    focal loss to the teacher's scores (BCKD, Yang et al. 2023, where ``beta`` is 1; the class distance of CrossKD,
+    likewise). Unlike a softmax it keeps the absolute score. Of GFL v2 it is the score with its quality. The gradient
+    flows through the factor before the cross-entropy too. Classes that the teacher does not know count nothing.
+
+    Attributes:
+        beta: Exponent of the distance to the teacher's score.
+        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
+    """
+
+    beta: float = 1.0
+    head: Head = "own"
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Zero where student and teacher agree."""
+        student, teacher = self.pair(scene)
+        mine, its = common_classes(student.score_logits, teacher.score_logits, teacher.known)
+        return quality_focal_loss(mine, its.sigmoid(), beta=self.beta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherOverlap(OfPredictions):
+    """One minus the overlap of the student's box with the teacher's at the same location (BCKD, Yang et al. 2023).
+
+    It asks for no distribution: each box is the mean of its own, or all that a teacher has.
+
+    Attributes:
+        kind: ``giou`` (the paper), ``diou`` or ``ciou``.
+        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
+    """
+
+    kind: OverlapKind = "giou"
+    head: Head = "own"
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Zero where both boxes agree."""
+        points = scene.grid.points / scene.grid.strides[:, None]
+        student, teacher = (decode(points, scene.bins.expect(dense.edge_logits)) for dense in self.pair(scene))
+        return overlap_loss(student, teacher.detach(), kind=self.kind)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from locdistill.assign.atss import adaptive_thresholds
+from locdistill.distillation.logits import common_classes
 from locdistill.geometry.boxes import centre_offset, pairwise_iof, pairwise_iou
 from locdistill.objective.scene import Scene
 
@@ -66,3 +67,39 @@ class ValuableLocations:
         if self.threshold == "assignment":
             return scene.assignment.thresholds
         return adaptive_thresholds(scene.grid, scene.instances, self.topk)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreGap:
+    """Every location of the image, by how much the two disagree about a class there (BCKD, Yang et al. 2023).
+
+    The weight is the largest difference of their scores, ``max_c |q_c - p_c|``, over the classes that the teacher
+    knows: where both say the same of what is there, the student need not be told where it is.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Zero where student and teacher agree."""
+        assert scene.teacher is not None, "the objective checks that a teacher is there"
+        mine, its = common_classes(scene.student.score_logits, scene.teacher.score_logits, scene.teacher.known)
+        return (its.sigmoid() - mine.sigmoid()).abs().amax(-1) * scene.assignment.inside
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfidence:
+    """Every location of the image, by the teacher's highest class score there (CrossKD, Wang et al. 2024).
+
+    Of the classes that the student is to learn; a teacher that knows others too is not asked where those are.
+    """
+
+    needs_teacher: ClassVar[bool] = True
+
+    @torch.no_grad()
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Between 0 and 1."""
+        assert scene.teacher is not None, "the objective checks that a teacher is there"
+        mine, teacher = scene.student.score_logits, scene.teacher
+        _, its = common_classes(mine, teacher.score_logits, teacher.known)
+        return its.sigmoid().amax(-1) * scene.assignment.inside

@@ -2,26 +2,86 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from locdistill.dist import broadcast_from_first
 from locdistill.models.average import Average
 from locdistill.models.detector import Detector
 from locdistill.types import Batch, Dense
 
+EPSILON = 1e-5
+"""Added to variances, which are 0 on maps of a single place."""
 
-class LiveTeacher:
-    """A frozen detector that looks at every batch.
 
-    It is composed, never a submodule: its weights are in no checkpoint, no optimiser and no DDP bucket. It normalises
-    the images by its own statistics, stays in eval mode, and runs under the caller's precision policy.
+class FrozenTeacher(ABC):
+    """A source of predictions that learns nothing in the run.
+
+    It is composed, never a submodule: its weights are in no checkpoint, no optimiser and no DDP bucket.
+
+    Attributes:
+        notes: In words, what was done to make its student understand it.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
+        """The teacher's predictions on the batch, padding included, without gradient.
+
+        Args:
+            batch: What the student sees.
+            features: Whether to hand out the maps of its pyramid too.
+            towers: Whether to hand out the maps inside its head too.
+        """
+
+    @abstractmethod
+    def to(self, device: torch.device) -> FrozenTeacher:
+        """Move to where the batches are."""
+
+    def cross(self, student: Dense, teacher: Dense) -> Dense:
+        """What the teacher's head makes of the student's features, with gradient to them.
+
+        Args:
+            student: The student's predictions, with ``towers``.
+            teacher: This teacher's of the same batch, with ``towers``.
+        """
+        raise NotImplementedError("this teacher has no head to run; the recipe's checks refuse what asks for one")
+
+    def after_step(self, student: nn.Module) -> None:  # noqa: B027 - most have nothing to do
+        """It learns nothing from the student."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: its weights are in their own file."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Nothing to go on from."""
+
+
+class LiveTeacher(FrozenTeacher):
+    """A frozen detector that looks at every batch.
+
+    It normalises the images by its own statistics, stays in eval mode, and runs under the caller's precision policy.
+
+    Args:
+        detector: Who teaches.
+        levels: The pyramid levels to speak of, consecutive ones of the detector's; None for all.
+        scale: The batch is enlarged this much before the teacher looks at it, so that its level ``k + log2(scale)``
+            has the cells of the student's level ``k``.
+    """
+
+    def __init__(self, detector: Detector, *, levels: Sequence[int] | None = None, scale: int = 1) -> None:
         self.detector = detector.eval().requires_grad_(False)
+        own = detector.settings.levels
+        chosen = tuple(levels or own)
+        self.first, self.last = own.index(chosen[0]), own.index(chosen[-1]) + 1
+        self.scale = scale
 
     def to(self, device: torch.device) -> LiveTeacher:
         """Move to where the batches are."""
@@ -29,20 +89,48 @@ class LiveTeacher:
         return self
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, *, features: bool = False) -> Dense:
-        """The teacher's predictions on the batch, padding included; with ``features``, the maps of its pyramid too."""
-        dense: Dense = self.detector(self.detector.normalise(batch.images, batch.sizes), features=features)
+    def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
+        """The teacher's predictions on the batch; see :meth:`FrozenTeacher.__call__`."""
+        images = self.detector.normalise(batch.images, batch.sizes)
+        if self.scale > 1:
+            images = nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
+        dense: Dense = self.detector(images, features=features, towers=towers)
+        if self.last - self.first == len(self.detector.settings.levels):
+            return dense
+        return self._on_levels(dense, (int(images.shape[-2]), int(images.shape[-1])))
+
+    def _on_levels(self, dense: Dense, size: tuple[int, int]) -> Dense:
+        sizes = self.detector.grid_for(size).level_sizes
+        place = slice(sum(sizes[: self.first]), sum(sizes[: self.last]))
+        quality = dense.quality_logits
+        return dense._replace(
+            cls_logits=dense.cls_logits[:, place],
+            edge_logits=dense.edge_logits[:, place],
+            quality_logits=None if quality is None else quality[:, place],
+            features=dense.features[self.first : self.last],
+            towers=dense.towers[2 * self.first : 2 * self.last],
+        )
+
+    def cross(self, student: Dense, teacher: Dense) -> Dense:
+        """What the teacher's head makes of the student's features (CrossKD, Wang et al. 2024), with gradient to them.
+
+        The student's maps inside both towers, before the ReLU that ends all convolutions but the last, are given the
+        mean and spread that the teacher's have there, and go through the rest of the teacher's head. In the paper each
+        channel is aligned over all images of a batch; here over each image, so that an image's loss does not depend on
+        which others share its batch.
+        """
+        maps = [like(s, t) for s, t in zip(student.towers, teacher.towers, strict=True)]
+        head: Any = self.detector.head
+        dense: Dense = head.finish(maps, first=self.first)
         return dense
 
-    def after_step(self, student: nn.Module) -> None:
-        """It learns nothing from the student."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: its weights are in their own file."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to go on from."""
+def like(x: Float[Tensor, "b d h w"], model: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+    """Maps with each image's and channel's mean and standard deviation made those of others; no gradient to those."""
+    model = model.detach()
+    mean, its_mean = x.mean((2, 3), keepdim=True), model.mean((2, 3), keepdim=True)
+    spread, its_spread = ((m.float().var((2, 3), correction=0, keepdim=True) + EPSILON).sqrt() for m in (x, model))
+    return ((x - mean) * (its_spread / spread) + its_mean).to(model.dtype)
 
 
 class AverageTeacher(LiveTeacher):

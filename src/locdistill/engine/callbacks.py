@@ -116,7 +116,7 @@ class Conductor(pl.Callback):
         self._lr = scaled_lr(self.settings, self.plan.images_per_step)
         self._factor = schedule(self.settings, self.plan)
         self.stream = Stream(loader, 0, self.plan.total_steps * self.plan.accumulate)
-        pl_module.plan, pl_module.stream = self.plan, self.stream
+        pl_module.plan, pl_module.stream, pl_module.progress = self.plan, self.stream, self.progress
         self.teacher = pl_module.guidance.teacher
         if self.settings.ema is not None:
             self.average = Average(as_module(pl_module.detector), self.settings.ema)

@@ -13,10 +13,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from locdistill.engine.optim import build_optimizer, parameter_groups, scaled_lr, schedule
 from locdistill.engine.plan import Plan
+from locdistill.engine.result import Progress
 from locdistill.engine.roles import Goal, Student, Teacher, Watch
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import TeacherError
-from locdistill.types import Batch, Dense
+from locdistill.objective.moment import Learned, Moment
+from locdistill.types import Batch, Dense, Instances
+
+EXAMPLE_SIDE = 256
+"""Of the blank image that shows what predictions look like: two cells on the coarsest level of a pyramid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +36,10 @@ class Guidance:
 class TrainingModule(pl.LightningModule):
     """A detector in training.
 
-    ``detector`` is the only submodule, so the checkpoint and the optimiser hold the student alone. The teacher sees
-    the same augmented images, under the same precision, without gradients; the losses are computed in float32.
+    Its submodules are ``detector``, and ``learned`` where terms of the objective own weights or a running state (an
+    adapter between feature maps of unequal width): the checkpoint and the optimiser hold both, what is published the
+    detector alone. The teacher sees the same augmented images, under the same precision, without gradients; the losses
+    are computed in float32.
 
     Args:
         detector: The student.
@@ -63,8 +70,29 @@ class TrainingModule(pl.LightningModule):
         self.detector = detector
         self.settings = settings or EngineSettings()
         self.guidance = Guidance(objective, teacher if objective.needs_teacher else None, watch)
+        self.learned = self._learned() if objective.learns else None
         self.plan: Plan | None = None
+        self.progress = Progress()
         self.stream: Iterable[Batch] | None = None
+
+    def _learned(self) -> Learned:
+        """New weights for the terms, drawn by the run's seed; the generators and the student are left as they were."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.settings.seed)
+            return self.guidance.objective.learned(self._example)
+
+    @torch.no_grad()
+    def _example(self) -> tuple[Dense, Dense | None]:
+        """What student and teacher say of a blank image: what their predictions look like, asked of themselves."""
+        device = next(p.device for _, p in self.detector.named_parameters())
+        if self.guidance.teacher is not None:
+            self.guidance.teacher.to(device)
+        training = self.detector.training
+        self.detector.eval()
+        try:
+            return self.predictions(blank_batch(device))
+        finally:
+            self.detector.train(training)
 
     def on_fit_start(self) -> None:
         """Bring the teacher to where the student is."""
@@ -80,35 +108,64 @@ class TrainingModule(pl.LightningModule):
         """Sum of the objective's terms; the terms go along, detached, for the log, and so does what is watched."""
         objective, watch = self.guidance.objective, self.guidance.watch
         student, teacher = self.predictions(batch)
+        cross = self._crossed(student, teacher)
         grid = self.detector.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
         with torch.autocast(batch.images.device.type, enabled=False):
-            scene = objective.scene(student, teacher, grid=grid, instances=batch.instances)
+            scene = objective.scene(
+                student, teacher, grid=grid, instances=batch.instances, moment=self.moment, cross=cross
+            )
             terms = objective.losses(scene)
             watched = {} if watch is None else dict(watch(scene))
         values = torch.stack(list(terms.values()))
         return {"loss": values.sum(), "names": tuple(terms), "terms": values.detach(), "watched": watched}
 
+    @property
+    def moment(self) -> Moment:
+        """Share of the run that is done, and what the terms have learned."""
+        done = self.progress.step / self.plan.total_steps if self.plan is not None else 0.0
+        return Moment(done, self.learned)
+
     def predictions(self, batch: Batch) -> tuple[Dense, Dense | None]:
-        """What student and teacher say of a batch; maps of their pyramids only where a term looks at them."""
+        """What student and teacher say of a batch; maps of pyramids and heads only where a term looks at them."""
         student: Student = self.detector
-        features = self.guidance.objective.needs_features
-        dense = student(student.normalise(batch.images, batch.sizes), features=features)
+        maps = {"features": self.guidance.objective.needs_features, "towers": self.guidance.objective.needs_towers}
+        dense = student(student.normalise(batch.images, batch.sizes), **maps)
         if self.guidance.teacher is None:
             return dense, None
         with torch.no_grad():
-            return dense, self.guidance.teacher(batch, features=features)
+            return dense, self.guidance.teacher(batch, **maps)
+
+    def _crossed(self, student: Dense, teacher: Dense | None) -> Dense | None:
+        """What the teacher's head makes of the student's features, where a term looks at it."""
+        if teacher is None or self.guidance.teacher is None or not self.guidance.objective.needs_cross:
+            return None
+        return self.guidance.teacher.cross(student, teacher)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """The optimiser, and a schedule that moves at every optimiser step."""
         assert self.plan is not None
         lr = scaled_lr(self.settings, self.plan.images_per_step)
-        optimizer = build_optimizer(parameter_groups(self.detector, self.settings, lr), self.settings)
+        optimizer = build_optimizer(parameter_groups(self.detector, self.settings, lr, self.learned), self.settings)
         scheduler = LambdaLR(optimizer, schedule(self.settings, self.plan))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave Lightning's own loop counters out: the stream of batches begins where the run stopped."""
         checkpoint.pop("loops", None)
+
+
+def blank_batch(device: torch.device) -> Batch:
+    """One black image without objects."""
+    side = EXAMPLE_SIDE
+    sizes = torch.full((1, 2), side, device=device)
+    none = torch.zeros(1, 1, dtype=torch.bool, device=device)
+    return Batch(
+        images=torch.zeros(1, 3, side, side, dtype=torch.uint8, device=device),
+        sizes=sizes,
+        original_sizes=sizes,
+        image_ids=torch.zeros(1, dtype=torch.long, device=device),
+        instances=Instances(torch.zeros(1, 1, 4, device=device), none.long(), none, none, sizes),
+    )
 
 
 def as_module(student: Student) -> nn.Module:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from locdistill.engine.plan import Plan
 from locdistill.engine.roles import Student
@@ -24,8 +25,12 @@ def scaled_lr(settings: EngineSettings, images_per_step: int) -> float:
     return settings.lr * images_per_step / BASE_IMAGES_PER_STEP
 
 
-def parameter_groups(student: Student, settings: EngineSettings, lr: float) -> list[dict[str, Any]]:
+def parameter_groups(
+    student: Student, settings: EngineSettings, lr: float, learned: nn.Module | None = None
+) -> list[dict[str, Any]]:
     """Sort the learning parameters by learning rate and decay; frozen ones are left out.
+
+    What the terms of the objective own (``learned``) learns as the detector does outside its backbone.
 
     A parameter with at most one axis (bias, norm weight, scale) decays only with ``norm_bias_decay``; the bias of a
     convolution or a linear layer has its own settings beside.
@@ -34,8 +39,11 @@ def parameter_groups(student: Student, settings: EngineSettings, lr: float) -> l
         RecipeError: No parameter learns.
     """
     groups: dict[str, dict[str, Any]] = {}
-    axes = {name: parameter.ndim for name, parameter in student.named_parameters()}
-    for name, parameter in student.named_parameters():
+    parameters = dict(student.named_parameters())
+    if learned is not None:
+        parameters |= dict(learned.named_parameters(prefix="learned"))
+    axes = {name: parameter.ndim for name, parameter in parameters.items()}
+    for name, parameter in parameters.items():
         in_backbone = name.startswith(BACKBONE_PREFIX)
         if not parameter.requires_grad or (in_backbone and settings.backbone_lr_factor == 0):
             continue

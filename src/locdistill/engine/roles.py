@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from locdistill.geometry.grid import Grid
+from locdistill.objective.moment import Learned, Moment
 from locdistill.objective.scene import Scene
 from locdistill.types import Batch, Dense, Detections, Instances
 
@@ -20,8 +21,8 @@ class Student(Protocol):
 
     training: bool
 
-    def __call__(self, images: Tensor, *, features: bool = False) -> Dense:
-        """Predict from normalised images; with ``features``, hand out the maps of the pyramid too."""
+    def __call__(self, images: Tensor, *, features: bool = False, towers: bool = False) -> Dense:
+        """Predict from normalised images; hand out the maps of the pyramid, or inside the head, too."""
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Turn uint8 images into what the backbone expects, zero where padded."""
@@ -61,8 +62,11 @@ class Teacher(Protocol):
     weights file; a frozen teacher has none, so that its weights are in no file of the run.
     """
 
-    def __call__(self, batch: Batch, *, features: bool = False) -> Dense:
-        """Predict from the same images as the student, without gradients; with ``features`` as the student."""
+    def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
+        """Predict from the same images as the student, without gradients; with maps as the student."""
+
+    def cross(self, student: Dense, teacher: Dense) -> Dense:
+        """Predict from the student's maps inside the head, with gradients to them; both predictions hold theirs."""
 
     def to(self, device: torch.device) -> Any:
         """Move to where the student is."""
@@ -89,8 +93,32 @@ class Goal(Protocol):
     def needs_features(self) -> bool:
         """Whether any term looks at the maps of the pyramids."""
 
-    def scene(self, student: Dense, teacher: Dense | None, *, grid: Grid, instances: Instances) -> Scene:
-        """The batch as the terms see it."""
+    @property
+    def needs_cross(self) -> bool:
+        """Whether any term looks at what the teacher's head makes of the student's features."""
+
+    @property
+    def needs_towers(self) -> bool:
+        """Whether any term looks at maps inside the heads."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether any term may own weights or a running state."""
+
+    def learned(self, example: Callable[[], tuple[Dense, Dense | None]]) -> Learned:
+        """What the terms own, new, from the shapes of predictions of student and teacher."""
+
+    def scene(
+        self,
+        student: Dense,
+        teacher: Dense | None,
+        *,
+        grid: Grid,
+        instances: Instances,
+        moment: Moment,
+        cross: Dense | None = None,
+    ) -> Scene:
+        """The batch as the terms see it, at this moment of the run."""
 
     def losses(self, scene: Scene) -> dict[str, Tensor]:
         """One scalar per term."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from locdistill.evaluation.bootstrap import Judgement, image_weights
 from locdistill.evaluation.coco import CocoResult, coco_metrics
 from locdistill.evaluation.evaluator import Evaluator, evaluator_for
 from locdistill.evaluation.results import read_results, write_results
@@ -14,10 +15,12 @@ from locdistill.evaluation.voc import VocResult, voc_metrics
 __all__ = [
     "CocoResult",
     "Evaluator",
+    "Judgement",
     "Table",
     "VocResult",
     "coco_metrics",
     "evaluator_for",
+    "image_weights",
     "read_results",
     "voc_metrics",
     "write_results",

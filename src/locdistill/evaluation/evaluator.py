@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from locdistill.data.records import Dataset
+from locdistill.evaluation.bootstrap import Judgement, judge_coco, judge_voc
 from locdistill.evaluation.coco import CocoResult, coco_metrics
 from locdistill.evaluation.voc import VocResult, voc_metrics
 from locdistill.types import Detections
@@ -31,8 +32,17 @@ class Evaluator:
         """All there is to say, also class by class; ``.tables()`` of it are ready to print."""
         if self.dataset.kind != "voc":
             return coco_metrics(self.dataset, detections)
-        eleven_point = _is_2007(self.dataset) if self.eleven_point is None else self.eleven_point
-        return voc_metrics(self.dataset, detections, eleven_point=eleven_point)
+        return voc_metrics(self.dataset, detections, eleven_point=self._eleven_point)
+
+    def judge(self, detections: Mapping[int, Detections]) -> Judgement:
+        """Which detections are true, for AP on any choice of the images."""
+        if self.dataset.kind != "voc":
+            return judge_coco(self.dataset, detections)
+        return judge_voc(self.dataset, detections, eleven_point=self._eleven_point)
+
+    @property
+    def _eleven_point(self) -> bool:
+        return _is_2007(self.dataset) if self.eleven_point is None else self.eleven_point
 
 
 def evaluator_for(dataset: Dataset, *, eleven_point: bool | None = None) -> Evaluator:

@@ -27,7 +27,7 @@ from locdistill.types import Detections
 # In the precision of the overlaps, so that a quotient of exactly 7/10 reaches 0.7.
 THRESHOLDS = (np.arange(50, 100, 5) / 100).astype(np.float32)
 NAMES = tuple(f"AP{p}" for p in range(50, 100, 5))
-_RECALL_LEVELS = np.arange(11) * 0.1
+RECALL_LEVELS = np.arange(11) * 0.1
 _TINY = np.float32(1e-6)  # smallest union of two boxes, in square pixels
 
 
@@ -133,7 +133,7 @@ def _judge_class(
         objects += int((of_class & ~record.ignored).sum())
         mine = np.flatnonzero(here.labels == label)
         mine = mine[np.argsort(-here.scores[mine], kind="stable")]
-        hit, miss = _judge_image(here.boxes[mine], record.boxes[of_class], record.ignored[of_class])
+        hit, miss = judge_image(here.boxes[mine], record.boxes[of_class], record.ignored[of_class])
         scores.append(here.scores[mine])
         true.append(hit)
         false.append(miss)
@@ -141,7 +141,7 @@ def _judge_class(
     return np.concatenate(scores), np.concatenate([nothing, *true], 1), np.concatenate([nothing, *false], 1), objects
 
 
-def _judge_image(
+def judge_image(
     boxes: NDArray[np.float32], truth: NDArray[np.float32], difficult: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which detections of one class in one image, best first, are true and which false: (thresholds, k) each."""
@@ -178,7 +178,7 @@ def _average(hits: NDArray[np.int64], misses: NDArray[np.int64], objects: int, e
     precision = hits / np.maximum(hits + misses, 1)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
     if eleven_point:
-        places = np.searchsorted(hits / objects, _RECALL_LEVELS)  # the first place at which each level is reached
+        places = np.searchsorted(hits / objects, RECALL_LEVELS)  # the first place at which each level is reached
         return float(np.append(best_from_here, 0.0)[places].sum() / 11)
     gained = np.diff(hits, prepend=0)
     return float((best_from_here * gained).sum() / objects)

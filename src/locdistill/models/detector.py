@@ -84,16 +84,20 @@ class Detector(nn.Module):
         self._grids: dict[tuple[tuple[tuple[int, int], ...], torch.device], Grid] = {}
         self.train()
 
-    def forward(self, images: Float[Tensor, "b 3 h w"], *, features: bool = False) -> Dense:
+    def forward(self, images: Float[Tensor, "b 3 h w"], *, features: bool = False, towers: bool = False) -> Dense:
         """Dense predictions of normalised images whose height and width are multiples of 32.
 
         Args:
             images: Normalised, in the network's order of channels.
             features: Whether to hand out the maps of the pyramid too.
+            towers: Whether to hand out the maps inside the towers of the head too, before their last convolution.
         """
         levels = self.pyramid(images)
-        dense: Dense = self.head(levels)
-        return dense._replace(features=tuple(levels)) if features else dense
+        head: Any = self.head
+        maps = head.begin(levels)
+        kept = tuple(m.clone() for m in maps) if towers else ()  # the head goes on in place
+        dense: Dense = head.finish(maps)
+        return dense._replace(features=tuple(levels) if features else (), towers=kept)
 
     def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Maps of the backbone that the pyramid takes, finest first."""

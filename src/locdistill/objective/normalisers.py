@@ -126,6 +126,42 @@ class ImageLevelMean:
         return _nonzero(_level_sums(weights, scene))[:, scene.grid.levels] * _images(weights)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImagePositiveCount:
+    """Number of positive locations of each image, averaged over images.
+
+    ``PositiveCount`` of each image on its own: unchanged by how a batch is split.
+
+    Attributes:
+        at_least: An image with fewer positives counts as having this many, so that one without objects, where the
+            whole background may add up, does not outweigh the others. ATSS gives an object up to nine per level.
+    """
+
+    at_least: float = 9.0
+
+    def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
+        """A denominator per image."""
+        count = scene.assignment.positive.sum(-1, keepdim=True).to(weights.dtype)
+        return count.clamp(min=self.at_least) * _images(weights)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageWeightSum:
+    """A weighted mean over each image, averaged over images.
+
+    ``WeightSum`` of each image on its own: unchanged by how a batch is split.
+
+    Attributes:
+        epsilon: Added to each image's sum.
+    """
+
+    epsilon: float = 1e-6
+
+    def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
+        """A denominator per image."""
+        return (weights.sum(-1, keepdim=True) + self.epsilon) * _images(weights)
+
+
 def _images(weights: Tensor) -> Tensor:
     """Images per process, the mean over processes (they differ when a last batch is uneven)."""
     return reduce_mean(weights.new_tensor(float(weights.shape[0])))

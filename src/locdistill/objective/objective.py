@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from locdistill.assign.atss import ATSS
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
+from locdistill.objective.balance import Balance
+from locdistill.objective.moment import NO_RUN, Learned, Moment
 from locdistill.objective.scene import Assigner, Scene
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
@@ -32,11 +35,12 @@ class Objective:
     assigner: Assigner = field(default_factory=ATSS)
 
     def __post_init__(self) -> None:
-        """Refuse terms that the assigner would silently leave without a region.
+        """Refuse terms that the assigner would silently leave without a region, or that nothing can be held against.
 
         Raises:
-            RecipeError: A term takes thresholds from an assigner that has none.
+            RecipeError: A term takes thresholds from an assigner that has none, or is balanced without a counterpart.
         """
+        self._check_balance()
         if getattr(self.assigner, "has_thresholds", True):
             return
         if names := self._that("needs_thresholds"):
@@ -45,6 +49,45 @@ class Objective:
                 "has none; set threshold: adaptive in their region"
             )
 
+    def _check_balance(self) -> None:
+        balanced = {name: term for name, term in self.terms.items() if term.balance is not None}
+        if labels := [name for name, term in balanced.items() if not term.needs_teacher]:
+            raise RecipeError(
+                f"the terms {', '.join(labels)} learn from labels, and balance holds a distillation term against "
+                "those; give them a weight in its place"
+            )
+        if balanced and all(term.needs_teacher for term in self.terms.values()):
+            raise RecipeError(
+                f"the terms {', '.join(balanced)} are balanced against the supervised terms, and there are none; give "
+                "them a weight in place of balance"
+            )
+
+    @property
+    def learns(self) -> bool:
+        """Whether any term may own weights or a running state; see :meth:`learned`."""
+        return any(term.learns or term.balance is not None for term in self.terms.values())
+
+    def learned(self, example: Callable[[], tuple[Dense, Dense | None]]) -> Learned:
+        """What the terms own, new, to be trained and kept beside the student.
+
+        Args:
+            example: Gives predictions of student and teacher, with the maps that the terms need; only their shapes
+                count. Called if a term may have weights.
+
+        Raises:
+            TeacherError: A term has weights that depend on a teacher, and none is given.
+        """
+        balances = {name: term.balance for name, term in self.terms.items() if term.balance is not None}
+        parts = {}
+        if names := self._that("learns"):
+            student, teacher = example()
+            if teacher is None:
+                raise TeacherError(f"the terms {names} compare with a teacher, and none was given")
+            parts = {name: term.parts(student, teacher) for name, term in self.terms.items() if term.learns}
+        return Learned(
+            {name: part for name, part in parts.items() if part is not None}, Balance(balances) if balances else None
+        )
+
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at a teacher; without one the teacher need not even be loaded."""
@@ -52,14 +95,44 @@ class Objective:
 
     @property
     def needs_features(self) -> bool:
-        """Whether any term looks at the maps of the pyramids; without one they need not be handed out."""
-        return any(term.needs_features for term in self.terms.values())
+        """Whether the maps of the pyramids are looked at; without that they need not be handed out.
 
-    def scene(self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances) -> Scene:
+        A balanced term that has its gradient on other maps than the predictions is measured there.
+        """
+        return any(term.needs_features or (term.balance is not None and _mapped(term)) for term in self.terms.values())
+
+    @property
+    def needs_towers(self) -> bool:
+        """Whether any term looks at maps inside the heads, or sends the student's through the teacher's."""
+        return any(term.needs_towers or term.needs_cross for term in self.terms.values())
+
+    @property
+    def needs_cross(self) -> bool:
+        """Whether any term looks at what the teacher's head makes of the student's features."""
+        return any(term.needs_cross for term in self.terms.values())
+
+    def scene(
+        self,
+        student: Dense,
+        teacher: Dense | None = None,
+        *,
+        grid: Grid,
+        instances: Instances,
+        cross: Dense | None = None,
+        moment: Moment = NO_RUN,
+    ) -> Scene:
         """The batch as the terms see it.
 
+        Args:
+            student: Predictions that are trained.
+            teacher: Predictions to learn from.
+            grid: The locations that both speak of.
+            instances: Ground truth.
+            cross: What the teacher's head makes of the student's features.
+            moment: Where the run is, and what the terms have learned until then.
+
         Raises:
-            TeacherError: A term needs a teacher and none is given.
+            TeacherError: A term needs a teacher and none is given, or predictions of its head and there are none.
             RecipeError: A term needs a quality beside the class score and the student has none.
         """
         if teacher is None and self.needs_teacher:
@@ -69,11 +142,28 @@ class Objective:
                 f"the terms {names} train a quality beside the class score, which the student does not predict; leave "
                 "them out, or take a detector that does (atss, fcos)"
             )
-        return Scene.build(student, teacher, grid=grid, instances=instances, assigner=self.assigner, bins=self.bins)
+        if cross is None and self.needs_cross:
+            raise TeacherError(
+                f"the terms {self._that('needs_cross')} look at what the teacher's head makes of the student's "
+                "features, and no such predictions were given; see the 'cross' of a teacher"
+            )
+        scene = Scene.build(
+            student, teacher, grid=grid, instances=instances, assigner=self.assigner, bins=self.bins, cross=cross
+        )
+        return replace(scene, moment=moment)
 
     def losses(self, scene: Scene) -> dict[str, Float[Tensor, ""]]:
         """Each term's value, weights included; the loss is their sum."""
-        return {name: term(scene) for name, term in self.terms.items()}
+        learned = scene.moment.learned
+        if learned is None:
+            return {name: term(scene) for name, term in self.terms.items()}
+        if learned.balance is None:
+            return {name: term(scene, learned.of(name)) for name, term in self.terms.items()}
+        values = {name: term.unscheduled(scene, learned.of(name)) for name, term in self.terms.items()}
+        supervised = torch.stack([values[name] for name, term in self.terms.items() if not term.needs_teacher]).sum()
+        mapped = [name for name in learned.balance.ratios if _mapped(self.terms[name])]
+        values |= learned.balance(values, supervised, scene.student, mapped)
+        return {name: value * self.terms[name].factor(scene) for name, value in values.items()}
 
     def __call__(
         self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances
@@ -89,3 +179,8 @@ class Objective:
     def _that(self, need: str) -> str:
         """Names of the terms that have a need."""
         return ", ".join(name for name, term in self.terms.items() if getattr(term, need))
+
+
+def _mapped(term: Term) -> bool:
+    """Whether the term's gradient is on maps and not on the student's own predictions."""
+    return term.needs_features or term.needs_towers or term.needs_cross

@@ -14,6 +14,7 @@ from locdistill.geometry.boxes import paired_iou
 from locdistill.geometry.edges import decode, encode
 from locdistill.geometry.grid import Grid
 from locdistill.losses.centerness import centerness
+from locdistill.objective.moment import NO_RUN, Moment
 from locdistill.types import Dense, Instances
 
 Assigner = Callable[[Grid, Instances], Assignment]
@@ -38,6 +39,8 @@ class Scene:
         target_distances: Distances to the assigned object's edges, limited to what the bins hold.
         quality: IoU of the student's box with its object, without gradient; 0 where there is none.
         confidence: The student's highest class score, without gradient.
+        moment: Where the run is, and what the terms have learned until then.
+        cross: What the teacher's head makes of the student's features, in float32; ``None`` unless a term asks for it.
     """
 
     student: Dense
@@ -51,6 +54,8 @@ class Scene:
     target_distances: Float[Tensor, "b l 4"]
     quality: Float[Tensor, "b l"]
     confidence: Float[Tensor, "b l"]
+    moment: Moment = NO_RUN
+    cross: Dense | None = None
 
     @classmethod
     def build(
@@ -62,6 +67,7 @@ class Scene:
         instances: Instances,
         assigner: Assigner,
         bins: Bins,
+        cross: Dense | None = None,
     ) -> Scene:
         """Assign the locations and decode the student's boxes."""
         student = _in_float32(student)
@@ -81,6 +87,7 @@ class Scene:
             target_distances=bins.clamp(encode(points, target_boxes)),
             quality=paired_iou(boxes.detach(), target_boxes) * assignment.positive,
             confidence=student.score_logits.detach().sigmoid().amax(-1),
+            cross=None if cross is None else _in_float32(cross),
         )
 
     @property

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from locdistill.objective.normalisers import Normaliser, WeightSum
 from locdistill.objective.scene import Scene
+from locdistill.objective.schedules import Schedule
+from locdistill.types import Dense
 
 
 @runtime_checkable
@@ -18,6 +20,25 @@ class Divergence(Protocol):
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """A value per location, with gradient to the student."""
+
+
+@runtime_checkable
+class Learner(Protocol):
+    """A divergence with weights of its own, which it describes (``learns`` says so); the run owns them.
+
+    So the divergence itself stays plain data, that can be compared and written down.
+    """
+
+    def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
+        """The weights that it needs, new; None if it can do without.
+
+        Args:
+            student: Predictions of an image, of which only the shapes count.
+            teacher: Likewise.
+        """
+
+    def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
+        """A value per location, with gradient to the student and to ``own``, what ``parts`` made."""
 
 
 @runtime_checkable
@@ -30,19 +51,31 @@ class Region(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """``weight * sum(of * on / norm)`` over the batch.
+    """``weight * sum(of * on / norm)`` over the batch, times a factor that may follow the run.
+
+    A loss of whole maps is a divergence whose values sum, or average, to it: the normaliser says which.
 
     Attributes:
         of: What is measured.
         on: Where it counts.
         norm: What the sum is divided by.
         weight: Factor of the whole.
+        schedule: A further factor, by the share of the run that is done; none is constant.
+        balance: Where given, the norm of the term's gradient on what the student says, in multiples of the supervised
+            terms'. It takes the place of the weight, which cancels; the schedule still acts.
     """
 
     of: Divergence
     on: Region
     norm: Normaliser = field(default_factory=WeightSum)
     weight: float = 1.0
+    schedule: Schedule | None = None
+    balance: float | None = None
+
+    @property
+    def learns(self) -> bool:
+        """Whether the divergence may have weights of its own."""
+        return getattr(self.of, "learns", False)
 
     @property
     def needs_teacher(self) -> bool:
@@ -60,15 +93,53 @@ class Term:
         return any(getattr(part, "needs_thresholds", False) for part in (self.of, self.on, self.norm))
 
     @property
+    def needs_towers(self) -> bool:
+        """Whether divergence or region looks at maps inside the heads."""
+        return any(getattr(part, "needs_towers", False) for part in (self.of, self.on, self.norm))
+
+    @property
     def needs_features(self) -> bool:
         """Whether divergence or region looks at the maps of the pyramids."""
         return any(getattr(part, "needs_features", False) for part in (self.of, self.on, self.norm))
 
-    def per_location(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Each location's share of the term."""
-        weights = self.on(scene)
-        return self.weight * self.of(scene) * weights / self.norm(weights, scene)
+    @property
+    def needs_cross(self) -> bool:
+        """Whether divergence or region looks at what the teacher's head makes of the student's features."""
+        return any(getattr(part, "needs_cross", False) for part in (self.of, self.on, self.norm))
 
-    def __call__(self, scene: Scene) -> Float[Tensor, ""]:
+    @property
+    def needs_distributions(self) -> bool:
+        """Whether the teacher must have distributions over the positions of edges, and not only boxes."""
+        return any(getattr(part, "needs_distributions", False) for part in (self.of, self.on, self.norm))
+
+    def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
+        """New weights of the divergence, from the shapes of predictions; None if it has none."""
+        return self.of.parts(student, teacher) if self.learns and isinstance(self.of, Learner) else None
+
+    def factor(self, scene: Scene) -> float:
+        """What the schedule says now."""
+        return 1.0 if self.schedule is None else self.schedule(scene.moment.progress)
+
+    def per_location(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
+        """Each location's share of the term, before the schedule.
+
+        Args:
+            scene: The batch.
+            own: The divergence's weights, if it has some.
+        """
+        weights = self.on(scene)
+        if own is None:
+            values = self.of(scene)
+        else:
+            assert isinstance(self.of, Learner), "only what describes weights is given some"
+            values = self.of(scene, own)
+        return self.weight * values * weights / self.norm(weights, scene)
+
+    def unscheduled(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, ""]:
+        """The term's value, were its weight constant."""
+        return self.per_location(scene, own).sum()
+
+    def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, ""]:
         """The term's value; 0, with gradients defined, where the region is empty."""
-        return self.per_location(scene).sum()
+        value = self.unscheduled(scene, own)
+        return value if self.schedule is None else value * self.factor(scene)

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from locdistill.objective.normalisers import Constant, ImageLevelMean, LevelMean, PerImage, PositiveCount, WeightSum
+from locdistill.objective.normalisers import (
+    Constant,
+    ImageLevelMean,
+    ImagePositiveCount,
+    ImageWeightSum,
+    LevelMean,
+    PerImage,
+    PositiveCount,
+    WeightSum,
+)
 from locdistill.objective.regions import Counted, InsideBoxes, Positives
+from locdistill.objective.schedules import Cosine, Linear
 from locdistill.objective.supervised import Centerness, DistributionFocal, Focal, Overlap, QualityFocal
 
 DIVERGENCES: dict[str, type] = {
@@ -21,4 +31,7 @@ NORMALISERS: dict[str, type] = {
     "per_image": PerImage,
     "level_mean": LevelMean,
     "image_level_mean": ImageLevelMean,
+    "image_positive_count": ImagePositiveCount,
+    "image_weight_sum": ImageWeightSum,
 }
+SCHEDULES: dict[str, type] = {"linear": Linear, "cosine": Cosine}

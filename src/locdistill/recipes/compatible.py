@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from locdistill.distillation.bridges import Facts, MapClasses, Rebin, Soften, SoftTarget, Step
 from locdistill.errors import TeacherError, WeightsError
+from locdistill.geometry.bins import Bins
 from locdistill.interop.recognise import numbered
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import SUFFIX
+from locdistill.objective.term import Term
 
 _FREE = {
     *("classes", "backbone", "pretrained", "frozen_stages", "norm_eval", "norm_frozen"),
@@ -18,41 +23,221 @@ _FREE = {
 """What does not change what weights mean, or (classes, backbone) is compared on its own."""
 
 
-def check_teacher(student: DetectorSettings, teacher: DetectorSettings, where: str, *, features: bool = False) -> None:
-    """Both must speak of the same classes, in the same order, at the same locations and in the same bins.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What the terms of a recipe ask of a teacher beside its predictions.
 
-    The locations are the same where the pyramid levels are, and the cells' locations: those of GFL, GFL v2 and ATSS;
-    FCOS looks at the centres of its cells, and RetinaNet has nine anchors in each. Sizes of anchors do not matter: only
-    the student's locations are assigned to objects.
+    Attributes:
+        features: Maps of its pyramid or head, to compare with the student's; unequal widths are bridged by the terms.
+        cross: Its head, to send the student's features through.
+        distributions: Distributions over the positions of edges, and not only boxes.
+    """
+
+    features: bool = False
+    cross: bool = False
+    distributions: bool = False
+
+    @classmethod
+    def of(cls, terms: Iterable[Term]) -> Needs:
+        """What these terms ask for."""
+        terms = tuple(terms)
+        return cls(
+            features=any(term.needs_features or term.needs_towers for term in terms),
+            cross=any(term.needs_cross for term in terms),
+            distributions=any(term.needs_distributions for term in terms),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bridge:
+    """How a teacher's predictions are put into its student's terms.
+
+    Attributes:
+        strides: Of the teacher's levels that have the student's cells.
+        steps: What is done to its predictions, in order.
+        notes: The same in words; empty where both match.
+    """
+
+    strides: tuple[int, ...]
+    steps: tuple[Step, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def check_teacher(
+    student: DetectorSettings,
+    teacher: DetectorSettings | Facts,
+    where: str,
+    *,
+    needs: Needs = Needs(),
+    scale: int = 1,
+    soft: SoftTarget | None = None,
+    soft_width: float = 0.5,
+) -> Bridge:
+    """How a teacher can teach a student: what differs and can be bridged is, and is said; the rest is refused.
+
+    Bridged are classes (by name; of those that the teacher does not know, it teaches nothing), edge bins (see
+    `bridges.rebin`), where in a cell a location lies (the corner for GFL, GFL v2 and ATSS, the centre for FCOS: a
+    shift of the bins), and levels that only the teacher has. Not bridged is the number of locations of a cell, of which
+    RetinaNet has nine. Sizes of anchors do not matter: only the student's locations are assigned to objects.
 
     Args:
         student: What learns.
         teacher: What teaches.
         where: The teacher, in messages.
-        features: Whether feature maps are compared too, which then must be of equal width.
+        needs: What the recipe's terms ask for.
+        scale: How much the batch is enlarged before the teacher looks at it.
+        soft: What distributions are made of the boxes of a teacher that has none; None refuses terms that ask for some.
+        soft_width: Standard deviation of Gaussian ones, in strides.
 
     Raises:
-        TeacherError: They do not; the message lists every difference with its remedy.
+        TeacherError: They do not go together; the message lists every difference with its remedy.
     """
-    problems = []
-    if student.classes != teacher.classes:
-        problems.append(_unnamed(student, teacher, where) or _classes(student.classes, teacher.classes))
-    if _cell(student.model) != _cell(teacher.model):
-        alike = ", ".join(kind for kind in KINDS if _cell(kind) == _cell(student.model))
-        problems.append(
-            f"locations: the teacher, of kind {teacher.model}, has {_where(teacher.model)}, the student, of kind "
-            f"{student.model}, {_where(student.model)}; take a teacher of kind {alike}, or set "
-            f"detector.model={teacher.model}"
-        )
-    shared = [("levels", "pyramid levels"), ("reg_max", "largest distance in strides")]
-    if features:
-        shared.append(("channels", "width of the pyramid, whose feature maps a term compares"))
-    for key, what in shared:
-        mine, its = _plain(getattr(student, key)), _plain(getattr(teacher, key))
-        if mine != its:
-            problems.append(f"{what}: the teacher has {its}, the student {mine}; set detector.{key}={its}")
+    its = Facts.of(teacher) if isinstance(teacher, DetectorSettings) else teacher
+    mine, kind = Facts.of(student), teacher.model if isinstance(teacher, DetectorSettings) else None
+    wanted = tuple(stride * scale for stride in mine.strides)
+    problems = [
+        *_class_problems(student, teacher, where),
+        *_cell_problems(student, mine, its, kind),
+        *_level_problems(student, its, wanted),
+        *_need_problems(mine, its, needs, soft),
+    ]
     if problems:
         raise TeacherError("\n  ".join([f"{where} cannot teach this student:", *problems]))
+    classes = _map_classes(mine, its)
+    edges = (
+        _rebin(student, mine, its) if its.positions else _soften(student, mine, its, (soft or "two_hot", soft_width))
+    )
+    notes = [*_class_notes(mine, its), *_edge_notes(student, mine, its)]
+    if len(its.strides) > len(wanted):
+        notes.append(f"levels: of the teacher's strides {list(its.strides)}, {list(wanted)} are used")
+    if scale > 1:
+        notes.append(f"input: the teacher looks at images {scale} times as large as the student's")
+    return Bridge(strides=wanted, steps=tuple(s for s in (classes, edges) if s is not None), notes=tuple(notes))
+
+
+def _sources(mine: Facts, its: Facts) -> tuple[int | None, ...]:
+    """For each of the student's classes its index among the teacher's, by name; case, ``_`` and ``-`` do not matter."""
+    exact = {name: i for i, name in enumerate(its.classes)}
+    loose = {_loose(name): i for i, name in enumerate(its.classes)}
+    return tuple(exact.get(name, loose.get(_loose(name))) for name in mine.classes)
+
+
+def _loose(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _map_classes(mine: Facts, its: Facts) -> MapClasses | None:
+    return None if mine.classes == its.classes else MapClasses(sources=_sources(mine, its))
+
+
+def _class_problems(student: DetectorSettings, teacher: DetectorSettings | Facts, where: str) -> list[str]:
+    its = Facts.of(teacher) if isinstance(teacher, DetectorSettings) else teacher
+    mine = Facts.of(student)
+    if any(source is not None for source in _sources(mine, its)):
+        return []
+    unnamed = isinstance(teacher, DetectorSettings) and _unnamed(student, teacher, where)
+    return [
+        unnamed
+        or f"classes: the teacher knows none of the student's; it has {_some(its.classes)}, the student "
+        f"{_some(mine.classes)}; take a teacher that was trained on some of these classes, or rename the classes of "
+        "the data where they mean the same"
+    ]
+
+
+def _class_notes(mine: Facts, its: Facts) -> list[str]:
+    if mine.classes == its.classes:
+        return []
+    sources = _sources(mine, its)
+    common = sum(source is not None for source in sources)
+    notes = [f"classes: matched by name, {common} of the student's {len(sources)} and the teacher's {len(its.classes)}"]
+    unknown = [name for name, source in zip(mine.classes, sources, strict=True) if source is None]
+    if unknown:
+        notes.append(f"classes: the teacher does not know {_some(unknown)}; nothing is learned from it about these")
+    return notes
+
+
+def _cell_problems(student: DetectorSettings, mine: Facts, its: Facts, kind: str | None) -> list[str]:
+    if (mine.octaves, mine.ratios) == (its.octaves, its.ratios):
+        return []
+    alike = [name for name in KINDS if (KINDS[name].octaves, KINDS[name].ratios) == (mine.octaves, mine.ratios)]
+    other = [name for name in KINDS if (KINDS[name].octaves, KINDS[name].ratios) == (its.octaves, its.ratios)]
+    whose = "" if kind is None else f", of kind {kind},"
+    return [
+        f"locations: the teacher{whose} has {_where(its)}, the student, of kind {student.model}, {_where(mine)}; "
+        f"take a teacher of kind {', '.join(alike)}, or set detector.model={kind or other[0]}"
+    ]
+
+
+def _where(facts: Facts) -> str:
+    per_cell = facts.octaves * len(facts.ratios)
+    return f"{'one location' if per_cell == 1 else f'{per_cell} locations'} in each cell"
+
+
+def _level_problems(student: DetectorSettings, its: Facts, wanted: tuple[int, ...]) -> list[str]:
+    if set(wanted) <= set(its.strides):
+        return []
+    levels = [stride.bit_length() - 1 for stride in its.strides]
+    remedy = f"set detector.levels={levels}"
+    for scale in (1, 2, 4):
+        if {stride * scale for stride in student.strides} <= set(its.strides):
+            remedy += f", or teacher.scale={scale}, with which the grids agree"
+    return [
+        f"pyramid levels: a teacher for this student must have the strides {list(wanted)}, it has "
+        f"{list(its.strides)}; {remedy}"
+    ]
+
+
+def _need_problems(mine: Facts, its: Facts, needs: Needs, soft: SoftTarget | None) -> list[str]:
+    problems = []
+    if (needs.features or needs.cross) and its.channels is None:
+        problems.append(
+            "feature maps: this teacher hands out none; leave out the terms that compare features or use its head "
+            "(--method ld or --method bckd look at predictions only)"
+        )
+    elif needs.cross and its.channels != mine.channels:
+        problems.append(
+            f"width of the head, which the student's features go through: the teacher has {its.channels}, the student "
+            f"{mine.channels}; set detector.channels={its.channels}"
+        )
+    if needs.distributions and its.positions is None and soft is None:
+        problems.append(
+            "edge distributions: this teacher has boxes only; use --method bckd, which compares boxes, or set "
+            "teacher.soft_target=two_hot (or gaussian) to make distributions of its boxes"
+        )
+    return problems
+
+
+def _rebin(student: DetectorSettings, mine: Facts, its: Facts) -> Rebin | None:
+    if its.positions is None or (its.positions, its.offset) == (mine.positions, mine.offset):
+        return None
+    return Rebin(positions=its.positions, shift=mine.offset - its.offset, bins=Bins(student.reg_max))
+
+
+def _soften(student: DetectorSettings, mine: Facts, its: Facts, how: tuple[SoftTarget, float]) -> Soften:
+    kind, width = how
+    return Soften(shift=mine.offset - its.offset, bins=Bins(student.reg_max), kind=kind, width=width)
+
+
+def _edge_notes(student: DetectorSettings, mine: Facts, its: Facts) -> list[str]:
+    notes = []
+    if its.positions is None:
+        notes.append("edges: the teacher has boxes only; what stands for its distributions is made of them")
+    elif its.positions != mine.positions:
+        notes.append(
+            f"bins: the teacher's {len(its.positions)}, up to {its.positions[-1]:g} strides, are put into the "
+            f"student's {student.reg_max + 1}, up to {student.reg_max}; means are kept"
+            + (", but beyond the student's range" if its.positions[-1] > student.reg_max else "")
+        )
+    if its.offset != mine.offset:
+        notes.append(
+            f"locations: the teacher's are {its.offset - mine.offset:+g} strides from the student's, and its edges are "
+            "moved accordingly"
+        )
+    return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return str(list(names[:10])) + (" and others" if len(names) > 10 else "")
 
 
 def check_start(student: DetectorSettings, weights: DetectorSettings, where: str) -> None:
@@ -88,19 +273,6 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _cell(model: str) -> tuple[Any, ...]:
-    """Where a kind of detector looks within a cell of a feature map, and with which anchors."""
-    kind = KINDS[model]
-    return kind.offset, kind.octaves, kind.ratios
-
-
-def _where(model: str) -> str:
-    kind = KINDS[model]
-    per_cell = kind.octaves * len(kind.ratios)
-    place = "in the middle" if kind.offset else "at the corner"
-    return f"{'one' if per_cell == 1 else per_cell} {place} of each cell"
-
-
 def _unnamed(student: DetectorSettings, other: DetectorSettings, where: str) -> str:
     """What to do where a checkpoint does not name its classes, and there are as many; empty where that is not so."""
     names, count = student.classes, len(other.classes)
@@ -113,22 +285,3 @@ def _unnamed(student: DetectorSettings, other: DetectorSettings, where: str) -> 
         f"these, in this order, name them: locdistill convert {file} NAMED.safetensors --classes "
         f"{shlex.quote(','.join(names))}, and take NAMED.safetensors"
     )
-
-
-def _classes(student: tuple[str, ...], teacher: tuple[str, ...]) -> str:
-    if set(student) == set(teacher):
-        return (
-            f"classes: the same in another order; the teacher has {list(teacher)}, the student {list(student)}; set "
-            f"data.classes to the teacher's order"
-        )
-    only_teacher = [name for name in teacher if name not in student]
-    only_student = [name for name in student if name not in teacher]
-    parts = [f"the teacher has {len(teacher)}, the student {len(student)}"]
-    if only_teacher:
-        parts.append(f"only the teacher knows {only_teacher[:10]}")
-    if only_student:
-        parts.append(f"only the student's data have {only_student[:10]}")
-    remedy = "take a teacher that was trained on these classes"
-    if not only_teacher:
-        remedy += f", or leave the others out, as background, with data.classes=[{', '.join(teacher)}]"
-    return f"classes: {'; '.join(parts)}; {remedy}"

@@ -3,7 +3,7 @@
 Where no recipe is named, these are the choices:
 
 - kind of detector: GFL; with a teacher, the teacher's kind;
-- classes: those of the data; with a teacher of the same classes, in its order (with other classes it cannot teach);
+- classes: those of the data; with a teacher of the same classes, in its order (others are matched by name);
 - input size: the median size of the training images, both sides rounded to a multiple of 32 and shrunk to fit 1333 x
   800; with a teacher, the size that it was trained at;
 - with weights to start from, their detector's architecture, order of classes and input size;
@@ -22,18 +22,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from locdistill.data.open import class_names, open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
+from locdistill.distillation.onnx_teacher import SUFFIX
 from locdistill.errors import RecipeError, RunError
 from locdistill.models.foreign import detector_settings
-from locdistill.models.settings import DetectorSettings
+from locdistill.models.settings import DetectorSettings, InputSettings
+from locdistill.models.weights import locate
 from locdistill.recipes.folder import saved_recipe
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override, build_recipe, recipe_data, validate
+from locdistill.recipes.methods import method_terms
 from locdistill.recipes.overrides import apply_overrides, parse_override
 from locdistill.recipes.recipe import ASSIGNER_OF, EMA, OF_TEACHER, Recipe, supervised_terms
+from locdistill.recipes.teaching import onnx_teacher
 from locdistill.recipes.terms import TermSettings
 
 BATCH = 4
@@ -61,6 +67,7 @@ class Request:
         recipe: Name or file of a recipe to start from instead of the defaults for the data.
         teacher: Weights file or run folder of a trained detector; ``ema`` for the running average of the student.
         start: Weights file or run folder that the detector begins with; ``teacher`` for its teacher's.
+        methods: Names of distillation methods, whose terms take the place of those that compare with a teacher.
         overrides: Settings laid over everything else, in order.
     """
 
@@ -72,6 +79,7 @@ class Request:
     recipe: str | Path | None = None
     teacher: str | Path | None = None
     start: str | Path | None = None
+    methods: tuple[str, ...] = ()
     overrides: tuple[Override, ...] = ()
 
 
@@ -112,7 +120,29 @@ def _words(request: Request, data: dict[str, Any]) -> list[Override]:
         words.append((("detector", "pretrained"), _PRETRAINED.get(request.pretrained, request.pretrained)))
     if request.epochs is not None:
         words += _epochs(request.epochs, data.get("engine") or {})
-    return words
+    return words + (_methods(request, data) if request.methods else [])
+
+
+def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
+    """The terms of the methods, in place of all that compare with a teacher."""
+    given = (data.get("detector") or {}).get("model", "gfl")
+    model = _override(request, "detector.model") or request.model or given
+    if model not in ASSIGNER_OF:  # what is wrong is said when the recipe is checked
+        return []
+    new: dict[str, TermSettings] = method_terms(request.methods, model)
+    if not data.get("terms"):
+        new = supervised_terms(model) | new
+    old = [name for name, term in (data.get("terms") or {}).items() if name not in new and _compares(term)]
+    words: list[Override] = [(("terms", name), None) for name in old]
+    return [*words, *((("terms", name), term.model_dump()) for name, term in new.items())]
+
+
+def _compares(term: Any) -> bool:
+    """Whether a term of plain data compares with a teacher; a wrong one is found when the recipe is checked."""
+    try:
+        return TermSettings.model_validate(term).needs_teacher
+    except ValidationError:
+        return False
 
 
 def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
@@ -170,7 +200,21 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
 
 
 def _settings_of(weights: str | Path) -> DetectorSettings:
-    return detector_settings(resolve_hub(weights))
+    file = resolve_hub(weights)
+    return _settings_of_onnx(file) if file.suffix == SUFFIX else detector_settings(file)
+
+
+def _settings_of_onnx(file: Path) -> DetectorSettings:
+    """Those of a detector that a teacher in an ONNX file can teach without bridges, but for its name."""
+    teacher = onnx_teacher(locate(file), None)
+    facts, size = teacher.facts, teacher.size
+    settings = DetectorSettings(
+        backbone=file.stem, classes=facts.classes, levels=tuple(stride.bit_length() - 1 for stride in facts.strides)
+    )
+    known: dict[str, Any] = {"reg_max": len(facts.positions) - 1} if facts.positions else {}
+    if size is not None:
+        known["input"] = InputSettings(short=min(size), long=max(size))
+    return settings.model_copy(update=known)
 
 
 def _architecture(settings: DetectorSettings) -> dict[str, Any]:

@@ -201,6 +201,8 @@ def shareable(recipe: Recipe) -> Recipe:
     plain["data"]["path"] = ""
     if recipe.teacher and not (recipe.teacher.follows or _on_hub(recipe.teacher.weights)):
         plain["teacher"]["weights"] = None
+    for other in (plain["teacher"] or {}).get("more", ()):
+        other["weights"] = other["weights"] if _on_hub(other["weights"]) else None
     if recipe.start not in (None, OF_TEACHER) and not _on_hub(recipe.start):
         plain["start"] = f"./{PureWindowsPath(str(recipe.start)).name}"
     return build_recipe(plain, "the recipe without paths")

@@ -6,14 +6,15 @@ that is saved beside every run gives the same run again.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from locdistill.data.settings import DataSettings
+from locdistill.distillation.bridges import SoftTarget
 from locdistill.distillation.presets import supervised
 from locdistill.engine.settings import EngineSettings
-from locdistill.models.settings import DetectorSettings
+from locdistill.models.settings import DetectorSettings, Triple
 from locdistill.recipes.terms import Component, TermSettings, build_component, plain_component
 from locdistill.settings import Settings
 
@@ -23,6 +24,34 @@ OF_TEACHER = "teacher"
 """``start`` where the student begins with its teacher's weights."""
 EMA_DECAY = 0.999
 """Of the mean teacher (Tarvainen and Valpola 2017)."""
+
+
+class OnnxSettings(Settings):
+    """What an ONNX file does not say of itself."""
+
+    classes: tuple[str, ...] | None = None
+    """Names, in the file's order; None is those of COCO where there are 80, those of VOC where there are 20."""
+    mean: Triple = (103.53, 116.28, 123.675)
+    """Of the input channels, in the network's order, 0 to 255; those of MMDetection and NanoDet unless given."""
+    std: Triple = (57.375, 57.12, 58.395)
+    bgr: bool = True
+    """Whether the network takes blue, green, red."""
+    offset: float = 0.5
+    """Position of a location within its cell, in strides: 0.5 in NanoDet and FCOS, 0 in GFL."""
+    boxes: Literal["strides", "pixels", "corners"] = "strides"
+    """What four numbers per location are, where there are no distributions: distances to the edges, in strides or in
+    pixels, or ``x1, y1, x2, y2`` in pixels."""
+
+
+class Colleague(Settings):
+    """One more teacher, beside the first."""
+
+    weights: str | None = None
+    """As ``teacher.weights``, but for ``ema``."""
+    share: float = Field(default=1.0, gt=0)
+    """Its weight in the mean of the teachers; only ratios count."""
+    sha256: str | None = None
+    onnx: OnnxSettings | None = None
 
 
 class TeacherSettings(Settings):
@@ -42,6 +71,27 @@ class TeacherSettings(Settings):
     """How to get it."""
     sha256: str | None = None
     """Digest of the weights file. None takes whichever file is there; a finished run has it filled in."""
+    scale: int = Field(default=1, ge=1, le=4)
+    """The batch is enlarged this much before the teacher looks at it: 1, 2 or 4. Its levels are shifted likewise."""
+    soft_target: SoftTarget | None = None
+    """Distributions for a teacher that has boxes only: ``two_hot`` or ``gaussian`` around the distance of each edge."""
+    soft_width: float = Field(default=0.5, gt=0)
+    """Standard deviation of the Gaussian, in strides."""
+    onnx: OnnxSettings | None = None
+    """What the teacher's file does not say of itself, where it is an ONNX file."""
+    share: float = Field(default=1.0, gt=0)
+    """Its weight in the mean where there are more teachers."""
+    more: tuple[Colleague, ...] = ()
+    """Further teachers: the probabilities of all are averaged. ``weights: [a, b]`` is short for two of equal share."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _several(cls, values: Any) -> Any:
+        """A list of weights: the first teacher, and more."""
+        if isinstance(values, dict) and isinstance(values.get("weights"), list | tuple):
+            first, *others = values["weights"] or [None]
+            return {**values, "weights": first, "more": [{"weights": other} for other in others]}
+        return values
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> TeacherSettings:
@@ -54,6 +104,12 @@ class TeacherSettings(Settings):
             raise ValueError(
                 "sha256 is the digest of a teacher's file, and teacher.weights=ema has none; set teacher.sha256=null"
             )
+        if self.more and self.follows:
+            raise ValueError(
+                "a teacher that is the student's running average has no others beside it; set teacher.more=[]"
+            )
+        if self.scale == 3:
+            raise ValueError("scale is 1, 2 or 4, so that the grids of teacher and student agree; came 3")
         return self
 
     @property

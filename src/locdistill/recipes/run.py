@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from locdistill.data.loader import training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.distillation.agreement import agreement
-from locdistill.distillation.teacher import AverageTeacher, LiveTeacher
+from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
 from locdistill.engine.devices import check_training_devices
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
@@ -33,11 +34,12 @@ from locdistill.models.detector import Detector
 from locdistill.models.weights import load_strict, locate
 from locdistill.objective.objective import Objective
 from locdistill.recipes import folder, pictures
-from locdistill.recipes.compatible import check_start, check_teacher
+from locdistill.recipes.compatible import check_start
 from locdistill.recipes.defaults import Request, resolve, resumed_recipe
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override
 from locdistill.recipes.recipe import EMA_DECAY, OF_TEACHER, Recipe
+from locdistill.recipes.teaching import teacher_files, with_teacher
 from locdistill.recipes.terms import build_component
 from locdistill.recipes.use import validation_loader
 from locdistill.types import Batch
@@ -70,7 +72,7 @@ class _Parts:
     datasets: dict[str, Dataset]
     detector: Detector
     objective: Objective
-    teacher: LiveTeacher | None
+    teacher: FrozenTeacher | None
     start: Path | None
 
 
@@ -127,6 +129,7 @@ def distill(  # noqa: PLR0913 - the words of the command line
     epochs: int | None = None,
     pretrained: str | bool | None = None,
     start: str | Path | None = None,
+    methods: Sequence[str] = (),
     recipe: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
@@ -142,6 +145,8 @@ def distill(  # noqa: PLR0913 - the words of the command line
         epochs: Passes over the data.
         pretrained: Weights of the student's backbone: ``hub``, ``none`` or a file.
         start: Weights that the student begins with, as for :func:`train`; ``teacher`` for its teacher's.
+        methods: Names of distillation methods (see :mod:`locdistill.distillation.methods`), which are put together and
+            take the place of the recipe's; ``ld`` unless given.
         recipe: Name or file of a recipe to start from.
         out: The run folder, which must be new; ``runs/distill-<name>`` unless given.
         resume: Continue the run in ``out``.
@@ -164,6 +169,7 @@ def distill(  # noqa: PLR0913 - the words of the command line
         start=start,
         recipe=recipe,
         teacher=teacher,
+        methods=(methods,) if isinstance(methods, str) else tuple(methods),
         overrides=tuple(overrides),
     )
     return _start(request, "distill", out, resume)
@@ -213,12 +219,12 @@ def _compose(recipe: Recipe, *, fresh: bool) -> _Parts:
 
     No weights are fetched for the student where a checkpoint holds them all (``fresh`` is false then).
     """
-    teacher_file = _teacher_file(recipe)
-    start = _start_file(recipe, teacher_file) if fresh else None
+    files = teacher_files(recipe)
+    start = _start_file(recipe, files) if fresh else None
     recipe, datasets = _with_data(recipe)
-    teacher: LiveTeacher | None = None
-    if teacher_file is not None:
-        recipe, teacher = _with_teacher(recipe, teacher_file)
+    teacher: FrozenTeacher | None = None
+    if files:
+        recipe, teacher = with_teacher(recipe, files)
     torch.manual_seed(recipe.engine.seed)
     detector = Detector(recipe.detector, pretrained=fresh and start is None)
     if start is not None:
@@ -232,14 +238,14 @@ def _compose(recipe: Recipe, *, fresh: bool) -> _Parts:
     )
 
 
-def _start_file(recipe: Recipe, teacher_file: Path | None) -> Path | None:
+def _start_file(recipe: Recipe, teachers: tuple[Path, ...]) -> Path | None:
     """The weights file that the student begins with; None for those of its backbone.
 
     Raises:
         WeightsError: There is no such file.
     """
     if recipe.start == OF_TEACHER:
-        return teacher_file
+        return teachers[0]
     return None if recipe.start is None else locate(resolve_hub(recipe.start))
 
 
@@ -253,22 +259,6 @@ def _begin_with(detector: Detector, file: Path) -> None:
     check_start(detector.settings, weights.settings, str(file))
     load_strict(detector, weights.state_dict(), str(file))
     log.info("the student begins with the weights of %s", file)
-
-
-def _teacher_file(recipe: Recipe) -> Path | None:
-    """The teacher's weights file; None where there is no teacher, or it is made of the student.
-
-    Raises:
-        TeacherError: The recipe has a teacher, but no file is named.
-        WeightsError: There is no such file.
-    """
-    if recipe.teacher is None or recipe.teacher.follows:
-        return None
-    if recipe.teacher.weights is None:
-        name = recipe.teacher.name or "a trained detector"
-        how = f" How to get it: {recipe.teacher.where}" if recipe.teacher.where else ""
-        raise TeacherError(f"recipe {recipe.name} needs its teacher ({name}); name it with --teacher FILE.{how}")
-    return locate(resolve_hub(recipe.teacher.weights))
 
 
 def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
@@ -291,23 +281,6 @@ def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
     return recipe.model_copy(update={"data": settings, "detector": detector}), {"train": train_set, "val": val_set}
 
 
-def _with_teacher(recipe: Recipe, file: Path) -> tuple[Recipe, LiveTeacher]:
-    """Load the teacher and record which file it was."""
-    assert recipe.teacher is not None
-    digest = folder.file_digest(file)
-    if recipe.teacher.sha256 not in (None, digest):
-        raise TeacherError(
-            f"{file} is not the teacher that the recipe was run with (sha256 {digest[:12]}..., expected "
-            f"{str(recipe.teacher.sha256)[:12]}...): put the file back, or accept the new one in a new run with "
-            "teacher.sha256=null"
-        )
-    teacher = Detector.load(file)
-    features = any(term.build().needs_features for term in recipe.terms.values())
-    check_teacher(recipe.detector, teacher.settings, str(file), features=features)
-    known = recipe.teacher.model_copy(update={"sha256": digest})
-    return recipe.model_copy(update={"teacher": known}), LiveTeacher(teacher)
-
-
 def objective_of(recipe: Recipe, detector: Detector) -> Objective:
     """The recipe's loss for a detector."""
     assigner = build_component("assigner", recipe.assigner)
@@ -321,6 +294,8 @@ def objective_of(recipe: Recipe, detector: Detector) -> Objective:
 def _fit(parts: _Parts, out: Path, resume: bool) -> RunResult:
     recipe, detector, datasets = parts.recipe, parts.detector, parts.datasets
     log.info("%s: %d training images, %d to evaluate on, %d classes", *_headline(parts))
+    for note in parts.teacher.notes if parts.teacher is not None else ():
+        log.info("teacher %s", note)
 
     def train_loader(rank: int, world_size: int) -> DataLoader[Batch]:
         return training_loader(

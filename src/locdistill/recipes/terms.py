@@ -9,6 +9,9 @@ first three is a name, or a name with options::
       norm: {per_image: {reference_batch: 3, divisor: 1}}
       weight: 0.25
 
+The weight may follow the run, with a ``schedule`` of the same form (``cosine``, or ``{linear: {first: 1, last: 0,
+start: 0.5}}``); or give way to ``balance``, the term's gradient in multiples of the supervised terms'.
+
 The names are the keys of :mod:`locdistill.distillation.vocabulary`; the options are the fields of the classes behind
 them.
 """
@@ -26,19 +29,20 @@ from locdistill.distillation import vocabulary
 from locdistill.objective.term import Term
 from locdistill.settings import Settings, suggestion
 
-Kind = Literal["of", "on", "norm", "assigner"]
+Kind = Literal["of", "on", "norm", "schedule", "assigner"]
 Component = str | dict[str, Any]
 """A name, or ``{name: {option: value}}``."""
 
-_WHAT = {"of": "divergence", "on": "region", "norm": "normaliser", "assigner": "assigner"}
+_WHAT = {"of": "divergence", "on": "region", "norm": "normaliser", "schedule": "schedule", "assigner": "assigner"}
 
 
 def names(kind: Kind) -> dict[str, type]:
-    """The classes that may stand under ``of``, ``on``, ``norm`` or ``assigner``, by name."""
+    """The classes that may stand under ``of``, ``on``, ``norm``, ``schedule`` or ``assigner``, by name."""
     tables: dict[str, dict[str, type]] = {
         "of": vocabulary.DIVERGENCES,
         "on": vocabulary.REGIONS,
         "norm": vocabulary.NORMALISERS,
+        "schedule": vocabulary.SCHEDULES,
         "assigner": ASSIGNERS,
     }
     return tables[kind]
@@ -60,7 +64,7 @@ def split_component(spec: Any) -> tuple[str, dict[str, Any]]:
 
 
 def build_component(kind: Kind, spec: Any) -> Any:
-    """Build the divergence, region, normaliser or assigner that a component describes.
+    """Build the divergence, region, normaliser, schedule or assigner that a component describes.
 
     Raises:
         ValueError: The name or an option does not exist, or a value is impossible; all problems in one message.
@@ -115,11 +119,22 @@ class TermSettings(Settings):
     norm: Component = Field(default="weight_sum", validate_default=True)
     """What the weighted sum is divided by: a normaliser."""
     weight: float = 1.0
+    schedule: Component | None = None
+    """How the weight follows the run; None for a constant one."""
+    balance: float | None = Field(default=None, gt=0)
+    """The norm of the term's gradient in multiples of the supervised terms', in place of the weight."""
 
     @field_validator("of", "on", "norm", mode="before")
     @classmethod
     def _spell_out(cls, spec: Any, info: Any) -> Component:
         return plain_component(info.field_name, build_component(info.field_name, spec))
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _spell_out_schedule(cls, spec: Any) -> Component | None:
+        if spec is None or spec == "constant":
+            return None
+        return plain_component("schedule", build_component("schedule", spec))
 
     def build(self) -> Term:
         """The term itself."""
@@ -128,6 +143,8 @@ class TermSettings(Settings):
             on=build_component("on", self.on),
             norm=build_component("norm", self.norm),
             weight=self.weight,
+            schedule=None if self.schedule is None else build_component("schedule", self.schedule),
+            balance=self.balance,
         )
 
     @property
@@ -148,4 +165,6 @@ class TermSettings(Settings):
             on=plain_component("on", term.on),
             norm=plain_component("norm", term.norm),
             weight=term.weight,
+            schedule=None if term.schedule is None else plain_component("schedule", term.schedule),
+            balance=term.balance,
         )

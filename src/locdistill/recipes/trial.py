@@ -19,8 +19,8 @@ import os
 import platform
 import shutil
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from locdistill.recipes.recipe import Recipe, TeacherSettings
 from locdistill.recipes.terms import TermSettings
 from locdistill.settings import Settings
 
+NOTHING = "–"  # noqa: RUF001 - what one seed cannot tell
 METRICS = ("AP", "AP50", "AP75", "AP90")
 TEACHER, ALONE, DISTILLED, LONGER = "teacher", "alone", "distilled", "alone_longer"
 LABELS = {
@@ -128,6 +129,25 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Arm:
+    """Something to train once per seed.
+
+    Attributes:
+        name: Of its runs and, with the seed behind it, of their folders.
+        label: What it is, in words.
+        recipe: Of a seed.
+        seeds: For which it is run.
+        there: By seed, folders of finished runs that lie elsewhere.
+    """
+
+    name: str
+    label: str
+    recipe: Callable[[int], Recipe]
+    seeds: tuple[int, ...]
+    there: Mapping[int, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class TrialResult:
     """What came out.
 
@@ -193,23 +213,39 @@ def run_trial(settings: TrialSettings, out: Path, *, train: Train, tell: Tell = 
     teacher = None
     weights = Path(settings.teacher_weights or "")
     if settings.teacher_weights is None:
-        teacher = _finish(TEACHER, settings.teacher, out / TEACHER, train, tell)
+        seed = settings.teacher.engine.seed
+        arm = Arm(TEACHER, LABELS[TEACHER], lambda _: settings.teacher, (seed,), {seed: out / TEACHER})
+        (teacher,) = train_arms([arm], out, train=train, tell=tell)
         weights = teacher.weights
-    runs: list[Run] = []
-    for seed in settings.seeds:  # both in turn, so that a machine that gets slower or faster does so for both
-        for arm in (ALONE, DISTILLED):
-            recipe = settings.recipe(arm, seed, weights=weights)
-            runs.append(_finish(arm, recipe, out / f"{arm}-{seed}", train, tell))
+    runs = train_arms([_arm(settings, name, weights) for name in (ALONE, DISTILLED)], out, train=train, tell=tell)
     if settings.equal_time:
-        alone, distilled = ([run for run in runs if run.arm == arm] for arm in (ALONE, DISTILLED))
-        steps = _fixed_steps(out, equal_time_steps(alone, distilled))
-        for seed in settings.seeds:
-            recipe = settings.recipe(LONGER, seed, weights=weights, steps=steps)
-            runs.append(_finish(LONGER, recipe, out / f"{LONGER}-{seed}", train, tell))
+        alone, distilled = ([run for run in runs if run.arm == name] for name in (ALONE, DISTILLED))
+        steps = fixed_steps(out / "equal_time.json", equal_time_steps(alone, distilled))
+        runs += train_arms([_arm(settings, LONGER, weights, steps)], out, train=train, tell=tell)
     result = TrialResult(settings, teacher, weights, tuple(runs))
     (out / "results.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
     (out / "results.md").write_text(as_markdown(result))
     return result
+
+
+def _arm(settings: TrialSettings, name: str, weights: Path, steps: int | None = None) -> Arm:
+    def recipe(seed: int) -> Recipe:
+        return settings.recipe(name, seed, weights=weights, steps=steps)
+
+    return Arm(name, LABELS[name], recipe, settings.seeds)
+
+
+def train_arms(arms: Sequence[Arm], out: Path, *, train: Train, tell: Tell) -> list[Run]:
+    """Train what is not yet trained, each arm of a seed in turn, so that a machine that gets slower does so for all.
+
+    Args:
+        arms: What to train.
+        out: Gets a folder for each run; what has finished there is taken over, what was interrupted goes on.
+        train: Trains a recipe into a folder.
+        tell: Gets a line of progress now and then.
+    """
+    seeds = dict.fromkeys(seed for arm in arms for seed in arm.seeds)
+    return [_finish(arm, seed, out, train, tell) for seed in seeds for arm in arms if seed in arm.seeds]
 
 
 def _claim(settings: TrialSettings, out: Path) -> None:
@@ -224,37 +260,50 @@ def _claim(settings: TrialSettings, out: Path) -> None:
     stamp.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _fixed_steps(out: Path, steps: int) -> int:
+def fixed_steps(stamp: Path, steps: int) -> int:
     """Keep the number of steps of equal time once it is known: a resumed trial must not change it half way."""
-    stamp = out / "equal_time.json"
     if not stamp.is_file():
         stamp.write_text(json.dumps({"steps": steps}) + "\n")
     return int(json.loads(stamp.read_text())["steps"])
 
 
-def _finish(arm: str, recipe: Recipe, folder: Path, train: Train, tell: Tell) -> Run:
-    """Train a recipe unless its folder says that this was done; go on where a checkpoint allows it."""
-    what = f"{LABELS[arm]}, seed {recipe.engine.seed}, {recipe.engine.steps} steps"
+def _finish(arm: Arm, seed: int, out: Path, train: Train, tell: Tell) -> Run:
+    """Train an arm's recipe unless its folder says that this was done; go on where a checkpoint allows it."""
+    recipe, folder = arm.recipe(seed), arm.there.get(seed, out / f"{arm.name}-{seed}")
+    length = f"{recipe.engine.epochs} epochs" if recipe.engine.steps is None else f"{recipe.engine.steps} steps"
+    what = f"{arm.label}, seed {seed}, {length}"
     if _metrics(folder) is None:
         resume = (folder / "last.ckpt").is_file()
         if folder.exists() and not resume:
             shutil.rmtree(folder)  # it was stopped before its first checkpoint
         tell(f"{'resuming' if resume else 'training'}: {what}")
         train(recipe, folder, resume)
+    run = finished_run(arm.name, seed, folder)
+    numbers = ", ".join(f"{k} {v:.1f}" for k, v in run.metrics.items())
+    tell(f"finished: {what}: {numbers}, {run.seconds:.0f} s")
+    return run
+
+
+def finished_run(arm: str, seed: int, folder: Path) -> Run:
+    """The run in a folder.
+
+    Raises:
+        RunError: It did not reach its end.
+    """
     content = _metrics(folder)
     if content is None:
-        raise RunError(f"{folder} holds a run that did not reach its end; start the trial again to go on with it.")
-    metrics = {name: 100 * float(content["last"][name]) for name in METRICS}
-    run = Run(
+        raise RunError(
+            f"{folder} holds a run that did not reach its end; start the same command again to go on with it."
+        )
+    last = content["last"]
+    return Run(
         arm=arm,
-        seed=recipe.engine.seed,
+        seed=seed,
         steps=int(content["steps"]),
         seconds=float(content["train_seconds"]),
-        metrics=metrics,
+        metrics={name: math.nan if last[name] is None else 100 * float(last[name]) for name in METRICS},
         folder=folder,
     )
-    tell(f"finished: {what}: {', '.join(f'{k} {v:.1f}' for k, v in metrics.items())}, {run.seconds:.0f} s")
-    return run
 
 
 def _metrics(folder: Path) -> dict[str, Any] | None:
@@ -275,11 +324,12 @@ def summary_table(result: TrialResult) -> Table:
 
 
 def _row(label: str, runs: list[Run]) -> tuple[str, ...]:
-    cells = [_spread([run.metrics[metric] for run in runs]) for metric in METRICS]
-    return (label, *cells, _spread([run.seconds for run in runs]), str(runs[0].steps), str(len(runs)))
+    cells = [spread([run.metrics[metric] for run in runs]) for metric in METRICS]
+    return (label, *cells, spread([run.seconds for run in runs]), str(runs[0].steps), str(len(runs)))
 
 
-def _spread(values: list[float]) -> str:
+def spread(values: Sequence[float]) -> str:
+    """The mean over seeds and, of several, their standard deviation."""
     mean = f"{statistics.fmean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
@@ -291,12 +341,17 @@ def difference_table(result: TrialResult) -> Table:
         if result.arm(against):
             for metric in METRICS:
                 pair = result.difference(against, metric)
-                interval = "–" if len(pair.differences) == 1 else f"{pair.low:+z.1f} to {pair.high:+z.1f}"  # noqa: RUF001
-                seeds = ", ".join(f"{value:+z.1f}" for value in pair.differences)
-                spread = "–" if len(pair.differences) == 1 else f"{pair.deviation:.1f}"  # noqa: RUF001
-                rows.append((f"{metric} {label}", f"{pair.mean:+z.1f}", spread, interval, seeds))
+                rows.append((f"{metric} {label}", *paired_cells(pair)))
     header = ("student + LD less student alone", "mean", "deviation", "95 % interval", "seed by seed")
     return Table("Paired differences, in percentage points", header, tuple(rows))
+
+
+def paired_cells(pair: Paired) -> tuple[str, str, str, str]:
+    """Mean, standard deviation, interval, and the differences seed by seed."""
+    seeds = ", ".join(f"{value:+z.1f}" for value in pair.differences)
+    deviation = NOTHING if math.isnan(pair.deviation) else f"{pair.deviation:.1f}"
+    interval = NOTHING if math.isinf(pair.low) else f"{pair.low:+z.1f} to {pair.high:+z.1f}"
+    return f"{pair.mean:+z.1f}", deviation, interval, seeds
 
 
 def runs_table(result: TrialResult) -> Table:
@@ -330,7 +385,7 @@ def as_json(result: TrialResult) -> dict[str, Any]:
         "environment": environment(),
         "verdict": result.verdict,
         "differences": {
-            name: {metric: _finite(dataclasses.asdict(result.difference(name, metric))) for metric in METRICS}
+            name: {metric: finite(dataclasses.asdict(result.difference(name, metric))) for metric in METRICS}
             for name in against
         },
         "teacher": plain(result.teacher) if result.teacher else str(result.teacher_weights),
@@ -338,7 +393,7 @@ def as_json(result: TrialResult) -> dict[str, Any]:
     }
 
 
-def _finite(values: dict[str, Any]) -> dict[str, Any]:
+def finite(values: dict[str, Any]) -> dict[str, Any]:
     """JSON knows neither NaN nor infinity: what one seed leaves undefined is null."""
     return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
 

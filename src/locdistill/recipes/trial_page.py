@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from locdistill.recipes.trial import (
     DISTILLED,
     LABELS,
     LONGER,
+    METRICS,
     TEACHER,
     TrialResult,
     difference_table,
@@ -63,17 +64,17 @@ def write_page(result: TrialResult, out: Path) -> Path:
     views, terms = _look(result), result.settings.terms
     sections = [
         report.Section("What was seen", [report.Text(result.verdict), *_tables(result), *_conditions(result)]),
-        report.Section("Seed by seed", [report.Picture(_seed_chart(result), _SEEDS, density=2)]),
+        report.Section("Seed by seed", [report.Picture(_seed_chart(result), SEEDS, density=2)]),
         report.Section("The same images", [report.Picture(_side_by_side(views), _IMAGES, photo=True)]),
         report.Section("The edges of one object", _edges(views)),
         report.Section("Where distillation acts", [report.Picture(_regions(views, terms), _REGIONS, photo=True)]),
         report.Section("Curves", _curves(result)),
-        report.Section("Every run", [_block(runs_table(result))]),
+        report.Section("Every run", [block(runs_table(result))]),
     ]
     return report.write_page(out / "report.html", result.settings.name, sections, subtitle=result.settings.about)
 
 
-_SEEDS = (
+SEEDS = (
     "A dot is a run, a line joins the runs of one seed, a bar is the mean. Lines that all rise or all fall say more "
     "than the distance between the bars."
 )
@@ -88,10 +89,11 @@ _REGIONS = (
 
 
 def _tables(result: TrialResult) -> list[report.Block]:
-    return [_block(summary_table(result)), _block(difference_table(result))]
+    return [block(summary_table(result)), block(difference_table(result))]
 
 
-def _block(table: Table) -> report.Table:
+def block(table: Table) -> report.Table:
+    """A table of results as a block of a page."""
     return report.Table(table.header, table.rows, caption=table.title, emphasis=table.emphasis)
 
 
@@ -223,18 +225,48 @@ def _curves(result: TrialResult) -> list[report.Block]:
 
 def _seed_chart(result: TrialResult) -> Image.Image:
     """AP, AP50, AP75 and AP90 of every run, by arm."""
-    figure = new_figure(1000, 320)
-    arms = result.arms
     short = {ALONE: "alone", DISTILLED: "+ LD", LONGER: "alone,\nequal time"}
-    for panel, metric in zip(figure.subplots(1, 4), ("AP", "AP50", "AP75", "AP90"), strict=True):
+    columns = [
+        SeedColumn(short[arm], {run.seed: run.metrics for run in result.arm(arm)}, taught=arm == DISTILLED)
+        for arm in result.arms
+    ]
+    return seed_chart(columns)
+
+
+@dataclass(frozen=True)
+class SeedColumn:
+    """The runs of one arm in a chart.
+
+    Attributes:
+        label: Below the column; may have several lines.
+        metrics: By seed.
+        taught: Whether a teacher took part, which decides the colour.
+    """
+
+    label: str
+    metrics: Mapping[int, Mapping[str, float]]
+    taught: bool
+
+
+def seed_chart(columns: Sequence[SeedColumn]) -> Image.Image:
+    """A dot for each run, a bar for the mean of each column, a line between runs of the same seed; one panel a metric.
+
+    Up to four columns, the panels stand in a row; more need the room of two rows.
+    """
+    rows = 1 if len(columns) <= 4 else 2
+    figure = new_figure(1000, 320 * rows)
+    panels = figure.subplots(rows, 4 // rows).flatten()
+    seeds = sorted({seed for column in columns for seed in column.metrics})
+    for panel, metric in zip(panels, METRICS, strict=True):
         axes = tidy(panel, f"{metric} (%)")
-        values = [result.values(arm, metric) for arm in arms]
-        for of_seed in zip(*values, strict=True):
-            axes.plot(range(len(arms)), of_seed, color=hexadecimal(MUTED), linewidth=0.8, alpha=0.6, zorder=1)
-        for x, (arm, of_arm) in enumerate(zip(arms, values, strict=True)):
-            colour = hexadecimal(TEACHER_COLOUR if arm == DISTILLED else STUDENT)
-            axes.scatter([x] * len(of_arm), of_arm, color=colour, s=22, zorder=3)
-            axes.hlines(sum(of_arm) / len(of_arm), x - 0.25, x + 0.25, color=hexadecimal(INK), linewidth=1.6, zorder=2)
-        axes.set_xticks(range(len(arms)), [short[arm] for arm in arms])
-        axes.set_xlim(-0.5, len(arms) - 0.5)
+        for seed in seeds:
+            points = [(x, column.metrics[seed][metric]) for x, column in enumerate(columns) if seed in column.metrics]
+            axes.plot(*zip(*points, strict=True), color=hexadecimal(MUTED), linewidth=0.8, alpha=0.6, zorder=1)
+        for x, column in enumerate(columns):
+            values = [numbers[metric] for numbers in column.metrics.values()]
+            colour = hexadecimal(TEACHER_COLOUR if column.taught else STUDENT)
+            axes.scatter([x] * len(values), values, color=colour, s=22, zorder=3)
+            axes.hlines(sum(values) / len(values), x - 0.25, x + 0.25, color=hexadecimal(INK), linewidth=1.6, zorder=2)
+        axes.set_xticks(range(len(columns)), [column.label for column in columns])
+        axes.set_xlim(-0.5, len(columns) - 0.5)
     return to_image(figure)

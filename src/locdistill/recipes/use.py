@@ -147,11 +147,11 @@ def evaluate(
     """
     weights = resolve_hub(weights)
     with _processes() as local:
-        where = existing_device(device or local or _default_device())
+        where = existing_device(device or local or default_device())
         detector = Detector.load(weights, where)
-        detector.settings, others = _adjust(detector.settings, overrides, data=_data_of(weights, data))
+        detector.settings, others = _adjust(detector.settings, overrides, data=data_of(weights, data))
         settings = validate(DataSettings, others["data"], "data")
-        settings = _with_classes(settings, split, detector.settings.classes)
+        settings = with_classes(settings, split, detector.settings.classes)
         dataset = open_dataset(settings, split, training=False)
         loader: Iterable[Batch] = validation_loader(
             dataset,
@@ -249,7 +249,7 @@ def _per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | No
     }
 
 
-def _data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
+def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
     """Data settings: a folder with all defaults, or those of the run that the weights belong to."""
     if data is not None:
         return {"path": str(data)}
@@ -259,7 +259,7 @@ def _data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
     return load_recipe(beside).data.model_dump(mode="json")
 
 
-def _with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> DataSettings:
+def with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> DataSettings:
     """Data settings that choose the detector's classes, in its order.
 
     Raises:
@@ -335,7 +335,7 @@ def predict(
     if isinstance(weights, Detector):
         detector = weights
     else:
-        detector = Detector.load(resolve_hub(weights), existing_device(device or _default_device()))
+        detector = Detector.load(resolve_hub(weights), existing_device(device or default_device()))
     settings = _reporting_from(threshold, _adjust(detector.settings, overrides)[0])
     targets = _targets(files, Path(save)) if save is not None else {}
     if save is not None:
@@ -449,7 +449,8 @@ def _targets(files: list[tuple[Path, Path]], save: Path) -> dict[Path, Path]:
     return targets
 
 
-def _default_device() -> str:
+def default_device() -> str:
+    """A GPU if there is one."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

@@ -24,12 +24,14 @@ class CenternessHead(GFLHead):
         self.centerness = nn.Conv2d(settings.channels, 1, 3, padding=1)
         initialise(self, self.cls)
 
-    def forward(self, levels: Sequence[Tensor]) -> Dense:
-        """Class, edge and centerness logits of the maps of a pyramid, finest first."""
+    def finish(self, maps: Sequence[Tensor], first: int = 0) -> Dense:
+        """Predictions with a centerness; see :meth:`GFLHead.finish`."""
         classes, edges, centerness = [], [], []
-        for level, scale in zip(levels, self.scales, strict=True):
-            classes.append(self.cls(self.cls_tower(level)))
-            tower = self.reg_tower(level)
+        for cls_map, reg_map, scale in zip(
+            maps[::2], maps[1::2], list(self.scales)[first : first + len(maps) // 2], strict=True
+        ):
+            classes.append(self.cls(self.cls_tower.finish(cls_map)))
+            tower = self.reg_tower.finish(reg_map)
             edges.append((self.reg(tower) * scale).float())
             centerness.append(self.centerness(tower))
         return Dense(flat(classes, self.classes), flat(edges, EDGES, self.bins), flat(centerness))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from locdistill.models.heads.parts import EDGES, flat, initialise, level_scales, tower
+from locdistill.models.heads.parts import EDGES, begin, flat, initialise, level_scales, tower
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Dense
 
@@ -37,9 +37,23 @@ class GFLHead(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Dense:
         """Class and edge logits of the maps of a pyramid, finest first."""
-        classes = [self.cls(self.cls_tower(level)) for level in levels]
+        return self.finish(self.begin(levels))
+
+    def begin(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Maps from inside the two towers, before the last convolution of each: classes and edges, level by level."""
+        return begin((self.cls_tower, self.reg_tower), levels)
+
+    def finish(self, maps: Sequence[Tensor], first: int = 0) -> Dense:
+        """Predictions from what `begin` gives, of this head or of another one.
+
+        Args:
+            maps: Two for each level; may be overwritten.
+            first: Index of the level that they begin with.
+        """
+        classes = [self.cls(self.cls_tower.finish(level)) for level in maps[::2]]
         edges = [
-            (self.reg(self.reg_tower(level)) * scale).float() for level, scale in zip(levels, self.scales, strict=True)
+            (self.reg(self.reg_tower.finish(level)) * scale).float()
+            for level, scale in zip(maps[1::2], list(self.scales)[first : first + len(maps) // 2], strict=True)
         ]
         return Dense(flat(classes, self.classes), flat(edges, EDGES, self.bins))
 
@@ -65,9 +79,9 @@ class GFLv2Head(GFLHead):
         )
         initialise(self, self.cls)
 
-    def forward(self, levels: Sequence[Tensor]) -> Dense:
-        """Class, edge and quality logits of the maps of a pyramid, finest first."""
-        dense = super().forward(levels)
+    def finish(self, maps: Sequence[Tensor], first: int = 0) -> Dense:
+        """Predictions with a quality; see :meth:`GFLHead.finish`."""
+        dense = super().finish(maps, first)
         return dense._replace(quality_logits=self.read(dense.edge_logits), quality_in_score=True)
 
     def read(self, edge_logits: Tensor) -> Tensor:

@@ -41,9 +41,35 @@ class ConvNormAct(nn.Module):
         return out
 
 
-def tower(settings: DetectorSettings) -> nn.Sequential:
+class Tower(nn.Sequential):
+    """The convolutions before a predictor, in two halves: another head's map may take the place in between."""
+
+    @property
+    def cut(self) -> int:
+        """Number of convolutions in the first half: all but the last (the third of four in CrossKD), or none."""
+        return max(len(self) - 1, 0)
+
+    def begin(self, x: Tensor) -> Tensor:
+        """The first half, up to before the last ReLU in it; ``x`` itself where there is no convolution in it."""
+        blocks = list(self)[: self.cut]
+        for block in blocks[:-1]:
+            x = block(x)
+        for block in blocks[-1:]:
+            assert isinstance(block, ConvNormAct)
+            x = block.norm(block.conv(x))
+        return x
+
+    def finish(self, x: Tensor) -> Tensor:
+        """From there to the predictor; ``x`` may be overwritten."""
+        x = torch.relu_(x) if self.cut else x
+        for block in list(self)[self.cut :]:
+            x = block(x)
+        return x
+
+
+def tower(settings: DetectorSettings) -> Tower:
     """The convolutions before a predictor."""
-    return nn.Sequential(*(ConvNormAct(settings.channels, settings.norm_groups) for _ in range(settings.depth)))
+    return Tower(*(ConvNormAct(settings.channels, settings.norm_groups) for _ in range(settings.depth)))
 
 
 def level_scales(settings: DetectorSettings) -> nn.ParameterList:
@@ -59,6 +85,11 @@ def initialise(head: nn.Module, classes: nn.Conv2d) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     nn.init.constant_(classes.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
+
+
+def begin(towers: Sequence[Tower], levels: Sequence[Tensor]) -> list[Tensor]:
+    """What the first halves of the towers make of each level, level by level."""
+    return [tower.begin(level) for level in levels for tower in towers]
 
 
 def flat(maps: Sequence[Tensor], *shape: int) -> Tensor:

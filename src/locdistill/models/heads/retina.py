@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from locdistill.models.heads.parts import EDGES, flat, initialise, tower
+from locdistill.models.heads.parts import EDGES, begin, flat, initialise, tower
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Dense
 
@@ -36,6 +36,14 @@ class RetinaHead(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> Dense:
         """Class and edge logits of the maps of a pyramid, finest first; nine locations per cell."""
-        classes = [self.cls(self.cls_tower(level)) for level in levels]
-        edges = [self.reg(self.reg_tower(level)).float() for level in levels]
+        return self.finish(self.begin(levels))
+
+    def begin(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Maps from inside the two towers, before the last convolution of each: classes and edges, level by level."""
+        return begin((self.cls_tower, self.reg_tower), levels)
+
+    def finish(self, maps: Sequence[Tensor], first: int = 0) -> Dense:  # noqa: ARG002 - levels are alike
+        """Predictions from what `begin` gives, which may be overwritten, of this head or of another one."""
+        classes = [self.cls(self.cls_tower.finish(level)) for level in maps[::2]]
+        edges = [self.reg(self.reg_tower.finish(level)).float() for level in maps[1::2]]
         return Dense(flat(classes, self.classes), flat(edges, EDGES, self.bins))

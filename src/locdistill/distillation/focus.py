@@ -1,0 +1,205 @@
+"""Focal and global distillation (FGD, Yang et al. 2022): where the teacher looks, and how its places hang together.
+
+The published loss is the sum of four terms: :class:`AttentiveL2` on :class:`ObjectCells`, the same on
+:class:`BackgroundCells`, :class:`AttentionL1`, and :class:`ContextL2`. Each of them is a sum over the places of all
+levels, averaged over images. Where channels are summed there, here is their mean, so that weights do not depend on the
+width; attention is taken over the image's own part of a map, without the padding of its batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from locdistill.distillation.adapters import OfMaps, Pair, inside_maps, per_location, shares
+from locdistill.objective.scene import Scene
+from locdistill.types import Dense
+
+
+class Attention(NamedTuple):
+    """Where a map is strong: both have mean 1.
+
+    Attributes:
+        places: ``places softmax(mean_c |x| / T)`` over the image's places; 0 in the padding.
+        channels: ``channels softmax(mean_p |x| / T)``, the mean over the image's places.
+    """
+
+    places: Float[Tensor, "b 1 h w"]
+    channels: Float[Tensor, "b c 1 1"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "b c h w"], inside: Bool[Tensor, "b 1 h w"], temperature: float) -> Attention:
+        """The attention of a map (FGD, equations 3 and 4)."""
+        strength, count = x.abs(), inside.sum((2, 3), keepdim=True).clamp(min=1)
+        spread = (strength.mean(1, keepdim=True) / temperature).masked_fill(~inside, -torch.inf)
+        mean = (strength * inside).sum((2, 3), keepdim=True) / count
+        return cls(spread.flatten(2).softmax(-1).view_as(spread) * count, (mean / temperature).softmax(1) * x.shape[1])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentiveL2(OfMaps):
+    """Squared difference of features where, and in which channels, the teacher's are strong.
+
+    ``mean_c A_place A_c (t_c - s_c)^2`` with the teacher's attention (FGD, equation 7).
+
+    Attributes:
+        temperature: Softening of the attention (0.5 in the paper).
+    """
+
+    temperature: float = 0.5
+
+    def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
+        """Zero where both features agree."""
+        return shares([self._level(pair) for pair in self.pairs(scene, own)], scene.grid)
+
+    def _level(self, pair: Pair) -> Float[Tensor, "b 1 h w"]:
+        attention = Attention.of(pair.teacher, pair.inside, self.temperature)
+        difference = (pair.student - pair.teacher).square()
+        return (attention.channels * difference).mean(1, keepdim=True) * attention.places
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionL1(OfMaps):
+    """Absolute difference of the student's and the teacher's attention (FGD, equation 8).
+
+    That of the places is a location's own; that of the channels, one number for the level of an image, is divided among
+    its places, so that the sum over the level is the published value.
+
+    Attributes:
+        temperature: Softening of the attention (0.5 in the paper).
+    """
+
+    temperature: float = 0.5
+
+    def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
+        """Zero where both look at the same places and channels."""
+        return shares([self._level(pair) for pair in self.pairs(scene, own)], scene.grid)
+
+    def _level(self, pair: Pair) -> Float[Tensor, "b 1 h w"]:
+        student, teacher = (Attention.of(x, pair.inside, self.temperature) for x in (pair.student, pair.teacher))
+        count = pair.inside.sum((2, 3), keepdim=True).clamp(min=1)
+        channels = (student.channels - teacher.channels).abs().sum(1, keepdim=True) / count
+        return (student.places - teacher.places).abs() + channels * pair.inside
+
+
+class Context(nn.Module):
+    """A global context block (GCNet, Cao et al. 2019): one vector of the whole map, added to each of its places.
+
+    ``x + W2 relu(norm(W1 sum_p softmax_p(k x) x_p))``. The last convolution begins at zero, so that the block begins as
+    the identity.
+
+    Args:
+        channels: Width of the map.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        inner = max(channels // 2, 1)
+        self.key = nn.Conv2d(channels, 1, 1)
+        self.add = nn.Sequential(
+            nn.Linear(channels, inner), nn.LayerNorm(inner), nn.ReLU(inplace=True), nn.Linear(inner, channels)
+        )
+        last = self.add[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def forward(self, x: Float[Tensor, "b c h w"], inside: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h w"]:
+        """The map with its context, taken over the places inside."""
+        attention = self.key(x).masked_fill(~inside, -torch.inf).flatten(2).softmax(-1)
+        vector = (x.flatten(2) @ attention.transpose(1, 2))[..., 0]
+        out: Tensor = x + self.add(vector)[..., None, None]
+        return out
+
+
+class BothContexts(nn.Module):
+    """For a level: an adapter where widths differ, and a context block each for student and teacher.
+
+    Args:
+        student: Width of the student's map.
+        teacher: Width of the teacher's.
+        adapt: Whether the adapter is there for equal widths too.
+    """
+
+    def __init__(self, student: int, teacher: int, *, adapt: bool) -> None:
+        super().__init__()
+        self.adapter = nn.Conv2d(student, teacher, 1) if adapt or student != teacher else nn.Identity()
+        self.student, self.teacher = Context(teacher), Context(teacher)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextL2(OfMaps):
+    """Squared difference of both maps with their contexts, the mean over channels (FGD, equation 10).
+
+    Student and teacher each have a context block that is trained with the student and thrown away; the teacher's own
+    weights get no gradient. At the start the blocks are identities and equal maps give zero.
+    """
+
+    def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
+        """Context blocks for each of the student's levels.
+
+        Raises:
+            TeacherError: One of the two hands out no maps.
+        """
+        levels = self.levels(student, teacher)
+        return nn.ModuleList(BothContexts(s.shape[1], t.shape[1], adapt=self.adapt) for s, t in levels)
+
+    def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
+        """Zero where both maps agree with their contexts."""
+        assert isinstance(own, nn.ModuleList), "contexts need their blocks: Objective.learned, in Moment.learned"
+        blocks = [both for both in own if isinstance(both, BothContexts)]
+        pairs = self.pairs(scene, nn.ModuleList(both.adapter for both in blocks))
+        levels = [self._level(pair, both) for pair, both in zip(pairs, blocks, strict=True)]
+        return shares(levels, scene.grid)
+
+    def _level(self, pair: Pair, both: BothContexts) -> Float[Tensor, "b 1 h w"]:
+        student: Tensor = both.student(pair.student, pair.inside)
+        teacher: Tensor = both.teacher(pair.teacher, pair.inside)
+        return (student - teacher).square().mean(1, keepdim=True)
+
+
+def _touched(scene: Scene) -> list[Bool[Tensor, "b g h w"]]:
+    """For each level, the cells of the image that each object's box overlaps."""
+    grid, boxes = scene.grid, scene.instances.boxes
+    levels = []
+    for (height, width), stride, inside in zip(grid.shapes, grid.level_strides, inside_maps(scene), strict=True):
+        x, y = (torch.arange(n, device=boxes.device) * stride for n in (width, height))
+        x1, y1, x2, y2 = (side[..., None] for side in boxes.unbind(-1))
+        columns, rows = (x + stride > x1) & (x < x2), (y + stride > y1) & (y < y2)
+        present = scene.instances.present[..., None, None]
+        levels.append(rows[..., :, None] & columns[..., None, :] & present & inside)
+    return levels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectCells:
+    """Cells that an object's box overlaps, on every level, each object with a weight of 1 in all (FGD, equation 5).
+
+    Of several objects in a cell the one with the fewest cells counts. Published, a box takes one more row and column of
+    cells at its right and bottom end.
+    """
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """One over the number of the object's cells on the level. Memory grows with locations times objects."""
+        levels = []
+        for touched in _touched(scene):
+            count = touched.sum((2, 3), keepdim=True).clamp(min=1)
+            levels.append((touched / count).amax(1, keepdim=True))
+        return per_location(levels, scene.grid).to(scene.confidence.dtype)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackgroundCells:
+    """Cells of the image that no object's box overlaps, with a weight of 1 in all on every level."""
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """One over the number of such cells of the level. Memory grows with locations times objects."""
+        levels = []
+        for touched, inside in zip(_touched(scene), inside_maps(scene), strict=True):
+            free = inside & ~touched.any(1, keepdim=True)
+            levels.append(free / free.sum((2, 3), keepdim=True).clamp(min=1))
+        return per_location(levels, scene.grid).to(scene.confidence.dtype)

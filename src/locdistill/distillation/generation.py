@@ -1,0 +1,72 @@
+"""Masked generation: the student's map, with holes, is to be enough to make the teacher's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from locdistill.distillation.adapters import OfMaps, Pair, per_location
+from locdistill.objective.scene import Scene
+from locdistill.types import Dense
+
+
+class Generator(nn.Module):
+    """Makes a teacher's map out of a student's: a 1x1 convolution where widths differ, then two 3x3 convolutions.
+
+    Args:
+        student: Width of the student's map.
+        teacher: Width of the teacher's.
+        adapt: Whether the 1x1 convolution is there for equal widths too.
+    """
+
+    def __init__(self, student: int, teacher: int, *, adapt: bool) -> None:
+        super().__init__()
+        self.adapter = nn.Conv2d(student, teacher, 1) if adapt or student != teacher else nn.Identity()
+        self.generation = nn.Sequential(
+            nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(teacher, teacher, 3, padding=1)
+        )
+
+    def forward(self, level: Float[Tensor, "b c h w"], keep: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b d h w"]:
+        """The generated map; ``keep`` is 0 where the student's is hidden."""
+        generated: Tensor = self.generation(self.adapter(level) * keep)
+        return generated
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MaskedGeneration(OfMaps):
+    """Squared difference of the teacher's map and the one generated from the student's, the mean over channels.
+
+    MGD (Yang et al. 2022): places of the student's map are hidden at random, the same for all channels, and a small
+    network that is thrown away after training rebuilds the teacher's map from the rest. Published, the value is a sum
+    over channels. It is not zero for equal maps, since the network has to learn to rebuild them; and each batch, on
+    each process, has its own holes.
+
+    Attributes:
+        hidden: Share of the places that are hidden (0.65 published for one-stage detectors, 0.45 for two-stage ones).
+    """
+
+    hidden: float = 0.65
+
+    def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
+        """A generator for each of the student's levels.
+
+        Raises:
+            TeacherError: One of the two hands out no maps.
+        """
+        levels = self.levels(student, teacher)
+        return nn.ModuleList(Generator(s.shape[1], t.shape[1], adapt=self.adapt) for s, t in levels)
+
+    def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
+        """Zero where the teacher's map is rebuilt exactly; without gradient to the teacher."""
+        assert isinstance(own, nn.ModuleList), "generation needs its networks: Objective.learned, in Moment.learned"
+        pairs = self.pairs(scene, nn.ModuleList([nn.Identity()] * len(own)))
+        levels = [self._level(pair, generator) for pair, generator in zip(pairs, own, strict=True)]
+        return per_location(levels, scene.grid)
+
+    def _level(self, pair: Pair, generator: nn.Module) -> Float[Tensor, "b 1 h w"]:
+        chance = torch.rand(pair.inside.shape, device=pair.inside.device)
+        generated: Tensor = generator(pair.student, (chance >= self.hidden).to(pair.student.dtype))
+        return (generated - pair.teacher).square().mean(1, keepdim=True)

@@ -1,0 +1,319 @@
+"""A detector in an ONNX file as teacher: class scores and edge distributions, or boxes, of every location."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from locdistill.distillation.bridges import Facts
+from locdistill.distillation.teacher import FrozenTeacher
+from locdistill.errors import TeacherError
+from locdistill.geometry.edges import encode
+from locdistill.geometry.grid import Grid
+from locdistill.interop.classes import COCO, VOC
+from locdistill.types import Batch, Dense
+
+SUFFIX = ".onnx"
+EDGES = 4
+STRIDES = (4, 8, 16, 32, 64, 128)
+PROBE = 256
+"""Side of the image that a file with any input size is looked at with, to see what its outputs are."""
+EPSILON = 1e-7
+Boxes = Literal["strides", "pixels", "corners"]
+_KNOWN = {len(COCO): COCO, len(VOC): VOC}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Where the predictions stand in the outputs of a file.
+
+    Attributes:
+        strides: Of the levels, finest first.
+        shapes: Height and width of the levels that were seen.
+        scores: Index of the output with each level's class scores; a single one holds all levels.
+        edges: Likewise of the edges; the same where scores and edges stand behind each other.
+        classes: Number of classes.
+        bins: Numbers per edge; 1 where there are boxes and no distributions.
+    """
+
+    strides: tuple[int, ...]
+    shapes: tuple[tuple[int, int], ...]
+    scores: tuple[int, ...]
+    edges: tuple[int, ...]
+    classes: int
+    bins: int
+
+
+def flat(output: Float[Tensor, "..."]) -> Float[Tensor, "b l k"]:
+    """An output as ``(b, l, k)``: as it is, or of a map ``(b, k, h, w)``."""
+    return output if output.ndim == 3 else output.flatten(2).transpose(1, 2)
+
+
+def recognise(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], classes: int | None = None) -> Layout:
+    """Find out from the shapes of the outputs where what stands.
+
+    Outputs are ``(b, l, k)`` or maps ``(b, k, h, w)``; one per level, or one for all levels, finest first. Scores have
+    as many numbers per location as there are classes, edges four times the number of bins (``4``: boxes); both may
+    stand in one output, scores first. Other outputs are not allowed, since one that is left out by mistake would not be
+    missed.
+
+    Args:
+        shapes: Of the outputs.
+        size: Height and width of the input.
+        classes: Number of classes; None where it is to be that of COCO or VOC.
+
+    Raises:
+        ValueError: It cannot be told, with the reason.
+    """
+    if not shapes or any(len(shape) not in (3, 4) for shape in shapes):
+        raise ValueError("outputs must be (images, locations, numbers), or maps (images, numbers, height, width)")
+    sizes = [(s[1], s[2]) if len(s) == 3 else (s[2] * s[3], s[1]) for s in shapes]
+    scores, edges, count, bins = _columns([width for _, width in sizes], classes)
+    order = sorted(scores, key=lambda i: -sizes[i][0])
+    places = sorted(edges, key=lambda i: -sizes[i][0])
+    if [sizes[i][0] for i in order] != [sizes[i][0] for i in places]:
+        raise ValueError(
+            f"scores are given at {[sizes[i][0] for i in order]} locations, edges at {[sizes[i][0] for i in places]}"
+        )
+    strides = _strides([sizes[i][0] for i in order], size)
+    levels = tuple((math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in strides)
+    return Layout(strides=strides, shapes=levels, scores=tuple(order), edges=tuple(places), classes=count, bins=bins)
+
+
+def _columns(widths: Sequence[int], classes: int | None) -> tuple[list[int], list[int], int, int]:
+    """Outputs with scores, outputs with edges, number of classes, number of bins."""
+    different = sorted(set(widths))
+    for count in [classes] if classes is not None else list(_KNOWN):
+        rest = [width for width in different if width != count]
+        if count in different and len(rest) == 1 and rest[0] % EDGES == 0:
+            scores = [i for i, width in enumerate(widths) if width == count]
+            return scores, [i for i in range(len(widths)) if i not in scores], count, rest[0] // EDGES
+        if len(different) == 1 and different[0] > count and (different[0] - count) % EDGES == 0:
+            everything = list(range(len(widths)))
+            return everything, everything, count, (different[0] - count) // EDGES
+    known = f"{classes} classes" if classes is not None else "the 80 classes of COCO or the 20 of VOC"
+    raise ValueError(
+        f"the outputs have {different} numbers per location, which is not {known} and four edges; name the file's "
+        "classes, in its order, with teacher.onnx.classes"
+    )
+
+
+def _strides(counts: Sequence[int], size: tuple[int, int]) -> tuple[int, ...]:
+    """Strides of levels with so many locations; of several consecutive levels where one count is the sum of theirs."""
+
+    def locations(stride: int) -> int:
+        return math.ceil(size[0] / stride) * math.ceil(size[1] / stride)
+
+    if len(counts) == 1:
+        for first in range(len(STRIDES)):
+            for last in range(first + 1, len(STRIDES) + 1):
+                if sum(map(locations, STRIDES[first:last])) == counts[0]:
+                    return STRIDES[first:last]
+    by_count = {locations(stride): stride for stride in reversed(STRIDES)}
+    if len(counts) == 1 or not set(counts) <= set(by_count) or len(set(counts)) != len(counts):
+        raise ValueError(
+            f"{list(counts)} locations are not those of levels with one location per cell and strides among "
+            f"{list(STRIDES)}, of an input of {size[0]}x{size[1]}"
+        )
+    return tuple(by_count[count] for count in counts)
+
+
+def runtime() -> Any:
+    """ONNX Runtime.
+
+    Raises:
+        TeacherError: It is not installed.
+    """
+    try:
+        return importlib.import_module("onnxruntime")
+    except ImportError:
+        raise TeacherError(
+            "a teacher in an ONNX file needs ONNX Runtime, which is not installed: pip install 'locdistill[onnx]'"
+        ) from None
+
+
+class OnnxTeacher(FrozenTeacher):
+    """A detector in an ONNX file, run by ONNX Runtime.
+
+    Images are normalised as the file's network was trained to see them, which the file does not say. A file with a
+    fixed input size gets each batch padded to it, right and bottom, with zeros, and what it says of the padding is left
+    out; images larger than that it cannot look at. A file for a fixed number of images gets them in turn.
+
+    Args:
+        file: The file.
+        classes: Names of its classes, in its order; None is those of COCO where there are 80, of VOC where 20.
+        mean: Of the input channels, in the network's order, 0 to 255.
+        std: Standard deviation, likewise.
+        bgr: Whether the network takes blue, green, red.
+        offset: Position of a location within its cell, in strides.
+        boxes: What four numbers per location are: distances to the edges in ``strides`` or ``pixels``, or ``corners``,
+            ``x1, y1, x2, y2`` in pixels.
+
+    Attributes:
+        facts: What it speaks of.
+        size: Height and width of its input; None for any.
+
+    Raises:
+        TeacherError: ONNX Runtime is not installed or cannot read the file, or its inputs or outputs are not those of a
+            detector.
+    """
+
+    def __init__(
+        self,
+        file: str | Path,
+        *,
+        classes: Sequence[str] | None = None,
+        mean: Sequence[float],
+        std: Sequence[float],
+        bgr: bool = True,
+        offset: float = 0.5,
+        boxes: Boxes = "strides",
+    ) -> None:
+        self.file, self.bgr, self.offset, self.boxes = Path(file), bgr, offset, boxes
+        self.mean, self.std = (torch.tensor(list(values))[:, None, None] for values in (mean, std))
+        self.device, self.scale = torch.device("cpu"), 1
+        self.session = self._open(["CPUExecutionProvider"])
+        self.input, self.size, self.images = self._input()
+        self.layout, self.probabilities = self._look(None if classes is None else len(classes))
+        names = tuple(classes) if classes is not None else _KNOWN[self.layout.classes]
+        self.facts = Facts(
+            classes=names,
+            strides=self.layout.strides,
+            offset=offset,
+            positions=tuple(map(float, range(self.layout.bins))) if self.layout.bins > 1 else None,
+        )
+        self.strides = self.layout.strides
+
+    def looking(self, strides: Sequence[int], scale: int = 1) -> OnnxTeacher:
+        """Itself, speaking only of some of its levels, and of images that are enlarged before it looks at them."""
+        self.strides, self.scale = tuple(strides), scale
+        return self
+
+    def to(self, device: torch.device) -> OnnxTeacher:
+        """Answer on this device; on a GPU, run there too if ONNX Runtime can."""
+        self.device = device
+        self.mean, self.std = self.mean.to(device), self.std.to(device)
+        gpu = "CUDAExecutionProvider"
+        if device.type == "cuda" and gpu in runtime().get_available_providers():
+            self.session = self._open([(gpu, {"device_id": device.index or 0}), "CPUExecutionProvider"])
+        return self
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
+        """Its predictions on the batch, as logits; of boxes, the four distances in strides stand for edge logits."""
+        assert not features, "the recipe's checks refuse terms that look at maps"
+        assert not towers, "and at what a head makes of the student's"
+        images = self._normalised(batch)
+        height, width = int(images.shape[-2]), int(images.shape[-1])
+        if self.size is not None:
+            self._check_size((height, width))
+            images = torch.nn.functional.pad(images, (0, self.size[1] - width, 0, self.size[0] - height))
+        return self._dense(self._run(images), (int(images.shape[-2]), int(images.shape[-1])), (height, width))
+
+    def _open(self, providers: list[Any]) -> Any:
+        library = runtime()
+        options = library.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # old exporters list weights as inputs, and each would be warned of
+        try:
+            return library.InferenceSession(str(self.file), options, providers=providers)
+        except Exception as error:
+            raise TeacherError(f"{self.file}: ONNX Runtime cannot read it: {error}") from error
+
+    def _input(self) -> tuple[str, tuple[int, int] | None, int | None]:
+        """Name of the input, its height and width, and its number of images; None for any."""
+        inputs = self.session.get_inputs()
+        shape = inputs[0].shape if len(inputs) == 1 else []
+        if len(shape) != 4 or shape[1] != 3 or "float" not in inputs[0].type:
+            found = ", ".join(f"{i.name} {i.shape} of {i.type}" for i in inputs)
+            raise TeacherError(f"{self.file}: expected one input (images, 3, height, width) of floats, found {found}")
+        height, width = shape[2], shape[3]
+        fixed = isinstance(height, int) and isinstance(width, int)
+        return inputs[0].name, (height, width) if fixed else None, shape[0] if isinstance(shape[0], int) else None
+
+    def _look(self, classes: int | None) -> tuple[Layout, bool]:
+        """What the outputs are, and whether scores are probabilities, seen of a noisy image."""
+        size = self.size or (PROBE, PROBE)
+        outputs = self._run(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)))
+        try:
+            layout = recognise([tuple(output.shape) for output in outputs], size, classes)
+        except ValueError as error:
+            found = ", ".join(str(tuple(output.shape)) for output in outputs)
+            raise TeacherError(f"{self.file}: not the outputs of a dense detector, {found}: {error}") from None
+        scores = torch.cat([flat(outputs[i])[..., : layout.classes] for i in layout.scores], 1)
+        return layout, bool(((scores >= 0) & (scores <= 1)).all())
+
+    def _normalised(self, batch: Batch) -> Float[Tensor, "b 3 h w"]:
+        height, width = batch.images.shape[-2:]
+        device = batch.images.device
+        rows = torch.arange(height, device=device) < batch.sizes[:, :1]
+        columns = torch.arange(width, device=device) < batch.sizes[:, 1:]
+        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
+        images = batch.images.flip(1) if self.bgr else batch.images
+        images = ((images - self.mean.to(device)) / self.std.to(device)).where(inside, 0.0)
+        if self.scale > 1:
+            images = torch.nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
+        return images
+
+    def _check_size(self, size: tuple[int, int]) -> None:
+        assert self.size is not None
+        if size[0] > self.size[0] or size[1] > self.size[1]:
+            raise TeacherError(
+                f"{self.file} looks at images of {self.size[0]}x{self.size[1]}, and a batch has {size[0]}x{size[1]} "
+                f"(height x width); set data.sizes=[[{max(self.size)}, {min(self.size)}]] or smaller"
+            )
+
+    def _run(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """All outputs, with the images along the first axis."""
+        array = np.ascontiguousarray(images.float().cpu().numpy())
+        step = self.images or len(array)
+        groups = []
+        for start in range(0, len(array), step):
+            part = array[start : start + step]
+            missing = step - len(part)  # a file for several images wants no fewer
+            filled = np.concatenate((part, np.zeros((missing, *part.shape[1:]), part.dtype))) if missing else part
+            outputs = self.session.run(None, {self.input: filled})
+            groups.append([np.asarray(output)[: len(part)] for output in outputs])
+        return [
+            torch.from_numpy(np.concatenate(parts)).float().to(images.device) for parts in zip(*groups, strict=True)
+        ]
+
+    def _dense(self, outputs: list[Tensor], seen: tuple[int, int], wanted: tuple[int, int]) -> Dense:
+        layout = self.layout
+        scores = torch.cat([flat(outputs[i])[..., : layout.classes] for i in layout.scores], 1)
+        edges = torch.cat([flat(outputs[i])[..., -EDGES * layout.bins :] for i in layout.edges], 1)
+        edges = edges.reshape(*edges.shape[:2], EDGES, layout.bins)
+        if layout.bins == 1:
+            edges = self._distances(edges[..., 0], seen)[..., None]
+        if self.probabilities:
+            scores = torch.logit(scores, eps=EPSILON)
+        kept = self._kept(seen, wanted).to(scores.device)
+        return Dense(scores[:, kept], edges[:, kept])
+
+    def _kept(self, seen: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+        """Which locations are those of the levels that are spoken of, and of the batch without the added padding."""
+        masks = []
+        for stride in self.layout.strides:
+            mask = torch.zeros(math.ceil(seen[0] / stride), math.ceil(seen[1] / stride), dtype=torch.bool)
+            if stride in self.strides:
+                mask[: math.ceil(wanted[0] / stride), : math.ceil(wanted[1] / stride)] = True
+            masks.append(mask.flatten())
+        return torch.cat(masks).nonzero()[:, 0]
+
+    def _distances(self, boxes: Float[Tensor, "b l 4"], seen: tuple[int, int]) -> Float[Tensor, "b l 4"]:
+        """Distances to the edges, in strides."""
+        if self.boxes == "strides":
+            return boxes
+        shapes = tuple((math.ceil(seen[0] / s), math.ceil(seen[1] / s)) for s in self.layout.strides)
+        grid = Grid.build(shapes, self.layout.strides, offset=self.offset, device=boxes.device)
+        pixels = boxes if self.boxes == "pixels" else encode(grid.points, boxes)
+        return pixels / grid.strides[:, None]

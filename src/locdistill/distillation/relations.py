@@ -1,0 +1,147 @@
+"""Divergences that compare patterns instead of values: what a whole map, or a whole vector of scores, looks like.
+
+A loss of a whole map has a place per location all the same. Pearson's ``1 - r`` of two patterns is half the mean of the
+squared differences of their standardised values; a divergence of two distributions over the places of a map is a sum
+over the places. So the regions and normalisers of all other terms serve here too: with :class:`Everywhere` and a mean
+per level of each image the first gives the published loss, with a sum over each image the second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from locdistill.distillation.adapters import OfMaps, Pair, as_maps, grouped, inside_maps, per_location, shares
+from locdistill.distillation.logits import common_classes
+from locdistill.objective.scene import Scene
+
+EPSILON = 1e-6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OfPatterns(OfMaps):
+    """What compares maps of features or of class predictions.
+
+    Attributes:
+        what: ``features`` of the pyramids, or ``classes``: the class predictions, a map for each class.
+        temperature: Divides what is compared.
+    """
+
+    what: Literal["features", "classes"] = "features"
+    temperature: float = 1.0
+
+    @property
+    def needs_features(self) -> bool:
+        """Whether it looks at the maps of the pyramids."""
+        return self.what == "features" and self.maps == "pyramid"
+
+    @property
+    def needs_towers(self) -> bool:
+        """Whether it looks at maps inside the heads."""
+        return self.what == "features" and self.maps != "pyramid"
+
+    @property
+    def learns(self) -> bool:
+        """Whether it may need adapters: class maps are as many on both sides."""
+        return self.what == "features"
+
+    def _class_pairs(self, scene: Scene) -> list[Pair]:
+        """Maps of the class logits, without the quality of GFL v2, of the classes that both speak of."""
+        assert scene.teacher is not None, "the objective checks that a teacher is there"
+        logits = common_classes(scene.student.cls_logits, scene.teacher.cls_logits, scene.teacher.known)
+        student, teacher = (as_maps(x, scene.grid) for x in logits)
+        per_cell = scene.grid.per_cell
+        return [Pair(*level, groups=per_cell) for level in zip(student, teacher, inside_maps(scene), strict=True)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Correlation(_OfPatterns):
+    """Half the squared difference of standardised values, whose mean is one minus Pearson's correlation.
+
+    ``across`` the locations of a level it is PKD (Cao et al. 2022): each channel of a map is brought to mean 0 and
+    variance 1, so that neither scale nor offset of the teacher's features counts. On class scores it is the relation
+    within a class of DIST (Huang et al. 2022), and across classes, at each location, DIST's relation between classes.
+
+    Statistics are those of the image's own locations, so that neither the other images nor the padding matter.
+    Published PKD takes those of all images of a process together, padding included (``per="batch"``). A constant
+    pattern has no direction: two of them count nothing, and one alone 1/2 (in the place of 1). The variance is never
+    taken to be below 1e-6.
+
+    Attributes:
+        across: What the mean and the variance are over: the ``locations`` of each level, channel by channel, or the
+            ``channels`` of each location.
+        per: Over whose locations: each ``image``'s, or those of the ``batch`` of this process.
+        scores: What is compared of classes: their ``sigmoid``, as a detector scores, or one ``softmax`` (DIST).
+        temperature: Divides class logits; features have no scale here.
+    """
+
+    across: Literal["locations", "channels"] = "locations"
+    per: Literal["image", "batch"] = "image"
+    scores: Literal["sigmoid", "softmax"] = "sigmoid"
+
+    def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
+        """The mean over channels; zero where both patterns agree up to scale and offset."""
+        pairs = self.pairs(scene, own) if self.what == "features" else [*map(self._scored, self._class_pairs(scene))]
+        return per_location([self._level(pair) for pair in pairs], scene.grid)
+
+    def _scored(self, pair: Pair) -> Pair:
+        def score(logits: Tensor) -> Tensor:
+            logits = logits / self.temperature
+            if self.scores == "sigmoid":
+                return logits.sigmoid()
+            return grouped(logits, pair.groups).softmax(2).flatten(1, 2)
+
+        return pair._replace(student=score(pair.student), teacher=score(pair.teacher))
+
+    def _level(self, pair: Pair) -> Float[Tensor, "b g h w"]:
+        if self.across == "channels":
+            student, teacher = (_of_vectors(x, pair.groups) for x in (pair.student, pair.teacher))
+        else:
+            within = pair.inside if self.per == "image" else torch.ones_like(pair.inside)
+            axes = (2, 3) if self.per == "image" else (0, 2, 3)
+            student, teacher = (_of_places(x, within, axes) for x in (pair.student, pair.teacher))
+        return pair.channel_mean((student - teacher).square()) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelKL(_OfPatterns):
+    """Channel-wise distillation (CWD, Shu et al. 2021): each channel as a distribution over the places of its level.
+
+    ``temperature^2 / channels * sum_c sum_p phi(t)_cp log(phi(t)_cp / phi(s)_cp)`` with ``phi`` the softmax over the
+    places of the image's own part of the level. The value of a location is its summand: the *sum* over the level is the
+    loss, and is not negative; single values may be. Published, the padding takes part in the softmax.
+    """
+
+    def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
+        """A location's share; its sum is zero where both maps agree up to a constant added to a channel."""
+        pairs = self.pairs(scene, own) if self.what == "features" else self._class_pairs(scene)
+        return shares([self._level(pair) for pair in pairs], scene.grid)
+
+    def _level(self, pair: Pair) -> Float[Tensor, "b g h w"]:
+        student, teacher = (
+            (x / self.temperature).masked_fill(~pair.inside, -torch.inf).flatten(2).log_softmax(-1).view_as(x)
+            for x in (pair.student, pair.teacher)
+        )
+        values = teacher.exp() * (teacher - student).masked_fill(~pair.inside, 0.0)
+        return self.temperature**2 * pair.channel_mean(values)
+
+
+def _of_vectors(x: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b c h w"]:
+    """Each location's vector with mean 0 and variance 1."""
+    vectors = grouped(x, groups)
+    centred = vectors - vectors.mean(2, keepdim=True)
+    return (centred * (centred.square().mean(2, keepdim=True) + EPSILON).rsqrt()).flatten(1, 2)
+
+
+def _of_places(
+    x: Float[Tensor, "b c h w"], within: Bool[Tensor, "b 1 h w"], axes: tuple[int, ...]
+) -> Float[Tensor, "b c h w"]:
+    """Each channel with mean 0 and variance 1 over the places within; places outside are treated alike."""
+    weight = within.to(x.dtype)
+    count = weight.sum(axes, keepdim=True).clamp(min=1)
+    centred = x - (x * weight).sum(axes, keepdim=True) / count
+    return centred * ((centred.square() * weight).sum(axes, keepdim=True) / count + EPSILON).rsqrt()

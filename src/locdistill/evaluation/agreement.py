@@ -1,0 +1,209 @@
+"""How far two detectors agree, where and on which edges, and whether an edge's spread predicts its error.
+
+Pure functions of predictions. Beside the measure that every run logs (``agree/...``, at the positives), these tell the
+regions and the edges apart, for a diagnosis of a finished run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from locdistill.geometry.bins import Bins
+from locdistill.geometry.boxes import paired_iou
+from locdistill.geometry.edges import decode, encode
+from locdistill.objective.scene import Scene
+from locdistill.types import Dense
+
+EDGES = ("left", "top", "right", "bottom")
+_SUMS = 2 * len(EDGES) + 3
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What two detectors say alike in a region; means over its locations, NaN where it has none.
+
+    Attributes:
+        locations: Number of locations.
+        edge_kl: By edge, divergence of the student's distributions from the teacher's, in nats, at temperature 1.
+        distance: By edge, distance between the two expected positions, in strides.
+        box_iou: IoU of both boxes.
+        score: Largest difference of two scores of one class, the scores being probabilities.
+    """
+
+    locations: int
+    edge_kl: tuple[float, ...]
+    distance: tuple[float, ...]
+    box_iou: float
+    score: float
+
+    @classmethod
+    def of(cls, sums: Float[Tensor, " k"]) -> Agreement:
+        """From sums over any number of batches (see `agreement_sums`)."""
+        count, *rest = sums.tolist()
+        means = [value / count if count else math.nan for value in rest]
+        edges = len(EDGES)
+        return cls(int(count), tuple(means[:edges]), tuple(means[edges : 2 * edges]), *means[2 * edges :])
+
+    @property
+    def mean_edge_kl(self) -> float:
+        """Mean over the edges."""
+        return math.fsum(self.edge_kl) / len(self.edge_kl)
+
+
+@torch.no_grad()
+def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, " k"]:
+    """Number of locations of a region, and sums over them of what `Agreement` is made of, in float64.
+
+    Sums of several batches may be added, so that means over all of them are exact. The two may be detectors of
+    different kinds on one grid; of their classes the common ones are compared.
+    """
+    student, teacher = scene.student, scene.teacher
+    assert teacher is not None, "there are two detectors to compare"
+    log_p, log_q = student.edge_logits.log_softmax(-1), teacher.edge_logits.log_softmax(-1)
+    divergence = (log_q.exp() * (log_q - log_p)).sum(-1)
+    points = scene.grid.points / scene.grid.strides[:, None]
+    positions = scene.bins.expect(teacher.edge_logits)
+    distance = (scene.bins.expect(student.edge_logits) - positions).abs()
+    overlap = paired_iou(scene.boxes, decode(points, positions))
+    gap = _score_gap(student, teacher)
+    values = torch.cat((divergence, distance, overlap[..., None], gap[..., None]), -1)
+    # Chosen, not weighted: in the background a box may be degenerate, and 0 times NaN is NaN.
+    sums = values[region].double().sum(0)
+    return torch.cat((region.sum().double()[None], sums))
+
+
+def _score_gap(student: Dense, teacher: Dense) -> Float[Tensor, "b l"]:
+    """Largest difference of two scores of one class, of those that both speak of; NaN where there is no such class."""
+    common = range(min(student.cls_logits.shape[-1], teacher.cls_logits.shape[-1]))
+    classes = [c for c in common if all(dense.known is None or c in dense.known for dense in (student, teacher))]
+    if not classes:
+        return torch.full_like(student.cls_logits[..., 0], torch.nan)
+    ours, theirs = (dense.score_logits[..., classes].sigmoid() for dense in (student, teacher))
+    return (ours - theirs).abs().amax(-1)
+
+
+def no_sums(like: Tensor) -> Float[Tensor, " k"]:
+    """Sums over nothing, on the device of ``like``."""
+    return torch.zeros(_SUMS, dtype=torch.float64, device=like.device)
+
+
+def deviation(bins: Bins, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    """Standard deviation of the distributions, in strides: how unsure the detector says that it is.
+
+    Between two bins it cannot be less than ``sqrt(f (1 - f))``, with ``f`` the fraction of the mean, which is up to
+    half a stride: this floor makes sharp distributions look less sure than they are.
+    """
+    offsets = bins.positions(logits) - bins.expect(logits)[..., None]
+    return (logits.softmax(-1) * offsets.square()).sum(-1).sqrt()
+
+
+@torch.no_grad()
+def edge_errors(scene: Scene, logits: Float[Tensor, "b l 4 n"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+    """Predicted standard deviation and actual absolute error of the edges at the positives, in strides.
+
+    Left out are edges that no distribution can express: beyond the last bin, or on the wrong side of the location.
+    """
+    points = scene.grid.points / scene.grid.strides[:, None]
+    truth = encode(points, scene.target_boxes)
+    kept = scene.assignment.positive[..., None] & (truth >= 0) & (truth <= scene.bins.reg_max)
+    error = (scene.bins.expect(logits) - truth).abs()
+    return deviation(scene.bins, logits)[kept], error[kept]
+
+
+@dataclass(frozen=True)
+class ReliabilityBin:
+    """Edges of about the same predicted spread.
+
+    Attributes:
+        count: Number of edges.
+        deviation: Root mean square of their predicted standard deviations, in strides.
+        error: Mean of their absolute errors, in strides.
+        rms_error: Root mean square of their errors, in strides, which equals ``deviation`` in a calibrated detector.
+    """
+
+    count: int
+    deviation: float
+    error: float
+    rms_error: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Whether the spread of edge distributions predicts the error.
+
+    Attributes:
+        count: Number of edges.
+        pearson: Correlation of predicted standard deviation and absolute error.
+        spearman: The same of their ranks, which a few large errors do not decide.
+        ratio: Root mean square error over root mean square deviation: above 1 the detector is too sure of itself.
+        ence: Expected normalised calibration error (Levi et al. 2022): the mean over bins of how far the root mean
+            square error lies from the deviation, relative to the deviation.
+        bins: Edges sorted by predicted spread, in bins of equal count.
+    """
+
+    count: int
+    pearson: float
+    spearman: float
+    ratio: float
+    ence: float
+    bins: tuple[ReliabilityBin, ...]
+
+
+def reliability(deviations: npt.ArrayLike, errors: npt.ArrayLike, *, bins: int = 10) -> Reliability:
+    """Compare predicted standard deviations with actual errors; NaN where too few edges leave a number undefined.
+
+    Args:
+        deviations: Predicted standard deviation of each edge.
+        errors: Its actual error, signed or absolute.
+        bins: Number of bins, fewer where there are fewer edges.
+    """
+    sigma, error = np.asarray(deviations, np.float64), np.abs(np.asarray(errors, np.float64))
+    if sigma.shape != error.shape or sigma.ndim != 1:
+        raise ValueError(f"expected two lists of equal length, came shapes {sigma.shape} and {error.shape}")
+    order = np.argsort(sigma, kind="stable")
+    parts = np.array_split(order, max(1, min(bins, len(order))))
+    rows = tuple(_bin(sigma[part], error[part]) for part in parts if len(part))
+    gaps = [abs(row.rms_error - row.deviation) / row.deviation if row.deviation else math.nan for row in rows]
+    return Reliability(
+        count=len(order),
+        pearson=correlation(sigma, error),
+        spearman=correlation(_ranks(sigma), _ranks(error)),
+        ratio=_quotient(_rms(error), _rms(sigma)),
+        ence=_quotient(math.fsum(gaps), len(gaps)),
+        bins=rows,
+    )
+
+
+def _bin(sigma: Floats, error: Floats) -> ReliabilityBin:
+    return ReliabilityBin(len(sigma), _rms(sigma), float(error.mean()), _rms(error))
+
+
+def _rms(values: Floats) -> float:
+    return float(np.sqrt(np.square(values).mean())) if len(values) else math.nan
+
+
+def _quotient(a: float, b: float) -> float:
+    return a / b if b else math.nan
+
+
+def correlation(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> float:
+    """Pearson's correlation; NaN where one of the two does not vary."""
+    x, y = (np.asarray(values, np.float64) for values in (a, b))
+    x, y = (values - values.mean() if len(values) else values for values in (x, y))
+    return _quotient(float(x @ y), math.sqrt(float(x @ x) * float(y @ y)))
+
+
+def _ranks(values: Floats) -> Floats:
+    """Ranks from 1; equal values share the mean of theirs."""
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place.ravel()]
+    return ranks

@@ -1,0 +1,288 @@
+"""How far AP depends on which images it was measured on: AP on resamples of the images.
+
+A resample draws as many images as there are, with replacement. Which detections are true is decided image by image and
+does not change with the others, so it is found out once; what a resample changes is how often each image counts. AP is
+then a sum over the true detections of a class, with whole numbers as weights, for many resamples at once.
+
+The rules are those of :mod:`locdistill.evaluation.coco` and :mod:`locdistill.evaluation.voc`: where every image counts
+once, AP is theirs, and where an image counts twice, it is AP on data that hold the image twice (but for the order of
+equal scores: copies of a detection follow each other here). Matching is done anew for COCO, as ``faster-coco-eval``
+keeps its matches to itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from locdistill.data.records import Dataset, Record
+from locdistill.evaluation.arrays import Found, found
+from locdistill.evaluation.coco import OVERLAPS
+from locdistill.evaluation.voc import RECALL_LEVELS, judge_image
+from locdistill.types import Detections
+
+_THRESHOLDS = np.linspace(0.5, 0.95, 10)
+_COCO_LEVELS = np.linspace(0.0, 1.0, 101)
+_AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}
+_BUDGET = 100  # detections per image and class that count
+_CHUNK = 2_000_000  # numbers held at once
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """The detections of one class in all images, best score first, and what each is worth at each overlap.
+
+    Those that AP does not depend on are left out.
+
+    Attributes:
+        image: ``(n,)`` index of the image.
+        true: ``(t, n)``, at each of the overlaps.
+        counted: ``(t, n)``: true or false, as opposed to ignored.
+        objects: ``(images,)`` objects to find.
+    """
+
+    image: NDArray[np.int64]
+    true: NDArray[np.bool_]
+    counted: NDArray[np.bool_]
+    objects: NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Numbers:
+    """AP on each of several resamples, between 0 and 1; NaN where a resample has no object to find.
+
+    Attributes:
+        means: AP, AP50, AP75, AP90 over the classes that have objects; for COCO also APs, APm and APl.
+        classes: AP by class name.
+    """
+
+    means: dict[str, NDArray[np.float64]]
+    classes: dict[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """Which detections of a data set are true: all that AP on any choice of its images needs.
+
+    Attributes:
+        images: Identifiers, ascending; the columns of the weights.
+        classes: Names.
+        ranked: By size (``""`` is all; ``s``, ``m``, ``l`` for COCO) the classes.
+        levels: Recalls at which precision is read; None takes the area under its envelope.
+    """
+
+    images: tuple[int, ...]
+    classes: tuple[str, ...]
+    ranked: dict[str, tuple[Ranked, ...]]
+    levels: NDArray[np.floating] | None
+
+    def numbers(self, weights: NDArray[np.integer] | None = None) -> Numbers:
+        """AP on resamples.
+
+        Args:
+            weights: ``(resamples, images)``, how often each image counts; each once unless given.
+        """
+        if weights is None:
+            weights = np.ones((1, len(self.images)), np.int64)
+        by_size = {size: self._ap(weights, size) for size in self.ranked}
+        ap = by_size[""]
+        means = {"AP": _mean(ap.mean(1))} | {f"AP{name}": _mean(ap[:, i]) for name, i in OVERLAPS.items()}
+        means |= {f"AP{size}": _mean(values.mean(1)) for size, values in by_size.items() if size}
+        return Numbers(means, {name: ap[:, :, c].mean(1) for c, name in enumerate(self.classes)})
+
+    def _ap(self, weights: NDArray[np.integer], size: str) -> NDArray[np.float64]:
+        """AP by resample, overlap and class."""
+        ap = np.full((len(weights), len(_THRESHOLDS), len(self.classes)), np.nan)
+        for c, ranked in enumerate(self.ranked[size]):
+            rows = max(1, _CHUNK // max(1, len(ranked.image)))
+            for first in range(0, len(weights), rows):
+                chunk = slice(first, first + rows)
+                ap[chunk, :, c] = _average_precision(ranked, weights[chunk], self.levels)
+        return ap
+
+
+def image_weights(images: int, resamples: int, *, seed: int = 0) -> NDArray[np.int32]:
+    """How often each image was drawn: ``(resamples, images)``, rows that sum to the number of images."""
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(images, np.full(images, 1 / max(images, 1)), size=resamples).astype(np.int32)
+
+
+def judge_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> Judgement:
+    """Match detections to objects as COCO does, over all objects and by size.
+
+    Raises:
+        ValueError: Detections for an image or a class that the data set does not have.
+    """
+    collected = _Collected(dataset, tuple(_AREAS))
+    here = found(dataset, detections)
+    for i, record in enumerate(collected.records):
+        mine = here[record.image_id]
+        for c in np.union1d(mine.labels, record.labels).tolist():
+            _judge_coco(collected, (i, c), mine, record)
+    return collected.judgement(_COCO_LEVELS)
+
+
+def judge_voc(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_point: bool) -> Judgement:
+    """Match detections to objects as VOC does.
+
+    Raises:
+        ValueError: Detections for an image or a class that the data set does not have.
+    """
+    collected = _Collected(dataset, ("",))
+    here = found(dataset, detections)
+    for i, record in enumerate(collected.records):
+        mine = here[record.image_id]
+        for c in np.union1d(mine.labels, record.labels).tolist():
+            chosen, of_class = _best_first(mine, c), record.labels == c
+            true, false = judge_image(mine.boxes[chosen], record.boxes[of_class], record.ignored[of_class])
+            objects = int((of_class & ~record.ignored).sum())
+            collected.add(("", i, c), objects, mine.scores[chosen], true, true | false)
+    return collected.judgement(RECALL_LEVELS if eleven_point else None)
+
+
+class _Collected:
+    """Judged detections as they come, image by image."""
+
+    def __init__(self, dataset: Dataset, sizes: tuple[str, ...]) -> None:
+        # COCO ranks equal scores by image identifier, and VOC's identifiers are the places of the images.
+        self.records: list[Record] = sorted(dataset.records, key=lambda record: record.image_id)
+        self.classes = dataset.classes
+        places = [(size, c) for size in sizes for c in range(len(dataset.classes))]
+        self.objects = {place: np.zeros(len(self.records), np.int64) for place in places}
+        self.parts: dict[tuple[str, int], list[tuple[NDArray[np.generic], ...]]] = {place: [] for place in places}
+
+    def add(
+        self,
+        place: tuple[str, int, int],
+        objects: int,
+        scores: NDArray[np.float32],
+        true: NDArray[np.bool_],
+        counted: NDArray[np.bool_],
+    ) -> None:
+        """Take what was judged of one size in one image for one class, best first."""
+        size, image, label = place
+        self.objects[size, label][image] = objects
+        self.parts[size, label].append((np.full(len(scores), image), scores, true, counted))
+
+    def judgement(self, levels: NDArray[np.floating] | None) -> Judgement:
+        """All of it, ranked."""
+        sizes = tuple(dict.fromkeys(size for size, _ in self.parts))
+        ranked = {size: tuple(self._ranked(size, c) for c in range(len(self.classes))) for size in sizes}
+        return Judgement(tuple(record.image_id for record in self.records), self.classes, ranked, levels)
+
+    def _ranked(self, size: str, label: int) -> Ranked:
+        nothing = np.zeros((len(_THRESHOLDS), 0), bool)
+        parts = [(np.zeros(0, np.int64), np.zeros(0, np.float32), nothing, nothing), *self.parts[size, label]]
+        image, scores, true, counted = (np.concatenate(part, -1) for part in zip(*parts, strict=True))
+        order = np.argsort(-scores, kind="stable")
+        # What is never counted, and what comes after the last true detection, changes no precision that is read.
+        last = np.flatnonzero(true[:, order].any(0))[-1:]
+        order = order[: int(last[0]) + 1 if last.size else 0]
+        order = order[counted[:, order].any(0)]
+        return Ranked(image[order], true[:, order], counted[:, order], self.objects[size, label])
+
+
+def _best_first(here: Found, label: int) -> NDArray[np.int64]:
+    """Indices of the detections of a class in one image."""
+    mine = np.flatnonzero(here.labels == label)
+    return mine[np.argsort(-here.scores[mine], kind="stable")]
+
+
+def _judge_coco(collected: _Collected, place: tuple[int, int], here: Found, record: Record) -> None:
+    """Judge the detections of one class in one image, once for each size."""
+    image, label = place
+    chosen, of_class = _best_first(here, label)[:_BUDGET], record.labels == label
+    boxes = here.boxes[chosen].astype(np.float64)
+    crowd, areas = record.ignored[of_class], record.areas[of_class].astype(np.float64)
+    overlaps = _overlaps(boxes, record.boxes[of_class].astype(np.float64), crowd)
+    own_areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    for size, (low, high) in _AREAS.items():
+        ignored = crowd | (areas < low) | (areas > high)
+        true, forgiven = _match(overlaps, crowd, ignored)
+        beside = (own_areas < low) | (own_areas > high)  # matters only where nothing was matched
+        counted = ~forgiven & (true | ~beside)
+        collected.add((size, image, label), int((~ignored).sum()), here.scores[chosen], true, counted)
+
+
+def _overlaps(boxes: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """IoU of every detection with every object; of a crowd, the share of the detection that lies in it."""
+    low = np.maximum(boxes[:, None, :2], truth[None, :, :2])
+    high = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
+    shared = (high - low).clip(min=0).prod(-1)
+    own, theirs = ((b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes, truth))
+    union = np.where(crowd, own[:, None], own[:, None] + theirs - shared)
+    overlaps: NDArray[np.float64] = shared / np.maximum(union, 1e-12)
+    return overlaps
+
+
+def _match(
+    overlaps: NDArray[np.float64], crowd: NDArray[np.bool_], ignored: NDArray[np.bool_]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which detections, best first, have an object of their own, and which have an ignored one: (thresholds, k) each.
+
+    From the best score down, a detection takes the free object that it overlaps most (of equal overlaps the last);
+    an ignored one only if there is no other. Crowds are never used up.
+    """
+    limits = np.minimum(_THRESHOLDS, 1 - 1e-10)[:, None]
+    true = np.zeros((len(limits), len(overlaps)), bool)
+    forgiven = np.zeros_like(true)
+    taken = np.zeros((len(limits), len(crowd)), bool)
+    for d in np.flatnonzero((overlaps >= limits[0]).any(1)):
+        within = (overlaps[d] >= limits) & (~taken | crowd)
+        for group, matched in ((~ignored, true), (ignored, forgiven)):
+            fits = within & group & ~true[:, d, None]
+            t = np.flatnonzero(fits.any(1))
+            best = np.where(fits[t], overlaps[d], -1.0)[:, ::-1].argmax(1)
+            taken[t, len(crowd) - 1 - best] = True
+            matched[t, d] = True
+    return true, forgiven
+
+
+def _average_precision(
+    ranked: Ranked, weights: NDArray[np.integer], levels: NDArray[np.floating] | None
+) -> NDArray[np.float64]:
+    """AP by resample and overlap.
+
+    Precision is needed at the true detections alone: its falling envelope changes nowhere else, and so does recall.
+    """
+    total = weights @ ranked.objects
+    drawn = weights[:, ranked.image]
+    ap = np.zeros((len(weights), len(ranked.true)))
+    always = np.asarray(ranked.counted.all(0))
+    seen_always = _running(drawn, always)
+    for t in range(ap.shape[1]):
+        true, some = ranked.true[t], ranked.counted[t] & ~always
+        places = np.flatnonzero(true)
+        hits = _running(drawn, true)[:, 1:]
+        seen = seen_always[:, np.cumsum(always)[places]]
+        if some.any():
+            seen = seen + _running(drawn, some)[:, np.cumsum(some)[places]]
+        precision = hits / np.maximum(seen, 1)
+        best_from_here = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+        recall = hits / np.maximum(total, 1)[:, None]
+        # How much of the recall axis each true detection answers for.
+        if levels is None:
+            share = np.diff(recall, prepend=0.0)
+        else:
+            share = np.diff(np.searchsorted(levels, recall, side="right"), prepend=0) / len(levels)
+        ap[:, t] = (best_from_here * share).sum(1)
+    ap[total == 0] = np.nan
+    return ap
+
+
+def _running(drawn: NDArray[np.integer], columns: NDArray[np.bool_]) -> NDArray[np.integer]:
+    """Sums of the first 0, 1, 2, ... of the chosen columns."""
+    sums = np.zeros((len(drawn), int(columns.sum()) + 1), drawn.dtype)
+    np.cumsum(drawn[:, columns], 1, out=sums[:, 1:])
+    return sums
+
+
+def _mean(by_class: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the classes that have objects; NaN where none has."""
+    defined = ~np.isnan(by_class)
+    count = defined.sum(1)
+    mean: NDArray[np.float64] = np.where(defined, by_class, 0.0).sum(1) / np.maximum(count, 1)
+    return np.where(count > 0, mean, np.nan)

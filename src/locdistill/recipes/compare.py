@@ -1,0 +1,259 @@
+"""``compare``: which of several recipes is better, over seeds and images.
+
+Recipes are trained at several seeds where that was not done yet, or finished run folders are taken as they are; folders
+of one recipe with different seeds belong together. All are then measured on the same images, in the same way, and each
+is compared with the first (see :mod:`locdistill.recipes.comparison`).
+
+The training, its order and its resumption are those of :mod:`locdistill.recipes.trial`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from locdistill.data.records import Dataset
+from locdistill.errors import DataError, RecipeError, RunError
+from locdistill.recipes import compare_page
+from locdistill.recipes.compare_arms import USE, arms_of, changes, chosen_seeds, flat
+from locdistill.recipes.compare_measure import Measure, Measuring, digest_of, evaluation_images
+from locdistill.recipes.comparison import Comparison, EqualTime, Measured, as_json, as_markdown
+from locdistill.recipes.defaults import Request
+from locdistill.recipes.folder import PARENT, make_folder, read_facts, write_text
+from locdistill.recipes.load import Override
+from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.run import run
+from locdistill.recipes.trial import Arm, Tell, Train, equal_time_steps, fixed_steps, train_arms
+
+FEW_IMAGES = 50
+_NEAR = 0.01  # recipes whose time differs by less take the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be compared, checked.
+
+    Attributes:
+        arms: The first is what the others are compared with.
+        out: Folder of the comparison.
+        equal_time: Whether the first recipe is trained for as long as each of the others took, too.
+        resamples: Of the images.
+        command: What the reader types to get the same.
+    """
+
+    arms: tuple[Arm, ...]
+    out: Path
+    equal_time: bool = False
+    resamples: int = 2000
+    command: str = ""
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything beside finished folders is needed."""
+        return self.equal_time or any(seed not in arm.there for arm in self.arms for seed in arm.seeds)
+
+
+def compare(  # noqa: PLR0913 - the words of the command line
+    *recipes: str | Path | Recipe,
+    seeds: int | Sequence[int] | None = None,
+    data: str | Path | None = None,
+    teacher: str | Path | None = None,
+    out: str | Path | None = None,
+    equal_time: bool = False,
+    resamples: int = 2000,
+    overrides: Sequence[Override] = (),
+    device: str | None = None,
+    command: str = "",
+    tell: Tell = print,
+) -> Comparison:
+    """Compare recipes, each with the first: train what is missing, measure, and write tables and a page.
+
+    What has finished in ``out`` is not trained again, and what was interrupted goes on: start the same again. Recipes
+    and seeds can be added later.
+
+    Args:
+        recipes: Names or files of recipes, recipes in memory, or folders of finished runs; those of one recipe with
+            different seeds are grouped. At least two different ones.
+        seeds: How many (0, 1, ...), or which; three unless given. Of finished folders alone, those that are there
+            unless given; others are trained.
+        data: Folder of the data set, for all recipes; for finished folders, where their data lie now.
+        teacher: Weights of the teacher of those recipes that distil and name none.
+        out: Folder of the comparison; ``runs/compare-<names>`` unless given.
+        equal_time: Train the first recipe also for as many steps as fit into the time of each other one.
+        resamples: How often the images are drawn anew for the intervals.
+        overrides: ``"key.path=value"``, for all recipes; finished folders stay what they are.
+        device: On which to measure, such as ``cuda:0``; a GPU if there is one unless given.
+        command: What the reader of the page types to get the same.
+        tell: Gets a line of progress now and then.
+
+    Raises:
+        RecipeError: A recipe is wrong, or there is nothing to compare.
+        RunError: A folder holds no finished run, or runs cannot be compared: other images, no common seed.
+        TeacherError: A recipe needs a teacher and names none.
+        DataError: The data cannot be read, or are not the same for all.
+    """
+    if resamples < 2:
+        raise RecipeError(f"resamples is {resamples}; an interval needs at least 2, and 1000 to be steady")
+    chosen = chosen_seeds(seeds)
+    arms = arms_of(recipes, Request(data=data, teacher=teacher, overrides=tuple(overrides)), chosen)
+    name = "compare-" + "-".join(arm.name for arm in arms)
+    plan = Plan(
+        arms=arms,
+        out=Path(out) if out is not None else PARENT / name[:100],
+        equal_time=equal_time,
+        resamples=resamples,
+        command=command,
+    )
+    _check_images(plan.arms, data)
+    measure = Measuring(plan.out, data, device)
+    return run_plan(plan, train=run, measure=measure, tell=tell)
+
+
+def run_plan(plan: Plan, *, train: Train, measure: Measure, tell: Tell = print) -> Comparison:
+    """Train what is not yet trained, measure, and write ``compare.json``, ``compare.md`` and ``report.html``.
+
+    Args:
+        plan: What to compare.
+        train: Trains a recipe into a folder.
+        measure: Measures a finished run.
+        tell: Gets a line of progress now and then.
+
+    Raises:
+        RunError: The folder holds a comparison of other recipes of these names, or runs cannot be compared.
+    """
+    _claim(plan)
+    runs = train_arms(plan.arms, plan.out, train=train, tell=tell)
+    trained = {arm.name: [r for r in runs if r.arm == arm.name] for arm in plan.arms}
+    equal_time: dict[str, EqualTime] = {}
+    first = plan.arms[0]
+    for arm in plan.arms[1:] if plan.equal_time else ():
+        stamp = plan.out / f"equal_time-{arm.name}.json"
+        steps = fixed_steps(stamp, equal_time_steps(trained[first.name], trained[arm.name]))
+        own = trained[first.name][0].steps
+        if abs(steps - own) <= _NEAR * own:
+            equal_time[arm.name] = EqualTime(first.name, own)
+            continue
+        longer = _longer(first, arm, steps)
+        trained[longer.name] = train_arms([longer], plan.out, train=train, tell=tell)
+        equal_time[arm.name] = EqualTime(longer.name, steps)
+    measured: dict[str, tuple[Measured, ...]] = {}
+    for name, of_arm in trained.items():
+        tell(f"measuring: {name}, {len(of_arm)} run(s)")
+        measured[name] = tuple(measure(name, r.seed, r.folder) for r in of_arm)
+    _check_comparable(measured)
+    result = Comparison(
+        arms=plan.arms,
+        runs=measured,
+        equal_time=equal_time,
+        settings={arm.name: changes(first, arm) for arm in plan.arms[1:]},
+        resamples=plan.resamples,
+        notes=tuple(_notes(plan, measured)),
+        out=plan.out,
+        command=plan.command,
+    )
+    tell(f"resampling: {len(next(iter(measured.values()))[0].judgement.images)} images, {plan.resamples} times")
+    write_text(plan.out / "compare.json", json.dumps(as_json(result), indent=1) + "\n")
+    write_text(plan.out / "compare.md", as_markdown(result))
+    compare_page.write_page(result)
+    return result
+
+
+def _longer(first: Arm, other: Arm, steps: int) -> Arm:
+    """The first recipe for as many steps as fit into the time of another."""
+
+    def recipe(seed: int) -> Recipe:
+        short = first.recipe(seed)
+        return short.model_copy(update={"engine": short.engine.model_copy(update={"steps": steps})})
+
+    seeds = tuple(seed for seed in first.seeds if seed in other.seeds)
+    return Arm(f"{first.name}-as-long-as-{other.name}", f"{first.label}, as long as {other.label}", recipe, seeds)
+
+
+def _claim(plan: Plan) -> None:
+    """Note in the folder what its names stand for; refuse one in which they stand for something else."""
+    for arm in plan.arms[1:]:
+        if not set(arm.seeds) & set(plan.arms[0].seeds):
+            raise RunError(
+                f"{plan.arms[0].name} was trained with the seeds {list(plan.arms[0].seeds)} and {arm.name} with "
+                f"{list(arm.seeds)}; differences are taken seed by seed: train both with the same (engine.seed), or "
+                "let --seeds N train what is missing"
+            )
+    make_folder(plan.out)
+    stamp = plan.out / "arms.json"
+    known: dict[str, Any] = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
+    for arm in plan.arms:
+        settings = json.loads(json.dumps(flat(arm.recipe(0), without=USE)))
+        before = known.setdefault(arm.name, settings)
+        changed = [key for key in dict.fromkeys((*before, *settings)) if before.get(key) != settings.get(key)]
+        if changed:
+            raise RunError(
+                f"{plan.out} holds a comparison in which {arm.name} has another {', '.join(changed[:3])} (see "
+                f"{stamp}); choose another folder with --out, or another name for the recipe"
+            )
+    write_text(stamp, json.dumps(known, indent=1) + "\n")
+
+
+def _check_images(arms: Sequence[Arm], data: str | Path | None) -> None:
+    """Look before anything is trained whether all are evaluated on the same.
+
+    Raises:
+        DataError: They are not.
+    """
+    first: tuple[Arm, Dataset, str] | None = None
+    for arm in arms:
+        dataset = evaluation_images(arm.recipe(arm.seeds[0]), data)
+        digest = digest_of(dataset)
+        if first is None:
+            first = (arm, dataset, digest)
+            continue
+        other, known, expected = first
+        if set(dataset.classes) != set(known.classes):
+            raise DataError(
+                f"{other.name} and {arm.name} cannot be compared: they have the classes {list(known.classes)} and "
+                f"{list(dataset.classes)}; compare recipes of the same classes (data.classes)"
+            )
+        if digest != expected:
+            raise DataError(
+                f"{other.name} and {arm.name} cannot be compared: they are evaluated on other images or objects, "
+                f"{known.name} ({len(known)} images) and {dataset.name} ({len(dataset)}); name the same data.path and "
+                "data.val for both (--data FOLDER for all)"
+            )
+
+
+def _check_comparable(measured: Mapping[str, tuple[Measured, ...]]) -> None:
+    """Raises a RunError where runs were measured on other images, or there is nothing to find on them."""
+    (first, known), *others = [(m.run.folder, m) for of_arm in measured.values() for m in of_arm]
+    for folder, other in others:
+        if other.images != known.images:
+            raise RunError(
+                f"{first} and {folder} cannot be compared: they are evaluated on other images, objects or classes"
+            )
+    if any(math.isnan(m.run.metrics["AP"]) for m in (known, *(m for _, m in others))):
+        raise RunError(f"{first}: there is no object to find on the images to evaluate on, so no AP to compare")
+
+
+def _notes(plan: Plan, measured: Mapping[str, tuple[Measured, ...]]) -> Iterator[str]:
+    """What a reader has to know before believing a number."""
+    images = len(measured[plan.arms[0].name][0].judgement.images)
+    if images < FEW_IMAGES:
+        yield f"There are only {images} images to evaluate on: their share of the error is itself uncertain."
+    if len(plan.arms) > 2:
+        yield (
+            f"{len(plan.arms) - 1} recipes are compared with the first, each by itself: of twenty that change nothing, "
+            "one is expected to look as if it did."
+        )
+    for arm in plan.arms[1:]:
+        alone = set(plan.arms[0].seeds) ^ set(arm.seeds)
+        if alone:
+            yield f"Seeds that {plan.arms[0].name} and {arm.name} do not share ({sorted(alone)}) are in means alone."
+    facts = [read_facts(m.run.folder) for of_arm in measured.values() for m in of_arm]
+    devices = sorted({str(fact["device"]) for fact in facts if "device" in fact})
+    if len(devices) > 1:
+        yield f"The runs were made on different machines ({'; '.join(devices)}): their times cannot be compared."
+    training = {fact.get("data", {}).get("train", {}).get("sha256") for fact in facts} - {None}
+    if len(training) > 1:
+        yield "The runs were not all trained on the same images, or not with classes in the same order."

@@ -1,0 +1,84 @@
+"""How good a mixture of two detectors is, over the two weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from PIL import Image
+
+from locdistill.viz.style import MUTED, STUDENT, hexadecimal, new_figure, tidy, to_image
+
+Floats = npt.NDArray[np.float64]
+
+
+def plot_landscape(
+    gamma1: Sequence[float], gamma2: Sequence[float], values: npt.ArrayLike, *, title: str = "", metric: str = "AP (%)"
+) -> Image.Image:
+    """Draw a value over two weights: contours, or a line where only one of the weights varies.
+
+    The value stands at each measured point, the best in bold. The dashed line is where both weights sum to 1, the way
+    from one detector to the other.
+
+    Args:
+        gamma1: Weights of the first detector, rising.
+        gamma2: Weights of the second, rising.
+        values: One per pair, ``[i, j]`` belonging to ``gamma1[i], gamma2[j]``; NaN where there is none.
+        title: Above the chart.
+        metric: What the values are.
+    """
+    first, second = (np.asarray(values, np.float64) for values in (gamma1, gamma2))
+    table = np.asarray(values, np.float64).reshape(len(first), len(second))
+    if min(table.shape) < 2:
+        return _line(first, second, table, title=title, metric=metric)
+    figure = new_figure(600, 520)
+    axes = tidy(figure.subplots(), title)
+    axes.grid(visible=False)
+    finite = table[np.isfinite(table)]
+    if len(finite) and finite.max() > finite.min():
+        levels = np.linspace(finite.min(), finite.max(), 13)
+        shown = np.ma.masked_invalid(table.T)
+        filled = axes.contourf(first, second, shown, levels=levels, cmap="YlGnBu")
+        axes.contour(first, second, shown, levels=levels, colors="white", linewidths=0.5)
+        bar = figure.colorbar(filled, ax=axes, format="%.1f", shrink=0.9)
+        bar.ax.set_title(metric, fontsize=8, color=hexadecimal(MUTED))
+        bar.ax.tick_params(labelsize=8, colors=hexadecimal(MUTED))
+        bar.outline.set_visible(False)
+    axes.plot([0, 1], [1, 0], color="white", linestyle="--", linewidth=1.4)
+    _numbers(axes, first, second, table)
+    for limits, weights in ((axes.set_xlim, first), (axes.set_ylim, second)):
+        margin = 0.06 * (weights[-1] - weights[0])
+        limits(weights[0] - margin, weights[-1] + margin)
+    axes.set_xlabel("weight of the first detector's features", fontsize=8, color=hexadecimal(MUTED))
+    axes.set_ylabel("weight of the second detector's features", fontsize=8, color=hexadecimal(MUTED))
+    return to_image(figure)
+
+
+def _numbers(axes: Axes, first: Floats, second: Floats, table: Floats) -> None:
+    """The value at each measured point, on a small white plate."""
+    size = 8 if max(table.shape) <= 7 else 6
+    plate = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
+    best = np.nanmax(table) if np.isfinite(table).any() else np.nan
+    for i, j in np.ndindex(*table.shape):
+        if np.isfinite(table[i, j]):
+            weight = "bold" if table[i, j] == best else "normal"
+            place, text = (float(first[i]), float(second[j])), f"{table[i, j]:.1f}"
+            axes.text(*place, text, ha="center", va="center", fontsize=size, fontweight=weight, bbox=plate)
+
+
+def _line(first: Floats, second: Floats, table: Floats, *, title: str, metric: str) -> Image.Image:
+    varies, fixed, name, other = (
+        (second, first, "second", "first") if len(first) == 1 else (first, second, "first", "second")
+    )
+    figure = new_figure(600, 400)
+    axes = tidy(figure.subplots(), title)
+    axes.plot(varies, table.ravel(), color=hexadecimal(STUDENT), marker="o", markersize=4)
+    axes.set_xlabel(
+        f"weight of the {name} detector's features (that of the {other}: {fixed[0]:g})",
+        fontsize=8,
+        color=hexadecimal(MUTED),
+    )
+    axes.set_ylabel(metric, fontsize=8, color=hexadecimal(MUTED))
+    return to_image(figure)

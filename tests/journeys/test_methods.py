@@ -1,0 +1,58 @@
+"""Every method of features teaches a real detector from a wider one."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from locdistill.distillation.features import FeatureL2
+from locdistill.distillation.imitation import Everywhere
+from locdistill.distillation.methods import METHODS
+from locdistill.distillation.teacher import LiveTeacher
+from locdistill.engine import EngineSettings, TrainingModule
+from locdistill.engine.module import blank_batch
+from locdistill.engine.plan import Plan
+from locdistill.objective.normalisers import ImageLevelMean
+from locdistill.objective.objective import Objective
+from locdistill.objective.term import Term
+
+from .engine_run import distill, small_detector
+from .test_resume import told
+
+pytestmark = pytest.mark.journey
+NAMES = ("fitnets", "inside_gt", "main_region", "fine_grained", "defeat", "gi", "pkd", "cwd", "mgd", "fgd", "dist")
+
+
+@pytest.mark.parametrize("balance", [None, 0.1])
+def test_three_steps_of_all_methods_together(tmp_path: Path, tiny_coco: Path, balance: float | None):
+    settings = {"steps": 3, "warmup_steps": 0, "ema": None, "progress": False}
+    result = distill(tmp_path / "run", settings, data=str(tiny_coco), batch=4, methods=NAMES, balance=balance)
+    rows = [row for row in told(tmp_path / "run") if "lr" in row]
+    terms = {name for method in NAMES for name in METHODS[method]("gfl")}
+    assert len(rows) == 3
+    for row in rows:
+        assert all(math.isfinite(row[f"train/{name}"]) for name in terms)
+    assert all(row[f"train/{name}"] > 0 for row in rows for name in ("fitnets", "pkd", "cwd", "mgd", "fgd_context"))
+    saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
+    owners = {name.split(".")[2] for name in saved if name.startswith("learned.terms.")}
+    assert owners == terms - {"cwd", "dist_between", "dist_within"}
+    assert not any(name.startswith("learned") for name in load_file(result.last))
+
+
+def test_maps_inside_the_head_are_handed_out_and_adapted():
+    student, teacher = small_detector(("a", "b"), 0), small_detector(("a", "b"), 1, channels=32)
+    term = Term(of=FeatureL2(maps="reg_tower"), on=Everywhere(), norm=ImageLevelMean())
+    objective = Objective(terms={"im": term}, bins=student.bins)
+    module = TrainingModule(student, objective, LiveTeacher(teacher), EngineSettings())
+    assert [tuple(m.weight.shape) for m in module.learned.terms["im"]] == [(32, 16, 1, 1)] * 3
+    module.plan = Plan(batches_per_epoch=1, accumulate=1, batch_per_device=1, world=1, total_steps=1)
+    batch = blank_batch(torch.device("cpu"))
+    dense, _ = module.predictions(batch)
+    assert len(dense.towers) == 6
+    assert dense.features == ()
+    module.training_step(batch, 0)["loss"].backward()
+    assert module.learned.terms["im"][0].weight.grad.abs().sum() > 0

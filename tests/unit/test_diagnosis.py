@@ -1,0 +1,227 @@
+"""Agreement by region and edge, calibration of edge distributions and shares of a gradient, worked out by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from locdistill.assign.atss import ATSS
+from locdistill.evaluation.agreement import (
+    Agreement,
+    agreement_sums,
+    correlation,
+    deviation,
+    edge_errors,
+    no_sums,
+    reliability,
+)
+from locdistill.evaluation.gradients import Pull, pulls, shares
+from locdistill.geometry.bins import Bins
+from locdistill.geometry.grid import Grid
+from locdistill.objective.scene import Scene
+from locdistill.recipes.diagnose import regions_of
+from locdistill.recipes.diagnosis import ALONE, MAIN, OTHER, STUDENT, TEACHER, VALUABLE, Diagnosis, in_words
+from locdistill.types import Dense
+from tests.scenes import instances_of
+
+BINS = Bins(4)
+NO_EDGES = (math.nan,) * 4
+
+
+def peaked(*places: int) -> Tensor:
+    """Edge distributions that are sure of a bin each."""
+    return 50 * torch.nn.functional.one_hot(torch.tensor(places), BINS.count).float()
+
+
+def scene_of(student: Tensor, teacher: Tensor, *, scores: tuple[float, float] = (0.0, 0.0), box: float = 32.0) -> Scene:
+    """One image of 32 x 32 pixels on stride 8, with one object."""
+    grid = Grid.build(((4, 4),), (8,), anchor_scale=4)
+
+    def dense(edges: Tensor, score: float) -> Dense:
+        return Dense(torch.tensor([0.0, score]).expand(1, 16, 2), edges.expand(1, 16, 4, BINS.count))
+
+    instances = instances_of([[[0.0, 0.0, box, box]]], [[0]], [(32, 32)])
+    return Scene.build(
+        dense(student, scores[0]),
+        dense(teacher, scores[1]),
+        grid=grid,
+        instances=instances,
+        assigner=ATSS(),
+        bins=BINS,
+    )
+
+
+def test_agreement_by_edge_by_hand() -> None:
+    scene = scene_of(peaked(1, 1, 1, 1), peaked(2, 1, 1, 3), scores=(0.0, math.log(3)))
+    found = Agreement.of(agreement_sums(scene, scene.assignment.positive))
+    assert found.locations == int(scene.assignment.positive.sum()) > 0
+    assert found.edge_kl == pytest.approx((50, 0, 0, 50), abs=1e-4)
+    assert found.mean_edge_kl == pytest.approx(25, rel=1e-5)
+    assert found.distance == pytest.approx((1, 0, 0, 2), abs=1e-5)
+    assert found.box_iou == pytest.approx(4 / 12, rel=1e-5)  # 2 x 2 strides inside 3 x 4
+    assert found.score == pytest.approx(0.75 - 0.5, abs=1e-6)  # of the class on which they differ most
+
+
+def test_only_classes_that_both_know_are_compared() -> None:
+    scene = scene_of(peaked(1, 1, 1, 1), peaked(1, 1, 1, 1), scores=(0.0, 9.0))
+    assert scene.teacher is not None
+    positive = scene.assignment.positive
+    first = replace(scene, teacher=scene.teacher._replace(known=(0,)))
+    assert Agreement.of(agreement_sums(first, positive)).score == pytest.approx(0, abs=1e-6)
+    none = replace(scene, teacher=scene.teacher._replace(known=()))
+    found = Agreement.of(agreement_sums(none, positive))
+    assert math.isnan(found.score)
+    assert found.box_iou == pytest.approx(1)
+
+
+def test_sums_of_batches_add_up_and_an_empty_region_has_no_means() -> None:
+    near, far = scene_of(peaked(1, 1, 1, 1), peaked(1, 1, 1, 1)), scene_of(peaked(1, 1, 1, 1), peaked(2, 2, 2, 2))
+    everywhere = torch.ones_like(near.assignment.positive)
+    both = agreement_sums(near, everywhere) + agreement_sums(far, everywhere)
+    assert Agreement.of(both).locations == 32
+    assert Agreement.of(both).distance == pytest.approx((0.5,) * 4, abs=1e-5)
+    empty = agreement_sums(near, ~everywhere)
+    assert torch.equal(empty, no_sums(empty))
+    assert math.isnan(Agreement.of(empty).box_iou)
+
+
+def test_every_location_of_the_image_is_in_one_region() -> None:
+    scene = scene_of(peaked(1, 1, 1, 1), peaked(1, 1, 1, 1), box=20)
+    weights = torch.linspace(-1, 1, 16).clamp(min=0)[None]
+    regions = regions_of(scene, weights)
+    assert list(regions) == [MAIN, VALUABLE, OTHER]
+    assert torch.stack(list(regions.values())).sum(0).eq(scene.assignment.inside).all()
+    assert not (regions[VALUABLE] & scene.assignment.positive).any()
+    assert regions[VALUABLE].any()
+
+
+def test_the_spread_of_a_distribution() -> None:
+    probabilities = torch.tensor([[0.5, 0.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0], [0.2, 0.2, 0.2, 0.2, 0.2]])
+    logits = probabilities.clamp(min=1e-30).log()
+    assert deviation(BINS, logits).tolist() == pytest.approx([1.0, 0.0, math.sqrt(2)], abs=1e-5)
+
+
+def test_errors_of_edges_leave_out_what_no_distribution_can_say() -> None:
+    scene = scene_of(peaked(1, 1, 1, 1), peaked(1, 1, 1, 1))
+    spread, error = edge_errors(scene, scene.student.edge_logits)
+    # The object reaches from 0 to 4 strides, and locations lie at 0, 1, 2 and 3: distances of 0 to 4, all within.
+    positives = scene.grid.points[scene.assignment.positive[0]] / 8
+    expected = torch.cat((positives - 1, 4 - positives - 1), -1).abs()
+    assert error.tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-5)
+    assert spread.tolist() == pytest.approx([0.0] * len(error), abs=1e-4)
+    # Three strides further to the left, the left edge is out of reach of the locations at 2 and 3.
+    far = replace(scene, target_boxes=scene.target_boxes - torch.tensor([3.0, 0.0, 0.0, 0.0]))
+    out_of_reach = int((positives[:, 0] > 1).sum())
+    assert 0 < out_of_reach < len(error)
+    assert len(edge_errors(far, far.student.edge_logits)[1]) == len(error) - out_of_reach
+
+
+def test_a_calibrated_detector() -> None:
+    rng = np.random.default_rng(0)
+    sigma = rng.uniform(0.1, 2, 20000)
+    found = reliability(sigma, rng.normal(0, sigma), bins=5)
+    assert [row.count for row in found.bins] == [4000] * 5
+    for row in found.bins:
+        assert row.rms_error == pytest.approx(row.deviation, rel=0.05)
+        assert row.error == pytest.approx(math.sqrt(2 / math.pi) * row.deviation, rel=0.1)
+    assert found.ratio == pytest.approx(1, rel=0.03)
+    assert found.ence < 0.04
+    assert found.spearman > 0.4
+
+
+def test_reliability_by_hand() -> None:
+    found = reliability([2.0, 1.0, 1.0, 4.0], [-4.0, 1.0, 3.0, 8.0], bins=2)
+    assert [row.count for row in found.bins] == [2, 2]
+    first, second = found.bins
+    assert (first.deviation, first.error, first.rms_error) == pytest.approx((1, 2, math.sqrt(5)))
+    assert (second.deviation, second.error, second.rms_error) == pytest.approx((math.sqrt(10), 6, math.sqrt(40)))
+    assert found.ratio == pytest.approx(math.sqrt(90 / 22))
+    assert found.ence == pytest.approx(((math.sqrt(5) - 1) + 1) / 2)
+    # Ranks of the spreads 3, 1.5, 1.5, 4 and of the errors 3, 1, 2, 4.
+    assert found.spearman == pytest.approx(correlation([3, 1.5, 1.5, 4], [3, 1, 2, 4]))
+    assert found.pearson == pytest.approx(np.corrcoef([2, 1, 1, 4], [4, 1, 3, 8])[0, 1])
+
+
+@pytest.mark.parametrize(("deviations", "errors"), [([], []), ([1.0], [2.0]), ([1.0, 1.0], [0.5, 2.0])])
+def test_too_little_to_compare_is_undefined_and_no_error(deviations: list[float], errors: list[float]) -> None:
+    found = reliability(deviations, errors)
+    assert math.isnan(found.spearman)
+    assert found.count == len(deviations) == sum(row.count for row in found.bins)
+
+
+def test_lists_of_unequal_length_are_refused() -> None:
+    with pytest.raises(ValueError, match="equal length"):
+        reliability([1.0], [1.0, 2.0])
+
+
+def test_gradients_by_hand() -> None:
+    x, y = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0], requires_grad=True)
+    terms = {"label": 3 * x[0], "same": x[0], "against": -2 * x[0], "across": 4 * x[1], "other": y.sum() ** 2}
+    found = pulls(terms, {"x": [x], "y": [y], "both": [x, y]}, labels=["label"])
+    assert [pull.norm for pull in found["x"].values()] == pytest.approx([3, 1, 2, 4, 0])
+    assert [pull.cosine for pull in found["x"].values()][:4] == pytest.approx([1, 1, -1, 0])
+    assert math.isnan(found["x"]["other"].cosine)
+    assert found["y"]["other"].norm == pytest.approx(6)
+    assert found["both"]["other"].norm == pytest.approx(6)
+
+
+def test_shares_sum_to_one_or_are_undefined() -> None:
+    of = shares({"a": 1.0, "b": 3.0, "c": 0.0})
+    assert of == {"a": 0.25, "b": 0.75, "c": 0.0}
+    assert math.fsum(shares({str(i): 0.1 * i for i in range(7)}).values()) == pytest.approx(1)
+    assert all(math.isnan(share) for share in shares({"a": 0.0, "b": 0.0}).values())
+
+
+def test_a_constant_pulls_nowhere() -> None:
+    x = torch.ones(2, requires_grad=True)
+    found = pulls({"label": x.sum(), "empty": torch.zeros(())}, {"x": [x]}, labels=["label"])
+    assert found["x"]["empty"].norm == 0
+    assert pulls({"taught": x.sum()}, {"x": [x]}, labels=[])["x"]["taught"].norm == pytest.approx(math.sqrt(2))
+
+
+def diagnosis(kl: tuple[float, ...], *, alone: float | None = None, taught: float = 1.0) -> Diagnosis:
+    def agreement(edges: tuple[float, ...]) -> dict[str, Agreement]:
+        main = Agreement(9, edges, edges, 0.8, 0.1)
+        nothing = Agreement(0, NO_EDGES, NO_EDGES, math.nan, math.nan)
+        return {MAIN: main, VALUABLE: nothing, OTHER: nothing}
+
+    sigma = np.linspace(0.1, 1, 50)
+    return Diagnosis(
+        run=Path("run/best.safetensors"),
+        teacher="teacher.safetensors",
+        against=None,
+        out=Path("out"),
+        images=1,
+        objects=2,
+        agreement={STUDENT: agreement(kl)} | ({} if alone is None else {ALONE: agreement((alone,) * 4)}),
+        reliability={TEACHER: reliability(sigma, sigma), STUDENT: reliability(sigma, 3 * sigma[::-1])},
+        gradients={STUDENT: {"edge logits": {"dfl": Pull(1, 1), "ld": Pull(taught, 0.5)}}},
+        taught=("ld",),
+        batches=1,
+    )
+
+
+def test_the_numbers_in_words() -> None:
+    text = " ".join(in_words(diagnosis((0.2, 0.2, 0.2, 0.6), alone=0.9)))
+    assert "0.3 nats from the teacher's" in text
+    assert "0.9 nats and 0.80 at the objects: distillation brought it closer to its teacher" in text
+    assert "most on the bottom edge" in text
+    assert "Teacher: the spread of an edge distribution predicts its error well (rank correlation 1.00)" in text
+    assert "Student: the spread of an edge distribution does not predict its error (rank correlation -1.00)" in text
+    assert "too sure of itself" in text
+    assert "distillation makes up 50 % (ld 50 %)" in text
+    assert "valuable" not in text  # no location was in it
+
+
+def test_words_say_what_is_wrong() -> None:
+    assert "no difference" in " ".join(in_words(diagnosis((0.9,) * 4, alone=0.9)))
+    assert "away from" in " ".join(in_words(diagnosis((0.9,) * 4, alone=0.3)))
+    assert "All four edges" in " ".join(in_words(diagnosis((0.9,) * 4)))
+    assert "hardly hears its teacher" in " ".join(in_words(diagnosis((0.9,) * 4, taught=0.01)))
+    assert "labels are hardly heard" in " ".join(in_words(diagnosis((0.9,) * 4, taught=20)))
