@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -595,3 +596,19 @@ def test_real_data_opens(pack: str, split: str, classes: int, shared: Path) -> N
     content = json.loads((shared / "data" / pack / f"{split}.json").read_text())
     assert len(dataset.classes) == classes
     assert sum(len(record.boxes) for record in dataset.records) == len(content["annotations"])
+
+
+def test_held_out_images_are_not_trained_on(tiny_coco: Path) -> None:
+    whole = open_dataset(DataSettings(path=str(tiny_coco)), "train", training=False)
+    settings = DataSettings(path=str(tiny_coco), holdout=0.25)
+    rest, held = (open_dataset(settings, split, training=False) for split in ("train", "val"))
+    names = [{record.path.name for record in part.records} for part in (whole, rest, held)]
+    assert names[1] | names[2] == names[0]
+    assert not names[1] & names[2]
+    assert len(held) == 2
+    assert held.name.endswith("/train (held out)")
+    # A share of two images of eight, in the order of the digests of their names.
+    ranked = sorted(names[0], key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    assert names[2] == set(ranked[:2])
+    assert len(open_dataset(settings, "val.json")) == 4  # any other split is itself
+    assert len(open_dataset(settings.model_copy(update={"holdout": 0.01}), "val")) == 1  # at least one

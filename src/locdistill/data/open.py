@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -74,7 +75,10 @@ def scan_dataset(
     Raises:
         AnnotationError: Nothing can be read: no such split, not the format, unknown class names.
     """
-    kind, sources = _sources(settings, split)
+    divided = settings.holdout > 0 and split in ("train", "val")
+    kind, sources = _sources(settings, "train" if divided else split)
+    if divided:
+        _hold_out(sources, settings.holdout, split)
     classes, category_ids = _choose_classes(sources, settings.classes)
     dataset = Dataset(_name(settings, split), classes, (), kind, category_ids)
     scan = Scan(dataset)
@@ -95,6 +99,18 @@ def scan_dataset(
                 records += [] if kept is None else [kept]
     scan.dataset = Dataset(dataset.name, classes, _numbered(records), kind, category_ids)
     return scan
+
+
+def _hold_out(sources: Sequence[Source], share: float, split: str) -> None:
+    """Leave the sources of the training images with those held out (``val``), or with the others.
+
+    Which ones depends on the names of the files alone, not on their order or on the machine.
+    """
+    paths = {listed.path for source in sources for listed in source.images}
+    shuffled = sorted(paths, key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
+    held = set(shuffled[: max(1, round(share * len(shuffled)))])
+    for source in sources:
+        source.images = [listed for listed in source.images if (listed.path in held) == (split == "val")]
 
 
 def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
@@ -171,8 +187,9 @@ def _tuple(choice: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _name(settings: DataSettings, split: str) -> str:
-    names = "+".join(split_names(settings, split))
-    return f"{Path(settings.path).name}/{names}"
+    held_out = settings.holdout > 0 and split == "val"
+    names = "+".join(split_names(settings, "train" if held_out else split))
+    return f"{Path(settings.path).name}/{names}{' (held out)' if held_out else ''}"
 
 
 def _contents(path: Path) -> str:

@@ -19,6 +19,8 @@ class DataSettings(Settings):
             ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json`` of COCO, ``trainval`` of all
             years of VOC (``train`` where there is no ``test``), ``train`` of a YOLO ``data.yaml``.
         val: Splits to evaluate on, likewise.
+        holdout: A share of the training images, chosen by a hash of their file names, that is not trained on and takes
+            the place of ``val``: what settings are chosen on, so that ``val`` stays unseen.
         classes: Names of the classes to use, in this order; boxes of others are left out. ``None``: all, in the order
             of the file.
         sizes: ``(long, short)`` limits of the two sides in pixels, between which training chooses per image.
@@ -40,6 +42,7 @@ class DataSettings(Settings):
     format: Literal["auto", "coco", "voc", "yolo"] = "auto"
     train: str | tuple[str, ...] | None = None
     val: str | tuple[str, ...] | None = None
+    holdout: float = Field(default=0, ge=0, lt=1)
     classes: tuple[str, ...] | None = None
     sizes: tuple[tuple[int, int], ...] = ((1333, 800),)
     size_mode: Literal["value", "range"] = "value"
