@@ -2,39 +2,74 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import cache
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from locdistill.assign.vocabulary import ASSIGNERS
+from locdistill.distillation.generation import Generator, MaskedGeneration
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import supervised
+from locdistill.distillation.teacher import LiveTeacher
+from locdistill.models.detector import Detector
+from locdistill.models.settings import DetectorSettings
 from locdistill.objective.moment import Learned, Moment
 from locdistill.objective.objective import Objective
+from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
 from tests.scenes import ASSIGNER_OF, grid_of_kind, instances_of
 
 SHAPES = ((8, 10), (4, 5), (2, 3))
-OWN = ("fitnets", "inside_gt", "main_region", "fine_grained", "defeat", "gi", "pkd", "cwd", "mgd", "fgd", "dist")
-REBUILDS = {"mgd"}  # its network has to learn to rebuild what it sees, with holes that differ from batch to batch
+TINY = ((2, 2), (1, 1))
+WIDTH = 4
 seeds = st.integers(0, 2**31 - 1)
-methods = pytest.mark.parametrize("method", OWN)
+methods = pytest.mark.parametrize("method", METHODS)
 models = pytest.mark.parametrize("model", ["gfl", "retinanet"])
 
 
+@cache
+def teacher_of(model: str) -> LiveTeacher:
+    """A detector whose head tells its features apart, for methods that send the student's through it."""
+    detector = Detector(
+        DetectorSettings(
+            model=model,
+            backbone="test_resnet",
+            pretrained=False,
+            classes=("a", "b", "c"),
+            channels=WIDTH,
+            norm_groups=2,
+            depth=2,
+            levels=(3, 4, 5),
+        )
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in detector.head.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator) / 3)
+    return LiveTeacher(detector)
+
+
 def dense_of(rng: torch.Generator, images: int, model: str, width: int) -> Dense:
+    """Random predictions and maps; those of the head's towers are always of the width that the teacher's head takes."""
     locations = len(grid_of_kind(model, SHAPES).points)
     return Dense(
         torch.randn(images, locations, 3, generator=rng),
         torch.randn(images, locations, 4, 17, generator=rng),
         features=tuple(torch.randn(images, width, h, w, generator=rng) for h, w in SHAPES),
+        towers=tuple(torch.randn(images, WIDTH, h, w, generator=rng) for h, w in SHAPES for _ in range(2)),
     )
 
 
-def batch(seed: int, images: int, model: str, *, width: int = 4) -> tuple[Dense, Dense, Instances]:
-    """Random predictions and objects; some images have none, and not all fill the grid."""
+def batch(seed: int, images: int, model: str, *, width: int = WIDTH) -> tuple[Dense, Dense, Instances]:
+    """Random predictions and objects; some images have none, and not all fill the grid.
+
+    What the teacher says is what its head makes of its own towers.
+    """
     rng = torch.Generator().manual_seed(seed)
     boxes, extents = [], []
     for _ in range(images):
@@ -43,7 +78,14 @@ def batch(seed: int, images: int, model: str, *, width: int = 4) -> tuple[Dense,
         boxes.append(torch.cat((corner, corner + 8 + torch.rand(count, 2, generator=rng) * 32), -1).tolist())
         extents.append((64 - 32 * int(torch.randint(0, 2, (1,), generator=rng)), 80))
     instances = instances_of(boxes, [[0] * len(b) for b in boxes], extents, slots=1)
-    return dense_of(rng, images, model, 4), dense_of(rng, images, model, width), instances
+    student, teacher = dense_of(rng, images, model, WIDTH), dense_of(rng, images, model, width)
+    return student, consistent(teacher, model), instances
+
+
+@torch.no_grad()
+def consistent(teacher: Dense, model: str) -> Dense:
+    said = teacher_of(model).detector.head.finish([tower.clone() for tower in teacher.towers])
+    return teacher._replace(cls_logits=said.cls_logits, edge_logits=said.edge_logits)
 
 
 def objective_of(method: str, model: str) -> Objective:
@@ -53,8 +95,14 @@ def objective_of(method: str, model: str) -> Objective:
 def losses(
     objective: Objective, model: str, student: Dense, teacher: Dense, instances: Instances, learned: Learned | None
 ) -> dict[str, Tensor]:
+    shapes = tuple((m.shape[-2], m.shape[-1]) for m in student.features)
     scene = objective.scene(
-        student, teacher, grid=grid_of_kind(model, SHAPES), instances=instances, moment=Moment(0.0, learned)
+        student,
+        teacher,
+        grid=grid_of_kind(model, shapes),
+        instances=instances,
+        cross=teacher_of(model).cross(student, teacher) if objective.needs_cross else None,
+        moment=Moment(0.0, learned),
     )
     return objective.losses(scene)
 
@@ -75,13 +123,30 @@ def part(item: tuple, start: int, stop: int):
 
 
 def leaves(dense: Dense) -> tuple[Dense, list[Tensor]]:
-    wanted = [dense.cls_logits, dense.edge_logits, *dense.features]
-    leaf = [x.clone().requires_grad_() for x in wanted]
-    return dense._replace(cls_logits=leaf[0], edge_logits=leaf[1], features=tuple(leaf[2:])), leaf
+    """The same predictions, and all that a gradient may reach."""
+    leaf = [x.clone().requires_grad_() for x in (dense.cls_logits, dense.edge_logits, *dense.features, *dense.towers)]
+    maps, count = leaf[2:], len(dense.features)
+    return (
+        dense._replace(
+            cls_logits=leaf[0], edge_logits=leaf[1], features=tuple(maps[:count]), towers=tuple(maps[count:])
+        ),
+        leaf,
+    )
 
 
-def test_every_method_of_features_is_tested_here():
-    assert set(OWN) <= set(METHODS)
+def without_chance(term: Term) -> Term:
+    """MGD hides places at random, others in each batch; here it hides none."""
+    return replace(term, of=replace(term.of, hidden=0.0)) if isinstance(term.of, MaskedGeneration) else term
+
+
+def knowing(learned: Learned) -> Learned:
+    """Generators that have learned to rebuild what they see; at their start they rebuild nothing."""
+    with torch.no_grad():
+        for generator in (m for m in learned.modules() if isinstance(m, Generator)):
+            for convolution in (generator.generation[0], generator.generation[2]):
+                nn.init.dirac_(convolution.weight)
+                nn.init.zeros_(convolution.bias)
+    return learned
 
 
 @methods
@@ -89,18 +154,21 @@ def test_every_method_of_features_is_tested_here():
 @settings(max_examples=3)
 @given(seeds)
 def test_a_student_that_is_its_teacher_has_nothing_to_learn(method: str, model: str, seed: int):
-    student, _, instances = batch(seed, 2, model)
+    """Of MGD that holds once its generator rebuilds what it sees, and nothing is hidden."""
+    _, teacher, instances = batch(seed, 2, model)
+    teacher = teacher._replace(features=tuple(m.abs() for m in teacher.features))  # a generator has a ReLU inside
     objective = objective_of(method, model)
-    values = losses(objective, model, student, student, instances, learned_of(objective, student, student))
+    objective = replace(objective, terms={name: without_chance(term) for name, term in objective.terms.items()})
+    learned = knowing(learned_of(objective, teacher, teacher))
+    values = losses(objective, model, teacher, teacher, instances, learned)
     for name, value in values.items():
-        if method not in REBUILDS:
-            assert float(value.detach()) == pytest.approx(0, abs=1e-5), name
+        assert float(value.detach()) == pytest.approx(0, abs=1e-4), name
 
 
 @methods
 @models
 @settings(max_examples=3)
-@given(seeds, st.sampled_from([4, 6]))
+@given(seeds, st.sampled_from([WIDTH, 6]))
 def test_the_student_gets_a_gradient_and_the_teacher_none(method: str, model: str, seed: int, width: int):
     student, teacher, instances = batch(seed, 2, model, width=width)
     objective = objective_of(method, model)
@@ -119,37 +187,41 @@ def test_the_student_gets_a_gradient_and_the_teacher_none(method: str, model: st
 
 
 @methods
-@settings(max_examples=4)
+@models
+@settings(max_examples=3)
 @given(seeds)
-def test_the_split_of_a_batch_does_not_matter(method: str, seed: int):
-    if method in REBUILDS:
-        return
-    student, teacher, instances = batch(seed, 4, "gfl", width=6)
-    objective = objective_of(method, "gfl")
+def test_the_split_of_a_batch_does_not_matter(method: str, model: str, seed: int):
+    student, teacher, instances = batch(seed, 4, model, width=6)
+    objective = objective_of(method, model)
+    objective = replace(objective, terms={name: without_chance(term) for name, term in objective.terms.items()})
     learned = learned_of(objective, student, teacher)
-    whole = losses(objective, "gfl", student, teacher, instances, learned)
+    whole = losses(objective, model, student, teacher, instances, learned)
     halves = [
-        losses(objective, "gfl", *(part(x, i, i + 2) for x in (student, teacher, instances)), learned) for i in (0, 2)
+        losses(objective, model, *(part(x, i, i + 2) for x in (student, teacher, instances)), learned) for i in (0, 2)
     ]
     for name, value in whole.items():
         torch.testing.assert_close((halves[0][name] + halves[1][name]) / 2, value, rtol=1e-4, atol=1e-6)
 
 
 @methods
-def test_flat_maps_and_images_without_objects_are_ordinary(method: str):
-    """A student at its very start may have maps of zeros, and levels of one cell."""
-    grid = grid_of_kind("gfl", ((2, 2), (1, 1)))
+@models
+@pytest.mark.parametrize("boxes", [[], [[5.2, 5.1, 5.9, 5.8]]], ids=["no object", "tiny object"])
+def test_images_without_objects_and_flat_maps_are_ordinary(method: str, model: str, boxes: list[list[float]]):
+    """A student at its very start may have maps of zeros, levels of one cell, and objects between all locations."""
+    locations = len(grid_of_kind(model, TINY).points)
     student = Dense(
-        torch.zeros(2, 5, 3), torch.zeros(2, 5, 4, 17), features=(torch.zeros(2, 4, 2, 2), torch.zeros(2, 4, 1, 1))
+        torch.zeros(2, locations, 3),
+        torch.zeros(2, locations, 4, 17),
+        features=tuple(torch.zeros(2, WIDTH, *size) for size in TINY),
+        towers=tuple(torch.zeros(2, WIDTH, *size) for size in TINY for _ in range(2)),
     )
-    teacher = student._replace(features=tuple(torch.randn(m.shape) for m in student.features))
-    objective = Objective(terms=supervised() | METHODS[method]("gfl"))
+    maps = {key: tuple(torch.randn(m.shape) for m in getattr(student, key)) for key in ("features", "towers")}
+    teacher = consistent(student._replace(**maps), model)
+    objective = replace(objective_of(method, model), terms=supervised(model) | METHODS[method](model))
     learned = learned_of(objective, student, teacher)
     mine, own = leaves(student)
-    instances = instances_of([[], []], [[], []], [(16, 16), (8, 8)], slots=1)
-    scene = objective.scene(mine, teacher, grid=grid, instances=instances, moment=Moment(0.0, learned))
-    values = objective.losses(scene)
-    total = torch.stack(list(values.values())).sum()
+    instances = instances_of([boxes, []], [[0] * len(boxes), []], [(16, 16), (8, 8)], slots=1)
+    total = torch.stack(list(losses(objective, model, mine, teacher, instances, learned).values())).sum()
     assert total.isfinite()
     found = torch.autograd.grad(total, [*own, *learned.parameters()], allow_unused=True)
     assert all(g.isfinite().all() for g in found if g is not None)

@@ -29,6 +29,7 @@ from locdistill.distillation.relations import ChannelKL, Correlation
 from locdistill.errors import TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
+from locdistill.models.kinds import KINDS
 from locdistill.objective.normalisers import ImageLevelMean, PerImage
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import Term
@@ -345,6 +346,18 @@ def test_cells_are_those_of_the_image_and_of_every_level():
     assert float(BackgroundCells()(nothing).sum()) == pytest.approx(2)
 
 
+@pytest.mark.parametrize(
+    "divergence", [AttentiveL2(), AttentionL1(), ContextL2(), ChannelKL(), MaskedGeneration(hidden=0.0)]
+)
+def test_a_sum_over_places_does_not_count_the_anchors_of_a_cell(divergence: object):
+    student, teacher = [noise(1, 2, 4, 4)], [noise(1, 2, 4, 4, seed=1)]
+    scenes = [scene_of(student, teacher, model=model) for model in ("gfl", "retinanet")]
+    own = Term(of=divergence, on=Everywhere()).parts(scenes[0].student, scenes[0].teacher)
+    one, nine = (float(Term(of=divergence, on=Everywhere(), norm=SUM)(scene, own).detach()) for scene in scenes)
+    assert one == pytest.approx(nine, rel=1e-5)
+    assert one > 0.01
+
+
 # ------------------------------------------------------------------------------------------------------------- methods
 
 
@@ -367,3 +380,15 @@ def test_an_image_without_objects_has_a_weight_of_zero_for_objects():
     scene = scene_of(maps, [noise(1, 2, 4, 4, seed=1)])
     assert float(METHODS["fgd"]("gfl")["fgd_objects"](scene)) == 0
     assert float(METHODS["fgd"]("gfl")["fgd_background"](scene)) > 0
+
+
+def test_published_weights():
+    """Of MMRazor (PKD, CWD) and of the authors (FGD, MGD: there a sum over 256 channels, here a mean)."""
+    weights = {kind: {n: t.weight for m in METHODS for n, t in METHODS[m](kind).items()} for kind in KINDS}
+    assert {kind: found["pkd"] for kind, found in weights.items()} == dict.fromkeys(KINDS, 6.0) | {"retinanet": 10.0}
+    for kind, found in weights.items():
+        part = 1.6 if kind == "fcos" else 1.0
+        focal = [found[name] / 256 for name in ("fgd_objects", "fgd_background", "fgd_context")]
+        assert [*focal, found["fgd_attention"]] == pytest.approx([x * part for x in (1e-3, 5e-4, 5e-6, 5e-4)])
+        assert (found["cwd"], found["mgd"]) == (5.0, pytest.approx(2e-5 * 256))
+        assert METHODS["fgd"](kind)["fgd_attention"].of == AttentionL1(temperature=0.8 if kind == "fcos" else 0.5)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locdistill.distillation.adapters import OfMaps, Pair, per_location
+from locdistill.distillation.adapters import OfMaps, Pair, shares
 from locdistill.objective.scene import Scene
 from locdistill.types import Dense
 
@@ -40,9 +40,9 @@ class MaskedGeneration(OfMaps):
     """Squared difference of the teacher's map and the one generated from the student's, the mean over channels.
 
     MGD (Yang et al. 2022): places of the student's map are hidden at random, the same for all channels, and a small
-    network that is thrown away after training rebuilds the teacher's map from the rest. Published, the value is a sum
-    over channels. It is not zero for equal maps, since the network has to learn to rebuild them; and each batch, on
-    each process, has its own holes.
+    network that is thrown away after training rebuilds the teacher's map from the rest. The loss is the sum over the
+    places; published, it is one over channels too. It is not zero for equal maps, since the network has to learn to
+    rebuild them; and each batch, on each process, has its own holes.
 
     Attributes:
         hidden: Share of the places that are hidden (0.65 published for one-stage detectors, 0.45 for two-stage ones).
@@ -64,7 +64,7 @@ class MaskedGeneration(OfMaps):
         assert isinstance(own, nn.ModuleList), "generation needs its networks: Objective.learned, in Moment.learned"
         pairs = self.pairs(scene, nn.ModuleList([nn.Identity()] * len(own)))
         levels = [self._level(pair, generator) for pair, generator in zip(pairs, own, strict=True)]
-        return per_location(levels, scene.grid)
+        return shares(levels, scene.grid)
 
     def _level(self, pair: Pair, generator: nn.Module) -> Float[Tensor, "b 1 h w"]:
         chance = torch.rand(pair.inside.shape, device=pair.inside.device)
