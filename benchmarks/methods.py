@@ -4,11 +4,11 @@
     python -m benchmarks.methods coco --arms alone,ld_main,ld_main_vlr,bckd,pkd --out runs/methods/coco
     python -m benchmarks.methods coco80 --teacher nanodet_m.onnx --arms alone,ld_sharp,kd,bckd
 
-Trains a teacher, unless one is named, then for every seed the student alone and with each of the methods, with their published weights (in
-normalisations that do not depend on how a batch is split) and, under names that end in ``_balanced``, with terms that
-are balanced by their gradients instead. ``locdistill.compare`` does the comparison: it goes on where it was
-interrupted, and seeds and arms can be added later. Tables, intervals and pictures lie in ``--out`` (``compare.md``,
-``compare.json``, ``report.html``).
+Trains a teacher, unless one is named, then for every seed the student alone and with each of the methods, with their
+published weights (in normalisations that do not depend on how a batch is split) and, under names that end in
+``_balanced``, with terms that are balanced by their gradients instead. ``locdistill.compare`` does the comparison: it
+goes on where it was interrupted, and seeds and arms can be added later. Tables, intervals and pictures lie in ``--out``
+(``compare.md``, ``compare.json``, ``report.html``).
 
 Teacher and student have heads of the same width, as in the published comparisons. Data lie in ``--data-root`` (or in
 ``LOCDISTILL_DATA``), ImageNet backbones in ``--weights`` (or in ``LOCDISTILL_WEIGHTS``) as ``timm_<name>.pth``.
