@@ -1,8 +1,9 @@
-"""Every method of features teaches a real detector from a wider one."""
+"""Every method teaches a real detector for three steps: by its name on the command line, and all together."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,19 +13,58 @@ from safetensors.torch import load_file
 from locdistill.distillation.features import FeatureL2
 from locdistill.distillation.imitation import Everywhere
 from locdistill.distillation.methods import METHODS
+from locdistill.distillation.presets import supervised
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.engine import EngineSettings, TrainingModule
+from locdistill.engine.log import read_metrics
 from locdistill.engine.module import blank_batch
 from locdistill.engine.plan import Plan
+from locdistill.models.detector import Detector
 from locdistill.objective.normalisers import ImageLevelMean
 from locdistill.objective.objective import Objective
 from locdistill.objective.term import Term
+from locdistill.recipes.defaults import Request, resumed_recipe
+from tests.conftest import CLASSES, Answer
 
 from .engine_run import distill, small_detector
 from .test_resume import told
 
 pytestmark = pytest.mark.journey
 NAMES = ("fitnets", "inside_gt", "main_region", "fine_grained", "defeat", "gi", "pkd", "cwd", "mgd", "fgd", "dist")
+STEPS = (
+    *("engine.steps=3", "engine.log_every=1", "engine.progress=false", "engine.accelerator=cpu"),
+    *("data.workers=0", "data.batch_per_device=2", "data.sizes=[[128, 96]]"),
+)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher that knows nothing, and whose head tells features apart all the same."""
+    detector = small_detector(CLASSES, 3)
+    with torch.no_grad():
+        for predictor in (detector.head.cls, detector.head.reg):
+            torch.nn.init.normal_(predictor.weight, std=0.2)
+    return detector.save(tmp_path_factory.mktemp("teacher") / "best")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_three_steps_from_the_command_line(
+    method: str, teacher: Path, tiny_coco: Path, tmp_path: Path, cli: Callable[..., Answer]
+):
+    own = ("detector.channels=16", "detector.depth=1", "detector.norm_groups=4")
+    words = ("--teacher", teacher, "--data", tiny_coco, "--backbone", "test_resnet", "--pretrained", "none")
+    code, _, err = cli("distill", *words, "--method", method, "--out", tmp_path / "run", *own, *STEPS)
+    assert code == 0, err
+    terms = METHODS[method]("gfl")
+    rows = [row for row in read_metrics(tmp_path / "run" / "metrics.csv") if "lr" in row]
+    assert len(rows) == 3
+    for name in terms:
+        assert all(0 < row[f"train/{name}"] < 1e4 for row in rows), name
+    # A run remembers the terms, and its student knows nothing of the teacher or of what the terms learned.
+    again = resumed_recipe(Request(methods=(method,)), tmp_path / "run")
+    assert {name: term.build() for name, term in again.terms.items()} == supervised() | terms
+    student = Detector.load(tmp_path / "run" / "last")
+    assert set(load_file(tmp_path / "run" / "last.safetensors")) == set(student.state_dict())
 
 
 @pytest.mark.parametrize("balance", [None, 0.1])

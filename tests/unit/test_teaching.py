@@ -18,12 +18,12 @@ from locdistill.engine.log import read_metrics
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
-from locdistill.recipes.defaults import Request, resolve, resumed_recipe
+from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.load import build_recipe, dump_recipe, validate
 from locdistill.recipes.methods import method_terms
 from locdistill.recipes.publish import shareable
 from locdistill.recipes.recipe import Recipe, TeacherSettings
-from locdistill.recipes.run import distill, run
+from locdistill.recipes.run import run
 from locdistill.recipes.teaching import teacher_files, with_teacher
 from locdistill.recipes.terms import TermSettings
 from locdistill.recipes.yaml_io import read_yaml
@@ -198,26 +198,6 @@ def test_a_teacher_that_looks_at_larger_images(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------- in a run
-
-
-@pytest.mark.journey
-@pytest.mark.parametrize("method", ["ld", "kd", "bckd", "crosskd"])
-def test_a_few_steps_of_every_method(method: str, tiny_coco: Path, trained: Path, tmp_path: Path) -> None:
-    result = distill(
-        trained,
-        tiny_coco,
-        backbone="test_resnet",
-        methods=[method],
-        out=tmp_path / "run",
-        overrides=[*DETECTOR, *SHORT],
-    )
-    rows = [row for row in read_metrics(result.out / "metrics.csv") if "lr" in row]
-    assert len(rows) == 3
-    for name in METHODS[method]("gfl"):
-        assert all(0 < row[f"train/{name}"] < 1e4 for row in rows)
-    again = resumed_recipe(Request(methods=(method,)), result.out)
-    assert list(again.terms) == [*supervised(), *METHODS[method]("gfl")]
-    assert "towers" not in " ".join(Detector.load(result.last).state_dict())
 
 
 @pytest.mark.journey

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from locdistill.recipes.load import load_recipe, recipe_names
 from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.terms import Component, Kind, TermSettings, names, split_component
 
 
 def recipe_summaries() -> list[dict[str, Any]]:
@@ -21,10 +23,7 @@ def recipe_summary(recipe: Recipe) -> dict[str, Any]:
         "description": recipe.description,
         "detector": {"model": recipe.detector.model, "backbone": recipe.detector.backbone},
         "teacher": None if recipe.teacher is None else {"name": recipe.teacher.name, "where": recipe.teacher.where},
-        "terms": {
-            name: {"divergence": term.of, "region": term.on, "normaliser": term.norm, "weight": term.weight}
-            for name, term in recipe.terms.items()
-        },
+        "terms": {name: _term(term) for name, term in recipe.terms.items()},
         "schedule": {
             "epochs": engine.epochs,
             "passes_per_epoch": data.repeat,
@@ -38,3 +37,26 @@ def recipe_summary(recipe: Recipe) -> dict[str, Any]:
         "published_ap": recipe.published.ap if recipe.published else None,
         "published": recipe.published.model_dump(mode="json") if recipe.published else None,
     }
+
+
+def _term(term: TermSettings) -> dict[str, Any]:
+    """The parts of a term; schedule and balance where it has them."""
+    found: dict[str, Any] = {
+        "divergence": _brief("of", term.of),
+        "region": _brief("on", term.on),
+        "normaliser": _brief("norm", term.norm),
+        "weight": term.weight,
+    }
+    if term.schedule is not None:
+        found["schedule"] = _brief("schedule", term.schedule)
+    if term.balance is not None:
+        found["balance"] = term.balance
+    return found
+
+
+def _brief(kind: Kind, component: Component) -> Component:
+    """A component as one would write it: its name, and the options that are not at their defaults."""
+    name, options = split_component(component)
+    usual = {field.name: field.default for field in dataclasses.fields(names(kind)[name])}
+    own = {key: value for key, value in options.items() if value != usual[key]}
+    return {name: own} if own else name
