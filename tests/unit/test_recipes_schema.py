@@ -135,6 +135,21 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     assert recipe.terms["ld"].build() == Term(of=EdgeKL(), on=Positives(by="iou"), weight=3.0)
 
 
+def test_terms_are_added_to_the_published_loss_of_a_recipe_without_terms(tmp_path: Path) -> None:
+    """They do not take its place, be they in a file above it or on the command line."""
+    (tmp_path / "plain.yaml").write_text("detector: {backbone: resnet18}\n")
+    (tmp_path / "mine.yaml").write_text(
+        "base: plain.yaml\nteacher: {weights: a}\nterms: {ld: {of: edge_kl, on: positives}}\n"
+    )
+    assert set(load_recipe(tmp_path / "mine.yaml").terms) == {"cls", "bbox", "dfl", "ld"}
+    words = ["terms.ld={of: edge_kl, on: positives}", "teacher.weights=a", "terms.bbox.weight=3", "detector.model=atss"]
+    recipe = load_recipe(tmp_path / "plain.yaml", words)
+    assert set(recipe.terms) == {*supervised("atss"), "ld"}
+    assert recipe.terms["bbox"].weight == 3
+    (tmp_path / "whole.yaml").write_text("teacher: {weights: a}\nterms: {ld: {of: edge_kl, on: positives}}\n")
+    assert set(load_recipe(tmp_path / "whole.yaml").terms) == {"ld"}  # without a base, what is written is all
+
+
 def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("[1, 2]")
     (tmp_path / "a.yaml").write_text("base: b.yaml")

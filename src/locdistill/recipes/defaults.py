@@ -35,7 +35,7 @@ from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.models.weights import locate
 from locdistill.recipes.folder import saved_recipe
 from locdistill.recipes.hub import resolve_hub
-from locdistill.recipes.load import Override, build_recipe, recipe_data, validate
+from locdistill.recipes.load import Override, build_recipe, laid_over, recipe_data, validate
 from locdistill.recipes.methods import method_terms
 from locdistill.recipes.overrides import apply_overrides, parse_override
 from locdistill.recipes.recipe import ASSIGNER_OF, EMA, OF_TEACHER, Recipe, supervised_terms
@@ -101,7 +101,7 @@ def resolve(request: Request) -> Recipe:
             "neither data nor a recipe is given; expected --data FOLDER, or --recipe NAME ('locdistill recipes' lists "
             "them), or both"
         )
-    return build_recipe(apply_overrides(data, [*_words(request, data), *request.overrides]), where)
+    return build_recipe(laid_over(data, [*_words(request, data), *request.overrides]), where)
 
 
 def _words(request: Request, data: dict[str, Any]) -> list[Override]:
@@ -129,9 +129,7 @@ def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
     model = _override(request, "detector.model") or request.model or given
     if model not in ASSIGNER_OF:  # what is wrong is said when the recipe is checked
         return []
-    new: dict[str, TermSettings] = method_terms(request.methods, model)
-    if not data.get("terms"):
-        new = supervised_terms(model) | new
+    new = method_terms(request.methods, model)
     old = [name for name, term in (data.get("terms") or {}).items() if name not in new and _compares(term)]
     words: list[Override] = [(("terms", name), None) for name in old]
     return [*words, *((("terms", name), term.model_dump()) for name, term in new.items())]

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from locdistill.errors import RecipeError
-from locdistill.recipes.overrides import apply_overrides, merge
-from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.overrides import apply_overrides
+from locdistill.recipes.recipe import ASSIGNER_OF, Recipe, supervised_terms
 from locdistill.recipes.yaml_io import Inline, read_yaml_file, write_yaml
 from locdistill.settings import nearest, problems
 
@@ -60,7 +60,7 @@ def load_recipe(name_or_path: str | Path, overrides: Iterable[Override] = ()) ->
         RecipeError: No such recipe, not readable, or wrong; the message lists every problem with its dotted path, what
             was expected, what came, and the nearest valid key.
     """
-    return build_recipe(apply_overrides(recipe_data(name_or_path), overrides), str(name_or_path))
+    return build_recipe(laid_over(recipe_data(name_or_path), overrides), str(name_or_path))
 
 
 def recipe_data(name_or_path: str | Path) -> dict[str, Any]:
@@ -82,7 +82,26 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise RecipeError(f"{path}: base: expected the name or path of one recipe, came {base!r}.")
     beside = path.parent / base
     below = _with_bases(beside if beside.is_file() else recipe_path(base), (*seen, path))
-    return merge({key: value for key, value in below.items() if key not in _OWN}, data)
+    inherited = {key: value for key, value in below.items() if key not in _OWN}
+    return laid_over(inherited, [((key,), value) for key, value in data.items()])
+
+
+def laid_over(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
+    """Lay settings over the plain data of a recipe; those of terms over the published loss where it has no terms.
+
+    A recipe without terms means the published loss of its detector, and so does one that is added to: a term of
+    distillation does not take its place.
+
+    Raises:
+        RecipeError: A setting cannot be laid over it (see :func:`locdistill.recipes.overrides.apply_overrides`).
+    """
+    given = list(overrides)
+    others = [o for o in given if (re.split("[.=]", o)[0].strip() if isinstance(o, str) else o[0][0]) != "terms"]
+    if not data.get("terms") and len(others) < len(given):
+        model = (apply_overrides(data, others).get("detector") or {}).get("model", "gfl")
+        terms = supervised_terms(model) if model in ASSIGNER_OF else {}  # what is wrong is said when it is checked
+        data = data | {"terms": {name: term.model_dump() for name, term in terms.items()}}
+    return apply_overrides(data, given)
 
 
 def build_recipe(data: dict[str, Any], where: str = "the recipe") -> Recipe:
