@@ -27,6 +27,7 @@ from locdistill.cli import (
     publish,
     recipes,
     train,
+    tune,
 )
 from locdistill.errors import LocdistillError
 
@@ -54,6 +55,7 @@ app.command("config")(config.config)
 app.command("diagnose")(diagnose.diagnose)
 app.command("landscape")(landscape.landscape)
 app.command("compare")(compare.compare)
+app.command("tune")(tune.tune)
 app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 

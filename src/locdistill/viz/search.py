@@ -1,0 +1,75 @@
+"""AP against each setting of a search."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from PIL import Image
+
+from locdistill.viz.style import MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
+
+_COLUMNS = 3
+_LINES = (":", "--")
+
+
+@dataclass(frozen=True)
+class SettingAxis:
+    """A setting over the trials.
+
+    Attributes:
+        label: Its name.
+        values: Of each trial: a number, a choice, or None where the trial has none.
+        log: Whether ratios count.
+        choices: All of them, in order; none for numbers.
+    """
+
+    label: str
+    values: Sequence[float | str | None]
+    log: bool = False
+    choices: Sequence[str] = ()
+
+
+def plot_search(settings: Sequence[SettingAxis], ap: Sequence[float], lines: Mapping[str, float]) -> Image.Image:
+    """Draw a panel per setting, with a point per trial; the best one stands out.
+
+    Args:
+        settings: What was searched.
+        ap: Of each trial, in percent.
+        lines: AP of what they are to be better than, drawn across.
+    """
+    columns = min(_COLUMNS, len(settings))
+    rows = math.ceil(len(settings) / columns)
+    figure = new_figure(90 + 270 * columns, 70 + 240 * rows)
+    panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    best = max(range(len(ap)), key=lambda i: ap[i])
+    for axes, setting in zip(panels, settings, strict=False):
+        _panel(tidy(axes, setting.label), setting, ap, best)
+        for style, (name, value) in zip(_LINES, lines.items(), strict=False):
+            axes.axhline(value, color=hexadecimal(MUTED), linestyle=style, linewidth=1.2, label=f"{name} {value:.1f}")
+    for axes in panels[::columns]:
+        axes.set_ylabel("AP (%)", fontsize=8, color=hexadecimal(MUTED))
+    for axes in panels[len(settings) :]:
+        axes.set_visible(False)
+    handles, labels = max((axes.get_legend_handles_labels() for axes in panels), key=lambda found: len(found[0]))
+    figure.legend(handles, labels, loc="outside lower left", ncols=len(labels), fontsize=8, frameon=False)
+    return to_image(figure)
+
+
+def _panel(axes: Axes, setting: SettingAxis, ap: Sequence[float], best: int) -> None:
+    choices = list(setting.choices)
+    known = [(i, value) for i, value in enumerate(setting.values) if value is not None]
+    places = {i: float(choices.index(str(value)) if choices else value) for i, value in known}
+    others = [i for i in places if i != best]
+    at, height = [places[i] for i in others], [ap[i] for i in others]
+    axes.scatter(at, height, s=22, color=hexadecimal(STUDENT), alpha=0.75, label="trial")
+    if best in places:
+        at, height = [places[best]], [ap[best]]
+        axes.scatter(at, height, s=52, color=hexadecimal(TEACHER), zorder=3, label=f"best {ap[best]:.1f}")
+    if choices:
+        axes.set_xticks(range(len(choices)), [c if len(c) < 20 else f"{c[:18]}..." for c in choices])
+        axes.set_xlim(-0.5, len(choices) - 0.5)
+    elif setting.log:
+        axes.set_xscale("log")
