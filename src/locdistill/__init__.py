@@ -32,9 +32,13 @@ if TYPE_CHECKING:
     from locdistill.recipes.hub import PushResult, pull, push
     from locdistill.recipes.landscape import LandscapeResult, landscape
     from locdistill.recipes.load import dump_recipe, load_recipe
+    from locdistill.recipes.preflight import Preflight
+    from locdistill.recipes.preflight_report import Report
     from locdistill.recipes.publish import PublishedModel, publish
     from locdistill.recipes.recipe import Recipe
-    from locdistill.recipes.run import RunResult, distill, run, train
+    from locdistill.recipes.run import RunResult, distill, preflight, run, train
+    from locdistill.recipes.tune import tune
+    from locdistill.recipes.tune_result import TuneResult
     from locdistill.recipes.use import EvaluationResult, Prediction, evaluate, predict
     from locdistill.types import Batch, Dense, Detections, Instances
 
@@ -52,11 +56,14 @@ __all__ = [
     "LocdistillError",
     "Objective",
     "Prediction",
+    "Preflight",
     "PublishedModel",
     "PushResult",
     "Recipe",
+    "Report",
     "RunResult",
     "Term",
+    "TuneResult",
     "compare",
     "diagnose",
     "distill",
@@ -66,12 +73,14 @@ __all__ = [
     "load_mmdet",
     "load_recipe",
     "predict",
+    "preflight",
     "publish",
     "pull",
     "push",
     "run",
     "save_mmdet",
     "train",
+    "tune",
 ]
 
 _HOMES = {
@@ -88,11 +97,14 @@ _HOMES = {
     "LocdistillError": "errors",
     "Objective": "objective.objective",
     "Prediction": "recipes.use",
+    "Preflight": "recipes.preflight",
     "PublishedModel": "recipes.publish",
     "PushResult": "recipes.hub",
     "Recipe": "recipes.recipe",
+    "Report": "recipes.preflight_report",
     "RunResult": "recipes.run",
     "Term": "objective.term",
+    "TuneResult": "recipes.tune_result",
     "compare": "recipes.compare",
     "diagnose": "recipes.diagnose",
     "distill": "recipes.run",
@@ -102,12 +114,14 @@ _HOMES = {
     "load_mmdet": "models.mmdet",
     "load_recipe": "recipes.load",
     "predict": "recipes.use",
+    "preflight": "recipes.run",
     "publish": "recipes.publish",
     "pull": "recipes.hub",
     "push": "recipes.hub",
     "run": "recipes.run",
     "save_mmdet": "models.mmdet",
     "train": "recipes.run",
+    "tune": "recipes.tune",
 }
 
 

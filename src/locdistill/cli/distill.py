@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from locdistill.cli import options
 
 
@@ -21,6 +25,19 @@ def distill(
     devices: options.Devices = None,
     batch: options.Batch = None,
     seed: options.Seed = None,
+    preflight: Annotated[
+        bool,
+        typer.Option(help="Look at teacher, data and regions before the first step, and stop on what cannot work."),
+    ] = True,
+    images: Annotated[
+        int,
+        typer.Option(
+            "--preflight-images", min=0, help="Validation images on which the teacher is measured; 0 leaves that out."
+        ),
+    ] = 200,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only look: print what was found; the exit code is 1 where it would stop.")
+    ] = False,
     settings: options.Set = None,
 ) -> None:
     """Train a student with a teacher's knowledge of where box edges are.
@@ -40,15 +57,15 @@ def distill(
     locdistill distill --teacher runs/teacher --data bccd --method ld --method pkd
     locdistill distill --teacher ema --data bccd
     locdistill distill --teacher nanodet.onnx --data coco --method bckd
+    locdistill distill --teacher runs/teacher --data bccd --dry-run
     locdistill distill --resume --out runs/student
     """
-    from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy
-    from locdistill.recipes.run import distill as run  # noqa: PLC0415 - heavy
+    from locdistill.cli.report import progress, report_preflight, report_run  # noqa: PLC0415 - heavy
+    from locdistill.recipes import run  # noqa: PLC0415 - heavy
+    from locdistill.recipes.preflight import Preflight  # noqa: PLC0415 - heavy
 
     recipe, overrides = options.request_words(words, recipe, settings)
-    result = run(
-        teacher,
-        data,
+    asked = run.Words(
         model=model,
         backbone=backbone,
         epochs=epochs,
@@ -56,8 +73,11 @@ def distill(
         methods=method or (),
         start=start,
         recipe=recipe,
-        out=out,
-        resume=resume,
         overrides=[*options.short_cuts(devices=devices, batch=batch, seed=seed), *overrides],
     )
-    report_run(result)
+    how = Preflight(images=images, progress=progress("measuring the teacher"), show=report_preflight)
+    if dry_run:
+        report = run.preflight(teacher, data, how=how, **asked)
+        report_preflight(report, stops=True)
+        raise typer.Exit(bool(report.stops))
+    report_run(run.distill(teacher, data, out=out, resume=resume, preflight=how if preflight else None, **asked))

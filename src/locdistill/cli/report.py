@@ -15,6 +15,7 @@ from rich.table import Table
 from locdistill.data.check import CheckReport
 from locdistill.evaluation.tables import percent
 from locdistill.recipes.folder import process_rank
+from locdistill.recipes.preflight_report import Report
 from locdistill.recipes.run import RunResult
 from locdistill.recipes.use import EvaluationResult, Prediction
 
@@ -52,6 +53,14 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def report_preflight(report: Report, *, stops: bool = False) -> None:
+    """What was found before the first step; what stops the run is an error's to say, unless asked for."""
+    out = console()
+    for part in report.parts(stops=stops):
+        out.print(part)
+    out.print()
 
 
 def report_run(result: RunResult) -> None:

@@ -22,6 +22,7 @@ from locdistill.data.yolo import find_yaml, read_yolo, yaml_splits
 from locdistill.errors import AnnotationError
 
 SPLITS = ("train", "val", "test")
+EMPTY = "images without objects, left out"
 
 
 @dataclass
@@ -97,7 +98,7 @@ def scan_dataset(
             if record is not None:
                 kept = trainable(record, settings, scan.notes) if lenient else record
                 records += [] if kept is None else [kept]
-    scan.dataset = Dataset(dataset.name, classes, _numbered(records), kind, category_ids)
+    scan.dataset = Dataset(dataset.name, classes, _numbered(records), kind, category_ids, scan.notes[EMPTY])
     return scan
 
 
@@ -287,7 +288,7 @@ def _other_size(listed: Listed, size: tuple[int, int]) -> tuple[str, str]:
 def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Record | None:
     """The boxes that can be learnt (LD reference's rules), or ``None`` for an image to leave out."""
     if settings.filter_empty and not len(record.boxes):
-        notes["images without objects, left out"] += 1
+        notes[EMPTY] += 1
         return None
     if min(record.height, record.width) < settings.min_side:
         notes[f"images with a side below {settings.min_side} pixels, left out"] += 1

@@ -52,6 +52,7 @@ class Dataset:
         records: The images.
         kind: The format it came from; ``voc`` is evaluated by VOC's rules.
         category_ids: What the file calls each class: COCO category ids, ``1..C`` for other formats.
+        empty: Images without objects that were left out, and are not among the records.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Dataset:
     records: tuple[Record, ...]
     kind: Kind
     category_ids: tuple[int, ...]
+    empty: int = 0
 
     def __len__(self) -> int:
         return len(self.records)

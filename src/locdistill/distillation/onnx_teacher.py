@@ -20,6 +20,7 @@ from locdistill.errors import TeacherError
 from locdistill.geometry.edges import encode
 from locdistill.geometry.grid import Grid
 from locdistill.interop.classes import COCO, VOC
+from locdistill.models.settings import NormalisationSettings
 from locdistill.types import Batch, Dense
 
 SUFFIX = ".onnx"
@@ -127,6 +128,10 @@ def _strides(counts: Sequence[int], size: tuple[int, int]) -> tuple[int, ...]:
     return tuple(by_count[count] for count in counts)
 
 
+def _per_channel(values: Sequence[float]) -> Float[Tensor, "3 1 1"]:
+    return torch.tensor(list(values), dtype=torch.float32)[:, None, None]
+
+
 def runtime() -> Any:
     """ONNX Runtime.
 
@@ -179,7 +184,7 @@ class OnnxTeacher(FrozenTeacher):
         boxes: Boxes = "strides",
     ) -> None:
         self.file, self.bgr, self.offset, self.boxes = Path(file), bgr, offset, boxes
-        self.mean, self.std = (torch.tensor(list(values))[:, None, None] for values in (mean, std))
+        self.mean, self.std = map(_per_channel, (mean, std))
         self.device, self.scale = torch.device("cpu"), 1
         self.session = self._open(["CPUExecutionProvider"])
         self.input, self.size, self.images = self._input()
@@ -197,6 +202,18 @@ class OnnxTeacher(FrozenTeacher):
         """Itself, speaking only of some of its levels, and of images that are enlarged before it looks at them."""
         self.strides, self.scale = tuple(strides), scale
         return self
+
+    @property
+    def normalisation(self) -> NormalisationSettings:
+        """How it normalises images."""
+        mean, std = (tuple(round(v, 4) for v in values.flatten().tolist()) for values in (self.mean, self.std))
+        return NormalisationSettings(mean=mean, std=std, bgr=self.bgr)
+
+    def normalise_as(self, how: NormalisationSettings) -> None:
+        """Normalise images in another way from now on; what is None stays."""
+        self.mean = self.mean if how.mean is None else _per_channel(how.mean).to(self.mean)
+        self.std = self.std if how.std is None else _per_channel(how.std).to(self.std)
+        self.bgr = self.bgr if how.bgr is None else how.bgr
 
     def to(self, device: torch.device) -> OnnxTeacher:
         """Answer on this device; on a GPU, run there too if ONNX Runtime can."""

@@ -12,7 +12,10 @@ from torch import Tensor
 from locdistill.assign.atss import adaptive_thresholds
 from locdistill.distillation.logits import common_classes
 from locdistill.geometry.boxes import centre_offset, pairwise_iof, pairwise_iou
+from locdistill.objective.objective import Objective
+from locdistill.objective.regions import InsideBoxes
 from locdistill.objective.scene import Scene
+from locdistill.objective.term import Region
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,3 +106,17 @@ class TeacherConfidence:
         mine, teacher = scene.student.score_logits, scene.teacher
         _, its = common_classes(mine, teacher.score_logits, teacher.known)
         return its.sigmoid().amax(-1) * scene.assignment.inside
+
+
+def valuable_region(objective: Objective) -> Region:
+    """The valuable region of a run: that of its own terms, or the published one."""
+    regions = [term.on for term in objective.terms.values() if term.needs_teacher]
+    if own := [region for region in regions if _beside(region)]:
+        return own[0]
+    there = getattr(objective.assigner, "has_thresholds", True)
+    return ValuableLocations(threshold="assignment" if there else "adaptive")
+
+
+def _beside(region: Region) -> bool:
+    """Whether a region is that beside the positives: for detectors without anchors all of the objects' boxes."""
+    return isinstance(region, ValuableLocations) or (isinstance(region, InsideBoxes) and not region.positives)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from locdistill.dist import broadcast_from_first
 from locdistill.models.average import Average
 from locdistill.models.detector import Detector
+from locdistill.models.settings import NormalisationSettings
 from locdistill.types import Batch, Dense
 
 EPSILON = 1e-5
@@ -26,9 +27,11 @@ class FrozenTeacher(ABC):
 
     Attributes:
         notes: In words, what was done to make its student understand it.
+        comparable: Whether its predictions are in its student's terms; otherwise only its maps are of use.
     """
 
     notes: tuple[str, ...] = ()
+    comparable: bool = True
 
     @abstractmethod
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
@@ -87,6 +90,16 @@ class LiveTeacher(FrozenTeacher):
         """Move to where the batches are."""
         self.detector.to(device)
         return self
+
+    @property
+    def normalisation(self) -> NormalisationSettings:
+        """How it normalises images."""
+        own = self.detector.settings
+        return NormalisationSettings(mean=own.mean, std=own.std, bgr=own.bgr)
+
+    def normalise_as(self, how: NormalisationSettings) -> None:
+        """Normalise images in another way from now on; what is None stays."""
+        self.detector.normalise_as(how)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:

@@ -21,7 +21,7 @@ from locdistill.models import foreign, postprocess, weights
 from locdistill.models.backbones import Freezing, build_backbone
 from locdistill.models.fpn import FPN
 from locdistill.models.kinds import KINDS
-from locdistill.models.settings import DetectorSettings
+from locdistill.models.settings import DetectorSettings, NormalisationSettings
 from locdistill.types import Dense, Detections
 
 # Grids are small, but multi-scale training meets hundreds of shapes.
@@ -132,6 +132,12 @@ class Detector(nn.Module):
         if self.settings.bgr:
             images = images.flip(1)
         return ((images - self.mean) / self.std).where(inside, 0.0)
+
+    def normalise_as(self, how: NormalisationSettings) -> None:
+        """Normalise images in another way from now on; what is None stays."""
+        self.settings = self.settings.model_copy(update=how.model_dump(exclude_none=True))
+        for buffer, values in ((self.mean, self.settings.mean), (self.std, self.settings.std)):
+            buffer.copy_(torch.tensor(values)[:, None, None])
 
     def grid(self, shapes: tuple[tuple[int, int], ...]) -> Grid:
         """Locations of the predictions on levels of these heights and widths, on the detector's device."""

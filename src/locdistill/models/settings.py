@@ -34,6 +34,27 @@ class InputSettings(Settings):
     pad_to: int = Field(default=32, ge=1)
 
 
+class NormalisationSettings(Settings):
+    """How the images of a detector are normalised; what is None is as its weights' file says.
+
+    Attributes:
+        mean: Of the input channels, in the network's order, 0 to 255.
+        std: Standard deviation, likewise.
+        bgr: Whether the network takes blue, green, red.
+    """
+
+    mean: Triple | None = None
+    std: Triple | None = None
+    bgr: bool | None = None
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std: Triple | None) -> Triple | None:
+        if std is not None and min(std) <= 0:
+            raise ValueError(f"std must be positive; got {std}")
+        return std
+
+
 class AugmentSettings(Settings):
     """Test-time augmentation: a picture is looked at several times, and what is found is put together.
 

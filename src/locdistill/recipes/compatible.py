@@ -23,16 +23,32 @@ _FREE = {
 """What does not change what weights mean, or (classes, backbone) is compared on its own."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """What the terms of a recipe ask of a teacher beside its predictions.
+class MismatchError(TeacherError):
+    """A teacher does not match its student, and this cannot be bridged.
 
     Attributes:
+        student: What was to learn.
+        teacher: What was to teach.
+        where: The teacher, in messages.
+    """
+
+    def __init__(self, message: str, student: DetectorSettings, teacher: DetectorSettings | Facts, where: str) -> None:
+        super().__init__(message)
+        self.student, self.teacher, self.where = student, teacher, where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What the terms of a recipe ask of a teacher.
+
+    Attributes:
+        predictions: What it says at each location, and not its maps alone.
         features: Maps of its pyramid or head, to compare with the student's; unequal widths are bridged by the terms.
-        cross: Its head, to send the student's features through.
+        cross: Its head, to send the student's features through; unequal widths are bridged likewise.
         distributions: Distributions over the positions of edges, and not only boxes.
     """
 
+    predictions: bool = True
     features: bool = False
     cross: bool = False
     distributions: bool = False
@@ -42,6 +58,7 @@ class Needs:
         """What these terms ask for."""
         terms = tuple(terms)
         return cls(
+            predictions=any(term.needs_predictions for term in terms),
             features=any(term.needs_features or term.needs_towers for term in terms),
             cross=any(term.needs_cross for term in terms),
             distributions=any(term.needs_distributions for term in terms),
@@ -53,14 +70,16 @@ class Bridge:
     """How a teacher's predictions are put into its student's terms.
 
     Attributes:
-        strides: Of the teacher's levels that have the student's cells.
+        strides: Of the teacher's levels that have the student's cells; all of its levels where only maps are compared.
         steps: What is done to its predictions, in order.
         notes: The same in words; empty where both match.
+        comparable: Whether its predictions can be put into the student's terms. If not, no term asks for them.
     """
 
     strides: tuple[int, ...]
     steps: tuple[Step, ...] = ()
     notes: tuple[str, ...] = ()
+    comparable: bool = True
 
 
 def check_teacher(
@@ -78,7 +97,8 @@ def check_teacher(
     Bridged are classes (by name; of those that the teacher does not know, it teaches nothing), edge bins (see
     `bridges.rebin`), where in a cell a location lies (the corner for GFL, GFL v2 and ATSS, the centre for FCOS: a
     shift of the bins), and levels that only the teacher has. Not bridged is the number of locations of a cell, of which
-    RetinaNet has nine. Sizes of anchors do not matter: only the student's locations are assigned to objects.
+    RetinaNet has nine. Sizes of anchors do not matter: only the student's locations are assigned to objects. Where the
+    terms compare maps alone, nothing of this matters, and the terms bridge widths, strides and numbers of levels.
 
     Args:
         student: What learns.
@@ -90,24 +110,30 @@ def check_teacher(
         soft_width: Standard deviation of Gaussian ones, in strides.
 
     Raises:
-        TeacherError: They do not go together; the message lists every difference with its remedy.
+        MismatchError: They do not go together; the message lists every difference with its remedy.
     """
     its = Facts.of(teacher) if isinstance(teacher, DetectorSettings) else teacher
     mine, kind = Facts.of(student), teacher.model if isinstance(teacher, DetectorSettings) else None
     wanted = tuple(stride * scale for stride in mine.strides)
-    problems = [
+    unlike = [
         *_class_problems(student, teacher, where),
         *_cell_problems(student, mine, its, kind),
         *_level_problems(student, its, wanted),
-        *_need_problems(mine, its, needs, soft),
     ]
+    problems = [*(unlike if needs.predictions else ()), *_need_problems(its, needs, soft)]
     if problems:
-        raise TeacherError("\n  ".join([f"{where} cannot teach this student:", *problems]))
+        raise MismatchError("\n  ".join([f"{where} cannot teach this student:", *problems]), student, teacher, where)
+    maps = _map_notes(mine, its, needs, wanted)
+    if unlike:
+        only = (
+            "predictions: the teacher's are not comparable with the student's, and only its feature maps are compared"
+        )
+        return Bridge(strides=its.strides, notes=(*maps, only), comparable=False)
     classes = _map_classes(mine, its)
     edges = (
         _rebin(student, mine, its) if its.positions else _soften(student, mine, its, (soft or "two_hot", soft_width))
     )
-    notes = [*_class_notes(mine, its), *_edge_notes(student, mine, its)]
+    notes = [*_class_notes(mine, its), *_edge_notes(student, mine, its), *maps]
     if len(its.strides) > len(wanted):
         notes.append(f"levels: of the teacher's strides {list(its.strides)}, {list(wanted)} are used")
     if scale > 1:
@@ -176,7 +202,8 @@ def _where(facts: Facts) -> str:
 def _level_problems(student: DetectorSettings, its: Facts, wanted: tuple[int, ...]) -> list[str]:
     if set(wanted) <= set(its.strides):
         return []
-    levels = [stride.bit_length() - 1 for stride in its.strides]
+    scale = wanted[0] // student.strides[0]
+    levels = [stride.bit_length() - scale.bit_length() for stride in its.strides]
     remedy = f"set detector.levels={levels}"
     for scale in (1, 2, 4):
         if {stride * scale for stride in student.strides} <= set(its.strides):
@@ -187,17 +214,12 @@ def _level_problems(student: DetectorSettings, its: Facts, wanted: tuple[int, ..
     ]
 
 
-def _need_problems(mine: Facts, its: Facts, needs: Needs, soft: SoftTarget | None) -> list[str]:
+def _need_problems(its: Facts, needs: Needs, soft: SoftTarget | None) -> list[str]:
     problems = []
     if (needs.features or needs.cross) and its.channels is None:
         problems.append(
             "feature maps: this teacher hands out none; leave out the terms that compare features or use its head "
             "(--method ld or --method bckd look at predictions only)"
-        )
-    elif needs.cross and its.channels != mine.channels:
-        problems.append(
-            f"width of the head, which the student's features go through: the teacher has {its.channels}, the student "
-            f"{mine.channels}; set detector.channels={its.channels}"
         )
     if needs.distributions and its.positions is None and soft is None:
         problems.append(
@@ -205,6 +227,21 @@ def _need_problems(mine: Facts, its: Facts, needs: Needs, soft: SoftTarget | Non
             "teacher.soft_target=two_hot (or gaussian) to make distributions of its boxes"
         )
     return problems
+
+
+def _map_notes(mine: Facts, its: Facts, needs: Needs, wanted: tuple[int, ...]) -> list[str]:
+    notes = []
+    if (needs.features or needs.cross) and its.channels != mine.channels:
+        notes.append(
+            f"feature maps: the teacher's have {its.channels} channels, the student's {mine.channels}; 1x1 convolutions "
+            "between them are trained with the student, and are in no weights file"
+        )
+    if needs.features and not set(wanted) <= set(its.strides):
+        notes.append(
+            f"feature maps: the teacher has strides {list(its.strides)}, asked for are {list(wanted)}; where one is "
+            "missing, the nearest is resized"
+        )
+    return notes
 
 
 def _rebin(student: DetectorSettings, mine: Facts, its: Facts) -> Rebin | None:
@@ -227,6 +264,7 @@ def _edge_notes(student: DetectorSettings, mine: Facts, its: Facts) -> list[str]
             f"bins: the teacher's {len(its.positions)}, up to {its.positions[-1]:g} strides, are put into the "
             f"student's {student.reg_max + 1}, up to {student.reg_max}; means are kept"
             + (", but beyond the student's range" if its.positions[-1] > student.reg_max else "")
+            + f" (detector.reg_max={len(its.positions) - 1} gives both the same)"
         )
     if its.offset != mine.offset:
         notes.append(

@@ -14,7 +14,7 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation.bridges import SoftTarget
 from locdistill.distillation.presets import supervised
 from locdistill.engine.settings import EngineSettings
-from locdistill.models.settings import DetectorSettings, Triple
+from locdistill.models.settings import DetectorSettings, NormalisationSettings, Triple
 from locdistill.recipes.terms import Component, TermSettings, build_component, plain_component
 from locdistill.settings import Settings
 
@@ -51,6 +51,8 @@ class Colleague(Settings):
     share: float = Field(default=1.0, gt=0)
     """Its weight in the mean of the teachers; only ratios count."""
     sha256: str | None = None
+    classes: tuple[str, ...] | None = None
+    input: NormalisationSettings | None = None
     onnx: OnnxSettings | None = None
 
 
@@ -77,6 +79,10 @@ class TeacherSettings(Settings):
     """Distributions for a teacher that has boxes only: ``two_hot`` or ``gaussian`` around the distance of each edge."""
     soft_width: float = Field(default=0.5, gt=0)
     """Standard deviation of the Gaussian, in strides."""
+    classes: tuple[str, ...] | None = None
+    """Names of its classes, in its order, where its weights' file is wrong about them; see also ``input``."""
+    input: NormalisationSettings | None = None
+    """How its images are normalised, where its weights' file is wrong about it; of an ONNX file, ``onnx`` says it."""
     onnx: OnnxSettings | None = None
     """What the teacher's file does not say of itself, where it is an ONNX file."""
     share: float = Field(default=1.0, gt=0)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from locdistill.distillation.regions import ValuableLocations
+from locdistill.distillation.regions import valuable_region
 from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
 from locdistill.engine.checkpoint import AtomicCheckpointIO
 from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError
@@ -62,12 +62,7 @@ class Reopened:
     @property
     def valuable(self) -> Region:
         """The valuable region: that of the run's own terms, or the published one."""
-        regions = [term.on for term in self.objective.terms.values()]
-        own = next((region for region in regions if isinstance(region, ValuableLocations)), None)
-        if own is not None:
-            return own
-        there = getattr(self.objective.assigner, "has_thresholds", True)
-        return ValuableLocations(threshold="assignment" if there else "adaptive")
+        return valuable_region(self.objective)
 
     def scene(self, who: str, batch: Batch, taught: Dense) -> Scene:
         """What one of the students says of a batch on the device, beside what the teacher says."""
@@ -166,7 +161,13 @@ def _teacher(recipe: Recipe, student: Detector, folder: Path) -> FrozenTeacher:
     """The teacher; one that followed the student is in the run's checkpoint and nowhere else."""
     assert recipe.teacher is not None
     if not recipe.teacher.follows:
-        return teacher_of(recipe)
+        teacher = teacher_of(recipe)
+        if not teacher.comparable:
+            raise TeacherError(
+                f"the teacher of {folder} taught by its feature maps alone: its predictions are not in the student's terms "
+                "(classes, locations or levels differ), so there is nothing to compare"
+            )
+        return teacher
     average = AverageTeacher(student, recipe.teacher.decay or EMA_DECAY)
     states = [state.get("teacher") for state in _checkpoint(folder)["callbacks"].values() if isinstance(state, dict)]
     state = next((state for state in states if state), None)

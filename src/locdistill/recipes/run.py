@@ -1,7 +1,8 @@
 """From a recipe to a run folder: everything is put together here, and nowhere else.
 
 A run folder holds ``recipe.yaml`` (resolved: it gives the same run again), ``run.json`` (versions, digests of data and
-teacher), ``log.txt``, ``metrics.json``, ``metrics.csv``, ``curves.png``, ``train_batch.png``, ``val_predictions.png``,
+teacher), ``preflight.txt`` and ``preflight.json`` (what the look before the first step found), ``log.txt``,
+``metrics.json``, ``metrics.csv``, ``curves.png``, ``train_batch.png``, ``val_predictions.png``,
 ``best.safetensors``, ``last.safetensors`` (the detector alone) and ``last.ckpt`` (for ``--resume``; the weights of a
 teacher that is the student's running average are there and nowhere else).
 """
@@ -13,7 +14,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch.utils.data import DataLoader
@@ -34,16 +35,20 @@ from locdistill.models.detector import Detector
 from locdistill.models.weights import load_strict, locate
 from locdistill.objective.objective import Objective
 from locdistill.recipes import folder, pictures
-from locdistill.recipes.compatible import check_start
+from locdistill.recipes.compatible import MismatchError, check_start
 from locdistill.recipes.defaults import Request, resolve, resumed_recipe
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override
+from locdistill.recipes.parts import Parts
+from locdistill.recipes.preflight import LOOK, Preflight, examine
+from locdistill.recipes.preflight_report import Report, refused
 from locdistill.recipes.recipe import EMA_DECAY, OF_TEACHER, Recipe
 from locdistill.recipes.teaching import teacher_files, with_teacher
 from locdistill.recipes.terms import build_component
 from locdistill.recipes.use import validation_loader
 from locdistill.types import Batch
 
+PREFLIGHT, PREFLIGHT_JSON = "preflight.txt", "preflight.json"
 log = logging.getLogger("locdistill")
 
 
@@ -62,18 +67,6 @@ class RunResult:
     best: Path | None
     last: Path
     metrics: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """A run put together: the recipe with everything filled in, and what it is made of."""
-
-    recipe: Recipe
-    datasets: dict[str, Dataset]
-    detector: Detector
-    objective: Objective
-    teacher: FrozenTeacher | None
-    start: Path | None
 
 
 def train(  # noqa: PLR0913 - the words of the command line
@@ -133,6 +126,7 @@ def distill(  # noqa: PLR0913 - the words of the command line
     recipe: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    preflight: Preflight | None = LOOK,
     overrides: tuple[Override, ...] | list[Override] = (),
 ) -> RunResult:
     """Train a student with a teacher's knowledge of where box edges are.
@@ -150,43 +144,122 @@ def distill(  # noqa: PLR0913 - the words of the command line
         recipe: Name or file of a recipe to start from.
         out: The run folder, which must be new; ``runs/distill-<name>`` unless given.
         resume: Continue the run in ``out``.
+        preflight: How closely to look at the run before its first step; None does not. A run that is resumed is not
+            looked at again.
         overrides: ``"key.path=value"``, any field of the recipe.
 
     Raises:
-        LocdistillError: One of its kinds; a :class:`TeacherError` where the teacher cannot teach this student.
+        LocdistillError: One of its kinds; a :class:`TeacherError` where the teacher cannot teach this student, or the
+            look says that this cannot work.
     """
-    if teacher is None and recipe is None and not resume:
-        raise TeacherError(
-            "there is no teacher; name a trained detector with --teacher RUN_FOLDER_OR_FILE, or let the student's "
-            "running average teach with --teacher ema"
-        )
-    request = Request(
-        data=data,
+    words = Words(
         model=model,
         backbone=backbone,
         epochs=epochs,
         pretrained=pretrained,
         start=start,
+        methods=methods,
         recipe=recipe,
-        teacher=teacher,
-        methods=(methods,) if isinstance(methods, str) else tuple(methods),
-        overrides=tuple(overrides),
+        overrides=overrides,
     )
-    return _start(request, "distill", out, resume)
+    return _start(_distillation(teacher, data, words, resume=resume), "distill", out, resume, preflight)
 
 
-def _start(request: Request, verb: str, out: str | Path | None, resume: bool) -> RunResult:
+class Words(TypedDict, total=False):
+    """The words of :func:`distill` that say what is run."""
+
+    model: str | None
+    backbone: str | None
+    epochs: int | None
+    pretrained: str | bool | None
+    start: str | Path | None
+    methods: Sequence[str]
+    recipe: str | Path | None
+    overrides: tuple[Override, ...] | list[Override]
+
+
+def preflight(
+    teacher: str | Path | None = None,
+    data: str | Path | None = None,
+    *,
+    how: Preflight = LOOK,
+    **words: Unpack[Words],
+) -> Report:
+    """Look at a distillation run before its first step, without running it; see :mod:`locdistill.recipes.preflight`.
+
+    Args:
+        teacher: As for :func:`distill`; also the rest.
+        data: As there.
+        how: How closely to look; nothing is shown.
+        words: ``model``, ``backbone``, ``epochs``, ``pretrained``, ``start``, ``methods``, ``recipe``, ``overrides``.
+
+    Returns:
+        What was found; its ``stops`` are empty where the run may begin.
+
+    Raises:
+        LocdistillError: One of its kinds, where there is nothing to look at.
+    """
+    recipe = _resolved(_distillation(teacher, data, words), "distill")
+    check_training_devices(recipe.engine)
+    return _examined(recipe, how, fresh=True)[1]
+
+
+def _distillation(
+    teacher: str | Path | None, data: str | Path | None, words: Words, *, resume: bool = False
+) -> Request:
+    """What is asked for.
+
+    Raises:
+        TeacherError: Nobody says who teaches.
+    """
+    if teacher is None and words.get("recipe") is None and not resume:
+        raise TeacherError(
+            "there is no teacher; name a trained detector with --teacher RUN_FOLDER_OR_FILE, or let the student's "
+            "running average teach with --teacher ema"
+        )
+    methods = words.get("methods", ())
+    several = {
+        "methods": (methods,) if isinstance(methods, str) else tuple(methods),
+        "overrides": tuple(words.get("overrides", ())),
+    }
+    return Request(teacher=teacher, data=data, **{**words, **several})  # type: ignore[arg-type]  # the same words
+
+
+def _start(
+    request: Request, verb: str, out: str | Path | None, resume: bool, preflight: Preflight | None = None
+) -> RunResult:
     if resume or (requeued() and out is not None and (Path(out) / folder.RECIPE).is_file()):
         return run(resumed_recipe(request, out), out, resume=True)
+    recipe = _resolved(request, verb)
+    return run(recipe, folder.new_folder(out, f"{verb}-{recipe.name}"), preflight=preflight)
+
+
+def _resolved(request: Request, verb: str) -> Recipe:
+    """The recipe that a request stands for.
+
+    Raises:
+        RecipeError: It is one for the other verb.
+    """
     recipe = resolve(request)
     if recipe.distils != (verb == "distill"):
         other = "distill" if recipe.distils else "train"
         what = "distils" if recipe.distils else "has no teacher and no term that needs one"
         raise RecipeError(f"recipe {recipe.name} {what}: use 'locdistill {other}' for it")
-    return run(recipe, folder.new_folder(out, f"{verb}-{recipe.name}"))
+    return recipe
 
 
-def run(recipe: Recipe, out: str | Path | None = None, resume: bool = False) -> RunResult:
+def _examined(recipe: Recipe, preflight: Preflight, *, fresh: bool) -> tuple[Parts | None, Report]:
+    """The run, put together and looked at; without its parts where teacher and student do not match."""
+    try:
+        parts = _compose(recipe, fresh=fresh)
+    except MismatchError as error:
+        return None, refused(error)
+    return parts, examine(parts, preflight)
+
+
+def run(
+    recipe: Recipe, out: str | Path | None = None, resume: bool = False, *, preflight: Preflight | None = None
+) -> RunResult:
     """Run a recipe into a folder; the one way in which anything is trained.
 
     Data and teacher are read and checked, and the detector built, before the folder appears.
@@ -195,13 +268,21 @@ def run(recipe: Recipe, out: str | Path | None = None, resume: bool = False) -> 
         recipe: What to run.
         out: The run folder; ``runs/<name>`` unless given.
         resume: Continue the run in ``out`` from its last checkpoint.
+        preflight: How closely to look at it before its first step; None does not.
 
     Raises:
         LocdistillError: One of its kinds.
     """
     path = Path(str(out)) if resume else folder.new_folder(out, recipe.name)
     check_training_devices(recipe.engine)
-    parts = _compose(recipe, fresh=not (resume and (path / "last.ckpt").is_file()))
+    fresh, report = not (resume and (path / "last.ckpt").is_file()), None
+    if preflight is not None and not resume and recipe.distils and folder.process_rank() == 0:
+        seen, report = _examined(recipe, preflight, fresh=fresh)
+        preflight.tell(report, recipe)
+        assert seen is not None, "a teacher that does not match stops the run"
+        parts = seen
+    else:
+        parts = _compose(recipe, fresh=fresh)
     facts = folder.facts_of(parts.datasets)
     if parts.start is not None:
         facts["start"] = {"weights": str(parts.start), "sha256": folder.file_digest(parts.start)}
@@ -209,12 +290,20 @@ def run(recipe: Recipe, out: str | Path | None = None, resume: bool = False) -> 
         folder.check_unchanged(path, facts)
     elif folder.process_rank() == 0:
         folder.write_start(path, parts.recipe, facts)
+        if report is not None:
+            folder.write_text(path / PREFLIGHT, report.text())
+            folder.write_text(path / PREFLIGHT_JSON, json.dumps(report.as_dict(), indent=1) + "\n")
         folder.announce(path)
     with folder.logged_to(path):
+        if report is not None:
+            log.info("%s", report.text())
+        else:
+            for note in parts.teacher.notes if parts.teacher is not None else ():
+                log.info("teacher %s", note)
         return _fit(parts, path, resume)
 
 
-def _compose(recipe: Recipe, *, fresh: bool) -> _Parts:
+def _compose(recipe: Recipe, *, fresh: bool) -> Parts:
     """Open the data, read the teacher, build the detector, and fill in what the recipe left to them.
 
     No weights are fetched for the student where a checkpoint holds them all (``fresh`` is false then).
@@ -233,9 +322,7 @@ def _compose(recipe: Recipe, *, fresh: bool) -> _Parts:
         teacher = AverageTeacher(detector, recipe.teacher.decay or EMA_DECAY)
     recipe = recipe.model_copy(update={"detector": detector.settings})
     objective = objective_of(recipe, detector)
-    return _Parts(
-        recipe=recipe, datasets=datasets, detector=detector, objective=objective, teacher=teacher, start=start
-    )
+    return Parts(recipe=recipe, datasets=datasets, detector=detector, objective=objective, teacher=teacher, start=start)
 
 
 def _start_file(recipe: Recipe, teachers: tuple[Path, ...]) -> Path | None:
@@ -291,11 +378,9 @@ def objective_of(recipe: Recipe, detector: Detector) -> Objective:
     )
 
 
-def _fit(parts: _Parts, out: Path, resume: bool) -> RunResult:
+def _fit(parts: Parts, out: Path, resume: bool) -> RunResult:
     recipe, detector, datasets = parts.recipe, parts.detector, parts.datasets
     log.info("%s: %d training images, %d to evaluate on, %d classes", *_headline(parts))
-    for note in parts.teacher.notes if parts.teacher is not None else ():
-        log.info("teacher %s", note)
 
     def train_loader(rank: int, world_size: int) -> DataLoader[Batch]:
         return training_loader(
@@ -315,7 +400,8 @@ def _fit(parts: _Parts, out: Path, resume: bool) -> RunResult:
     first = folder.process_rank() == 0
     if first and not resume:
         _draw_batch(parts, out / "train_batch.png")
-    module = TrainingModule(detector, parts.objective, parts.teacher, recipe.engine, watch=agreement)
+    watch = agreement if parts.teacher is None or parts.teacher.comparable else None
+    module = TrainingModule(detector, parts.objective, parts.teacher, recipe.engine, watch=watch)
     fitted = fit(
         module,
         make_train_loader=train_loader,
@@ -331,18 +417,18 @@ def _fit(parts: _Parts, out: Path, resume: bool) -> RunResult:
     return RunResult(out=out, best=fitted.best, last=fitted.last, metrics=metrics)
 
 
-def _draw_batch(parts: _Parts, path: Path) -> None:
+def _draw_batch(parts: Parts, path: Path) -> None:
     settings = parts.recipe.data.model_copy(update={"workers": 0})
     loader = training_loader(parts.datasets["train"], settings, seed=parts.recipe.engine.seed)
     pictures.training_batch(path, next(iter(loader)), parts.recipe.detector.classes)
 
 
-def _draw_results(parts: _Parts, out: Path, fitted: FitResult) -> None:
+def _draw_results(parts: Parts, out: Path, fitted: FitResult) -> None:
     detector = Detector.load(fitted.best or fitted.last)
     pictures.predictions(out / "val_predictions.png", detector, parts.datasets["val"])
     pictures.curves(out / "metrics.csv", out / "curves.png")
 
 
-def _headline(parts: _Parts) -> tuple[str, int, int, int]:
+def _headline(parts: Parts) -> tuple[str, int, int, int]:
     datasets = parts.datasets
     return parts.recipe.name, len(datasets["train"]), len(datasets["val"]), len(parts.recipe.detector.classes)

@@ -9,7 +9,7 @@ from locdistill.distillation.onnx_teacher import SUFFIX, OnnxTeacher
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.errors import TeacherError
 from locdistill.models.detector import Detector
-from locdistill.models.settings import DetectorSettings
+from locdistill.models.settings import DetectorSettings, NormalisationSettings
 from locdistill.models.weights import locate
 from locdistill.recipes import folder
 from locdistill.recipes.compatible import Needs, check_teacher
@@ -52,7 +52,7 @@ def with_teacher(recipe: Recipe, files: tuple[Path, ...]) -> tuple[Recipe, Froze
         _check_no_maps(recipe)
     own: tuple[TeacherSettings | Colleague, ...] = (settings, *settings.more)
     digests = [_digest(file, each) for file, each in zip(files, own, strict=True)]
-    teachers = [_listened_to(recipe, file, each.onnx) for file, each in zip(files, own, strict=True)]
+    teachers = [_listened_to(recipe, file, each) for file, each in zip(files, own, strict=True)]
     more = tuple(o.model_copy(update={"sha256": d}) for o, d in zip(settings.more, digests[1:], strict=True))
     known = settings.model_copy(update={"sha256": digests[0], "more": more})
     teacher = SeveralTeachers(teachers, [each.share for each in own]) if several else teachers[0]
@@ -97,16 +97,20 @@ def _digest(file: Path, settings: TeacherSettings | Colleague) -> str:
     return digest
 
 
-def _listened_to(recipe: Recipe, file: Path, onnx: OnnxSettings | None) -> FrozenTeacher:
+def _listened_to(recipe: Recipe, file: Path, own: TeacherSettings | Colleague) -> FrozenTeacher:
     """One teacher, its predictions in the student's terms."""
     assert recipe.teacher is not None
     options, foreign = recipe.teacher, None
     teaches: DetectorSettings | Facts
     if file.suffix == SUFFIX:
-        foreign = onnx_teacher(file, onnx)
+        if own.input is not None or own.classes is not None:
+            raise TeacherError(
+                f"{file}: what an ONNX file does not say is set by teacher.onnx, and not by teacher.input"
+            )
+        foreign = onnx_teacher(file, own.onnx)
         teaches = foreign.facts
     else:
-        detector = Detector.load(file)
+        detector = _detector(file, own)
         teaches = detector.settings
     bridge = check_teacher(
         recipe.detector,
@@ -126,8 +130,26 @@ def _listened_to(recipe: Recipe, file: Path, onnx: OnnxSettings | None) -> Froze
         teacher = LiveTeacher(detector, levels=levels, scale=options.scale)
     if bridge.steps:
         teacher = AdaptedTeacher(teacher, *bridge.steps)
-    teacher.notes = tuple(f"{file.name}: {note}" for note in bridge.notes)
+    teacher.notes, teacher.comparable = tuple(f"{file.name}: {note}" for note in bridge.notes), bridge.comparable
     return teacher
+
+
+def _detector(file: Path, own: TeacherSettings | Colleague) -> Detector:
+    """The detector in a weights file, with what the recipe knows better than the file.
+
+    Raises:
+        TeacherError: The recipe names another number of classes.
+    """
+    detector = Detector.load(file)
+    there = detector.settings.classes
+    if own.classes is not None and len(own.classes) != len(there):
+        raise TeacherError(
+            f"teacher.classes names {len(own.classes)} classes, and {file} has {len(there)}: {list(there)}"
+        )
+    if own.classes is not None:
+        detector.settings = detector.settings.model_copy(update={"classes": own.classes})
+    detector.normalise_as(own.input or NormalisationSettings())
+    return detector
 
 
 def _check_input(recipe: Recipe, teacher: OnnxTeacher) -> None:

@@ -228,7 +228,7 @@ def _judge(
     result = kept.get("result")
     return EvaluationResult(
         metrics=metrics,
-        per_class=_per_class(result) if result is not None else {},
+        per_class=per_class(result) if result is not None else {},
         tables=result.tables() if result is not None else (),
         detections=kept.get("detections", {}),
         dataset=dataset,
@@ -236,7 +236,8 @@ def _judge(
     )
 
 
-def _per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | None]]:
+def per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | None]]:
+    """AP of each class, None without objects, and its number of objects."""
     if isinstance(result, CocoResult):
         return result.per_class
     return {

@@ -1,0 +1,33 @@
+"""A run put together, before its first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from locdistill.data.records import Dataset
+from locdistill.distillation.teacher import FrozenTeacher
+from locdistill.models.detector import Detector
+from locdistill.objective.objective import Objective
+from locdistill.recipes.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run put together: the recipe with everything filled in, and what it is made of.
+
+    Attributes:
+        recipe: What is run.
+        datasets: The splits ``train`` and ``val``.
+        detector: The student.
+        objective: The loss.
+        teacher: Who teaches, in the student's terms; None without distillation.
+        start: The weights file that the student begins with; None for those of its backbone.
+    """
+
+    recipe: Recipe
+    datasets: dict[str, Dataset]
+    detector: Detector
+    objective: Objective
+    teacher: FrozenTeacher | None
+    start: Path | None
