@@ -88,8 +88,8 @@ def test_distillation_by_two_processes_equals_one(tmp_path: Path, tiny_coco: Pat
 
 
 def test_what_terms_learn_is_learned_by_two_processes_as_by_one(tmp_path: Path, tiny_coco: Path) -> None:
-    """Adapters, context blocks and balances; without holes, which differ from process to process."""
-    job: dict[str, Any] = {"data": str(tiny_coco), "methods": ("pkd", "fgd"), "balance": 0.5}
+    """Adapters, also before the teacher's head, contexts and balances; no holes, which differ between processes."""
+    job: dict[str, Any] = {"data": str(tiny_coco), "methods": ("pkd", "fgd", "crosskd"), "balance": 0.5}
     settings = {"epochs": 2, "warmup_steps": 0, "ema": None}
     code, output = two_processes(tmp_path / "two", settings=settings, batch=4, **job)
     assert code == 0, output

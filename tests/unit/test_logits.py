@@ -9,8 +9,11 @@ import pytest
 import torch
 
 from locdistill.distillation.logits import ClassBinary, ClassKL, EdgeKL, TeacherOverlap
+from locdistill.distillation.presets import supervised
 from locdistill.distillation.regions import ScoreGap, TeacherConfidence
 from locdistill.distillation.teacher import AverageTeacher, LiveTeacher, like
+from locdistill.engine import EngineSettings, TrainingModule
+from locdistill.engine.plan import Plan
 from locdistill.errors import TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
@@ -230,6 +233,29 @@ def test_maps_take_on_mean_and_spread_of_others() -> None:
     single = like(torch.randn(1, 3, 1, 1).requires_grad_(), torch.ones(1, 3, 1, 1))
     torch.testing.assert_close(single, torch.ones(1, 3, 1, 1))
     single.sum().backward()
+
+
+def test_unequal_widths_are_bridged_before_the_teachers_head(batch: Batch) -> None:
+    """One adapter for each map, shared by all terms; trained with the student, and no part of it."""
+    student, teacher = detector(1), LiveTeacher(detector(2, channels=32))
+    objective = Objective(terms=supervised() | {f"cross_{n}": t for n, t in CROSS.items()}, bins=student.bins)
+    module = TrainingModule(student, objective, teacher, EngineSettings(accelerator="cpu"))
+    assert module.learned is not None
+    assert [tuple(m.weight.shape) for m in module.learned.cross] == [(32, 16, 1, 1)] * 6  # two towers, three levels
+    own = {name for name in module.state_dict() if name.startswith("learned.")}
+    assert len(own) == 12
+    assert not any(name.startswith("learned") for name in student.state_dict())
+    module.plan = Plan(batches_per_epoch=1, accumulate=1, batch_per_device=2, world=1, total_steps=1)
+    learning = {id(p) for group in module.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    assert {id(p) for p in module.learned.parameters()} <= learning
+    module.training_step(batch, 0)["loss"].backward()
+    # Those of the coarsest level see one cell each, which has the teacher's mean whatever it is.
+    assert all(float(m.weight.grad.abs().sum()) > 0 for m in module.learned.cross[:4])
+    assert [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None] == []  # DDP waits
+    assert all(p.grad is None for p in teacher.detector.parameters())
+    same = TrainingModule(student, objective, LiveTeacher(detector(2)), EngineSettings(accelerator="cpu"))
+    assert same.learned is not None
+    assert same.learned.cross is None
 
 
 def test_a_term_through_the_teachers_head_says_what_it_misses(batch: Batch) -> None:

@@ -19,6 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from locdistill.errors import TeacherError
 from locdistill.geometry.grid import Grid
+from locdistill.objective.moment import adapters
 from locdistill.objective.scene import Scene
 from locdistill.types import Dense
 
@@ -91,10 +92,8 @@ class OfMaps:
         Raises:
             TeacherError: One of the two hands out no maps.
         """
-        widths = [(s.shape[1], t.shape[1]) for s, t in self.levels(student, teacher)]
-        if not self.adapt and all(mine == its for mine, its in widths):
-            return None
-        return nn.ModuleList(nn.Conv2d(mine, its, 1) for mine, its in widths)
+        mine, its = zip(*self.levels(student, teacher), strict=True)
+        return adapters(mine, its, always=self.adapt)
 
     def pairs(self, scene: Scene, own: nn.Module | None = None) -> list[Pair]:
         """The levels of both, the student's through its adapters, the teacher's resized to the student's.

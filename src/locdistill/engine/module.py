@@ -139,7 +139,7 @@ class TrainingModule(pl.LightningModule):
         """What the teacher's head makes of the student's features, where a term looks at it."""
         if teacher is None or self.guidance.teacher is None or not self.guidance.objective.needs_cross:
             return None
-        return self.guidance.teacher.cross(student, teacher)
+        return self.guidance.teacher.cross(student if self.learned is None else self.learned.crossing(student), teacher)
 
     def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
         """The optimiser, and a schedule that moves at every optimiser step."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from locdistill.objective.balance import Balance
+from locdistill.types import Dense
 
 
 class Learned(nn.Module):
@@ -16,16 +18,43 @@ class Learned(nn.Module):
     Attributes:
         terms: Weights by the name of the term that they belong to; terms without weights have no entry.
         balance: Gradients of the terms that are balanced; None where none is.
+        cross: Adapters of the student's maps inside the head, which go through that of a teacher of another width;
+            shared by all terms that look at what it makes of them. None where there is no need.
     """
 
-    def __init__(self, terms: Mapping[str, nn.Module], balance: Balance | None = None) -> None:
+    def __init__(
+        self, terms: Mapping[str, nn.Module], balance: Balance | None = None, cross: nn.ModuleList | None = None
+    ) -> None:
         super().__init__()
         self.terms = nn.ModuleDict(terms)
         self.balance = balance
+        self.cross = cross
 
     def of(self, term: str) -> nn.Module | None:
         """The weights of a term; None if it has none."""
         return dict(self.terms.items()).get(term)
+
+    def crossing(self, student: Dense) -> Dense:
+        """The student's predictions, with its maps inside the head as wide as the teacher's head takes them."""
+        if self.cross is None:
+            return student
+        return student._replace(towers=tuple(adapter(m) for adapter, m in zip(self.cross, student.towers, strict=True)))
+
+
+def adapters(
+    student: Sequence[Float[Tensor, "_ _ _ _"]], teacher: Sequence[Float[Tensor, "_ _ _ _"]], *, always: bool = False
+) -> nn.ModuleList | None:
+    """New 1x1 convolutions from the width of each of the student's maps to that of the teacher's beside it.
+
+    Args:
+        student: Maps, of which only the widths count.
+        teacher: As many.
+        always: Whether they are there for equal widths too; None otherwise.
+    """
+    widths = [(mine.shape[1], its.shape[1]) for mine, its in zip(student, teacher, strict=True)]
+    if not always and all(mine == its for mine, its in widths):
+        return None
+    return nn.ModuleList(nn.Conv2d(mine, its, 1) for mine, its in widths)
 
 
 class Moment(NamedTuple):

@@ -14,7 +14,7 @@ from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.objective.balance import Balance
-from locdistill.objective.moment import NO_RUN, Learned, Moment
+from locdistill.objective.moment import NO_RUN, Learned, Moment, adapters
 from locdistill.objective.scene import Assigner, Scene
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
@@ -65,7 +65,7 @@ class Objective:
     @property
     def learns(self) -> bool:
         """Whether any term may own weights or a running state; see :meth:`learned`."""
-        return any(term.learns or term.balance is not None for term in self.terms.values())
+        return any(term.learns or term.needs_cross or term.balance is not None for term in self.terms.values())
 
     def learned(self, example: Callable[[], tuple[Dense, Dense | None]]) -> Learned:
         """What the terms own, new, to be trained and kept beside the student.
@@ -78,15 +78,16 @@ class Objective:
             TeacherError: A term has weights that depend on a teacher, and none is given.
         """
         balances = {name: term.balance for name, term in self.terms.items() if term.balance is not None}
-        parts = {}
-        if names := self._that("learns"):
-            student, teacher = example()
-            if teacher is None:
-                raise TeacherError(f"the terms {names} compare with a teacher, and none was given")
-            parts = {name: term.parts(student, teacher) for name, term in self.terms.items() if term.learns}
-        return Learned(
-            {name: part for name, part in parts.items() if part is not None}, Balance(balances) if balances else None
-        )
+        balance = Balance(balances) if balances else None
+        names = [name for name, term in self.terms.items() if term.learns or term.needs_cross]
+        if not names:
+            return Learned({}, balance)
+        student, teacher = example()
+        if teacher is None:
+            raise TeacherError(f"the terms {', '.join(names)} compare with a teacher, and none was given")
+        parts = {name: term.parts(student, teacher) for name, term in self.terms.items() if term.learns}
+        cross = adapters(student.towers, teacher.towers) if self.needs_cross else None
+        return Learned({name: part for name, part in parts.items() if part is not None}, balance, cross)
 
     @property
     def needs_teacher(self) -> bool:

@@ -58,6 +58,6 @@ def _needs(terms: tuple[Term, ...]) -> dict[str, bool]:
     return {
         "features": any(term.needs_features or term.needs_towers for term in terms),
         "teachers_head": any(term.needs_cross for term in terms),
-        "learned_parts": any(term.learns for term in terms),
+        "learned_parts": any(term.learns or term.needs_cross for term in terms),
         "distributions": any(term.needs_distributions for term in terms),
     }
