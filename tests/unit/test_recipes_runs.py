@@ -18,6 +18,7 @@ from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.bridges import Facts, MapClasses, Rebin, Soften
+from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_sharp, supervised
 from locdistill.errors import DataError, ImageError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.geometry.bins import Bins
@@ -178,8 +179,6 @@ def test_what_a_teacher_must_share() -> None:
     for words, change in different.items():
         with pytest.raises(TeacherError, match=words):
             check_teacher(student.model_copy(update=change), TINY, "t")
-    with pytest.raises(TeacherError, match=r"width of the head.*has 16, the student 64; set detector.channels=16"):
-        check_teacher(student.model_copy(update={"channels": 64}), TINY, "t", needs=Needs(cross=True))
     with pytest.raises(TeacherError, match=r"strides \[4, 8\].*teacher.scale=2, with which the grids agree"):
         check_teacher(student.model_copy(update={"levels": (2, 3)}), TINY, "t")
 
@@ -203,6 +202,40 @@ def test_what_is_bridged_is_said(change: dict[str, Any], step: object, note: str
     assert note in bridge.notes[0]
     assert check_teacher(TINY.model_copy(update={"levels": (4,)}), TINY, "t").strides == (16,)
     assert check_teacher(TINY.model_copy(update={"levels": (2, 3)}), TINY, "t", scale=2).strides == (8, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "notes"),
+    [
+        ({"channels": 64}, ["have 16 channels, the student's 64"]),
+        ({"levels": (3, 4, 5)}, ["has strides [8, 16], asked for are [8, 16, 32]", "only its feature maps"]),
+        ({"model": "retinanet"}, ["only its feature maps"]),
+        ({"classes": ("cat", "dog")}, ["only its feature maps"]),
+    ],
+)
+def test_who_compares_maps_alone_need_not_speak_of_the_same(change: dict[str, Any], notes: list[str]) -> None:
+    student = TINY.model_copy(update=change)
+    bridge = check_teacher(student, TINY, "t", needs=Needs(predictions=False, features=True))
+    assert (bridge.strides, bridge.steps) == ((8, 16), ())
+    assert bridge.comparable == (len(notes) == 1 and "channels" in change)
+    assert all(words in note for words, note in zip(notes, bridge.notes, strict=True))
+    if not bridge.comparable:
+        with pytest.raises(TeacherError, match="cannot teach this student"):
+            check_teacher(student, TINY, "t", needs=Needs(predictions=True, features=True))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_methods_need_of_a_teacher(method: str) -> None:
+    needs = Needs.of(METHODS[method]("gfl").values())
+    maps = {"fitnets", "inside_gt", "main_region", "fine_grained", "defeat", "pkd", "mgd", "fgd"}
+    assert needs.predictions == (method not in maps)  # general instances are those of the teacher
+    assert needs.features == (method in maps | {"gi"})
+    assert needs.cross == (method == "crosskd")
+
+
+def test_the_remedy_for_levels_counts_the_scale_in() -> None:
+    with pytest.raises(TeacherError, match=r"set detector.levels=\[2, 3\], or teacher.scale=1"):
+        check_teacher(TINY, TINY, "t", scale=2)
 
 
 def test_a_teacher_of_boxes() -> None:

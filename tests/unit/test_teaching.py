@@ -23,6 +23,7 @@ from locdistill.recipes.load import build_recipe, dump_recipe, validate
 from locdistill.recipes.methods import method_terms
 from locdistill.recipes.publish import shareable
 from locdistill.recipes.recipe import Recipe, TeacherSettings
+from locdistill.recipes.reopen import reopen
 from locdistill.recipes.run import run
 from locdistill.recipes.teaching import teacher_files, with_teacher
 from locdistill.recipes.terms import TermSettings
@@ -228,6 +229,33 @@ def test_a_run_with_a_teacher_of_other_classes_bins_and_locations(tiny_coco: Pat
     assert all(0 < rows[-1][f"train/{name}"] < 1e4 for name in ("ld", "kd", "bckd_cls", "bckd_box", "pkd"))
     saved_again = dump_recipe(build_recipe(read_yaml((result.out / "recipe.yaml").read_text(), "r")))
     assert "share: 1.0" in saved_again
+
+
+@pytest.mark.journey
+def test_maps_teach_a_detector_of_another_kind_width_and_number_of_levels(tiny_coco: Path, tmp_path: Path) -> None:
+    file = saved(tmp_path, "other", 7, model="fcos", classes=("cat",), levels=(4, 5), channels=32)
+    methods = ("pkd", "mgd", "fgd")
+    retina = Request(
+        data=tiny_coco,
+        teacher=file,
+        model="retinanet",
+        backbone="test_resnet",
+        methods=methods,
+        overrides=(*DETECTOR, *SHORT),
+    )
+    result = run(resolve(retina), tmp_path / "run")
+    said = (result.out / "log.txt").read_text()
+    for words in (
+        "the teacher's have 32 channels, the student's 16",
+        "the teacher has strides [16, 32], asked for are [8, 16, 32]",
+        "only its feature maps are compared",
+    ):
+        assert words in said
+    rows = [row for row in read_metrics(result.out / "metrics.csv") if "lr" in row]
+    assert all(row[f"train/{name}"] > 0 for row in rows for method in methods for name in METHODS[method]("retinanet"))
+    assert not any("agree" in key for row in rows for key in row)  # there is nothing to agree about
+    with pytest.raises(TeacherError, match="predictions are not in the student's terms"):
+        reopen(result.out, device=torch.device("cpu"))
 
 
 def test_what_matches_has_no_bridge(trained: Path) -> None:

@@ -83,6 +83,15 @@ class Term:
         return any(getattr(part, "needs_teacher", False) for part in (self.of, self.on, self.norm))
 
     @property
+    def needs_predictions(self) -> bool:
+        """Whether divergence or region looks at what a teacher says at each location, and not at its maps alone."""
+        return any(
+            getattr(part, "needs_teacher", False)
+            and not (getattr(part, "needs_features", False) or getattr(part, "needs_towers", False))
+            for part in (self.of, self.on, self.norm)
+        )
+
+    @property
     def needs_quality(self) -> bool:
         """Whether divergence or region looks at the quality that a head predicts beside the class score."""
         return any(getattr(part, "needs_quality", False) for part in (self.of, self.on, self.norm))

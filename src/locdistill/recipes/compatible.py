@@ -233,8 +233,8 @@ def _map_notes(mine: Facts, its: Facts, needs: Needs, wanted: tuple[int, ...]) -
     notes = []
     if (needs.features or needs.cross) and its.channels != mine.channels:
         notes.append(
-            f"feature maps: the teacher's have {its.channels} channels, the student's {mine.channels}; 1x1 convolutions "
-            "between them are trained with the student, and are in no weights file"
+            f"feature maps: the teacher's have {its.channels} channels, the student's {mine.channels}; 1x1 "
+            "convolutions between them are trained with the student, and are in no weights file"
         )
     if needs.features and not set(wanted) <= set(its.strides):
         notes.append(

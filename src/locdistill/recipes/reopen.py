@@ -164,8 +164,8 @@ def _teacher(recipe: Recipe, student: Detector, folder: Path) -> FrozenTeacher:
         teacher = teacher_of(recipe)
         if not teacher.comparable:
             raise TeacherError(
-                f"the teacher of {folder} taught by its feature maps alone: its predictions are not in the student's terms "
-                "(classes, locations or levels differ), so there is nothing to compare"
+                f"the teacher of {folder} taught by its feature maps alone: its predictions are not in the student's "
+                "terms (classes, locations or levels differ), so there is nothing to compare"
             )
         return teacher
     average = AverageTeacher(student, recipe.teacher.decay or EMA_DECAY)
