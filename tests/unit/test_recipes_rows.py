@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation.features import FeatureL2
-from locdistill.distillation.imitation import Everywhere, GatedLevelMean, GeneralInstances
+from locdistill.distillation.imitation import Everywhere, GatedLevelMean, GeneralInstances, OutsideBoxes
 from locdistill.distillation.logits import ClassKL, EdgeKL
+from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_full, supervised
 from locdistill.distillation.regions import ValuableLocations
-from locdistill.objective.normalisers import ImageLevelMean, PerImage
+from locdistill.distillation.relations import Correlation
+from locdistill.objective.normalisers import ImageLevelMean, Normaliser, PerImage, PositiveCount, WeightSum
 from locdistill.objective.regions import Positives
 from locdistill.objective.term import Term
 from locdistill.recipes.load import load_recipe, recipe_names
 from locdistill.recipes.recipe import ASSIGNER_OF, Recipe
-from locdistill.recipes.summary import recipe_summaries
+from locdistill.recipes.summary import recipe_summaries, recipe_summary
 from locdistill.recipes.terms import build_component
 
 COCO_1X = {"gfl_r18_1x": 35.8, "gfl_r34_1x": 38.9, "gfl_r50_1x": 40.1, "gfl_r101_1x": None}
@@ -88,6 +92,28 @@ OTHERS: dict[str, tuple[float | None, float | None]] = {
     "fitnets_r18_from_r101": (None, None),
     "fitnets_r50_from_r101": (40.7, 40.1),
     "fitnets_r18_from_r101_voc": (None, None),
+    "inside_gt_r50_from_r101": (40.7, 40.1),
+    "main_region_r50_from_r101": (41.1, 40.1),
+    "fine_grained_r50_from_r101": (41.1, 40.1),
+    "defeat_r50_from_r101": (40.8, 40.1),
+    "gi_r50_from_r101": (41.5, 40.1),
+    "pkd_r50_from_r101": (None, None),
+    "ld_pkd_r50_from_r101": (None, None),
+    "bckd_r50_from_r101": (43.2, 40.1),
+    "crosskd_r50_from_r101": (43.7, 40.2),
+    "crosskd_pkd_r50_from_r101": (43.9, 40.2),
+    "cwd_r50_from_r101": (41.9, 40.2),
+    "mgd_r50_from_r101": (None, None),
+    "fgd_r50_from_r101": (43.5, 40.2),
+    "dist_r50_from_r101": (None, None),
+}
+# Rows of methods: the recipe, its methods, and the normaliser of the published row where a batch's split changes it.
+METHOD_ROWS: dict[str, tuple[tuple[str, ...], Normaliser | None]] = {
+    **{f"{name}_r50_from_r101": ((name,), GatedLevelMean()) for name in ("inside_gt", "main_region", "fine_grained")},
+    **{f"{name}_r50_from_r101": ((name,), None) for name in ("pkd", "cwd", "mgd", "fgd", "dist")},
+    "bckd_r50_from_r101": (("bckd",), PositiveCount()),
+    "defeat_r50_from_r101": (("defeat",), GatedLevelMean()),
+    "gi_r50_from_r101": (("gi",), GatedLevelMean()),
 }
 # Published terms of the other heads: name, kind, one softmax over all edges
 HEADS = (
@@ -96,6 +122,38 @@ HEADS = (
     ("ld_retinanet_r50_from_r101", "retinanet", False),
     ("ld_retinanet_r50_from_r101_joint", "retinanet", True),
 )
+
+
+@pytest.mark.parametrize("name", METHOD_ROWS)
+def test_rows_of_methods(name: str) -> None:
+    """A row has the terms of its methods by name, in the published normalisation."""
+    methods, norm = METHOD_ROWS[name]
+    expected = supervised() | {key: term for method in methods for key, term in METHODS[method]("gfl").items()}
+    for key, term in expected.items():
+        if term.needs_teacher and norm is not None:
+            expected[key] = replace(term, norm=norm)
+    if name == "gi_r50_from_r101":
+        expected["gi"] = replace(expected["gi"], on=GeneralInstances(per="batch"))
+    if name == "defeat_r50_from_r101":
+        expected["defeat_background"] = replace(expected["defeat_background"], on=OutsideBoxes(padding=True))
+    assert terms(load_recipe(name)) == expected
+
+
+def test_rows_of_combined_methods() -> None:
+    crossed = METHODS["crosskd"]("gfl")
+    expected = supervised() | {
+        "cross_cls": replace(crossed["cross_cls"], norm=PositiveCount()),
+        "cross_edges": replace(crossed["cross_edges"], norm=WeightSum()),
+    }
+    assert terms(load_recipe("crosskd_r50_from_r101")) == expected
+    pkd = replace(METHODS["pkd"]("gfl")["pkd"], of=Correlation(per="batch"), on=Everywhere(padding=True))
+    assert terms(load_recipe("crosskd_pkd_r50_from_r101")) == expected | {"pkd": pkd}
+    assert terms(load_recipe("ld_pkd_r50_from_r101")) == terms(load_recipe("ld_r50_from_r101")) | METHODS["pkd"]("gfl")
+
+
+def test_every_method_has_a_row() -> None:
+    shown = {method for methods, _ in METHOD_ROWS.values() for method in methods} | {"ld", "kd", "fitnets", "crosskd"}
+    assert shown == set(METHODS)
 
 
 def test_there_is_a_recipe_for_each_row() -> None:
@@ -220,12 +278,22 @@ def test_summaries_hold_what_the_list_prints() -> None:
     row = summaries["ld_r50_from_r101"]
     assert row["published_ap"] == 42.1
     assert row["terms"]["ld"] == {
-        "divergence": {"edge_kl": {"temperature": 10.0, "joint": False}},
+        "divergence": "edge_kl",
         "region": {"positives": {"by": "student_confidence"}},
-        "normaliser": {"per_image": {"reference_batch": 2.0, "divisor": 1.0}},
+        "normaliser": {"per_image": {"reference_batch": 2.0}},
         "weight": 0.25,
     }
     assert row["detector"] == {"model": "gfl", "backbone": "resnet50.tv_in1k"}
     assert row["schedule"]["epochs"] == 12
     assert summaries["gfl_r101_1x"]["published_ap"] is None
     assert summaries["gfl_r50_1x"]["teacher"] is None
+
+
+def test_a_summary_says_schedule_and_balance() -> None:
+    changes = ("terms.kd.schedule={linear: {start: 0.5}}", "terms.ld.balance=0.5", "terms.ld.of.edge_kl.temperature=1")
+    found = recipe_summary(load_recipe("ld_r50_from_r101", changes))["terms"]
+    assert found["kd"]["schedule"] == {"linear": {"start": 0.5}}
+    assert "balance" not in found["kd"]
+    assert found["ld"]["divergence"] == {"edge_kl": {"temperature": 1.0}}
+    assert found["ld"]["balance"] == 0.5
+    assert "schedule" not in found["ld"]
