@@ -24,7 +24,7 @@ from locdistill.recipes.methods import method_terms
 from locdistill.recipes.publish import shareable
 from locdistill.recipes.recipe import Recipe, TeacherSettings
 from locdistill.recipes.reopen import reopen
-from locdistill.recipes.run import run
+from locdistill.recipes.run import objective_of, run
 from locdistill.recipes.teaching import teacher_files, with_teacher
 from locdistill.recipes.terms import TermSettings
 from locdistill.recipes.yaml_io import read_yaml
@@ -101,8 +101,9 @@ def test_methods_on_the_command_line(tiny_coco: Path, trained: Path, capsys: pyt
         assert not ended.value.code
         return capsys.readouterr().out
 
-    text = printed("config", "--data", tiny_coco, "--teacher", trained, "--method", "ld", "-m", "pkd")
+    text = printed("config", "--data", tiny_coco, "--teacher", trained, "--method", "ld", "-m", "pkd", "--balance", 1)
     recipe = build_recipe(read_yaml(text, "standard output"))
+    assert recipe.balance == 1
     assert list(recipe.terms) == [*supervised(), "ld", "ld_vlr", "pkd"]
     listed = json.loads(printed("methods", "--json"))
     assert [entry["name"] for entry in listed] == list(METHODS)
@@ -120,6 +121,21 @@ def test_methods_on_the_command_line(tiny_coco: Path, trained: Path, capsys: pyt
             assert TermSettings.model_validate(term).needs_teacher
     assert "Yang et al. 2023" in by_name["bckd"]["what"]
     assert "the teacher's head" in printed("methods")
+
+
+def test_one_setting_balances_all_that_is_taught(trained: Path, tiny_coco: Path) -> None:
+    def objective(*overrides: str) -> dict[str, float | None]:
+        recipe = resolve(Request(data=tiny_coco, teacher=trained, methods=("ld", "pkd"), overrides=overrides))
+        detector = Detector(SMALL)
+        return {name: term.balance for name, term in objective_of(recipe, detector).terms.items()}
+
+    labels = dict.fromkeys(supervised())
+    assert objective() == labels | {"ld": None, "ld_vlr": None, "pkd": None}
+    assert objective("balance=0.5", "terms.pkd.balance=2") == labels | {"ld": 0.5, "ld_vlr": 0.5, "pkd": 2}
+    with pytest.raises(RecipeError, match=r"balance: expected greater than 0, came 0"):
+        objective("balance=0")
+    with pytest.raises(RecipeError, match=r"balance is that of terms which compare with a teacher.*balance=null"):
+        resolve(Request(data=tiny_coco, overrides=("balance=1",)))
 
 
 # --------------------------------------------------------------------------------------------------- several teachers

@@ -13,6 +13,7 @@ def config(
     words: options.Words = None,
     teacher: options.Teacher = None,
     method: options.Method = None,
+    balance: options.Balance = None,
     data: options.Data = None,
     model: options.Model = None,
     backbone: options.Backbone = None,
@@ -39,7 +40,7 @@ def config(
     from locdistill.recipes.overrides import apply_overrides  # noqa: PLC0415 - heavy
 
     recipe, overrides = options.request_words(words, recipe, settings)
-    overrides = [*options.short_cuts(devices=devices, batch=batch, seed=seed), *overrides]
+    overrides = [*options.short_cuts(devices=devices, batch=batch, seed=seed, balance=balance), *overrides]
     if defaults:
         plain = build_recipe({"name": "defaults"}).model_dump(mode="json")
         print(dump_recipe(build_recipe(apply_overrides(plain, overrides))), end="")

@@ -13,6 +13,7 @@ def distill(
     words: options.Words = None,
     teacher: options.Teacher = None,
     method: options.Method = None,
+    balance: options.Balance = None,
     data: options.Data = None,
     model: options.Model = None,
     backbone: options.Backbone = None,
@@ -55,6 +56,7 @@ def distill(
     locdistill distill --teacher runs/teacher --data bccd terms.ld.weight=2 terms.ld_vlr=null
     locdistill distill --teacher runs/a --start teacher --data bccd
     locdistill distill --teacher runs/teacher --data bccd --method ld --method pkd
+    locdistill distill --teacher runs/teacher --data bccd --method pkd --balance 1
     locdistill distill --teacher ema --data bccd
     locdistill distill --teacher nanodet.onnx --data coco --method bckd
     locdistill distill --teacher runs/teacher --data bccd --dry-run
@@ -73,7 +75,7 @@ def distill(
         methods=method or (),
         start=start,
         recipe=recipe,
-        overrides=[*options.short_cuts(devices=devices, batch=batch, seed=seed), *overrides],
+        overrides=[*options.short_cuts(devices=devices, batch=batch, seed=seed, balance=balance), *overrides],
     )
     how = Preflight(images=images, progress=progress("measuring the teacher"), show=report_preflight)
     if dry_run:

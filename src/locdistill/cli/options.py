@@ -68,6 +68,15 @@ Method = Annotated[
         "recipe has; ld unless given.",
     ),
 ]
+Balance = Annotated[
+    float | None,
+    typer.Option(
+        "--balance",
+        metavar="RATIO",
+        help="In place of weights: hold the gradient of each distillation term on the student at this multiple of the "
+        "supervised terms'; 1 needs no tuning. Of single terms: terms.ld.balance=0.5.",
+    ),
+]
 Start = Annotated[
     str | None,
     typer.Option(
@@ -124,7 +133,14 @@ def request_words(
     return (named[0] if named else recipe), [*(settings or ()), *(word for word in words or () if "=" in word)]
 
 
-def short_cuts(*, devices: str | None = None, batch: int | None = None, seed: int | None = None) -> list[str]:
+def short_cuts(
+    *, devices: str | None = None, batch: int | None = None, seed: int | None = None, balance: float | None = None
+) -> list[str]:
     """Options that stand for one field of the recipe, as settings."""
-    pairs: dict[str, Any] = {"engine.devices": devices, "data.batch_per_device": batch, "engine.seed": seed}
+    pairs: dict[str, Any] = {
+        "engine.devices": devices,
+        "data.batch_per_device": batch,
+        "engine.seed": seed,
+        "balance": balance,
+    }
     return [f"{key}={value}" for key, value in pairs.items() if value is not None]

@@ -174,6 +174,9 @@ class Recipe(Settings):
     engine: EngineSettings = EngineSettings()
     terms: dict[str, TermSettings] = Field(default_factory=dict, min_length=1)
     """The objective: the loss is the sum of these; the published loss of ``detector.model`` unless given."""
+    balance: float | None = Field(default=None, gt=0)
+    """That of every term which compares with a teacher and has none of its own: the norm of its gradient on what the
+    student says, in multiples of the supervised terms'. Weights then need no tuning: they cancel. None keeps them."""
     assigner: Component = ""
     """Which locations answer for an object: ``atss``, ``fcos`` or ``max_iou``, with options; that of ``detector.model``
     unless given. Where ``data.crowd`` is ``ignore``, it leaves crowds and difficult objects out."""
@@ -238,6 +241,10 @@ class Recipe(Settings):
             )
         if self.teacher is not None and not taught:
             raise ValueError("there is a teacher but no term uses it; add a term such as ld, or set teacher=null")
+        if self.balance is not None and not taught:
+            raise ValueError(
+                "balance is that of terms which compare with a teacher, and there is none; set balance=null"
+            )
         return self
 
     @model_validator(mode="after")

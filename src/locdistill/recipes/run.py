@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -34,6 +34,7 @@ from locdistill.evaluation.evaluator import Evaluator
 from locdistill.models.detector import Detector
 from locdistill.models.weights import load_strict, locate
 from locdistill.objective.objective import Objective
+from locdistill.objective.term import Term
 from locdistill.recipes import folder, pictures
 from locdistill.recipes.compatible import MismatchError, check_start
 from locdistill.recipes.defaults import Request, resolve, resumed_recipe
@@ -372,10 +373,15 @@ def objective_of(recipe: Recipe, detector: Detector) -> Objective:
     """The recipe's loss for a detector."""
     assigner = build_component("assigner", recipe.assigner)
     return Objective(
-        terms={name: term.build() for name, term in recipe.terms.items()},
+        terms={name: _balanced(term.build(), recipe.balance) for name, term in recipe.terms.items()},
         bins=detector.bins,
         assigner=assigner.ignoring() if recipe.data.crowd == "ignore" else assigner,
     )
+
+
+def _balanced(term: Term, balance: float | None) -> Term:
+    """A term with the balance of its recipe, unless it learns from labels or has its own."""
+    return replace(term, balance=balance) if term.needs_teacher and term.balance is None else term
 
 
 def _fit(parts: Parts, out: Path, resume: bool) -> RunResult:
