@@ -16,6 +16,7 @@ import pytest
 
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
+from locdistill.distillation.methods import METHODS
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
 from locdistill.models.settings import DetectorSettings
@@ -75,6 +76,16 @@ def test_a_balanced_term_is_searched_by_its_balance() -> None:
     words = [str(one) for one in default_space(plain.model_copy(update={"terms": terms}))]
     assert "terms.ld.balance=0.05..5:log" in words
     assert not any(word.startswith("terms.ld.weight") for word in words)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_searched(method: str) -> None:
+    terms = {name: TermSettings.of_term(term) for name, term in METHODS[method]("gfl").items()}
+    made = recipe().model_copy(update={"terms": supervised_terms("gfl") | terms})
+    space = default_space(made)
+    check_space(space, made)
+    assert own_values(made, space) is not None
+    assert {key.split(".")[1] for one in space for key in one.keys} == set(terms)
 
 
 def test_what_lies_below_a_term_that_is_off_is_left_out() -> None:

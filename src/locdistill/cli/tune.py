@@ -70,6 +70,7 @@ def tune(
     import time  # noqa: PLC0415 - beside the heavy ones
 
     from rich.console import Console  # noqa: PLC0415 - heavy
+    from rich.markup import escape  # noqa: PLC0415 - heavy
 
     from locdistill.cli.report import console, print_json  # noqa: PLC0415 - heavy
     from locdistill.recipes.tune import tune as run  # noqa: PLC0415 - heavy
@@ -77,7 +78,7 @@ def tune(
     start, screen = time.monotonic(), Console(stderr=True, highlight=False) if as_json else console()
 
     def tell(line: str) -> None:
-        screen.print(f"[dim]{time.monotonic() - start:5.0f} s[/dim]  {line}")
+        screen.print(f"[dim]{time.monotonic() - start:5.0f} s[/dim]  {escape(line)}")
 
     recipe, overrides = options.request_words(words, recipe, settings)
     result = run(

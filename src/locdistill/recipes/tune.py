@@ -212,11 +212,12 @@ def run_plan(plan: Plan, *, train: Train, tell: Tell = print) -> TuneResult:
     own = own_values(plan.short, plan.space)
     as_is = study.attempt(AS_IS, plan.short, own or {})
     trials: list[Trial] = []
+    shown = as_is
     for number in range(1, plan.trials + 1):
         trials.append(study.trial(number, [as_is, *trials]))
-        best = best_of([as_is, *trials]) if any(t.runs for t in (as_is, *trials)) else None
-        if best is not None:
-            tell(f"best of {number}: {best.label}, AP {best.ap:.1f} ({describe(plan.space, best.values) or '-'})")
+        if trials[-1].ap > shown.ap or (trials[-1].runs and not shown.runs):
+            shown = trials[-1]
+            tell(f"best so far: {shown.label}, AP {shown.ap:.1f} ({describe(plan.space, shown.values)})")
     best = best_of([as_is, *trials])
     tuned = plan.recipe if best is as_is else with_values(plan.recipe, plan.space, best.values)
     result = TuneResult(

@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
 from locdistill.viz.style import MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
 
 _COLUMNS = 3
+_MANY = 200  # a range wider than this has room for powers of ten only
 _LINES = (":", "--")
 
 
@@ -40,7 +42,7 @@ def plot_search(settings: Sequence[SettingAxis], ap: Sequence[float], lines: Map
         ap: Of each trial, in percent.
         lines: AP of what they are to be better than, drawn across.
     """
-    columns = min(_COLUMNS, len(settings))
+    columns = 2 if len(settings) == 4 else min(_COLUMNS, len(settings))
     rows = math.ceil(len(settings) / columns)
     figure = new_figure(90 + 270 * columns, 70 + 240 * rows)
     panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
@@ -73,3 +75,7 @@ def _panel(axes: Axes, setting: SettingAxis, ap: Sequence[float], best: int) -> 
         axes.set_xlim(-0.5, len(choices) - 0.5)
     elif setting.log:
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < _MANY * low else (1,)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_locator(NullLocator())
