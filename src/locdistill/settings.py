@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+Positive = Annotated[float, Field(gt=0)]
+"""An option that must be greater than 0. It is checked where plain data come in, not where a term is composed."""
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
@@ -35,6 +41,15 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
     if close:
         return f"did you mean {close!r}"
     return f"valid: {', '.join(names)}" if names else "none is valid here"
+
+
+def finite(content: Any) -> Any:
+    """Plain data with null for NaN and infinity, which JSON does not know."""
+    if isinstance(content, dict):
+        return {name: finite(item) for name, item in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(item) for item in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[str]:

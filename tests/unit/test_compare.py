@@ -19,9 +19,10 @@ from locdistill.evaluation import Evaluator, image_weights
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.compare import Plan, compare, run_plan
 from locdistill.recipes.compare_arms import NAMES, USE, arms_of, chosen_seeds, flat
-from locdistill.recipes.compare_measure import digest_of, read_detections, write_detections
+from locdistill.recipes.compare_measure import digest_of
 from locdistill.recipes.comparison import Comparison, Measured, class_metric, difference_table, summary_table
 from locdistill.recipes.defaults import Request
+from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.recipes.load import dump_recipe
 from locdistill.recipes.paired import OverImages, Paired
 from locdistill.recipes.recipe import Recipe, TeacherSettings
@@ -217,7 +218,7 @@ def test_equal_time(tmp_path: Path) -> None:
     assert result.equal_time["cheap"].name == "a"
     assert result.difference("dear").finding == "higher"
     assert result.difference("dear", equal_time=True).finding == "lower"
-    assert "a trained alone, for longer, is ahead - the opposite sign" in result.verdicts["dear"]
+    assert "a, trained for longer, is ahead - the opposite sign" in result.verdicts["dear"]
     rows = {row[0]: row for row in summary_table(result).rows}
     assert rows["a, as long as dear"][-2:] == ("200", "3")
     assert rows["dear"][-3] == "2.00"
@@ -345,14 +346,13 @@ def test_flat_settings_leave_out_what_makes_no_other_recipe() -> None:
 
 
 def test_detections_are_kept_and_read_again(tmp_path: Path) -> None:
-    here = {3: detections([[0, 0, 5, 5], [1, 1, 2, 2]], [0.5, 0.4], [0, 1]), 1: detections([], [], [])}
+    two, nothing = detections([[0, 0, 5, 5], [1, 1, 2, 2]], [0.5, 0.4], [0, 1]), detections([], [], [])
+    here = {3: [two, nothing], 1: [nothing, two]}
     write_detections(tmp_path / "a.npz", "stamp", here)
     again = read_detections(tmp_path / "a.npz", "stamp")
     assert again is not None
     assert list(again) == [3, 1]
-    for image, expected in here.items():
-        for part, other in zip(expected, again[image], strict=True):
-            torch.testing.assert_close(part, other)
+    torch.testing.assert_close(again, here)
     assert read_detections(tmp_path / "a.npz", "other weights") is None
     assert read_detections(tmp_path / "b.npz", "stamp") is None
 

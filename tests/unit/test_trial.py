@@ -123,7 +123,7 @@ def test_verdict_says_what_was_seen() -> None:
     assert "opposite" not in both
     turned = verdict(up, down)
     assert "helps" in turned
-    assert "student trained alone, for longer, is ahead" in turned
+    assert "student alone, trained for longer, is ahead" in turned
     assert "opposite sign" in turned
     unclear = verdict(noise, noise)
     assert unclear.count("within noise (the interval contains 0)") == 2

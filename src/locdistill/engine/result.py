@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from locdistill.engine.checkpoint import write_atomically
+from locdistill.settings import finite
 
 
 @dataclass(slots=True)
@@ -80,7 +81,7 @@ class Progress:
             "stopped": self.stopped or None,
             "history": self.history,
         }
-        text = json.dumps(_without_nan(content), indent=2) + "\n"
+        text = json.dumps(finite(content), indent=2) + "\n"
         write_atomically(path, lambda temporary: temporary.write_text(text))
 
 
@@ -145,12 +146,3 @@ class FitResult:
 
 def _rank(entry: Mapping[str, float]) -> float:
     return -math.inf if math.isnan(entry["AP"]) else entry["AP"]
-
-
-def _without_nan(value: Any) -> Any:
-    """The same content with null for NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {name: _without_nan(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

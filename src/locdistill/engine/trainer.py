@@ -35,12 +35,13 @@ class RunInterrupted(LocdistillError):  # noqa: N818 (an event, not a mistake)
     """Training was asked to stop by a signal, and did so after a checkpoint.
 
     Attributes:
+        signal_number: Of that signal.
         exit_code: What a command line should return: 128 plus the signal's number.
     """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.signal_number, self.exit_code = signal_number, 128 + signal_number
 
 
 def fit(

@@ -38,6 +38,12 @@ class Table:
             table.add_row(*row, style="bold" if i in self.emphasis else None)
         return table
 
+    def markdown(self) -> str:
+        """The table in Markdown, under its title."""
+        lines = (self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows)
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"**{self.title}**\n\n{body}"
+
     def text(self, width: int = 120) -> str:
         """The table as plain text without colours, at most ``width`` characters wide where that is possible."""
         out = io.StringIO()

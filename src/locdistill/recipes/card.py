@@ -10,6 +10,7 @@ from typing import Any
 from locdistill.evaluation.tables import percent
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.recipe import EMA, EMA_DECAY
+from locdistill.recipes.summary import spelled
 from locdistill.recipes.use import EvaluationResult
 from locdistill.recipes.yaml_io import write_yaml
 
@@ -188,7 +189,7 @@ class Card:
             "sum of:"
         )
         rows = [
-            (name, _component(term["of"]), _component(term["on"]), _component(term["norm"]), f"{term['weight']:g}")
+            (name, spelled(term["of"]), spelled(term["on"]), spelled(term["norm"]), f"{term['weight']:g}")
             for name, term in recipe["terms"].items()
         ]
         table = _table(("term", "divergence", "region", "normaliser", "weight"), rows)
@@ -204,15 +205,6 @@ class Card:
             "```\n\nFrom a model hub, `locdistill pull OWNER/NAME` fetches and checks the file, and `hf://OWNER/NAME` "
             "stands for it wherever weights are named."
         )
-
-
-def _component(component: Any) -> str:
-    """A divergence, region or normaliser with its options."""
-    if isinstance(component, str):
-        return component
-    ((name, options),) = component.items()
-    listed = ", ".join(f"{key} {value}" for key, value in (options or {}).items() if value is not None)
-    return f"{name} ({listed})" if listed else str(name)
 
 
 def _numbers(values: Sequence[float]) -> str:

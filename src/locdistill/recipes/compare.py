@@ -29,7 +29,7 @@ from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.run import run
 from locdistill.recipes.trial import Arm, Tell, Train, equal_time_steps, fixed_steps, train_arms
 
-FEW_IMAGES = 50
+FEW_IMAGES = 100
 _NEAR = 0.01  # recipes whose time differs by less take the same
 
 
@@ -240,7 +240,10 @@ def _notes(plan: Plan, measured: Mapping[str, tuple[Measured, ...]]) -> Iterator
     """What a reader has to know before believing a number."""
     images = len(measured[plan.arms[0].name][0].judgement.images)
     if images < FEW_IMAGES:
-        yield f"There are only {images} images to evaluate on: their share of the error is itself uncertain."
+        yield (
+            f"There are only {images} images to evaluate on: their share of the error is itself uncertain, and rather "
+            "too small than too large."
+        )
     if len(plan.arms) > 2:
         yield (
             f"{len(plan.arms) - 1} recipes are compared with the first, each by itself: of twenty that change nothing, "

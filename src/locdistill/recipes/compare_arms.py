@@ -13,9 +13,10 @@ from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.folder import METRICS, RECIPE
 from locdistill.recipes.load import Override, build_recipe, load_recipe
 from locdistill.recipes.overrides import apply_overrides
-from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.recipe import Recipe, TeacherSettings
+from locdistill.recipes.summary import spelled_term
 from locdistill.recipes.teaching import teacher_files
-from locdistill.recipes.trial import Arm
+from locdistill.recipes.trial import NOTHING, Arm
 
 SEEDS = (0, 1, 2)
 USE = {
@@ -23,7 +24,9 @@ USE = {
     *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes", "data.workers", "data.cache"),
 }
 """Settings that do not make another recipe: the seed, and how the machine is used."""
-NAMES = {"name", "description", "published", "data.path", "teacher.weights", "teacher.name", "teacher.where"}
+TOLD = {"name", "description", "published", "teacher.name", "teacher.where"}
+"""What is said of a recipe, and changes nothing."""
+NAMES = TOLD | {"data.path", "teacher.weights"}
 """What finished runs of one recipe may differ in: names, and where things lie (contents are compared by digests)."""
 
 
@@ -168,24 +171,14 @@ def flat(recipe: Recipe, *, without: Set[str]) -> dict[str, Any]:
 
 def changes(first: Arm, other: Arm) -> tuple[tuple[str, str, str], ...]:
     """Settings in which an arm differs from the first: name, value there, value here."""
-    there, here = (flat(arm.recipe(arm.seeds[0]), without=USE | NAMES) for arm in (first, other))
-    keys = dict.fromkeys((*there, *here))
-    return tuple(
-        (key, _words(there.get(key)), _words(here.get(key))) for key in keys if there.get(key) != here.get(key)
-    )
+    there, here = (flat(arm.recipe(arm.seeds[0]), without=USE | TOLD) for arm in (first, other))
+    usual = {f"teacher.{key}": value for key, value in TeacherSettings().model_dump(mode="json").items()}
+    pairs = {key: [side.get(key, usual.get(key)) for side in (there, here)] for key in (*there, *here)}
+    return tuple((key, _words(its), _words(own)) for key, (its, own) in pairs.items() if its != own)
 
 
 def _words(value: Any) -> str:
-    """A setting for people; of a term, what it is in short."""
-    if isinstance(value, dict) and {"of", "on", "weight"} <= set(value):
-        of, on = (_component(value[part]) for part in ("of", "on"))
-        return f"{of} on {on}, weight {value['weight']:g}"
-    return "-" if value is None else str(value)
-
-
-def _component(spec: Any) -> str:
-    if not isinstance(spec, dict):
-        return str(spec)
-    return ", ".join(
-        f"{name}({', '.join(f'{k}={v}' for k, v in (options or {}).items())})" for name, options in spec.items()
-    )
+    """A setting for people."""
+    if isinstance(value, dict) and {"of", "on", "norm"} <= set(value):
+        return spelled_term(value)
+    return NOTHING if value is None else str(value)

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
 
 from locdistill.data.open import class_names, open_dataset
 from locdistill.data.records import Dataset
@@ -17,6 +13,7 @@ from locdistill.errors import RunError
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.recipes.comparison import Measured
 from locdistill.recipes.folder import RECIPE, file_digest, make_folder
+from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.recipes.load import Override, load_recipe
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.trial import finished_run
@@ -69,46 +66,21 @@ class Measuring:
         dataset = evaluation_images(load_recipe(folder / RECIPE), self.data)
         digest = digest_of(dataset)
         found = self._detections(finished.weights, self.folder / f"{arm}-{seed}.npz", digest)
-        evaluator = Evaluator(dataset)
-        judgement = evaluator.judge(found)
+        judgement = Evaluator(dataset).judge(found)
         numbers = judgement.numbers()
-        metrics = finished.metrics | {
-            name: 100 * value for name, value in evaluator(found).items() if name.startswith("AP")
-        }
-        classes = {name: 100 * float(value[0]) for name, value in numbers.classes.items()}
+        metrics, classes = (
+            {name: 100 * float(value[0]) for name, value in of.items()} for of in (numbers.means, numbers.classes)
+        )
         return Measured(dataclasses.replace(finished, metrics=metrics), classes, judgement, digest)
 
     def _detections(self, weights: Path, kept: Path, images: str) -> dict[int, Detections]:
         if not weights.is_file():
             raise RunError(f"{weights} is not there; a finished run has it, and its weights at the end are compared")
         stamp = f"{file_digest(weights)} {images}"
-        if (found := read_detections(kept, stamp)) is not None:
-            return found
+        if (again := read_detections(kept, stamp)) is not None:
+            return {image: one for image, (one,) in again.items()}
         overrides: list[Override] = [] if self.data is None else [(("data", "path"), str(self.data))]
         found = evaluate(weights, overrides=overrides, device=self.device).detections
         make_folder(kept.parent)
-        write_detections(kept, stamp, found)
+        write_detections(kept, stamp, {image: [one] for image, one in found.items()})
         return found
-
-
-def write_detections(path: Path, stamp: str, found: Mapping[int, Detections]) -> None:
-    """Keep detections, with a stamp of what they were made with and on; the file appears whole or not at all."""
-    counts = [len(here.scores) for here in found.values()]
-    parts = [torch.cat([here[i] for here in found.values()]).numpy() for i in range(3)]
-    content: dict[str, Any] = dict(zip(("boxes", "scores", "labels"), parts, strict=True))
-    unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("wb") as file:
-        np.savez_compressed(file, stamp=np.array(stamp), images=list(found), counts=counts, **content)
-    unfinished.replace(path)
-
-
-def read_detections(path: Path, stamp: str) -> dict[int, Detections] | None:
-    """What was detected with these weights on these images; None where that is not there."""
-    if not path.is_file():
-        return None
-    with np.load(path) as kept:
-        if str(kept["stamp"]) != stamp:
-            return None
-        counts = kept["counts"].tolist()
-        parts = [torch.split(torch.from_numpy(kept[name]), counts) for name in ("boxes", "scores", "labels")]
-        return {image: Detections(*here) for image, *here in zip(kept["images"].tolist(), *parts, strict=True)}

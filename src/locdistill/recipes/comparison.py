@@ -21,17 +21,8 @@ from numpy.typing import NDArray
 from locdistill.evaluation.bootstrap import Judgement, Numbers, image_weights
 from locdistill.evaluation.tables import UNDEFINED, Table
 from locdistill.recipes.paired import OverImages, Paired, Wording, verdict
-from locdistill.recipes.trial import (
-    METRICS,
-    NOTHING,
-    Arm,
-    Run,
-    environment,
-    finite,
-    markdown_table,
-    paired_cells,
-    spread,
-)
+from locdistill.recipes.trial import METRICS, NOTHING, Arm, Run, environment, paired_cells, spread
+from locdistill.settings import finite
 
 SIZES = ("APs", "APm", "APl")
 _MARK = ", AP of class "
@@ -277,7 +268,7 @@ def explanation(result: Comparison) -> str:
 
 def as_json(result: Comparison) -> dict[str, Any]:
     """Everything measured, as plain data."""
-    return {
+    content: dict[str, Any] = {
         "command": result.command,
         "environment": environment(),
         "first": result.first.label,
@@ -291,21 +282,19 @@ def as_json(result: Comparison) -> dict[str, Any]:
             arm.label: {key: {"first": there, "here": here} for key, there, here in result.settings.get(arm.name, ())}
             for arm in result.others
         },
-        "runs": [
-            {**dataclasses.asdict(m.run), "folder": str(m.run.folder), "metrics": finite(m.run.metrics)}
-            for measured in result.runs.values()
-            for m in measured
-        ],
+        "runs": [{**dataclasses.asdict(m.run), "folder": str(m.run.folder)} for of in result.runs.values() for m in of],
     }
+    without_nan: dict[str, Any] = finite(content)
+    return without_nan
 
 
 def _arm_json(result: Comparison, name: str) -> dict[str, Any]:
     """Mean and standard deviation of everything about an arm."""
     measured = result.runs[name]
 
-    def both(values: list[float]) -> dict[str, Any]:
+    def both(values: list[float]) -> dict[str, float]:
         deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-        return finite({"mean": statistics.fmean(values), "deviation": deviation})
+        return {"mean": statistics.fmean(values), "deviation": deviation}
 
     return {
         "seeds": [m.run.seed for m in measured],
@@ -319,7 +308,7 @@ def _arm_json(result: Comparison, name: str) -> dict[str, Any]:
 
 def _difference_json(result: Comparison, arm: Arm) -> dict[str, Any]:
     def plain(pair: Paired) -> dict[str, Any]:
-        return {**finite(dataclasses.asdict(pair)), "finding": pair.finding}
+        return {**dataclasses.asdict(pair), "finding": pair.finding}
 
     def compared(metrics: Mapping[str, str], timed: bool) -> dict[str, Any]:
         pick: Callable[[str], Paired] = functools.partial(result.difference, arm.name, equal_time=timed)
@@ -338,7 +327,7 @@ def as_markdown(result: Comparison) -> str:
     about = "; ".join(f"{key} {value}" for key, value in environment().items())
     tables = (summary_table, difference_table, class_table, settings_table, runs_table)
     parts = ["# " + heading(result), *result.verdicts.values(), *(f"Note: {note}" for note in result.notes)]
-    parts += [markdown_table(table(result)) for table in tables]
+    parts += [table(result).markdown() for table in tables]
     parts += [f"{explanation(result)} {about}."]
     if result.command:
         parts.append(f"```\n{result.command}\n```")

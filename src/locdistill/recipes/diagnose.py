@@ -15,7 +15,6 @@ from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -39,6 +38,7 @@ from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.landscape import evenly
 from locdistill.recipes.reopen import Reopened, reopen
 from locdistill.recipes.use import Progress, default_device, evaluation_batch
+from locdistill.settings import finite
 from locdistill.types import Batch
 
 DEFAULT_FOLDER, JSON = "diagnosis", "diagnose.json"
@@ -97,7 +97,7 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
         notes=found.notes,
     )
     make_folder(diagnosis.out)
-    write_text(diagnosis.out / JSON, json.dumps(_finite(diagnosis.as_dict()), indent=1) + "\n")
+    write_text(diagnosis.out / JSON, json.dumps(finite(diagnosis.as_dict()), indent=1) + "\n")
     diagnose_page.write_page(diagnosis, diagnose_page.look(found, splits["val"]))
     return diagnosis
 
@@ -203,12 +203,3 @@ def _mean(measured: list[_Pulls]) -> _Pulls:
 def _average(values: list[float]) -> float:
     defined = [value for value in values if not math.isnan(value)]
     return math.fsum(defined) / len(defined) if defined else math.nan
-
-
-def _finite(value: Any) -> Any:
-    """The same content with null for what JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

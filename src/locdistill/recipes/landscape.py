@@ -19,17 +19,17 @@ In the folder of a landscape lie ``landscape.json`` (what was asked, and all met
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby, product
+from itertools import groupby, islice, product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
@@ -45,8 +45,10 @@ from locdistill.models.detector import Detector
 from locdistill.models.weights import locate
 from locdistill.recipes.folder import data_digest, file_digest, make_folder, write_text
 from locdistill.recipes.hub import resolve_hub
+from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.recipes.load import validate
 from locdistill.recipes.use import Progress, data_of, default_device, validation_loader, with_classes
+from locdistill.settings import finite
 from locdistill.types import Batch, Detections
 from locdistill.viz.landscape import plot_landscape
 from locdistill.viz.style import save_picture
@@ -363,73 +365,36 @@ class _Folder:
         Detections wait in files, a few images to each, so that memory holds those of one point only, and an
         interrupted landscape goes on behind the last file.
         """
-        parts = self._begin(points)
-        done = {image_id for file in parts.glob("*.npz") for image_id in _load(file)["ids"].tolist()}
-        waiting: list[tuple[int, list[Detections]]] = []
-        for item in detect(done):
-            waiting.append(item)
-            if len(waiting) == _KEPT:
-                _store(parts, waiting)
-                waiting = []
-        if waiting:
-            _store(parts, waiting)
-        files = sorted(parts.glob("*.npz"))
-        for i, point in enumerate(points):
-            self.metrics[point] = evaluate({k: v for file in files for k, v in _of_point(_load(file), i)})
-            self.write()
-        shutil.rmtree(parts)
-
-    def _begin(self, points: Sequence[Point]) -> Path:
-        """The folder of detections; keeps those of an earlier attempt at the same points, and drops any others."""
         self.write()
-        parts, content = self.path / PARTIAL, json.dumps(points)
-        stamp = parts / "points.json"
-        if parts.is_dir() and not (stamp.is_file() and stamp.read_text(encoding="utf-8") == content):
-            shutil.rmtree(parts)
+        stamp = json.dumps(points)
+        parts = self.path / PARTIAL / hashlib.sha256(stamp.encode()).hexdigest()[:16]  # other points, another folder
         make_folder(parts)
-        write_text(stamp, content)
-        return parts
+        files = sorted(parts.glob("*.npz"))
+        done = {image_id for file in files for image_id in read_detections(file, stamp) or ()}
+        for piece in _pieces(detect(done)):
+            files.append(parts / f"{len(files):06d}.npz")
+            write_detections(files[-1], stamp, dict(piece))
+        for i, point in enumerate(points):
+            pieces = (read_detections(file, stamp) or {} for file in files)
+            self.metrics[point] = evaluate({image_id: at[i] for piece in pieces for image_id, at in piece.items()})
+            self.write()
+        shutil.rmtree(self.path / PARTIAL)
 
     def write(self) -> None:
         """Write all that is known."""
         points = [{"gamma1": g1, "gamma2": g2, **m} for (g1, g2), m in sorted(self.metrics.items())]
-        plain = [{k: v if math.isfinite(v) else None for k, v in point.items()} for point in points]
-        write_text(self.path / STAMP, json.dumps({**self.facts, "points": plain}, indent=1) + "\n")
+        write_text(self.path / STAMP, json.dumps({**self.facts, "points": finite(points)}, indent=1) + "\n")
 
 
 def _numbers(values: dict[str, float | None]) -> dict[str, float]:
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
 
 
-def _store(parts: Path, items: Sequence[tuple[int, list[Detections]]]) -> None:
-    """Write detections of some images at all points to the next file, which appears whole or not at all."""
-    everything = [one for _, at_points in items for one in at_points]
-    number = len(list(parts.glob("*.npz")))
-    unfinished = parts / "unfinished"
-    with unfinished.open("wb") as file:
-        np.savez(
-            file,
-            ids=np.array([image_id for image_id, _ in items]),
-            counts=np.array([[len(one.scores) for one in at_points] for _, at_points in items]),
-            boxes=torch.cat([one.boxes for one in everything]).numpy(),
-            scores=torch.cat([one.scores for one in everything]).numpy(),
-            labels=torch.cat([one.labels for one in everything]).numpy(),
-        )
-    unfinished.replace(parts / f"{number:06d}.npz")
-
-
-def _load(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
-
-
-def _of_point(arrays: dict[str, np.ndarray], point: int) -> Iterator[tuple[int, Detections]]:
-    """Detections of each image at one point."""
-    counts = arrays["counts"]
-    ends = np.cumsum(counts).reshape(counts.shape)
-    for image_id, count, end in zip(arrays["ids"].tolist(), counts[:, point], ends[:, point], strict=True):
-        here = slice(end - count, end)
-        yield image_id, Detections(*(torch.from_numpy(arrays[part][here]) for part in ("boxes", "scores", "labels")))
+def _pieces(items: Iterable[tuple[int, list[Detections]]]) -> Iterator[list[tuple[int, list[Detections]]]]:
+    """Some at a time."""
+    waiting = iter(items)
+    while piece := list(islice(waiting, _KEPT)):
+        yield piece
 
 
 def _finish(folder: _Folder, points: Sequence[Point], head: int, images: int) -> LandscapeResult:

@@ -129,7 +129,7 @@ _STEPS = {
 }
 _TIME = {
     "higher": "At equal time it helps{too}",
-    "lower": "At equal time {rival} trained alone, for longer, is ahead",
+    "lower": "At equal time {rival}, trained for longer, is ahead",
     "within noise": "At equal time the difference is within noise (the interval contains 0)",
     "unknown": "At equal time neither",
 }
@@ -146,7 +146,7 @@ class Wording:
     """
 
     what: str = "localization distillation"
-    rival: str = "the student"
+    rival: str = "the student alone"
     condition: str = "At equal steps"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from locdistill.recipes.load import load_recipe, recipe_names
@@ -52,6 +53,21 @@ def _term(term: TermSettings) -> dict[str, Any]:
     if term.balance is not None:
         found["balance"] = term.balance
     return found
+
+
+def spelled(component: Any) -> str:
+    """A component in words: its name, and the options that are given, as ``edge_kl (temperature 1.0)``."""
+    name, options = split_component(component)
+    listed = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
+    return f"{name} ({listed})" if listed else name
+
+
+def spelled_term(term: Mapping[str, Any]) -> str:
+    """A term of a resolved recipe in words, without what is at its defaults."""
+    of, on, norm = (spelled(_brief(part, term[part])) for part in ("of", "on", "norm"))
+    strength = f"weight {term['weight']:g}" if term.get("balance") is None else f"balance {term['balance']:g}"
+    schedule = f", {spelled(_brief('schedule', term['schedule']))}" if term.get("schedule") else ""
+    return f"{of} on {on} over {norm}, {strength}{schedule}"
 
 
 def _brief(kind: Kind, component: Component) -> Component:

@@ -27,13 +27,14 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 
+from locdistill.engine.trainer import RunInterrupted
 from locdistill.errors import RunError
 from locdistill.evaluation.tables import Table
 from locdistill.recipes.folder import make_folder
 from locdistill.recipes.paired import Paired, verdict
 from locdistill.recipes.recipe import Recipe, TeacherSettings
 from locdistill.recipes.terms import TermSettings
-from locdistill.settings import Settings
+from locdistill.settings import Settings, finite
 
 NOTHING = "–"  # noqa: RUF001 - what one seed cannot tell
 METRICS = ("AP", "AP50", "AP75", "AP90")
@@ -277,10 +278,17 @@ def _finish(arm: Arm, seed: int, out: Path, train: Train, tell: Tell) -> Run:
         if folder.exists() and not resume:
             shutil.rmtree(folder)  # it was stopped before its first checkpoint
         tell(f"{'resuming' if resume else 'training'}: {what}")
-        train(recipe, folder, resume)
+        try:
+            train(recipe, folder, resume)
+        except RunInterrupted as stop:
+            again = f"{what}: stopped; start the same command again to go on"
+            raise RunInterrupted(again, stop.signal_number) from stop
+        word = "finished"
+    else:
+        word = "there already"
     run = finished_run(arm.name, seed, folder)
     numbers = ", ".join(f"{k} {v:.1f}" for k, v in run.metrics.items())
-    tell(f"finished: {what}: {numbers}, {run.seconds:.0f} s")
+    tell(f"{word}: {what}: {numbers}, {run.seconds:.0f} s")
     return run
 
 
@@ -393,25 +401,13 @@ def as_json(result: TrialResult) -> dict[str, Any]:
     }
 
 
-def finite(values: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows neither NaN nor infinity: what one seed leaves undefined is null."""
-    return {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in values.items()}
-
-
 def as_markdown(result: TrialResult) -> str:
     """The tables and the verdict, to be put into a document."""
     about = "; ".join(f"{key} {value}" for key, value in environment().items())
     parts = [f"# {result.settings.name}", result.settings.about, result.verdict]
-    parts += [markdown_table(table(result)) for table in (summary_table, difference_table, runs_table)]
+    parts += [table(result).markdown() for table in (summary_table, difference_table, runs_table)]
     terms = ", ".join(f"{name} with weight {term.weight:g}" for name, term in result.settings.terms.items())
     parts += [f"Distillation terms: {terms}.", f"Seconds are training time without evaluation. {about}."]
     if result.settings.command:
         parts.append(f"```\n{result.settings.command}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def markdown_table(table: Table) -> str:
-    """A table in Markdown."""
-    lines = [table.header, ("---", *("---:" for _ in table.header[1:])), *table.rows]
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"**{table.title}**\n\n{body}"
