@@ -18,8 +18,11 @@ POOR = 0.15
 """AP below which a teacher is called poor."""
 GAIN, RATIO, FEWEST = 0.02, 1.15, 20
 """What another normalisation must gain, in AP and in proportion, on how many objects, to be named."""
-RIGHT = 0.5
-"""Share of the found objects whose class must be right; below it the classes are not what they are called."""
+FOUND, RIGHT = 0.3, 0.5
+"""Where so many of the objects are found, this share of them must be called right, or names are not what they say.
+
+A teacher that sees wrong colours finds fewer.
+"""
 OTHER_SIZE = 1.5
 """Ratio of image sizes, in training of teacher and student, that is worth a word."""
 
@@ -69,8 +72,7 @@ def stopping(suspect: Suspect) -> list[Problem]:
         "objects. Learning from it can only do harm",
         remedy="see below for why; to go on all the same, give --no-preflight",
     )
-    found = _wrong_normalisation(suspect) or _wrong_classes(suspect) or _possible_causes(suspect)
-    return [level, *found]
+    return [level, *(_causes(suspect) or _possible_causes(suspect))]
 
 
 def doubts(suspect: Suspect) -> list[Problem]:
@@ -84,7 +86,7 @@ def doubts(suspect: Suspect) -> list[Problem]:
                 remedy="measure it where there are more: locdistill evaluate",
             )
         ]
-    found = _wrong_normalisation(suspect) or _wrong_classes(suspect)
+    found = _causes(suspect)
     if heard.ap < POOR and not found:
         found.append(
             Problem(
@@ -94,6 +96,11 @@ def doubts(suspect: Suspect) -> list[Problem]:
             )
         )
     return found
+
+
+def _causes(suspect: Suspect) -> list[Problem]:
+    """What was seen to be wrong. Where classes differ by their colour alone, one fault may look like the other."""
+    return [*_wrong_normalisation(suspect), *_wrong_classes(suspect)]
 
 
 def _wrong_normalisation(suspect: Suspect) -> list[Problem]:
@@ -122,7 +129,7 @@ def _clearly_better(trial: Trial) -> bool:
 def _wrong_classes(suspect: Suspect) -> list[Problem]:
     """Objects are found and called something else: the classes are others than their names say."""
     heard = suspect.hearing.heard
-    if not heard.called or heard.found < FEWEST or heard.right >= RIGHT:
+    if heard.found < max(FEWEST, FOUND * heard.objects) or heard.right >= RIGHT:
         return []
     listed = ", ".join(f"{other} where there is {name}" for name, other in heard.called[:5])
     what = (

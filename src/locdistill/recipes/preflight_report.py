@@ -72,7 +72,7 @@ class Report:
 
     def parts(self, *, stops: bool = True) -> list[RenderableType]:
         """What to print, in order: facts, what was looked at, notes, warnings, and what stops the run."""
-        found: list[RenderableType] = [_table(self.facts)]
+        found: list[RenderableType] = [Text("Before the first step"), _table(self.facts)]
         if self.looked:
             found.append(_lines(self.looked))
         notes = tuple(Problem(what=note) for note in self.notes)
@@ -89,7 +89,7 @@ class Report:
 
 
 def _table(facts: dict[str, Column]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, title="Before the first step", title_justify="left", title_style="")
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for heading in facts:
         table.add_column(Text(heading), overflow="fold")
@@ -166,7 +166,7 @@ def in_words(how: NormalisationSettings) -> str:
     """A normalisation in words."""
     if how.mean is None or how.std is None:
         return f"{'BGR' if how.bgr else 'RGB'}, as the backbone was pretrained"
-    mean, std = (", ".join(f"{value:.4g}" for value in values) for values in (how.mean, how.std))
+    mean, std = ("/".join(f"{value:.3g}" for value in values) for values in (how.mean, how.std))
     return f"{'BGR' if how.bgr else 'RGB'}, mean {mean}, std {std}"
 
 
