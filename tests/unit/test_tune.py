@@ -76,6 +76,11 @@ def test_a_balanced_term_is_searched_by_its_balance() -> None:
     words = [str(one) for one in default_space(plain.model_copy(update={"terms": terms}))]
     assert "terms.ld.balance=0.05..5:log" in words
     assert not any(word.startswith("terms.ld.weight") for word in words)
+    all_of_them = recipe().model_copy(update={"terms": terms, "balance": 1.0})
+    words = [str(one) for one in default_space(all_of_them)]
+    assert "balance=0.1..10:log" in words  # of the others, whose weights cancel
+    assert "terms.ld.balance=0.05..5:log" in words
+    assert not any(".weight=" in word for word in words)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -272,9 +277,8 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert {row["trial"] for row in rows} == {trial["name"] for trial in content["trials"]}
     assert (tmp_path / "tune.png").stat().st_size > 5000
     names = ("alone", "as_is", "best")
-    alone, as_is, best = (load_recipe(tmp_path / f"{name}.yaml") for name in names)
+    as_is, best = (load_recipe(tmp_path / f"{name}.yaml") for name in names[1:])
     assert as_is == plan(tmp_path).recipe  # at full length, on the validation images
-    assert (alone.teacher, set(alone.terms)) == (None, {"cls", "bbox", "dfl"})
     assert best.terms["ld"].weight == result.best.values["terms.ld.weight"]
     assert (best.engine.steps, best.data.holdout, best.name) == (100, 0, "student-tuned")
     assert result.table().rows[0][0] == result.best.label
@@ -284,6 +288,13 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert result.alone is not None
     assert f"student alone {result.alone.ap:.1f}" in result.verdict
     assert "equally good settings" in result.verdict
+
+
+def test_the_student_alone_has_nothing_of_the_teachers(tmp_path: Path) -> None:
+    made = recipe().model_copy(update={"balance": 1.0})
+    run_plan(plan(tmp_path, recipe=made, short=made, trials=1), train=Formula(), tell=lambda _: None)
+    alone = load_recipe(tmp_path / "alone.yaml")
+    assert (alone.teacher, alone.balance, set(alone.terms)) == (None, None, {"cls", "bbox", "dfl"})
 
 
 def test_the_recipe_can_be_best_and_losses_can_fail(tmp_path: Path) -> None:

@@ -251,7 +251,8 @@ def _alone(recipe: Recipe) -> Recipe:
     start = str(teacher_files(recipe)[0]) if recipe.start == OF_TEACHER else recipe.start
     terms = {name: plain["terms"][name] for name, term in recipe.terms.items() if not term.needs_teacher}
     name = f"{recipe.name}-alone"
-    return build_recipe(plain | {"name": name, "teacher": None, "start": start, "terms": terms}, name)
+    changes = {"name": name, "teacher": None, "balance": None, "start": start, "terms": terms}
+    return build_recipe(plain | changes, name)
 
 
 class _Study:

@@ -146,8 +146,8 @@ def default_space(recipe: Recipe) -> tuple[Searched, ...]:
     """What is searched of a recipe that distils, where nothing is named.
 
     Of the terms that compare with a teacher: the temperature, one for all that have the same divergence and the same
-    temperature; each weight (or balance), a factor of ten to both sides of the recipe's; and whether those after the
-    first are there at all, which for LD is the choice between the main region and both.
+    temperature; each weight, or the balance in its place, a factor of ten to both sides of the recipe's; and whether
+    those after the first are there at all, which for LD is the choice between the main region and both.
 
     Raises:
         RecipeError: The recipe has no such term.
@@ -159,20 +159,27 @@ def default_space(recipe: Recipe) -> tuple[Searched, ...]:
             "--teacher, or what to search with --search KEY=LOW..HIGH"
         )
     together: dict[tuple[str, float], list[str]] = {}
-    strengths, switches = [], [Searched((f"terms.{name}",), choices=(_ON, _OFF)) for name in list(taught)[1:]]
+    strengths: dict[str, float] = {}
     for name, term in taught.items():
         divergence, options = split_component(term.of)
         if "temperature" in options:
             key = f"terms.{name}.of.{divergence}.temperature"
             together.setdefault((divergence, options["temperature"]), []).append(key)
-        part, own = ("weight", term.weight) if term.balance is None else ("balance", term.balance)
-        if own > 0:
-            strengths.append(Searched((f"terms.{name}.{part}",), low=own / FACTOR, high=own * FACTOR, log=True))
+        if term.balance is not None:
+            strengths[f"terms.{name}.balance"] = term.balance
+        elif recipe.balance is None:
+            strengths[f"terms.{name}.weight"] = term.weight
+        else:
+            strengths["balance"] = recipe.balance
     temperatures = [
         Searched(tuple(keys), low=min(own, TEMPERATURES[0]), high=max(own, TEMPERATURES[1]), log=True)
         for (_, own), keys in together.items()
     ]
-    return (*temperatures, *strengths, *switches)
+    ranges = [
+        Searched((key,), low=own / FACTOR, high=own * FACTOR, log=True) for key, own in strengths.items() if own > 0
+    ]
+    switches = [Searched((f"terms.{name}",), choices=(_ON, _OFF)) for name in list(taught)[1:]]
+    return (*temperatures, *ranges, *switches)
 
 
 def draw(space: Sequence[Searched], pick: Callable[[Searched], Value]) -> Values:
