@@ -17,7 +17,7 @@ import torch
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.bridges import AdaptedTeacher
 from locdistill.distillation.onnx_teacher import Layout, OnnxTeacher, recognise
-from locdistill.errors import TeacherError
+from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.interop.classes import COCO
 from locdistill.models.settings import DetectorSettings
@@ -183,6 +183,22 @@ def test_boxes_become_distances_in_strides(boxes: str, runtime: Callable[..., No
     assert adapted.cls_logits.shape == (1, 30, 1)
 
 
+def test_classes_that_are_named_count_where_the_student_is_chosen(
+    runtime: Callable[..., None], tiny_coco: Path, tmp_path: Path
+) -> None:
+    runtime()
+    file = tmp_path / "made.onnx"
+    file.write_bytes(b"")
+    named = Request(data=tiny_coco, teacher=file, overrides=("teacher.onnx.classes=[disc, bar]",))
+    recipe = resolve(named)
+    assert (recipe.detector.levels, recipe.detector.reg_max, recipe.data.sizes) == ((3, 4), 3, ((64, 64),))
+    assert recipe.teacher is not None
+    assert recipe.teacher.onnx is not None
+    assert recipe.teacher.onnx.classes == ("disc", "bar")
+    with pytest.raises(RecipeError, match=r"classess: no such key; did you mean 'classes'"):
+        resolve(Request(data=tiny_coco, teacher=file, overrides=("teacher.onnx.classess=[disc, bar]",)))
+
+
 def test_files_that_are_no_teachers(runtime: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     runtime(shape=(1, 1, 64, 64))
     with pytest.raises(
@@ -236,5 +252,7 @@ def test_the_real_file(shared: Path, tiny_coco: Path) -> None:
     large = recipe.model_copy(update={"data": DataSettings(sizes=((1333, 800),))})
     with pytest.raises(TeacherError, match=r"may be 1344 long for it; set data.sizes=\[\[416, 416\]\]"):
         with_teacher(large, (file,))
+    with pytest.raises(TeacherError, match=r"set data.sizes=\[\[400, 400\]\]"):  # what is padded to hundreds and fits
+        with_teacher(recipe.model_copy(update={"data": DataSettings(sizes=((416, 416),), pad_to=100)}), (file,))
     chosen = resolve(Request(data=tiny_coco, teacher=file, methods=("bckd",)))
     assert (chosen.detector.levels, chosen.detector.reg_max, chosen.data.sizes) == ((3, 4, 5), 7, ((416, 416),))

@@ -38,7 +38,7 @@ from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override, build_recipe, laid_over, recipe_data, validate
 from locdistill.recipes.methods import method_terms
 from locdistill.recipes.overrides import apply_overrides, parse_override
-from locdistill.recipes.recipe import ASSIGNER_OF, EMA, OF_TEACHER, Recipe, supervised_terms
+from locdistill.recipes.recipe import ASSIGNER_OF, EMA, OF_TEACHER, OnnxSettings, Recipe, supervised_terms
 from locdistill.recipes.teaching import onnx_teacher
 from locdistill.recipes.terms import TermSettings
 
@@ -190,21 +190,21 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
     """What is known of the teacher, and of the weights that the student begins with; None where there is no file."""
     teacher = start = None
     if request.teacher is not None and str(request.teacher) != EMA:
-        teacher = _settings_of(request.teacher)
+        teacher = _settings_of(request.teacher, _overridden(request, "teacher", {}).get("onnx"))
     asked = _override(request, "start") or request.start
     if asked is not None:
         start = teacher if str(asked) == OF_TEACHER else _settings_of(asked)
     return teacher, start
 
 
-def _settings_of(weights: str | Path) -> DetectorSettings:
+def _settings_of(weights: str | Path, onnx: Any = None) -> DetectorSettings:
     file = resolve_hub(weights)
-    return _settings_of_onnx(file) if file.suffix == SUFFIX else detector_settings(file)
+    return _settings_of_onnx(file, onnx) if file.suffix == SUFFIX else detector_settings(file)
 
 
-def _settings_of_onnx(file: Path) -> DetectorSettings:
+def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
     """Those of a detector that a teacher in an ONNX file can teach without bridges, but for its name."""
-    teacher = onnx_teacher(locate(file), None)
+    teacher = onnx_teacher(locate(file), None if given is None else validate(OnnxSettings, given, "teacher.onnx"))
     facts, size = teacher.facts, teacher.size
     settings = DetectorSettings(
         backbone=file.stem, classes=facts.classes, levels=tuple(stride.bit_length() - 1 for stride in facts.strides)
@@ -222,9 +222,14 @@ def _architecture(settings: DetectorSettings) -> dict[str, Any]:
 
 def _data_settings(request: Request) -> DataSettings:
     """Enough of the data settings to open the training images: the request's path and its own data settings."""
-    mine = [parsed for o in request.overrides if (parsed := _parsed(o))[0][0] == "data" and len(parsed[0]) > 1]
-    group = apply_overrides({"data": {"path": str(request.data)}}, mine)["data"]
-    return validate(DataSettings, group, "data")
+    return validate(DataSettings, _overridden(request, "data", {"path": str(request.data)}), "data")
+
+
+def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, Any]:
+    """A group of settings under the request's own overrides of it."""
+    mine = [parsed for o in request.overrides if (parsed := _parsed(o))[0][0] == key and len(parsed[0]) > 1]
+    changed: dict[str, Any] = apply_overrides({key: group}, mine)[key]
+    return changed
 
 
 def _parsed(override: Override) -> tuple[tuple[str, ...], Any]:

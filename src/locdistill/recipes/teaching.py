@@ -164,7 +164,7 @@ def _check_input(recipe: Recipe, teacher: OnnxTeacher) -> None:
     pad, scale = recipe.data.pad_to, recipe.teacher.scale
     long = max(-(-max(size) // pad) * pad for size in recipe.data.sizes) * scale
     if long > max(teacher.size):
-        limits = max(teacher.size) // scale, min(teacher.size) // scale
+        limits = [side // scale // pad * pad for side in (max(teacher.size), min(teacher.size))]
         raise TeacherError(
             f"{teacher.file} looks at images of {teacher.size[0]}x{teacher.size[1]} (height x width), and those of the "
             f"recipe may be {long} long for it; set data.sizes=[[{limits[0]}, {limits[1]}]]"
