@@ -7,7 +7,7 @@ The candidates of an object are, on every level, the ``topk`` locations nearest 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from locdistill.assign.assignment import Assignment, assignment_of, strongest_claim
-from locdistill.assign.ignore import IGNORE_IOF, check_share, in_ignored
+from locdistill.assign.ignore import ByShare, in_ignored
 from locdistill.assign.window import locations_around
 from locdistill.geometry.boxes import centres, paired_iou
 from locdistill.geometry.grid import Grid
@@ -32,28 +32,20 @@ class Candidates(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ATSS:
+class ATSS(ByShare):
     """Assign each object the candidates whose IoU reaches the mean plus the deviation of its candidates' IoU.
 
     Attributes:
         topk: Candidates per level and object.
-        ignore_iof: Locations whose anchor has more than this part of its area inside an ignored box (a crowd, a
-            difficult object) take no part. ``None``, as in the published configurations: ignored boxes have no effect
-            and their locations train as background.
     """
 
     has_thresholds: ClassVar[bool] = True
     topk: int = 9
-    ignore_iof: float | None = None
 
     def __post_init__(self) -> None:
         if self.topk < 1:
             raise ValueError(f"topk is at least 1, came {self.topk}")
-        check_share(self.ignore_iof)
-
-    def ignoring(self) -> ATSS:
-        """The same, with ignored regions left out of training, unless that is set already."""
-        return self if self.ignore_iof is not None else replace(self, ignore_iof=IGNORE_IOF)
+        ByShare.__post_init__(self)  # super() does not know a class with slots
 
     @torch.no_grad()
     def __call__(self, grid: Grid, instances: Instances) -> Assignment:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 from jaxtyping import Bool
 from torch import Tensor
 
@@ -12,14 +14,30 @@ from locdistill.types import Instances
 IGNORE_IOF = 0.5
 
 
-def check_share(ignore_iof: float | None) -> None:
-    """Refuse a part of an area that is none.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ByShare:
+    """An assigner that leaves a location out by the share of its anchor that lies in an ignored box.
 
-    Raises:
-        ValueError: It does not lie between 0 and 1.
+    Attributes:
+        ignore_iof: Locations whose anchor has more than this part of its area inside an ignored box (a crowd, a
+            difficult object) take no part. ``None``, as in the published configurations: ignored boxes have no effect
+            and their locations train as background.
     """
-    if ignore_iof is not None and not 0 < ignore_iof < 1:
-        raise ValueError(f"ignore_iof lies between 0 and 1, came {ignore_iof}")
+
+    ignore_iof: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a part of an area that is none.
+
+        Raises:
+            ValueError: It does not lie between 0 and 1.
+        """
+        if self.ignore_iof is not None and not 0 < self.ignore_iof < 1:
+            raise ValueError(f"ignore_iof lies between 0 and 1, came {self.ignore_iof}")
+
+    def ignoring(self) -> ByShare:
+        """The same, with ignored regions left out of training, unless that is set already."""
+        return self if self.ignore_iof is not None else replace(self, ignore_iof=IGNORE_IOF)
 
 
 def in_ignored(grid: Grid, instances: Instances, iof: float) -> Bool[Tensor, "b l"]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -11,14 +11,14 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from locdistill.assign.assignment import Assignment, assignment_of
-from locdistill.assign.ignore import IGNORE_IOF, check_share, in_ignored
+from locdistill.assign.ignore import ByShare, in_ignored
 from locdistill.geometry.boxes import pairwise_iou
 from locdistill.geometry.grid import Grid
 from locdistill.types import Instances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MaxIoU:
+class MaxIoU(ByShare):
     """Assign each anchor the object it overlaps most, if it overlaps it enough.
 
     An anchor whose highest IoU reaches ``positive`` answers for that object; one below ``negative`` is background; one
@@ -35,9 +35,6 @@ class MaxIoU:
         min_positive: An object whose highest IoU is below this gets no anchors by ``low_quality``; nor does one whose
             highest IoU is 0, to which the reference, with its 0 here, would give all the anchors that do not touch it.
         low_quality: Whether every object gets its best anchors.
-        ignore_iof: Locations whose anchor has more than this part of its area inside an ignored box (a crowd, a
-            difficult object) take no part. ``None``, as in the published configurations: ignored boxes have no effect
-            and their locations train as background.
     """
 
     has_thresholds: ClassVar[bool] = False
@@ -45,16 +42,11 @@ class MaxIoU:
     negative: float = 0.4
     min_positive: float = 0.0
     low_quality: bool = True
-    ignore_iof: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.negative <= self.positive <= 1:
             raise ValueError(f"0 < negative <= positive <= 1, came {self.negative} and {self.positive}")
-        check_share(self.ignore_iof)
-
-    def ignoring(self) -> MaxIoU:
-        """The same, with ignored regions left out of training, unless that is set already."""
-        return self if self.ignore_iof is not None else replace(self, ignore_iof=IGNORE_IOF)
+        ByShare.__post_init__(self)  # super() does not know a class with slots
 
     @torch.no_grad()
     def __call__(self, grid: Grid, instances: Instances) -> Assignment:
