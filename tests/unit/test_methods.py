@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -34,7 +35,7 @@ from locdistill.objective.normalisers import ImageLevelMean, PerImage
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import Term
 from locdistill.recipes.terms import TermSettings
-from locdistill.types import Dense
+from locdistill.types import Dense, Instances
 from tests.scenes import grid_of_kind, instances_of
 
 SUM = PerImage(reference_batch=1.0)
@@ -333,6 +334,19 @@ def test_objects_share_one_each_and_the_smallest_wins():
         [0] * 4,
     ]
     assert BackgroundCells()(scene).view(4, 4).tolist() == [[0] * 4] * 2 + [[1 / 8] * 4] * 2
+
+
+def test_a_batch_without_a_slot_for_objects_is_ordinary():
+    maps = [torch.zeros(1, 1, 2, 2)]
+    scene = scene_of(maps, maps)
+    none = Instances(
+        torch.zeros(1, 0, 4),
+        *(torch.zeros(1, 0).to(t) for t in (torch.long, torch.bool, torch.bool)),
+        scene.instances.extents,
+    )
+    scene = replace(scene, instances=none)
+    assert ObjectCells()(scene).tolist() == [[0.0] * 4]
+    assert BackgroundCells()(scene).tolist() == [[0.25] * 4]
 
 
 def test_cells_are_those_of_the_image_and_of_every_level():

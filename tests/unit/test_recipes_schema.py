@@ -83,6 +83,31 @@ def test_types_say_what_was_expected_and_what_came() -> None:
     check("name=a/b", "name:")
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "option", "value", "words"),
+    [
+        *(
+            ("of", of, "temperature", 0, "greater than 0")
+            for of in ("edge_kl", "class_kl", "channel_kl", "correlation")
+        ),
+        *(("of", of, "temperature", -1, "greater than 0") for of in ("attentive_l2", "attention_l1")),
+        ("of", "masked_generation", "hidden", 1, "less than 1"),
+        ("on", "fine_grained", "part", -0.1, "greater than or equal to 0"),
+        ("on", "general_instances", "top", 0, "greater than or equal to 1"),
+        ("on", "valuable_locations", "topk", 0, "greater than or equal to 1"),
+        ("norm", "per_image", "reference_batch", 0, "greater than 0"),
+        ("norm", "constant", "divisor", 0, "greater than 0"),
+        ("norm", "image_positive_count", "at_least", 0, "greater than 0"),
+    ],
+)
+def test_options_that_would_give_no_number_are_refused(
+    kind: str, name: str, option: str, value: float, words: str
+) -> None:
+    term = {"of": "edge_kl", "on": "positives", "norm": "weight_sum"} | {kind: {name: {option: value}}}
+    with pytest.raises(ValueError, match=rf"{name}.{option}: input should be {words}, came {value}"):
+        TermSettings.model_validate(term)
+
+
 def test_all_problems_at_once() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe("gfl_r50_1x", ["engine.epoch=3", "engine.lr=x", "terms.cls.of=qfl", "oops=1"])

@@ -14,9 +14,11 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from locdistill.distillation.adapters import OfMaps, Pair, inside_maps, per_location, shares
 from locdistill.objective.scene import Scene
+from locdistill.settings import Positive
 from locdistill.types import Dense
 
 
@@ -50,7 +52,7 @@ class AttentiveL2(OfMaps):
         temperature: Softening of the attention (0.5 in the paper).
     """
 
-    temperature: float = 0.5
+    temperature: Positive = 0.5
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Zero where both features agree."""
@@ -73,7 +75,7 @@ class AttentionL1(OfMaps):
         temperature: Softening of the attention (0.5 in the paper).
     """
 
-    temperature: float = 0.5
+    temperature: Positive = 0.5
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Zero where both look at the same places and channels."""
@@ -188,7 +190,8 @@ class ObjectCells:
         levels = []
         for touched in _touched(scene):
             count = touched.sum((2, 3), keepdim=True).clamp(min=1)
-            levels.append((touched / count).amax(1, keepdim=True))
+            # An empty slot keeps the maximum defined for a batch without any object.
+            levels.append(pad(touched / count, (0, 0, 0, 0, 0, 1)).amax(1, keepdim=True))
         return per_location(levels, scene.grid).to(scene.confidence.dtype)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from locdistill.distillation.adapters import OfMaps, Pair, shares
 from locdistill.objective.scene import Scene
+from locdistill.settings import Share
 from locdistill.types import Dense
 
 
@@ -48,7 +49,7 @@ class MaskedGeneration(OfMaps):
         hidden: Share of the places that are hidden (0.65 published for one-stage detectors, 0.45 for two-stage ones).
     """
 
-    hidden: float = 0.65
+    hidden: Share = 0.65
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
         """A generator for each of the student's levels.

@@ -28,6 +28,7 @@ from locdistill.geometry.grid import Grid
 from locdistill.objective.normalisers import LevelMean
 from locdistill.objective.regions import within_objects
 from locdistill.objective.scene import Scene
+from locdistill.settings import Count, Share
 from locdistill.types import Dense
 
 
@@ -76,7 +77,7 @@ class FineGrained:
         part: Of the highest IoU that any anchor has with the object.
     """
 
-    part: float = 0.5
+    part: Share = 0.5
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Weight 1. Memory grows with locations times objects."""
@@ -105,7 +106,7 @@ class GeneralInstances:
     """
 
     needs_teacher: ClassVar[bool] = True
-    top: int = 10
+    top: Count = 10
     nms_iou: float = 0.3
     per: Literal["image", "batch"] = "image"
     score: Literal["probability", "mixed", "logit"] = "probability"

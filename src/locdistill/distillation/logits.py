@@ -17,6 +17,7 @@ from locdistill.losses.distribution import softened_kl
 from locdistill.losses.focal import quality_focal_loss
 from locdistill.losses.overlap import OverlapKind, overlap_loss
 from locdistill.objective.scene import Scene
+from locdistill.settings import Positive
 from locdistill.types import Dense
 
 Head = Literal["own", "teacher"]
@@ -83,7 +84,7 @@ class EdgeKL(OfPredictions):
     """
 
     needs_distributions: ClassVar[bool] = True
-    temperature: float = 10.0
+    temperature: Positive = 10.0
     joint: bool = False
     summed: bool = False
     head: Head = "own"
@@ -109,7 +110,7 @@ class ClassKL(OfPredictions):
         head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
     """
 
-    temperature: float = 2.0
+    temperature: Positive = 2.0
     head: Head = "own"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:

@@ -16,6 +16,7 @@ from locdistill.objective.objective import Objective
 from locdistill.objective.regions import InsideBoxes
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import Region
+from locdistill.settings import Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class ValuableLocations:
     metric: Literal["iof_diou", "diou"] = "iof_diou"
     by: Literal["iou", "mask"] = "iou"
     threshold: Literal["assignment", "adaptive"] = "assignment"
-    topk: int = 9
+    topk: Count = 9
     positives: bool = True
 
     @property

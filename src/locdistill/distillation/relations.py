@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from locdistill.distillation.adapters import OfMaps, Pair, as_maps, grouped, inside_maps, per_location, shares
 from locdistill.distillation.logits import common_classes
 from locdistill.objective.scene import Scene
+from locdistill.settings import Positive
 
 EPSILON = 1e-6
 
@@ -32,7 +33,7 @@ class _OfPatterns(OfMaps):
     """
 
     what: Literal["features", "classes"] = "features"
-    temperature: float = 1.0
+    temperature: Positive = 1.0
 
     @property
     def needs_features(self) -> bool:

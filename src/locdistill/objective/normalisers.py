@@ -16,6 +16,7 @@ from torch import Tensor
 
 from locdistill.dist import reduce_mean
 from locdistill.objective.scene import Scene
+from locdistill.settings import Positive
 
 
 @runtime_checkable
@@ -73,7 +74,7 @@ class Constant:
             edges, which ``EdgeKL`` has done already.
     """
 
-    divisor: float = 1.0
+    divisor: Positive = 1.0
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
         """One denominator for all."""
@@ -92,8 +93,8 @@ class PerImage:
         divisor: As in ``Constant``.
     """
 
-    reference_batch: float = 3.0
-    divisor: float = 1.0
+    reference_batch: Positive = 3.0
+    divisor: Positive = 1.0
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
         """One denominator for all."""
@@ -137,7 +138,7 @@ class ImagePositiveCount:
             whole background may add up, does not outweigh the others. ATSS gives an object up to nine per level.
     """
 
-    at_least: float = 9.0
+    at_least: Positive = 9.0
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
         """A denominator per image."""
@@ -164,7 +165,7 @@ class ImageWeightSum:
 
 def _images(weights: Tensor) -> Tensor:
     """Images per process, the mean over processes (they differ when a last batch is uneven)."""
-    return reduce_mean(weights.new_tensor(float(weights.shape[0])))
+    return reduce_mean(weights.new_full((), weights.shape[0]))
 
 
 def _level_sums(weights: Tensor, scene: Scene) -> Tensor:
