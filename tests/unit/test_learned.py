@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from locdistill.distillation.features import FeatureL2
 from locdistill.distillation.generation import MaskedGeneration
@@ -24,7 +25,7 @@ from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.objective.balance import Balance
 from locdistill.objective.moment import Learned, Moment
-from locdistill.objective.normalisers import ImageLevelMean
+from locdistill.objective.normalisers import ImageLevelMean, ImageWeightSum, PerImage
 from locdistill.objective.objective import Objective
 from locdistill.objective.schedules import Cosine, Linear
 from locdistill.objective.supervised import DistributionFocal
@@ -278,6 +279,33 @@ def test_balances_are_smoothed_from_the_first_step_on():
     with torch.no_grad():  # nothing to measure: as it was
         balance({"ld": 100 * term}, supervised, dense)
     assert float(balance.factors()) == pytest.approx(((0.98 * 0.01 + 0.09) / 1.98) ** -0.5, rel=1e-5)
+
+
+class FromData(TorchDispatchMode):
+    """Counts tensors made of Python's numbers, each of which a GPU would be waited for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_no_step_waits_for_a_device() -> None:
+    module = module_of(objective_of(), width=6)
+    batch = next(iter(Loaders()(0, 1)))
+    grid = module.detector.grid_for((16, 16))
+    dense = module.detector(module.detector.normalise(batch.images, batch.sizes), features=True)
+    teacher = MappedTeacher(6)(batch, features=True)
+    norms = {"levels": ImageLevelMean(), "images": PerImage(), "weights": ImageWeightSum()}
+    objective = objective_of(**{name: replace(EDGES, norm=norm, balance=0.5) for name, norm in norms.items()})
+    moment = Moment(0.25, objective.learned(lambda: (dense, teacher)))
+    scene = objective.scene(dense, teacher, grid=grid, instances=batch.instances, moment=moment)
+    with FromData() as made:
+        objective.losses(scene)
+    assert made.count == 0
 
 
 def test_a_term_without_gradient_does_not_break_its_balance():

@@ -38,10 +38,12 @@ class Balance(nn.Module):
 
     squares: Tensor
     share: Tensor
+    wanted: Tensor
 
     def __init__(self, ratios: Mapping[str, float]) -> None:
         super().__init__()
         self.ratios = dict(ratios)
+        self.register_buffer("wanted", torch.tensor(list(self.ratios.values())), persistent=False)
         self.register_buffer("squares", torch.zeros(len(ratios), 2))
         self.register_buffer("share", torch.zeros(()))
 
@@ -72,8 +74,7 @@ class Balance(nn.Module):
         """
         theirs, own = self.squares.unbind(-1)
         floor = (theirs / LARGEST**2).clamp(min=torch.finfo(own.dtype).tiny)
-        ratios = own.new_tensor(list(self.ratios.values()))
-        return torch.where(self.share > 0, ratios * (theirs / own.maximum(floor)).sqrt(), 1.0)
+        return torch.where(self.share > 0, self.wanted * (theirs / own.maximum(floor)).sqrt(), 1.0)
 
     def _measure(
         self, values: Mapping[str, Tensor], supervised: Tensor, student: Dense, with_features: Sequence[str]
