@@ -80,7 +80,7 @@ class Term:
     @property
     def needs_teacher(self) -> bool:
         """Whether divergence or region looks at a teacher."""
-        return any(getattr(part, "needs_teacher", False) for part in (self.of, self.on, self.norm))
+        return self._any("needs_teacher")
 
     @property
     def needs_predictions(self) -> bool:
@@ -94,32 +94,35 @@ class Term:
     @property
     def needs_quality(self) -> bool:
         """Whether divergence or region looks at the quality that a head predicts beside the class score."""
-        return any(getattr(part, "needs_quality", False) for part in (self.of, self.on, self.norm))
+        return self._any("needs_quality")
 
     @property
     def needs_thresholds(self) -> bool:
         """Whether divergence or region looks at the assigner's thresholds, which only some assigners have."""
-        return any(getattr(part, "needs_thresholds", False) for part in (self.of, self.on, self.norm))
+        return self._any("needs_thresholds")
 
     @property
     def needs_towers(self) -> bool:
         """Whether divergence or region looks at maps inside the heads."""
-        return any(getattr(part, "needs_towers", False) for part in (self.of, self.on, self.norm))
+        return self._any("needs_towers")
 
     @property
     def needs_features(self) -> bool:
         """Whether divergence or region looks at the maps of the pyramids."""
-        return any(getattr(part, "needs_features", False) for part in (self.of, self.on, self.norm))
+        return self._any("needs_features")
 
     @property
     def needs_cross(self) -> bool:
         """Whether divergence or region looks at what the teacher's head makes of the student's features."""
-        return any(getattr(part, "needs_cross", False) for part in (self.of, self.on, self.norm))
+        return self._any("needs_cross")
 
     @property
     def needs_distributions(self) -> bool:
         """Whether the teacher must have distributions over the positions of edges, and not only boxes."""
-        return any(getattr(part, "needs_distributions", False) for part in (self.of, self.on, self.norm))
+        return self._any("needs_distributions")
+
+    def _any(self, need: str) -> bool:
+        return any(getattr(part, need, False) for part in (self.of, self.on, self.norm))
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
         """New weights of the divergence, from the shapes of predictions; None if it has none."""

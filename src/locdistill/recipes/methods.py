@@ -8,6 +8,7 @@ from typing import Any
 from locdistill.distillation.methods import METHODS
 from locdistill.errors import RecipeError
 from locdistill.objective.term import Term
+from locdistill.recipes.compatible import Needs
 from locdistill.recipes.terms import TermSettings
 from locdistill.settings import suggestion
 
@@ -55,9 +56,10 @@ def _summary(name: str, model: str) -> dict[str, Any]:
 
 
 def _needs(terms: tuple[Term, ...]) -> dict[str, bool]:
+    needs = Needs.of(terms)
     return {
-        "features": any(term.needs_features or term.needs_towers for term in terms),
-        "teachers_head": any(term.needs_cross for term in terms),
+        "features": needs.features,
+        "teachers_head": needs.cross,
         "learned_parts": any(term.learns or term.needs_cross for term in terms),
-        "distributions": any(term.needs_distributions for term in terms),
+        "distributions": needs.distributions,
     }
