@@ -54,21 +54,22 @@ def teacher_of(model: str) -> LiveTeacher:
     return LiveTeacher(detector)
 
 
-def dense_of(rng: torch.Generator, images: int, model: str, width: int) -> Dense:
-    """Random predictions and maps; those of the head's towers are always of the width that the teacher's head takes."""
+def dense_of(rng: torch.Generator, images: int, model: str, width: int, inside: int) -> Dense:
+    """Random predictions and maps, those of the pyramid so wide and those inside the head."""
     locations = len(grid_of_kind(model, SHAPES).points)
     return Dense(
         torch.randn(images, locations, 3, generator=rng),
         torch.randn(images, locations, 4, 17, generator=rng),
         features=tuple(torch.randn(images, width, h, w, generator=rng) for h, w in SHAPES),
-        towers=tuple(torch.randn(images, WIDTH, h, w, generator=rng) for h, w in SHAPES for _ in range(2)),
+        towers=tuple(torch.randn(images, inside, h, w, generator=rng) for h, w in SHAPES for _ in range(2)),
     )
 
 
 def batch(seed: int, images: int, model: str, *, width: int = WIDTH) -> tuple[Dense, Dense, Instances]:
     """Random predictions and objects; some images have none, and not all fill the grid.
 
-    What the teacher says is what its head makes of its own towers.
+    What the teacher says is what its head makes of its own towers. With another width its pyramid and the student's
+    head are so wide.
     """
     rng = torch.Generator().manual_seed(seed)
     boxes, extents = [], []
@@ -78,7 +79,7 @@ def batch(seed: int, images: int, model: str, *, width: int = WIDTH) -> tuple[De
         boxes.append(torch.cat((corner, corner + 8 + torch.rand(count, 2, generator=rng) * 32), -1).tolist())
         extents.append((64 - 32 * int(torch.randint(0, 2, (1,), generator=rng)), 80))
     instances = instances_of(boxes, [[0] * len(b) for b in boxes], extents, slots=1)
-    student, teacher = dense_of(rng, images, model, WIDTH), dense_of(rng, images, model, width)
+    student, teacher = dense_of(rng, images, model, WIDTH, width), dense_of(rng, images, model, width, WIDTH)
     return student, consistent(teacher, model), instances
 
 
@@ -93,7 +94,7 @@ def objective_of(method: str, model: str) -> Objective:
 
 
 def losses(
-    objective: Objective, model: str, student: Dense, teacher: Dense, instances: Instances, learned: Learned | None
+    objective: Objective, model: str, student: Dense, teacher: Dense, instances: Instances, learned: Learned
 ) -> dict[str, Tensor]:
     shapes = tuple((m.shape[-2], m.shape[-1]) for m in student.features)
     scene = objective.scene(
@@ -101,7 +102,7 @@ def losses(
         teacher,
         grid=grid_of_kind(model, shapes),
         instances=instances,
-        cross=teacher_of(model).cross(student, teacher) if objective.needs_cross else None,
+        cross=teacher_of(model).cross(learned.crossing(student), teacher) if objective.needs_cross else None,
         moment=Moment(0.0, learned),
     )
     return objective.losses(scene)
