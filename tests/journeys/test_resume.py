@@ -164,8 +164,10 @@ def test_preempted_by_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert_same_run(run(tmp_path / "job", {}), run(tmp_path / "whole", {}))
 
 
-def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco: Path) -> None:
-    job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "workers": 2}
+@pytest.mark.parametrize("methods", [{}, {"methods": ("ld", "crosskd", "mgd"), "balance": 0.5}], ids=["paper", "more"])
+def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco: Path, methods: dict[str, Any]) -> None:
+    """With the paper's terms; with adapters, generators, balances and schedules, which go on where they were too."""
+    job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "workers": 2} | methods
     settings = {"epochs": 2, "checkpoint_every_steps": 1, "accumulate": 3}  # four batches an epoch, three steps in all
     process = start(tmp_path / "killed", settings=settings, kill_at=7, **job)
     output, _ = process.communicate(timeout=240)
@@ -173,7 +175,14 @@ def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco:
     assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 2
     resumed = distill(tmp_path / "killed", settings, resume=True, **job)
     assert_same_run(resumed, distill(tmp_path / "whole", settings, **job))
-    assert {"train/cls", "train/ld", "train/ld_vlr", "train/kd"} <= set(told(tmp_path / "whole")[0])
+    ours, theirs = (
+        torch.load(tmp_path / n / "last.ckpt", weights_only=True)["state_dict"] for n in ("killed", "whole")
+    )
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    owners = {name.split(".")[1] for name in theirs if name.startswith("learned.")}
+    assert owners == ({"terms", "cross", "balance"} if methods else set())
+    last = "train/mgd" if methods else "train/kd"
+    assert {"train/cls", "train/ld", "train/ld_vlr", last} <= set(told(tmp_path / "whole")[0])
 
 
 def taught(out: Path) -> dict[str, torch.Tensor]:
