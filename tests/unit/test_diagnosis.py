@@ -209,8 +209,8 @@ def diagnosis(kl: tuple[float, ...], *, alone: float | None = None, taught: floa
 
 def test_the_numbers_in_words() -> None:
     text = " ".join(in_words(diagnosis((0.2, 0.2, 0.2, 0.6), alone=0.9)))
-    assert "0.3 nats from the teacher's" in text
-    assert "0.9 nats and 0.80 at the objects: distillation brought it closer to its teacher" in text
+    assert "0.300 nats from the teacher's" in text
+    assert "0.900 nats and 0.80 at the objects: distillation brought it closer to its teacher" in text
     assert "most on the bottom edge" in text
     assert "Teacher: the spread of an edge distribution predicts its error well (rank correlation 1.00)" in text
     assert "Student: the spread of an edge distribution does not predict its error (rank correlation -1.00)" in text

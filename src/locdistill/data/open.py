@@ -138,7 +138,7 @@ def recognise(settings: DataSettings) -> Kind:
         raise AnnotationError("no data given; set data.path (--data PATH) to a folder, a COCO json or a data.yaml")
     path = Path(settings.path)
     if not path.exists():
-        raise AnnotationError(f"{path}: there is no such file or folder; check data.path")
+        raise AnnotationError(f"{path}: there is no such file or folder; check data.path, or name it with --data")
     if settings.format != "auto":
         return settings.format
     named = [name for choice in (settings.train, settings.val) if choice is not None for name in _tuple(choice)]

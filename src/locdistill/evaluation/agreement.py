@@ -18,7 +18,8 @@ from torch import Tensor
 
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import paired_iou
-from locdistill.geometry.edges import decode, encode
+from locdistill.geometry.edges import encode
+from locdistill.losses.distribution import softened_kl
 from locdistill.objective.scene import Scene
 from locdistill.types import Dense
 
@@ -68,12 +69,9 @@ def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, "
     """
     student, teacher = scene.student, scene.teacher
     assert teacher is not None, "there are two detectors to compare"
-    log_p, log_q = student.edge_logits.log_softmax(-1), teacher.edge_logits.log_softmax(-1)
-    divergence = (log_q.exp() * (log_q - log_p)).sum(-1)
-    points = scene.grid.points / scene.grid.strides[:, None]
-    positions = scene.bins.expect(teacher.edge_logits)
-    distance = (scene.bins.expect(student.edge_logits) - positions).abs()
-    overlap = paired_iou(scene.boxes, decode(points, positions))
+    divergence = scene.bins.count * softened_kl(student.edge_logits, teacher.edge_logits, temperature=1.0)
+    distance = (scene.bins.expect(student.edge_logits) - scene.bins.expect(teacher.edge_logits)).abs()
+    overlap = paired_iou(scene.boxes, scene.teacher_boxes)
     gap = _score_gap(student, teacher)
     values = torch.cat((divergence, distance, overlap[..., None], gap[..., None]), -1)
     # Chosen, not weighted: in the background a box may be degenerate, and 0 times NaN is NaN.

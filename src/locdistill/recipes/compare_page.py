@@ -22,7 +22,7 @@ from locdistill.recipes.paired import Paired
 from locdistill.recipes.trial import environment
 from locdistill.recipes.trial_page import SEEDS, SeedColumn, block, seed_chart
 from locdistill.viz import report
-from locdistill.viz.curves import compare_runs
+from locdistill.viz.curves import compare_runs, read_metrics
 from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
 
 _INTERVALS = (
@@ -94,13 +94,13 @@ def _forest(result: Comparison) -> Image.Image:
 
 
 def _curves(result: Comparison) -> list[report.Section]:
-    """AP over the steps of those runs that have a log."""
+    """AP over the steps of those runs that were evaluated on the way."""
     logs = {
         f"{label} (seed {m.run.seed})": m.run.folder / "metrics.csv"
         for name, label in result.labels.items()
         for m in result.runs[name]
     }
-    logs = {name: path for name, path in logs.items() if path.is_file()}
+    logs = {name: path for name, path in logs.items() if path.is_file() and _evaluations(path) > 1}
     if not logs:
         return []
     picture = compare_runs(logs, result.out / "curves.png")
@@ -109,3 +109,9 @@ def _curves(result: Comparison) -> list[report.Section]:
             "Curves", [report.Picture(picture, "One line for each run, one colour for each recipe.", density=2)]
         )
     ]
+
+
+def _evaluations(log: Path) -> int:
+    """How often a run was evaluated."""
+    steps, _ = read_metrics(log).get("val/AP", ((), ()))
+    return len(steps)

@@ -94,12 +94,19 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
         gradients={name: _gradients(found, name, splits["train"], batches) for name in moments},
         taught=tuple(name for name, term in found.objective.terms.items() if term.needs_teacher),
         batches=batches,
-        notes=found.notes,
+        notes=(*found.notes, *found.teacher.notes, *_scheduled(found)),
     )
     make_folder(diagnosis.out)
     write_text(diagnosis.out / JSON, json.dumps(finite(diagnosis.as_dict()), indent=1) + "\n")
     diagnose_page.write_page(diagnosis, diagnose_page.look(found, splits["val"]))
     return diagnosis
+
+
+def _scheduled(found: Reopened) -> tuple[str, ...]:
+    """What is to be known where weights are others at the end of the run than at its beginning."""
+    names = [name for name, term in found.objective.terms.items() if term.schedule is not None]
+    note = f"The weights of {', '.join(names)} follow the run: gradients are those of its first and its last step."
+    return (note,) if names else ()
 
 
 def regions_of(scene: Scene, valuable: Float[Tensor, "b l"]) -> dict[str, Bool[Tensor, "b l"]]:

@@ -14,19 +14,18 @@ from torch import Tensor
 
 from locdistill.data.loader import evaluation_loader
 from locdistill.data.records import Dataset
-from locdistill.evaluation.tables import Table
-from locdistill.geometry.edges import decode
 from locdistill.objective.regions import Positives
 from locdistill.objective.scene import Scene
 from locdistill.recipes import diagnosis as words
 from locdistill.recipes.diagnosis import ALONE, START, STUDENT, Diagnosis
 from locdistill.recipes.load import dump_recipe
-from locdistill.recipes.pictures import spread
+from locdistill.recipes.pictures import miss, objects_by_doubt, spread
 from locdistill.recipes.reopen import Reopened
+from locdistill.recipes.trial_page import block
 from locdistill.types import Batch
 from locdistill.viz import report
 from locdistill.viz.calibration import plot_reliability, plot_shares
-from locdistill.viz.distributions import EDGES, plot_edges
+from locdistill.viz.distributions import plot_edges
 from locdistill.viz.draw import Layer, draw_layers
 from locdistill.viz.regions import draw_regions
 from locdistill.viz.style import save_picture
@@ -93,10 +92,6 @@ def write_page(found: Diagnosis, views: Views) -> Path:
     return report.write_page(found.page, "Diagnosis of a distillation run", sections, subtitle=subtitle)
 
 
-def _block(table: Table) -> report.Table:
-    return report.Table(table.header, table.rows, caption=table.title, emphasis=table.emphasis)
-
-
 def _conditions(found: Diagnosis) -> list[report.Block]:
     about = f"{found.images} images with {found.objects} objects of the validation split"
     against = f"; student alone: {found.against}" if found.against else ""
@@ -113,7 +108,7 @@ def _agreement(found: Diagnosis) -> list[report.Block]:
         "temperature 1. Score difference: the largest over the classes."
     )
     tables = (words.region_table(found), words.edge_table(found))
-    return [report.Text(note, note=True), *map(_block, tables)]
+    return [report.Text(note, note=True), *map(block, tables)]
 
 
 def _calibration(found: Diagnosis) -> list[report.Block]:
@@ -127,7 +122,7 @@ def _calibration(found: Diagnosis) -> list[report.Block]:
         "is in the slope: a level line says nothing."
     )
     tables = (words.reliability_table(found), words.bins_table(found))
-    return [report.Picture(picture, caption, density=2), *map(_block, tables)]
+    return [report.Picture(picture, caption, density=2), *map(block, tables)]
 
 
 def _gradients(found: Diagnosis) -> list[report.Block]:
@@ -142,7 +137,7 @@ def _gradients(found: Diagnosis) -> list[report.Block]:
         "run and with the weights that are diagnosed. Terms that pull against each other both count in full; the "
         "cosine tells where a term points, compared with the terms that learn from labels."
     )
-    return [report.Picture(picture, caption, density=2), _block(words.gradient_table(found))]
+    return [report.Picture(picture, caption, density=2), block(words.gradient_table(found))]
 
 
 def _regions(found: Diagnosis, views: Views) -> list[report.Block]:
@@ -162,7 +157,9 @@ def _regions(found: Diagnosis, views: Views) -> list[report.Block]:
             first_level=views.first_level,
         )
         path = save_picture(picture, found.out / f"regions-{i + 1}.png")
-        blocks.append(report.Picture(path, f"{record.path.name}; dashed: objects", photo=True))
+        blocks.append(
+            report.Picture(path, f"{record.path.name}; dashed: objects. A location may be in both regions.", photo=True)
+        )
     return blocks
 
 
@@ -188,49 +185,19 @@ def _edges(found: Diagnosis, views: Views) -> list[report.Block]:
                 title=f"Object {number}: {who}",
             )
             path = save_picture(drawn, found.out / f"edges-{number}-{who.replace(' ', '-')}.png")
-            blocks.append(report.Picture(path, _miss(scene, image, location), density=2))
+            blocks.append(report.Picture(path, miss(scene, image, location), density=2))
     return blocks
-
-
-def objects_by_doubt(scene: Scene, count: int) -> list[tuple[int, int]]:
-    """Image and location of some objects, from the one whose edges the teacher finds hardest to place to the easiest.
-
-    An object is seen through its positive location with the teacher's highest class score; how hard its edges are is
-    the mean entropy of their distributions.
-    """
-    assert scene.teacher is not None, "there is a teacher to compare with"
-    log_probs = scene.teacher.edge_logits.log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1).mean(-1)
-    score = scene.teacher.score_logits.amax(-1)
-    best: dict[tuple[int, int], tuple[float, int]] = {}
-    for image, location in scene.assignment.positive.nonzero().tolist():
-        key = (image, int(scene.assignment.gt_index[image, location]))
-        best[key] = max(best.get(key, (-float("inf"), -1)), (float(score[image, location]), location))
-    places = sorted(
-        ((image, location) for (image, _), (_, location) in best.items()), key=lambda place: -float(entropy[place])
-    )
-    if len(places) <= count:
-        return places
-    return [places[round(i * (len(places) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def _boxes(views: Views, image: int, location: int) -> Image.Image:
     """The object as truth, teacher and student place it."""
     scene = views.scenes[STUDENT]
-    assert scene.teacher is not None, "there is a teacher to compare with"
     stride = float(scene.grid.strides[location])
-    points = scene.grid.points / scene.grid.strides[:, None]
-    theirs = decode(points, scene.bins.expect(scene.teacher.edge_logits))
     names = [next((name for name, label in _BOXES.items() if label == i), "") for i in range(max(_BOXES.values()) + 1)]
     height, width = views.batch.sizes[image].tolist()
-    boxes = {"truth": scene.target_boxes, "teacher": theirs, "student": scene.boxes}
+    boxes = {"truth": scene.target_boxes, "teacher": scene.teacher_boxes, "student": scene.boxes}
     layers = [
         Layer((box[image, location] * stride)[None].cpu(), torch.tensor([_BOXES[name]]), None)
         for name, box in boxes.items()
     ]
     return draw_layers(views.batch.images[image, :, :height, :width].cpu(), layers, classes=names, min_side=_CELL)
-
-
-def _miss(scene: Scene, image: int, location: int) -> str:
-    error = (scene.bins.expect(scene.student.edge_logits) - scene.target_distances)[image, location].tolist()
-    return "Error in strides: " + ", ".join(f"{name} {value:+.2f}" for name, value in zip(EDGES, error, strict=True))

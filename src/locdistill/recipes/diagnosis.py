@@ -260,7 +260,7 @@ def _gradient_words(found: Diagnosis) -> list[str]:
 def _number(value: float) -> str:
     if math.isnan(value):
         return UNDEFINED
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
 
 
 def _percent(share: float) -> str:

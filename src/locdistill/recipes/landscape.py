@@ -178,7 +178,7 @@ def landscape(  # noqa: PLR0913 - the words of the command line
     if missing:
         shown = progress(loader, len(loader)) if progress else loader
         folder.collect(missing, partial(_detect, mixture, missing, shown, where), Evaluator(dataset))
-    return _finish(folder, points, head, len(dataset))
+    return _finish(folder, points, head, len(dataset), names=(_name(files[0]), _name(files[1])))
 
 
 class Mixture:
@@ -397,7 +397,9 @@ def _pieces(items: Iterable[tuple[int, list[Detections]]]) -> Iterator[list[tupl
         yield piece
 
 
-def _finish(folder: _Folder, points: Sequence[Point], head: int, images: int) -> LandscapeResult:
+def _finish(
+    folder: _Folder, points: Sequence[Point], head: int, images: int, *, names: tuple[str, str]
+) -> LandscapeResult:
     """Write table and picture."""
     gammas = [tuple(sorted({point[axis] for point in points})) for axis in (0, 1)]
     result = LandscapeResult(
@@ -408,16 +410,16 @@ def _finish(folder: _Folder, points: Sequence[Point], head: int, images: int) ->
         images=images,
         out=folder.path,
     )
-    names = list(dict.fromkeys(name for metrics in folder.metrics.values() for name in metrics))
+    columns = list(dict.fromkeys(name for metrics in folder.metrics.values() for name in metrics))
     with (folder.path / CSV).open("w", newline="", encoding="utf-8") as file:
         lines = csv.writer(file)
-        lines.writerow(["gamma1", "gamma2", "head", *names])
+        lines.writerow(["gamma1", "gamma2", "head", *columns])
         for (g1, g2), metrics in sorted(folder.metrics.items()):
-            lines.writerow([f"{g1:g}", f"{g2:g}", head, *(_cell(metrics.get(name)) for name in names)])
+            lines.writerow([f"{g1:g}", f"{g2:g}", head, *(_cell(metrics.get(name)) for name in columns)])
     # Without any features there is nothing to see: the scale is for the other points.
     values = [[100 * result.metrics[g1, g2]["AP"] if g1 or g2 else math.nan for g2 in gammas[1]] for g1 in gammas[0]]
-    title = f"AP of head {head} on mixed features"
-    save_picture(plot_landscape(gammas[0], gammas[1], values, title=title), folder.path / PICTURE)
+    title = f"AP of the head of {names[head - 1]} on mixed features"
+    save_picture(plot_landscape(gammas[0], gammas[1], values, title=title, names=names), folder.path / PICTURE)
     return result
 
 

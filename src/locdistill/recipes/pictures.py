@@ -10,8 +10,10 @@ import torch
 from locdistill.data.records import Dataset, Record
 from locdistill.images import read_image
 from locdistill.models.detector import Detector
+from locdistill.objective.scene import Scene
 from locdistill.types import Batch
 from locdistill.viz.curves import plot_run
+from locdistill.viz.distributions import EDGES
 from locdistill.viz.draw import Layer, draw_detections
 from locdistill.viz.mosaic import batch_mosaic, mosaic
 
@@ -63,3 +65,31 @@ def truth_layer(record: Record) -> Layer:
     """The objects of a record as a layer to draw."""
     keep = ~record.ignored
     return Layer(torch.from_numpy(record.boxes[keep]), torch.from_numpy(record.labels[keep]), style="truth")
+
+
+def objects_by_doubt(scene: Scene, count: int) -> list[tuple[int, int]]:
+    """Image and location of some objects, from the one whose edges the teacher finds hardest to place to the easiest.
+
+    An object is seen through its positive location with the teacher's highest class score; how hard its edges are is
+    the mean entropy of their distributions.
+    """
+    assert scene.teacher is not None, "there is a teacher to compare with"
+    log_probs = scene.teacher.edge_logits.log_softmax(-1)
+    entropy = -(log_probs.exp() * log_probs).sum(-1).mean(-1)
+    score = scene.teacher.score_logits.amax(-1)
+    best: dict[tuple[int, int], tuple[float, int]] = {}
+    for image, location in scene.assignment.positive.nonzero().tolist():
+        key = (image, int(scene.assignment.gt_index[image, location]))
+        best[key] = max(best.get(key, (-float("inf"), -1)), (float(score[image, location]), location))
+    places = sorted(
+        ((image, location) for (image, _), (_, location) in best.items()), key=lambda place: -float(entropy[place])
+    )
+    if len(places) <= count:
+        return places
+    return [places[round(i * (len(places) - 1) / max(1, count - 1))] for i in range(count)]
+
+
+def miss(scene: Scene, image: int, location: int) -> str:
+    """How far off the student's edges are at a location that answers for an object."""
+    error = (scene.bins.expect(scene.student.edge_logits) - scene.target_distances)[image, location].tolist()
+    return "Error in strides: " + ", ".join(f"{name} {value:+.2f}" for name, value in zip(EDGES, error, strict=True))

@@ -11,7 +11,7 @@ import torch
 from locdistill.distillation.regions import valuable_region
 from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
 from locdistill.engine.checkpoint import AtomicCheckpointIO
-from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError
+from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.models.detector import Detector
 from locdistill.models.weights import locate
 from locdistill.objective.objective import Objective
@@ -161,7 +161,12 @@ def _teacher(recipe: Recipe, student: Detector, folder: Path) -> FrozenTeacher:
     """The teacher; one that followed the student is in the run's checkpoint and nowhere else."""
     assert recipe.teacher is not None
     if not recipe.teacher.follows:
-        teacher = teacher_of(recipe)
+        try:
+            teacher = teacher_of(recipe)
+        except WeightsError as error:
+            raise TeacherError(
+                f"the teacher of the run cannot be had: {error}. If it lies elsewhere now, say where with --teacher"
+            ) from error
         if not teacher.comparable:
             raise TeacherError(
                 f"the teacher of {folder} taught by its feature maps alone: its predictions are not in the student's "

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from locdistill.data.loader import evaluation_loader
 from locdistill.data.open import open_dataset
@@ -20,7 +19,7 @@ from locdistill.images import read_image
 from locdistill.models.detector import Detector
 from locdistill.objective.regions import Positives
 from locdistill.objective.scene import Scene
-from locdistill.recipes.pictures import THRESHOLD, spread, truth_layer
+from locdistill.recipes.pictures import THRESHOLD, miss, objects_by_doubt, spread, truth_layer
 from locdistill.recipes.run import objective_of
 from locdistill.recipes.terms import TermSettings
 from locdistill.recipes.trial import (
@@ -36,9 +35,9 @@ from locdistill.recipes.trial import (
     runs_table,
     summary_table,
 )
-from locdistill.types import Batch, Dense
+from locdistill.types import Batch
 from locdistill.viz import report
-from locdistill.viz.distributions import EDGES, plot_edges
+from locdistill.viz.distributions import plot_edges
 from locdistill.viz.draw import draw_detections, draw_layers
 from locdistill.viz.mosaic import mosaic
 from locdistill.viz.regions import draw_regions
@@ -55,8 +54,7 @@ class _Views:
     dataset: Dataset
     batch: Batch
     detectors: dict[str, Detector]
-    dense: dict[str, Dense]
-    scene: Scene
+    scenes: dict[str, Scene]  # of both students, beside the teacher
 
 
 def write_page(result: TrialResult, out: Path) -> Path:
@@ -123,15 +121,19 @@ def _look(result: TrialResult) -> _Views:
     batch = next(iter(loader))
     dense = {name: d(d.normalise(batch.images, batch.sizes)) for name, d in detectors.items()}
     size = (batch.images.shape[-2], batch.images.shape[-1])
-    scene = Scene.build(
-        dense[DISTILLED],
-        dense[TEACHER],
-        grid=student.grid_for(size),
-        instances=batch.instances,
-        assigner=objective_of(recipe, student).assigner,
-        bins=student.bins,
-    )
-    return _Views(shown, batch, detectors, dense, scene)
+    assigner = objective_of(recipe, student).assigner
+    scenes = {
+        arm: Scene.build(
+            dense[arm],
+            dense[TEACHER],
+            grid=student.grid_for(size),
+            instances=batch.instances,
+            assigner=assigner,
+            bins=student.bins,
+        )
+        for arm in (ALONE, DISTILLED)
+    }
+    return _Views(shown, batch, detectors, scenes)
 
 
 def _side_by_side(views: _Views) -> Image.Image:
@@ -152,28 +154,8 @@ def _side_by_side(views: _Views) -> Image.Image:
     return mosaic(pictures, captions, columns=4, cell=_CELL)
 
 
-def _most_doubtful(views: _Views) -> tuple[int, int]:
-    """Image and location of the object whose edges the teacher finds hardest to place (highest mean entropy).
-
-    An object is seen through its positive location with the teacher's highest class score.
-    """
-    assignment, teacher = views.scene.assignment, views.dense[TEACHER]
-    log_probs = teacher.edge_logits.log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1).mean(-1)
-    score = teacher.cls_logits.amax(-1)
-    best: dict[tuple[int, int], tuple[float, int]] = {}
-    for image, location in assignment.positive.nonzero().tolist():
-        key = (image, int(assignment.gt_index[image, location]))
-        best[key] = max(best.get(key, (-float("inf"), -1)), (float(score[image, location]), location))
-    places = [(image, location) for (image, _), (_, location) in best.items()]
-    return max(places, key=lambda place: float(entropy[place]), default=(0, 0))
-
-
 def _edges(views: _Views) -> list[report.Block]:
     """The four edge distributions of one object, by both students, each beside the teacher."""
-    image, location = _most_doubtful(views)
-    scene = views.scene
-    truth = scene.target_distances[image, location] if scene.assignment.positive[image, location] else None
     blocks: list[report.Block] = [
         report.Text(
             "Of the images above, the object whose edges the teacher finds hardest to place, seen from the location "
@@ -181,34 +163,30 @@ def _edges(views: _Views) -> list[report.Block]:
             "place, and localization distillation passes that on."
         )
     ]
-    for arm in (ALONE, DISTILLED):
-        picture = plot_edges(
-            views.dense[arm].edge_logits[image, location],
-            views.dense[TEACHER].edge_logits[image, location],
-            truth=truth,
-            title=LABELS[arm],
-        )
-        miss = _miss(views.dense[arm].edge_logits[image, location], truth, views)
-        blocks.append(report.Picture(picture, f"{LABELS[arm]} (bars) and teacher (line). {miss}", density=2))
+    for image, location in objects_by_doubt(views.scenes[DISTILLED], 1):
+        for arm, scene in views.scenes.items():
+            assert scene.teacher is not None, "there is a teacher to compare with"
+            picture = plot_edges(
+                scene.student.edge_logits[image, location],
+                scene.teacher.edge_logits[image, location],
+                truth=scene.target_distances[image, location],
+                title=LABELS[arm],
+            )
+            caption = f"{LABELS[arm]} (bars) and teacher (line). {miss(scene, image, location)}."
+            blocks.append(report.Picture(picture, caption, density=2))
     return blocks
-
-
-def _miss(logits: Tensor, truth: Tensor | None, views: _Views) -> str:
-    if truth is None:
-        return ""
-    error = views.scene.bins.expect(logits) - truth
-    return "Error in strides: " + ", ".join(f"{n} {float(e):+.2f}" for n, e in zip(EDGES, error, strict=True)) + "."
 
 
 def _regions(views: _Views, terms: Mapping[str, TermSettings]) -> Image.Image:
     """Both regions of the image with the most valuable locations: those of the trial's own term, if it has one."""
     region = terms["ld_vlr"].build().on if "ld_vlr" in terms else ValuableLocations()
-    valuable, main = region(views.scene), Positives(by="student_confidence")(views.scene)
+    scene = views.scenes[DISTILLED]
+    valuable, main = region(scene), Positives(by="student_confidence")(scene)
     image = int(valuable.sum(-1).argmax())
     height, width = views.batch.sizes[image].tolist()
     return draw_regions(
         views.batch.images[image, :, :height, :width],
-        views.scene.grid,
+        scene.grid,
         main=main[image],
         valuable=valuable[image],
         first_level=views.detectors[DISTILLED].settings.levels[0],

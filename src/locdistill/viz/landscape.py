@@ -11,13 +11,19 @@ from PIL import Image
 
 from locdistill.viz.style import MUTED, STUDENT, hexadecimal, new_figure, tidy, to_image
 
+_METRIC = "AP (%)"
 Floats = npt.NDArray[np.float64]
 
 
 def plot_landscape(
-    gamma1: Sequence[float], gamma2: Sequence[float], values: npt.ArrayLike, *, title: str = "", metric: str = "AP (%)"
+    gamma1: Sequence[float],
+    gamma2: Sequence[float],
+    values: npt.ArrayLike,
+    *,
+    title: str = "",
+    names: tuple[str, str] = ("the first detector", "the second detector"),
 ) -> Image.Image:
-    """Draw a value over two weights: contours, or a line where only one of the weights varies.
+    """Draw AP, in percent, over two weights: contours, or a line where only one of the weights varies.
 
     The value stands at each measured point, the best in bold. The dashed line is where both weights sum to 1, the way
     from one detector to the other.
@@ -27,12 +33,12 @@ def plot_landscape(
         gamma2: Weights of the second, rising.
         values: One per pair, ``[i, j]`` belonging to ``gamma1[i], gamma2[j]``; NaN where there is none.
         title: Above the chart.
-        metric: What the values are.
+        names: Of the detectors.
     """
     first, second = (np.asarray(values, np.float64) for values in (gamma1, gamma2))
     table = np.asarray(values, np.float64).reshape(len(first), len(second))
     if min(table.shape) < 2:
-        return _line(first, second, table, title=title, metric=metric)
+        return _line(first, second, table, title=title, names=names)
     figure = new_figure(600, 520)
     axes = tidy(figure.subplots(), title)
     axes.grid(visible=False)
@@ -43,7 +49,7 @@ def plot_landscape(
         filled = axes.contourf(first, second, shown, levels=levels, cmap="YlGnBu")
         axes.contour(first, second, shown, levels=levels, colors="white", linewidths=0.5)
         bar = figure.colorbar(filled, ax=axes, format="%.1f", shrink=0.9)
-        bar.ax.set_title(metric, fontsize=8, color=hexadecimal(MUTED))
+        bar.ax.set_title(_METRIC, fontsize=8, color=hexadecimal(MUTED))
         bar.ax.tick_params(labelsize=8, colors=hexadecimal(MUTED))
         bar.outline.set_visible(False)
     axes.plot([0, 1], [1, 0], color="white", linestyle="--", linewidth=1.4)
@@ -51,8 +57,8 @@ def plot_landscape(
     for limits, weights in ((axes.set_xlim, first), (axes.set_ylim, second)):
         margin = 0.06 * (weights[-1] - weights[0])
         limits(weights[0] - margin, weights[-1] + margin)
-    axes.set_xlabel("weight of the first detector's features", fontsize=8, color=hexadecimal(MUTED))
-    axes.set_ylabel("weight of the second detector's features", fontsize=8, color=hexadecimal(MUTED))
+    axes.set_xlabel(f"gamma1: weight of the features of {names[0]}", fontsize=8, color=hexadecimal(MUTED))
+    axes.set_ylabel(f"gamma2: weight of the features of {names[1]}", fontsize=8, color=hexadecimal(MUTED))
     return to_image(figure)
 
 
@@ -68,17 +74,13 @@ def _numbers(axes: Axes, first: Floats, second: Floats, table: Floats) -> None:
             axes.text(*place, text, ha="center", va="center", fontsize=size, fontweight=weight, bbox=plate)
 
 
-def _line(first: Floats, second: Floats, table: Floats, *, title: str, metric: str) -> Image.Image:
-    varies, fixed, name, other = (
-        (second, first, "second", "first") if len(first) == 1 else (first, second, "first", "second")
-    )
+def _line(first: Floats, second: Floats, table: Floats, *, title: str, names: tuple[str, str]) -> Image.Image:
+    one = int(len(first) == 1)  # which of the two varies
+    varies, fixed = (first, second)[one], (second, first)[one]
     figure = new_figure(600, 400)
     axes = tidy(figure.subplots(), title)
     axes.plot(varies, table.ravel(), color=hexadecimal(STUDENT), marker="o", markersize=4)
-    axes.set_xlabel(
-        f"weight of the {name} detector's features (that of the {other}: {fixed[0]:g})",
-        fontsize=8,
-        color=hexadecimal(MUTED),
-    )
-    axes.set_ylabel(metric, fontsize=8, color=hexadecimal(MUTED))
+    label = f"weight of the features of {names[one]} (that of {names[1 - one]}: {fixed[0]:g})"
+    axes.set_xlabel(label, fontsize=8, color=hexadecimal(MUTED))
+    axes.set_ylabel(_METRIC, fontsize=8, color=hexadecimal(MUTED))
     return to_image(figure)
