@@ -149,10 +149,3 @@ def test_a_landscape(cli: Cli, runs: Path, tiny_coco: Path, tmp_path: Path) -> N
     code, _, err = cli("landscape", runs / "student", runs / "teacher", "--gamma1", "1:0", "--out", out)
     assert code == 2
     assert "RecipeError: gamma1" in err
-
-
-@pytest.mark.parametrize("verb", ["diagnose", "landscape"])
-def test_help(cli: Cli, verb: str) -> None:
-    code, shown, _ = cli(verb, "--help")
-    assert code == 0
-    assert f"locdistill {verb}" in shown.split("Options")[0].replace("\n", " ")

@@ -19,16 +19,29 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.load import load_recipe, recipe_names
 from tests.conftest import Answer, write_tiny_coco
 
-VERBS = ("train", "distill", "evaluate", "predict", "recipes", "config", "data check", "compare", "tune", "demo")
+VERBS = ("train", "distill", "evaluate", "predict", "recipes", "methods", "config", "data check")
+ANSWERS = ("compare", "diagnose", "landscape", "tune", "demo")
 FILES = ("convert", "publish", "push", "pull")
 
 
-@pytest.mark.parametrize("verb", [*VERBS, *FILES])
+@pytest.mark.parametrize("verb", [*VERBS, *ANSWERS, *FILES])
 def test_every_verb_has_help(cli: Callable[..., Answer], verb: str) -> None:
     code, out, _ = cli(*verb.split(), "--help")
     assert code == 0
     assert "Usage:" in out
     assert verb == "demo" or f"locdistill {verb}" in out.split("Options")[0].replace("\n", " ")
+
+
+def test_the_help_names_every_verb_in_its_group(cli: Callable[..., Answer]) -> None:
+    shown = cli("--help")[1]
+    groups = ("Train and detect", "Did it help?", "What there is", "Weights")
+    places = [shown.index(f"─ {group} ─") for group in groups]
+    assert places == sorted(places)
+    answers = shown[places[1] : places[2]]
+    for verb in ANSWERS:
+        assert f"│ {verb} " in answers
+    for verb in (*VERBS, *FILES):
+        assert f"│ {verb.split()[0]} " in shown
 
 
 def test_help_answers_at_once_and_imports_nothing_heavy() -> None:

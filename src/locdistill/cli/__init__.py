@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -41,23 +42,27 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train.train)
-app.command("distill")(distill.distill)
-app.command("evaluate")(evaluate.evaluate)
-app.command("predict")(predict.predict)
-app.command("publish")(publish.publish)
-app.command("push")(hub.push)
-app.command("pull")(hub.pull)
-app.command("convert")(convert.convert)
-app.command("recipes")(recipes.recipes)
-app.command("methods")(methods.methods)
-app.command("config")(config.config)
-app.command("diagnose")(diagnose.diagnose)
-app.command("landscape")(landscape.landscape)
-app.command("compare")(compare.compare)
-app.command("tune")(tune.tune)
-app.command("demo")(demo.demo)
-app.add_typer(data.app, name="data")
+_PANELS: dict[str, dict[str, Callable[..., None]]] = {
+    "Train and detect": {
+        "train": train.train,
+        "distill": distill.distill,
+        "evaluate": evaluate.evaluate,
+        "predict": predict.predict,
+    },
+    "Did it help?": {
+        "compare": compare.compare,
+        "diagnose": diagnose.diagnose,
+        "landscape": landscape.landscape,
+        "tune": tune.tune,
+        "demo": demo.demo,
+    },
+    "What there is": {"recipes": recipes.recipes, "methods": methods.methods, "config": config.config},
+    "Weights": {"publish": publish.publish, "push": hub.push, "pull": hub.pull, "convert": convert.convert},
+}
+for _panel, _verbs in _PANELS.items():
+    for _name, _verb in _verbs.items():
+        app.command(_name, rich_help_panel=_panel)(_verb)
+app.add_typer(data.app, name="data", rich_help_panel="What there is")
 
 
 @app.callback()
