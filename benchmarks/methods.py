@@ -2,7 +2,7 @@
 
     python -m benchmarks.methods deeppcb --seeds 1
     python -m benchmarks.methods coco --arms alone,ld_main,ld_main_vlr,bckd,pkd --out runs/methods/coco
-    python -m benchmarks.methods coco80 --teacher nanodet_m.onnx --arms alone,ld_sharp,kd,bckd
+    python -m benchmarks.methods coco --teacher nanodet_m.onnx --classes person,chair,car --arms alone,ld_sharp,bckd
 
 Trains a teacher, unless one is named, then for every seed the student alone and with each of the methods, with their
 published weights (in normalisations that do not depend on how a batch is split) and, under names that end in
@@ -34,11 +34,11 @@ from locdistill.distillation import presets
 from locdistill.distillation.methods import METHODS
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.term import Term
+from locdistill.recipes.apart import run_apart
 from locdistill.recipes.compare import compare
 from locdistill.recipes.comparison import difference_table, summary_table
 from locdistill.recipes.demo import Role, short_run, small_detector
 from locdistill.recipes.recipe import Recipe, TeacherSettings
-from locdistill.recipes.run import run
 from locdistill.recipes.terms import TermSettings
 from locdistill.recipes.trial import Arm, train_arms
 
@@ -52,17 +52,11 @@ SCALES = {
     },
     "coco": {
         "smoke": Scale((128, 96), 4, 2, 2),
-        "small": Scale((256, 192), 8, 700, 250),
-        "large": Scale((320, 320), 16, 3000, 1500),
-    },
-    "coco80": {
-        "smoke": Scale((128, 96), 4, 2, 2),
-        "small": Scale((320, 320), 8, 1200, 500),
+        "small": Scale((320, 320), 8, 1200, 300),
         "large": Scale((320, 320), 16, 6000, 3000),
     },
 }
-FOLDERS = {"deeppcb": "deeppcb", "coco": "coco-val2017-2.8k-320", "coco80": "coco-val2017-2.8k-320"}
-CLASSES = {"deeppcb": None, "coco": ("person", "chair", "car"), "coco80": None}
+FOLDERS = {"deeppcb": "deeppcb", "coco": "coco-val2017-2.8k-320"}
 
 
 def _terms(*methods: str) -> dict[str, Term]:
@@ -121,7 +115,7 @@ def recipe(name: str, role: Role, options: argparse.Namespace, scale: Scale) -> 
         data=DataSettings(
             path=str(options.data_root / FOLDERS[pack]),
             val="test" if pack == "deeppcb" else None,
-            classes=CLASSES[pack],
+            classes=tuple(options.classes.split(",")) if options.classes else None,
             sizes=(scale.size,),
             batch_per_device=scale.batch,
             workers=0,
@@ -146,7 +140,7 @@ def train_teacher(options: argparse.Namespace, scale: Scale, out: Path) -> Path:
         return Path(options.teacher)
     plan = recipe(f"{options.pack}-teacher", "teacher", options, scale)
     one = Arm("teacher", "teacher", lambda _: plan, (plan.engine.seed,), {plan.engine.seed: out / "teacher"})
-    return train_arms([one], out, train=run, tell=say)[0].weights
+    return train_arms([one], out, train=run_apart, tell=say)[0].weights
 
 
 def say(line: str) -> None:
@@ -166,6 +160,7 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--arms", default=",".join(ARMS), help="some of them, the one to compare with first")
     parser.add_argument("--steps", type=int, help="of each student, instead of the scale's")
     parser.add_argument("--teacher-steps", type=int, help="likewise of the teacher")
+    parser.add_argument("--classes", help="some of the data set's, separated by commas; the others are background")
     parser.add_argument("--teacher", help="weights, run folder or ONNX file of one, which is then not trained")
     parser.add_argument("--equal-time", action="store_true", help="train the first arm also as long as each other took")
     parser.add_argument("--out", type=Path, help="folder of the comparison; default: runs/methods/PACK-SCALE")

@@ -26,9 +26,9 @@ from pathlib import Path
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.models.settings import DetectorSettings, InputSettings
+from locdistill.recipes.apart import run_apart
 from locdistill.recipes.demo import Role, short_run, small_detector
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.run import run
 from locdistill.recipes.terms import TermSettings
 from locdistill.recipes.trial import TrialSettings, difference_table, run_trial, summary_table
 from locdistill.recipes.trial_page import write_page
@@ -191,7 +191,7 @@ def main(words: list[str]) -> None:
     settings = trial(options)
     if options.beside:
         take_over(settings, options.beside, out)
-    result = run_trial(settings, out, train=run, tell=lambda line: print(line, flush=True))
+    result = run_trial(settings, out, train=run_apart, tell=lambda line: print(line, flush=True))
     write_page(result, out)
     for table in (summary_table(result), difference_table(result)):
         print(f"\n{table.text()}")

@@ -158,15 +158,31 @@ def device_count(settings: EngineSettings) -> tuple[int | list[int], int]:
 
 def strategy(settings: EngineSettings, devices: int | list[int], nodes: int) -> Any:
     """One device alone, or distributed data parallel training without a search for unused parameters."""
-    world = nodes * (devices if isinstance(devices, int) else len(devices))
-    if world == 1:
+    if _processes(devices, nodes) == 1:
         return "auto"
-    started_outside = TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
-    launch = settings.launch
-    if launch == "auto":
-        launch = "fork" if _interactive() and not started_outside else "subprocess"
     methods = {"subprocess": "popen", "spawn": "spawn", "fork": "fork"}
-    return DDPStrategy(find_unused_parameters=False, start_method=methods["subprocess" if started_outside else launch])  # type: ignore[arg-type]
+    return DDPStrategy(find_unused_parameters=False, start_method=methods[_launch(settings)])  # type: ignore[arg-type]
+
+
+def started_by_command(settings: EngineSettings) -> bool:
+    """Whether training starts further processes by giving the command of this one again."""
+    return _processes(*device_count(settings)) > 1 and not _started_outside() and _launch(settings) == "subprocess"
+
+
+def _processes(devices: int | list[int], nodes: int) -> int:
+    return nodes * (devices if isinstance(devices, int) else len(devices))
+
+
+def _launch(settings: EngineSettings) -> str:
+    if _started_outside():
+        return "subprocess"
+    if settings.launch == "auto":
+        return "fork" if _interactive() else "subprocess"
+    return settings.launch
+
+
+def _started_outside() -> bool:
+    return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
 def _interactive() -> bool:

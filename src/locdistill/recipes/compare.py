@@ -19,6 +19,7 @@ from typing import Any
 from locdistill.data.records import Dataset
 from locdistill.errors import DataError, RecipeError, RunError
 from locdistill.recipes import compare_page
+from locdistill.recipes.apart import run_apart
 from locdistill.recipes.compare_arms import USE, arms_of, changes, chosen_seeds, flat
 from locdistill.recipes.compare_measure import Measure, Measuring, digest_of, evaluation_images
 from locdistill.recipes.comparison import Comparison, EqualTime, Measured, as_json, as_markdown
@@ -26,7 +27,6 @@ from locdistill.recipes.defaults import Request
 from locdistill.recipes.folder import PARENT, make_folder, read_facts, write_text
 from locdistill.recipes.load import Override
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.run import run
 from locdistill.recipes.trial import Arm, Tell, Train, equal_time_steps, fixed_steps, train_arms
 
 FEW_IMAGES = 100
@@ -110,7 +110,7 @@ def compare(  # noqa: PLR0913 - the words of the command line
     )
     _check_images(plan.arms, data)
     measure = Measuring(plan.out, data, device)
-    return run_plan(plan, train=run, measure=measure, tell=tell)
+    return run_plan(plan, train=run_apart, measure=measure, tell=tell)
 
 
 def run_plan(plan: Plan, *, train: Train, measure: Measure, tell: Tell = print) -> Comparison:

@@ -27,8 +27,8 @@ from locdistill.data.shapes import ShapesSettings, write_shapes
 from locdistill.distillation import presets
 from locdistill.engine.settings import EngineSettings
 from locdistill.models.settings import DetectorSettings, InputSettings
+from locdistill.recipes.apart import run_apart
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.run import run
 from locdistill.recipes.terms import TermSettings
 from locdistill.recipes.trial import TrialResult, TrialSettings, run_trial
 from locdistill.recipes.trial_page import write_page
@@ -73,7 +73,7 @@ def run_demo(
     shapes, count = settings.shapes, settings.shapes.train + settings.shapes.val
     tell(f"drawing: {count} images of {shapes.size} x {shapes.size} pixels")
     data = write_shapes(out / "shapes", shapes)
-    result = run_trial(demo_trial(data, settings, command=command), out, train=run, tell=tell)
+    result = run_trial(demo_trial(data, settings, command=command), out, train=run_apart, tell=tell)
     tell("writing the page")
     write_page(result, out)
     return result

@@ -21,12 +21,12 @@ from typing import Any
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
+from locdistill.recipes.apart import run_apart
 from locdistill.recipes.compare_arms import USE, chosen_seeds, flat
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.folder import PARENT, data_digest, make_folder, write_text
 from locdistill.recipes.load import Override, build_recipe, dump_recipe
 from locdistill.recipes.recipe import OF_TEACHER, Recipe
-from locdistill.recipes.run import run
 from locdistill.recipes.teaching import teacher_files
 from locdistill.recipes.trial import Arm, Tell, Train, train_arms
 from locdistill.recipes.tune_result import ALONE, AS_IS, BEST, LABELS, Trial, TuneResult, best_of, describe
@@ -150,7 +150,7 @@ def tune(  # noqa: PLR0913 - the words of the command line
         images=data_digest(judging),
         out=Path(out) if out is not None else PARENT / f"tune-{full.name}",
     )
-    return run_plan(plan, train=run, tell=tell)
+    return run_plan(plan, train=run_apart, tell=tell)
 
 
 def shortened(recipe: Recipe, images: int, *, epochs: int | None = None, steps: int | None = None) -> Recipe:
