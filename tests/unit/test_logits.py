@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from locdistill.distillation.agreement import agreement
 from locdistill.distillation.logits import ClassBinary, ClassKL, EdgeKL, TeacherOverlap
 from locdistill.distillation.presets import supervised
-from locdistill.distillation.regions import ScoreGap, TeacherConfidence
+from locdistill.distillation.regions import ScoreGap, TeacherConfidence, ValuableLocations
 from locdistill.distillation.teacher import AverageTeacher, LiveTeacher, like
 from locdistill.engine import EngineSettings, TrainingModule
 from locdistill.engine.plan import Plan
@@ -21,7 +22,7 @@ from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.normalisers import ImagePositiveCount, ImageWeightSum
 from locdistill.objective.objective import Objective
-from locdistill.objective.regions import Counted
+from locdistill.objective.regions import Counted, InsideBoxes, Positives
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import Term
 from locdistill.types import Batch, Dense, Instances
@@ -105,6 +106,29 @@ def test_nothing_is_learned_of_classes_that_the_teacher_does_not_know(part) -> N
         assert leaf.grad is not None
         assert (leaf.grad[..., 1] == 0).all()
         assert (leaf.grad[..., 0] != 0).all()
+
+
+@pytest.mark.parametrize("region", [Positives(), ValuableLocations(), InsideBoxes(), InsideBoxes(positives=True)])
+def test_nothing_is_learned_at_objects_that_the_teacher_does_not_know(region) -> None:
+    """The teacher's boxes are of something else there; where it knows both objects, both count."""
+    grid = Grid.build(((16, 16),), (8,))
+    random = torch.Generator().manual_seed(0)
+    said = [
+        Dense(torch.randn(1, 256, 2, generator=random), torch.randn(1, 256, 4, 5, generator=random)) for _ in range(2)
+    ]
+    boxes = [[2.0, 2.0, 62.0, 58.0], [70.0, 66.0, 120.0, 122.0]]
+    term = Term(of=EdgeKL(), on=region, norm=ImagePositiveCount(at_least=1.0))
+    objective = Objective(terms={"ld": term}, bins=BINS)
+
+    def learned(known: tuple[int, ...] | None, objects: list[int]) -> dict[str, torch.Tensor]:
+        truth = instances_of([[boxes[i] for i in objects]], [objects], [(128, 128)])
+        view = objective.scene(said[0], said[1]._replace(known=known), grid=grid, instances=truth)
+        return {"ld": term(view)} | {name: value[0] for name, value in agreement(view).items()}
+
+    partly, alone, both = learned((1,), [0, 1]), learned(None, [1]), learned(None, [0, 1])
+    for name, value in alone.items():
+        torch.testing.assert_close(partly[name], value)
+        assert not torch.allclose(partly[name], both[name])
 
 
 def test_the_teachers_numbers_get_no_gradient() -> None:

@@ -17,6 +17,8 @@ EDGE_KL, BOX_IOU = "agree/edge_kl", "agree/box_iou"
 def agreement(scene: Scene) -> dict[str, Float[Tensor, "2"]]:
     """What student and teacher say alike of the objects, at the positive locations; nothing without a teacher.
 
+    Objects are those of the classes that the teacher knows.
+
     Unlike the terms of a recipe, which have temperatures, regions and weights of their own, this is the same measure in
     every run. The teacher may be a detector of another kind on the same grid.
 
@@ -35,7 +37,7 @@ def agreement(scene: Scene) -> dict[str, Float[Tensor, "2"]]:
     # All locations are compared, since picking out the positives would wait for the device to count them.
     divergence = scene.bins.count * softened_kl(scene.student.edge_logits, theirs, temperature=1.0).mean(-1)
     overlap = paired_iou(scene.boxes, scene.teacher_boxes)
-    positive = scene.assignment.positive.to(divergence.dtype)
+    positive = scene.taught.assignment.positive.to(divergence.dtype)
     count = positive.sum()
     return {
         EDGE_KL: torch.stack(((divergence * positive).sum(), count)),

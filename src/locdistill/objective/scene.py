@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -95,6 +96,24 @@ class Scene:
         """How central each location is in its object, between 0 and 1; 0 where there is none."""
         assignment = self.assignment
         return centerness(encode(self.grid.points, assignment.boxes)) * assignment.positive
+
+    @property
+    def taught(self) -> Scene:
+        """The scene with the objects of those classes alone that the teacher knows.
+
+        Where it sees background, its boxes are of nothing in particular. Where another object stands, the student still
+        learns from the labels.
+        """
+        if self.teacher is None or self.teacher.known is None:
+            return self
+        known = torch.zeros(self.student.cls_logits.shape[-1], dtype=torch.bool, device=self.boxes.device)
+        known[list(self.teacher.known)] = True
+        objects, places = self.instances, self.assignment
+        return replace(
+            self,
+            instances=objects._replace(present=objects.present & known[objects.labels]),
+            assignment=places._replace(positive=places.positive & known[places.labels]),
+        )
 
     @property
     def teacher_boxes(self) -> Float[Tensor, "b l 4"]:

@@ -135,17 +135,20 @@ class Term:
     def per_location(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Each location's share of the term, before the schedule.
 
+        What compares with a teacher's predictions counts at objects of the classes that the teacher knows.
+
         Args:
             scene: The batch.
             own: The divergence's weights, if it has some.
         """
-        weights = self.on(scene)
+        seen = scene.taught if self.needs_predictions else scene
+        weights = self.on(seen)
         if own is None:
             values = self.of(scene)
         else:
             assert isinstance(self.of, Learner), "only what describes weights is given some"
             values = self.of(scene, own)
-        return self.weight * values * weights / self.norm(weights, scene)
+        return self.weight * values * weights / self.norm(weights, seen)
 
     def unscheduled(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, ""]:
         """The term's value, were its weight constant."""

@@ -178,7 +178,7 @@ def _class_notes(mine: Facts, its: Facts) -> list[str]:
     notes = [f"classes: matched by name, {common} of the student's {len(sources)} and the teacher's {len(its.classes)}"]
     unknown = [name for name, source in zip(mine.classes, sources, strict=True) if source is None]
     if unknown:
-        notes.append(f"classes: the teacher does not know {_some(unknown)}; nothing is learned from it about these")
+        notes.append(f"classes: the teacher does not know {_some(unknown)}; its predictions teach nothing about these")
     return notes
 
 
