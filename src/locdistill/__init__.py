@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from locdistill.recipes.landscape import LandscapeResult, landscape
     from locdistill.recipes.load import dump_recipe, load_recipe
     from locdistill.recipes.preflight import Preflight
-    from locdistill.recipes.preflight_report import Report
+    from locdistill.recipes.preflight_report import PreflightReport
     from locdistill.recipes.publish import PublishedModel, publish
     from locdistill.recipes.recipe import Recipe
     from locdistill.recipes.run import RunResult, distill, preflight, run, train
@@ -57,10 +57,10 @@ __all__ = [
     "Objective",
     "Prediction",
     "Preflight",
+    "PreflightReport",
     "PublishedModel",
     "PushResult",
     "Recipe",
-    "Report",
     "RunResult",
     "Term",
     "TuneResult",
@@ -98,10 +98,10 @@ _HOMES = {
     "Objective": "objective.objective",
     "Prediction": "recipes.use",
     "Preflight": "recipes.preflight",
+    "PreflightReport": "recipes.preflight_report",
     "PublishedModel": "recipes.publish",
     "PushResult": "recipes.hub",
     "Recipe": "recipes.recipe",
-    "Report": "recipes.preflight_report",
     "RunResult": "recipes.run",
     "Term": "objective.term",
     "TuneResult": "recipes.tune_result",

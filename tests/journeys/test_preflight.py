@@ -64,6 +64,12 @@ def test_what_was_found_is_printed_and_kept_with_the_run(
         assert words_of_it in " ".join(logged.split())
     assert plain["numbers"]["ap"]["teacher"]["images"] == 4
     assert plain["stops"] == []
+    note = next(n for n in plain["notes"] if "locdistill train RUN/recipe.yaml" in n)
+    alone = note.split("RUN/recipe.yaml ")[1].split(" --out")[0].split()
+    code, resolved, _ = cli("config", tmp_path / "run" / "recipe.yaml", *alone)
+    assert code == 0
+    assert "teacher: null" in resolved
+    assert "pkd" not in resolved
     (tmp_path / "run" / "preflight.txt").unlink()
     code, out, _ = cli("distill", "--resume", "--out", tmp_path / "run")
     assert code == 0

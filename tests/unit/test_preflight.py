@@ -26,7 +26,7 @@ from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight import Preflight
 from locdistill.recipes.preflight_data import look_at_data, look_at_regions, region_problems
 from locdistill.recipes.preflight_judge import Suspect, doubts, no_better_than_start, stopping
-from locdistill.recipes.preflight_report import Problem, Report
+from locdistill.recipes.preflight_report import PreflightReport, Problem
 from locdistill.recipes.preflight_teacher import START, Heard, Hearing, Trial, judged, usual
 from locdistill.recipes.run import _compose, objective_of
 from locdistill.recipes.teaching import teacher_of
@@ -105,7 +105,7 @@ def onnx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Path]
     return install
 
 
-def looked(teacher: Path, data: Path, *settings: str, **words: Any) -> Report:
+def looked(teacher: Path, data: Path, *settings: str, **words: Any) -> PreflightReport:
     """The report on a run from a file with the drawn classes."""
     own = [f"teacher.onnx.classes=[{','.join(CLASSES)}]"] if teacher.suffix == ".onnx" else []
     overrides = [*STUDENT, *own, *settings]
@@ -382,7 +382,7 @@ def test_data_without_boxes_and_batches_larger_than_the_data(data: Path, untrain
     said = {p.what: p for p in report.warnings}
     nothing = next(p for what, p in said.items() if "no image of the validation split" in what)
     assert "AP will be undefined in the whole run" in nothing.what
-    assert nothing.settings == ("data.val=NAME",)
+    assert nothing.settings == ("data.holdout=0.1",)
     assert report.numbers["ap"] == {}
     mostly = next(p for what, p in said.items() if "of the images that are trained on have no box" in what)
     assert mostly.settings == ("data.filter_empty=true",)
@@ -462,7 +462,9 @@ def test_looking_changes_nothing_of_the_run(untrained: Path, data: Path) -> None
 
 def test_the_text_is_in_order_and_says_what_applies_a_remedy() -> None:
     problem = Problem(what="it is [bold]so[/bold]", remedy="do that", settings=("a.b=[1,2]",))
-    report = Report(facts={"student": {"head": "gfl"}}, notes=("n",), warnings=(problem,), stops=(Problem(what="no"),))
+    report = PreflightReport(
+        facts={"student": {"head": "gfl"}}, notes=("n",), warnings=(problem,), stops=(Problem(what="no"),)
+    )
     lines = [line.strip() for line in report.text().splitlines() if line.strip()]
     order = ["Before the first step", "Notes", "- n", "Warnings", "- it is [bold]so[/bold]", "-> do that", "a.b=[1,2]"]
     places = [lines.index(line) for line in [*order, "Stop", "- no"]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,9 +14,10 @@ from rich.table import Table
 from locdistill.data.check import CheckReport
 from locdistill.evaluation.tables import percent
 from locdistill.recipes.folder import process_rank
-from locdistill.recipes.preflight_report import Report
+from locdistill.recipes.preflight_report import PreflightReport
 from locdistill.recipes.run import RunResult
 from locdistill.recipes.use import EvaluationResult, Prediction
+from locdistill.settings import finite
 
 _METRICS = ("AP", "AP50", "AP75", "AP90")
 _WIDTH = 160
@@ -44,18 +44,10 @@ def progress(label: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
 
 def print_json(content: Any) -> None:
     """Print plain data as JSON; NaN becomes null."""
-    print(json.dumps(_finite(content), indent=2))
+    print(json.dumps(finite(content), indent=2))
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def report_preflight(report: Report, *, stops: bool = False) -> None:
+def report_preflight(report: PreflightReport, *, stops: bool = False) -> None:
     """What was found before the first step; what stops the run is an error's to say, unless asked for."""
     out = console()
     for part in report.parts(stops=stops):

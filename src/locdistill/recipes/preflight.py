@@ -8,7 +8,6 @@ together with what only a look at the data can tell.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -24,8 +23,8 @@ from locdistill.recipes.preflight_data import in_words, look_at_data, look_at_re
 from locdistill.recipes.preflight_judge import Suspect, baseline, doubts, no_better_than_start, stopping
 from locdistill.recipes.preflight_report import (
     Column,
+    PreflightReport,
     Problem,
-    Report,
     facts_of_network,
     facts_of_settings,
     network,
@@ -50,9 +49,9 @@ class Preflight:
     images: int = 200
     seconds: float = 45.0
     progress: Progress | None = None
-    show: Callable[[Report], None] | None = None
+    show: Callable[[PreflightReport], None] | None = None
 
-    def tell(self, report: Report, recipe: Recipe) -> None:
+    def tell(self, report: PreflightReport, recipe: Recipe) -> None:
         """Show the report.
 
         Raises:
@@ -69,7 +68,7 @@ class Preflight:
 LOOK = Preflight()
 
 
-def examine(parts: Parts, how: Preflight) -> Report:
+def examine(parts: Parts, how: Preflight) -> PreflightReport:
     """Look at a run before its first step. Random generators and the student are left as they were."""
     assert parts.recipe.teacher is not None, "there is nothing to look at without a teacher"
     teachers = {} if parts.recipe.teacher.follows else _named(parts)
@@ -96,7 +95,7 @@ def examine(parts: Parts, how: Preflight) -> Report:
             warnings += [] if stops else doubts(suspect)
     warnings += no_better_than_start(hearings)
     notes += [baseline(parts)] if hearings else []
-    return Report(
+    return PreflightReport(
         facts=facts,
         looked=looked,
         numbers={**counts, "regions_per_image": per_image, "ap": ap},
@@ -157,10 +156,5 @@ def _in_words(heard: Heard, there: int) -> str:
 
 
 def _numbers(hearing: Hearing) -> dict[str, object]:
-    """For machines; NaN becomes None."""
-    trials = {t.name: {"ap": _finite(t.heard.ap), "ap_with_its_own": _finite(t.own.ap)} for t in hearing.trials}
-    return {key: _finite(v) for key, v in asdict(hearing.heard).items()} | {"other_normalisations": trials}
-
-
-def _finite(value: object) -> object:
-    return None if isinstance(value, float) and math.isnan(value) else value
+    trials = {t.name: {"ap": t.heard.ap, "ap_with_its_own": t.own.ap} for t in hearing.trials}
+    return asdict(hearing.heard) | {"other_normalisations": trials}

@@ -81,8 +81,8 @@ def _split_problems(val: Dataset, bare: int) -> list[Problem]:
         Problem(
             what=f"no image of the validation split ({val.name}) has a box: AP will be undefined in the whole run, and "
             "no best weights can be chosen",
-            remedy="name another split, or hold out a part of the training images",
-            settings=("data.val=NAME",),
+            remedy="name another split with data.val=NAME, or hold out some of the training images",
+            settings=("data.holdout=0.1",),
         )
     ]
 

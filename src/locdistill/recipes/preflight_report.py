@@ -17,6 +17,7 @@ from locdistill.distillation.onnx_teacher import OnnxTeacher
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.models.settings import DetectorSettings, NormalisationSettings
 from locdistill.recipes.compatible import MismatchError
+from locdistill.settings import finite
 
 WIDTH = 120
 SHOWN_CLASSES = 4
@@ -47,7 +48,7 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class PreflightReport:
     """What a look at a run before its first step found.
 
     Attributes:
@@ -67,8 +68,9 @@ class Report:
     stops: tuple[Problem, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
-        return asdict(self)
+        """Plain data, for JSON; null where there was nothing to measure."""
+        plain: dict[str, Any] = finite(asdict(self))
+        return plain
 
     def parts(self, *, stops: bool = True) -> list[RenderableType]:
         """What to print, in order: facts, what was looked at, notes, warnings, and what stops the run."""
@@ -170,11 +172,11 @@ def in_words(how: NormalisationSettings) -> str:
     return f"{'BGR' if how.bgr else 'RGB'}, mean {mean}, std {std}"
 
 
-def refused(error: MismatchError) -> Report:
+def refused(error: MismatchError) -> PreflightReport:
     """The report on a teacher that does not match, which is known before anything is measured."""
     teacher = error.teacher
     its = (
         facts_of_settings(teacher) if isinstance(teacher, DetectorSettings) else {"head": "ONNX file"} | _facts(teacher)
     )
     facts = {"student": facts_of_settings(error.student), "teacher": its}
-    return Report(facts=facts, stops=(Problem(what=str(error)),))
+    return PreflightReport(facts=facts, stops=(Problem(what=str(error)),))

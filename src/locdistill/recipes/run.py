@@ -42,7 +42,7 @@ from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight import LOOK, Preflight, examine
-from locdistill.recipes.preflight_report import Report, refused
+from locdistill.recipes.preflight_report import PreflightReport, refused
 from locdistill.recipes.recipe import EMA_DECAY, OF_TEACHER, Recipe
 from locdistill.recipes.teaching import teacher_files, with_teacher
 from locdistill.recipes.terms import build_component
@@ -185,7 +185,7 @@ def preflight(
     *,
     how: Preflight = LOOK,
     **words: Unpack[Words],
-) -> Report:
+) -> PreflightReport:
     """Look at a distillation run before its first step, without running it; see :mod:`locdistill.recipes.preflight`.
 
     Args:
@@ -249,7 +249,7 @@ def _resolved(request: Request, verb: str) -> Recipe:
     return recipe
 
 
-def _examined(recipe: Recipe, preflight: Preflight, *, fresh: bool) -> tuple[Parts | None, Report]:
+def _examined(recipe: Recipe, preflight: Preflight, *, fresh: bool) -> tuple[Parts | None, PreflightReport]:
     """The run, put together and looked at; without its parts where teacher and student do not match."""
     try:
         parts = _compose(recipe, fresh=fresh)
