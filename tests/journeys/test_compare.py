@@ -42,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_coco: Path) -> Path:
     """Two recipes, and a finished teacher."""
     folder = tmp_path_factory.mktemp("compare")
     (folder / "teacher.yaml").write_text(RECIPE.format(name="teacher", data=tiny_coco, steps=24))
-    (folder / "alone.yaml").write_text(RECIPE.format(name="alone", data=tiny_coco, steps=24))
+    (folder / "alone.yaml").write_text(RECIPE.format(name="alone", data=tiny_coco, steps=16))
     (folder / "taught.yaml").write_text(TAUGHT.replace("TEACHER", str(folder / "teacher")))
     locdistill.run(locdistill.load_recipe(folder / "teacher.yaml"), folder / "teacher")
     return folder
@@ -92,7 +92,7 @@ def test_recipes_are_trained_compared_and_not_trained_again(place: Path, cli: Ca
     assert last["AP50"] > 0
     assert run["metrics"]["AP50"] == pytest.approx(100 * last["AP50"], abs=1e-6)
     assert "| taught |" in (out / "compare.md").read_text()
-    assert (out / "report.html").read_text().count("data:image/") >= 3
+    assert (out / "report.html").read_text().count("data:image/") == 2  # nothing was evaluated on the way: no curves
 
     shutil.rmtree(out / "alone-1")
     stamps = {path: path.stat().st_mtime_ns for path in (*out.rglob("*.safetensors"), *out.rglob("*.npz"))}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +17,10 @@ from locdistill.distillation import presets
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError, RunError, TeacherError
 from locdistill.evaluation import Evaluator, image_weights
+from locdistill.evaluation.bootstrap import Judgement
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.compare import Plan, compare, run_plan
-from locdistill.recipes.compare_arms import NAMES, USE, arms_of, chosen_seeds, flat
+from locdistill.recipes.compare_arms import NAMES, USE, arms_of, changes, chosen_seeds, flat
 from locdistill.recipes.compare_measure import digest_of
 from locdistill.recipes.comparison import Comparison, Measured, class_metric, difference_table, summary_table
 from locdistill.recipes.defaults import Request
@@ -27,12 +29,13 @@ from locdistill.recipes.load import dump_recipe
 from locdistill.recipes.paired import OverImages, Paired
 from locdistill.recipes.recipe import Recipe, TeacherSettings
 from locdistill.recipes.terms import TermSettings
-from locdistill.recipes.trial import finished_run
+from locdistill.recipes.trial import NOTHING, finished_run
 from locdistill.types import Detections
 from tests.unit.test_evaluation_coco import dataset, detections, record
 
 IMAGES = 60
 DATA = dataset(*(record(i, [[0, 0, 50, 50]], [i % 2]) for i in range(IMAGES)))
+DIGEST = digest_of(DATA)
 
 
 def recipe(name: str, **engine: Any) -> Recipe:
@@ -64,6 +67,12 @@ def found(quality: float, seed: int) -> dict[int, Detections]:
     return {i: detections([boxes[0 if hit[i] else 1]], [score[i]], [i % 2]) for i in range(IMAGES)}
 
 
+@functools.cache
+def judged(quality: float, seed: int) -> Judgement:
+    """They are judged once for all tests."""
+    return Evaluator(DATA).judge(found(quality, seed))
+
+
 class Fakes:
     """Trains by writing what a training leaves, and measures what it made up; some trainings are interrupted."""
 
@@ -86,12 +95,10 @@ class Fakes:
             raise KeyboardInterrupt
 
     def measure(self, arm: str, seed: int, folder: Path) -> Measured:
-        evaluator = Evaluator(DATA)
-        here = found(self.quality[arm], seed)
-        result, judgement = evaluator.result(here), evaluator.judge(here)
-        run = replace(finished_run(arm, seed, folder), metrics={k: 100 * v for k, v in result.metrics().items()})
-        classes = {name: 100 * float(v[0]) for name, v in judgement.numbers().classes.items()}
-        return Measured(run, classes, judgement, digest_of(DATA))
+        judgement = judged(self.quality[arm], seed)
+        numbers = judgement.numbers()
+        metrics, classes = ({k: 100 * float(v[0]) for k, v in of.items()} for of in (numbers.means, numbers.classes))
+        return Measured(replace(finished_run(arm, seed, folder), metrics=metrics), classes, judgement, DIGEST)
 
 
 def plan(out: Path, *recipes: Recipe, seeds: tuple[int, ...] = (0, 1, 2), **more: Any) -> Plan:
@@ -125,6 +132,36 @@ def test_seeds_and_images_are_put_together_by_hand() -> None:
     half = ((4.303 / 3**0.5) ** 2 + 1.96**2) ** 0.5
     assert (pair.low, pair.high) == pytest.approx((4 - half, 4 + half))
     assert pair.low < over_seeds.low
+
+
+@pytest.mark.parametrize(
+    ("seeds", "over_seeds", "over_images", "together"),
+    [(3, 1.0, 0.0, 0.0), (3, 0.0, 10.0, 0.0), (3, 1.0, 10.0, 3.0), (2, 0.3, 10.0, 10.0), (5, 0.0, 0.0, 10.0)],
+)
+def test_the_interval_covers_what_it_promises(
+    seeds: int, over_seeds: float, over_images: float, together: float
+) -> None:
+    """Differences of known mean 0 that depend on seed, image, and both: the interval contains 0 in 95 of 100 cases.
+
+    Whichever of the three there is, and more often where it counts what both do together twice.
+    """
+    rng, images, cases = np.random.default_rng(0), 60, 300
+    weights = image_weights(images, 200) / images
+    held = 0
+    for _ in range(cases):
+        shares = (over_seeds, (seeds, 1)), (over_images, (1, images)), (together, (seeds, images))
+        gaps = sum(rng.normal(0, size, shape) for size, shape in shares)
+        pair = Paired.of(gaps.mean(1).tolist(), [0.0] * seeds, OverImages.of((gaps @ weights.T).mean(0)))
+        held += pair.low <= 0 <= pair.high
+    assert held / cases > 0.92  # three deviations of the count below 0.95 are 0.912
+    assert held / cases < 0.97 or together  # and not for being too wide
+
+
+def test_images_are_resampled_in_pairs() -> None:
+    """Images that are hard for both sides do not blur the difference between them."""
+    weights = image_weights(IMAGES, 200)
+    first, second = (judged(quality, seed=2).numbers(weights).means["AP"] for quality in (0.6, 0.7))
+    assert np.std(second - first) < 0.6 * np.hypot(np.std(first), np.std(second))
 
 
 def test_one_seed_has_the_interval_over_images_and_concludes_nothing() -> None:
@@ -171,12 +208,12 @@ def test_equal_runs_differ_by_exactly_nothing(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_page")
 def test_the_interval_over_images_is_that_of_the_resampled_library(tmp_path: Path) -> None:
     """The same resamples, one at a time: the mean over seeds of the difference of AP."""
-    result = compared(tmp_path, {"a": 0.5, "b": 0.7}, resamples=30)
+    result = compared(tmp_path, {"a": 0.5, "b": 0.7}, resamples=12)
 
     def ap(arm: str, row: np.ndarray) -> float:
         return float(np.mean([m.judgement.numbers(row[None]).means["AP"] for m in result.runs[arm]]))
 
-    gaps = [ap("b", row) - ap("a", row) for row in image_weights(IMAGES, 30)]
+    gaps = [ap("b", row) - ap("a", row) for row in image_weights(IMAGES, 12)]
     images = result.difference("b").images
     assert images is not None
     assert images.error == pytest.approx(100 * np.std(gaps, ddof=1))
@@ -335,6 +372,25 @@ def test_settings_reach_all_recipes() -> None:
     for arm in arms_of([recipe("a"), recipe("b", clip_norm=1)], request, None):
         made = arm.recipe(2)
         assert (made.data.path, made.engine.lr, made.engine.seed) == ("elsewhere", 0.5, 2)
+
+
+def test_what_differs_is_told_in_full_and_without_what_is_usual(tmp_path: Path) -> None:
+    """Two terms that differ in their normaliser or schedule alone do not read alike; a teacher is named once."""
+    (weights := tmp_path / "t.safetensors").write_bytes(b"")
+    alone, ld = recipe("alone"), taught("ld", str(weights))
+    slow = ld.terms["ld"].model_copy(update={"norm": {"constant": {"divisor": 4.0}}, "schedule": {"cosine": {}}})
+    arms = arms_of(
+        [alone, ld, ld.model_copy(update={"name": "slow", "terms": ld.terms | {"ld": slow}})], Request(), None
+    )
+    first = {key: (there, here) for key, there, here in changes(arms[0], arms[1])}
+    assert first["teacher.weights"] == (NOTHING, str(weights))
+    assert not {"teacher.share", "teacher.scale", "teacher.more"} & set(first)
+    assert first["terms.ld"][1].startswith("edge_kl on positives (by student_confidence) over per_image")
+    assert first["terms.ld"][1].endswith("weight 0.25")
+    ((key, there, here),) = changes(arms[1], arms[2])
+    assert key == "terms.ld"
+    assert "per_image" in there
+    assert here.endswith("over constant (divisor 4.0), weight 0.25, cosine")
 
 
 def test_flat_settings_leave_out_what_makes_no_other_recipe() -> None:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.engine.settings import EngineSettings
+from locdistill.engine.trainer import RunInterrupted
 from locdistill.errors import RunError
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.paired import Paired, t_quantile, verdict
@@ -209,6 +210,18 @@ def test_an_interrupted_trial_goes_on(tmp_path: Path, stop: str) -> None:
     idle = FakeTraining()
     _run(_settings(command="another way to call it"), tmp_path, idle)
     assert idle.calls == []
+
+
+def test_a_stopped_run_of_several_says_how_to_go_on(tmp_path: Path) -> None:
+    """Not with --resume, which is for single runs."""
+
+    def stop(made: Recipe, folder: Path, resume: bool) -> None:
+        raise RunInterrupted("stopped. Go on with the same command and --resume", 2)
+
+    with pytest.raises(RunInterrupted, match="start the same command again") as stopped:
+        run_trial(_settings(), tmp_path, train=stop, tell=_quiet)
+    assert "--resume" not in str(stopped.value)
+    assert stopped.value.exit_code == 130
 
 
 def test_a_run_without_checkpoint_begins_again(tmp_path: Path) -> None:
