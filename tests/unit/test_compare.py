@@ -317,6 +317,8 @@ def test_folders_are_grouped_by_what_their_recipe_says(tmp_path: Path) -> None:
     assert arms[0].there == {1: folders[0], 0: folders[1]}
     assert arms[0].seeds == (0, 1)
     assert arms[1].there == {0: folders[2]}
+    numbered = [finish(tmp_path / f"n{i}", recipe(f"n-{i}", seed=i, lr=0.7)) for i in (1, 0)]
+    assert [arm.name for arm in arms_of([folders[2], *numbered], Request(), None)] == ["first", "n"]
     assert arms_of(folders, Request(), (0, 1, 2))[1].seeds == (0, 1, 2)  # missing ones are trained
     mixed = arms_of([folders[2], recipe("new")], Request(), None)
     assert mixed[1].seeds == (0,)

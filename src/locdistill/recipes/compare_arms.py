@@ -72,7 +72,7 @@ def arms_of(given: Sequence[str | Path | Recipe], request: Request, seeds: tuple
             f"nothing to compare: expected at least two different recipes or run folders, {what}; the first is what "
             "the others are compared with"
         )
-    names = _names([recipe for recipe, _ in found])
+    names = _names([_name(recipe, there) for recipe, there in found])
     common = seeds or _common_seeds([there for _, there in found if there]) or SEEDS
     return tuple(
         _arm(name, recipe, there, seeds or (tuple(sorted(there)) if there else common))
@@ -93,15 +93,20 @@ def _common_seeds(folders: list[dict[int, Path]]) -> tuple[int, ...]:
     return tuple(sorted(common))
 
 
-def _names(recipes: list[Recipe]) -> list[str]:
-    """Names of the recipes, numbered where they coincide."""
+def _name(recipe: Recipe, there: dict[int, Path]) -> str:
+    """Name of a recipe; of finished runs that end on their seed, what they have in common."""
+    return recipe.name.removesuffix(f"-{recipe.engine.seed}") if there else recipe.name
+
+
+def _names(wanted: list[str]) -> list[str]:
+    """Names, numbered where they coincide."""
     names: list[str] = []
-    for recipe in recipes:
-        name, number = recipe.name, 1
-        while name in names:
+    for name in wanted:
+        free, number = name, 1
+        while free in names:
             number += 1
-            name = f"{recipe.name}-{number}"
-        names.append(name)
+            free = f"{name}-{number}"
+        names.append(free)
     return names
 
 
