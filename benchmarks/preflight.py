@@ -18,17 +18,22 @@ from pathlib import Path
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "preflight-examples.md"
 STUDENT = "--backbone tf_efficientnet_lite0 --pretrained WEIGHTS/timm_tf_efficientnet_lite0.pth"
 FEW = "engine.steps=3 engine.log_every=1 engine.progress=false data.workers=0"
+LOOK = "--preflight-images 100"
 TEACHER = (
     f"train --data DATA/bccd {STUDENT} --out OUT/teacher --batch 4 data.sizes=[[192,144]] detector.depth=1 "
     "detector.levels=[3,4,5] detector.anchor_scale=4 engine.optimizer=adamw engine.lr=0.002 engine.scale_lr=false "
     "engine.warmup_steps=5 engine.steps=60 engine.progress=false data.workers=0"
 )
-COCO = f"distill --teacher WEIGHTS/nanodet_m.onnx --data DATA/coco-val2017-2.8k-320 {STUDENT} --batch 4"
+COCO = (
+    f"distill --teacher WEIGHTS/nanodet_m.onnx --data DATA/coco-val2017-2.8k-320 {STUDENT} --batch 4 {LOOK} "
+    "detector.channels=64"
+)
 PAIRS = {
     "A teacher of 8 bins, in an ONNX file, and a student of 17": f"{COCO} detector.reg_max=16 {FEW}",
     "A teacher of 80 classes, and a student of three of them": f"{COCO} data.classes=[person,car,dog] {FEW}",
     "A teacher of 256 channels, and a student of 64, compared by their features": (
-        f"distill --teacher OUT/teacher --data DATA/bccd {STUDENT} --batch 4 --method pkd detector.channels=64 {FEW}"
+        f"distill --teacher OUT/teacher --data DATA/bccd {STUDENT} --batch 4 {LOOK} --method pkd "
+        f"detector.channels=64 {FEW}"
     ),
 }
 WRONG = {

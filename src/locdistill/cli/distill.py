@@ -31,11 +31,15 @@ def distill(
         typer.Option(help="Look at teacher, data and regions before the first step, and stop on what cannot work."),
     ] = True,
     images: Annotated[
-        int,
+        int | None,
         typer.Option(
-            "--preflight-images", min=0, help="Validation images on which the teacher is measured; 0 leaves that out."
+            "--preflight-images",
+            min=0,
+            metavar="N",
+            help="Validation images on which the teacher is measured, however long it takes; 0 leaves that out. Up to "
+            "200, as many as 45 seconds allow, unless given.",
         ),
-    ] = 200,
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only look: print what was found; the exit code is 1 where it would stop.")
     ] = False,
@@ -62,6 +66,9 @@ def distill(
     locdistill distill --teacher runs/teacher --data bccd --dry-run
     locdistill distill --resume --out runs/student
     """
+    from dataclasses import replace  # noqa: PLC0415 - beside the heavy ones
+    from math import inf  # noqa: PLC0415
+
     from locdistill.cli.report import progress, report_preflight, report_run  # noqa: PLC0415 - heavy
     from locdistill.recipes import run  # noqa: PLC0415 - heavy
     from locdistill.recipes.preflight import Preflight  # noqa: PLC0415 - heavy
@@ -77,7 +84,9 @@ def distill(
         recipe=recipe,
         overrides=[*options.short_cuts(devices=devices, batch=batch, seed=seed, balance=balance), *overrides],
     )
-    how = Preflight(images=images, progress=progress("measuring the teacher"), show=report_preflight)
+    how = Preflight(progress=progress("measuring the teacher"), show=report_preflight)
+    if images is not None:
+        how = replace(how, images=images, seconds=inf)
     if dry_run:
         report = run.preflight(teacher, data, how=how, **asked)
         report_preflight(report, stops=True)

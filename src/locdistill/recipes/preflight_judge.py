@@ -13,11 +13,13 @@ from locdistill.recipes.preflight_teacher import START, Hearing, Trial
 from locdistill.recipes.recipe import OF_TEACHER
 
 CHANCE, ENOUGH = 0.01, 50
-"""AP50 below which a teacher is at chance level, and the objects from which on that is said."""
+"""AP50 below which a teacher is at chance level, and the objects from which on that, or a fault, is said."""
 POOR = 0.15
 """AP below which a teacher is called poor."""
-GAIN, RATIO, FEWEST = 0.02, 1.15, 20
-"""What another normalisation must gain, in AP and in proportion, on how many objects, to be named."""
+FEWEST = 20
+"""Objects from which on a teacher is judged at all."""
+GAIN, RATIO = 0.02, 1.15
+"""What another normalisation must gain, in AP and in proportion, to be named."""
 FOUND, RIGHT = 0.3, 0.5
 """Where so many of the objects are found, this share of them must be called right, or names are not what they say.
 
@@ -106,7 +108,7 @@ def _causes(suspect: Suspect) -> list[Problem]:
 def _wrong_normalisation(suspect: Suspect) -> list[Problem]:
     """Another normalisation with which the teacher finds clearly more."""
     best = max(suspect.hearing.trials, key=lambda trial: trial.heard.ap, default=None)
-    if best is None or best.heard.objects < FEWEST or not _clearly_better(best):
+    if best is None or best.heard.objects < ENOUGH or not _clearly_better(best):
         return []
     own, how = suspect.network.normalisation, best.how
     changed = {
