@@ -248,7 +248,8 @@ def _average_precision(
 
     Precision is needed at the true detections alone: its falling envelope changes nowhere else, and so does recall.
     """
-    total = weights @ ranked.objects
+    some_objects = np.flatnonzero(ranked.objects)  # of most classes few images have any
+    total = weights[:, some_objects] @ ranked.objects[some_objects]
     drawn = weights[:, ranked.image]
     ap = np.zeros((len(weights), len(ranked.true)))
     always = np.asarray(ranked.counted.all(0))
