@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from locdistill.assign.atss import ATSS
+from locdistill.distillation.teacher import LiveTeacher
+from locdistill.engine.module import blank_batch
 from locdistill.evaluation.agreement import (
     Agreement,
     agreement_sums,
@@ -24,9 +26,14 @@ from locdistill.evaluation.agreement import (
 from locdistill.evaluation.gradients import Pull, pulls, shares
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
+from locdistill.models.detector import Detector
+from locdistill.models.settings import DetectorSettings
+from locdistill.objective.objective import Objective
 from locdistill.objective.scene import Scene
 from locdistill.recipes.diagnose import regions_of
 from locdistill.recipes.diagnosis import ALONE, MAIN, OTHER, STUDENT, TEACHER, VALUABLE, Diagnosis, in_words
+from locdistill.recipes.load import load_recipe
+from locdistill.recipes.reopen import Reopened
 from locdistill.types import Dense
 from tests.scenes import instances_of
 
@@ -225,3 +232,27 @@ def test_words_say_what_is_wrong() -> None:
     assert "All four edges" in " ".join(in_words(diagnosis((0.9,) * 4)))
     assert "hardly hears its teacher" in " ".join(in_words(diagnosis((0.9,) * 4, taught=0.01)))
     assert "labels are hardly heard" in " ".join(in_words(diagnosis((0.9,) * 4, taught=20)))
+
+
+def test_classes_that_the_teacher_does_not_know_are_not_compared() -> None:
+    """Of two objects the teacher knows the class of one: the locations of the other are in no region of its own."""
+    settings = {"backbone": "test_resnet", "pretrained": False, "classes": ["a", "b"], "channels": 8, "depth": 1}
+    student = Detector(DetectorSettings.model_validate(settings | {"norm_groups": 4, "levels": [3, 4]})).eval()
+    run = Reopened(
+        recipe=load_recipe("gfl_r18_1x"),
+        folder=Path(),
+        weights=Path(),
+        students={STUDENT: student},
+        teacher=LiveTeacher(student),
+        objective=Objective(terms={}),
+        device=torch.device("cpu"),
+        notes=(),
+    )
+    objects = instances_of([[[4.0, 4.0, 60.0, 60.0], [64.0, 64.0, 120.0, 120.0]]], [[0, 1]], [(128, 128)])
+    batch = blank_batch(torch.device("cpu"))
+    batch = batch._replace(images=batch.images[..., :128, :128], sizes=objects.extents, instances=objects)
+    said = student(student.normalise(batch.images, batch.sizes))
+    everything, half = (run.scene(STUDENT, batch, said._replace(known=known)) for known in (None, (1,)))
+    assert set(everything.assignment.labels[everything.assignment.positive].tolist()) == {0, 1}
+    assert set(half.assignment.labels[half.assignment.positive].tolist()) == {1}
+    assert 0 < (run.valuable(half) > 0).sum() < (run.valuable(everything) > 0).sum()

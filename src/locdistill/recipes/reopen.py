@@ -65,7 +65,10 @@ class Reopened:
         return valuable_region(self.objective)
 
     def scene(self, who: str, batch: Batch, taught: Dense) -> Scene:
-        """What one of the students says of a batch on the device, beside what the teacher says."""
+        """What one of the students says of a batch on the device, beside what the teacher says.
+
+        Objects are those of the classes that the teacher knows: of others there is nothing to compare.
+        """
         detector = self.students[who]
         return Scene.build(
             detector(detector.normalise(batch.images, batch.sizes)),
@@ -74,7 +77,7 @@ class Reopened:
             instances=batch.instances,
             assigner=self.objective.assigner,
             bins=self.student.bins,
-        )
+        ).taught
 
     def learned(self) -> dict[str, Any]:
         """What terms with weights of their own had learned at the end.
