@@ -46,7 +46,8 @@ WRONG = {
 HEAD = """# Pairs that do not match, and what is said before the first step
 
 Written by `python benchmarks/preflight.py`, which runs each command and copies what it prints: three steps of pairs
-that can be bridged, then pairs that cannot work as they are. See [the look before the first step](preflight.md).
+that can be bridged, then pairs that cannot work as they are. DATA, WEIGHTS and OUT stand for folders. See [the look
+before the first step](preflight.md).
 """
 
 

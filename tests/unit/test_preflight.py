@@ -439,8 +439,12 @@ def test_a_teacher_that_follows_has_no_ap_and_a_student_that_begins_has_one(untr
     assert report.numbers["ap"] == {}
     assert report.facts["teacher"] == {"head": "the running average of the student itself"}
     assert report.stops == ()
-    begun = locdistill.preflight(untrained, data, how=replace(LOOK, images=8), start="teacher", **words)
+    few = replace(LOOK, images=8)
+    same = locdistill.preflight(untrained, data, how=few, start="teacher", **words)
+    assert set(same.numbers["ap"]) == {"teacher"}
+    begun = locdistill.preflight(untrained, data, how=few, start=untrained, **words)
     assert set(begun.numbers["ap"]) == {"teacher", START}
+    assert any("is no better than the student as it begins" in p.what for p in begun.warnings)
     assert begun.numbers["ap"]["teacher"]["ap"] == begun.numbers["ap"][START]["ap"]
     none = locdistill.preflight(untrained, data, how=replace(LOOK, images=0), **words)
     assert none.numbers["ap"] == {}

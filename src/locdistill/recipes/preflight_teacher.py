@@ -28,6 +28,7 @@ from locdistill.models.settings import InputSettings, NormalisationSettings
 from locdistill.recipes.landscape import evenly
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight_report import Network, network
+from locdistill.recipes.recipe import OF_TEACHER
 from locdistill.recipes.use import Progress, evaluation_batch, per_class
 from locdistill.types import Batch, Dense, Detections
 
@@ -130,7 +131,7 @@ def measure(
     device: torch.device,
     progress: Progress | None = None,
 ) -> dict[str, Hearing]:
-    """AP of each teacher, of several together, and of the student where it begins with trained weights.
+    """AP of each teacher, of several together, and of the student where it begins with other trained weights.
 
     Args:
         parts: The run; its student stays as it is.
@@ -142,7 +143,7 @@ def measure(
     """
     assert parts.teacher is not None
     everybody = teachers if len(teachers) == 1 else teachers | {ALL: parts.teacher}
-    if parts.start is not None:
+    if parts.start is not None and parts.recipe.start != OF_TEACHER:
         everybody = everybody | {START: LiveTeacher(copy.deepcopy(parts.detector))}
     listeners = [_Listener(name, each.to(device)) for name, each in everybody.items()]
     for name, each in teachers.items():
