@@ -1,7 +1,7 @@
 """Pairs that do not match: three steps of each from the command line, and what is said before the first one.
 
 Writes ``docs/preflight-examples.md``. A teacher with 256 channels is trained for 60 steps first, so that there is
-one worth listening to; it is no good detector. Two cores take about a quarter of an hour for all.
+one worth listening to; it is no good detector.
 
     python benchmarks/preflight.py --data DATA --weights WEIGHTS --out runs/preflight
 
