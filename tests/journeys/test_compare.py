@@ -142,8 +142,8 @@ def test_bad_input_is_said_before_anything_is_trained(place: Path, cli: Callable
 def test_trainings_of_several_processes_have_a_command_of_their_own(cli: Callable[..., str], place: Path) -> None:
     """Each process begins with the command that was given, which must not be the whole comparison."""
     two = "engine.devices=2", "engine.launch=subprocess", "engine.steps=2"
-    found = json.loads(cli("compare", "alone.yaml", "taught.yaml", *two, "--seeds", 1, "--out", "both", "--json"))
-    assert {run["steps"] for run in found["runs"]} == {2}
+    found = json.loads(cli("compare", "teacher", "taught.yaml", *two, "--seeds", 1, "--out", "both", "--json"))
+    assert {run["arm"]: run["steps"] for run in found["runs"]} == {"teacher": 24, "taught": 2}
     assert (place / "both" / "taught-0.yaml").is_file()
     facts = json.loads((place / "both" / "taught-0" / "metrics.json").read_text())
     assert facts["stopped"] == "finished"

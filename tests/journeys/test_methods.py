@@ -78,7 +78,7 @@ def test_three_steps_of_all_methods_together(tmp_path: Path, tiny_coco: Path, ba
         assert all(math.isfinite(row[f"train/{name}"]) for name in terms)
     assert all(row[f"train/{name}"] > 0 for row in rows for name in ("fitnets", "pkd", "cwd", "mgd", "fgd_context"))
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["state_dict"]
-    owners = {name.split(".")[2] for name in saved if name.startswith("learned.terms.")}
+    owners = {name.split(".")[2].removeprefix("of_") for name in saved if name.startswith("learned.terms.")}
     assert owners == terms - {"cwd", "dist_between", "dist_within"}
     assert not any(name.startswith("learned") for name in load_file(result.last))
 
@@ -88,11 +88,11 @@ def test_maps_inside_the_head_are_handed_out_and_adapted():
     term = Term(of=FeatureL2(maps="reg_tower"), on=Everywhere(), norm=ImageLevelMean())
     objective = Objective(terms={"im": term}, bins=student.bins)
     module = TrainingModule(student, objective, LiveTeacher(teacher), EngineSettings())
-    assert [tuple(m.weight.shape) for m in module.learned.terms["im"]] == [(32, 16, 1, 1)] * 3
+    assert [tuple(m.weight.shape) for m in module.learned.of("im")] == [(32, 16, 1, 1)] * 3
     module.plan = Plan(batches_per_epoch=1, accumulate=1, batch_per_device=1, world=1, total_steps=1)
     batch = blank_batch(torch.device("cpu"))
     dense, _ = module.predictions(batch)
     assert len(dense.towers) == 6
     assert dense.features == ()
     module.training_step(batch, 0)["loss"].backward()
-    assert module.learned.terms["im"][0].weight.grad.abs().sum() > 0
+    assert module.learned.of("im")[0].weight.grad.abs().sum() > 0

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -110,7 +110,7 @@ def test_the_seed_draws_what_terms_learn_and_nothing_else_is_disturbed():
         objective = objective_of(im=IMITATION)
         modules.append(TrainingModule(detector, objective, MappedTeacher(), settings_of(seed=seed)))
         assert detector.training
-    first, again, other = (m.learned.terms["im"][0].weight for m in modules)
+    first, again, other = (m.learned.of("im")[0].weight for m in modules)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     statistics = detector.norm.running_mean
@@ -121,7 +121,7 @@ def test_what_terms_learn_has_the_rate_of_the_head():
     module = module_of(objective_of(im=IMITATION))
     settings = settings_of(norm_bias_decay=False, backbone_lr_factor=0.1, bias_lr_factor=2.0)
     groups = parameter_groups(module.detector, settings, 1.0, module.learned)
-    weight, bias = module.learned.terms["im"][0].weight, module.learned.terms["im"][0].bias
+    weight, bias = module.learned.of("im")[0].weight, module.learned.of("im")[0].bias
     place = {id(p): (g["name"], g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert place[id(weight)] == ("rest", 1.0, settings.weight_decay)
     assert place[id(bias)] == ("rest_bias_no_decay", 2.0, 0.0)
@@ -359,3 +359,11 @@ def test_learned_is_empty_by_default():
     learned = Learned({})
     assert learned.of("im") is None
     assert not list(learned.parameters())
+
+
+def test_a_term_may_be_called_anything_that_a_recipe_allows():
+    """Also what attributes of a module container are called."""
+    own = {name: nn.Linear(1, 1) for name in ("values", "type", "training", "im")}
+    learned = Learned(own)
+    assert all(learned.of(name) is weights for name, weights in own.items())
+    assert learned.of("keys") is None

@@ -16,7 +16,7 @@ class Learned(nn.Module):
     """What the terms of an objective own: trained with the student, in the run's checkpoint, and in no weights file.
 
     Attributes:
-        terms: Weights by the name of the term that they belong to; terms without weights have no entry.
+        terms: Weights of the terms that have some; see ``of``.
         balance: Gradients of the terms that are balanced; None where none is.
         cross: Adapters of the student's maps inside the head, which go through that of a teacher of another width;
             shared by all terms that look at what it makes of them. None where there is no need.
@@ -26,19 +26,24 @@ class Learned(nn.Module):
         self, terms: Mapping[str, nn.Module], balance: Balance | None = None, cross: nn.ModuleList | None = None
     ) -> None:
         super().__init__()
-        self.terms = nn.ModuleDict(terms)
+        self.terms = nn.ModuleDict({_key(name): own for name, own in terms.items()})
         self.balance = balance
         self.cross = cross
 
     def of(self, term: str) -> nn.Module | None:
         """The weights of a term; None if it has none."""
-        return dict(self.terms.items()).get(term)
+        return dict(self.terms.items()).get(_key(term))
 
     def crossing(self, student: Dense) -> Dense:
         """The student's predictions, with its maps inside the head as wide as the teacher's head takes them."""
         if self.cross is None:
             return student
         return student._replace(towers=tuple(adapter(m) for adapter, m in zip(self.cross, student.towers, strict=True)))
+
+
+def _key(term: str) -> str:
+    """A name that no attribute of ``nn.ModuleDict`` has, whatever a recipe calls its term."""
+    return f"of_{term}"
 
 
 def adapters(
