@@ -410,9 +410,12 @@ def test_regions_and_the_anchors_that_suit_the_objects(data: Path, untrained: Pa
     tiny = replace(regions, missed=torch.full((5,), 4.0))
     (small,) = region_problems(parts, tiny, None)
     assert small.settings == ("data.sizes=[[512,384]]",)
-    (fixed,) = region_problems(parts, tiny, None, fixed_size=True)
+    (fixed,) = region_problems(parts, tiny, None, seen=128)
     assert fixed.settings == ()
     assert "looks at larger ones" in fixed.remedy
+    (some,) = region_problems(parts, tiny, None, seen=160)
+    assert some.settings == ("data.sizes=[[160,120]]",)
+    assert "1.25 times, as far as the teacher can look" in some.remedy
 
 
 # ---------------------------------------------------------------------------------------------- kinds of teachers, text

@@ -52,14 +52,14 @@ def tune(
     settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
-    """Search temperature, weights and region of the distillation by short runs.
+    r"""Search temperature, weights and region of the distillation by short runs.
 
     AP is measured on training images that are held out, so that the validation
     images stay unseen. The student alone and the recipe as it is are trained in
     the same way. The best of many trials looks better than it is: the command
     that compares it at full length is printed, with the recipe for it. Give the
     same command again to go on, with more --trials or --seeds to add some.
-    Needs optuna: pip install 'locdistill[tune]'.
+    Needs optuna: pip install 'locdistill\[tune]'.
 
     [bold]Examples[/bold]
 

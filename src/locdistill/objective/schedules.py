@@ -38,9 +38,7 @@ class _Span:
             ValueError: It begins before the run, ends after it, or ends before it begins.
         """
         if not 0 <= self.start <= self.end <= 1:
-            raise ValueError(
-                f"start and end are shares of the run, 0 <= start <= end <= 1, came {self.start} and {self.end}"
-            )
+            raise ValueError("start and end are shares of the run, 0 <= start <= end <= 1")
 
     def _through(self, progress: float) -> float:
         """Share of the span that is over."""

@@ -123,7 +123,7 @@ def validate(model: type[_Model], data: Any, where: str) -> _Model:
         return model.model_validate(data)
     except ValidationError as error:
         wrong = problems(error, model, data)
-        head = f"{where} has {len(wrong)} problem{'s' if len(wrong) > 1 else ''}:"
+        head = f"{where}: {len(wrong)} problem{'s' if len(wrong) > 1 else ''}:"
         raise RecipeError("\n  ".join([head, *wrong])) from None
 
 

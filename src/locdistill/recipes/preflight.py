@@ -8,6 +8,7 @@ together with what only a look at the data can tell.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
@@ -82,7 +83,7 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     per_image = {"locations": regions.locations, "main": regions.main, "valuable": regions.valuable}
     counts |= {"objects": len(regions.sides), "objects_without_location": len(regions.missed)}
     ap = {name: _numbers(hearing) for name, hearing in hearings.items()}
-    warnings += region_problems(parts, regions, _last_bin(teachers), fixed_size=_fixed_size(teachers))
+    warnings += region_problems(parts, regions, _last_bin(teachers), seen=_seen(teachers))
     stops: list[Problem] = []
     notes = list(parts.teacher.notes) if parts.teacher is not None else []
     there = len(parts.datasets["val"])
@@ -128,10 +129,10 @@ def _last_bin(teachers: dict[str, FrozenTeacher]) -> float | None:
     return min(found, default=None)
 
 
-def _fixed_size(teachers: dict[str, FrozenTeacher]) -> bool:
-    """Whether a teacher looks at images of one size only."""
-    networks = map(network, teachers.values())
-    return any(isinstance(net, OnnxTeacher) and net.size is not None for net in networks)
+def _seen(teachers: dict[str, FrozenTeacher]) -> float:
+    """Longest side of the images, as the student sees them, that all teachers can look at."""
+    nets = [net for net in map(network, teachers.values()) if isinstance(net, OnnxTeacher) and net.size is not None]
+    return min((max(net.size or ()) / net.scale for net in nets), default=math.inf)
 
 
 def _measured(parts: Parts, teachers: dict[str, FrozenTeacher], how: Preflight) -> dict[str, Hearing]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import islice
 
@@ -180,7 +181,7 @@ def in_words(regions: Regions) -> dict[str, str]:
 
 
 def region_problems(
-    parts: Parts, regions: Regions, its_largest: float | None, *, fixed_size: bool = False
+    parts: Parts, regions: Regions, its_largest: float | None, *, seen: float = math.inf
 ) -> list[Problem]:
     """What is wrong with the regions, and with bins for objects of this size.
 
@@ -188,20 +189,20 @@ def region_problems(
         parts: The run.
         regions: Of some training batches.
         its_largest: Position of the teacher's last bin, in strides; None where it has no bins.
-        fixed_size: Whether a teacher looks at images of one size only.
+        seen: Longest side of the images, as the student sees them, that every teacher can look at.
     """
     if not len(regions.sides):
         return []
     problems = []
     if len(regions.missed) > FEW * len(regions.sides):
-        problems.append(_missed(parts, regions, fixed_size))
+        problems.append(_missed(parts, regions, seen))
     named = [name for name, term in parts.objective.terms.items() if term.on == valuable_region(parts.objective)]
     if not regions.valuable and named:
         problems.append(_no_valuable(parts, regions, named))
     return problems + _short_bins(parts, regions, its_largest)
 
 
-def _missed(parts: Parts, regions: Regions, fixed_size: bool) -> Problem:
+def _missed(parts: Parts, regions: Regions, seen: float) -> Problem:
     """Objects for which no location answers."""
     share, median = len(regions.missed) / len(regions.sides), float(regions.missed.median())
     settings = parts.detector.settings
@@ -211,14 +212,17 @@ def _missed(parts: Parts, regions: Regions, fixed_size: bool) -> Problem:
         f"median side is {median:.0f} pixels, the finest stride {stride}"
     )
     if median < 2 * stride:
-        if fixed_size:
+        given = parts.recipe.data.sizes
+        wanted = min(4, max(2, round(2 * stride / max(median, 1))))
+        factor = min(wanted, seen / max(max(size) for size in given))
+        if factor <= 1:
             return Problem(
                 what=what, remedy="enlarge the images, for which a teacher must be found that looks at larger ones"
             )
-        factor = min(4, max(2, round(2 * stride / max(median, 1))))
-        sizes = ",".join(f"[{long * factor},{short * factor}]" for long, short in parts.recipe.data.sizes)
+        sizes = ",".join(f"[{int(long * factor)},{int(short * factor)}]" for long, short in given)
+        limit = ", as far as the teacher can look" if factor < wanted else ""
         return Problem(
-            what=what, remedy=f"enlarge the images, here {factor} times", settings=(f"data.sizes=[{sizes}]",)
+            what=what, remedy=f"enlarge the images, here {factor:g} times{limit}", settings=(f"data.sizes=[{sizes}]",)
         )
     return Problem(
         what=what,
