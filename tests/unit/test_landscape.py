@@ -85,6 +85,7 @@ def test_corners_are_the_plain_evaluations(
     with Image.open(tmp_path / "out" / "landscape.png") as picture:
         assert picture.size == (1200, 1040)
     assert f"Head {head}" in result.in_words
+    assert "is the same everywhere: AP 0.0" in result.in_words  # of detectors that have learned nothing
     assert not (tmp_path / "out" / "partial").exists()
 
 

@@ -99,12 +99,10 @@ class LandscapeResult:
         """Where it is best, and how deep the valley on the way between the detectors is, if the grid crosses it."""
         of = {point: 100 * metrics["AP"] for point, metrics in self.metrics.items()}
         best = self.best
+        where = f"best with gamma1 {best[0]:g} and gamma2 {best[1]:g}: AP {of[best]:.1f}"
         if len({_rank(value) for value in of.values()}) == 1:
-            return f"Nothing to tell points apart: AP {of[best]:.1f} everywhere."
-        text = (
-            f"Head {self.head}, the one of the {('first', 'second')[self.head - 1]} detector, is best with gamma1 "
-            f"{best[0]:g} and gamma2 {best[1]:g}: AP {of[best]:.1f}."
-        )
+            where = f"the same everywhere: AP {of[best]:.1f}"
+        text = f"Head {self.head}, the one of the {('first', 'second')[self.head - 1]} detector, is {where}."
         ends = {(1.0, 0.0), (0.0, 1.0)}
         way = [value for point, value in of.items() if abs(sum(point) - 1) < 2 * 10**-_DIGITS and point not in ends]
         if not ends <= of.keys() or not way:
