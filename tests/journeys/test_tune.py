@@ -55,7 +55,7 @@ def test_a_search_is_interrupted_goes_on_and_is_used(
         return run(recipe, folder, resume)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "run", killed)
+        patch.setattr(module, "run_apart", killed)
         assert cli(*WORDS)[0] == 130
     noted = json.loads(Path("found/study.json").read_text())["trials"]
     assert len(noted) == 2

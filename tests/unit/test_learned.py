@@ -82,7 +82,7 @@ def test_what_terms_learn_is_trained_and_kept_but_not_published(tmp_path: Path):
     module = module_of(objective_of(im=IMITATION, mgd=GENERATION), settings_of(ema=0.5))
     detector = set(module.detector.state_dict())
     own = {name: value.clone() for name, value in module.state_dict().items() if name.startswith("learned.")}
-    assert {name.split(".")[2] for name in own} == {"im", "mgd"}
+    assert {name.split(".")[2] for name in own} == {"of_im", "of_mgd"}
     result = fit(module, make_train_loader=Loaders(), out=tmp_path / "run")
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert set(saved["state_dict"]) == {f"detector.{name}" for name in detector} | set(own)

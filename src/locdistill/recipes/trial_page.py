@@ -229,10 +229,10 @@ class SeedColumn:
 def seed_chart(columns: Sequence[SeedColumn]) -> Image.Image:
     """A dot for each run, a bar for the mean of each column, a line between runs of the same seed; one panel a metric.
 
-    Up to four columns, the panels stand in a row; more need the room of two rows.
+    Up to four columns, the panels stand in a row; more need the room of two rows, and many have their names upright.
     """
-    rows = 1 if len(columns) <= 4 else 2
-    figure = new_figure(1000, 320 * rows)
+    rows, upright = 1 if len(columns) <= 4 else 2, len(columns) > 8
+    figure = new_figure(1000, (400 if upright else 320) * rows)
     panels = figure.subplots(rows, 4 // rows).flatten()
     seeds = sorted({seed for column in columns for seed in column.metrics})
     for panel, metric in zip(panels, METRICS, strict=True):
@@ -245,6 +245,6 @@ def seed_chart(columns: Sequence[SeedColumn]) -> Image.Image:
             colour = hexadecimal(TEACHER_COLOUR if column.taught else STUDENT)
             axes.scatter([x] * len(values), values, color=colour, s=22, zorder=3)
             axes.hlines(sum(values) / len(values), x - 0.25, x + 0.25, color=hexadecimal(INK), linewidth=1.6, zorder=2)
-        axes.set_xticks(range(len(columns)), [column.label for column in columns])
+        axes.set_xticks(range(len(columns)), [column.label for column in columns], rotation=90 if upright else 0)
         axes.set_xlim(-0.5, len(columns) - 0.5)
     return to_image(figure)
