@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from locdistill.cli import main
 from locdistill.evaluation.agreement import EDGES
 from locdistill.recipes.run import distill, train
 from locdistill.recipes.use import evaluate
+from tests.conftest import Answer
 
 pytestmark = pytest.mark.journey
 
@@ -24,21 +24,6 @@ SMALL = (
     *("engine.optimizer=adamw", "engine.lr=0.004", "engine.scale_lr=false", "engine.clip_norm=10"),
     *("engine.eval_every=0", "engine.log_every=5", "detector.norm_groups=4", "detector.pretrained=false"),
 )
-Cli = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
-    def run(*words: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +40,7 @@ def runs(tiny_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_is_diagnosed(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_a_run_is_diagnosed(cli: Callable[..., Answer], runs: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     words = ("--against", runs / "alone", "--images", 3, "--batches", 2, "--out", out, "--device", "cpu")
     code, shown, err = cli("diagnose", runs / "student", *words)
@@ -95,7 +80,7 @@ def test_a_run_is_diagnosed(cli: Cli, runs: Path, tmp_path: Path) -> None:
     assert page.count("<img") == len(pictures)
 
 
-def test_json_and_a_student_that_taught_itself(cli: Cli, runs: Path) -> None:
+def test_json_and_a_student_that_taught_itself(cli: Callable[..., Answer], runs: Path) -> None:
     code, shown, err = cli("diagnose", runs / "self", "--images", 2, "--batches", 1, "--json", "--device", "cpu")
     assert code == 0, err
     found = json.loads(shown)
@@ -105,7 +90,7 @@ def test_json_and_a_student_that_taught_itself(cli: Cli, runs: Path) -> None:
     assert (runs / "self" / "diagnosis" / "report.html").is_file()
 
 
-def test_a_run_whose_terms_learned(cli: Cli, runs: Path, tiny_coco: Path, tmp_path: Path) -> None:
+def test_a_run_whose_terms_learned(cli: Callable[..., Answer], runs: Path, tiny_coco: Path, tmp_path: Path) -> None:
     terms = ("terms.ld={weight: 0.1}", "terms.mgd={of: masked_generation, on: everywhere, norm: per_image, weight: 1}")
     settings = (*SMALL, *terms, "terms.ld.balance=0.5", "engine.steps=3")
     out = tmp_path / "run"
@@ -121,7 +106,7 @@ def test_a_run_whose_terms_learned(cli: Cli, runs: Path, tiny_coco: Path, tmp_pa
     assert "last.ckpt is not there" in err
 
 
-def test_what_cannot_be_diagnosed(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_diagnosed(cli: Callable[..., Answer], runs: Path, tmp_path: Path) -> None:
     code, _, err = cli("diagnose", runs / "alone")
     assert code == 2
     assert "has no teacher" in err
@@ -138,7 +123,7 @@ def test_what_cannot_be_diagnosed(cli: Cli, runs: Path, tmp_path: Path) -> None:
     assert "--teacher" in err
 
 
-def test_a_landscape(cli: Cli, runs: Path, tiny_coco: Path, tmp_path: Path) -> None:
+def test_a_landscape(cli: Callable[..., Answer], runs: Path, tiny_coco: Path, tmp_path: Path) -> None:
     out = tmp_path / "map"
     code, shown, err = cli("landscape", runs / "student", runs / "teacher", "--grid", 3, "--out", out, "--json")
     assert code == 0, err

@@ -114,9 +114,10 @@ def check_teacher(
     """
     its = Facts.of(teacher) if isinstance(teacher, DetectorSettings) else teacher
     mine, kind = Facts.of(student), teacher.model if isinstance(teacher, DetectorSettings) else None
+    unnamed = _unnamed(student, teacher, where) if isinstance(teacher, DetectorSettings) else ""
     wanted = tuple(stride * scale for stride in mine.strides)
     unlike = [
-        *_class_problems(student, teacher, where),
+        *_class_problems(mine, its, unnamed),
         *_cell_problems(student, mine, its, kind),
         *_level_problems(student, its, wanted),
     ]
@@ -156,12 +157,9 @@ def _map_classes(mine: Facts, its: Facts) -> MapClasses | None:
     return None if mine.classes == its.classes else MapClasses(sources=_sources(mine, its))
 
 
-def _class_problems(student: DetectorSettings, teacher: DetectorSettings | Facts, where: str) -> list[str]:
-    its = Facts.of(teacher) if isinstance(teacher, DetectorSettings) else teacher
-    mine = Facts.of(student)
+def _class_problems(mine: Facts, its: Facts, unnamed: str) -> list[str]:
     if any(source is not None for source in _sources(mine, its)):
         return []
-    unnamed = isinstance(teacher, DetectorSettings) and _unnamed(student, teacher, where)
     return [
         unnamed
         or f"classes: the teacher knows none of the student's; it has {_some(its.classes)}, the student "

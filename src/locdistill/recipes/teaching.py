@@ -105,7 +105,8 @@ def _listened_to(recipe: Recipe, file: Path, own: TeacherSettings | Colleague) -
     if file.suffix == SUFFIX:
         if own.input is not None or own.classes is not None:
             raise TeacherError(
-                f"{file}: what an ONNX file does not say is set by teacher.onnx, and not by teacher.input"
+                f"{file}: what an ONNX file does not say is set by teacher.onnx, and not by teacher.input or "
+                "teacher.classes"
             )
         foreign = onnx_teacher(file, own.onnx)
         teaches = foreign.facts
