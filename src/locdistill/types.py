@@ -7,6 +7,7 @@ distribution, ``g`` ground-truth slots of the image with the most objects.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,8 @@ class Batch(NamedTuple):
         image_ids: The data set's own identifier of each image.
         instances: Ground truth in pixels of the resized images.
         flipped: Whether all images are mirrored left and right to be looked at once more (test-time augmentation).
+        recalled: What is remembered of these images, looked at in this way, by name; None where nothing is asked for.
+            A teacher's cache puts here what the teacher says of them.
     """
 
     images: UInt8[Tensor, "b 3 h w"]
@@ -90,6 +93,7 @@ class Batch(NamedTuple):
     image_ids: Int[Tensor, " b"]
     instances: Instances
     flipped: bool = False
+    recalled: Mapping[str, Tensor] | None = None
 
 
 class Detections(NamedTuple):

@@ -5,21 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from locdistill.data.cache import PictureCache, memory_limit
+from locdistill.data.looks import Look, Plan
 from locdistill.data.records import Dataset
 from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
 from locdistill.data.settings import DataSettings
-from locdistill.data.transforms import Sample, choose_limits, flip, resize
+from locdistill.data.transforms import Sample, flip, resize
 from locdistill.errors import ImageError
 from locdistill.images import View, keep_ratio_size, read_image, resize_to
 from locdistill.types import Batch, Instances
@@ -47,7 +47,13 @@ class InputSize(Protocol):
 
 
 def training_loader(
-    dataset: Dataset, settings: DataSettings, *, seed: int, rank: int = 0, world_size: int = 1
+    dataset: Dataset,
+    settings: DataSettings,
+    *,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    memory: Memory | None = None,
 ) -> DataLoader[Batch]:
     """Shuffled, resized, flipped batches of ``settings.batch_per_device`` images, endlessly by epochs.
 
@@ -55,14 +61,7 @@ def training_loader(
     the middle. Each random choice derives from seed, epoch and image, so neither workers nor a restart change it.
     Every process gets the same number of batches; do not let an engine replace the sampler.
     """
-    plan = Plan(
-        sizes=settings.sizes,
-        mode=settings.size_mode,
-        flip=settings.flip,
-        pad_to=settings.pad_to,
-        seed=seed,
-        keep_ignored=settings.crowd == "ignore",
-    )
+    plan = training_plan(settings, seed)
     workers = _workers(settings.workers)
     cache = _cache(dataset, plan, workers, world_size) if settings.cache else None
     wide = [record.width > record.height for record in dataset.records]
@@ -74,7 +73,53 @@ def training_loader(
         world_size=world_size,
         repeat=settings.repeat,
     )
-    return _loader(Pictures(dataset, plan, cache), sampler, workers=workers, seed=seed)
+    return _loader(Pictures(dataset, plan, cache, memory), sampler, workers=workers, seed=seed)
+
+
+def every_look_loader(
+    dataset: Dataset,
+    settings: DataSettings,
+    *,
+    seed: int,
+    draws: Sequence[Draw],
+    memory: Memory,
+) -> DataLoader[Batch]:
+    """Batches of training images, each looked at in the ways that are named; images of a batch have one shape.
+
+    Args:
+        dataset: The images.
+        settings: How they are looked at in training.
+        seed: Of the training run.
+        draws: What to look at; each says its ``way`` (see `training_plan` for those that there are).
+        memory: Tells of each batch what is known of it.
+    """
+    plan = training_plan(settings, seed)
+    shapes: dict[tuple[int, int], list[Draw]] = {}
+    batches: list[list[Draw]] = []
+    for draw in draws:
+        record, look = dataset.records[draw.image], plan.look(draw)
+        sides = keep_ratio_size(record.height, record.width, short=look.short, long=look.long)
+        same = shapes.setdefault((-(-sides[0] // plan.pad_to), -(-sides[1] // plan.pad_to)), [])
+        same.append(draw)
+        if len(same) == settings.batch_per_device:
+            batches.append(list(same))
+            same.clear()
+    batches += [same for same in shapes.values() if same]
+    pictures = Pictures(dataset, plan, memory=memory)
+    return _loader(pictures, batches, workers=_workers(settings.workers), seed=seed)
+
+
+def training_plan(settings: DataSettings, seed: int) -> Plan:
+    """What is done to the images in training."""
+    return Plan(
+        sizes=settings.sizes,
+        mode=settings.size_mode,
+        flip=settings.flip,
+        pad_to=settings.pad_to,
+        seed=seed,
+        keep_ignored=settings.crowd == "ignore",
+        per_image=settings.views,
+    )
 
 
 def evaluation_loader(
@@ -97,32 +142,18 @@ def evaluation_loader(
     return _loader(Pictures(dataset, plan), sampler, workers=_workers(workers), seed=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What is done to each image; the fields are those of `DataSettings`.
+@runtime_checkable
+class Memory(Protocol):
+    """Something that remembers images, as they were looked at: what a teacher says of them."""
 
-    Attributes:
-        sizes: Limits ``(long, short)``.
-        mode: How to choose between them.
-        flip: Probability of a flip.
-        pad_to: Multiple for padded sides.
-        seed: Of all random choices.
-        keep_ignored: Whether crowd regions and difficult objects are handed on.
-        views: How images are looked at in evaluation, by ``Draw.turn``; nothing is left to chance then.
-    """
+    def recall(self, images: Sequence[int], samples: Sequence[Sample], flipped: Sequence[bool]) -> Mapping[str, Tensor]:
+        """What is remembered of the images of a batch, to be handed on with it as ``Batch.recalled``.
 
-    sizes: tuple[tuple[int, int], ...]
-    mode: Literal["value", "range"] = "value"
-    flip: float = 0.0
-    pad_to: int = 32
-    seed: int = 0
-    keep_ignored: bool = True
-    views: tuple[View, ...] = ()
-
-    @property
-    def fixed_size(self) -> bool:
-        """Whether an image always gets the same size, so that it may be kept resized."""
-        return len(self.sizes) == 1
+        Args:
+            images: Their positions in the data set.
+            samples: The images as they are looked at, before they are padded.
+            flipped: Which of them are mirrored.
+        """
 
 
 class Pictures(TorchDataset[Batch]):
@@ -131,9 +162,11 @@ class Pictures(TorchDataset[Batch]):
     Annotations are kept in a few flat arrays: many small objects would be copied into each worker bit by bit.
     """
 
-    def __init__(self, dataset: Dataset, plan: Plan, cache: PictureCache | None = None) -> None:
+    def __init__(
+        self, dataset: Dataset, plan: Plan, cache: PictureCache | None = None, memory: Memory | None = None
+    ) -> None:
         records = dataset.records
-        self._plan, self._cache = plan, cache
+        self._plan, self._cache, self._memory = plan, cache, memory
         self._paths = np.array([str(record.path) for record in records])
         self._sizes = np.array([(r.height, r.width) for r in records], dtype=np.int64).reshape(-1, 2)
         self._ids = np.array([record.image_id for record in records], dtype=np.int64)
@@ -154,20 +187,21 @@ class Pictures(TorchDataset[Batch]):
         Raises:
             ImageError: An image cannot be read.
         """
-        views = self._plan.views
-        batch = collate([self.sample(draw) for draw in draws], pad_to=self._plan.pad_to)
-        return batch._replace(flipped=views[draws[0].turn].flipped) if views else batch
+        looks = [self._plan.look(draw) for draw in draws]
+        samples = [self._sample(draw.image, look) for draw, look in zip(draws, looks, strict=True)]
+        batch = collate(samples, pad_to=self._plan.pad_to)
+        if self._memory is not None:
+            images, flipped = [draw.image for draw in draws], [look.flipped for look in looks]
+            batch = batch._replace(recalled=self._memory.recall(images, samples, flipped))
+        return batch._replace(flipped=looks[0].flipped) if self._plan.views else batch
 
     def sample(self, draw: Draw) -> Sample:
         """One image, resized and flipped as the draw decides."""
-        plan = self._plan
-        chance = np.random.default_rng((plan.seed, draw.epoch, draw.turn, draw.image))
-        long, short = choose_limits(plan.sizes, plan.mode, chance)
-        flipped = bool(chance.random() < plan.flip)
-        if plan.views:
-            view = plan.views[draw.turn]
-            (short, long), flipped = view.limits(short=short, long=long), view.flipped
-        sample = resize(self._unsized(draw.image, long=long, short=short), long=long, short=short)
+        return self._sample(draw.image, self._plan.look(draw))
+
+    def _sample(self, image: int, look: Look) -> Sample:
+        long, short, flipped = look
+        sample = resize(self._unsized(image, long=long, short=short), long=long, short=short)
         return flip(sample) if flipped else sample
 
     def _unsized(self, index: int, *, long: int, short: int) -> Sample:
@@ -250,7 +284,7 @@ def _workers(wanted: int | None) -> int:
     return min(DEFAULT_WORKERS, cores)
 
 
-def _loader(pictures: Pictures, sampler: Sampler[list[Draw]], *, workers: int, seed: int) -> DataLoader[Batch]:
+def _loader(pictures: Pictures, sampler: Iterable[list[Draw]], *, workers: int, seed: int) -> DataLoader[Batch]:
     if workers:
         _allow_open_files()
     return DataLoader(

@@ -17,11 +17,13 @@ class Draw(NamedTuple):
         image: Its position in the data set.
         epoch: The epoch.
         turn: How many times the image was drawn before in this epoch.
+        way: The number of the way in which it is looked at; None leaves that to chance.
     """
 
     image: int
     epoch: int = 0
     turn: int = 0
+    way: int | None = None
 
 
 class GroupedSampler(Sampler[list[Draw]]):

@@ -27,6 +27,9 @@ class DataSettings(Settings):
         size_mode: ``value`` picks one of ``sizes``; ``range`` draws both limits uniformly between the smallest and the
             largest of them.
         flip: Probability of a horizontal flip.
+        views: In how many ways each image is looked at in the whole of training: so many sizes and flips are drawn for
+            it by the seed, and chosen from each time. ``None`` draws anew each time. A cache of a teacher's predictions
+            needs a number where sizes are drawn from a range.
         batch_per_device: Images per process and micro-batch.
         workers: Processes that read images; ``None``: one per core, at most four.
         crowd: ``background`` trains crowd regions and difficult objects as background, like the reference;
@@ -47,6 +50,7 @@ class DataSettings(Settings):
     sizes: tuple[tuple[int, int], ...] = ((1333, 800),)
     size_mode: Literal["value", "range"] = "value"
     flip: float = Field(default=0.5, ge=0, le=1)
+    views: int | None = Field(default=None, ge=1)
     batch_per_device: int = Field(default=16, ge=1)
     workers: int | None = Field(default=None, ge=0)
     crowd: Literal["background", "ignore"] = "background"
