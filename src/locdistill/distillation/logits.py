@@ -28,10 +28,12 @@ class OfPredictions:
 
     Attributes:
         head: Whose head made the student's predictions out of its features: its ``own``, or the ``teacher``'s.
+        local: The value at a location depends on what the teacher predicts there, and nowhere else.
     """
 
     __slots__ = ()
     needs_teacher: ClassVar[bool] = True
+    local: ClassVar[bool] = True
     head: Head
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locdistill.assign.atss import adaptive_thresholds
@@ -66,6 +66,10 @@ class ValuableLocations:
         # An empty column keeps the maximum defined for a batch without any object.
         value = torch.nn.functional.pad(iou * band, (0, 1)).amax(-1)
         return value if self.by == "iou" else (value > 0).to(value.dtype)
+
+    def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
+        """The region itself."""
+        return self(scene) > 0
 
     def _thresholds(self, scene: Scene) -> Float[Tensor, "b g"]:
         if self.threshold == "assignment":

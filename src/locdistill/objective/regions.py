@@ -20,6 +20,10 @@ class Counted:
         """Weight 1."""
         return scene.assignment.counted.to(scene.confidence.dtype)
 
+    def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
+        """The region itself."""
+        return scene.assignment.counted
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positives:
@@ -43,6 +47,10 @@ class Positives:
         if self.by == "centerness":
             return scene.centerness
         return positive
+
+    def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
+        """All positives."""
+        return scene.assignment.positive
 
 
 def within_objects(scene: Scene) -> Bool[Tensor, "b l"]:
@@ -71,7 +79,10 @@ class InsideBoxes:
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """The chosen weight in the region."""
-        region = within_objects(scene)
-        if not self.positives:
-            region = region & ~scene.assignment.positive
+        region = self.reach(scene)
         return scene.confidence * region if self.by == "student_confidence" else region.to(scene.confidence.dtype)
+
+    def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
+        """The region, whatever the student says there."""
+        region = within_objects(scene)
+        return region if self.positives else region & ~scene.assignment.positive

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from locdistill.objective.normalisers import Normaliser, WeightSum
@@ -47,6 +47,14 @@ class Region(Protocol):
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """A weight per location, without gradient; zero outside the region."""
+
+
+@runtime_checkable
+class Bounded(Protocol):
+    """A region that follows from the ground truth alone, but for its weights."""
+
+    def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
+        """The locations outside which the weight is zero, whatever student and teacher say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +129,22 @@ class Term:
         """Whether the teacher must have distributions over the positions of edges, and not only boxes."""
         return self._any("needs_distributions")
 
+    @property
+    def bounded(self) -> bool:
+        """Whether the ground truth alone says which locations of a teacher's predictions are looked at."""
+        return isinstance(self.on, Bounded) and getattr(self.of, "local", False)
+
+    def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
+        """Outside of these locations it does not matter what a teacher predicts; all of the images if not bounded."""
+        if not self.bounded:
+            return scene.assignment.inside
+        assert isinstance(self.on, Bounded), "that is what bounded says"
+        return self.on.reach(self._seen(scene))
+
+    def _seen(self, scene: Scene) -> Scene:
+        """What compares with a teacher's predictions counts at objects of the classes that the teacher knows."""
+        return scene.taught if self.needs_predictions else scene
+
     def _any(self, need: str) -> bool:
         return any(getattr(part, need, False) for part in (self.of, self.on, self.norm))
 
@@ -135,13 +159,11 @@ class Term:
     def per_location(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Each location's share of the term, before the schedule.
 
-        What compares with a teacher's predictions counts at objects of the classes that the teacher knows.
-
         Args:
             scene: The batch.
             own: The divergence's weights, if it has some.
         """
-        seen = scene.taught if self.needs_predictions else scene
+        seen = self._seen(scene)
         weights = self.on(seen)
         if own is None:
             values = self.of(scene)
