@@ -19,6 +19,7 @@ from locdistill.assign.ignore import ByShare, in_ignored
 from locdistill.assign.window import locations_around
 from locdistill.geometry.boxes import centres, paired_iou
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.objects import in_turn
 from locdistill.types import Instances
 
 CENTRE_MARGIN_PX = 0.01
@@ -86,30 +87,33 @@ def nearest_in_window(grid: Grid, instances: Instances, topk: int) -> Candidates
     """
     cells = -(-topk // grid.per_cell)  # the anchors of a cell are equally near
     index, usable = locations_around(grid, instances, cells // 2)
-    return _take_nearest(grid, instances, index, usable, topk)
+    return _take_nearest(grid, instances.boxes, index, usable, topk)
 
 
 def nearest_of_allowed(grid: Grid, instances: Instances, allowed: Bool[Tensor, "b l"], topk: int) -> Candidates:
     """The nearest allowed locations of each level, looked for among all; levels are padded to the largest."""
-    device = grid.points.device
-    sizes = torch.tensor(grid.level_sizes, device=device)
-    steps = torch.arange(max(grid.level_sizes), device=device)
-    starts = torch.cat((sizes.new_zeros(1), sizes.cumsum(0)[:-1]))
-    exists = steps < sizes[:, None]
-    index = (starts[:, None] + steps).where(exists, 0)
-    usable = exists & allowed[:, index]  # (b, level, l)
-    objects = instances.boxes.shape[1]
-    shape = (len(allowed), objects, *index.shape)
-    return _take_nearest(grid, instances, index.expand(shape), usable[:, None].expand(shape), topk)
+    steps = torch.arange(max(grid.level_sizes), device=grid.points.device)
+    exists = steps < grid.on_levels.sizes[:, None]
+    index = (grid.on_levels.starts[:, None] + steps).where(exists, 0)
+    usable = (exists & allowed[:, index])[:, None]  # (b, 1, level, l)
+    # A batch without objects has one empty part.
+    parts = [_take_nearest(grid, some, index, usable, topk) for (some,) in in_turn(instances.boxes)] or [
+        _take_nearest(grid, instances.boxes, index, usable, topk)
+    ]
+    return Candidates(*(torch.cat(both, 1) for both in zip(*parts, strict=True)))
 
 
 def _take_nearest(
-    grid: Grid, instances: Instances, index: Int[Tensor, "b g v k"], usable: Bool[Tensor, "b g v k"], topk: int
+    grid: Grid,
+    boxes: Float[Tensor, "b g 4"],
+    index: Int[Tensor, "*#bg v k"],
+    usable: Bool[Tensor, "b _ v k"],
+    topk: int,
 ) -> Candidates:
-    offset = grid.points[index] - centres(instances.boxes)[:, :, None, None]
+    offset = grid.points[index] - centres(boxes)[:, :, None, None]
     distance = offset.square().sum(-1).sqrt().masked_fill(~usable, torch.inf)
     nearest = distance.topk(min(topk, distance.shape[-1]), -1, largest=False, sorted=False).indices
-    return Candidates(index.gather(-1, nearest).flatten(-2), usable.gather(-1, nearest).flatten(-2))
+    return Candidates(*(x.expand(distance.shape).gather(-1, nearest).flatten(-2) for x in (index, usable)))
 
 
 def _anchor_overlaps(

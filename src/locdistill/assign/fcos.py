@@ -9,11 +9,13 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
 from locdistill.assign.assignment import Assignment, assignment_of, strongest_claim
 from locdistill.assign.window import locations_around
-from locdistill.geometry.boxes import area, centres, pairwise_inside
+from locdistill.geometry.boxes import area, centres
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.objects import inside_some
 from locdistill.types import Instances
 
 
@@ -60,7 +62,7 @@ class FCOSPoints:
         gt_index = strongest_claim(index.flatten(2), claims, valid.flatten(2), len(grid.points))
         counted = inside
         if self.leave_ignored:
-            ignored = (pairwise_inside(grid.points[None], instances.boxes) & instances.ignored[:, None]).any(-1)
+            ignored = inside_some(grid.points, instances.boxes, instances.ignored)
             counted = inside & (~ignored | (gt_index >= 0))
         return assignment_of(grid, instances, gt_index, inside=inside, counted=counted)
 
@@ -77,5 +79,5 @@ class FCOSPoints:
 
     def _ranges(self, grid: Grid) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"]]:
         """Shortest and longest distance to an edge of each level, in pixels."""
-        ends = [self.longest * stride for stride in grid.level_strides[:-1]]
-        return grid.points.new_tensor([0.0, *ends]), grid.points.new_tensor([*ends, math.inf])
+        ends = self.longest * grid.on_levels.strides[:-1]
+        return pad(ends, (1, 0)), pad(ends, (0, 1), value=math.inf)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from locdistill.geometry.boxes import pairwise_iof
+from locdistill.geometry.boxes import paired_iof
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.objects import in_turn
 from locdistill.types import Instances
 
 IGNORE_IOF = 0.5
@@ -42,5 +44,9 @@ class ByShare:
 
 def in_ignored(grid: Grid, instances: Instances, iof: float) -> Bool[Tensor, "b l"]:
     """Which locations' anchors have more than this part of their area inside one ignored box."""
-    part = pairwise_iof(grid.anchors()[None], instances.boxes)
-    return ((part > iof) & instances.ignored[:, None]).any(-1)
+    anchors = grid.anchors()
+    found = torch.zeros(len(instances.boxes), len(anchors), dtype=torch.bool, device=anchors.device)
+    for boxes, ignored in in_turn(instances.boxes, instances.ignored):
+        part = paired_iof(anchors, boxes[:, :, None])
+        found = found | ((part > iof) & ignored[..., None]).any(1)
+    return found

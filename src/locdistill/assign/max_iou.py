@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.functional import pad
 
 from locdistill.assign.assignment import Assignment, assignment_of
 from locdistill.assign.ignore import ByShare, in_ignored
-from locdistill.geometry.boxes import pairwise_iou
+from locdistill.geometry.boxes import paired_iou
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.objects import in_turn
 from locdistill.types import Instances
 
 
@@ -26,8 +26,7 @@ class MaxIoU(ByShare):
     little and whatever else they would be; of several objects that so claim an anchor the last takes it, as in the
     reference.
 
-    Memory grows with images times anchors times objects: 24 bytes each at the peak, so two images of 800 x 1333
-    (200 000 anchors each) with 50 objects take about 500 MB for a moment.
+    All anchors are compared with all objects, a few objects at a time (:mod:`locdistill.geometry.objects`).
 
     Attributes:
         positive: Lowest IoU of a positive anchor.
@@ -55,20 +54,31 @@ class MaxIoU(ByShare):
         usable = inside
         if self.ignore_iof is not None:
             usable = inside & ~in_ignored(grid, instances, self.ignore_iof)
-        overlaps = pairwise_iou(grid.anchors()[None], instances.boxes)
-        overlaps = overlaps.where(usable[..., None] & instances.present[:, None], 0)
-        # An empty column keeps the maximum defined for a batch without any object.
-        best, slot = pad(overlaps, (0, 1)).max(-1)
+        best, slot, last = self._compare(grid.anchors(), instances, usable)
         gt_index = slot.where(best >= self.positive, -1)
         if self.low_quality:
-            last = self._last_claim(overlaps)
             gt_index = last.where(last >= 0, gt_index)
         counted = usable & ((gt_index >= 0) | (best < self.negative))
         return assignment_of(grid, instances, gt_index, inside=inside, counted=counted)
 
-    def _last_claim(self, overlaps: Float[Tensor, "b l g"]) -> Int[Tensor, "b l"]:
-        """The last of the objects whose highest IoU is at this anchor; -1 where there is none."""
-        highest = overlaps.amax(1, keepdim=True)
+    def _compare(
+        self, anchors: Float[Tensor, "l 4"], instances: Instances, usable: Bool[Tensor, "b l"]
+    ) -> tuple[Float[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, "b l"]]:
+        """The highest IoU of each anchor, the first object that has it, and the last that claims the anchor (or -1)."""
+        best = torch.zeros(usable.shape, dtype=anchors.dtype, device=anchors.device)
+        slot = torch.zeros(usable.shape, dtype=torch.long, device=anchors.device)
+        last = slot - 1
+        slots = torch.arange(instances.boxes.shape[1], device=anchors.device)[None]
+        for boxes, present, index in in_turn(instances.boxes, instances.present, slots):
+            overlaps = paired_iou(anchors, boxes[:, :, None]).where(usable[:, None] & present[..., None], 0)
+            highest, first = overlaps.max(1)
+            slot, best = (first + index[0, 0]).where(highest > best, slot), torch.maximum(highest, best)
+            if self.low_quality:
+                last = torch.maximum(last, self._last_claim(overlaps, index))
+        return best, slot, last
+
+    def _last_claim(self, overlaps: Float[Tensor, "b k l"], index: Int[Tensor, "1 k"]) -> Int[Tensor, "b l"]:
+        """The last of these objects whose highest IoU is at this anchor; -1 where there is none."""
+        highest = overlaps.amax(2, keepdim=True)
         claims = (overlaps == highest) & (highest > 0) & (highest >= self.min_positive)
-        slots = torch.arange(1, overlaps.shape[-1] + 1, device=overlaps.device)
-        return pad(slots * claims, (0, 1)).amax(-1) - 1
+        return index[..., None].where(claims, -1).amax(1)

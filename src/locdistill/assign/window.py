@@ -25,9 +25,7 @@ def locations_around(
     """
     width = 2 * reach + 1
     device = grid.points.device
-    strides = torch.tensor(grid.level_strides, device=device, dtype=torch.float32)
-    shapes = torch.tensor(grid.shapes, device=device)
-    starts = torch.cat((shapes.new_zeros(1), shapes.prod(-1).cumsum(0)[:-1]))
+    strides, shapes, starts, _ = grid.on_levels
     # Rows and columns that lie inside each image: (b, level, 2) as (height, width).
     limit = torch.ceil(instances.extents[:, None] / strides[:, None]).long()
     limit = torch.minimum(limit, shapes)
@@ -38,8 +36,8 @@ def locations_around(
     window = first[..., None] + steps  # (b, g, level, 2, width)
     rows, columns = window[..., 0, :, None], window[..., 1, None, :]
     usable = (rows < limit[:, None, :, 0, None, None]) & (columns < limit[:, None, :, 1, None, None])
-    index = starts[:, None, None] + rows * shapes[:, 1, None, None] + columns
-    index, usable = index.where(usable, 0).flatten(-2), usable.flatten(-2)
+    cells = rows * shapes[:, 1, None, None] + columns
     anchors = torch.arange(grid.per_cell, device=device)
-    index = (index[..., None] * grid.per_cell + anchors).flatten(-2)
+    index = starts[:, None, None, None] + cells[..., None] * grid.per_cell + anchors
+    index, usable = index.where(usable[..., None], 0).flatten(-3), usable.flatten(-2)
     return index, usable.repeat_interleave(grid.per_cell, -1)

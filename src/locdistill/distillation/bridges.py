@@ -17,6 +17,7 @@ from torch.nn.functional import logsigmoid
 
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.bins import Bins
+from locdistill.geometry.constant import constant, indices
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Batch, Dense
@@ -135,7 +136,7 @@ class Rebin:
     def __call__(self, dense: Dense) -> Dense:
         """Predictions in the student's bins; from a location further right, left edges are further and right nearer."""
         logits = dense.edge_logits.float()
-        own = logits.new_tensor(self.positions)
+        own = constant(self.positions, logits)
         edges = torch.stack((own + self.shift, own + self.shift, own - self.shift, own - self.shift))
         return dense._replace(edge_logits=rebin(logits, edges, self.bins))
 
@@ -161,7 +162,7 @@ class Soften:
     def __call__(self, dense: Dense) -> Dense:
         """Predictions in the student's bins."""
         distances = dense.edge_logits[..., 0].float()
-        distances = distances + distances.new_tensor((self.shift, self.shift, -self.shift, -self.shift))
+        distances = distances + constant((self.shift, self.shift, -self.shift, -self.shift), distances)
         return dense._replace(edge_logits=soft_edges(distances, self.bins, kind=self.kind, width=self.width))
 
 
@@ -177,12 +178,13 @@ class MapClasses:
 
     def __call__(self, dense: Dense) -> Dense:
         """Predictions of the student's classes, which say what of them is known."""
+        logits = dense.cls_logits
+        logits = logits.index_select(-1, indices([source or 0 for source in self.sources], logits))
+        missing = [i for i, source in enumerate(self.sources) if source is None]
+        if not missing:
+            return dense._replace(cls_logits=logits, known=None)
         known = tuple(i for i, source in enumerate(self.sources) if source is not None)
-        logits = dense.cls_logits[..., [source or 0 for source in self.sources]]
-        if len(known) < len(self.sources):
-            missing = [i for i, source in enumerate(self.sources) if source is None]
-            logits[..., missing] = UNKNOWN
-        return dense._replace(cls_logits=logits, known=known if len(known) < len(self.sources) else None)
+        return dense._replace(cls_logits=logits.index_fill(-1, indices(missing, logits), UNKNOWN), known=known)
 
 
 class AdaptedTeacher(FrozenTeacher):
@@ -253,18 +255,19 @@ def averaged(said: Sequence[Dense], shares: Sequence[float]) -> Dense:
 
     Means are taken of logarithms, so that nothing is lost where a probability is close to 0 or 1.
     """
-    count = min(
-        dense.cls_logits.shape[-1] for dense in said
-    )  # a background channel of the published GFL v2 is no class
+    # A background channel of the published GFL v2 is no class.
+    count = min(dense.cls_logits.shape[-1] for dense in said)
     scores = torch.stack([dense.score_logits[..., :count] for dense in said])
-    weights = torch.tensor(shares)[:, None].repeat(1, count)
-    for row, dense in zip(weights, said, strict=True):
-        if dense.known is not None:
-            row[[i for i in range(count) if i not in dense.known]] = 0
-    total = weights.sum(0)
-    known = None if bool(total.all()) else tuple(total.nonzero()[:, 0].tolist())
-    logs = torch.where(total > 0, weights / total, 1 / len(said)).log()[:, None, None].to(scores)
+    weights = [
+        [share * (dense.known is None or i in dense.known) for i in range(count)]
+        for share, dense in zip(shares, said, strict=True)
+    ]
+    some = tuple(i for i, column in enumerate(zip(*weights, strict=True)) if any(column))
+    known = None if len(some) == count else some
+    by_class = constant(weights, scores, torch.float32)
+    total = by_class.sum(0)
+    logs = torch.where(total > 0, by_class / total, 1 / len(said)).log()[:, None, None].to(scores)
     cls_logits = (logs + logsigmoid(scores)).logsumexp(0) - (logs + logsigmoid(-scores)).logsumexp(0)
     edges = torch.stack([dense.edge_logits.log_softmax(-1) for dense in said])
-    edge_shares = edges.new_tensor(shares).log().view(-1, 1, 1, 1, 1)
+    edge_shares = constant(shares, edges).log().view(-1, 1, 1, 1, 1)
     return Dense(cls_logits, (edge_shares + edges).logsumexp(0), known=known)

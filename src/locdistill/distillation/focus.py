@@ -8,15 +8,16 @@ width; attention is taken over the image's own part of a map, without the paddin
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
 from locdistill.distillation.adapters import OfMaps, Pair, inside_maps, per_location, shares
+from locdistill.geometry.objects import in_turn
 from locdistill.objective.scene import Scene
 from locdistill.settings import Positive
 from locdistill.types import Dense
@@ -164,17 +165,27 @@ class ContextL2(OfMaps):
         return (student - teacher).square().mean(1, keepdim=True)
 
 
-def _touched(scene: Scene) -> list[Bool[Tensor, "b g h w"]]:
-    """For each level, the cells of the image that each object's box overlaps."""
-    grid, boxes = scene.grid, scene.instances.boxes
-    levels = []
+def _touched(scene: Scene) -> Iterator[tuple[Bool[Tensor, "b 1 h w"], Iterator[Bool[Tensor, "b k h w"]]]]:
+    """For each level, the cells of the image, and of some objects at a time those that each object's box overlaps."""
+    grid, instances = scene.grid, scene.instances
     for (height, width), stride, inside in zip(grid.shapes, grid.level_strides, inside_maps(scene), strict=True):
-        x, y = (torch.arange(n, device=boxes.device) * stride for n in (width, height))
-        x1, y1, x2, y2 = (side[..., None] for side in boxes.unbind(-1))
-        columns, rows = (x + stride > x1) & (x < x2), (y + stride > y1) & (y < y2)
-        present = scene.instances.present[..., None, None]
-        levels.append(rows[..., :, None] & columns[..., None, :] & present & inside)
-    return levels
+        x, y = (torch.arange(n, device=inside.device) * stride for n in (width, height))
+        yield (
+            inside,
+            (
+                _cells(x, y, stride, boxes) & present[..., None, None] & inside
+                for boxes, present in in_turn(instances.boxes, instances.present)
+            ),
+        )
+
+
+def _cells(
+    x: Int[Tensor, " w"], y: Int[Tensor, " h"], stride: int, boxes: Float[Tensor, "b k 4"]
+) -> Bool[Tensor, "b k h w"]:
+    """Which cells, beginning at these positions, each box overlaps."""
+    x1, y1, x2, y2 = (side[..., None] for side in boxes.unbind(-1))
+    columns, rows = (x + stride > x1) & (x < x2), (y + stride > y1) & (y < y2)
+    return rows[..., :, None] & columns[..., None, :]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,12 +197,14 @@ class ObjectCells:
     """
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """One over the number of the object's cells on the level. Memory grows with locations times objects."""
+        """One over the number of the object's cells on the level."""
         levels = []
-        for touched in _touched(scene):
-            count = touched.sum((2, 3), keepdim=True).clamp(min=1)
-            # An empty slot keeps the maximum defined for a batch without any object.
-            levels.append(pad(touched / count, (0, 0, 0, 0, 0, 1)).amax(1, keepdim=True))
+        for inside, parts in _touched(scene):
+            highest = torch.zeros_like(inside, dtype=scene.confidence.dtype)
+            for touched in parts:
+                count = touched.sum((2, 3), keepdim=True).clamp(min=1)
+                highest = torch.maximum(highest, (touched / count).amax(1, keepdim=True))
+            levels.append(highest)
         return per_location(levels, scene.grid).to(scene.confidence.dtype)
 
 
@@ -200,9 +213,11 @@ class BackgroundCells:
     """Cells of the image that no object's box overlaps, with a weight of 1 in all on every level."""
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """One over the number of such cells of the level. Memory grows with locations times objects."""
+        """One over the number of such cells of the level."""
         levels = []
-        for touched, inside in zip(_touched(scene), inside_maps(scene), strict=True):
-            free = inside & ~touched.any(1, keepdim=True)
+        for inside, parts in _touched(scene):
+            free = inside
+            for touched in parts:
+                free = free & ~touched.any(1, keepdim=True)
             levels.append(free / free.sum((2, 3), keepdim=True).clamp(min=1))
         return per_location(levels, scene.grid).to(scene.confidence.dtype)

@@ -23,8 +23,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locdistill.distillation.logits import common_classes
-from locdistill.geometry.boxes import paired_iou, pairwise_iou
+from locdistill.geometry.boxes import paired_iou
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.objects import in_turn
 from locdistill.objective.normalisers import LevelMean
 from locdistill.objective.regions import within_objects
 from locdistill.objective.scene import Scene
@@ -80,10 +81,13 @@ class FineGrained:
     part: Share = 0.5
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Weight 1. Memory grows with locations times objects."""
-        usable = scene.instances.present[:, None] & scene.assignment.inside[..., None]
-        iou = pairwise_iou(scene.grid.anchors()[None], scene.instances.boxes) * usable
-        return (iou > self.part * iou.amax(1, keepdim=True)).any(-1).to(scene.confidence.dtype)
+        """Weight 1."""
+        anchors, inside = scene.grid.anchors(), scene.assignment.inside
+        near = torch.zeros_like(inside)
+        for boxes, present in in_turn(scene.instances.boxes, scene.instances.present):
+            iou = paired_iou(anchors, boxes[:, :, None]) * (present[..., None] & inside[:, None])
+            near = near | (iou > self.part * iou.amax(2, keepdim=True)).any(1)
+        return near.to(scene.confidence.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from locdistill.geometry.constant import indices
 from locdistill.geometry.edges import decode
 from locdistill.losses.distribution import softened_kl
 from locdistill.losses.focal import quality_focal_loss
@@ -65,7 +66,10 @@ def common_classes(
     """
     common = min(student.shape[-1], teacher.shape[-1])
     mine, its = student[..., :common], teacher[..., :common].detach()
-    return (mine, its) if known is None else (mine[..., list(known)], its[..., list(known)])
+    if known is None:
+        return mine, its
+    places = indices(known, mine)
+    return mine.index_select(-1, places), its.index_select(-1, places)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

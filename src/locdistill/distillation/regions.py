@@ -11,7 +11,8 @@ from torch import Tensor
 
 from locdistill.assign.atss import adaptive_thresholds
 from locdistill.distillation.logits import common_classes
-from locdistill.geometry.boxes import centre_offset, pairwise_iof, pairwise_iou
+from locdistill.geometry.boxes import centre_offset, paired_iof, paired_iou
+from locdistill.geometry.objects import in_turn
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import InsideBoxes
 from locdistill.objective.scene import Scene
@@ -53,18 +54,18 @@ class ValuableLocations:
         return self.threshold == "assignment"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """The chosen weight in the region. Memory grows with locations times objects."""
-        instances, assignment = scene.instances, scene.assignment
-        anchors = scene.grid.anchors()[None]
-        iou = pairwise_iou(anchors, instances.boxes)
-        overlap = iou if self.metric == "diou" else pairwise_iof(anchors, instances.boxes)
-        closeness = overlap - centre_offset(anchors[:, :, None], instances.boxes[:, None])
-        threshold = self._thresholds(scene)[:, None]
-        band = (closeness >= self.gamma * threshold) & (closeness < threshold)
+        """The chosen weight in the region."""
+        instances, assignment, anchors = scene.instances, scene.assignment, scene.grid.anchors()
+        highest = torch.zeros_like(assignment.overlaps)
+        for some, present, own in in_turn(instances.boxes, instances.present, self._thresholds(scene)):
+            boxes, threshold = some[:, :, None], own[..., None]
+            iou = paired_iou(anchors, boxes)
+            overlap = iou if self.metric == "diou" else paired_iof(anchors, boxes)
+            closeness = overlap - centre_offset(anchors, boxes)
+            band = (closeness >= self.gamma * threshold) & (closeness < threshold) & present[..., None]
+            highest = torch.maximum(highest, (iou * band).amax(1))
         allowed = assignment.inside if self.positives else assignment.inside & ~assignment.positive
-        band = band & instances.present[:, None] & allowed[..., None]
-        # An empty column keeps the maximum defined for a batch without any object.
-        value = torch.nn.functional.pad(iou * band, (0, 1)).amax(-1)
+        value = highest * allowed
         return value if self.by == "iou" else (value > 0).to(value.dtype)
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:

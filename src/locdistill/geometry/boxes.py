@@ -1,6 +1,7 @@
 """Axis-aligned boxes ``x1, y1, x2, y2`` with real coordinates (no ``+ 1``) and the IoU family on them.
 
-``paired_*`` compare boxes one to one along the leading axes; ``pairwise_*`` compare all with all along the last two.
+``paired_*`` compare boxes one to one along the leading axes, which broadcast where it says so; ``pairwise_*`` compare
+all with all along the last two. Coordinates are taken one by one: a processor is slow on many rows of two or four.
 """
 
 from __future__ import annotations
@@ -31,14 +32,26 @@ def clip(boxes: Float[Tensor, "*batch 4"], size: Int[Tensor, "*#batch 2"]) -> Fl
 
 
 def _intersection(a: Tensor, b: Tensor) -> Tensor:
-    sides = torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])
-    sides = sides.clamp(min=0)
-    return sides[..., 0] * sides[..., 1]
+    width = torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])
+    height = torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])
+    return width.clamp(min=0) * height.clamp(min=0)
 
 
-def _enclosing_sides(a: Tensor, b: Tensor) -> Tensor:
-    sides = torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
-    return sides.clamp(min=0)
+def _enclosing_sides(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    width = torch.maximum(a[..., 2], b[..., 2]) - torch.minimum(a[..., 0], b[..., 0])
+    height = torch.maximum(a[..., 3], b[..., 3]) - torch.minimum(a[..., 1], b[..., 1])
+    return width.clamp(min=0), height.clamp(min=0)
+
+
+def _square_of_diagonal(a: Tensor, b: Tensor) -> Tensor:
+    width, height = _enclosing_sides(a, b)
+    return width.square() + height.square()
+
+
+def _square_of_distance(a: Tensor, b: Tensor) -> Tensor:
+    x = (a[..., 0] + a[..., 2]) / 2 - (b[..., 0] + b[..., 2]) / 2
+    y = (a[..., 1] + a[..., 3]) / 2 - (b[..., 1] + b[..., 3]) / 2
+    return x.square() + y.square()
 
 
 def centre_offset(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
@@ -46,8 +59,7 @@ def centre_offset(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) 
 
     The leading axes broadcast, so the function serves one-to-one and all-to-all comparisons alike.
     """
-    distance = (centres(a) - centres(b)).square().sum(-1)
-    return distance / _enclosing_sides(a, b).square().sum(-1).clamp(min=EPSILON)
+    return _square_of_distance(a, b) / _square_of_diagonal(a, b).clamp(min=EPSILON)
 
 
 def paired_iou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
@@ -61,18 +73,20 @@ def pairwise_iou(a: Float[Tensor, "*#batch n 4"], b: Float[Tensor, "*#batch m 4"
     return paired_iou(a[..., :, None, :], b[..., None, :, :])
 
 
-def pairwise_iof(a: Float[Tensor, "*#batch n 4"], b: Float[Tensor, "*#batch m 4"]) -> Float[Tensor, "*#batch n m"]:
+def paired_iof(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
     """Intersection over the area of the *first* box ("foreground"), which is at least 1e-6."""
-    overlap = _intersection(a[..., :, None, :], b[..., None, :, :])
-    return overlap / area(a)[..., :, None].clamp(min=EPSILON)
+    return _intersection(a, b) / area(a).clamp(min=EPSILON)
 
 
-def pairwise_inside(
-    points: Float[Tensor, "*#batch n 2"], boxes: Float[Tensor, "*#batch m 4"]
-) -> Bool[Tensor, "*#batch n m"]:
-    """Which points lie strictly inside which boxes; one on an edge does not."""
-    points, boxes = points[..., :, None, :], boxes[..., None, :, :]
-    return ((points > boxes[..., :2]) & (points < boxes[..., 2:])).all(-1)
+def pairwise_iof(a: Float[Tensor, "*#batch n 4"], b: Float[Tensor, "*#batch m 4"]) -> Float[Tensor, "*#batch n m"]:
+    """:func:`paired_iof` of all pairs."""
+    return paired_iof(a[..., :, None, :], b[..., None, :, :])
+
+
+def paired_inside(points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 4"]) -> Bool[Tensor, "*#batch"]:
+    """Whether the points lie strictly inside the boxes; one on an edge does not."""
+    x, y = points[..., 0], points[..., 1]
+    return (x > boxes[..., 0]) & (y > boxes[..., 1]) & (x < boxes[..., 2]) & (y < boxes[..., 3])
 
 
 def paired_giou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
@@ -82,8 +96,8 @@ def paired_giou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> F
     """
     overlap = _intersection(a, b)
     union = (area(a) + area(b) - overlap).clamp(min=EPSILON)
-    sides = _enclosing_sides(a, b)
-    enclosing = (sides[..., 0] * sides[..., 1]).clamp(min=EPSILON)
+    width, height = _enclosing_sides(a, b)
+    enclosing = (width * height).clamp(min=EPSILON)
     return overlap / union - (enclosing - union) / enclosing
 
 
@@ -94,8 +108,7 @@ def paired_diou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> F
     """
     overlap = _intersection(a, b)
     iou = overlap / (area(a) + area(b) - overlap + EPSILON)
-    distance = (centres(a) - centres(b)).square().sum(-1)
-    return iou - distance / (_enclosing_sides(a, b).square().sum(-1) + EPSILON)
+    return iou - _square_of_distance(a, b) / (_square_of_diagonal(a, b) + EPSILON)
 
 
 def paired_ciou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
@@ -106,8 +119,7 @@ def paired_ciou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> F
     """
     overlap = _intersection(a, b)
     iou = overlap / (area(a) + area(b) - overlap + EPSILON)
-    distance = (centres(a) - centres(b)).square().sum(-1)
-    offset = distance / (_enclosing_sides(a, b).square().sum(-1) + EPSILON)
+    offset = _square_of_distance(a, b) / (_square_of_diagonal(a, b) + EPSILON)
     angle_a = torch.atan((a[..., 2] - a[..., 0]) / (a[..., 3] - a[..., 1] + EPSILON))
     angle_b = torch.atan((b[..., 2] - b[..., 0]) / (b[..., 3] - b[..., 1] + EPSILON))
     v = (4 / math.pi**2) * (angle_b - angle_a).square()

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+class Levels(NamedTuple):
+    """What is said of each level, as tensors beside the locations: none is sent there while training.
+
+    Attributes:
+        strides: In pixels.
+        shapes: Height and width of the map.
+        starts: Index of the first location.
+        sizes: Number of locations.
+    """
+
+    strides: Float[Tensor, " v"]
+    shapes: Int[Tensor, "v 2"]
+    starts: Int[Tensor, " v"]
+    sizes: Int[Tensor, " v"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +40,7 @@ class Grid:
         levels: Index of each location's level, from 0.
         shapes: Height and width of each level's map.
         level_strides: Stride of each level in pixels.
+        on_levels: Both, and where the levels begin, as tensors.
         anchor_shapes: Width and height of each anchor of a cell, in strides.
         offset: Position of a cell's point in the cell, in strides: 0 for the upper left corner, a multiple of the
             stride (GFL, GFL v2, ATSS, RetinaNet), 0.5 for the middle (FCOS).
@@ -33,6 +51,7 @@ class Grid:
     levels: Int[Tensor, " l"]
     shapes: tuple[tuple[int, int], ...]
     level_strides: tuple[int, ...]
+    on_levels: Levels
     anchor_shapes: Float[Tensor, "p 2"]
     offset: float = 0.0
 
@@ -59,7 +78,7 @@ class Grid:
             ratios: Height over width of the anchors.
             device: Where to put the locations.
         """
-        points, per_location, levels = [], [], []
+        rows, columns, per_location, levels = [], [], [], []
         sizes = [anchor_scale * 2 ** (octave / octaves) for octave in range(octaves)]
         anchor_shapes = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for ratio in ratios for size in sizes]
         per_cell = len(anchor_shapes)
@@ -67,15 +86,25 @@ class Grid:
             ys = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
             xs = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
             y, x = torch.meshgrid(ys, xs, indexing="ij")
-            points.append(torch.stack((x.flatten(), y.flatten()), -1).repeat_interleave(per_cell, 0))
+            rows.append(y.flatten().repeat_interleave(per_cell))
+            columns.append(x.flatten().repeat_interleave(per_cell))
             per_location.append(torch.full((height * width * per_cell,), float(stride), device=device))
             levels.append(torch.full((height * width * per_cell,), level, device=device))
+        sides = torch.tensor(shapes, device=device)
+        sizes_of_levels = sides.prod(-1) * per_cell
         return cls(
-            points=torch.cat(points),
+            # All of one coordinate lie together in memory: what compares them goes along the locations.
+            points=torch.stack((torch.cat(columns), torch.cat(rows))).T,
             strides=torch.cat(per_location),
             levels=torch.cat(levels),
             shapes=tuple((int(h), int(w)) for h, w in shapes),
             level_strides=tuple(strides),
+            on_levels=Levels(
+                strides=torch.tensor(strides, device=device, dtype=torch.float32),
+                shapes=sides,
+                starts=sizes_of_levels.cumsum(0) - sizes_of_levels,
+                sizes=sizes_of_levels,
+            ),
             anchor_shapes=torch.tensor(anchor_shapes, device=device, dtype=torch.float32),
             offset=offset,
         )
@@ -92,9 +121,8 @@ class Grid:
 
     def anchors(self) -> Float[Tensor, "l 4"]:
         """The anchor of each location, ``x1, y1, x2, y2`` in pixels."""
-        shapes = self.anchor_shapes.repeat(len(self.points) // self.per_cell, 1)
-        half = shapes / 2 * self.strides[:, None]
-        return torch.cat((self.points - half, self.points + half), -1)
+        half = (self.anchor_shapes / 2).T.repeat(1, len(self.points) // self.per_cell) * self.strides
+        return torch.cat((self.points.T - half, self.points.T + half)).T
 
     def within(self, extents: Int[Tensor, "b 2"]) -> Bool[Tensor, "b l"]:
         """Which locations have a cell that begins inside each image's own extent (height, width in pixels)."""

@@ -8,7 +8,7 @@ from typing import Literal
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from locdistill.geometry.boxes import pairwise_inside
+from locdistill.geometry.objects import inside_some
 from locdistill.objective.scene import Scene
 
 
@@ -54,12 +54,9 @@ class Positives:
 
 
 def within_objects(scene: Scene) -> Bool[Tensor, "b l"]:
-    """Locations of the image whose centre lies strictly inside some object's box, on whatever level.
-
-    Memory grows with locations times objects.
-    """
-    within = pairwise_inside(scene.grid.points[None], scene.instances.boxes) & scene.instances.present[:, None]
-    return within.any(-1) & scene.assignment.inside
+    """Locations of the image whose centre lies strictly inside some object's box, on whatever level."""
+    within = inside_some(scene.grid.points, scene.instances.boxes, scene.instances.present)
+    return within & scene.assignment.inside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

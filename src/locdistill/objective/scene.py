@@ -12,6 +12,7 @@ from torch import Tensor
 from locdistill.assign.assignment import Assignment
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import paired_iou
+from locdistill.geometry.constant import indices
 from locdistill.geometry.edges import decode, encode
 from locdistill.geometry.grid import Grid
 from locdistill.losses.centerness import centerness
@@ -107,7 +108,7 @@ class Scene:
         if self.teacher is None or self.teacher.known is None:
             return self
         known = torch.zeros(self.student.cls_logits.shape[-1], dtype=torch.bool, device=self.boxes.device)
-        known[list(self.teacher.known)] = True
+        known = known.index_fill(0, indices(self.teacher.known, known), True)
         objects, places = self.instances, self.assignment
         return replace(
             self,
