@@ -113,6 +113,11 @@ def test_workers_change_nothing(tiny_coco: Path) -> None:
         assert_equal(list(loader), batches_of(tiny_coco, epoch, sizes=sizes, size_mode="range"))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_lie_row_by_row(workers: int, tiny_coco: Path) -> None:
+    assert all(b.images.permute(0, 2, 3, 1).is_contiguous() for b in batches_of(tiny_coco, workers=workers))
+
+
 def test_workers_may_be_spawned(tiny_coco: Path) -> None:
     settings = settings_of(tiny_coco, cache=True)
     loader = training_loader(open_dataset(settings, "train"), settings, seed=5)

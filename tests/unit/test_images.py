@@ -10,8 +10,16 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from locdistill import images
 from locdistill.errors import ImageError
-from locdistill.images import image_size, keep_ratio_size, read_image, resize_keep_ratio
+from locdistill.images import (
+    image_size,
+    keep_ratio_size,
+    normalised,
+    pad_together,
+    read_image,
+    resize_keep_ratio,
+)
 
 
 def rows(*pixels: tuple[int, int, int]) -> torch.Tensor:
@@ -121,6 +129,46 @@ def test_a_file_that_is_cut_off_is_an_error_that_names_it(suffix: str, tmp_path:
         read_image(path)
 
 
+def photograph(height: int, width: int, seed: int = 0) -> Image.Image:
+    """Smooth colours, as JPEG is made for."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (5, 7, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 20}])
+def test_a_plain_jpeg_has_the_pixels_that_pillow_sees(mode: str, options: dict[str, int], tmp_path: Path) -> None:
+    path = tmp_path / "photograph.jpg"
+    photograph(61, 87).convert(mode).save(path, **options)
+    with Image.open(path) as image:
+        expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
+    read = read_image(path)
+    assert torch.equal(read, expected)
+    assert read.permute(1, 2, 0).is_contiguous()  # row by row, channels together
+
+
+@pytest.mark.parametrize("case", ["cmyk", "turned", "png"])
+def test_what_is_no_plain_jpeg_is_left_to_pillow(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "decode_jpeg", lambda *_, **__: pytest.fail("not for torchvision"))
+    picture, path = photograph(30, 20), tmp_path / f"picture.{'png' if case == 'png' else 'jpg'}"
+    exif = Image.Exif()
+    exif[0x0112] = 6 if case == "turned" else 1
+    (picture.convert("CMYK") if case == "cmyk" else picture).save(path, exif=exif)
+    with Image.open(path) as image:
+        expected = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    assert np.array_equal(read_image(path).permute(1, 2, 0).numpy(), expected)
+
+
+def test_pillow_reads_a_jpeg_that_torchvision_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("compiled without libjpeg")
+
+    photograph(9, 11).save(tmp_path / "a.jpg")
+    expected = read_image(tmp_path / "a.jpg")
+    monkeypatch.setattr(images, "decode_jpeg", refuse)
+    assert torch.equal(read_image(tmp_path / "a.jpg"), expected)
+
+
 def test_other_files_are_errors_that_name_them(tmp_path: Path) -> None:
     (tmp_path / "text.jpg").write_text("not an image")
     with pytest.raises(ImageError, match=r"text\.jpg: not an image"):
@@ -195,3 +243,30 @@ def test_resize_keep_ratio() -> None:
     # Antialias: shrinking stripes of one pixel four times gives their mean, not one of them.
     stripes = torch.tensor([0, 200], dtype=torch.uint8).repeat(16).expand(3, 32, 32)
     assert resize_keep_ratio(stripes, short=8, long=8)[0, 4, 2:6].tolist() == [100] * 4
+
+
+@pytest.mark.parametrize("worker", [None, object()])
+def test_images_padded_together_lie_row_by_row(worker: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "get_worker_info", lambda: worker)
+    first, second = (torch.full((3, *size), value, dtype=torch.uint8) for size, value in (((2, 5), 7), ((4, 3), 8)))
+    batch = pad_together([first, second], height=4, width=6)
+    expected = torch.zeros(2, 3, 4, 6, dtype=torch.uint8)
+    expected[0, :, :2, :5], expected[1, :, :4, :3] = 7, 8
+    assert torch.equal(batch, expected)
+    assert batch.permute(0, 2, 3, 1).is_contiguous()
+    assert batch.is_shared() == (worker is not None)  # where it is handed on, it need not be copied
+
+
+@pytest.mark.parametrize("bgr", [False, True])
+def test_normalising_gives_the_same_whatever_the_layout(bgr: bool) -> None:
+    planes = torch.randint(0, 256, (2, 3, 6, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = planes.clone()
+    mean, std = torch.tensor([123.675, 116.28, 103.53])[:, None, None], torch.tensor([58.4, 57.1, 57.4])[:, None, None]
+    sizes = torch.tensor([[6, 9], [4, 5]])
+    expected = ((planes.flip(1) if bgr else planes) - mean) / std  # exactly: the same operations in the same order
+    expected[1, :, 4:], expected[1, :, :, 5:] = 0, 0
+    for layout in (planes, planes.to(memory_format=torch.channels_last)):
+        ready = normalised(layout, sizes, mean=mean, std=std, bgr=bgr)
+        assert torch.equal(ready, expected)
+        assert ready.is_contiguous()
+    assert torch.equal(planes, before)

@@ -21,7 +21,7 @@ from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
 from locdistill.data.settings import DataSettings
 from locdistill.data.transforms import Sample, flip, resize
 from locdistill.errors import ImageError
-from locdistill.images import View, keep_ratio_size, read_image, resize_to
+from locdistill.images import View, keep_ratio_size, pad_together, read_image, resize_to
 from locdistill.types import Batch, Instances
 
 DEFAULT_WORKERS = 4
@@ -146,12 +146,14 @@ def evaluation_loader(
 class Memory(Protocol):
     """Something that remembers images, as they were looked at: what a teacher says of them."""
 
-    def recall(self, images: Sequence[int], samples: Sequence[Sample], flipped: Sequence[bool]) -> Mapping[str, Tensor]:
+    def recall(
+        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], flipped: Sequence[bool]
+    ) -> Mapping[str, Tensor]:
         """What is remembered of the images of a batch, to be handed on with it as ``Batch.recalled``.
 
         Args:
             images: Their positions in the data set.
-            samples: The images as they are looked at, before they are padded.
+            sizes: Height and width of each as it is looked at, before it is padded.
             flipped: Which of them are mirrored.
         """
 
@@ -192,7 +194,8 @@ class Pictures(TorchDataset[Batch]):
         batch = collate(samples, pad_to=self._plan.pad_to)
         if self._memory is not None:
             images, flipped = [draw.image for draw in draws], [look.flipped for look in looks]
-            batch = batch._replace(recalled=self._memory.recall(images, samples, flipped))
+            sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
+            batch = batch._replace(recalled=self._memory.recall(images, sizes, flipped))
         return batch._replace(flipped=looks[0].flipped) if self._plan.views else batch
 
     def sample(self, draw: Draw) -> Sample:
@@ -243,21 +246,18 @@ def collate(samples: Sequence[Sample], *, pad_to: int) -> Batch:
     extents = (sizes + pad_to - 1) // pad_to * pad_to
     height, width = extents.amax(0).tolist()
     slots = max([1, *(len(sample.labels) for sample in samples)])
-    images = torch.zeros((len(samples), 3, height, width), dtype=torch.uint8)
     boxes = torch.zeros((len(samples), slots, 4))
     labels = torch.zeros((len(samples), slots), dtype=torch.int64)
     ignored = torch.zeros((len(samples), slots), dtype=torch.bool)
     present = torch.zeros((len(samples), slots), dtype=torch.bool)
     for i, sample in enumerate(samples):
-        h, w = sample.image.shape[-2:]
-        images[i, :, :h, :w] = sample.image
         objects = len(sample.labels)
         boxes[i, :objects] = sample.boxes
         labels[i, :objects] = sample.labels
         ignored[i, :objects] = sample.ignored
         present[i, :objects] = ~sample.ignored
     return Batch(
-        images=images,
+        images=pad_together([sample.image for sample in samples], height=height, width=width),
         sizes=sizes,
         original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),

@@ -19,6 +19,7 @@ from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.errors import TeacherError
 from locdistill.geometry.edges import encode
 from locdistill.geometry.grid import Grid
+from locdistill.images import normalised
 from locdistill.interop.classes import COCO, VOC
 from locdistill.models.settings import NormalisationSettings
 from locdistill.types import Batch, Dense
@@ -270,13 +271,8 @@ class OnnxTeacher(FrozenTeacher):
         return layout, bool(((scores >= 0) & (scores <= 1)).all())
 
     def _normalised(self, batch: Batch) -> Float[Tensor, "b 3 h w"]:
-        height, width = batch.images.shape[-2:]
-        device = batch.images.device
-        rows = torch.arange(height, device=device) < batch.sizes[:, :1]
-        columns = torch.arange(width, device=device) < batch.sizes[:, 1:]
-        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
-        images = batch.images.flip(1) if self.bgr else batch.images
-        images = ((images - self.mean.to(device)) / self.std.to(device)).where(inside, 0.0)
+        mean, std = self.mean.to(batch.images.device), self.std.to(batch.images.device)
+        images = normalised(batch.images, batch.sizes, mean=mean, std=std, bgr=self.bgr)
         if self.scale > 1:
             images = torch.nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
         return images

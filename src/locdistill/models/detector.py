@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from locdistill.errors import RecipeError
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
-from locdistill.images import ImageSource, read_image, resize_keep_ratio
+from locdistill.images import ImageSource, normalised, pad_together, read_image, resize_keep_ratio
 from locdistill.models import foreign, postprocess, weights
 from locdistill.models.backbones import Freezing, build_backbone
 from locdistill.models.fpn import FPN
@@ -125,13 +125,7 @@ class Detector(nn.Module):
 
     def normalise(self, images: UInt8[Tensor, "b 3 h w"], sizes: Int[Tensor, "b 2"]) -> Float[Tensor, "b 3 h w"]:
         """Images as the network takes them; the padding beyond each image's height and width becomes exactly 0."""
-        height, width = images.shape[-2:]
-        rows = torch.arange(height, device=images.device) < sizes[:, :1]
-        columns = torch.arange(width, device=images.device) < sizes[:, 1:]
-        inside = (rows[:, :, None] & columns[:, None, :])[:, None]
-        if self.settings.bgr:
-            images = images.flip(1)
-        return ((images - self.mean) / self.std).where(inside, 0.0)
+        return normalised(images, sizes, mean=self.mean, std=self.std, bgr=self.settings.bgr)
 
     def normalise_as(self, how: NormalisationSettings) -> None:
         """Normalise images in another way from now on; what is None stays."""
@@ -270,9 +264,7 @@ class Detector(nn.Module):
         for index, view in enumerate(self.settings.detections.augment.views):
             own = [prepared.images[index] for prepared in group]
             height, width = group[0].padded[index]
-            images = torch.zeros(len(own), 3, height, width, dtype=torch.uint8)
-            for canvas, image in zip(images, own, strict=True):
-                canvas[:, : image.shape[-2], : image.shape[-1]] = image
+            images = pad_together(own, height=height, width=width)
             sizes = torch.tensor([image.shape[-2:] for image in own], device=self.device)
             dense = self(self.normalise(images.to(self.device), sizes))
             found.append(self.candidates(dense, self.grid_for((height, width)), sizes, originals, flipped=view.flipped))
