@@ -11,6 +11,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
@@ -245,24 +246,25 @@ def collate(samples: Sequence[Sample], *, pad_to: int) -> Batch:
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64)
     extents = (sizes + pad_to - 1) // pad_to * pad_to
     height, width = extents.amax(0).tolist()
-    slots = max([1, *(len(sample.labels) for sample in samples)])
-    boxes = torch.zeros((len(samples), slots, 4))
-    labels = torch.zeros((len(samples), slots), dtype=torch.int64)
-    ignored = torch.zeros((len(samples), slots), dtype=torch.bool)
-    present = torch.zeros((len(samples), slots), dtype=torch.bool)
-    for i, sample in enumerate(samples):
-        objects = len(sample.labels)
-        boxes[i, :objects] = sample.boxes
-        labels[i, :objects] = sample.labels
-        ignored[i, :objects] = sample.ignored
-        present[i, :objects] = ~sample.ignored
     return Batch(
         images=pad_together([sample.image for sample in samples], height=height, width=width),
         sizes=sizes,
         original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
-        instances=Instances(boxes, labels, present, ignored, extents),
+        instances=Instances(
+            boxes=_slots([sample.boxes for sample in samples]),
+            labels=_slots([sample.labels for sample in samples]),
+            present=_slots([~sample.ignored for sample in samples]),
+            ignored=_slots([sample.ignored for sample in samples]),
+            extents=extents,
+        ),
     )
+
+
+def _slots(parts: Sequence[Tensor]) -> Tensor:
+    """Stack what belongs to the objects of each image, filled up with zeros to the most objects, at least one."""
+    one = parts[0].new_zeros((1, *parts[0].shape[1:]))
+    return pad_sequence([*parts, one], batch_first=True)[:-1]
 
 
 def _joined(parts: Sequence[np.ndarray], kind: type, empty: tuple[int, ...]) -> np.ndarray:

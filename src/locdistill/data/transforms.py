@@ -54,9 +54,9 @@ def resize(sample: Sample, *, long: int, short: int) -> Sample:
     height, width = sample.original_size
     size = keep_ratio_size(height, width, short=short, long=long)
     image = resize_to(sample.image, size)
-    scale = torch.tensor((size[1] / width, size[0] / height)).repeat(2)
-    bounds = torch.tensor((size[1], size[0]), dtype=torch.float32).repeat(2)
-    boxes = (sample.boxes * scale).clamp(min=torch.zeros(()), max=bounds)
+    scale = torch.tensor(2 * (size[1] / width, size[0] / height))
+    bounds = torch.tensor(2 * (size[1], size[0]), dtype=torch.float32)
+    boxes = torch.minimum((sample.boxes * scale).clamp_(min=0), bounds)
     return sample._replace(image=image, boxes=boxes)
 
 
