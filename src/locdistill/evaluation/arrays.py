@@ -1,14 +1,14 @@
-"""Detections of a data set as arrays, checked against its images."""
+"""Objects and detections of a data set as arrays, checked against its images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from locdistill.data.records import Dataset
+from locdistill.data.records import Dataset, Record
 from locdistill.types import Detections
 
 
@@ -60,3 +60,69 @@ def _arrays(detections: Detections) -> Found:
         scores.astype(np.float32, copy=False),
         labels.astype(np.int64, copy=False),
     )
+
+
+class Rows(NamedTuple):
+    """Objects or detections of all images, sorted by class, then image, then (detections) falling score.
+
+    What is equal in all of them stays in the order given.
+
+    Attributes:
+        images: ``(n,)`` place of the image among those given.
+        labels: ``(n,)`` class indices.
+        boxes: ``(n, 4)``, ``x1, y1, x2, y2`` in pixels of the original image.
+        values: ``(n,)``: of objects, whether they are to be ignored; of detections, the score.
+        areas: ``(n,)``, that decide whether an object counts as small; of detections those of the boxes.
+    """
+
+    images: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    boxes: NDArray[np.float32]
+    values: NDArray[Any]
+    areas: NDArray[np.float64]
+
+    @classmethod
+    def objects(cls, records: Sequence[Record]) -> Rows:
+        """What is to be found."""
+        images, labels = _numbered(record.labels for record in records)
+        boxes = _joined((record.boxes for record in records), np.zeros((0, 4), np.float32))
+        ignored = _joined((record.ignored for record in records), np.zeros(0, bool))
+        areas = _joined((record.areas for record in records), np.zeros(0)).astype(np.float64)
+        return cls(images, labels, boxes, ignored, areas)._sorted(np.lexsort((images, labels)))
+
+    @classmethod
+    def detections(cls, parts: Sequence[Found]) -> Rows:
+        """What was found in images in the same order."""
+        images, labels = _numbered(part.labels for part in parts)
+        boxes = _joined((part.boxes for part in parts), np.zeros((0, 4), np.float32))
+        scores = _joined((part.scores for part in parts), np.zeros(0, np.float32))
+        corners = boxes.astype(np.float64)
+        areas = (corners[:, 2:] - corners[:, :2]).prod(-1)
+        return cls(images, labels, boxes, scores, areas)._sorted(np.lexsort((-scores, images, labels)))
+
+    def of_class(self, label: int) -> Rows:
+        """Those of one class."""
+        first, end = np.searchsorted(self.labels, (label, label + 1))
+        return self._sorted(slice(first, end))
+
+    def by_image(self) -> dict[int, slice]:
+        """Where the rows of each image are that has any; of one class."""
+        images, starts = np.unique(self.images, return_index=True)
+        ends = np.append(starts, len(self.images))[1:]
+        rows = map(slice, starts.tolist(), ends.tolist())
+        return dict(zip(images.tolist(), rows, strict=True))
+
+    def _sorted(self, order: NDArray[np.int64] | slice) -> Rows:
+        columns: list[NDArray[Any]] = [column[order] for column in self]
+        return Rows(*columns)
+
+
+def _numbered(labels_by_image: Iterable[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The place of the image of each entry, and all labels."""
+    parts = list(labels_by_image)
+    return np.repeat(np.arange(len(parts)), [len(part) for part in parts]), _joined(parts, np.zeros(0, np.int64))
+
+
+def _joined(parts: Iterable[NDArray[Any]], nothing: NDArray[Any]) -> NDArray[Any]:
+    """One array of all; ``nothing`` gives shape and type where there is none."""
+    return np.concatenate((nothing, *parts))

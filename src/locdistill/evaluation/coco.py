@@ -7,16 +7,17 @@ numbers off its arrays. The numbers equal those of ``pycocotools`` on the same b
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from faster_coco_eval import COCO, COCOeval_faster
+from faster_coco_eval import COCOeval_faster, mask
+from faster_coco_eval.core.cocoeval import Params
 from numpy.typing import NDArray
 
 from locdistill.data.records import Dataset
-from locdistill.evaluation.arrays import Found, found
+from locdistill.evaluation.arrays import Found, Rows, found
 from locdistill.evaluation.tables import Table, metrics_table, percent
 from locdistill.types import Detections
 
@@ -25,6 +26,8 @@ OVERLAPS = {"50": 0, "75": 5, "90": 8}
 SIZES = {"": 0, "s": 1, "m": 2, "l": 3}
 BUDGETS = {"1": 0, "10": 1, "100": 2}
 PER_CLASS = ("AP", "AP50", "AP75", "AP90")
+_DEFAULTS = Params("bbox")
+_CATEGORY = 1  # the only one: classes are evaluated one at a time
 
 
 @dataclass(frozen=True)
@@ -99,40 +102,73 @@ def _mean(values: NDArray[np.float64]) -> float | None:
 
 
 def _evaluate(dataset: Dataset, found_by_image: Mapping[int, Found]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision (overlap, recall, class, size, budget) and recall (overlap, class, size, budget)."""
-    images = [{"id": r.image_id, "width": r.width, "height": r.height} for r in dataset.records]
-    # The class index, plus one, is the category here: the data set's own identifiers may be in any order.
-    categories = [{"id": c + 1, "name": name} for c, name in enumerate(dataset.classes)]
-    truth: list[dict[str, Any]] = []
-    for record in dataset.records:
-        objects = (record.boxes.tolist(), record.labels.tolist(), record.areas.tolist(), record.ignored.tolist())
-        for box, label, area, crowd in zip(*objects, strict=True):
-            entry = _annotation(len(truth) + 1, record.image_id, box, label)
-            truth.append(entry | {"area": area, "iscrowd": int(crowd)})
-    reported: list[dict[str, Any]] = []
-    for image_id, here in found_by_image.items():
-        for box, score, label in zip(here.boxes.tolist(), here.scores.tolist(), here.labels.tolist(), strict=True):
-            reported.append(_annotation(len(reported) + 1, image_id, box, label) | {"iscrowd": 0, "score": score})
+    """Precision (overlap, recall, class, size, budget) and recall (overlap, class, size, budget).
 
-    def coco(annotations: list[dict[str, Any]]) -> COCO:
-        return COCO({"images": images, "annotations": annotations, "categories": categories}, print_function=_silent)
-
-    evaluation = COCOeval_faster(coco(truth), coco(reported), "bbox", print_function=_silent)
-    evaluation.evaluate()
-    evaluation.accumulate()
-    return evaluation.eval["precision"], evaluation.eval["recall"]
+    Class by class: each is evaluated on the images that have something of it, so that neither time nor memory is spent
+    on the others. A class without objects stays undefined, whatever was reported.
+    """
+    # Detections of equal scores are ranked by the identifiers of their images.
+    records = sorted(dataset.records, key=lambda record: record.image_id)
+    objects = Rows.objects(records)
+    reported = Rows.detections([found_by_image[record.image_id] for record in records])
+    shape = (len(_DEFAULTS.iouThrs), len(dataset.classes), len(_DEFAULTS.areaRng), len(_DEFAULTS.maxDets))
+    precision = np.full((shape[0], len(_DEFAULTS.recThrs), *shape[1:]), -1.0)
+    recall = np.full(shape, -1.0)
+    for c in np.unique(objects.labels).tolist():
+        evaluation = _OneClass(objects.of_class(c), reported.of_class(c))
+        evaluation.evaluate()
+        evaluation.accumulate()
+        precision[:, :, c] = evaluation.eval["precision"][:, :, 0]
+        recall[:, c] = evaluation.eval["recall"][:, 0]
+    return precision, recall
 
 
-def _annotation(number: int, image_id: int, box: list[float], label: int) -> dict[str, Any]:
-    x1, y1, x2, y2 = box
-    width, height = x2 - x1, y2 - y1
-    return {
-        "id": number,
-        "image_id": image_id,
-        "category_id": label + 1,
-        "bbox": [x1, y1, width, height],
-        "area": width * height,
-    }
+class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no types
+    """The library's evaluation of one class, whose objects and detections come as arrays.
+
+    Its own way in, by `COCO`, makes an index of all entries and looks each up several times, for every image and class:
+    that took as long as the evaluation itself.
+    """
+
+    def __init__(self, objects: Rows, reported: Rows) -> None:
+        super().__init__(iouType="bbox", print_function=_silent)
+        self._objects, self._reported = objects, reported
+        self._objects_of, self._reported_of = objects.by_image(), reported.by_image()
+        self._boxes = [_position_and_size(rows.boxes) for rows in (objects, reported)]
+        self.params.imgIds = sorted(self._objects_of.keys() | self._reported_of.keys())
+        self.params.catIds = [_CATEGORY]
+
+    def _prepare(self) -> None:
+        """Hand over what the library keeps of each entry; it asks for this first."""
+        for image, number, area, crowd in _entries(self._objects):
+            entry = {"id": number, "area": area, "iscrowd": crowd, "ignore": crowd}
+            self.gt_dataset.append(image, _CATEGORY, entry)
+        for image, number, area, score in _entries(self._reported):
+            self.dt_dataset.append(image, _CATEGORY, {"id": number, "area": area, "score": score})
+
+    def computeIoU(self, imgId: np.integer, catId: np.integer) -> NDArray[np.float64] | list[float]:  # noqa: ARG002, N802, N803
+        """Overlaps of the detections in an image, best first, with its objects; the library asks for each image."""
+        image = int(imgId)
+        objects, reported = self._objects_of.get(image), self._reported_of.get(image)
+        if objects is None or reported is None:
+            return []
+        truth, found = self._boxes
+        crowds = self._objects.values[objects].tolist()
+        overlaps: NDArray[np.float64] = mask.iou(found[reported][: self.params.maxDets[-1]], truth[objects], crowds)
+        return overlaps
+
+
+def _entries(rows: Rows) -> Iterator[tuple[int, int, float, Any]]:
+    """Image, number from 1 (the library marks with 0 what has no partner), area and value of each entry."""
+    columns = (rows.images.tolist(), rows.areas.tolist(), rows.values.tolist())
+    return ((image, i, area, value) for i, (image, area, value) in enumerate(zip(*columns, strict=True), 1))
+
+
+def _position_and_size(corners: NDArray[np.float32]) -> NDArray[np.float64]:
+    """``x, y, width, height`` of boxes given by their corners."""
+    boxes = corners.astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    return boxes
 
 
 def _silent(*_: object) -> None:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from locdistill.data.records import Dataset, Record
-from locdistill.evaluation.arrays import Found, found
+from locdistill.data.records import Dataset
+from locdistill.evaluation.arrays import Rows, found
 from locdistill.evaluation.tables import Table, percent
 from locdistill.types import Detections
 
@@ -108,37 +108,32 @@ def voc_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, eleve
         ValueError: Detections for an image or a class that the data set does not have.
     """
     found_by_image = found(dataset, detections)
+    objects, reported = Rows.objects(dataset.records), Rows.detections([*found_by_image.values()])
     shape = (len(THRESHOLDS), len(dataset.classes))
     ap, recall = np.full(shape, np.nan), np.full(shape, np.nan)
-    objects, reported = np.zeros(shape[1], np.int64), np.zeros(shape[1], np.int64)
-    for c in range(shape[1]):
-        scores, true, false, objects[c] = _judge_class(dataset.records, found_by_image, c)
-        reported[c] = len(scores)
-        if objects[c]:
-            best_first = np.argsort(-scores, kind="stable")
-            hits = np.cumsum(true[:, best_first], 1)
-            misses = np.cumsum(false[:, best_first], 1)
-            ap[:, c] = [_average(h, m, int(objects[c]), eleven_point) for h, m in zip(hits, misses, strict=True)]
-            recall[:, c] = (hits[:, -1] if len(scores) else 0) / objects[c]
-    return VocResult(dataset.classes, ap, recall, objects, reported, eleven_point)
+    to_find = np.bincount(objects.labels[~objects.values], minlength=shape[1])
+    for c in np.flatnonzero(to_find).tolist():
+        mine = reported.of_class(c)
+        true, false = _judge_class(mine, objects.of_class(c))
+        best_first = np.argsort(-mine.values, kind="stable")
+        hits = np.cumsum(true[:, best_first], 1)
+        misses = np.cumsum(false[:, best_first], 1)
+        ap[:, c] = [_average(h, m, int(to_find[c]), eleven_point) for h, m in zip(hits, misses, strict=True)]
+        recall[:, c] = true.sum(1) / to_find[c]
+    found_of_class = np.bincount(reported.labels, minlength=shape[1])
+    return VocResult(dataset.classes, ap, recall, to_find, found_of_class, eleven_point)
 
 
-def _judge_class(
-    records: tuple[Record, ...], found_by_image: Mapping[int, Found], label: int
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], NDArray[np.bool_], int]:
-    """Scores, true and false by threshold of all detections of a class; number of objects to find."""
-    scores, true, false, objects = [np.zeros(0, np.float32)], [], [], 0
-    for record in records:
-        here, of_class = found_by_image[record.image_id], record.labels == label
-        objects += int((of_class & ~record.ignored).sum())
-        mine = np.flatnonzero(here.labels == label)
-        mine = mine[np.argsort(-here.scores[mine], kind="stable")]
-        hit, miss = judge_image(here.boxes[mine], record.boxes[of_class], record.ignored[of_class])
-        scores.append(here.scores[mine])
-        true.append(hit)
-        false.append(miss)
-    nothing = np.zeros((len(THRESHOLDS), 0), bool)
-    return np.concatenate(scores), np.concatenate([nothing, *true], 1), np.concatenate([nothing, *false], 1), objects
+def _judge_class(reported: Rows, objects: Rows) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """True and false, by threshold, of all detections of a class; only images with an object need a closer look."""
+    true = np.zeros((len(THRESHOLDS), len(reported.images)), bool)
+    false = ~true
+    truth = objects.by_image()
+    for image, mine in reported.by_image().items():
+        if (here := truth.get(image)) is not None:
+            judged = judge_image(reported.boxes[mine], objects.boxes[here], objects.values[here])
+            true[:, mine], false[:, mine] = judged
+    return true, false
 
 
 def judge_image(
@@ -155,11 +150,11 @@ def judge_image(
     target = overlaps.argmax(1)
     reached = overlaps.max(1) >= THRESHOLDS[:, None]
     counts = ~(reached & difficult[target])  # a detection of a difficult object is neither true nor false
+    # Best first, so the first detection of each object has it; the later ones are false.
+    threshold, detection = np.nonzero(reached & counts)
+    first = np.unique(threshold * len(truth) + target[detection], return_index=True)[1]
     true = np.zeros_like(reached)
-    for t in range(len(THRESHOLDS)):
-        candidates = np.flatnonzero(reached[t] & counts[t])
-        # Best first, so the first detection of each object has it; the later ones are false.
-        true[t, candidates[np.unique(target[candidates], return_index=True)[1]]] = True
+    true[threshold[first], detection[first]] = True
     return true, counts & ~true
 
 
