@@ -66,7 +66,7 @@ def run(
     Its teacher is frozen, or with ``pupil`` follows it.
     """
     detector = FakeDetector(dropout=0.0, norm_eval=True).train() if plain else FakeDetector()
-    values = {"log_every": 1, "accelerator": "cpu", "lr": 0.2, "epochs": 3} | settings
+    values = {"log_every": 1, "accelerator": "cpu", "precision": "32", "lr": 0.2, "epochs": 3} | settings
     teacher = FakePupil() if pupil else FakeTeacher()
     objective = Fated(kill_at, dawdle, breaks_on)
     module = TrainingModule(detector, objective, teacher, EngineSettings(**values), watch=watch)
@@ -153,7 +153,7 @@ def distill(
     wide = small_detector(train.classes, 1, channels=32 if methods else 16)
     teacher = AverageTeacher(student, average) if average else LiveTeacher(wide)
     objective = Fatal(Objective(terms=supervised() | taught(methods, balance), bins=student.bins), kill_at)
-    values = {"log_every": 1, "accelerator": "cpu", "lr": 0.01, "ema": 0.9} | settings
+    values = {"log_every": 1, "accelerator": "cpu", "precision": "32", "lr": 0.01, "ema": 0.9} | settings
     module = TrainingModule(student, objective, teacher, EngineSettings(**values), watch=agreement)
     return fit(
         module,

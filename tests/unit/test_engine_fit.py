@@ -22,6 +22,7 @@ from .engine_fakes import FakeDetector, FakeObjective, FakePupil, FakeTeacher, J
 
 def settings_of(**changes: Any) -> EngineSettings:
     values: dict[str, Any] = {"epochs": 2, "lr": 0.2, "log_every": 1, "accelerator": "cpu", "progress": False}
+    values["precision"] = "32"
     return EngineSettings(**(values | changes))
 
 

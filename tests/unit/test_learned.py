@@ -68,7 +68,7 @@ def objective_of(**terms: Term) -> Objective:
 
 def settings_of(**changes: Any) -> EngineSettings:
     values = {"epochs": 3, "lr": 0.2, "log_every": 1, "accelerator": "cpu", "progress": False, "warmup_steps": 0}
-    return EngineSettings(**(values | changes))
+    return EngineSettings(**(values | {"precision": "32"} | changes))
 
 
 def module_of(objective: Any, settings: EngineSettings | None = None, width: int = 4) -> TrainingModule:

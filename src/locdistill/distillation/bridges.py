@@ -18,6 +18,7 @@ from torch.nn.functional import logsigmoid
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.constant import constant, indices
+from locdistill.models.fold import Haste
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Batch, Dense
@@ -203,6 +204,10 @@ class AdaptedTeacher(FrozenTeacher):
         self.teacher.to(device)
         return self
 
+    def hasten(self, how: Haste) -> None:
+        """Hasten the teacher."""
+        self.teacher.hasten(how)
+
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
         """The teacher's predictions in the student's terms; its maps are as they were."""
@@ -241,6 +246,11 @@ class SeveralTeachers(FrozenTeacher):
         for teacher in self.teachers:
             teacher.to(device)
         return self
+
+    def hasten(self, how: Haste) -> None:
+        """Hasten each of them."""
+        for teacher in self.teachers:
+            teacher.hasten(how)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:

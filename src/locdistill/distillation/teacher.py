@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from locdistill.dist import broadcast_from_first
 from locdistill.models.average import Average
 from locdistill.models.detector import Detector
+from locdistill.models.fold import Haste, hastened
 from locdistill.models.settings import NormalisationSettings
 from locdistill.types import Batch, Dense
 
@@ -56,6 +58,9 @@ class FrozenTeacher(ABC):
         """
         raise NotImplementedError("this teacher has no head to run; the recipe's checks refuse what asks for one")
 
+    def hasten(self, how: Haste) -> None:  # noqa: B027 - not everyone can
+        """Say the same, up to rounding, in less time from now on; to be called where the batches are."""
+
     def after_step(self, student: nn.Module) -> None:  # noqa: B027 - most have nothing to do
         """It learns nothing from the student."""
 
@@ -70,7 +75,9 @@ class FrozenTeacher(ABC):
 class LiveTeacher(FrozenTeacher):
     """A frozen detector that looks at every batch.
 
-    It normalises the images by its own statistics, stays in eval mode, and runs under the caller's precision policy.
+    It normalises the images by its own statistics, stays in eval mode, and runs under the caller's precision policy
+    until it is hastened; then a folded copy of it looks, in the precision that it was hastened for, and the detector
+    itself has only its head at work, where the student's features go through it.
 
     Args:
         detector: Who teaches.
@@ -85,11 +92,22 @@ class LiveTeacher(FrozenTeacher):
         chosen = tuple(levels or own)
         self.first, self.last = own.index(chosen[0]), own.index(chosen[-1]) + 1
         self.scale = scale
+        self._how = Haste()
+        self._look: Callable[..., Dense] | None = None
 
     def to(self, device: torch.device) -> LiveTeacher:
-        """Move to where the batches are."""
+        """Move to where the batches are; what was hastened elsewhere is so no more."""
         self.detector.to(device)
+        self._how, self._look = Haste(), None
         return self
+
+    def hasten(self, how: Haste) -> None:
+        """See :func:`locdistill.models.fold.hastened`."""
+        self._how, self._look = how, how.wrap(hastened(self.detector, how), "the teacher")
+
+    def _policy(self, device: torch.device) -> AbstractContextManager[Any]:
+        """The precision that it was hastened for; else the caller's."""
+        return nullcontext() if self._how.dtype is None else torch.autocast(device.type, self._how.dtype)
 
     @property
     def normalisation(self) -> NormalisationSettings:
@@ -107,7 +125,9 @@ class LiveTeacher(FrozenTeacher):
         images = self.detector.normalise(batch.images, batch.sizes)
         if self.scale > 1:
             images = nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
-        dense: Dense = self.detector(images, features=features, towers=towers)
+        look = self._look or self.detector
+        with self._policy(images.device):
+            dense: Dense = look(self._how.images(images), features=features, towers=towers)
         if self.last - self.first == len(self.detector.settings.levels):
             return dense
         return self._on_levels(dense, (int(images.shape[-2]), int(images.shape[-1])))
@@ -167,6 +187,12 @@ class AverageTeacher(LiveTeacher):
         detector = self.average.model
         assert isinstance(detector, Detector)
         super().__init__(detector)
+
+    def hasten(self, how: Haste) -> None:
+        """Change the layout and compile; its weights follow the student's, and stay as they are."""
+        if how.channels_last:
+            self.detector.to(memory_format=torch.channels_last)
+        self._how, self._look = how, how.wrap(self.detector, "the teacher")
 
     def after_step(self, student: nn.Module) -> None:
         """Take in the student's present weights.

@@ -31,6 +31,7 @@ from locdistill.engine.result import Progress
 from locdistill.engine.roles import Student, Teacher
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import StopSignals
+from locdistill.engine.speed import own_backends, set_backends
 from locdistill.engine.stream import Stream
 from locdistill.engine.validation import Evaluate, evaluate_together
 from locdistill.errors import NonFiniteLossError, RunError
@@ -111,12 +112,14 @@ class Conductor(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Open the data and count the steps, once the processes know each other."""
         assert isinstance(pl_module, TrainingModule)
+        pl_module.arrange()
         loader = self.around.make_train_loader(trainer.global_rank, trainer.world_size)
         self.plan = Plan.of(loader, self.settings, trainer.world_size)
         self._lr = scaled_lr(self.settings, self.plan.images_per_step)
         self._factor = schedule(self.settings, self.plan)
         self.stream = Stream(loader, 0, self.plan.total_steps * self.plan.accumulate)
         pl_module.plan, pl_module.stream, pl_module.progress = self.plan, self.stream, self.progress
+        self._precision = pl_module.speed.precision
         self.teacher = pl_module.guidance.teacher
         if self.settings.ema is not None:
             self.average = Average(as_module(pl_module.detector), self.settings.ema)
@@ -212,6 +215,7 @@ class Conductor(pl.Callback):
             self._board = TensorBoard(self.around.out / "logs", done)
         self.terminal.start(done)
         self._announce(done, trainer.world_size)
+        self.terminal.line(f"speed: {pl_module.speed.words(self.settings.optimizer)}")
         self.signals.listen()
         self._check_every = 1 if pl_module.device.type == "cpu" and not is_distributed() else self.settings.log_every
         self._saved_time = time.monotonic()
@@ -312,7 +316,7 @@ class Conductor(pl.Callback):
             f"Lower engine.lr ({self.settings.lr:g}), lengthen engine.warmup_steps, clip gradients "
             f"(engine.clip_norm={self.settings.clip_norm or 10:g}"
             f"{' or less' if self.settings.clip_norm else ''}), or use engine.precision=32 or bf16 "
-            f"(now {self.settings.precision}); 'locdistill data check' looks for broken boxes. "
+            f"(now {self._precision}); 'locdistill data check' looks for broken boxes. "
             + (f"The last checkpoint before it is {last}" if last.exists() else "No checkpoint was written before it")
         )
 
@@ -355,7 +359,9 @@ class Conductor(pl.Callback):
         if self._val_loader is None or self.around.evaluate is None:
             return
         self._pause(module)
-        metrics = evaluate_together(self.published(module), self._val_loader, self.around.evaluate, module.device)
+        with own_backends():
+            set_backends(tf32=False, cudnn_benchmark=False)
+            metrics = evaluate_together(self.published(module), self._val_loader, self.around.evaluate, module.device)
         if MONITOR not in metrics:
             raise RunError(f"the evaluation gave {sorted(metrics)}, without {MONITOR!r}, which the best is chosen by")
         row = self._row()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -28,6 +30,13 @@ def existing_device(name: str | torch.device) -> torch.device:
     return device
 
 
+def device_kind(settings: EngineSettings) -> Literal["cpu", "cuda", "mps"]:
+    """What is trained on; ``auto`` is what Lightning chooses."""
+    if settings.accelerator != "auto":
+        return settings.accelerator
+    return "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def check_training_devices(settings: EngineSettings) -> None:
     """Refuse to train on an accelerator that is not there, or on more devices than there are.
 
@@ -36,10 +45,8 @@ def check_training_devices(settings: EngineSettings) -> None:
     Raises:
         RunError: As said.
     """
-    kind = settings.accelerator
+    kind = device_kind(settings)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind == "auto":
-        kind = "mps" if there["mps"] else "cuda" if there["cuda"] else "cpu"  # as Lightning chooses
     if not there[kind]:
         raise RunError(
             f"engine.accelerator is {kind}, but PyTorch finds no such device; {_here()}: set engine.accelerator to "

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from locdistill.engine.optim import build_optimizer, parameter_groups, scaled_lr, schedule
+from locdistill.engine.compiled import Compiled, bucketed
+from locdistill.engine.optim import build_optimizer, laid_out, parameter_groups, scaled_lr, schedule
 from locdistill.engine.plan import Plan
 from locdistill.engine.result import Progress
 from locdistill.engine.roles import Goal, Student, Teacher, Watch
 from locdistill.engine.settings import EngineSettings
+from locdistill.engine.speed import Machine, Speed, choose, set_backends
 from locdistill.errors import TeacherError
+from locdistill.geometry.grid import Grid
+from locdistill.models.fold import Haste
+from locdistill.models.recompute import recompute
 from locdistill.objective.moment import Learned, Moment
 from locdistill.types import Batch, Dense, Instances
 
@@ -33,6 +38,14 @@ class Guidance:
     watch: Watch | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is called at every step, compiled or as it is. No part of the model."""
+
+    student: Callable[..., Dense]
+    compare: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
+
+
 class TrainingModule(pl.LightningModule):
     """A detector in training.
 
@@ -47,6 +60,7 @@ class TrainingModule(pl.LightningModule):
         teacher: Who teaches; needed if and only if the objective has a term that compares with a teacher.
         settings: How to train.
         watch: What to log beside the losses.
+        speed: How the machine is made use of; by default what ``settings`` choose here.
 
     Raises:
         TeacherError: The objective needs a teacher, and there is none.
@@ -60,6 +74,7 @@ class TrainingModule(pl.LightningModule):
         settings: EngineSettings | None = None,
         *,
         watch: Watch | None = None,
+        speed: Speed | None = None,
     ) -> None:
         super().__init__()
         if objective.needs_teacher and teacher is None:
@@ -69,6 +84,8 @@ class TrainingModule(pl.LightningModule):
             )
         self.detector = detector
         self.settings = settings or EngineSettings()
+        self.speed = speed or choose(self.settings, Machine.here(self.settings))
+        self.work = Work(detector, self.compare)
         self.guidance = Guidance(objective, teacher if objective.needs_teacher else None, watch)
         self.learned = self._learned() if objective.learns else None
         self.plan: Plan | None = None
@@ -94,30 +111,74 @@ class TrainingModule(pl.LightningModule):
         finally:
             self.detector.train(training)
 
+    def arrange(self) -> None:
+        """Lay out the student's weights, and let it checkpoint, as was chosen; before anything takes copies of it."""
+        student = as_module(self.detector)
+        if self.speed.channels_last:
+            student.to(memory_format=torch.channels_last)
+        if self.speed.checkpointing and isinstance(backbone := getattr(student, "backbone", None), nn.Module):
+            recompute(backbone)
+
     def on_fit_start(self) -> None:
-        """Bring the teacher to where the student is."""
+        """Bring the teacher to where the student is, and make haste as was chosen."""
+        speed = self.speed
+        set_backends(tf32=speed.tf32, cudnn_benchmark=speed.cudnn_benchmark)
         if self.guidance.teacher is not None:
             self.guidance.teacher.to(self.device)
+            self.guidance.teacher.hasten(
+                Haste(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last, wrap=self._compiled)
+            )
+        compare = self._compiled(self.compare, "the objective", whole=True)
+        self.work = Work(self._compiled(self.detector, "the student"), compare)
+
+    def _compiled(self, function: Callable[..., Any], name: str, *, whole: bool = False) -> Callable[..., Any]:
+        """A function compiled, if that was chosen."""
+        speed = self.speed
+        if not speed.compile:
+            return function
+        mode = "reduce-overhead" if speed.cuda_graphs else None
+        return Compiled(function, name, whole=whole, must=speed.must_compile, mode=mode)
+
+    def on_train_start(self) -> None:
+        """Give the state of the optimiser, which may come from a checkpoint, the layout of the weights."""
+        optimizers = self.optimizers(use_pl_optimizer=False)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            laid_out(optimizer)
 
     def train_dataloader(self) -> Iterable[Batch]:
         """The stream of batches that ``fit`` prepared."""
         assert self.stream is not None
         return self.stream
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:  # noqa: ARG002
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Sum of the objective's terms; the terms go along, detached, for the log, and so does what is watched."""
-        objective, watch = self.guidance.objective, self.guidance.watch
+        graphs = self.speed.cuda_graphs
+        if graphs and batch_idx % self.settings.accumulate == 0:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # their results may go
         student, teacher = self.predictions(batch)
         cross = self._crossed(student, teacher)
         grid = self.detector.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        instances = bucketed(batch.instances) if self.speed.compile else batch.instances
         with torch.autocast(batch.images.device.type, enabled=False):
-            scene = objective.scene(
-                student, teacher, grid=grid, instances=batch.instances, moment=self.moment, cross=cross
-            )
-            terms = objective.losses(scene)
-            watched = {} if watch is None else dict(watch(scene))
+            terms, watched = self.work.compare(student, teacher, cross, grid, instances, self.moment)
+        if graphs:
+            watched = {name: value.clone() for name, value in watched.items()}
         values = torch.stack(list(terms.values()))
         return {"loss": values.sum(), "names": tuple(terms), "terms": values.detach(), "watched": watched}
+
+    def compare(
+        self,
+        student: Dense,
+        teacher: Dense | None,
+        cross: Dense | None,
+        grid: Grid,
+        instances: Instances,
+        moment: Moment,
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The terms of the objective and what is watched, by name."""
+        objective, watch = self.guidance.objective, self.guidance.watch
+        scene = objective.scene(student, teacher, grid=grid, instances=instances, moment=moment, cross=cross)
+        return objective.losses(scene), {} if watch is None else dict(watch(scene))
 
     @property
     def moment(self) -> Moment:
@@ -129,7 +190,10 @@ class TrainingModule(pl.LightningModule):
         """What student and teacher say of a batch; maps of pyramids and heads only where a term looks at them."""
         student: Student = self.detector
         maps = {"features": self.guidance.objective.needs_features, "towers": self.guidance.objective.needs_towers}
-        dense = student(student.normalise(batch.images, batch.sizes), **maps)
+        images = student.normalise(batch.images, batch.sizes)
+        if self.speed.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        dense = self.work.student(images, **maps)
         if self.guidance.teacher is None:
             return dense, None
         with torch.no_grad():
@@ -145,7 +209,8 @@ class TrainingModule(pl.LightningModule):
         """The optimiser, and a schedule that moves at every optimiser step."""
         assert self.plan is not None
         lr = scaled_lr(self.settings, self.plan.images_per_step)
-        optimizer = build_optimizer(parameter_groups(self.detector, self.settings, lr, self.learned), self.settings)
+        groups = parameter_groups(self.detector, self.settings, lr, self.learned)
+        optimizer = build_optimizer(groups, self.settings, fused=self.speed.fused)
         scheduler = LambdaLR(optimizer, schedule(self.settings, self.plan))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from locdistill.geometry.grid import Grid
+from locdistill.models.fold import Haste
 from locdistill.objective.moment import Learned, Moment
 from locdistill.objective.scene import Scene
 from locdistill.types import Batch, Dense, Detections, Instances
@@ -70,6 +71,9 @@ class Teacher(Protocol):
 
     def to(self, device: torch.device) -> Any:
         """Move to where the student is."""
+
+    def hasten(self, how: Haste) -> None:
+        """Say the same in less time from now on; called where the student is, before the first step."""
 
     def after_step(self, student: nn.Module) -> None:
         """Look at the student's weights after an optimiser step; the same on every process afterwards."""

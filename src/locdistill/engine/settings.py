@@ -2,14 +2,80 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from locdistill.settings import Settings
 
 BASE_IMAGES_PER_STEP = 16
 """Images per optimiser step that ``EngineSettings.lr`` is written for."""
+
+
+Switch = Literal["auto"] | bool
+
+
+class SpeedSettings(Settings):
+    """How the machine is made use of. Each part is on, off, or chosen for the machine (see :mod:`engine.speed`).
+
+    Nothing here changes what is computed, but for rounding.
+
+    Attributes:
+        channels_last: Lay images, weights and maps of student and teacher out channel by channel within a place.
+        teacher: Fold the batch normalisation of a frozen teacher into its convolutions, and keep their weights in the
+            run's precision.
+        fused: Update all weights in one operation (of SGD or AdamW).
+        compile: Compile the student, a teacher that is a detector, and the objective. True fails where that fails;
+            ``auto`` goes on without.
+        cuda_graphs: Record what is compiled as CUDA graphs, which takes memory for each size of images. Off unless on.
+        checkpointing: Compute the maps inside the student's backbone again on the way back instead of keeping them:
+            less memory, about a third more time for the student. Off unless on.
+        tf32: Multiply float32 matrices in TF32 on CUDA. Evaluation never does.
+        cudnn_benchmark: Let cuDNN try its algorithms for each new size of images. Evaluation never does.
+    """
+
+    channels_last: Switch = "auto"
+    teacher: Switch = "auto"
+    fused: Switch = "auto"
+    compile: Switch = "auto"
+    cuda_graphs: Switch = "auto"
+    checkpointing: Switch = "auto"
+    tf32: Switch = "auto"
+    cudnn_benchmark: Switch = "auto"
+
+    @property
+    def off(self) -> bool:
+        """Whether every part is off."""
+        return not any(self.model_dump().values())
+
+    @model_validator(mode="after")
+    def _graphs_are_compiled(self) -> SpeedSettings:
+        if self.cuda_graphs is True and self.compile is False:
+            raise ValueError("cuda_graphs record what is compiled, and compile is false: leave one of the two out")
+        return self
+
+
+def spelled_out(speed: Any) -> Any:
+    """``auto`` and ``off`` as groups of parts; anything else as it is.
+
+    Raises:
+        ValueError: It is another word.
+    """
+    if speed == "auto":
+        return {}
+    if speed == "off":
+        return dict.fromkeys(SpeedSettings.model_fields, False)
+    if not isinstance(speed, dict | SpeedSettings):
+        raise ValueError(f"expected auto, off, or a group of {', '.join(SpeedSettings.model_fields)}, came {speed!r}")
+    return speed
 
 
 class EngineSettings(Settings):
@@ -40,8 +106,10 @@ class EngineSettings(Settings):
         gamma: Factor of each decay.
         accumulate: Batches per optimiser step on each process.
         clip_norm: Largest norm of the gradient; None does not clip.
-        precision: ``32``, ``bf16`` or ``fp16`` (mixed). Losses are computed in float32 always. PyTorch has no fp16
-            training on CPU: bf16 is used there.
+        precision: ``32``, ``bf16`` or ``fp16`` (mixed). ``auto`` is bf16 where the device multiplies in it, else 32,
+            and 32 where ``speed`` is ``off``; the recipe in the run's folder holds which. Losses and evaluation are
+            computed in float32 always. PyTorch has no fp16 training on CPU: bf16 is used there.
+        speed: ``auto``, ``off`` (plain eager PyTorch), or a group that sets parts: see `SpeedSettings`.
         ema: Decay of the running average of the weights, evaluated and published in their place; None for no average.
         patience: Evaluations without a better AP after which training stops; None never stops early.
         eval_every: Epochs between evaluations; 0 evaluates at the end only. The end is evaluated always.
@@ -79,7 +147,8 @@ class EngineSettings(Settings):
     gamma: Annotated[float, Field(gt=0, le=1)] = 0.1
     accumulate: PositiveInt = 1
     clip_norm: PositiveFloat | None = None
-    precision: Literal["32", "bf16", "fp16"] = "32"
+    precision: Literal["auto", "32", "bf16", "fp16"] = "auto"
+    speed: Annotated[SpeedSettings, BeforeValidator(spelled_out)] = SpeedSettings()
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     patience: PositiveInt | None = None
     eval_every: NonNegativeInt = 1
@@ -111,6 +180,15 @@ class EngineSettings(Settings):
             raise ValueError(
                 f"patience {self.patience} counts evaluations, but eval_every 0 evaluates at the end only: "
                 "set eval_every to 1 or more, or patience to null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _fused_clips(self) -> EngineSettings:
+        if self.speed.fused is True and self.precision == "fp16" and self.clip_norm is not None:
+            raise ValueError(
+                "a fused optimiser takes the scale of fp16 out of the gradients itself, after clip_norm would have cut "
+                "them: set speed.fused to false, precision to bf16, or clip_norm to null"
             )
         return self
 

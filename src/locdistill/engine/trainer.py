@@ -25,6 +25,7 @@ from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import requeue_job, requeued
+from locdistill.engine.speed import Machine, Speed, choose, own_backends
 from locdistill.engine.validation import Evaluate
 from locdistill.errors import LocdistillError, RunError
 
@@ -82,8 +83,9 @@ def fit(
         NonFiniteLossError: A loss term became NaN or infinite.
         RunInterrupted: A signal asked to stop; the checkpoint is written.
     """
-    settings = settings or module.settings
-    module.settings = settings
+    if settings is not None and settings != module.settings:
+        module.settings, module.speed = settings, choose(settings, Machine.here(settings))
+    settings = module.settings
     check_training_devices(settings)
     out = Path(out)
     checkpoint = out / "last.ckpt"
@@ -97,8 +99,8 @@ def fit(
         settings,
         Surroundings(make_train_loader=make_train_loader, make_val_loader=make_val_loader, evaluate=evaluate, out=out),
     )
-    with quiet_lightning():
-        trainer = build_trainer(settings, out, conductor)
+    with quiet_lightning(), own_backends():
+        trainer = build_trainer(settings, out, conductor, module.speed)
         trainer.fit(module, ckpt_path=str(checkpoint) if checkpoint.exists() else None)
     if conductor.progress.interrupted:
         _leave(trainer, conductor, out)
@@ -107,7 +109,7 @@ def fit(
     return FitResult.read(out)  # spawned processes trained, and this one only waited
 
 
-def build_trainer(settings: EngineSettings, out: Path, conductor: Conductor) -> pl.Trainer:
+def build_trainer(settings: EngineSettings, out: Path, conductor: Conductor, speed: Speed) -> pl.Trainer:
     """Lightning's trainer, with everything off that the conductor does itself.
 
     To Lightning, a run is one epoch: the stream of all batches that are left. Its epochs cannot be entered in the
@@ -119,13 +121,13 @@ def build_trainer(settings: EngineSettings, out: Path, conductor: Conductor) -> 
         devices=devices,
         num_nodes=nodes,
         strategy=strategy(settings, devices, nodes),
-        precision=_precision(settings),
+        precision=_precision(settings, speed),
         max_epochs=1,
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip_norm,
         gradient_clip_algorithm="norm",
         deterministic="warn" if settings.deterministic else None,
-        benchmark=False,
+        benchmark=speed.cudnn_benchmark,
         use_distributed_sampler=False,
         callbacks=[conductor],
         plugins=_plugins(),
@@ -166,7 +168,12 @@ def strategy(settings: EngineSettings, devices: int | list[int], nodes: int) -> 
 
 def started_by_command(settings: EngineSettings) -> bool:
     """Whether training starts further processes by giving the command of this one again."""
-    return _processes(*device_count(settings)) > 1 and not _started_outside() and _launch(settings) == "subprocess"
+    return process_count(settings) > 1 and not _started_outside() and _launch(settings) == "subprocess"
+
+
+def process_count(settings: EngineSettings) -> int:
+    """Processes that train together."""
+    return _processes(*device_count(settings))
 
 
 def _processes(devices: int | list[int], nodes: int) -> int:
@@ -196,12 +203,10 @@ def _plugins() -> list[Any]:
     return plugins
 
 
-def _precision(settings: EngineSettings) -> Any:
-    on_cpu = settings.accelerator == "cpu" or (settings.accelerator == "auto" and not torch.cuda.is_available())
-    if settings.precision == "fp16" and on_cpu:
+def _precision(settings: EngineSettings, speed: Speed) -> Any:
+    if settings.precision == "fp16" and speed.precision == "bf16":
         logger.warning("precision fp16 is not there for training on CPU: bf16 is used")
-        return "bf16-mixed"
-    return {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[settings.precision]
+    return {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[speed.precision]
 
 
 def _leave(trainer: pl.Trainer, conductor: Conductor, out: Path) -> None:

@@ -29,6 +29,7 @@ from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.distillation.onnx_teacher import SUFFIX
+from locdistill.engine.settings import SpeedSettings
 from locdistill.errors import RecipeError, RunError
 from locdistill.models.foreign import detector_settings
 from locdistill.models.settings import DetectorSettings, InputSettings
@@ -49,6 +50,7 @@ _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, F
 _MAY_CHANGE = {
     *("data.path", "data.workers", "data.cache", "teacher.weights"),
     *("engine.accelerator", "engine.launch", "engine.progress"),
+    *(f"engine.speed.{part}" for part in SpeedSettings.model_fields),
     *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes"),
 }
 """What may differ when a run is resumed: where things lie and how the machine is used, nothing of the mathematics."""
@@ -281,6 +283,9 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
         raise RunError(f"{out} is a run of the recipe {saved.name}, not of {name}; leave --recipe out to resume it")
     plain = saved.model_dump(mode="json")
     now = build_recipe(apply_overrides(plain, [*_words(request, plain), *request.overrides]), f"{out}/recipe.yaml")
+    if now.engine.precision == "auto":  # it was chosen when the run began
+        kept = now.engine.model_copy(update={"precision": saved.engine.precision})
+        now = now.model_copy(update={"engine": kept})
     changed = [
         f"{key}: {before!r} in the run, {after!r} asked for"
         for key, before, after in _differences(plain, now.model_dump(mode="json"))

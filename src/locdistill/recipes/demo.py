@@ -15,12 +15,9 @@ What it shows with these settings is in ``docs/results.md``; the training of the
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
-
-import torch
 
 from locdistill.data.settings import DataSettings
 from locdistill.data.shapes import ShapesSettings, write_shapes
@@ -120,7 +117,6 @@ def short_run(steps: int, *, lr: float = 2e-3) -> EngineSettings:
         norm_bias_decay=False,
         warmup_steps=50,
         schedule="cosine",
-        precision=fast_precision(),
         ema=0.99,
         eval_every=0,
         progress=False,
@@ -151,11 +147,3 @@ def small_detector(role: Role, *, size: tuple[int, int]) -> DetectorSettings:
         anchor_scale=4.0,
         input=InputSettings(short=size[1], long=size[0]),
     )
-
-
-def fast_precision() -> Literal["32", "bf16"]:
-    """``bf16`` where the processor multiplies in it, or on a GPU; elsewhere it is emulated, and slower than float32."""
-    if torch.cuda.is_available():
-        return "bf16"
-    flags = Path("/proc/cpuinfo").read_text() if platform.system() == "Linux" else ""
-    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else "32"

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
+from locdistill.engine.settings import spelled_out
 from locdistill.errors import RecipeError
 from locdistill.recipes.yaml_io import read_yaml
 from locdistill.settings import suggestion
@@ -77,6 +78,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
     for override in overrides:
         try:
             path, value = parse_override(override) if isinstance(override, str) else override
+            data = _with_parts(data, path)
             _check_path(data, path, value)
             data = merge(data, _nested(path, value))
         except RecipeError as error:
@@ -84,6 +86,15 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
     if problems:
         raise RecipeError("\n".join(problems))
     return data
+
+
+def _with_parts(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The data with ``engine.speed`` as a group, where it is ``auto`` or ``off`` and one of its parts is to be set."""
+    engine = data.get("engine")
+    if path[:2] != ("engine", "speed") or len(path) < 3 or not isinstance(engine, dict):
+        return data
+    speed = engine.get("speed")
+    return {**data, "engine": {**engine, "speed": spelled_out(speed)}} if speed in ("auto", "off") else data
 
 
 def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:

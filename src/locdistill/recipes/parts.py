@@ -7,6 +7,7 @@ from pathlib import Path
 
 from locdistill.data.records import Dataset
 from locdistill.distillation.teacher import FrozenTeacher
+from locdistill.engine.speed import Speed
 from locdistill.models.detector import Detector
 from locdistill.objective.objective import Objective
 from locdistill.recipes.recipe import Recipe
@@ -23,6 +24,7 @@ class Parts:
         objective: The loss.
         teacher: Who teaches, in the student's terms; None without distillation.
         start: The weights file that the student begins with; None for those of its backbone.
+        speed: How the machine is made use of.
     """
 
     recipe: Recipe
@@ -31,3 +33,4 @@ class Parts:
     objective: Objective
     teacher: FrozenTeacher | None
     start: Path | None
+    speed: Speed

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -28,7 +28,8 @@ from locdistill.engine.devices import check_training_devices
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
 from locdistill.engine.signals import requeued
-from locdistill.engine.trainer import fit
+from locdistill.engine.speed import Machine, Speed, choose
+from locdistill.engine.trainer import fit, process_count
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.models.detector import Detector
@@ -287,6 +288,7 @@ def run(
     facts = folder.facts_of(parts.datasets)
     if parts.start is not None:
         facts["start"] = {"weights": str(parts.start), "sha256": folder.file_digest(parts.start)}
+    facts["speed"] = asdict(parts.speed)
     if resume:
         folder.check_unchanged(path, facts)
     elif folder.process_rank() == 0:
@@ -312,6 +314,7 @@ def _compose(recipe: Recipe, *, fresh: bool) -> Parts:
     files = teacher_files(recipe)
     start = _start_file(recipe, files) if fresh else None
     recipe, datasets = _with_data(recipe)
+    recipe, speed = _with_speed(recipe, datasets["train"])
     teacher: FrozenTeacher | None = None
     if files:
         recipe, teacher = with_teacher(recipe, files)
@@ -323,7 +326,15 @@ def _compose(recipe: Recipe, *, fresh: bool) -> Parts:
         teacher = AverageTeacher(detector, recipe.teacher.decay or EMA_DECAY)
     recipe = recipe.model_copy(update={"detector": detector.settings})
     objective = objective_of(recipe, detector)
-    return Parts(recipe=recipe, datasets=datasets, detector=detector, objective=objective, teacher=teacher, start=start)
+    return Parts(
+        recipe=recipe,
+        datasets=datasets,
+        detector=detector,
+        objective=objective,
+        teacher=teacher,
+        start=start,
+        speed=speed,
+    )
 
 
 def _start_file(recipe: Recipe, teachers: tuple[Path, ...]) -> Path | None:
@@ -369,6 +380,18 @@ def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
     return recipe.model_copy(update={"data": settings, "detector": detector}), {"train": train_set, "val": val_set}
 
 
+def _with_speed(recipe: Recipe, train: Dataset) -> tuple[Recipe, Speed]:
+    """Choose how the machine is made use of, and fill in the precision, which the run keeps on other machines."""
+    engine, data = recipe.engine, recipe.data
+    batch = data.batch_per_device * engine.accumulate * process_count(engine)
+    steps = engine.steps or engine.epochs * data.repeat * len(train) // batch
+    one_size = len(data.sizes) == 1 and len({(record.width, record.height) for record in train.records}) == 1
+    speed = choose(engine, Machine.here(engine), steps=steps, one_size=one_size)
+    if engine.precision == "auto":
+        recipe = recipe.model_copy(update={"engine": engine.model_copy(update={"precision": speed.precision})})
+    return recipe, speed
+
+
 def objective_of(recipe: Recipe, detector: Detector) -> Objective:
     """The recipe's loss for a detector."""
     assigner = build_component("assigner", recipe.assigner)
@@ -407,7 +430,7 @@ def _fit(parts: Parts, out: Path, resume: bool) -> RunResult:
     if first and not resume:
         _draw_batch(parts, out / "train_batch.png")
     watch = agreement if parts.teacher is None or parts.teacher.comparable else None
-    module = TrainingModule(detector, parts.objective, parts.teacher, recipe.engine, watch=watch)
+    module = TrainingModule(detector, parts.objective, parts.teacher, recipe.engine, watch=watch, speed=parts.speed)
     fitted = fit(
         module,
         make_train_loader=train_loader,

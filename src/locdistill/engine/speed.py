@@ -1,0 +1,162 @@
+"""What of ``engine.speed`` is used on a machine, and why.
+
+``auto`` chooses, as measured by ``benchmarks/step.py`` where nothing else is said:
+
+- bf16 where the device multiplies in it: on CUDA since Ampere, on CPUs with AVX-512 BF16 or AMX. Elsewhere it is
+  emulated and slower than float32.
+- channels last on CUDA, whose tensor cores work in that order; on CPU with bf16, where the teacher gains and the
+  student does not lose; not in float32 on CPU, where it makes no difference, and not on MPS.
+- a folded teacher always, and a fused optimiser on CPU and CUDA. A fused one with fp16 cannot clip, so it does not
+  there.
+- compiled code on CUDA, in runs that are long enough to earn the minutes of compiling back. On CPU it takes as long
+  and gains less.
+- TF32 on CUDA; cuDNN's search for the best algorithm where all images have one size, for it is done anew for each.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from locdistill.engine.devices import device_kind
+from locdistill.engine.settings import EngineSettings
+
+STEPS_TO_COMPILE = 2000
+"""Optimiser steps from which on a run is long enough to compile for."""
+Precision = Literal["32", "bf16", "fp16"]
+DTYPES: dict[Precision, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """What the choice depends on.
+
+    Attributes:
+        device: Kind of device that is trained on.
+        bf16: Whether it multiplies in bf16, rather than emulating that.
+        triton: Whether there is a compiler for CUDA.
+    """
+
+    device: Literal["cpu", "cuda", "mps"]
+    bf16: bool = False
+    triton: bool = False
+
+    @classmethod
+    def here(cls, settings: EngineSettings) -> Machine:
+        """This machine, and the device of it that these settings train on."""
+        device = device_kind(settings)
+        bf16 = (device == "cpu" and cpu_bf16()) or (device == "cuda" and _cuda_bf16())
+        return cls(device=device, bf16=bf16, triton=importlib.util.find_spec("triton") is not None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """What was chosen; the parts are those of `SpeedSettings`."""
+
+    precision: Precision = "32"
+    channels_last: bool = False
+    teacher: bool = False
+    fused: bool = False
+    compile: bool = False
+    cuda_graphs: bool = False
+    checkpointing: bool = False
+    tf32: bool = False
+    cudnn_benchmark: bool = False
+    must_compile: bool = False
+    """Whether a failure to compile ends the run, because it was asked for."""
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """Of multiplications; None for float32."""
+        return DTYPES[self.precision]
+
+    def words(self, optimizer: str) -> str:
+        """The choice in one line."""
+        said = {
+            "channels-last": self.channels_last,
+            f"fused {'AdamW' if optimizer == 'adamw' else 'SGD'}": self.fused,
+            "frozen teacher folded": self.teacher,
+            "compiled": self.compile,
+            "CUDA graphs": self.cuda_graphs,
+            "checkpointing": self.checkpointing,
+            "TF32": self.tf32,
+            "cuDNN benchmark": self.cudnn_benchmark,
+        }
+        precision = "float32" if self.precision == "32" else self.precision
+        return ", ".join([precision, *(name for name, chosen in said.items() if chosen)])
+
+
+def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_size: bool = False) -> Speed:
+    """What of the settings is used on a machine.
+
+    Args:
+        settings: Those of the run.
+        machine: Where it runs.
+        steps: Its optimiser steps, about; 0 where that is not known.
+        one_size: Whether all its batches have one height and width.
+    """
+    parts, cuda = settings.speed, machine.device == "cuda"
+
+    def part(switch: bool | Literal["auto"], auto: bool) -> bool:
+        return auto if switch == "auto" else switch
+
+    precision = _precision(settings, machine)
+    graphs = cuda and part(parts.cuda_graphs, False)
+    clips_scaled = precision == "fp16" and settings.clip_norm is not None
+    return Speed(
+        precision=precision,
+        channels_last=part(parts.channels_last, cuda or (machine.device == "cpu" and precision != "32")),
+        teacher=part(parts.teacher, True),
+        fused=part(parts.fused, machine.device != "mps" and not clips_scaled),
+        compile=part(parts.compile, graphs or (cuda and machine.triton and steps >= STEPS_TO_COMPILE)),
+        cuda_graphs=graphs,
+        checkpointing=part(parts.checkpointing, False),
+        tf32=cuda and part(parts.tf32, True),
+        cudnn_benchmark=cuda and part(parts.cudnn_benchmark, one_size and not settings.deterministic),
+        must_compile=parts.compile is True,
+    )
+
+
+def _precision(settings: EngineSettings, machine: Machine) -> Precision:
+    if settings.precision == "auto":
+        return "bf16" if machine.bf16 and not settings.speed.off else "32"
+    if settings.precision == "fp16" and machine.device == "cpu":
+        return "bf16"  # PyTorch has no fp16 training on CPU
+    return settings.precision
+
+
+def cpu_bf16() -> bool:
+    """Whether the processor multiplies in bf16; PyTorch's own question, or else what Linux says of it."""
+    asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    if all(asked):
+        return any(bool(ask()) for ask in asked if ask is not None)
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if platform.system() == "Linux" else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _cuda_bf16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def set_backends(*, tf32: bool, cudnn_benchmark: bool) -> None:
+    """Set what is PyTorch's own, and holds for the whole process."""
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    torch.backends.cudnn.benchmark = cudnn_benchmark
+
+
+@contextmanager
+def own_backends() -> Iterator[None]:
+    """Whatever is set inside, it is as before afterwards."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.benchmark = before[1]

@@ -1,0 +1,69 @@
+"""Activation checkpointing (Chen et al. 2016): maps inside a network are computed again instead of kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def recompute(net: nn.Module) -> int:
+    """Let a network keep only what goes into and comes out of its blocks while it trains; change it in place.
+
+    A block is the outermost module below containers that has parts of its own: of a ResNet the residual blocks.
+    Parameters and their names stay. timm's own switch is not used: it cuts networks into fewer pieces, and where batch
+    normalisation is trained it updates the running statistics twice.
+
+    Returns:
+        Number of blocks.
+    """
+    blocks = list(_blocks(net))
+    for block in blocks:
+        block.forward = partial(_forward, block)
+    return len(blocks)
+
+
+def _blocks(net: nn.Module) -> Iterator[nn.Module]:
+    inside = list(net.children())
+    if len(inside) == 1 and not isinstance(net, nn.Sequential):  # a network within a wrapper of timm's
+        yield from _blocks(inside[0])
+        return
+    for module in inside:
+        if isinstance(module, CONTAINERS):
+            yield from _blocks(module)
+        elif list(module.children()):
+            yield module
+
+
+def _forward(block: nn.Module, *inputs: Any, **options: Any) -> Any:
+    """What the block computes, and once more on the way back."""
+    compute = partial(type(block).forward, block)
+    if not (block.training and torch.is_grad_enabled()):
+        return compute(*inputs, **options)
+    return checkpoint(compute, *inputs, use_reentrant=False, context_fn=partial(_contexts, block), **options)
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the first computation, and of the second, which must not count in running statistics."""
+    return nullcontext(), _statistics_kept(block)
+
+
+@contextmanager
+def _statistics_kept(block: nn.Module) -> Iterator[None]:
+    """Batch normalisation in training mode normalises by its batch as before, and updates nothing."""
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
