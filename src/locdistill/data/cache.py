@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import mmap
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -61,10 +60,3 @@ class PictureCache:
         height, width = self._shapes[index].tolist()
         start = int(self._starts[index])
         return self._pixels[start : start + 3 * height * width].view(height, width, 3)
-
-
-def memory_limit(processes: int) -> int:
-    """Bytes that one of so many training processes may keep: a quarter of the machine's memory, split among them."""
-    if not hasattr(os, "sysconf"):
-        return 2**31 // processes
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4 // processes

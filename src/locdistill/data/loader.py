@@ -15,9 +15,10 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from locdistill.data.cache import PictureCache, memory_limit
+from locdistill.data.cache import PictureCache
 from locdistill.data.looks import Look, Plan
 from locdistill.data.records import Dataset
+from locdistill.data.resources import picture_memory, worker_count
 from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
 from locdistill.data.settings import DataSettings
 from locdistill.data.transforms import Sample, flip, resize
@@ -25,7 +26,6 @@ from locdistill.errors import ImageError
 from locdistill.images import View, keep_ratio_size, pad_together, read_image, resize_to
 from locdistill.types import Batch, Instances
 
-DEFAULT_WORKERS = 4
 OPEN_FILES = 65536
 T = TypeVar("T")
 
@@ -63,8 +63,12 @@ def training_loader(
     Every process gets the same number of batches; do not let an engine replace the sampler.
     """
     plan = training_plan(settings, seed)
-    workers = _workers(settings.workers)
-    cache = _cache(dataset, plan, workers, world_size) if settings.cache else None
+    workers = worker_count(settings.workers, world_size)
+    cache = None
+    if settings.cache:
+        wanted = None if settings.cache is True else settings.cache
+        shapes, limit = _shapes(dataset, plan), picture_memory(wanted, world_size)
+        cache = PictureCache(shapes, limit=limit, workers=workers)
     wide = [record.width > record.height for record in dataset.records]
     sampler = GroupedSampler(
         wide,
@@ -107,7 +111,7 @@ def every_look_loader(
             same.clear()
     batches += [same for same in shapes.values() if same]
     pictures = Pictures(dataset, plan, memory=memory)
-    return _loader(pictures, batches, workers=_workers(settings.workers), seed=seed)
+    return _loader(pictures, batches, workers=worker_count(settings.workers, 1), seed=seed)
 
 
 def training_plan(settings: DataSettings, seed: int) -> Plan:
@@ -140,7 +144,7 @@ def evaluation_loader(
     """
     plan = Plan(sizes=((input_settings.long, input_settings.short),), pad_to=input_settings.pad_to, views=views)
     sampler = ShareSampler(len(dataset), batch=batch, rank=rank, world_size=world_size, views=len(views))
-    return _loader(Pictures(dataset, plan), sampler, workers=_workers(workers), seed=0)
+    return _loader(Pictures(dataset, plan), sampler, workers=worker_count(workers, world_size), seed=0)
 
 
 @runtime_checkable
@@ -271,19 +275,13 @@ def _joined(parts: Sequence[np.ndarray], kind: type, empty: tuple[int, ...]) -> 
     return np.concatenate([np.zeros(empty, kind), *parts]).astype(kind)
 
 
-def _cache(dataset: Dataset, plan: Plan, workers: int, processes: int) -> PictureCache:
+def _shapes(dataset: Dataset, plan: Plan) -> list[tuple[int, int]]:
+    """Height and width of the images as they are kept: resized if that is always the same."""
     shapes = [(record.height, record.width) for record in dataset.records]
-    if plan.fixed_size:
-        long, short = plan.sizes[0]
-        shapes = [keep_ratio_size(height, width, short=short, long=long) for height, width in shapes]
-    return PictureCache(shapes, limit=memory_limit(processes), workers=workers)
-
-
-def _workers(wanted: int | None) -> int:
-    if wanted is not None:
-        return wanted
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(DEFAULT_WORKERS, cores)
+    if not plan.fixed_size:
+        return shapes
+    long, short = plan.sizes[0]
+    return [keep_ratio_size(height, width, short=short, long=long) for height, width in shapes]
 
 
 def _loader(pictures: Pictures, sampler: Iterable[list[Draw]], *, workers: int, seed: int) -> DataLoader[Batch]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from math import inf
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -31,12 +32,14 @@ class DataSettings(Settings):
             it by the seed, and chosen from each time. ``None`` draws anew each time. A cache of a teacher's predictions
             needs a number where sizes are drawn from a range.
         batch_per_device: Images per process and micro-batch.
-        workers: Processes that read images; ``None``: one per core, at most four.
+        workers: Processes that read images for each training process; ``None``: its share of the cores but one, at
+            least 1 and at most 16.
         crowd: ``background`` trains crowd regions and difficult objects as background, like the reference;
             ``ignore`` hands them on, so that locations on them can be left out.
         repeat: Passes over the images that make one epoch (3 in the published VOC schedules).
         pad_to: The padded sides of a batch are multiples of this.
-        cache: Keep decoded images in memory, as many as fit into a quarter of the machine's.
+        cache: Keep decoded images in memory: a number is how much in GB, on each machine; True is a quarter of what
+            the machine has. Images that do not fit are read each time.
         filter_empty: Leave out training images without any annotated object.
         min_side: Leave out training images with a shorter side, in pixels.
     """
@@ -56,7 +59,7 @@ class DataSettings(Settings):
     crowd: Literal["background", "ignore"] = "background"
     repeat: int = Field(default=1, ge=1)
     pad_to: int = Field(default=32, ge=1)
-    cache: bool = False
+    cache: bool | float = False
     filter_empty: bool = True
     min_side: int = Field(default=32, ge=1)
 
@@ -69,6 +72,13 @@ class DataSettings(Settings):
             if not long >= short >= 1:
                 raise ValueError(f"expected (long, short) with long >= short >= 1, got ({long}, {short})")
         return sizes
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _memory_is_some(cls, cache: Any) -> Any:
+        if not isinstance(cache, bool | int | float) or not 0 <= cache < inf:
+            raise ValueError(f"expected true, false, or how many GB of memory to use, such as 8; came {cache!r}")
+        return cache if isinstance(cache, bool) or cache > 0 else False
 
     @field_validator("classes")
     @classmethod

@@ -1,0 +1,82 @@
+"""What of this machine a process may use: cores for readers, memory for decoded images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from locdistill.errors import RecipeError
+
+MOST_WORKERS = 16
+CONTROL_GROUPS = Path("/sys/fs/cgroup")
+DEFAULT_MEMORY = 8 * 10**9
+"""Taken for the machine's memory where the system does not tell."""
+
+
+def worker_count(wanted: int | None, processes: int) -> int:
+    """Processes that read images for one of so many training processes.
+
+    Unless it is said: a core each but for one, which the training process itself needs, at most 16. (One reads about
+    300 photographs a second at 1333 x 800; 16 are for slow formats and large files.) Training processes of this machine
+    share its cores.
+    """
+    if wanted is not None:
+        return wanted
+    return min(max(_cores(processes) - 1, 1), MOST_WORKERS)
+
+
+def picture_memory(wanted: float | None, processes: int) -> int:
+    """Bytes of decoded images that one of so many training processes may keep.
+
+    Args:
+        wanted: GB (10^9 bytes) for the whole machine; None is a quarter of its memory.
+        processes: Processes that train together.
+
+    Raises:
+        RecipeError: The machine has less memory than is wanted.
+    """
+    there = _memory()
+    if wanted is not None and wanted * 10**9 > there:
+        raise RecipeError(
+            f"data.cache is {wanted:g} GB, but this machine gives {there / 10**9:.1f} GB of memory: set data.cache to "
+            "less, to true (a quarter of it), or to false"
+        )
+    return int(there / 4 if wanted is None else wanted * 10**9) // processes_here(processes)
+
+
+def processes_here(processes: int) -> int:
+    """How many of the processes that train together are on this machine, as torchrun or SLURM tell; else all."""
+    local = os.environ.get("LOCAL_WORLD_SIZE")
+    if local is not None:
+        return min(int(local), processes)
+    nodes = int(os.environ.get("SLURM_NNODES", "1"))
+    return max(-(-processes // nodes), 1)
+
+
+def _cores(processes: int) -> int:
+    """Cores for one training process, within what the process, its container and SLURM are allowed."""
+    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota, period in _limits("cpu.max"):
+        every = min(every, max(quota // period, 1))
+    task = os.environ.get("SLURM_CPUS_PER_TASK")
+    if task is not None and os.environ.get("SLURM_NTASKS") == str(processes):  # each is a task with cores of its own
+        return min(every, int(task))
+    return every // processes_here(processes)
+
+
+def _memory() -> int:
+    """Bytes of memory of the machine, or of the container if it has less."""
+    if not hasattr(os, "sysconf"):
+        return DEFAULT_MEMORY
+    limits = [limit for (limit,) in _limits("memory.max")]
+    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
+
+
+def _limits(name: str) -> Iterable[tuple[int, ...]]:
+    """The numbers in a file of the control group (version 2) that a container runs in; none where there is no limit."""
+    try:
+        words = (CONTROL_GROUPS / name).read_text(encoding="ascii").split()
+    except OSError:
+        return ()
+    return () if words[:1] == ["max"] else (tuple(map(int, words)),)
