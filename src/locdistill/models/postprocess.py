@@ -85,11 +85,12 @@ def candidates(
         width = sizes[:, 1:].to(boxes)
         boxes = torch.stack((width - right, top, width - left, bottom), -1)
     boxes = boxes / scales.to(boxes).flip(-1).repeat(1, 2)[:, None]
-    found = []
-    for own_boxes, own_scores, own_judged in zip(boxes, ranked, judged, strict=True):
-        location, labels = (own_judged > settings.score_threshold).nonzero(as_tuple=True)
-        found.append(Detections(own_boxes[location], own_scores[location, labels], labels))
-    return found
+    inside = judged > settings.score_threshold
+    # Sent before the one wait for the device, which is for the number of candidates, and there when it ends.
+    counts = inside.sum((1, 2)).to("cpu", non_blocking=inside.is_cuda)
+    image, location, labels = inside.nonzero(as_tuple=True)
+    found = (boxes[image, location], ranked[image, location, labels], labels)
+    return [Detections(*own) for own in zip(*(torch.split(part, counts.tolist()) for part in found), strict=True)]
 
 
 @torch.no_grad()
