@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from locdistill.models.settings import DetectorSettings
     from locdistill.objective.objective import Objective
     from locdistill.objective.term import Term
+    from locdistill.recipes.cache import CacheReport, build_cache, cache_info
     from locdistill.recipes.compare import compare
     from locdistill.recipes.comparison import Comparison
     from locdistill.recipes.diagnose import diagnose
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "CacheReport",
     "Comparison",
     "Dense",
     "Detections",
@@ -64,6 +66,8 @@ __all__ = [
     "RunResult",
     "Term",
     "TuneResult",
+    "build_cache",
+    "cache_info",
     "compare",
     "diagnose",
     "distill",
@@ -85,6 +89,7 @@ __all__ = [
 
 _HOMES = {
     "Batch": "types",
+    "CacheReport": "recipes.cache",
     "Comparison": "recipes.comparison",
     "Dense": "types",
     "Detections": "types",
@@ -105,6 +110,8 @@ _HOMES = {
     "RunResult": "recipes.run",
     "Term": "objective.term",
     "TuneResult": "recipes.tune_result",
+    "build_cache": "recipes.cache",
+    "cache_info": "recipes.cache",
     "compare": "recipes.compare",
     "diagnose": "recipes.diagnose",
     "distill": "recipes.run",

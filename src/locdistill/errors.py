@@ -8,6 +8,7 @@ LocdistillError
 ├── WeightsError         weights that are absent, truncated, foreign, or would run code
 │   └── HubError         a model hub that cannot be reached, or does not have what is asked for
 ├── TeacherError         a teacher that cannot teach this student
+│   └── CacheError       a cache of its predictions that is another one's, incomplete, or cannot be written
 ├── RunError             a run folder that is in the way or cannot be resumed, or a device that is not there
 └── NonFiniteLossError   a loss term became NaN or infinite
 """
@@ -41,6 +42,10 @@ class WeightsError(LocdistillError):
 
 class TeacherError(LocdistillError):
     """A teacher cannot teach this student."""
+
+
+class CacheError(TeacherError):
+    """A cache of a teacher's predictions is another teacher's or run's, damaged, or cannot be written."""
 
 
 class RunError(LocdistillError):

@@ -28,7 +28,7 @@ from locdistill.recipes.preflight_data import look_at_data, look_at_regions, reg
 from locdistill.recipes.preflight_judge import Suspect, doubts, no_better_than_start, stopping
 from locdistill.recipes.preflight_report import PreflightReport, Problem
 from locdistill.recipes.preflight_teacher import START, Heard, Hearing, Trial, judged, usual
-from locdistill.recipes.run import _compose, objective_of
+from locdistill.recipes.run import compose, objective_of
 from locdistill.recipes.teaching import teacher_of
 from locdistill.types import Batch, Detections, Instances
 from tests.conftest import CLASSES, write_tiny_coco
@@ -265,7 +265,7 @@ def test_a_teacher_at_chance_level_stops_the_run(untrained: Path, data: Path, tm
 
 def suspect(untrained: Path, data: Path, hearing: Hearing, position: int = 0) -> Suspect:
     recipe = resolve(Request(recipe=written(data, untrained), teacher=untrained, overrides=STUDENT))
-    return Suspect(_compose(recipe, fresh=True), "teacher", hearing, LiveTeacher(Detector.load(untrained)), position)
+    return Suspect(compose(recipe, fresh=True), "teacher", hearing, LiveTeacher(Detector.load(untrained)), position)
 
 
 def test_remedies_for_weights_are_settings_of_the_teacher(untrained: Path, data: Path) -> None:
@@ -356,7 +356,7 @@ def test_detections_are_judged_over_the_classes_that_are_known(data: Path) -> No
 
 def parts_of(data: Path, untrained: Path, *settings: str) -> Parts:
     recipe = resolve(Request(recipe=written(data, untrained), teacher=untrained, overrides=(*STUDENT, *settings)))
-    return _compose(recipe, fresh=True)
+    return compose(recipe, fresh=True)
 
 
 def test_data_without_boxes_and_batches_larger_than_the_data(data: Path, untrained: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from locdistill.cli import (
+    cache,
     compare,
     config,
     convert,
@@ -63,6 +64,7 @@ for _panel, _verbs in _PANELS.items():
     for _name, _verb in _verbs.items():
         app.command(_name, rich_help_panel=_panel)(_verb)
 app.add_typer(data.app, name="data", rich_help_panel="What there is")
+app.add_typer(cache.app, name="cache", rich_help_panel="Train and detect")
 
 
 @app.callback()

@@ -14,6 +14,7 @@ def distill(
     teacher: options.Teacher = None,
     method: options.Method = None,
     balance: options.Balance = None,
+    cache: options.Cache = None,
     data: options.Data = None,
     model: options.Model = None,
     backbone: options.Backbone = None,
@@ -61,6 +62,7 @@ def distill(
     locdistill distill --teacher runs/a --start teacher --data bccd
     locdistill distill --teacher runs/teacher --data bccd --method ld --method pkd
     locdistill distill --teacher runs/teacher --data bccd --method pkd --balance 1
+    locdistill distill --teacher runs/teacher --data bccd --cache runs/cache
     locdistill distill --teacher ema --data bccd
     locdistill distill --teacher nanodet.onnx --data coco --method bckd
     locdistill distill --teacher runs/teacher --data bccd --dry-run
@@ -82,7 +84,10 @@ def distill(
         methods=method or (),
         start=start,
         recipe=recipe,
-        overrides=[*options.short_cuts(devices=devices, batch=batch, seed=seed, balance=balance), *overrides],
+        overrides=[
+            *options.short_cuts(devices=devices, batch=batch, seed=seed, balance=balance, cache=cache),
+            *overrides,
+        ],
     )
     how = Preflight(progress=progress("measuring the teacher"), show=report_preflight)
     if images is not None:

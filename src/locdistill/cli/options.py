@@ -68,6 +68,15 @@ Method = Annotated[
         "recipe has; ld unless given.",
     ),
 ]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Where the teacher's predictions are kept: it looks at each image (size, flip) once, now or in "
+        "'locdistill cache build', and runs that share the folder do without it.",
+    ),
+]
 Balance = Annotated[
     float | None,
     typer.Option(
@@ -134,7 +143,12 @@ def request_words(
 
 
 def short_cuts(
-    *, devices: str | None = None, batch: int | None = None, seed: int | None = None, balance: float | None = None
+    *,
+    devices: str | None = None,
+    batch: int | None = None,
+    seed: int | None = None,
+    balance: float | None = None,
+    cache: str | None = None,
 ) -> list[str]:
     """Options that stand for one field of the recipe, as settings."""
     pairs: dict[str, Any] = {
@@ -142,5 +156,6 @@ def short_cuts(
         "data.batch_per_device": batch,
         "engine.seed": seed,
         "balance": balance,
+        "teacher.cache.path": cache,
     }
     return [f"{key}={value}" for key, value in pairs.items() if value is not None]

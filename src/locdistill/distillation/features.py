@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ class FeatureL2(OfMaps):
     channels. Locations of one cell share its feature: with the nine anchors of a RetinaNet cell, a region weighs the
     cell by the number of its anchors that lie in the region.
     """
+
+    local: ClassVar[bool] = True
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Zero where both features agree (the student's through its adapter); without gradient to the teacher."""

@@ -43,6 +43,11 @@ class Everywhere:
 
     padding: bool = False
 
+    @property
+    def sees_padding(self) -> bool:
+        """Whether the padding belongs to it."""
+        return self.padding
+
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Weight 1."""
         inside = scene.assignment.inside.to(scene.confidence.dtype)
@@ -61,6 +66,11 @@ class OutsideBoxes:
     """
 
     padding: bool = False
+
+    @property
+    def sees_padding(self) -> bool:
+        """Whether the padding belongs to it."""
+        return self.padding
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Weight 1."""
@@ -84,7 +94,7 @@ class FineGrained:
         """Weight 1."""
         anchors, inside = scene.grid.anchors(), scene.assignment.inside
         near = torch.zeros_like(inside)
-        for boxes, present in in_turn(scene.instances.boxes, scene.instances.present):
+        for boxes, present in in_turn(anchors, scene.instances.boxes, scene.instances.present):
             iou = paired_iou(anchors, boxes[:, :, None]) * (present[..., None] & inside[:, None])
             near = near | (iou > self.part * iou.amax(2, keepdim=True)).any(1)
         return near.to(scene.confidence.dtype)
@@ -114,6 +124,11 @@ class GeneralInstances:
     nms_iou: float = 0.3
     per: Literal["image", "batch"] = "image"
     score: Literal["probability", "mixed", "logit"] = "probability"
+
+    @property
+    def sees_padding(self) -> bool:
+        """Whether locations in the padding may be chosen."""
+        return self.per == "batch"
 
     @torch.no_grad()
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:

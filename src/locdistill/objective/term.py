@@ -137,8 +137,7 @@ class Term:
     @property
     def sees_padding(self) -> bool:
         """Whether what a teacher says of the padding, which a batch adds to an image, may count."""
-        whole = self.needs_teacher and not getattr(self.of, "local", False)
-        return whole or (self.needs_teacher and self._any("sees_padding"))
+        return self.needs_teacher and self._any("sees_padding")
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
         """Outside of these locations it does not matter what a teacher predicts; all of the images if not bounded."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from locdistill.data.records import Dataset
+from locdistill.distillation.cached import Recall
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.engine.speed import Speed
 from locdistill.models.detector import Detector
@@ -25,6 +26,7 @@ class Parts:
         teacher: Who teaches, in the student's terms; None without distillation.
         start: The weights file that the student begins with; None for those of its backbone.
         speed: How the machine is made use of.
+        memory: What is remembered of the teacher's predictions; None where it is asked at each step.
     """
 
     recipe: Recipe
@@ -34,3 +36,4 @@ class Parts:
     teacher: FrozenTeacher | None
     start: Path | None
     speed: Speed
+    memory: Recall | None = None

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator, model_validator
 
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.bridges import SoftTarget
+from locdistill.distillation.kept import Numbers
 from locdistill.distillation.presets import supervised
 from locdistill.engine.settings import EngineSettings
 from locdistill.models.settings import DetectorSettings, NormalisationSettings, Triple
@@ -56,6 +57,15 @@ class Colleague(Settings):
     onnx: OnnxSettings | None = None
 
 
+class CacheSettings(Settings):
+    """Where a teacher's predictions are kept, so that it looks at each image once."""
+
+    path: str
+    """A folder; several runs of the same teacher and student may share it."""
+    numbers: Numbers = "half"
+    """How precisely they are kept: ``half`` precision, or ``8bit`` in about half the space."""
+
+
 class TeacherSettings(Settings):
     """The detector that teaches."""
 
@@ -87,6 +97,9 @@ class TeacherSettings(Settings):
     """What the teacher's file does not say of itself, where it is an ONNX file."""
     share: float = Field(default=1.0, gt=0)
     """Its weight in the mean where there are more teachers."""
+    cache: CacheSettings | None = None
+    """Where its predictions are kept; a folder's name alone will do. None asks the teacher at each step. What is not
+    there yet is added as the images come; ``locdistill cache build`` does it beforehand."""
     more: tuple[Colleague, ...] = ()
     """Further teachers: the probabilities of all are averaged. ``weights: [a, b]`` is short for two of equal share."""
 
@@ -99,8 +112,18 @@ class TeacherSettings(Settings):
             return {**values, "weights": first, "more": [{"weights": other} for other in others]}
         return values
 
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _folder_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value
+
     @model_validator(mode="after")
     def _of_one_kind(self) -> TeacherSettings:
+        if self.cache is not None and self.follows:
+            raise ValueError(
+                "a teacher that is the student's running average says something else at each step, and cannot be "
+                "cached; set teacher.cache=null"
+            )
         if self.decay is not None and not self.follows:
             raise ValueError(
                 "decay is that of a teacher which is the student's running average; set teacher.weights=ema, or "
@@ -244,6 +267,18 @@ class Recipe(Settings):
         if self.balance is not None and not taught:
             raise ValueError(
                 "balance is that of terms which compare with a teacher, and there is none; set balance=null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_cache(self) -> Recipe:
+        if self.teacher is None or self.teacher.cache is None:
+            return self
+        data = self.data
+        if data.size_mode == "range" and len(data.sizes) > 1 and data.views is None:
+            raise ValueError(
+                "a cache holds what the teacher says of an image at each size and flip, and data.size_mode=range has "
+                "too many of them; say how many of each image to use, for example data.views=8"
             )
         return self
 

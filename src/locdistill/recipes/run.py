@@ -41,6 +41,7 @@ from locdistill.recipes.compatible import MismatchError, check_start
 from locdistill.recipes.defaults import Request, resolve, resumed_recipe
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override
+from locdistill.recipes.memory import Progress, with_memory
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight import LOOK, Preflight, examine
 from locdistill.recipes.preflight_report import PreflightReport, refused
@@ -201,9 +202,20 @@ def preflight(
     Raises:
         LocdistillError: One of its kinds, where there is nothing to look at.
     """
+    return _examined(distillation_recipe(teacher, data, **words), how, fresh=True)[1]
+
+
+def distillation_recipe(
+    teacher: str | Path | None = None, data: str | Path | None = None, **words: Unpack[Words]
+) -> Recipe:
+    """The recipe that :func:`distill` would run.
+
+    Raises:
+        LocdistillError: One of its kinds, where there is none.
+    """
     recipe = _resolved(_distillation(teacher, data, words), "distill")
     check_training_devices(recipe.engine)
-    return _examined(recipe, how, fresh=True)[1]
+    return recipe
 
 
 def _distillation(
@@ -253,7 +265,7 @@ def _resolved(request: Request, verb: str) -> Recipe:
 def _examined(recipe: Recipe, preflight: Preflight, *, fresh: bool) -> tuple[Parts | None, PreflightReport]:
     """The run, put together and looked at; without its parts where teacher and student do not match."""
     try:
-        parts = _compose(recipe, fresh=fresh)
+        parts = compose(recipe, fresh=fresh)
     except MismatchError as error:
         return None, refused(error)
     return parts, examine(parts, preflight)
@@ -284,7 +296,7 @@ def run(
         assert seen is not None, "a teacher that does not match stops the run"
         parts = seen
     else:
-        parts = _compose(recipe, fresh=fresh)
+        parts = compose(recipe, fresh=fresh)
     facts = folder.facts_of(parts.datasets)
     if parts.start is not None:
         facts["start"] = {"weights": str(parts.start), "sha256": folder.file_digest(parts.start)}
@@ -306,10 +318,13 @@ def run(
         return _fit(parts, path, resume)
 
 
-def _compose(recipe: Recipe, *, fresh: bool) -> Parts:
+def compose(recipe: Recipe, *, fresh: bool, progress: Progress | None = None) -> Parts:
     """Open the data, read the teacher, build the detector, and fill in what the recipe left to them.
 
-    No weights are fetched for the student where a checkpoint holds them all (``fresh`` is false then).
+    Args:
+        recipe: What is to be run.
+        fresh: Whether weights are fetched for the student; a checkpoint holds them all.
+        progress: Shows how far the images are read, where the teacher has a cache that does not know them yet.
     """
     files = teacher_files(recipe)
     start = _start_file(recipe, files) if fresh else None
@@ -326,7 +341,7 @@ def _compose(recipe: Recipe, *, fresh: bool) -> Parts:
         teacher = AverageTeacher(detector, recipe.teacher.decay or EMA_DECAY)
     recipe = recipe.model_copy(update={"detector": detector.settings})
     objective = objective_of(recipe, detector)
-    return Parts(
+    parts = Parts(
         recipe=recipe,
         datasets=datasets,
         detector=detector,
@@ -334,6 +349,11 @@ def _compose(recipe: Recipe, *, fresh: bool) -> Parts:
         teacher=teacher,
         start=start,
         speed=speed,
+    )
+    return (
+        with_memory(parts, progress=progress)
+        if recipe.teacher is not None and recipe.teacher.cache is not None
+        else parts
     )
 
 
@@ -413,7 +433,12 @@ def _fit(parts: Parts, out: Path, resume: bool) -> RunResult:
 
     def train_loader(rank: int, world_size: int) -> DataLoader[Batch]:
         return training_loader(
-            datasets["train"], recipe.data, seed=recipe.engine.seed, rank=rank, world_size=world_size
+            datasets["train"],
+            recipe.data,
+            seed=recipe.engine.seed,
+            rank=rank,
+            world_size=world_size,
+            memory=parts.memory,
         )
 
     def val_loader(rank: int, world_size: int) -> DataLoader[Batch]:

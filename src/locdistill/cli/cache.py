@@ -1,0 +1,164 @@
+"""``locdistill cache``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from locdistill.cli import options
+from locdistill.errors import RecipeError
+
+if TYPE_CHECKING:
+    from locdistill.recipes.cache import CacheReport, Forecast
+
+app = typer.Typer(
+    help="Keep what a teacher says, so that it looks at each image once.", no_args_is_help=True, rich_markup_mode="rich"
+)
+Folder = Annotated[str, typer.Argument(metavar="DIR", help="The cache's folder.")]
+
+
+@app.callback()
+def _cache() -> None:
+    """Keep what a teacher says, so that it looks at each image once."""
+
+
+@app.command("build")
+def build(
+    words: options.Words = None,
+    teacher: options.Teacher = None,
+    method: options.Method = None,
+    data: options.Data = None,
+    cache: options.Cache = None,
+    model: options.Model = None,
+    backbone: options.Backbone = None,
+    recipe: options.Recipe = None,
+    batch: options.Batch = None,
+    seed: options.Seed = None,
+    device: options.Device = None,
+    part: Annotated[
+        str | None,
+        typer.Option("--part", metavar="K/N", help="Look at the K-th of N shares only; others take the rest."),
+    ] = None,
+    settings: options.Set = None,
+    as_json: options.Json = False,
+) -> None:
+    """Let a teacher look at all training images, and keep what the methods need of it.
+
+    Say it in the words of 'locdistill distill', which then takes --cache DIR too: its training runs
+    without the teacher. Disk use and time are told before. A build that was stopped goes on where it
+    was; several may work on one cache (--part, or torchrun). With several sizes each image is looked
+    at in all of them; where sizes are drawn from a range, data.views=8 says how many of each there are.
+
+    [bold]Examples[/bold]
+
+    locdistill cache build --teacher runs/teacher --data bccd --cache runs/cache
+    locdistill distill --teacher runs/teacher --data bccd --cache runs/cache
+    locdistill cache build --teacher runs/teacher --data coco --cache cache teacher.cache.numbers=8bit data.views=8
+    """
+    from locdistill.cli.report import print_json, progress  # noqa: PLC0415 - heavy
+    from locdistill.recipes.cache import build_cache  # noqa: PLC0415 - heavy
+
+    recipe, overrides = options.request_words(words, recipe, settings)
+    report = build_cache(
+        teacher,
+        data,
+        cache=cache,
+        device=device,
+        part=None if part is None else _share(part),
+        tell=None if as_json else _tell,
+        progress=progress,
+        model=model,
+        backbone=backbone,
+        methods=method or (),
+        recipe=recipe,
+        overrides=[*options.short_cuts(batch=batch, seed=seed), *overrides],
+    )
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _print(report)
+
+
+@app.command("info")
+def info(path: Folder, as_json: options.Json = False) -> None:
+    """Say whose predictions are in a cache, how many, and how precise they are.
+
+    [bold]Example[/bold]
+
+    locdistill cache info runs/cache
+    """
+    from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
+    from locdistill.recipes.cache import cache_info  # noqa: PLC0415 - heavy
+
+    report = cache_info(path)
+    if as_json:
+        print_json(report.as_dict())
+    else:
+        _print(report)
+
+
+def _share(words: str) -> tuple[int, int]:
+    """``K/N``.
+
+    Raises:
+        RecipeError: It is not.
+    """
+    first, _, second = words.partition("/")
+    if first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second):
+        return int(first), int(second)
+    raise RecipeError(f"--part {words}: expected K/N with K from 1 to N, such as 1/4")
+
+
+def _tell(forecast: Forecast) -> None:
+    from locdistill.cli.report import console  # noqa: PLC0415 - heavy
+
+    console().print(
+        f"{forecast.missing} of {forecast.views} views to look at: about {_size(forecast.bytes)} of disk "
+        f"({_size(forecast.bytes_per_view)} each), {_duration(forecast.seconds)}"
+    )
+
+
+def _print(report: CacheReport) -> None:
+    from rich.table import Table  # noqa: PLC0415 - heavy
+
+    from locdistill.cli.report import console  # noqa: PLC0415 - heavy
+
+    contract = report.contract
+    facts = {
+        "views": f"{report.views}" + (f", {report.built} of them new" if report.built else ""),
+        "disk": _size(report.bytes),
+        "teacher": ", ".join(f"{str(each['sha256'])[:12]}..." for each in contract["teachers"]),
+        "student": f"{contract['student']['model']}, {len(contract['student']['classes'])} classes",
+        "predictions": "; ".join(contract["regions"]),
+        "maps": ", ".join(contract["maps"]) or "none",
+        "numbers": contract["numbers"]
+        + "".join(f", {name} within {error:.2g}" for name, error in (report.errors or {}).items()),
+        "computed in": contract["precision"],
+    }
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, text in facts.items():
+        table.add_row(name, text)
+    out = console()
+    out.print(table)
+    if report.complete is False:
+        out.print("not complete yet: other parts are missing; training adds what it needs")
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds + 0.5), 60)
+    return (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

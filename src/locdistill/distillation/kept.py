@@ -1,0 +1,223 @@
+"""What is kept of a teacher's predictions of one image, and how a batch is put together of it again.
+
+A record has the locations that were asked for and, row by row, what is said there; and whole maps where terms look at
+them. Locations are counted on the image's own grid, padded to its own extents, so that a record does not depend on
+which images once shared a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from locdistill.types import Dense
+
+Numbers = Literal["half", "8bit"]
+Record = dict[str, Tensor]
+INDEX, ROWS, MAPS, MOMENTS = "index", ("cls", "edge", "quality"), ("features", "towers"), "moments"
+LOW, STEP = ".low", ".step"
+LARGEST = torch.finfo(torch.float16).max
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """How the locations of a padded image follow each other; see `Grid`.
+
+    Attributes:
+        strides: Of the levels, in pixels.
+        per_cell: Locations of a cell.
+        pad_to: Sides of images are padded to multiples of this.
+    """
+
+    strides: tuple[int, ...]
+    per_cell: int
+    pad_to: int
+
+    def extents(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of an image with its own padding."""
+        height, width = (-(-side // self.pad_to) * self.pad_to for side in size)
+        return height, width
+
+    def shapes(self, padded: tuple[int, int]) -> list[tuple[int, int]]:
+        """Height and width of each level's map, of a padded image."""
+        return [(-(-padded[0] // stride), -(-padded[1] // stride)) for stride in self.strides]
+
+    def locations(self, padded: tuple[int, int]) -> int:
+        """Number of locations of a padded image."""
+        return sum(h * w for h, w in self.shapes(padded)) * self.per_cell
+
+    def moved(self, index: Int[Tensor, " k"], source: tuple[int, int], target: tuple[int, int]) -> Int[Tensor, " k"]:
+        """Where locations of a padded image are found when it is padded to other sides, not smaller ones."""
+        if source == target:
+            return index
+        ours, theirs = (torch.tensor(self.shapes(sides)) for sides in (source, target))
+        ends = (ours.prod(-1) * self.per_cell).cumsum(0)
+        level = torch.searchsorted(ends, index, right=True)
+        place = index - (ends - ours.prod(-1) * self.per_cell)[level]
+        cell, anchor = place // self.per_cell, place % self.per_cell
+        row, column = cell // ours[level, 1], cell % ours[level, 1]
+        starts = (theirs.prod(-1) * self.per_cell).cumsum(0) - theirs.prod(-1) * self.per_cell
+        return starts[level] + (row * theirs[level, 1] + column) * self.per_cell + anchor
+
+
+def record_of(
+    dense: Dense, image: int, where: Int[Tensor, " k"] | None, *, maps: Sequence[str], numbers: Numbers
+) -> Record:
+    """What is kept of one image of a batch.
+
+    Args:
+        dense: What the teacher says of the batch.
+        image: The image's place in it.
+        where: Locations to keep; None keeps no predictions.
+        maps: Which of ``features`` and ``towers`` to keep whole, and whether ``moments`` of the towers.
+        numbers: ``half``, or ``8bit``: the edges of a location, its classes, or a channel of a map between their own
+            least and largest value.
+    """
+    record: Record = {}
+    if where is not None:
+        if len(where) < dense.cls_logits.shape[1]:
+            record[INDEX] = where.to(torch.int32)
+        said = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
+        for name, values in zip(ROWS, said, strict=True):
+            if values is not None:
+                record |= encoded(name, values[image, where], numbers)
+    for name in (name for name in MAPS if name in maps):
+        for level, values in enumerate(getattr(dense, name)):
+            record |= encoded(f"{name}.{level}", values[image], numbers)
+    if MOMENTS in maps:
+        record |= {f"{MOMENTS}.{level}": moments(values[image]) for level, values in enumerate(dense.towers)}
+    return record
+
+
+def record_errors(record: Record, dense: Dense, image: int, where: Int[Tensor, " k"] | None) -> dict[str, float]:
+    """The largest difference between what was said and what is kept of it, by name."""
+    said = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
+    pairs = {
+        name: values[image, where]
+        for name, values in zip(ROWS, said, strict=True)
+        if values is not None and name in record
+    }
+    pairs |= {
+        f"{kind}.{level}": values[image]
+        for kind in MAPS
+        for level, values in enumerate(getattr(dense, kind))
+        if f"{kind}.{level}" in record
+    }
+    errors: dict[str, float] = {}
+    for name, values in pairs.items():
+        if values.numel():
+            kind = name.partition(".")[0]
+            errors[kind] = max(errors.get(kind, 0.0), float((decoded(record, name) - values.float()).abs().max()))
+    return errors
+
+
+def moments(values: Float[Tensor, "d h w"]) -> Float[Tensor, "d 1 2"]:
+    """Maps of two places with each channel's mean and spread: all that is asked of the maps another is aligned to."""
+    mean = values.float().mean((1, 2), keepdim=True)
+    spread = values.float().var((1, 2), correction=0, keepdim=True).sqrt()
+    return torch.cat((mean - spread, mean + spread), -1)
+
+
+def encoded(name: str, values: Float[Tensor, "*shape"], numbers: Numbers) -> Record:
+    """Numbers as they are kept; see :func:`decoded`. Half precision has 11 bits, and 8-bit numbers 255 equal steps."""
+    values = values.float().clamp(-LARGEST, LARGEST)
+    if numbers == "half" or name == "quality":
+        return {name: values.half()}
+    rows = values.flatten(1)
+    low, high = rows.aminmax(dim=-1, keepdim=True)
+    step = (high - low) / 255
+    levels = ((rows - low) / step.clamp(min=torch.finfo(step.dtype).tiny)).round().to(torch.uint8)
+    return {name: levels.view_as(values), name + LOW: low.squeeze(-1), name + STEP: step.squeeze(-1)}
+
+
+def decoded(record: Mapping[str, Tensor], name: str) -> Float[Tensor, "*shape"]:
+    """Numbers in float32; those of 8 bits are wrong by half a step at most."""
+    values = record[name].float()
+    if name + LOW not in record:
+        return values
+    low, step = record[name + LOW], record[name + STEP]
+    shape = (*low.shape, *[1] * (values.ndim - low.ndim))
+    return values * step.view(shape) + low.view(shape)
+
+
+def joined(records: Sequence[Record], sizes: Sequence[tuple[int, int]], layout: Layout) -> Record:
+    """The records of a batch's images, put together for its padding; for ``dense_of``.
+
+    Args:
+        records: One for each image.
+        sizes: Height and width of each image, without padding.
+        layout: Of its locations.
+    """
+    extents = [layout.extents(size) for size in sizes]
+    padded = max(h for h, _ in extents), max(w for _, w in extents)
+    together: Record = {}
+    for name in records[0]:
+        parts = [record[name] for record in records]
+        kind, _, level = name.partition(".")
+        if kind in MAPS and level.isdigit():
+            together[name] = _stacked(parts)
+        elif kind in (*MAPS, MOMENTS):
+            together[name] = torch.stack(parts)
+        elif name != INDEX:
+            together[name] = torch.cat(parts)
+    if ROWS[0] in records[0]:
+        together[INDEX] = _places(records, extents, padded, layout)
+    return together
+
+
+def _places(
+    records: Sequence[Record], extents: Sequence[tuple[int, int]], padded: tuple[int, int], layout: Layout
+) -> Int[Tensor, " k"]:
+    """Places of all rows in the batch, its images' locations one after the other."""
+    places, locations = [], layout.locations(padded)
+    for image, (record, own) in enumerate(zip(records, extents, strict=True)):
+        index = record[INDEX].long() if INDEX in record else torch.arange(layout.locations(own))
+        places.append(layout.moved(index, own, padded) + image * locations)
+    return torch.cat(places)
+
+
+def _stacked(maps: Sequence[Tensor]) -> Tensor:
+    """Maps of unequal size in one tensor, zero beyond their own."""
+    height, width = (max(values.shape[axis] for values in maps) for axis in (-2, -1))
+    whole = maps[0].new_zeros(len(maps), len(maps[0]), height, width)
+    for place, values in zip(whole, maps, strict=True):
+        place[:, : values.shape[-2], : values.shape[-1]] = values
+    return whole
+
+
+def dense_of(record: Mapping[str, Tensor], images: int, locations: int) -> Dense:
+    """Predictions of a batch, in float32; 0 where nothing is kept.
+
+    Args:
+        record: Put together by :func:`joined`, on the device.
+        images: Of the batch.
+        locations: Of each image.
+    """
+
+    def spread(name: str) -> Tensor:
+        rows = decoded(record, name)
+        whole = rows.new_zeros(images * locations, *rows.shape[1:])
+        return whole.index_copy_(0, record[INDEX], rows).view(images, locations, *rows.shape[1:])
+
+    def maps(kind: str) -> tuple[Tensor, ...]:
+        levels = sum(name.startswith(f"{kind}.") and name.count(".") == 1 for name in record)
+        return tuple(decoded(record, f"{kind}.{level}") for level in range(levels))
+
+    if INDEX in record:
+        cls_logits, edge_logits = spread("cls"), spread("edge")
+    else:
+        device = next(iter(record.values())).device
+        cls_logits = torch.zeros(images, locations, 1, device=device)
+        edge_logits = torch.zeros(images, locations, 4, 1, device=device)
+    return Dense(
+        cls_logits=cls_logits,
+        edge_logits=edge_logits,
+        quality_logits=spread("quality") if "quality" in record else None,
+        features=maps("features"),
+        towers=maps("towers") or maps(MOMENTS),
+    )

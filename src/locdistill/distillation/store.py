@@ -1,0 +1,195 @@
+"""Tensors by key in a memory-mapped file, shared by the processes that read and write it.
+
+The file is an LMDB database, and a record in it a set of named tensors as safetensors writes them. A write is there
+whole or not at all, also after a kill; many processes may read while one writes, and writers wait for each other. LMDB
+asks for a file system of the machine itself: on a network file system it may be read, by one machine also written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import lmdb
+from safetensors.torch import load, save
+from torch import Tensor
+
+from locdistill.errors import CacheError
+
+# Addresses set aside, not disk: the file grows with what is put into it.
+ADDRESSES = 2**40
+READERS = 1024
+FILE = "data.mdb"
+ABOUT, RECORDS, NOTES = b"about", b"records", b"notes"
+Record = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Records, small notes, and what the whole is about.
+
+    It may be handed to other processes: each opens the file for itself, when it first needs it.
+
+    Attributes:
+        path: Folder of the database; made by the first write.
+    """
+
+    path: Path
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything was ever written."""
+        return (self.path / FILE).is_file()
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Size of the file."""
+        return (self.path / FILE).stat().st_size if self.exists else 0
+
+    def __len__(self) -> int:
+        """Number of records."""
+        with self._reading() as (transaction, tables):
+            return 0 if transaction is None else int(transaction.stat(tables[RECORDS])["entries"])
+
+    def get(self, keys: Sequence[bytes]) -> list[Record | None]:
+        """The records of these keys; None where there is none."""
+        with self._reading() as (transaction, tables):
+            if transaction is None:
+                return [None] * len(keys)
+            found = [transaction.get(key, db=tables[RECORDS]) for key in keys]
+            return [None if data is None else load(bytes(data)) for data in found]
+
+    def has(self, keys: Iterable[bytes]) -> list[bool]:
+        """Which of these keys have a record."""
+        with self._reading() as (transaction, tables):
+            if transaction is None:
+                return [False for _ in keys]
+            return [transaction.get(key, db=tables[RECORDS]) is not None for key in keys]
+
+    def put(self, records: Mapping[bytes, Record]) -> None:
+        """Add records, all of them or none; one that is there already is left as it is.
+
+        Raises:
+            CacheError: The folder cannot be written to, or the disk is full.
+        """
+        content = {
+            key: save({name: value.cpu().contiguous() for name, value in r.items()}) for key, r in records.items()
+        }
+        with self._writing() as (transaction, tables):
+            for key, data in content.items():
+                transaction.put(key, data, db=tables[RECORDS], overwrite=False)
+
+    def notes(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The notes of these keys."""
+        with self._reading() as (transaction, tables):
+            if transaction is None:
+                return [None] * len(keys)
+            found = [transaction.get(key, db=tables[NOTES]) for key in keys]
+            return [None if data is None else bytes(data) for data in found]
+
+    def note(self, notes: Mapping[bytes, bytes]) -> None:
+        """Write notes, over those that are there.
+
+        Raises:
+            CacheError: The folder cannot be written to, or the disk is full.
+        """
+        with self._writing() as (transaction, tables):
+            for key, data in notes.items():
+                transaction.put(key, data, db=tables[NOTES])
+
+    def about(self, name: str) -> Any:
+        """What was written under a name of the whole; None if nothing was."""
+        with self._reading() as (transaction, tables):
+            data = None if transaction is None else transaction.get(name.encode(), db=tables[ABOUT])
+            return None if data is None else json.loads(bytes(data))
+
+    def claim(self, name: str, value: Any) -> Any:
+        """Write plain data under a name of the whole, unless something is there; returns what is there then.
+
+        Raises:
+            CacheError: The folder cannot be written to, or the disk is full.
+        """
+        with self._writing() as (transaction, tables):
+            transaction.put(name.encode(), json.dumps(value).encode(), db=tables[ABOUT], overwrite=False)
+        return self.about(name)
+
+    @contextmanager
+    def _reading(self) -> Iterator[tuple[Any, dict[bytes, Any]]]:
+        if not self.exists:
+            yield None, {}
+            return
+        with self._explained("read"):
+            environment, tables = _opened(self.path, writable=False)
+            with environment.begin(buffers=True) as transaction:
+                yield transaction, tables
+
+    @contextmanager
+    def _writing(self) -> Iterator[tuple[Any, dict[bytes, Any]]]:
+        with self._explained("written to"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            environment, tables = _opened(self.path, writable=True)
+            with environment.begin(write=True) as transaction:
+                yield transaction, tables
+
+    @contextmanager
+    def _explained(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (lmdb.Error, OSError) as error:
+            raise CacheError(
+                f"{self.path}: this cache of a teacher's predictions cannot be {what} ({error}); check the folder's "
+                "rights and the disk's free space, or name another folder. If the file is damaged, remove the folder: "
+                "the cache is built again"
+            ) from error
+
+
+class _Open(NamedTuple):
+    process: int
+    file: int | None
+    writable: bool
+    environment: Any
+    tables: dict[bytes, Any]
+
+
+_OPEN: dict[Path, _Open] = {}
+"""A process may open a database only once, and must not go on with one that its parent had opened."""
+
+
+def _opened(path: Path, *, writable: bool) -> tuple[Any, dict[bytes, Any]]:
+    path = path.resolve()
+    known = _OPEN.pop(path, None)
+    if known is not None and ((known.process, known.file) != (os.getpid(), _file(path)) or known.writable < writable):
+        known.environment.close()
+        known = None
+    if known is None:
+        known = _open(path, writable)
+    _OPEN[path] = known
+    return known.environment, known.tables
+
+
+def _open(path: Path, writable: bool) -> _Open:
+    environment = lmdb.open(
+        str(path),
+        map_size=ADDRESSES,
+        max_dbs=3,
+        max_readers=READERS,
+        readonly=not writable,
+        metasync=False,
+        readahead=False,
+    )
+    try:
+        tables = {name: environment.open_db(name, create=writable) for name in (ABOUT, RECORDS, NOTES)}
+    except BaseException:
+        environment.close()
+        raise
+    return _Open(os.getpid(), _file(path), writable, environment, tables)
+
+
+def _file(path: Path) -> int | None:
+    """Which file it is: another one may have taken its place."""
+    return (path / FILE).stat().st_ino if (path / FILE).is_file() else None

@@ -1,0 +1,230 @@
+"""The cache of a teacher's predictions that a recipe names: whose it is, and what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from locdistill.data.loader import training_plan
+from locdistill.data.looks import Plan
+from locdistill.data.records import Dataset
+from locdistill.data.samplers import Draw
+from locdistill.distillation.cached import CachedTeacher, Keeping, Recall
+from locdistill.distillation.kept import Layout
+from locdistill.distillation.store import Store
+from locdistill.errors import CacheError, ImageError
+from locdistill.images import keep_ratio_size
+from locdistill.recipes.parts import Parts
+from locdistill.recipes.recipe import Recipe
+
+CONTRACT = "contract"
+VERSION = 1
+DIGEST = 16
+READERS = 8
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+log = logging.getLogger("locdistill")
+
+
+def with_memory(parts: Parts, *, progress: Progress | None = None) -> Parts:
+    """A run whose teacher is remembered in the cache that its recipe names.
+
+    Args:
+        parts: The run, its teacher as yet asked at each step.
+        progress: Shows how far the images are read, where their content is not known yet.
+
+    Raises:
+        CacheError: The cache is another one's, incomplete where it cannot be added to, or cannot be read or written.
+        ImageError: An image cannot be read.
+    """
+    recipe, teacher, detector = parts.recipe, parts.teacher, parts.detector
+    assert recipe.teacher is not None
+    assert recipe.teacher.cache is not None
+    assert teacher is not None
+    settings, dataset = recipe.teacher.cache, parts.datasets["train"]
+    grid = detector.grid_for((64, 64))
+    layout = Layout(strides=grid.level_strides, per_cell=grid.per_cell, pad_to=recipe.data.pad_to)
+    keeping = Keeping.of(parts.objective, layout, comparable=teacher.comparable, numbers=settings.numbers)
+    _check_padding(parts, layout)
+    store = Store(Path(settings.path))
+    wanted = contract_of(recipe, keeping)
+    there = store.about(CONTRACT)
+    same = there is None or json.loads(json.dumps(wanted)) == there
+    if not same:
+        _check_contract(store.path, there, wanted)
+    recall = Recall(
+        store, contents(dataset, store, keep_ignored=recipe.data.crowd == "ignore", progress=progress), layout
+    )
+    missing, views = len(missing_draws(recall, dataset, recipe)), ways_of(dataset, recipe)
+    if missing and not same:
+        raise CacheError(
+            f"{store.path} holds more than this run needs, but lacks {missing} of its {views} views, and what this run "
+            "would add is less than what is kept there; complete it with the recipe that it was built for ('locdistill "
+            "cache build'), or name another folder"
+        )
+    if there is None:
+        store.claim(CONTRACT, wanted)
+    how = f"the teacher looks at the other {missing} as they come" if missing else "the teacher does not run"
+    cached = CachedTeacher(teacher, store, keeping, detector.grid_for)
+    cached.notes = (*teacher.notes, f"cache {store.path}: {views - missing} of {views} views are there; {how}")
+    return replace(parts, teacher=cached, memory=recall)
+
+
+def contract_of(recipe: Recipe, keeping: Keeping) -> dict[str, Any]:
+    """All that decides what a teacher says of an image, and what of it is kept, as plain data."""
+    teacher, student = recipe.teacher, recipe.detector
+    assert teacher is not None
+    own = ("sha256", "share", "classes", "input", "onnx")
+    return {
+        "version": VERSION,
+        "teachers": [each.model_dump(mode="json", include=set(own)) for each in (teacher, *teacher.more)],
+        "scale": teacher.scale,
+        "soft_target": teacher.soft_target,
+        "soft_width": teacher.soft_width,
+        "student": {
+            "model": student.model,
+            "classes": list(student.classes),
+            "strides": list(student.strides),
+            "reg_max": student.reg_max,
+        },
+        "pad_to": recipe.data.pad_to,
+        "precision": recipe.engine.precision,
+        "numbers": keeping.numbers,
+        "assigner": repr(keeping.objective.assigner),
+        "regions": list(keeping.regions) if keeping.predictions else ["nowhere"],
+        "maps": list(keeping.maps),
+    }
+
+
+def _check_contract(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a cache of something else; one that holds more will do.
+
+    Raises:
+        CacheError: It is another teacher's or student's, or lacks something.
+    """
+    differs = [
+        f"{name} {_brief(there.get(name))} there, {_brief(value)} here"
+        for name, value in wanted.items()
+        if name not in ("regions", "maps") and there.get(name) != value
+    ]
+    for name in ("regions", "maps"):
+        lacks = [each for each in wanted[name] if each not in there[name] and "everywhere" not in there[name]]
+        if lacks and lacks != ["nowhere"]:
+            differs.append(f"{name} {', '.join(there[name]) or 'none'} there, {', '.join(lacks)} asked for")
+    if differs:
+        raise CacheError(
+            f"{path} is the cache of another run, and would teach something else: {'; '.join(differs)}. Name another "
+            "folder (--cache DIR), remove this one, or give the settings that it was built with"
+        )
+
+
+def _brief(value: Any) -> str:
+    """Plain data in a few words; digests shortened."""
+    if isinstance(value, list):
+        return "[" + ", ".join(_brief(each) for each in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_brief(v)}" for k, v in value.items() if v is not None) + "}"
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _check_padding(parts: Parts, layout: Layout) -> None:
+    """Terms that look at the padding need batches without any.
+
+    Raises:
+        CacheError: A term looks at the padding that a batch adds, and what is kept cannot hold it.
+    """
+    terms = [name for name, term in parts.objective.terms.items() if term.sees_padding]
+    if not terms:
+        return
+    dataset, plan = parts.datasets["train"], training_plan(parts.recipe.data, parts.recipe.engine.seed)
+    shapes: dict[bool, set[tuple[int, int]]] = {}
+    for draw, size in _sized(dataset, plan):
+        record = dataset.records[draw.image]
+        shapes.setdefault(record.width > record.height, set()).add(layout.extents(size))
+    if any(len(each) > 1 for each in shapes.values()):
+        raise CacheError(
+            f"the terms {', '.join(terms)} look at the padding that an image gets from the others in its batch, and a "
+            f"cache knows images one by one; set terms.{terms[0]}.on.padding=false (or per=image), or use no cache"
+        )
+
+
+def missing_draws(recall: Recall, dataset: Dataset, recipe: Recipe) -> list[Draw]:
+    """The ways of looking at the images of which nothing is kept yet; each once."""
+    keys: dict[bytes, Draw] = {}
+    plan = training_plan(recipe.data, recipe.engine.seed)
+    for draw, size in _sized(dataset, plan):
+        keys.setdefault(recall.key(draw.image, size, plan.look(draw).flipped), draw)
+    return [draw for draw, there in zip(keys.values(), recall.store.has(keys), strict=True) if not there]
+
+
+def ways_of(dataset: Dataset, recipe: Recipe) -> int:
+    """Number of images times ways to look at each."""
+    return len(dataset) * (training_plan(recipe.data, recipe.engine.seed).ways or 0)
+
+
+def _sized(dataset: Dataset, plan: Plan) -> Iterator[tuple[Draw, tuple[int, int]]]:
+    """All ways of looking at all images, with the height and width that they get."""
+    assert plan.ways is not None, "the recipe's checks refuse what cannot be counted"
+    for image, record in enumerate(dataset.records):
+        for way, look in enumerate(plan.looks(image)):
+            yield (
+                Draw(image, way=way),
+                keep_ratio_size(record.height, record.width, short=look.short, long=look.long),
+            )
+
+
+def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Progress | None = None) -> np.ndarray:
+    """A digest of each image's file and objects, ``(n, 16)`` uint8.
+
+    A file whose size and time of change are those that the store has noted is not read again.
+
+    Raises:
+        ImageError: A file cannot be read.
+        CacheError: The store cannot be read or written.
+    """
+    names = [
+        hashlib.blake2b(os.fsencode(record.path.absolute()), digest_size=DIGEST).digest() for record in dataset.records
+    ]
+    stamps = [_stamp(record.path) for record in dataset.records]
+    noted = store.notes(names)
+    files = [
+        note[len(stamp) :] if note and note.startswith(stamp) else b""
+        for note, stamp in zip(noted, stamps, strict=True)
+    ]
+    unread = [i for i, digest in enumerate(files) if not digest]
+    with ThreadPoolExecutor(READERS) as readers:
+        found: Iterable[bytes] = readers.map(_digest, (dataset.records[i].path for i in unread))
+        for i, digest in zip(unread, found if progress is None else progress(found, len(unread)), strict=True):
+            files[i] = digest
+    if unread:
+        store.note({names[i]: stamps[i] + files[i] for i in unread})
+    digests = bytearray()
+    for record, file in zip(dataset.records, files, strict=True):
+        whole = hashlib.blake2b(file, digest_size=DIGEST)
+        keep = np.full(len(record.ignored), True) if keep_ignored else ~record.ignored
+        for array in (record.boxes, record.labels, record.ignored):
+            whole.update(np.ascontiguousarray(array[keep]).tobytes())
+        digests += whole.digest()
+    return np.frombuffer(bytes(digests), np.uint8).reshape(-1, DIGEST)
+
+
+def _stamp(path: Path) -> bytes:
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); check the data set") from error
+    return struct.pack("<QQ", facts.st_size, facts.st_mtime_ns)
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).digest()
