@@ -97,7 +97,7 @@ def nearest_of_allowed(grid: Grid, instances: Instances, allowed: Bool[Tensor, "
     index = (grid.on_levels.starts[:, None] + steps).where(exists, 0)
     usable = (exists & allowed[:, index])[:, None]  # (b, 1, level, l)
     # A batch without objects has one empty part.
-    parts = [_take_nearest(grid, some, index, usable, topk) for (some,) in in_turn(instances.boxes)] or [
+    parts = [_take_nearest(grid, some, index, usable, topk) for (some,) in in_turn(grid.points, instances.boxes)] or [
         _take_nearest(grid, instances.boxes, index, usable, topk)
     ]
     return Candidates(*(torch.cat(both, 1) for both in zip(*parts, strict=True)))

@@ -46,7 +46,7 @@ def in_ignored(grid: Grid, instances: Instances, iof: float) -> Bool[Tensor, "b 
     """Which locations' anchors have more than this part of their area inside one ignored box."""
     anchors = grid.anchors()
     found = torch.zeros(len(instances.boxes), len(anchors), dtype=torch.bool, device=anchors.device)
-    for boxes, ignored in in_turn(instances.boxes, instances.ignored):
+    for boxes, ignored in in_turn(anchors, instances.boxes, instances.ignored):
         part = paired_iof(anchors, boxes[:, :, None])
         found = found | ((part > iof) & ignored[..., None]).any(1)
     return found

@@ -66,18 +66,18 @@ class MaxIoU(ByShare):
     ) -> tuple[Float[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, "b l"]]:
         """The highest IoU of each anchor, the first object that has it, and the last that claims the anchor (or -1)."""
         best = torch.zeros(usable.shape, dtype=anchors.dtype, device=anchors.device)
-        slot = torch.zeros(usable.shape, dtype=torch.long, device=anchors.device)
+        slot = torch.zeros(usable.shape, dtype=torch.int32, device=anchors.device)
         last = slot - 1
-        slots = torch.arange(instances.boxes.shape[1], device=anchors.device)[None]
-        for boxes, present, index in in_turn(instances.boxes, instances.present, slots):
+        slots = torch.arange(instances.boxes.shape[1], dtype=torch.int32, device=anchors.device).expand(len(best), -1)
+        for boxes, present, index in in_turn(anchors, instances.boxes, instances.present, slots):
             overlaps = paired_iou(anchors, boxes[:, :, None]).where(usable[:, None] & present[..., None], 0)
             highest, first = overlaps.max(1)
-            slot, best = (first + index[0, 0]).where(highest > best, slot), torch.maximum(highest, best)
+            slot, best = (first.int() + index[0, 0]).where(highest > best, slot), torch.maximum(highest, best)
             if self.low_quality:
                 last = torch.maximum(last, self._last_claim(overlaps, index))
-        return best, slot, last
+        return best, slot.long(), last.long()
 
-    def _last_claim(self, overlaps: Float[Tensor, "b k l"], index: Int[Tensor, "1 k"]) -> Int[Tensor, "b l"]:
+    def _last_claim(self, overlaps: Float[Tensor, "b k l"], index: Int[Tensor, "b k"]) -> Int[Tensor, "b l"]:
         """The last of these objects whose highest IoU is at this anchor; -1 where there is none."""
         highest = overlaps.amax(2, keepdim=True)
         claims = (overlaps == highest) & (highest > 0) & (highest >= self.min_positive)

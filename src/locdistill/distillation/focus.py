@@ -174,7 +174,7 @@ def _touched(scene: Scene) -> Iterator[tuple[Bool[Tensor, "b 1 h w"], Iterator[B
             inside,
             (
                 _cells(x, y, stride, boxes) & present[..., None, None] & inside
-                for boxes, present in in_turn(instances.boxes, instances.present)
+                for boxes, present in in_turn(inside.flatten(), instances.boxes, instances.present)
             ),
         )
 

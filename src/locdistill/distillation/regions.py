@@ -57,7 +57,7 @@ class ValuableLocations:
         """The chosen weight in the region."""
         instances, assignment, anchors = scene.instances, scene.assignment, scene.grid.anchors()
         highest = torch.zeros_like(assignment.overlaps)
-        for some, present, own in in_turn(instances.boxes, instances.present, self._thresholds(scene)):
+        for some, present, own in in_turn(anchors, instances.boxes, instances.present, self._thresholds(scene)):
             boxes, threshold = some[:, :, None], own[..., None]
             iou = paired_iou(anchors, boxes)
             overlap = iou if self.metric == "diou" else paired_iof(anchors, boxes)

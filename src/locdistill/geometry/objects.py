@@ -14,17 +14,29 @@ from torch import Tensor
 
 from locdistill.geometry.boxes import paired_inside
 
-AT_ONCE = 8
-"""Objects of each image that are compared together; sixteen images of 800 x 1333 take 100 MB per number and pair for
-RetinaNet's 200 000 anchors. On a processor fewer at once are faster too: their numbers stay in its cache."""
+PAIRS_AT_ONCE = {"cpu": 2**18}
+"""Pairs of a location and an object that are compared together: on a processor so few that its cache holds them."""
+PAIRS_AT_ONCE_ELSEWHERE = 2**25
+"""The same on other devices, where each turn has a price: a table of so many numbers takes 128 MB."""
 AT_ONCE_COMPILED = 64
-"""The same where the comparison is compiled: it writes no tables, and a graph grows with the number of turns."""
+"""Objects of each image that are compared together in compiled code. It writes no tables, its graph grows with the
+number of turns, and were that number to depend on the image's size, each size would be compiled anew."""
 
 
-def in_turn(*of_objects: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some objects after the other, of tensors that have the objects on their second axis."""
-    step = AT_ONCE_COMPILED if torch.compiler.is_compiling() else AT_ONCE
-    for start in range(0, of_objects[0].shape[1], step):
+def in_turn(locations: Tensor, *of_objects: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Some objects after the other, of tensors that have the objects on their second axis.
+
+    Args:
+        locations: What the objects are compared with, along its first axis.
+        of_objects: Split together.
+    """
+    images, objects = of_objects[0].shape[:2]
+    if torch.compiler.is_compiling():
+        step = AT_ONCE_COMPILED
+    else:
+        pairs = PAIRS_AT_ONCE.get(locations.device.type, PAIRS_AT_ONCE_ELSEWHERE)
+        step = max(1, pairs // max(1, images * len(locations)))
+    for start in range(0, objects, step):
         yield tuple(values[:, start : start + step] for values in of_objects)
 
 
@@ -33,6 +45,6 @@ def inside_some(
 ) -> Bool[Tensor, "b l"]:
     """Which points lie strictly inside some chosen box of each image."""
     found = torch.zeros(len(boxes), len(points), dtype=torch.bool, device=points.device)
-    for some, among in in_turn(boxes, chosen):
+    for some, among in in_turn(points, boxes, chosen):
         found = found | (paired_inside(points, some[:, :, None]) & among[..., None]).any(1)
     return found
