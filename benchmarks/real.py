@@ -15,6 +15,7 @@ images; ``smoke`` takes two steps of each run and shows only that everything wor
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shlex
@@ -27,6 +28,7 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes.apart import run_apart
+from locdistill.recipes.cache import cache_seconds
 from locdistill.recipes.demo import Role, short_run, small_detector
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.terms import TermSettings
@@ -137,6 +139,7 @@ def trial(options: argparse.Namespace) -> TrialSettings:
         teacher_weights=options.teacher,
         student=recipe(pack, "student", options, scale),
         terms=ld_terms(options),
+        cache=not options.live,
         seeds=tuple(range(options.seeds)),
         command=shlex.join(["python", "benchmarks/real.py", *options.words]),
     )
@@ -162,6 +165,7 @@ def parse(words: list[str]) -> argparse.Namespace:
         type=Path,
         help="folder of a trial with other terms, whose teacher and students alone are taken over",
     )
+    parser.add_argument("--live", action="store_true", help="ask the teacher at each step, and keep nothing it says")
     parser.add_argument("--out", type=Path, help="folder of the trial; default: runs/real/PACK-SCALE")
     options = parser.parse_args(words)
     options.words = words
@@ -191,7 +195,8 @@ def main(words: list[str]) -> None:
     settings = trial(options)
     if options.beside:
         take_over(settings, options.beside, out)
-    result = run_trial(settings, out, train=run_apart, tell=lambda line: print(line, flush=True))
+    tell = functools.partial(print, flush=True)
+    result = run_trial(settings, out, train=run_apart, tell=tell, remember=cache_seconds)
     write_page(result, out)
     for table in (summary_table(result), difference_table(result)):
         print(f"\n{table.text()}")

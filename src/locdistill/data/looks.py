@@ -86,8 +86,8 @@ class Plan:
     def looks(self, image: int) -> tuple[Look, ...]:
         """All ways in which an image may be looked at, which ``ways`` counts."""
         if self.per_image is not None:
-            # One more number than the seeds of draws have: no draw repeats these.
-            chance = np.random.default_rng((self.seed, image, self.per_image, 0, 1))
+            # The same whatever the run's seed, so that runs share what is remembered of them; more go on from fewer.
+            chance = np.random.default_rng((image, 1))
             return tuple(self._drawn(chance) for _ in range(self.per_image))
         return tuple(Look(long, short, flipped) for (long, short), flipped in product(self.sizes, self._flips))
 

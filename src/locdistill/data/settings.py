@@ -29,8 +29,8 @@ class DataSettings(Settings):
             largest of them.
         flip: Probability of a horizontal flip.
         views: In how many ways each image is looked at in the whole of training: so many sizes and flips are drawn for
-            it by the seed, and chosen from each time. ``None`` draws anew each time. A cache of a teacher's predictions
-            needs a number where sizes are drawn from a range.
+            it once, the same ones in all runs, and chosen from each time. ``None`` draws anew each time. A cache of a
+            teacher's predictions needs a number where sizes are drawn from a range.
         batch_per_device: Images per process and micro-batch.
         workers: Processes that read images for each training process; ``None``: its share of the cores but one, at
             least 1 and at most 16.

@@ -21,6 +21,7 @@ from locdistill.engine.devices import existing_device
 from locdistill.errors import CacheError
 from locdistill.recipes.memory import CONTRACT, Progress, missing_draws, ways_of
 from locdistill.recipes.parts import Parts
+from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.run import Words, compose, distillation_recipe
 from locdistill.recipes.use import default_device
 
@@ -66,6 +67,7 @@ class CacheReport:
         path: Its folder.
         views: Records in it.
         built: Those that were added now.
+        seconds: That this took, reading images and a first look at their content included.
         bytes: Size of its file.
         errors: Largest rounding error of what is kept, by name: of class and edge logits, qualities and maps.
         contract: Whose predictions they are, and which of them.
@@ -77,6 +79,7 @@ class CacheReport:
     bytes: int
     contract: dict[str, Any]
     built: int = 0
+    seconds: float = 0.0
     errors: dict[str, float] | None = None
     complete: bool | None = None
 
@@ -118,16 +121,40 @@ def build_cache(
     """
     folder = [] if cache is None else [f"teacher.cache.path={cache}"]
     asked: Words = {**words, "overrides": [*words.get("overrides", ()), *folder]}
-    recipe = distillation_recipe(teacher, data, **asked)
+    return build_cache_of(
+        distillation_recipe(teacher, data, **asked), device=device, part=part, tell=tell, progress=progress
+    )
+
+
+def build_cache_of(
+    recipe: Recipe,
+    *,
+    device: str | None = None,
+    part: tuple[int, int] | None = None,
+    tell: Callable[[Forecast], None] | None = None,
+    progress: Callable[[str], Progress] | None = None,
+) -> CacheReport:
+    """The cache that a recipe names, built for it; see :func:`build_cache`.
+
+    Raises:
+        CacheError: The recipe names none, or as there.
+    """
     if recipe.teacher is None or recipe.teacher.cache is None:
         raise CacheError("where is the cache to be? Name its folder with --cache DIR, or teacher.cache in the recipe")
+    start = time.perf_counter()
     where = existing_device(device or _own_device())
     parts = compose(recipe, fresh=False, progress=None if progress is None else progress("reading the images"))
     parts.detector.to(where)
     share, shares = part or _own_part()
     assert parts.memory is not None
     draws = missing_draws(parts.memory, parts.datasets["train"], parts.recipe)[share - 1 :: shares]
-    return _Builder(parts, where).build(draws, tell, None if progress is None else progress("teacher looks"))
+    report = _Builder(parts, where).build(draws, tell, None if progress is None else progress("teacher looks"))
+    return replace(report, seconds=time.perf_counter() - start)
+
+
+def cache_seconds(recipe: Recipe) -> float:
+    """Build the cache that a recipe names; the seconds that took."""
+    return build_cache_of(recipe).seconds
 
 
 def cache_info(path: str | Path) -> CacheReport:

@@ -25,6 +25,7 @@ from locdistill.distillation import presets
 from locdistill.engine.settings import EngineSettings
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes.apart import run_apart
+from locdistill.recipes.cache import cache_seconds
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.terms import TermSettings
 from locdistill.recipes.trial import TrialResult, TrialSettings, run_trial
@@ -70,7 +71,9 @@ def run_demo(
     shapes, count = settings.shapes, settings.shapes.train + settings.shapes.val
     tell(f"drawing: {count} images of {shapes.size} x {shapes.size} pixels")
     data = write_shapes(out / "shapes", shapes)
-    result = run_trial(demo_trial(data, settings, command=command), out, train=run_apart, tell=tell)
+    result = run_trial(
+        demo_trial(data, settings, command=command), out, train=run_apart, tell=tell, remember=cache_seconds
+    )
     tell("writing the page")
     write_page(result, out)
     return result
@@ -84,6 +87,7 @@ def demo_trial(data: Path, settings: DemoSettings, *, command: str = "") -> Tria
         teacher=_recipe("teacher", data, settings, steps=settings.teacher_steps),
         student=_recipe("student", data, settings, steps=settings.student_steps),
         terms=demo_terms(),
+        cache=True,
         seeds=tuple(range(settings.seeds)),
         command=command,
     )

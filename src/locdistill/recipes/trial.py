@@ -32,7 +32,7 @@ from locdistill.errors import RunError
 from locdistill.evaluation.tables import Table
 from locdistill.recipes.folder import make_folder
 from locdistill.recipes.paired import Paired, verdict
-from locdistill.recipes.recipe import Recipe, TeacherSettings
+from locdistill.recipes.recipe import CacheSettings, Recipe, TeacherSettings
 from locdistill.recipes.terms import TermSettings
 from locdistill.settings import Settings, finite
 
@@ -49,6 +49,9 @@ LABELS = {
 Train = Callable[[Recipe, Path, bool], object]
 """Trains a recipe into a folder, or goes on with what is there, and leaves ``metrics.json`` when it has finished."""
 Tell = Callable[[str], None]
+Remember = Callable[[Recipe], float]
+"""Lets the teacher of a recipe look at all images and keeps what it says; returns the seconds that took."""
+CACHE = "cache"
 
 
 class TrialSettings(Settings):
@@ -64,6 +67,8 @@ class TrialSettings(Settings):
         terms: Added to the student's terms for distillation.
         seeds: Each gives a triple of runs.
         equal_time: Whether to train the third of each triple.
+        cache: Whether the teacher's predictions are kept in the trial's folder, so that it looks at each image once for
+            all seeds. The time that takes is shared by the distilled runs.
         pictures: Images of the validation split that are shown, from the first.
         command: What the reader types to get the same.
     """
@@ -76,6 +81,7 @@ class TrialSettings(Settings):
     terms: dict[str, TermSettings] = Field(min_length=1)
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)
     equal_time: bool = True
+    cache: bool = False
     pictures: int = Field(default=6, ge=1)
     command: str = ""
 
@@ -92,13 +98,16 @@ class TrialSettings(Settings):
             raise ValueError(f"terms are added to those of the student, which has {', '.join(both)} already")
         return self
 
-    def recipe(self, arm: str, seed: int, *, weights: Path, steps: int | None = None) -> Recipe:
-        """The recipe of a student's run; ``weights`` are those of the teacher."""
+    def recipe(
+        self, arm: str, seed: int, *, weights: Path, steps: int | None = None, cache: Path | None = None
+    ) -> Recipe:
+        """The recipe of a student's run; ``weights`` are those of the teacher, ``cache`` where it is remembered."""
         student = self.student
         engine = student.engine.model_copy(update={"seed": seed, "steps": steps or student.engine.steps})
         changes: dict[str, Any] = {"name": f"{student.name}-{arm}-{seed}", "engine": engine}
         if arm == DISTILLED:
-            teacher = TeacherSettings(weights=str(weights), name=self.teacher.name)
+            kept = None if cache is None else CacheSettings(path=str(cache))
+            teacher = TeacherSettings(weights=str(weights), name=self.teacher.name, cache=kept)
             changes |= {"terms": student.terms | self.terms, "teacher": teacher}
         return student.model_copy(update=changes)
 
@@ -157,12 +166,14 @@ class TrialResult:
         teacher: Its run, or None where finished weights were given.
         teacher_weights: The teacher that taught.
         runs: The students' runs.
+        beforehand: Seconds that the teacher took to look at all images, once for all distilled runs.
     """
 
     settings: TrialSettings
     teacher: Run | None
     teacher_weights: Path
     runs: tuple[Run, ...]
+    beforehand: float = 0.0
 
     def arm(self, name: str) -> list[Run]:
         """The runs of an arm in the order of the seeds."""
@@ -187,18 +198,25 @@ class TrialResult:
         return verdict(self.difference(ALONE), self.difference(LONGER) if self.arm(LONGER) else None)
 
 
-def equal_time_steps(alone: list[Run], distilled: list[Run]) -> int:
+def equal_time_steps(alone: list[Run], distilled: list[Run], *, beforehand: float = 0.0) -> int:
     """Steps of the student alone that take as long as its distilled runs did.
 
     From the median over seeds of the seconds per step, so that every seed gets the same schedule and one disturbed run
     does not decide it. Never fewer steps than the distilled run had.
+
+    Args:
+        alone: Runs of the student alone.
+        distilled: Those with distillation.
+        beforehand: Seconds that were spent once for all distilled runs.
     """
     own, taught = (statistics.median(run.seconds / run.steps for run in runs) for runs in (alone, distilled))
     steps = distilled[0].steps
-    return max(steps, round(steps * taught / own))
+    return max(steps, round((steps * taught + beforehand / len(distilled)) / own))
 
 
-def run_trial(settings: TrialSettings, out: Path, *, train: Train, tell: Tell = print) -> TrialResult:
+def run_trial(
+    settings: TrialSettings, out: Path, *, train: Train, tell: Tell = print, remember: Remember | None = None
+) -> TrialResult:
     """Train what is not yet trained, compare, and write ``results.json`` and ``results.md``.
 
     Args:
@@ -206,6 +224,7 @@ def run_trial(settings: TrialSettings, out: Path, *, train: Train, tell: Tell = 
         out: Folder of the trial; an unfinished trial with equal settings goes on.
         train: Trains a recipe into a folder.
         tell: Gets a line of progress now and then.
+        remember: Builds the cache of a recipe's teacher; without it the first distilled run does.
 
     Raises:
         RunError: The folder holds a trial with other settings.
@@ -218,20 +237,35 @@ def run_trial(settings: TrialSettings, out: Path, *, train: Train, tell: Tell = 
         arm = Arm(TEACHER, LABELS[TEACHER], lambda _: settings.teacher, (seed,), {seed: out / TEACHER})
         (teacher,) = train_arms([arm], out, train=train, tell=tell)
         weights = teacher.weights
-    runs = train_arms([_arm(settings, name, weights) for name in (ALONE, DISTILLED)], out, train=train, tell=tell)
+    cache = out / CACHE if settings.cache else None
+    arms = [_arm(settings, name, weights, cache=cache) for name in (ALONE, DISTILLED)]
+    beforehand = 0.0
+    if cache is not None and remember is not None:
+        beforehand = _remembered(arms[1].recipe(settings.seeds[0]), out, remember, tell)
+    runs = train_arms(arms, out, train=train, tell=tell)
     if settings.equal_time:
         alone, distilled = ([run for run in runs if run.arm == name] for name in (ALONE, DISTILLED))
-        steps = fixed_steps(out / "equal_time.json", equal_time_steps(alone, distilled))
+        steps = equal_time_steps(alone, distilled, beforehand=beforehand)
+        steps = fixed_steps(out / "equal_time.json", steps)
         runs += train_arms([_arm(settings, LONGER, weights, steps)], out, train=train, tell=tell)
-    result = TrialResult(settings, teacher, weights, tuple(runs))
+    result = TrialResult(settings, teacher, weights, tuple(runs), beforehand)
     (out / "results.json").write_text(json.dumps(as_json(result), indent=1) + "\n")
     (out / "results.md").write_text(as_markdown(result))
     return result
 
 
-def _arm(settings: TrialSettings, name: str, weights: Path, steps: int | None = None) -> Arm:
+def _remembered(recipe: Recipe, out: Path, remember: Remember, tell: Tell) -> float:
+    """Seconds that the teacher took to look at all images, now or when the trial was started first."""
+    stamp = out / f"{CACHE}.json"
+    if not stamp.is_file():
+        tell("the teacher looks at all images, once for all seeds")
+        stamp.write_text(json.dumps({"seconds": remember(recipe)}) + "\n")
+    return float(json.loads(stamp.read_text())["seconds"])
+
+
+def _arm(settings: TrialSettings, name: str, weights: Path, steps: int | None = None, cache: Path | None = None) -> Arm:
     def recipe(seed: int) -> Recipe:
-        return settings.recipe(name, seed, weights=weights, steps=steps)
+        return settings.recipe(name, seed, weights=weights, steps=steps, cache=cache)
 
     return Arm(name, LABELS[name], recipe, settings.seeds)
 
@@ -396,9 +430,21 @@ def as_json(result: TrialResult) -> dict[str, Any]:
             name: {metric: finite(dataclasses.asdict(result.difference(name, metric))) for metric in METRICS}
             for name in against
         },
+        "cache_seconds": result.beforehand,
         "teacher": plain(result.teacher) if result.teacher else str(result.teacher_weights),
         "runs": [plain(run) for run in result.runs],
     }
+
+
+def times_note(result: TrialResult) -> str:
+    """What the seconds are, in words."""
+    note = "Seconds are training time without evaluation."
+    if not result.beforehand:
+        return note
+    return (
+        f"{note} The teacher looked at all images once, in {result.beforehand:.1f} s, before the distilled runs, which "
+        "share that time where times are made equal."
+    )
 
 
 def as_markdown(result: TrialResult) -> str:
@@ -407,7 +453,7 @@ def as_markdown(result: TrialResult) -> str:
     parts = [f"# {result.settings.name}", result.settings.about, result.verdict]
     parts += [table(result).markdown() for table in (summary_table, difference_table, runs_table)]
     terms = ", ".join(f"{name} with weight {term.weight:g}" for name, term in result.settings.terms.items())
-    parts += [f"Distillation terms: {terms}.", f"Seconds are training time without evaluation. {about}."]
+    parts += [f"Distillation terms: {terms}.", f"{times_note(result)} {about}."]
     if result.settings.command:
         parts.append(f"```\n{result.settings.command}\n```")
     return "\n\n".join(part for part in parts if part) + "\n"

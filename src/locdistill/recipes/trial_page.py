@@ -34,6 +34,7 @@ from locdistill.recipes.trial import (
     environment,
     runs_table,
     summary_table,
+    times_note,
 )
 from locdistill.types import Batch
 from locdistill.viz import report
@@ -100,8 +101,7 @@ def _conditions(result: TrialResult) -> list[report.Block]:
     about = "; ".join(f"{key}: {value}" for key, value in environment().items())
     note = (
         f"Distillation terms: {terms}. Weights at the end of each run are compared, not the best on these images. "
-        "Seconds are training time: evaluation, and the training of the teacher, are not in those of a student. "
-        f"{about}."
+        f"{times_note(result)} The training of the teacher is in none of them. {about}."
     )
     blocks: list[report.Block] = [report.Text(note, note=True)]
     return [*blocks, report.Preformatted(result.settings.command)] if result.settings.command else blocks
