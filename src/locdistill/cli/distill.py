@@ -27,6 +27,7 @@ def distill(
     devices: options.Devices = None,
     batch: options.Batch = None,
     seed: options.Seed = None,
+    profile: options.Profile = False,
     preflight: Annotated[
         bool,
         typer.Option(help="Look at teacher, data and regions before the first step, and stop on what cannot work."),
@@ -85,7 +86,7 @@ def distill(
         start=start,
         recipe=recipe,
         overrides=[
-            *options.short_cuts(devices=devices, batch=batch, seed=seed, balance=balance, cache=cache),
+            *options.short_cuts(devices=devices, batch=batch, seed=seed, balance=balance, cache=cache, profile=profile),
             *overrides,
         ],
     )

@@ -104,6 +104,14 @@ Devices = Annotated[
 ]
 Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Images per device and micro-batch.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")]
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="Say at the end whether the loader made the step wait, and write where the time goes to profile.txt and "
+        "profile.json in the run's folder.",
+    ),
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any field of the recipe; can be given several times."),
@@ -149,6 +157,7 @@ def short_cuts(
     seed: int | None = None,
     balance: float | None = None,
     cache: str | None = None,
+    profile: bool = False,
 ) -> list[str]:
     """Options that stand for one field of the recipe, as settings."""
     pairs: dict[str, Any] = {
@@ -157,5 +166,6 @@ def short_cuts(
         "engine.seed": seed,
         "balance": balance,
         "teacher.cache.path": cache,
+        "engine.profile": profile or None,
     }
     return [f"{key}={value}" for key, value in pairs.items() if value is not None]

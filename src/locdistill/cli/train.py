@@ -19,6 +19,7 @@ def train(
     devices: options.Devices = None,
     batch: options.Batch = None,
     seed: options.Seed = None,
+    profile: options.Profile = False,
     settings: options.Set = None,
 ) -> None:
     """Train a detector, on its own.
@@ -33,6 +34,7 @@ def train(
     locdistill train gfl_r50_1x --data coco --devices 8 --out runs/teacher
     locdistill train --data bccd --out runs/a data.flip=0 engine.schedule=cosine
     locdistill train --data bccd --start runs/a --epochs 4 --out runs/b
+    locdistill train --data bccd --epochs 1 --profile
     locdistill train --resume --out runs/a
     """
     from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy
@@ -49,6 +51,6 @@ def train(
         recipe=recipe,
         out=out,
         resume=resume,
-        overrides=[*options.short_cuts(devices=devices, batch=batch, seed=seed), *overrides],
+        overrides=[*options.short_cuts(devices=devices, batch=batch, seed=seed, profile=profile), *overrides],
     )
     report_run(result)

@@ -91,6 +91,7 @@ class TrainingModule(pl.LightningModule):
         self.plan: Plan | None = None
         self.progress = Progress()
         self.stream: Iterable[Batch] | None = None
+        self.lap: Callable[[str], None] = unheard
 
     def _learned(self) -> Learned:
         """New weights for the terms, drawn by the run's seed; the generators and the student are left as they were."""
@@ -161,6 +162,7 @@ class TrainingModule(pl.LightningModule):
         instances = bucketed(batch.instances) if self.speed.compile else batch.instances
         with torch.autocast(batch.images.device.type, enabled=False):
             terms, watched = self.work.compare(student, teacher, cross, grid, instances, self.moment)
+        self.lap("losses")
         if graphs:
             watched = {name: value.clone() for name, value in watched.items()}
         values = torch.stack(list(terms.values()))
@@ -194,10 +196,13 @@ class TrainingModule(pl.LightningModule):
         if self.speed.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         dense = self.work.student(images, **maps)
+        self.lap("student")
         if self.guidance.teacher is None:
             return dense, None
         with torch.no_grad():
-            return dense, self.guidance.teacher(batch, **maps)
+            teacher = self.guidance.teacher(batch, **maps)
+        self.lap("teacher")
+        return dense, teacher
 
     def _crossed(self, student: Dense, teacher: Dense | None) -> Dense | None:
         """What the teacher's head makes of the student's features, where a term looks at it."""
@@ -217,6 +222,10 @@ class TrainingModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave Lightning's own loop counters out: the stream of batches begins where the run stopped."""
         checkpoint.pop("loops", None)
+
+
+def unheard(_part: str) -> None:
+    """What is told that a part of a step is over, unless someone measures."""
 
 
 def blank_batch(device: torch.device) -> Batch:

@@ -126,6 +126,8 @@ class EngineSettings(Settings):
         log_every: Optimiser steps between rows of the log, which hold means over those steps.
         deterministic: Use deterministic operations where PyTorch has them, and warn where it has none.
         progress: Show progress on the terminal.
+        profile: Measure which side waits, loader or step, and where the time goes: ``profile.txt`` and, for Chrome or
+            Perfetto, ``profile.json`` in the run's folder.
     """
 
     epochs: PositiveInt = 12
@@ -162,6 +164,7 @@ class EngineSettings(Settings):
     log_every: PositiveInt = 10
     deterministic: bool = False
     progress: bool = True
+    profile: bool = False
 
     @model_validator(mode="after")
     def _milestones_rise(self) -> EngineSettings:

@@ -22,6 +22,7 @@ from locdistill.engine.callbacks import Conductor, MakeLoader, Surroundings
 from locdistill.engine.checkpoint import AtomicCheckpointIO
 from locdistill.engine.devices import check_training_devices
 from locdistill.engine.module import TrainingModule
+from locdistill.engine.profile import Profile
 from locdistill.engine.result import FitResult
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import requeue_job, requeued
@@ -129,7 +130,7 @@ def build_trainer(settings: EngineSettings, out: Path, conductor: Conductor, spe
         deterministic="warn" if settings.deterministic else None,
         benchmark=speed.cudnn_benchmark,
         use_distributed_sampler=False,
-        callbacks=[conductor],
+        callbacks=[*([Profile(conductor)] if settings.profile else []), conductor],
         plugins=_plugins(),
         default_root_dir=out,
         limit_val_batches=0,

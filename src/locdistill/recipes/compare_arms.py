@@ -20,7 +20,7 @@ from locdistill.recipes.trial import NOTHING, Arm
 
 SEEDS = (0, 1, 2)
 USE = {
-    *("engine.seed", "engine.accelerator", "engine.launch", "engine.progress", "engine.log_every"),
+    *("engine.seed", "engine.accelerator", "engine.launch", "engine.progress", "engine.profile", "engine.log_every"),
     *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes", "data.workers", "data.cache"),
 }
 """Settings that do not make another recipe: the seed, and how the machine is used."""

@@ -49,7 +49,7 @@ LARGEST = (1333, 800)
 _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
 _MAY_CHANGE = {
     *("data.path", "data.workers", "data.cache", "teacher.weights"),
-    *("engine.accelerator", "engine.launch", "engine.progress"),
+    *("engine.accelerator", "engine.launch", "engine.progress", "engine.profile"),
     *(f"engine.speed.{part}" for part in SpeedSettings.model_fields),
     *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes"),
 }

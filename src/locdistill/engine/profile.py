@@ -1,0 +1,261 @@
+"""Which side of training waits for the other, and where the time of a step goes."""
+# ruff: noqa: ARG002 (the signatures of hooks are Lightning's)
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.profiler import ProfilerActivity, profile, schedule
+
+from locdistill.engine.callbacks import Conductor
+from locdistill.engine.checkpoint import gathered
+from locdistill.engine.module import TrainingModule
+from locdistill.types import Batch
+
+TEXT, TRACE = "profile.txt", "profile.json"
+WARM_UP = 10
+"""Batches before anything is counted: workers start, kernels are chosen, the step is compiled."""
+LOOKED_INTO = 3
+"""Batches of which every operation is recorded, which slows them down: they are not counted either."""
+OPERATIONS = 25
+MUCH = 0.1
+"""Share of the time from which waiting for the loader is worth a remedy."""
+PARTS = {
+    "loader": "waiting for the loader",
+    "copy": "copying to the device",
+    "student": "student",
+    "teacher": "teacher",
+    "losses": "assignment and losses",
+    "backward": "backward",
+    "update": "update",
+    "between": "between steps",
+}
+
+
+class Laps:
+    """Seconds of the parts of a step, told one after the other as each ends.
+
+    On CUDA they are those of the device, between events in its own queue: nothing waits for it but `settle`. So the
+    loader counts as far as the device has nothing left to do meanwhile, for the process runs ahead of it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        on_cuda = device.type == "cuda"
+        self._now: Callable[[], Any] = _event if on_cuda else time.perf_counter
+        self._between: Callable[[Any, Any], float] = _elapsed if on_cuda else _difference
+        self._marks: list[tuple[str | None, Any]] = []
+        self.seconds: dict[str, float] = {}
+
+    def lap(self, part: str | None) -> None:
+        """All since the last lap was this part; None is not counted."""
+        self._marks.append((part, self._now()))
+
+    def settle(self) -> None:
+        """Count the laps; waits for the device."""
+        for (_, start), (part, end) in pairwise(self._marks):
+            if part is not None:
+                self.seconds[part] = self.seconds.get(part, 0.0) + self._between(start, end)
+        self._marks = self._marks[-1:]
+
+    def reset(self) -> None:
+        """Forget everything; the next lap has no beginning, and is not counted."""
+        self._marks, self.seconds = [], {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTimes:
+    """What was measured.
+
+    Attributes:
+        steps: Batches that were counted, on each process.
+        images: Images in a batch, over all processes.
+        parts: Seconds of the parts of all of them, on the process that waited longest for its loader.
+        workers: Processes that read images, of each process.
+        memory: Largest number of bytes that were in use on the device, or on a CPU by the process.
+    """
+
+    steps: int
+    images: int
+    parts: dict[str, float]
+    workers: int
+    memory: int
+
+    @property
+    def seconds(self) -> float:
+        """Of one step."""
+        return sum(self.parts.values()) / max(self.steps, 1)
+
+    @property
+    def waiting(self) -> float:
+        """Share of the time in which the step waited for the loader."""
+        total = sum(self.parts.values())
+        return self.parts.get("loader", 0.0) / total if total else 0.0
+
+    def verdict(self) -> str:
+        """Who waits, in a line, and what to do about it."""
+        if not self.steps:
+            return f"too few steps to say who waits for whom: {WARM_UP + LOOKED_INTO + 2} batches will do"
+        said = f"the loader made the step wait {self.waiting:.0%} of the time".replace("%", " %")
+        if self.waiting <= MUCH:
+            return said
+        more = f"raise data.workers (now {self.workers})" if self.workers else "let workers read (data.workers is 0)"
+        return f"{said}: {more} if there are cores left, or keep decoded images in memory (data.cache=true)"
+
+    def table(self) -> str:
+        """Seconds per step and shares."""
+        if not self.steps:
+            return self.verdict()
+        total = sum(self.parts.values())
+        lines = [f"{'':24}{'seconds per step':>18}{'share':>9}"]
+        for name, what in PARTS.items():
+            if name in self.parts:
+                seconds = self.parts[name]
+                lines.append(f"{what:24}{seconds / self.steps:18.6f}{seconds / total:9.1%}")
+        lines.append(f"{'together':24}{self.seconds:18.6f}")
+        lines.append(
+            f"{self.steps} steps; {self.images / self.seconds:.1f} images per second; "
+            f"peak memory {self.memory / 1e9:.2f} GB; {self.workers} workers"
+        )
+        return "\n".join([*lines, self.verdict()])
+
+
+class Profile(pl.Callback):
+    """Measures the run, and writes ``profile.txt`` and ``profile.json`` (a trace for Chrome or Perfetto) beside it.
+
+    It comes before the conductor, whose evaluations and checkpoints are left out. The first batches are not counted,
+    nor are those that are looked into.
+    """
+
+    def __init__(self, conductor: Conductor) -> None:
+        self._conductor = conductor
+        self._profiler: profile | None = None
+        self._operations = ""
+        self._done = 0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listen to the stream of batches and to the step."""
+        assert isinstance(pl_module, TrainingModule)
+        self.laps = Laps(pl_module.device)
+        pl_module.stream, pl_module.lap = self, self.laps.lap
+
+    def __len__(self) -> int:
+        """Batches that are left."""
+        return len(self._conductor.stream)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches, with the time until each is there."""
+        batches, clock = iter(self._conductor.stream), self._conductor.clock
+        every = self._conductor.settings.log_every * self._conductor.plan.accumulate
+        paused = clock.seconds
+        while True:
+            self.laps.lap("between" if clock.seconds == paused else None)  # an evaluation or a checkpoint came between
+            paused = clock.seconds
+            if self._done % every == 0:  # the conductor has just waited for the device to write its log
+                self.laps.settle()
+            batch = next(batches, None)
+            self.laps.lap("loader")
+            if batch is None:
+                return
+            yield batch
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Decide which batches are looked into: the first ones after the warm-up, of a short run earlier ones."""
+        batches = len(self)
+        skipped, looked = min(WARM_UP, batches // 4), min(LOOKED_INTO, max(batches // 4, 1))
+        self._first = skipped + 1 + looked
+        if trainer.is_global_zero:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it calls a machine without a GPU an error
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if pl_module.device.type == "cuda" else [])]
+            self._profiler = profile(
+                activities=activities,
+                schedule=schedule(wait=skipped, warmup=1, active=looked, repeat=1),
+                on_trace_ready=self._keep,
+            )
+            self._profiler.start()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The batch is where the student is."""
+        self.laps.lap("copy")
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Gradients are there."""
+        self.laps.lap("backward")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """The step is over; the counting begins once enough of them are."""
+        self.laps.lap("update")
+        self._done += 1
+        if self._profiler is not None:
+            self._profiler.step()
+        if self._done == self._first:
+            self._stop()
+            self.laps.reset()
+
+    def _stop(self) -> None:
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
+    def _keep(self, found: profile) -> None:
+        """Write the trace, and keep the operations that took longest."""
+        found.export_chrome_trace(str(self._conductor.around.out / TRACE))
+        by = f"self_{'device' if ProfilerActivity.CUDA in found.activities else 'cpu'}_time_total"
+        self._operations = found.key_averages().table(sort_by=by, row_limit=OPERATIONS, max_name_column_width=60)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write what was found, and say the gist of it."""
+        self._stop()
+        self.laps.settle()
+        every = gathered(self.laps.seconds)
+        times = StepTimes(
+            steps=max(self._done - self._first, 0),
+            images=self._conductor.plan.images_per_step // self._conductor.plan.accumulate,
+            parts=max(every, key=lambda parts: parts.get("loader", 0.0)),
+            workers=getattr(self._conductor.stream.loader, "num_workers", 0),
+            memory=_peak_memory(pl_module.device),
+        )
+        if trainer.is_global_zero:
+            path = self._conductor.around.out / TEXT
+            path.write_text(f"{times.table()}\n\n{self._operations}".rstrip() + "\n", encoding="utf-8")
+            self._conductor.terminal.line(f"profile: {times.verdict()} (more in {path})")
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Stop recording, however the run ended."""
+        self._stop()
+
+
+def _event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _elapsed(start: Any, end: Any) -> float:
+    end.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def _difference(start: float, end: float) -> float:
+    return end - start
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource  # noqa: PLC0415  # not on Windows
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
