@@ -36,8 +36,10 @@ def in_turn(locations: Tensor, *of_objects: Tensor) -> Iterator[tuple[Tensor, ..
     else:
         pairs = PAIRS_AT_ONCE.get(locations.device.type, PAIRS_AT_ONCE_ELSEWHERE)
         step = max(1, pairs // max(1, images * len(locations)))
-    for start in range(0, objects, step):
+    start = 0
+    while start < objects:  # a range would tie compiled code to this very number of objects
         yield tuple(values[:, start : start + step] for values in of_objects)
+        start += step
 
 
 def inside_some(
