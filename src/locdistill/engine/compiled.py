@@ -55,8 +55,11 @@ class Compiled:
         except TorchDynamoException as error:
             if self.must or self._call is self.function:
                 raise
-            reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            logger.warning("%s is not compiled: %s; training goes on without (engine.speed.compile)", self.name, reason)
+            cause = getattr(error, "inner_exception", error)
+            reason = f"{type(cause).__name__}: {next(filter(None, str(cause).splitlines()), '')}"
+            logger.warning(
+                "%s is not compiled (%s); training goes on without (engine.speed.compile)", self.name, reason
+            )
             self._call = self.function
             return self.function(*args, **kwargs)
 

@@ -86,12 +86,12 @@ class TrainingModule(pl.LightningModule):
         self.settings = settings or EngineSettings()
         self.speed = speed or choose(self.settings, Machine.here(self.settings))
         self.work = Work(detector, self.compare)
+        self.lap: Callable[[str], None] = unheard
         self.guidance = Guidance(objective, teacher if objective.needs_teacher else None, watch)
         self.learned = self._learned() if objective.learns else None
         self.plan: Plan | None = None
         self.progress = Progress()
         self.stream: Iterable[Batch] | None = None
-        self.lap: Callable[[str], None] = unheard
 
     def _learned(self) -> Learned:
         """New weights for the terms, drawn by the run's seed; the generators and the student are left as they were."""

@@ -48,22 +48,25 @@ def _forward(block: nn.Module, *inputs: Any, **options: Any) -> Any:
     compute = partial(type(block).forward, block)
     if not (block.training and torch.is_grad_enabled()):
         return compute(*inputs, **options)
-    return checkpoint(compute, *inputs, use_reentrant=False, context_fn=partial(_contexts, block), **options)
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+    if norms:
+        options["context_fn"] = partial(_contexts, norms)
+    return checkpoint(compute, *inputs, use_reentrant=False, **options)
 
 
-def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+def _contexts(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
     """Of the first computation, and of the second, which must not count in running statistics."""
-    return nullcontext(), _statistics_kept(block)
+    return nullcontext(), _statistics_kept(norms)
 
 
 @contextmanager
-def _statistics_kept(block: nn.Module) -> Iterator[None]:
-    """Batch normalisation in training mode normalises by its batch as before, and updates nothing."""
-    norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
+def _statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Batch normalisation in training mode normalises by its batch as before, and what it takes in has no weight."""
+    before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.track_running_stats = False
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for norm, (momentum, count) in zip(norms, before, strict=True):
+            norm.momentum, norm.num_batches_tracked = momentum, count
