@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from locdistill.models.settings import DetectorSettings
     from locdistill.objective.objective import Objective
     from locdistill.objective.term import Term
+    from locdistill.recipes.benchmark import benchmark
+    from locdistill.recipes.benchmark_result import BenchmarkResult
     from locdistill.recipes.cache import CacheReport, build_cache, cache_info
     from locdistill.recipes.compare import compare
     from locdistill.recipes.comparison import Comparison
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch",
+    "BenchmarkResult",
     "CacheReport",
     "Comparison",
     "Dense",
@@ -66,6 +69,7 @@ __all__ = [
     "RunResult",
     "Term",
     "TuneResult",
+    "benchmark",
     "build_cache",
     "cache_info",
     "compare",
@@ -89,6 +93,7 @@ __all__ = [
 
 _HOMES = {
     "Batch": "types",
+    "BenchmarkResult": "recipes.benchmark_result",
     "CacheReport": "recipes.cache",
     "Comparison": "recipes.comparison",
     "Dense": "types",
@@ -110,6 +115,7 @@ _HOMES = {
     "RunResult": "recipes.run",
     "Term": "objective.term",
     "TuneResult": "recipes.tune_result",
+    "benchmark": "recipes.benchmark",
     "build_cache": "recipes.cache",
     "cache_info": "recipes.cache",
     "compare": "recipes.compare",

@@ -19,7 +19,7 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.load import load_recipe, recipe_names
 from tests.conftest import Answer, write_tiny_coco
 
-VERBS = ("train", "distill", "evaluate", "predict", "recipes", "methods", "config", "data check")
+VERBS = ("train", "distill", "evaluate", "predict", "benchmark", "recipes", "methods", "config", "data check")
 ANSWERS = ("compare", "diagnose", "landscape", "tune", "demo")
 FILES = ("convert", "publish", "push", "pull")
 

@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from locdistill.cli import (
+    benchmark,
     cache,
     compare,
     config,
@@ -49,6 +50,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "distill": distill.distill,
         "evaluate": evaluate.evaluate,
         "predict": predict.predict,
+        "benchmark": benchmark.benchmark,
     },
     "Did it help?": {
         "compare": compare.compare,
