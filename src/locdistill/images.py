@@ -144,12 +144,18 @@ def resize_keep_ratio(image: UInt8[Tensor, "3 h w"], *, short: int, long: int) -
     return resize_to(image, size)
 
 
-def resize_to(image: UInt8[Tensor, "3 h w"], size: tuple[int, int]) -> UInt8[Tensor, "3 H W"]:
-    """Resize to a given height and width as `resize_keep_ratio` does; the same image if it has that size."""
-    if tuple(image.shape[-2:]) == tuple(size):
-        return image
-    resized: Tensor = transforms.resize(image, list(size), antialias=True)
-    return resized
+def resize_to(image: UInt8[Tensor, "3 h w"], size: tuple[int, int], *, flipped: bool = False) -> UInt8[Tensor, "3 H W"]:
+    """Resize to a given height and width as `resize_keep_ratio` does; the same image if nothing is to be done.
+
+    With ``flipped`` it is mirrored left and right too: before or after resizing, where there are fewer pixels. The
+    result is the same, for the weights of the filter are symmetric.
+    """
+    first = flipped and image.shape[-2] * image.shape[-1] < size[0] * size[1]
+    if first:
+        image = image.flip(-1)
+    if tuple(image.shape[-2:]) != tuple(size):
+        image = transforms.resize(image, list(size), antialias=True)
+    return image.flip(-1) if flipped and not first else image
 
 
 def pad_together(images: Sequence[UInt8[Tensor, "3 _h _w"]], *, height: int, width: int) -> UInt8[Tensor, "b 3 H W"]:
@@ -161,14 +167,16 @@ def pad_together(images: Sequence[UInt8[Tensor, "3 _h _w"]], *, height: int, wid
     """
     shape = (len(images), height, width, 3)
     if get_worker_info() is None:
-        canvas = torch.zeros(shape, dtype=torch.uint8)
-    else:  # as PyTorch's own collate functions do; new shared memory is zero
+        canvas = torch.empty(shape, dtype=torch.uint8)
+    else:  # as PyTorch's own collate functions do
         size = len(images) * height * width * 3
         storage = torch.UntypedStorage._new_shared(size)  # type: ignore[no-untyped-call]
         canvas = torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
     batch = canvas.permute(0, 3, 1, 2)
     for place, image in zip(batch, images, strict=True):
-        place[:, : image.shape[-2], : image.shape[-1]] = image
+        h, w = image.shape[-2:]
+        place[:, :h, :w] = image
+        place[:, :h, w:] = place[:, h:] = 0
     return batch
 
 

@@ -21,7 +21,7 @@ from locdistill.data.records import Dataset
 from locdistill.data.resources import picture_memory, worker_count
 from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
 from locdistill.data.settings import DataSettings
-from locdistill.data.transforms import Sample, flip, resize
+from locdistill.data.transforms import Sample, resize
 from locdistill.errors import ImageError
 from locdistill.images import View, keep_ratio_size, pad_together, read_image, resize_to
 from locdistill.types import Batch, Instances
@@ -209,8 +209,7 @@ class Pictures(TorchDataset[Batch]):
 
     def _sample(self, image: int, look: Look) -> Sample:
         long, short, flipped = look
-        sample = resize(self._unsized(image, long=long, short=short), long=long, short=short)
-        return flip(sample) if flipped else sample
+        return resize(self._unsized(image, long=long, short=short), long=long, short=short, flipped=flipped)
 
     def _unsized(self, index: int, *, long: int, short: int) -> Sample:
         """An image with its boxes in original pixels; the image may have its final size already."""
@@ -234,9 +233,8 @@ class Pictures(TorchDataset[Batch]):
         size = tuple(self._sizes[index].tolist())
         if tuple(image.shape[-2:]) != size:
             raise ImageError(f"{path}: had {size} rows and columns when training began, now {tuple(image.shape[-2:])}")
-        if self._plan.fixed_size:
-            image = resize_to(image, target)
         if self._cache is not None:
+            image = resize_to(image, target) if self._plan.fixed_size else image
             self._cache.put(index, image)
         return image
 

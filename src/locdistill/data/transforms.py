@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torchvision.transforms.v2 import functional as transforms
 
 from locdistill.images import keep_ratio_size, resize_to
 
@@ -49,20 +48,17 @@ def choose_limits(
     return long, min(long, short)
 
 
-def resize(sample: Sample, *, long: int, short: int) -> Sample:
-    """Resize image and boxes with the aspect ratio kept; boxes by the ratio of sides per axis, then clipped."""
+def resize(sample: Sample, *, long: int, short: int, flipped: bool = False) -> Sample:
+    """Resize image and boxes with the aspect ratio kept; boxes by the ratio of sides per axis, then clipped.
+
+    With ``flipped`` they are mirrored left and right then: ``x' = width - x``.
+    """
     height, width = sample.original_size
     size = keep_ratio_size(height, width, short=short, long=long)
-    image = resize_to(sample.image, size)
     scale = torch.tensor(2 * (size[1] / width, size[0] / height))
     bounds = torch.tensor(2 * (size[1], size[0]), dtype=torch.float32)
     boxes = torch.minimum((sample.boxes * scale).clamp_(min=0), bounds)
-    return sample._replace(image=image, boxes=boxes)
-
-
-def flip(sample: Sample) -> Sample:
-    """Mirror left and right: ``x' = width - x``."""
-    width = sample.image.shape[-1]
-    x1, y1, x2, y2 = sample.boxes.unbind(-1)
-    boxes = torch.stack((width - x2, y1, width - x1, y2), -1)
-    return sample._replace(image=transforms.horizontal_flip(sample.image), boxes=boxes)
+    if flipped:
+        x1, y1, x2, y2 = boxes.unbind(-1)
+        boxes = torch.stack((size[1] - x2, y1, size[1] - x1, y2), -1)
+    return sample._replace(image=resize_to(sample.image, size, flipped=flipped), boxes=boxes)
