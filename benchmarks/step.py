@@ -7,6 +7,7 @@ drawn JPEG files with five objects each; reading them is not timed. The arms are
 - ``plain``: the student alone, supervised terms;
 - ``live``: the same student with a live teacher;
 - ``teacher``: a forward pass of that teacher and nothing else;
+- ``uncompiled`` (with ``--compile``): ``live`` with all of ``engine.speed`` but that;
 - ``eager`` (on CUDA): ``live`` in plain eager float32 with TF32, ``engine.speed=off``.
 
 In every round each arm takes one step on the same batch, in an order that moves on from round to round. Seconds are
@@ -25,7 +26,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,8 @@ def arms(setting: Setting, precision: str) -> dict[str, Arm]:
         "live": training(live),
         "teacher": looking(live),
     }
+    if setting.compile:
+        found["uncompiled"] = training(replace(setting, compile=False).module(precision, distils=True))
     return {f"{name} {precision}": arm for name, arm in found.items()}
 
 
@@ -215,6 +218,8 @@ def ratios(seconds: dict[str, list[float]], precisions: tuple[str, ...]) -> dict
     for p in precisions:
         found[f"live / plain, {p}"] = median(f"live {p}", f"plain {p}")
         found[f"live / (plain + teacher), {p}"] = median(f"live {p}", f"plain {p}", f"teacher {p}")
+        if f"uncompiled {p}" in seconds:
+            found[f"uncompiled / live, {p}"] = median(f"uncompiled {p}", f"live {p}")
     if {"32", "bf16"} <= set(precisions):
         found["live 32 / live bf16"] = median("live 32", "live bf16")
     if "eager 32" in seconds:

@@ -237,8 +237,7 @@ COMPILE = """
 import logging
 import torch
 from torch._dynamo.utils import counters
-from locdistill.distillation.presets import ld_main, supervised
-from locdistill.distillation.teacher import LiveTeacher
+from locdistill.distillation.presets import supervised
 from locdistill.engine import EngineSettings, TrainingModule, compiled
 from locdistill.objective.objective import Objective
 from locdistill.types import Batch, Instances
@@ -248,17 +247,17 @@ logging.basicConfig(level=logging.WARNING)
 compiled.BACKEND = "eager"
 
 def module(**speed):
-    student, teacher = (small_detector(("a", "b"), seed) for seed in range(2))
-    objective = Objective(terms=supervised() | ld_main(), bins=student.bins)
+    student = small_detector(("a", "b"), 0)
+    objective = Objective(terms=supervised(), bins=student.bins)
     settings = EngineSettings(accelerator="cpu", precision="32", speed=speed)
-    made = TrainingModule(student, objective, LiveTeacher(teacher), settings)
+    made = TrainingModule(student, objective, None, settings)
     made.arrange()
     made.on_fit_start()
     return made
 
 fast, plain = module(compile=True), module(compile=False)
 assert list(fast.state_dict()) == list(plain.state_dict())
-for height, width, objects in [(64, 96, 3), (96, 128, 3), (96, 160, 5), (128, 96, 6), (128, 192, 7), (160, 96, 8)]:
+for height, width, objects in [(64, 96, 3), (96, 128, 3), (128, 160, 5), (96, 192, 8)]:
     corners = torch.rand(2, objects, 4) * 40
     boxes = torch.cat((corners[..., :2], corners[..., :2] + corners[..., 2:] + 10), -1)
     sizes = torch.tensor([[height, width]] * 2)
@@ -275,13 +274,13 @@ for height, width, objects in [(64, 96, 3), (96, 128, 3), (96, 160, 5), (128, 96
         if theirs.grad is not None:
             torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-6)
 assert not counters["graph_break"], dict(counters["graph_break"])
-assert counters["stats"]["unique_graphs"] <= 9, counters["stats"]
+assert counters["stats"]["unique_graphs"] <= 5, counters["stats"]
 print("equal")
 """
 
 
 def test_a_compiled_step_is_the_plain_one_for_images_of_any_size() -> None:
-    """Student, teacher and objective: one graph each for one size, and few for all others."""
+    """Student and objective: a graph each for the first size, and few for all others."""
     root = Path(__file__).resolve().parents[2]  # a process of its own, where no type checker wraps the functions
     done = subprocess.run([sys.executable, "-c", COMPILE], cwd=root, check=False, capture_output=True, text=True)
     assert "equal" in done.stdout, done.stderr
