@@ -185,7 +185,8 @@ def time_parts(clock: Clock, files: Sequence[Path]) -> None:
     """Decoding, resizing, flipping and collating by each library that could do it."""
     n = len(files)
     ours = clock.time("decode: read_image (torchvision)", n, lambda: [read_image(f) for f in files])
-    others = clock.time("decode: Pillow", n, lambda: [pillow(f) for f in files])
+    clock.time("decode: Pillow", n, lambda: [np.array(pillow(f)) for f in files])
+    others = [pillow(f) for f in files]
     theirs = clock.time("decode: OpenCV", n, lambda: [cv2.imread(str(f)) for f in files])
     sizes = [keep_ratio_size(*image.shape[-2:], short=SHORT, long=LONG) for image in ours]
     bilinear, linear = Image.Resampling.BILINEAR, cv2.INTER_LINEAR

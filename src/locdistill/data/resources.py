@@ -17,8 +17,8 @@ DEFAULT_MEMORY = 8 * 10**9
 def worker_count(wanted: int | None, processes: int) -> int:
     """Processes that read images for one of so many training processes.
 
-    Unless it is said: a core each but for one, which the training process itself needs, at most 16. (One reads about
-    300 photographs a second at 1333 x 800; 16 are for slow formats and large files.) Training processes of this machine
+    Unless it is said: a core each but for one, which the training process itself needs, at most 16. (One hands
+    over some 200 photographs a second at 1333 x 800; 16 are for slow formats, large files and fast devices.) Training processes of this machine
     share its cores.
     """
     if wanted is not None:
