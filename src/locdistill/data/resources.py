@@ -17,9 +17,9 @@ DEFAULT_MEMORY = 8 * 10**9
 def worker_count(wanted: int | None, processes: int) -> int:
     """Processes that read images for one of so many training processes.
 
-    Unless it is said: a core each but for one, which the training process itself needs, at most 16. (One hands
-    over some 200 photographs a second at 1333 x 800; 16 are for slow formats, large files and fast devices.) Training processes of this machine
-    share its cores.
+    Unless it is said: a core each but for one, which the training process itself needs, at most 16. (One hands over
+    some 200 photographs a second at 1333 x 800; 16 are for slow formats, large files and fast devices.) Training
+    processes of this machine share its cores.
     """
     if wanted is not None:
         return wanted
