@@ -156,14 +156,14 @@ def joined(records: Sequence[Record], sizes: Sequence[tuple[int, int]], layout: 
     extents = [layout.extents(size) for size in sizes]
     padded = max(h for h, _ in extents), max(w for _, w in extents)
     together: Record = {}
-    for name in records[0]:
+    for name in (name for name in records[0] if name != INDEX):
         parts = [record[name] for record in records]
         kind, _, level = name.partition(".")
         if kind in MAPS and level.isdigit():
             together[name] = _stacked(parts)
         elif kind in (*MAPS, MOMENTS):
             together[name] = torch.stack(parts)
-        elif name != INDEX:
+        else:
             together[name] = torch.cat(parts)
     if ROWS[0] in records[0]:
         together[INDEX] = _places(records, extents, padded, layout)
@@ -182,7 +182,7 @@ def _places(
 
 
 def _stacked(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of unequal size in one tensor, zero beyond their own."""
+    """Maps of unequal size in one tensor; what lies beyond their own size is padding, and means nothing."""
     height, width = (max(values.shape[axis] for values in maps) for axis in (-2, -1))
     whole = maps[0].new_zeros(len(maps), len(maps[0]), height, width)
     for place, values in zip(whole, maps, strict=True):

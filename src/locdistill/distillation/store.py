@@ -44,7 +44,8 @@ class Store:
     @property
     def exists(self) -> bool:
         """Whether anything was ever written."""
-        return (self.path / FILE).is_file()
+        file = self.path / FILE
+        return file.is_file() and file.stat().st_size > 0
 
     @property
     def bytes_on_disk(self) -> int:
@@ -124,7 +125,11 @@ class Store:
             yield None, {}
             return
         with self._explained("read"):
-            environment, tables = _opened(self.path, writable=False)
+            try:
+                environment, tables = _opened(self.path, writable=False)
+            except (lmdb.NotFoundError, lmdb.ReadonlyError):  # another process is about to make it
+                yield None, {}
+                return
             with environment.begin(buffers=True) as transaction:
                 yield transaction, tables
 

@@ -158,7 +158,7 @@ class LiveTeacher(FrozenTeacher):
         return dense
 
 
-def like(x: Float[Tensor, "b d h w"], model: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+def like(x: Float[Tensor, "b d h w"], model: Float[Tensor, "b d v u"]) -> Float[Tensor, "b d h w"]:
     """Maps with each image's and channel's mean and standard deviation made those of others; no gradient to those."""
     model = model.detach()
     mean, its_mean = x.mean((2, 3), keepdim=True), model.mean((2, 3), keepdim=True)
