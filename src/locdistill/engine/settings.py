@@ -37,7 +37,7 @@ class SpeedSettings(Settings):
             ``auto`` goes on without.
         cuda_graphs: Record what is compiled as CUDA graphs, which takes memory for each size of images. Off unless on.
         checkpointing: Compute the maps inside the student's backbone again on the way back instead of keeping them:
-            less memory, about a third more time for the student. Off unless on.
+            less memory, more time. Off unless on.
         tf32: Multiply float32 matrices in TF32 on CUDA. Evaluation never does.
         cudnn_benchmark: Let cuDNN try its algorithms for each new size of images. Evaluation never does.
     """

@@ -1,15 +1,16 @@
 """What of ``engine.speed`` is used on a machine, and why.
 
-``auto`` chooses, as measured by ``benchmarks/step.py`` where nothing else is said:
+What ``auto`` chooses; ``benchmarks/step.py`` measures it on a machine at hand. The choices for CUDA and MPS follow
+what PyTorch says of them.
 
 - bf16 where the device multiplies in it: on CUDA since Ampere, on CPUs with AVX-512 BF16 or AMX. Elsewhere it is
   emulated and slower than float32.
-- channels last on CUDA, whose tensor cores work in that order; on CPU with bf16, where the teacher gains and the
-  student does not lose; not in float32 on CPU, where it makes no difference, and not on MPS.
+- channels last on CUDA, whose tensor cores work in that order, and on CPU with bf16, where the folded teacher gains
+  from it; not elsewhere.
 - a folded teacher always, and a fused optimiser on CPU and CUDA. A fused one with fp16 cannot clip, so it does not
   there.
-- compiled code on CUDA, in runs that are long enough to earn the minutes of compiling back. On CPU it takes as long
-  and gains less.
+- compiled code on CUDA, in runs that are long enough to earn back the time of compiling. Not on CPU, where that takes
+  minutes for each of student, teacher and objective.
 - TF32 on CUDA; cuDNN's search for the best algorithm where all images have one size, for it is done anew for each.
 """
 
