@@ -219,27 +219,24 @@ def check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         run.step(batch)
 
 
-def objective_of(method: str, model: str, *, ignoring: bool = False) -> Objective:
+def objective_of(model: str, *methods: str, ignoring: bool = False) -> Objective:
     assigner = ASSIGNERS[ASSIGNER_OF[model]]()
-    return Objective(
-        terms=supervised(model) | METHODS[method](model), assigner=assigner.ignoring() if ignoring else assigner
-    )
+    terms = {name: term for method in methods for name, term in METHODS[method](model).items()}
+    return Objective(terms=supervised(model) | terms, assigner=assigner.ignoring() if ignoring else assigner)
 
 
 @devices
 @pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("method", METHODS)
-def test_no_method_waits(method: str, model: str, device: str, monkeypatch: pytest.MonkeyPatch):
-    """Of unequal widths, so that adapters are there; ignored regions are left out of training."""
-    objective = objective_of(method, model, ignoring=True)
+def test_no_method_waits(model: str, device: str, monkeypatch: pytest.MonkeyPatch):
+    """All of them at once, of unequal widths, so that adapters are there; ignored regions are left out of training."""
+    objective = objective_of(model, *METHODS, ignoring=True)
     check(Run(objective, detector(model), LiveTeacher(detector(model, width=4)), device), monkeypatch)
 
 
 @devices
 @pytest.mark.parametrize("model", MODELS)
 def test_plain_training_does_not_wait(model: str, device: str, monkeypatch: pytest.MonkeyPatch):
-    objective = Objective(terms=supervised(model), assigner=ASSIGNERS[ASSIGNER_OF[model]]())
-    check(Run(objective, detector(model), LiveTeacher(detector(model)), device), monkeypatch)
+    check(Run(objective_of(model), detector(model), LiveTeacher(detector(model)), device), monkeypatch)
 
 
 def rebinned(student: Detector) -> FrozenTeacher:
@@ -276,25 +273,22 @@ TEACHERS = (rebinned, of_other_classes, with_boxes_alone, several, its_own_avera
 
 
 @devices
-@pytest.mark.parametrize("method", ["ld", "kd", "bckd", "dist"])
 @pytest.mark.parametrize("teacher", TEACHERS)
-def test_no_teacher_waits(
-    teacher: Callable[[Detector], FrozenTeacher], method: str, device: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_no_teacher_waits(teacher: Callable[[Detector], FrozenTeacher], device: str, monkeypatch: pytest.MonkeyPatch):
     student = detector("gfl")
-    check(Run(objective_of(method, "gfl"), student, teacher(student), device), monkeypatch)
+    check(Run(objective_of("gfl", "ld", "kd", "bckd", "dist"), student, teacher(student), device), monkeypatch)
 
 
 @devices
 def test_a_teacher_of_some_levels_does_not_wait(device: str, monkeypatch: pytest.MonkeyPatch):
     student = Detector(detector("gfl").settings.model_copy(update={"levels": (3, 4, 5)}))
-    check(Run(objective_of("ld", "gfl"), student, enlarging(student), device), monkeypatch)
+    check(Run(objective_of("gfl", "ld"), student, enlarging(student), device), monkeypatch)
 
 
 @devices
 @pytest.mark.parametrize("per", ["image", "batch"])
 def test_schedules_and_balances_do_not_wait(per: str, device: str, monkeypatch: pytest.MonkeyPatch):
-    objective = objective_of("ld", "gfl")
+    objective = objective_of("gfl", "ld")
     gi = METHODS["gi"]("gfl")["gi"]
     terms = {name: replace(term, balance=0.5, schedule=Cosine()) for name, term in METHODS["ld"]("gfl").items()}
     objective = replace(
