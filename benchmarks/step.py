@@ -6,6 +6,8 @@ drawn JPEG files with five objects each; reading them is not timed. The arms are
 
 - ``plain``: the student alone, supervised terms;
 - ``live``: the same student with a live teacher;
+- ``cached``: the same with a teacher that has seen all images and is not run; reading the cache is part of the step
+  here, though in a run the workers do it;
 - ``teacher``: a forward pass of that teacher and nothing else;
 - ``uncompiled`` (with ``--compile``): ``live`` with all of ``engine.speed`` but that;
 - ``eager`` (on CUDA): ``live`` in plain eager float32 with TF32, ``engine.speed=off``.
@@ -25,7 +27,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,13 @@ from torch import Tensor
 
 from locdistill.data.loader import training_loader
 from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
+from locdistill.distillation.cached import CachedTeacher, Keeping, Recall
+from locdistill.distillation.kept import Layout
 from locdistill.distillation.presets import ld_full, supervised
-from locdistill.distillation.teacher import LiveTeacher
+from locdistill.distillation.store import Store
+from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.plan import Plan
 from locdistill.engine.settings import EngineSettings
@@ -48,6 +54,7 @@ from locdistill.engine.speed import own_backends, set_backends
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
+from locdistill.recipes.memory import contents
 from locdistill.types import Batch
 
 CLASSES = tuple(f"class {i}" for i in range(80))
@@ -66,8 +73,8 @@ class Setting:
     device: torch.device
     compile: bool
 
-    def module(self, precision: str, *, distils: bool, off: bool = False) -> TrainingModule:
-        """A module that could train, its weights those of all arms."""
+    def module(self, precision: str, *, distils: bool, off: bool = False, cache: Path | None = None) -> TrainingModule:
+        """A module that could train, its weights those of all arms; what its teacher says may be kept in a folder."""
         settings = EngineSettings(
             precision=precision,
             speed="off" if off else {"compile": True} if self.compile else "auto",
@@ -77,8 +84,12 @@ class Setting:
         )
         student = copy.deepcopy(self.student)
         terms = supervised() | (ld_full() if distils else {})
-        teacher = LiveTeacher(copy.deepcopy(self.teacher)) if distils else None
-        module = TrainingModule(student, Objective(terms=terms, bins=student.bins), teacher, settings)
+        objective = Objective(terms=terms, bins=student.bins)
+        teacher: FrozenTeacher | None = LiveTeacher(copy.deepcopy(self.teacher)) if distils else None
+        if teacher is not None and cache is not None:
+            keeping = Keeping.of(objective, layout(student), comparable=True)
+            teacher = CachedTeacher(teacher, Store(cache), keeping, student.grid_for)
+        module = TrainingModule(student, objective, teacher, settings)
         module.plan = Plan(
             batches_per_epoch=1000, accumulate=1, batch_per_device=self.images, world=1, total_steps=1000
         )
@@ -107,6 +118,24 @@ def training(module: TrainingModule) -> Arm:
         return loss.detach()
 
     return step
+
+
+def remembering(module: TrainingModule, memory: Recall) -> Arm:
+    """Steps of a module whose teacher is remembered; each begins with reading what is."""
+    step = training(module)
+
+    def recalled(batch: Batch) -> Tensor | None:
+        sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
+        found = memory.recall(batch.image_ids.tolist(), sizes, [False] * len(sizes))
+        return step(batch._replace(recalled=move_data_to_device(found, module.device)))
+
+    return recalled
+
+
+def layout(student: Detector) -> Layout:
+    """How a student's locations follow each other."""
+    grid = student.grid_for((64, 64))
+    return Layout(strides=grid.level_strides, per_cell=grid.per_cell, pad_to=32)
 
 
 def looking(module: TrainingModule) -> Arm:
@@ -140,12 +169,15 @@ def autocast(module: TrainingModule) -> torch.autocast:
     return torch.autocast(module.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
-def arms(setting: Setting, precision: str) -> dict[str, Arm]:
+def arms(setting: Setting, precision: str, dataset: Dataset, folder: Path) -> dict[str, Arm]:
     """The arms of one precision."""
     live = setting.module(precision, distils=True)
+    store = Store(folder / f"cache-{precision}")
+    memory = Recall(store, contents(dataset, store, keep_ignored=False), layout(setting.student))
     found = {
         "plain": training(setting.module(precision, distils=False)),
         "live": training(live),
+        "cached": remembering(setting.module(precision, distils=True, cache=store.path), memory),
         "teacher": looking(live),
     }
     if setting.compile:
@@ -153,23 +185,41 @@ def arms(setting: Setting, precision: str) -> dict[str, Arm]:
     return {f"{name} {precision}": arm for name, arm in found.items()}
 
 
-def batches(size: tuple[int, int], images: int) -> Iterator[Batch]:
-    """Batches of drawn pictures, without end."""
-    with tempfile.TemporaryDirectory() as folder:
-        height, width = (round(side * DRAWN_LARGER) for side in size)
-        write_pictures(Path(folder), max(16, images), (height, width))
-        settings = DataSettings(path=folder, sizes=((max(size), min(size)),), batch_per_device=images, workers=0)
-        loader = training_loader(open_dataset(settings, "train"), settings, seed=0)
-        while True:
-            yield from loader
+def drawn(folder: Path, size: tuple[int, int], images: int) -> DataSettings:
+    """Drawn pictures, and how they are looked at."""
+    height, width = (round(side * DRAWN_LARGER) for side in size)
+    write_pictures(folder, max(16, images), (height, width))
+    sizes = ((max(size), min(size)),)
+    return DataSettings(path=str(folder), sizes=sizes, flip=0, batch_per_device=images, workers=0)
 
 
 def measure(setting: Setting, precisions: tuple[str, ...], rounds: int, warm_up: int) -> dict[str, Any]:
     """Seconds, ratios and losses."""
-    stream = batches(setting.size, setting.images)
-    steps: dict[str, Arm] = {}
-    for precision in precisions:
-        steps |= arms(setting, precision)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = drawn(folder, setting.size, setting.images)
+        dataset = open_dataset(settings, "train")
+        loader = training_loader(dataset, settings, seed=0)
+        steps: dict[str, Arm] = {}
+        for precision in precisions:
+            steps |= arms(setting, precision, dataset, folder)
+        for batch in loader:  # the teacher looks at all images
+            for arm in (arm for name, arm in steps.items() if name.startswith("cached")):
+                arm(move_data_to_device(batch, setting.device))
+        return compared(setting, precisions, steps, loader, rounds=rounds, warm_up=warm_up)
+
+
+def compared(
+    setting: Setting,
+    precisions: tuple[str, ...],
+    steps: dict[str, Arm],
+    loader: Iterable[Batch],
+    *,
+    rounds: int,
+    warm_up: int,
+) -> dict[str, Any]:
+    """The arms side by side."""
+    stream = (batch for _ in iter(int, 1) for batch in loader)
     if setting.device.type == "cuda":
         steps["eager 32"] = eager(setting)
     first = move_data_to_device(next(stream), setting.device)
@@ -184,7 +234,6 @@ def measure(setting: Setting, precisions: tuple[str, ...], rounds: int, warm_up:
             took = timed(steps[name], batch, setting.device)
             if turn >= warm_up:
                 seconds[name].append(took)
-    stream.close()
     return {
         "seconds": {name: statistics.median(values) for name, values in seconds.items()},
         "ratios": ratios(seconds, precisions),
@@ -193,7 +242,8 @@ def measure(setting: Setting, precisions: tuple[str, ...], rounds: int, warm_up:
             f"{p} auto against {other} off": abs(losses[f"live {p}"] / losses[f"live {other} off"] - 1)
             for p in precisions
             for other in dict.fromkeys((p, "32"))
-        },
+        }
+        | {f"{p} cached against live": abs(losses[f"cached {p}"] / losses[f"live {p}"] - 1) for p in precisions},
     }
 
 
@@ -217,6 +267,7 @@ def ratios(seconds: dict[str, list[float]], precisions: tuple[str, ...]) -> dict
     found = {}
     for p in precisions:
         found[f"live / plain, {p}"] = median(f"live {p}", f"plain {p}")
+        found[f"cached / plain, {p}"] = median(f"cached {p}", f"plain {p}")
         found[f"live / (plain + teacher), {p}"] = median(f"live {p}", f"plain {p}", f"teacher {p}")
         if f"uncompiled {p}" in seconds:
             found[f"uncompiled / live, {p}"] = median(f"uncompiled {p}", f"live {p}")

@@ -151,6 +151,7 @@ class CachedTeacher(FrozenTeacher):
         self.notes, self.comparable = teacher.notes, teacher.comparable
         self.errors: dict[str, float] = {}
         self._device = torch.device("cpu")
+        self._brought_to: torch.device | None = None
         self._said: tuple[tuple[int, ...] | None, bool] | None = None
 
     def to(self, device: torch.device) -> CachedTeacher:
@@ -164,21 +165,27 @@ class CachedTeacher(FrozenTeacher):
         recalled = batch.recalled
         if recalled is None:
             return self._asked(batch, features=features, towers=towers)
-        if len(recalled) == 1:
-            records = self.look(batch)
-            keys = [bytes(key) for key in recalled[KEYS].tolist()]
-            self.store.put(dict(zip(keys, records, strict=True)))
-            sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
-            cpu = [{name: values.cpu() for name, values in record.items()} for record in records]
-            together = joined(cpu, sizes, self.keeping.layout)
-            recalled = {name: values.to(batch.images.device) for name, values in together.items()}
-        locations = self.keeping.layout.locations((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        records = None if len(recalled) > 1 else self.look(batch)
+        with torch.autocast(batch.images.device.type, enabled=False):
+            if records is not None:
+                keys = [bytes(key) for key in recalled[KEYS].tolist()]
+                self.store.put(dict(zip(keys, records, strict=True)))
+                recalled = self._together(batch, records)
+            locations = self.keeping.layout.locations((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+            dense = dense_of(recalled, len(batch.images), locations)
         known, quality_in_score = self._speaks()
-        return dense_of(recalled, len(batch.images), locations)._replace(known=known, quality_in_score=quality_in_score)
+        return dense._replace(known=known, quality_in_score=quality_in_score)
+
+    def _together(self, batch: Batch, records: list[Record]) -> Record:
+        """What would have come with the batch, had it been there."""
+        sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
+        cpu = [{name: values.cpu() for name, values in record.items()} for record in records]
+        together = joined(cpu, sizes, self.keeping.layout)
+        return {name: values.to(batch.images.device) for name, values in together.items()}
 
     def cross(self, student: Dense, teacher: Dense) -> Dense:
         """What the teacher's head makes of the student's features: it is run each time."""
-        return self.teacher.to(self._device).cross(student, teacher)
+        return self._present().cross(student, teacher)
 
     @torch.no_grad()
     def look(self, batch: Batch) -> list[Record]:
@@ -211,7 +218,14 @@ class CachedTeacher(FrozenTeacher):
         return records
 
     def _asked(self, batch: Batch, *, features: bool, towers: bool) -> Dense:
-        return self.teacher.to(self._device)(batch, features=features, towers=towers)
+        return self._present()(batch, features=features, towers=towers)
+
+    def _present(self) -> FrozenTeacher:
+        """The teacher, where the batches are."""
+        if self._brought_to != self._device:
+            self.teacher.to(self._device)
+            self._brought_to = self._device
+        return self.teacher
 
     def _speaks(self) -> tuple[tuple[int, ...] | None, bool]:
         """Which classes are known, and what the quality is for: the same of all images."""
