@@ -33,7 +33,7 @@ PARTS = tuple(SpeedSettings.model_fields)
 @pytest.mark.parametrize(
     ("machine", "steps", "chosen"),
     [
-        (CPU, 10**6, Speed(precision="bf16", channels_last=True, teacher=True, fused=True)),
+        (CPU, 10**6, Speed(precision="bf16", teacher=True, fused=True)),
         (OLD_CPU, 10**6, Speed(teacher=True, fused=True)),
         (GPU, 1999, Speed(precision="bf16", channels_last=True, teacher=True, fused=True, tf32=True)),
         (GPU, 2000, Speed(precision="bf16", channels_last=True, teacher=True, fused=True, tf32=True, compile=True)),
@@ -126,7 +126,7 @@ def test_a_saved_recipe_gives_the_same_settings_again(tmp_path: Any) -> None:
 
 def test_the_choice_in_words() -> None:
     chosen = replace(choose(EngineSettings(), CPU), checkpointing=True)
-    assert chosen.words("sgd") == "bf16, channels-last, fused SGD, frozen teacher folded, checkpointing"
+    assert chosen.words("sgd") == "bf16, fused SGD, frozen teacher folded, checkpointing"
     assert Speed().words("adamw") == "float32"
     assert Speed(fused=True, compile=True).words("adamw") == "float32, fused AdamW, compiled"
 

@@ -15,6 +15,7 @@ from locdistill.distillation.kept import MOMENTS, Layout, Numbers, Record, dense
 from locdistill.distillation.store import Store
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.grid import Grid
+from locdistill.models.fold import Haste
 from locdistill.objective.objective import Objective
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import Region, Term
@@ -152,12 +153,17 @@ class CachedTeacher(FrozenTeacher):
         self.errors: dict[str, float] = {}
         self._device = torch.device("cpu")
         self._brought_to: torch.device | None = None
+        self._how: Haste | None = None
         self._said: tuple[tuple[int, ...] | None, bool] | None = None
 
     def to(self, device: torch.device) -> CachedTeacher:
         """Note where the batches are; the teacher follows when it is needed."""
         self._device = device
         return self
+
+    def hasten(self, how: Haste) -> None:
+        """Note how; the teacher does so when it is needed."""
+        self._how, self._brought_to = how, None
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
@@ -224,6 +230,8 @@ class CachedTeacher(FrozenTeacher):
         """The teacher, where the batches are."""
         if self._brought_to != self._device:
             self.teacher.to(self._device)
+            if self._how is not None:
+                self.teacher.hasten(self._how)
             self._brought_to = self._device
         return self.teacher
 

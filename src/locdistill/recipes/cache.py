@@ -18,7 +18,9 @@ from locdistill.data.samplers import Draw
 from locdistill.distillation.cached import CachedTeacher, Recall
 from locdistill.distillation.store import Store
 from locdistill.engine.devices import existing_device
+from locdistill.engine.speed import Machine, choose
 from locdistill.errors import CacheError
+from locdistill.models.fold import Haste
 from locdistill.recipes.memory import CONTRACT, Progress, missing_draws, ways_of
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.recipe import Recipe
@@ -189,7 +191,9 @@ class _Builder:
     def build(
         self, draws: list[Draw], tell: Callable[[Forecast], None] | None, progress: Progress | None
     ) -> CacheReport:
+        speed = choose(self.parts.recipe.engine, Machine.here(self.parts.recipe.engine))
         self.teacher.to(self.device)
+        self.teacher.hasten(Haste(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last))
         apart = max(len(draws) // SAMPLE, 1)
         first = draws[::apart][:SAMPLE]
         chosen = set(first)
