@@ -9,9 +9,6 @@ from typing import Any
 import torch
 import torch._dynamo
 from torch._dynamo.exc import TorchDynamoException
-from torch.nn.functional import pad
-
-from locdistill.types import Instances
 
 logger = logging.getLogger("locdistill.engine")
 VARIANTS = 32
@@ -62,19 +59,3 @@ class Compiled:
             )
             self._call = self.function
             return self.function(*args, **kwargs)
-
-
-def bucketed(instances: Instances) -> Instances:
-    """The same objects in a number of slots that is a power of two: few numbers, so that little is compiled.
-
-    An empty slot counts for nothing, so that no loss depends on their number.
-    """
-    slots = instances.labels.shape[1]
-    more = (1 << max(slots - 1, 0).bit_length()) - slots
-    changed: dict[str, Any] = {
-        "boxes": pad(instances.boxes, (0, 0, 0, more)),
-        "labels": pad(instances.labels, (0, more)),
-        "present": pad(instances.present, (0, more)),
-        "ignored": pad(instances.ignored, (0, more)),
-    }
-    return instances._replace(**changed) if more else instances

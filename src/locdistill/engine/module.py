@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from locdistill.engine.compiled import Compiled, bucketed
+from locdistill.assign.slots import bucketed
+from locdistill.engine.compiled import Compiled
 from locdistill.engine.optim import build_optimizer, laid_out, parameter_groups, scaled_lr, schedule
 from locdistill.engine.plan import Plan
 from locdistill.engine.result import Progress
