@@ -48,7 +48,7 @@ MILESTONES = [2 / 3, 11 / 12]
 LARGEST = (1333, 800)
 _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
 _MAY_CHANGE = {
-    *("data.path", "data.workers", "data.cache", "teacher.weights"),
+    *("data.path", "data.workers", "data.cache", "teacher.weights", "teacher.cache.path"),
     *("engine.accelerator", "engine.launch", "engine.progress", "engine.profile"),
     *(f"engine.speed.{part}" for part in SpeedSettings.model_fields),
     *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes"),
