@@ -243,6 +243,34 @@ def test_one_seed_is_valid_json(tmp_path: Path) -> None:
     assert "one seed says nothing" in result.verdict
 
 
+@pytest.mark.usefixtures("no_page")
+def test_a_teacher_that_looks_once_for_all_seeds(tmp_path: Path) -> None:
+    fakes = Fakes({"a": 0.6, "b": 0.7, "a-as-long-as-b": 0.6}, seconds={"a": 0.1, "b": 0.1})
+    weights = tmp_path / "teacher.safetensors"
+    weights.write_bytes(b"")
+    own = taught("b", str(weights)).model_copy(update={"engine": recipe("b").engine})
+    wanted = plan(tmp_path / "out", recipe("a"), own, equal_time=True, cache=True)
+    looked: list[str] = []
+    trained: dict[str, Recipe] = {}
+
+    def train(made: Recipe, folder: Path, resume: bool) -> None:
+        trained[folder.name] = made
+        fakes.train(made, folder, resume)
+
+    def remember(made: Recipe) -> float:
+        looked.append(str(made.teacher.cache.path))  # type: ignore[union-attr]
+        return 6.0
+
+    for _ in range(2):
+        result = run_plan(wanted, train=train, measure=fakes.measure, tell=quiet, remember=remember)
+    assert looked == [str(tmp_path / "out" / "cache-b")]
+    assert trained["a-0"].teacher is None
+    assert trained["b-2"].teacher.cache.path == looked[0]  # type: ignore[union-attr]
+    # A hundred steps of b take as long as those of a, and 6 s are shared by three seeds: 20 steps of a.
+    assert fakes.steps["a-as-long-as-b-0"] == 120
+    assert any("looked at all images once, in 6.0 s" in note for note in result.notes)
+
+
 def test_equal_time(tmp_path: Path) -> None:
     """The dear recipe takes twice as long per step: the first gets twice the steps; the cheap one's time is its own."""
     quality = {"a": 0.5, "dear": 0.7, "cheap": 0.5, "a-as-long-as-dear": 0.9}

@@ -37,6 +37,12 @@ def compare(
         bool,
         typer.Option("--equal-time", help="Train the first recipe also for as long as each of the others took."),
     ] = False,
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache", help="Let each teacher look at an image once for all seeds; at equal time its runs share that."
+        ),
+    ] = False,
     resamples: Annotated[
         int, typer.Option("--resamples", min=2, help="Times that the images are drawn anew, for the intervals.")
     ] = 2000,
@@ -54,7 +60,7 @@ def compare(
 
     [bold]Examples[/bold]
 
-    locdistill compare alone.yaml ld.yaml --data bccd --seeds 3 --equal-time
+    locdistill compare alone.yaml ld.yaml --data bccd --seeds 3 --equal-time --cache
     locdistill compare gfl_r18_1x ld_r18_from_r101 --teacher runs/r101 --data coco
     locdistill compare runs/alone-0 runs/alone-1 runs/ld-0 runs/ld-1 --out runs/compared
     """
@@ -78,6 +84,7 @@ def compare(
         *("locdistill", "compare", *words),
         *(part for name, value in given.items() if value is not None for part in (name, str(value))),
         *(["--equal-time"] if equal_time else []),
+        *(["--cache"] if cache else []),
         *(["--resamples", str(resamples)] if resamples != 2000 else []),
         *(part for setting in settings or () for part in ("--set", setting)),
     ]
@@ -88,6 +95,7 @@ def compare(
         teacher=teacher,
         out=out,
         equal_time=equal_time,
+        cache=cache,
         resamples=resamples,
         overrides=[*(settings or ()), *(word for word in words if "=" in word)],
         device=device,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,25 @@ from locdistill.data.records import Dataset
 from locdistill.errors import DataError, RecipeError, RunError
 from locdistill.recipes import compare_page
 from locdistill.recipes.apart import run_apart
+from locdistill.recipes.cache import cache_seconds
 from locdistill.recipes.compare_arms import USE, arms_of, changes, chosen_seeds, flat
 from locdistill.recipes.compare_measure import Measure, Measuring, digest_of, evaluation_images
 from locdistill.recipes.comparison import Comparison, EqualTime, Measured, as_json, as_markdown
 from locdistill.recipes.defaults import Request
 from locdistill.recipes.folder import PARENT, make_folder, read_facts, write_text
 from locdistill.recipes.load import Override
-from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.trial import Arm, Tell, Train, equal_time_steps, fixed_steps, train_arms
+from locdistill.recipes.recipe import CacheSettings, Recipe
+from locdistill.recipes.trial import (
+    CACHE,
+    Arm,
+    Remember,
+    Tell,
+    Train,
+    equal_time_steps,
+    fixed_steps,
+    remembered,
+    train_arms,
+)
 
 FEW_IMAGES = 100
 _NEAR = 0.01  # recipes whose time differs by less take the same
@@ -43,6 +54,7 @@ class Plan:
         equal_time: Whether the first recipe is trained for as long as each of the others took, too.
         resamples: Of the images.
         command: What the reader types to get the same.
+        cache: Whether what teachers say is kept, so that each looks at an image once for all seeds of a recipe.
     """
 
     arms: tuple[Arm, ...]
@@ -50,6 +62,7 @@ class Plan:
     equal_time: bool = False
     resamples: int = 2000
     command: str = ""
+    cache: bool = False
 
     @property
     def trains(self) -> bool:
@@ -64,6 +77,7 @@ def compare(  # noqa: PLR0913 - the words of the command line
     teacher: str | Path | None = None,
     out: str | Path | None = None,
     equal_time: bool = False,
+    cache: bool = False,
     resamples: int = 2000,
     overrides: Sequence[Override] = (),
     device: str | None = None,
@@ -84,6 +98,8 @@ def compare(  # noqa: PLR0913 - the words of the command line
         teacher: Weights of the teacher of those recipes that distil and name none.
         out: Folder of the comparison; ``runs/compare-<names>`` unless given.
         equal_time: Train the first recipe also for as many steps as fit into the time of each other one.
+        cache: Let the teacher of a recipe look at each image once, for all seeds; what it says is kept in ``out``. At
+            equal time the runs of the recipe share the time that takes.
         resamples: How often the images are drawn anew for the intervals.
         overrides: ``"key.path=value"``, for all recipes; finished folders stay what they are.
         device: On which to measure, such as ``cuda:0``; a GPU if there is one unless given.
@@ -107,13 +123,16 @@ def compare(  # noqa: PLR0913 - the words of the command line
         equal_time=equal_time,
         resamples=resamples,
         command=command,
+        cache=cache,
     )
     _check_images(plan.arms, data)
     measure = Measuring(plan.out, data, device)
-    return run_plan(plan, train=run_apart, measure=measure, tell=tell)
+    return run_plan(plan, train=run_apart, measure=measure, tell=tell, remember=cache_seconds)
 
 
-def run_plan(plan: Plan, *, train: Train, measure: Measure, tell: Tell = print) -> Comparison:
+def run_plan(
+    plan: Plan, *, train: Train, measure: Measure, tell: Tell = print, remember: Remember | None = None
+) -> Comparison:
     """Train what is not yet trained, measure, and write ``compare.json``, ``compare.md`` and ``report.html``.
 
     Args:
@@ -121,18 +140,22 @@ def run_plan(plan: Plan, *, train: Train, measure: Measure, tell: Tell = print) 
         train: Trains a recipe into a folder.
         measure: Measures a finished run.
         tell: Gets a line of progress now and then.
+        remember: Builds the cache of a recipe's teacher; without it the first run does.
 
     Raises:
         RunError: The folder holds a comparison of other recipes of these names, or runs cannot be compared.
     """
     _claim(plan)
-    runs = train_arms(plan.arms, plan.out, train=train, tell=tell)
+    arms = [_remembering(arm, plan.out) for arm in plan.arms] if plan.cache else plan.arms
+    beforehand = {arm.name: _beforehand(arm, plan.out, remember, tell) for arm in arms}
+    runs = train_arms(arms, plan.out, train=train, tell=tell)
     trained = {arm.name: [r for r in runs if r.arm == arm.name] for arm in plan.arms}
     equal_time: dict[str, EqualTime] = {}
     first = plan.arms[0]
     for arm in plan.arms[1:] if plan.equal_time else ():
         stamp = plan.out / f"equal_time-{arm.name}.json"
-        steps = fixed_steps(stamp, equal_time_steps(trained[first.name], trained[arm.name]))
+        steps = equal_time_steps(trained[first.name], trained[arm.name], beforehand=beforehand[arm.name])
+        steps = fixed_steps(stamp, steps)
         own = trained[first.name][0].steps
         if abs(steps - own) <= _NEAR * own:
             equal_time[arm.name] = EqualTime(first.name, own)
@@ -151,7 +174,7 @@ def run_plan(plan: Plan, *, train: Train, measure: Measure, tell: Tell = print) 
         equal_time=equal_time,
         settings={arm.name: changes(first, arm) for arm in plan.arms[1:]},
         resamples=plan.resamples,
-        notes=tuple(_notes(plan, measured)),
+        notes=(*_notes(plan, measured), *_remembered_notes(beforehand)),
         out=plan.out,
         command=plan.command,
     )
@@ -160,6 +183,28 @@ def run_plan(plan: Plan, *, train: Train, measure: Measure, tell: Tell = print) 
     write_text(plan.out / "compare.md", as_markdown(result))
     compare_page.write_page(result)
     return result
+
+
+def _remembering(arm: Arm, out: Path) -> Arm:
+    """An arm whose teacher is remembered, if it has one that can be."""
+
+    def recipe(seed: int) -> Recipe:
+        own = arm.recipe(seed)
+        if own.teacher is None or own.teacher.follows or own.teacher.cache is not None:
+            return own
+        kept = CacheSettings(path=str(out / f"{CACHE}-{arm.name}"))
+        return own.model_copy(update={"teacher": own.teacher.model_copy(update={"cache": kept})})
+
+    return replace(arm, recipe=recipe)
+
+
+def _beforehand(arm: Arm, out: Path, remember: Remember | None, tell: Tell) -> float:
+    """Seconds that an arm's teacher takes once for all seeds; 0 where nothing is kept, or nothing is trained."""
+    recipe = arm.recipe(arm.seeds[0])
+    trains = any(seed not in arm.there for seed in arm.seeds)
+    if remember is None or not trains or recipe.teacher is None or recipe.teacher.cache is None:
+        return 0.0
+    return remembered(recipe, out / f"{CACHE}-{arm.name}.json", remember=remember, tell=tell)
 
 
 def _longer(first: Arm, other: Arm, steps: int) -> Arm:
@@ -195,6 +240,15 @@ def _claim(plan: Plan) -> None:
                 f"{stamp}); choose another folder with --out, or another name for the recipe"
             )
     write_text(stamp, json.dumps(known, indent=1) + "\n")
+
+
+def _remembered_notes(beforehand: Mapping[str, float]) -> Iterator[str]:
+    for name, seconds in beforehand.items():
+        if seconds:
+            yield (
+                f"The teacher of {name} looked at all images once, in {seconds:.1f} s, before its runs: this is not in "
+                "their seconds, and at equal time they share it."
+            )
 
 
 def _check_images(arms: Sequence[Arm], data: str | Path | None) -> None:

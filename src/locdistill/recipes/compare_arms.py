@@ -22,6 +22,7 @@ SEEDS = (0, 1, 2)
 USE = {
     *("engine.seed", "engine.accelerator", "engine.launch", "engine.progress", "engine.profile", "engine.log_every"),
     *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes", "data.workers", "data.cache"),
+    "teacher.cache",
 }
 """Settings that do not make another recipe: the seed, and how the machine is used."""
 TOLD = {"name", "description", "published", "teacher.name", "teacher.where"}

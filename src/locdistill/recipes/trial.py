@@ -241,7 +241,7 @@ def run_trial(
     arms = [_arm(settings, name, weights, cache=cache) for name in (ALONE, DISTILLED)]
     beforehand = 0.0
     if cache is not None and remember is not None:
-        beforehand = _remembered(arms[1].recipe(settings.seeds[0]), out, remember, tell)
+        beforehand = remembered(arms[1].recipe(settings.seeds[0]), out / f"{CACHE}.json", remember=remember, tell=tell)
     runs = train_arms(arms, out, train=train, tell=tell)
     if settings.equal_time:
         alone, distilled = ([run for run in runs if run.arm == name] for name in (ALONE, DISTILLED))
@@ -254,11 +254,10 @@ def run_trial(
     return result
 
 
-def _remembered(recipe: Recipe, out: Path, remember: Remember, tell: Tell) -> float:
-    """Seconds that the teacher took to look at all images, now or when the trial was started first."""
-    stamp = out / f"{CACHE}.json"
+def remembered(recipe: Recipe, stamp: Path, *, remember: Remember, tell: Tell) -> float:
+    """Seconds that the teacher of a recipe took to look at all images, now or when ``stamp`` was written."""
     if not stamp.is_file():
-        tell("the teacher looks at all images, once for all seeds")
+        tell(f"{recipe.name}: the teacher looks at all images, once for all seeds")
         stamp.write_text(json.dumps({"seconds": remember(recipe)}) + "\n")
     return float(json.loads(stamp.read_text())["seconds"])
 
