@@ -33,6 +33,8 @@ class Objective:
     terms: Mapping[str, Term]
     bins: Bins = field(default_factory=Bins)
     assigner: Assigner = field(default_factory=ATSS)
+    _shared: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    """Terms with a divergence that another one has too, each with the first of those."""
 
     def __post_init__(self) -> None:
         """Refuse terms that the assigner would silently leave without a region, or that nothing can be held against.
@@ -40,6 +42,7 @@ class Objective:
         Raises:
             RecipeError: A term takes thresholds from an assigner that has none, or is balanced without a counterpart.
         """
+        object.__setattr__(self, "_shared", _shared(self.terms))
         self._check_balance()
         if getattr(self.assigner, "has_thresholds", True):
             return
@@ -154,13 +157,18 @@ class Objective:
         return replace(scene, moment=moment)
 
     def losses(self, scene: Scene) -> dict[str, Float[Tensor, ""]]:
-        """Each term's value, weights included; the loss is their sum."""
+        """Each term's value, weights included; the loss is their sum.
+
+        A divergence that several terms have in several regions is worked out once.
+        """
         learned = scene.moment.learned
+        once = {first: self.terms[first].of(scene) for first in dict.fromkeys(self._shared.values())}
+        known = {name: once[first] for name, first in self._shared.items()}
         if learned is None:
-            return {name: term(scene) for name, term in self.terms.items()}
+            return {name: term(scene, None, known.get(name)) for name, term in self.terms.items()}
         if learned.balance is None:
-            return {name: term(scene, learned.of(name)) for name, term in self.terms.items()}
-        values = {name: term.unscheduled(scene, learned.of(name)) for name, term in self.terms.items()}
+            return {name: term(scene, learned.of(name), known.get(name)) for name, term in self.terms.items()}
+        values = {name: term.unscheduled(scene, learned.of(name), known.get(name)) for name, term in self.terms.items()}
         supervised = torch.stack([values[name] for name, term in self.terms.items() if not term.needs_teacher]).sum()
         mapped = [name for name in learned.balance.ratios if _mapped(self.terms[name])]
         values |= learned.balance(values, supervised, scene.student, mapped)
@@ -180,6 +188,13 @@ class Objective:
     def _that(self, need: str) -> str:
         """Names of the terms that have a need."""
         return ", ".join(name for name, term in self.terms.items() if getattr(term, need))
+
+
+def _shared(terms: Mapping[str, Term]) -> dict[str, str]:
+    """Terms with a divergence that another one has too, and that owns nothing, each with the first of those."""
+    plain = {name: term.of for name, term in terms.items() if not term.learns}
+    firsts = {name: next(other for other, of in plain.items() if of == plain[name]) for name in plain}
+    return {name: first for name, first in firsts.items() if list(firsts.values()).count(first) > 1}
 
 
 def _mapped(term: Term) -> bool:

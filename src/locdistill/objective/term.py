@@ -161,27 +161,34 @@ class Term:
         """What the schedule says now."""
         return 1.0 if self.schedule is None else self.schedule(scene.moment.progress)
 
-    def per_location(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
+    def per_location(
+        self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, "b l"]:
         """Each location's share of the term, before the schedule.
 
         Args:
             scene: The batch.
             own: The divergence's weights, if it has some.
+            values: The divergence, where it is known already.
         """
         seen = self._seen(scene)
         weights = self.on(seen)
-        if own is None:
+        if values is None and own is None:
             values = self.of(scene)
-        else:
+        elif values is None:
             assert isinstance(self.of, Learner), "only what describes weights is given some"
             values = self.of(scene, own)
         return self.weight * values * weights / self.norm(weights, seen)
 
-    def unscheduled(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, ""]:
+    def unscheduled(
+        self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, ""]:
         """The term's value, were its weight constant."""
-        return self.per_location(scene, own).sum()
+        return self.per_location(scene, own, values).sum()
 
-    def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, ""]:
+    def __call__(
+        self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
+    ) -> Float[Tensor, ""]:
         """The term's value; 0, with gradients defined, where the region is empty."""
-        value = self.unscheduled(scene, own)
+        value = self.unscheduled(scene, own, values)
         return value if self.schedule is None else value * self.factor(scene)
