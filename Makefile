@@ -29,6 +29,7 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/breakdown.py
+	$(BIN)/python -m benchmarks.step
 
 zoo: $(READY)
 	$(BIN)/python -m benchmarks.zoo
