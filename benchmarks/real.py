@@ -110,7 +110,9 @@ def recipe(pack: str, role: Role, options: argparse.Namespace, scale: Scale) -> 
             workers=0,
             cache=True,
         ),
-        engine=short_run(steps, lr=1e-3 if pack == "bccd" else 2e-3),
+        engine=short_run(steps, lr=1e-3 if pack == "bccd" else 2e-3).model_copy(
+            update={"precision": options.precision}
+        ),
     )
 
 
@@ -140,6 +142,7 @@ def trial(options: argparse.Namespace) -> TrialSettings:
         student=recipe(pack, "student", options, scale),
         terms=ld_terms(options),
         cache=not options.live,
+        equal_time=not options.equal_steps,
         seeds=tuple(range(options.seeds)),
         command=shlex.join(["python", "benchmarks/real.py", *options.words]),
     )
@@ -165,6 +168,8 @@ def parse(words: list[str]) -> argparse.Namespace:
         type=Path,
         help="folder of a trial with other terms, whose teacher and students alone are taken over",
     )
+    parser.add_argument("--precision", choices=("auto", "32", "bf16"), default="auto")
+    parser.add_argument("--equal-steps", action="store_true", help="leave out the student alone for equal time")
     parser.add_argument("--live", action="store_true", help="ask the teacher at each step, and keep nothing it says")
     parser.add_argument("--out", type=Path, help="folder of the trial; default: runs/real/PACK-SCALE")
     options = parser.parse_args(words)
