@@ -29,6 +29,7 @@ from locdistill.objective.term import Term
 from locdistill.recipes.cache import Forecast, build_cache_of, cache_info
 from locdistill.recipes.load import validate
 from locdistill.recipes.parts import Parts
+from locdistill.recipes.preflight import Preflight, examine
 from locdistill.recipes.recipe import CacheSettings, Recipe, TeacherSettings
 from locdistill.recipes.run import compose
 from locdistill.recipes.terms import TermSettings
@@ -306,6 +307,31 @@ def test_terms_that_look_at_the_padding_are_refused(teachers: dict[str, Path], t
     resize(data, {1: (128, 60)})
     with pytest.raises(CacheError, match=r"look at the padding .* per=image"):
         compose(recipe(data, teachers["gfl"], tmp_path / "cache", terms=per_batch), fresh=False)
+
+
+def test_the_preflight_looks_at_the_teacher_itself(data: Path, teachers: dict[str, Path], tmp_path: Path) -> None:
+    parts = compose(recipe(data, teachers["gfl"], tmp_path / "cache"), fresh=False)
+    report = examine(parts, Preflight(images=2, seconds=100.0))
+    plain = examine(compose(recipe(data, teachers["gfl"], None), fresh=False), Preflight(images=2, seconds=100.0))
+    assert [str(stop) for stop in report.stops] == [str(stop) for stop in plain.stops]
+    assert set(report.notes) - set(plain.notes) == {parts.teacher.notes[-1]}  # type: ignore[union-attr]
+    assert cache_info(tmp_path / "cache").views == 0
+
+
+def test_a_cache_has_a_folder_of_its_own(data: Path, teachers: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="is a folder of something else"):
+        compose(recipe(data, teachers["gfl"], data), fresh=False)
+    with pytest.raises(CacheError, match="is a file; expected the folder of a cache"):
+        cache_info(teachers["gfl"])
+    with pytest.raises(CacheError, match="holds no cache"):
+        cache_info(tmp_path)
+
+
+def test_who_fills_the_cache_notes_the_errors(data: Path, teachers: dict[str, Path], tmp_path: Path) -> None:
+    losses(compose(recipe(data, teachers["gfl"], tmp_path / "cache"), fresh=False))
+    errors = cache_info(tmp_path / "cache").errors
+    assert errors is not None
+    assert 0 < errors["edge"] < 0.02
 
 
 def test_the_mean_of_the_student_cannot_be_remembered() -> None:

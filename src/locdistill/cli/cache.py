@@ -32,6 +32,10 @@ def build(
     cache: options.Cache = None,
     model: options.Model = None,
     backbone: options.Backbone = None,
+    epochs: options.Epochs = None,
+    pretrained: options.Pretrained = None,
+    start: options.Start = None,
+    balance: options.Balance = None,
     recipe: options.Recipe = None,
     batch: options.Batch = None,
     seed: options.Seed = None,
@@ -45,10 +49,11 @@ def build(
 ) -> None:
     """Let a teacher look at all training images, and keep what the methods need of it.
 
-    Say it in the words of 'locdistill distill', which then takes --cache DIR too: its training runs
-    without the teacher. Disk use and time are told before. A build that was stopped goes on where it
-    was; several may work on one cache (--part, or torchrun). With several sizes each image is looked
-    at in all of them; where sizes are drawn from a range, data.views=8 says how many of each there are.
+    Say it in the words of 'locdistill distill' (but for --out, --resume and --devices), which then
+    takes --cache DIR too: its training runs without the teacher. Disk use and time are told before. A
+    build that was stopped goes on where it was; several may work on one cache (--part, or torchrun).
+    With several sizes each image is looked at in all of them; where sizes are drawn from a range,
+    data.views=8 says how many of each there are.
 
     [bold]Examples[/bold]
 
@@ -70,9 +75,12 @@ def build(
         progress=progress,
         model=model,
         backbone=backbone,
+        epochs=epochs,
+        pretrained=pretrained,
+        start=start,
         methods=method or (),
         recipe=recipe,
-        overrides=[*options.short_cuts(batch=batch, seed=seed), *overrides],
+        overrides=[*options.short_cuts(batch=batch, seed=seed, balance=balance), *overrides],
     )
     if as_json:
         print_json(report.as_dict())

@@ -11,7 +11,18 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from locdistill.distillation.kept import MOMENTS, Layout, Numbers, Record, dense_of, joined, record_errors, record_of
+from locdistill.distillation.kept import (
+    MAPS,
+    MOMENTS,
+    ROWS,
+    Layout,
+    Numbers,
+    Record,
+    dense_of,
+    joined,
+    record_errors,
+    record_of,
+)
 from locdistill.distillation.store import Store
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.grid import Grid
@@ -23,6 +34,7 @@ from locdistill.types import Batch, Dense, Instances
 
 KEYS = "keys"
 SAID = "said"
+ERRORS = "errors"
 
 
 @dataclass(frozen=True)
@@ -176,11 +188,18 @@ class CachedTeacher(FrozenTeacher):
             if records is not None:
                 keys = [bytes(key) for key in recalled[KEYS].tolist()]
                 self.store.put(dict(zip(keys, records, strict=True)))
+                self._note_errors()
                 recalled = self._together(batch, records)
             locations = self.keeping.layout.locations((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
             dense = dense_of(recalled, len(batch.images), locations)
         known, quality_in_score = self._speaks()
         return dense._replace(known=known, quality_in_score=quality_in_score)
+
+    def _note_errors(self) -> None:
+        """Write down the largest errors, where they have grown."""
+        known = noted_errors(self.store) or {}
+        if grown := {name: error for name, error in self.errors.items() if error > known.get(name, -1.0)}:
+            self.store.note({f"{ERRORS}.{name}".encode(): repr(error).encode() for name, error in grown.items()})
 
     def _together(self, batch: Batch, records: list[Record]) -> Record:
         """What would have come with the batch, had it been there."""
@@ -243,10 +262,17 @@ class CachedTeacher(FrozenTeacher):
         return self._said
 
 
+def noted_errors(store: Store) -> dict[str, float] | None:
+    """Largest rounding error of what is kept: of class and edge logits, qualities and maps; None if none is known."""
+    names = (*ROWS, *MAPS)
+    notes = zip(names, store.notes([f"{ERRORS}.{name}".encode() for name in names]), strict=True)
+    return {name: float(note) for name, note in notes if note is not None} or None
+
+
 def _footprint(region: Region) -> str:
     """A region in words, without how it weighs its locations."""
     own = {field.name: getattr(region, field.name) for field in fields(region) if field.name != "by"}  # type: ignore[arg-type]
-    return f"{type(region).__name__}({', '.join(f'{name}={value!r}' for name, value in own.items())})"
+    return " ".join([type(region).__name__, *(f"{name}={value}" for name, value in own.items())])
 
 
 def _part(batch: Batch, images: list[int], extents: tuple[int, int]) -> Batch:

@@ -147,9 +147,9 @@ class Store:
             yield
         except (lmdb.Error, OSError) as error:
             raise CacheError(
-                f"{self.path}: this cache of a teacher's predictions cannot be {what} ({error}); check the folder's "
-                "rights and the disk's free space, or name another folder. If the file is damaged, remove the folder: "
-                "the cache is built again"
+                f"{self.path}: this cache of a teacher's predictions cannot be {what} ({error}); if the file is "
+                "damaged, remove the folder: the cache is built again. Else check the folder's rights and the disk's "
+                "free space, or name another folder"
             ) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from locdistill.models.detector import Detector
 from locdistill.recipes.benchmark_engines import ENGINES, Tell, precision_of
 from locdistill.recipes.benchmark_measure import COMPARED, Answer, Pictures, Work, difference
 from locdistill.recipes.benchmark_result import NOISE, RANDOM, BenchmarkResult, EngineResult, notes
-from locdistill.recipes.folder import write_text
+from locdistill.recipes.folder import make_folder, write_text, writing
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import load_recipe, recipe_names
 from locdistill.recipes.use import default_device
@@ -72,12 +73,15 @@ def benchmark(  # noqa: PLR0913 - what can be asked for
         tell: Is told what is done, for it can take minutes.
 
     Raises:
-        RunError: The input, the device or an engine is wrong, or an engine that was asked for is not there.
+        RunError: The input, the device or an engine is wrong, an engine that was asked for is not there, or ``out``
+            cannot be written.
         WeightsError: There is neither such a file nor such a recipe.
         ImageError: The folder has no images, or one cannot be read.
     """
     where = existing_device(device or default_device())
     _check_engines(engines)
+    if out is not None:
+        _check_out(Path(out))
     detector, random = _open(model, where)
     limits = detector.settings.input
     inner = (limits.short, limits.long) if input is None else parse_size(input)
@@ -107,7 +111,8 @@ def benchmark(  # noqa: PLR0913 - what can be asked for
         notes=notes(facts, results),
     )
     if out is not None:
-        write_text(Path(out), json.dumps(finite(result.as_dict()), indent=2) + "\n")
+        with writing(Path(out)):
+            write_text(Path(out), json.dumps(finite(result.as_dict()), indent=2) + "\n")
     return result
 
 
@@ -144,6 +149,13 @@ def _check_engines(engines: Sequence[str] | None) -> None:
     unknown = [name for name in engines or () if name not in ENGINES]
     if unknown:
         raise RunError(f"--engine {unknown[0]}: expected one of {', '.join(ENGINES)}")
+
+
+def _check_out(out: Path) -> None:
+    """Look whether the file can be written, before minutes are spent on what is to be in it."""
+    make_folder(out.absolute().parent)
+    if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+        raise RunError(f"--out {out}: expected a file in a folder that can be written to")
 
 
 def _known(precision: str, device: torch.device) -> Precision:

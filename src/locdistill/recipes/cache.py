@@ -15,13 +15,12 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from locdistill.data.loader import every_look_loader
 from locdistill.data.samplers import Draw
-from locdistill.distillation.cached import CachedTeacher, Recall
-from locdistill.distillation.store import Store
+from locdistill.distillation.cached import CachedTeacher, Recall, noted_errors
 from locdistill.engine.devices import existing_device
 from locdistill.engine.speed import Machine, choose
 from locdistill.errors import CacheError
 from locdistill.models.fold import Haste
-from locdistill.recipes.memory import CONTRACT, Progress, missing_draws, ways_of
+from locdistill.recipes.memory import CONTRACT, Progress, missing_draws, store_in, ways_of
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.run import Words, compose, distillation_recipe
@@ -31,7 +30,6 @@ SAMPLE = 16
 """Views that are looked at to tell how long the rest will take, and how much space."""
 PAGE = 4096
 ROOM = 1.1
-ERRORS = "errors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +163,7 @@ def cache_info(path: str | Path) -> CacheReport:
     Raises:
         CacheError: There is none, or it cannot be read.
     """
-    store = Store(Path(path))
+    store = store_in(path)
     contract = store.about(CONTRACT)
     if contract is None:
         raise CacheError(f"{path} holds no cache; expected a folder that 'locdistill cache build' made")
@@ -174,7 +172,7 @@ def cache_info(path: str | Path) -> CacheReport:
         views=len(store),
         bytes=store.bytes_on_disk,
         contract=contract,
-        errors=_noted_errors(store),
+        errors=noted_errors(store),
     )
 
 
@@ -204,7 +202,6 @@ class _Builder:
                 tell(forecast)
             self._check_room(forecast)
         self._look(rest, progress)
-        self._note_errors()
         dataset, recipe = self.parts.datasets["train"], self.parts.recipe
         report = cache_info(self.store.path)
         return replace(report, built=len(draws), complete=not missing_draws(self.memory, dataset, recipe))
@@ -250,17 +247,6 @@ class _Builder:
                 f"the disk has {free / 1e9:.3g} GB free; name a folder on another disk (--cache DIR), keep less "
                 "(teacher.cache.numbers=8bit, fewer sizes or data.views), or make room. What is there stays"
             )
-
-    def _note_errors(self) -> None:
-        before = _noted_errors(self.store) or {}
-        worst = {name: max(error, before.get(name, 0.0)) for name, error in self.teacher.errors.items()}
-        self.store.note({f"{ERRORS}.{name}".encode(): repr(error).encode() for name, error in worst.items()})
-
-
-def _noted_errors(store: Store) -> dict[str, float] | None:
-    names = ("cls", "edge", "quality", "features", "towers")
-    notes = zip(names, store.notes([f"{ERRORS}.{name}".encode() for name in names]), strict=True)
-    return {name: float(note) for name, note in notes if note is not None} or None
 
 
 def _own_part() -> tuple[int, int]:

@@ -49,7 +49,7 @@ def new_folder(out: str | Path | None, name: str) -> Path:
         raise RunError("several processes were started: give them one run folder with --out DIR")
     if process_rank() > 0:
         return Path(str(known))
-    with _writing(Path(out) if out is not None else PARENT / name):
+    with writing(Path(out) if out is not None else PARENT / name):
         path = Path(out) if out is not None else _free(PARENT / name)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             hint = f"'--resume --out {path}' continues it; " if (path / RECIPE).is_file() else ""
@@ -73,12 +73,17 @@ def make_folder(path: Path) -> None:
     Raises:
         RunError: It cannot be made.
     """
-    with _writing(path):
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path) -> Iterator[None]:
+    """Turn what goes wrong with a file into an error for the user.
+
+    Raises:
+        RunError: Nothing can be made or written there.
+    """
     try:
         yield
     except OSError as error:
@@ -121,7 +126,7 @@ def write_start(path: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
         RunError: The folder cannot be made or written to.
     """
     make_folder(path)
-    with _writing(path):
+    with writing(path):
         write_text(path / RECIPE, dump_recipe(recipe))
         write_text(path / FACTS, json.dumps(facts, indent=2) + "\n")
 

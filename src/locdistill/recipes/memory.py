@@ -55,7 +55,7 @@ def with_memory(parts: Parts, *, progress: Progress | None = None) -> Parts:
     layout = Layout(strides=grid.level_strides, per_cell=grid.per_cell, pad_to=recipe.data.pad_to)
     keeping = Keeping.of(parts.objective, layout, comparable=teacher.comparable, numbers=settings.numbers)
     _check_padding(parts, layout)
-    store = Store(Path(settings.path))
+    store = store_in(settings.path)
     wanted = contract_of(recipe, keeping)
     there = store.about(CONTRACT)
     same = there is None or json.loads(json.dumps(wanted)) == there
@@ -77,6 +77,21 @@ def with_memory(parts: Parts, *, progress: Progress | None = None) -> Parts:
     cached = CachedTeacher(teacher, store, keeping, detector.grid_for)
     cached.notes = (*teacher.notes, f"cache {store.path}: {views - missing} of {views} views are there; {how}")
     return replace(parts, teacher=cached, memory=recall)
+
+
+def store_in(path: str | Path) -> Store:
+    """The store in a folder, which may be new.
+
+    Raises:
+        CacheError: It is a file, or a folder of something else.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise CacheError(f"{folder} is a file; expected the folder of a cache, or a new one")
+    store = Store(folder)
+    if folder.is_dir() and not store.exists and any(not file.name.endswith(".mdb") for file in folder.iterdir()):
+        raise CacheError(f"{folder} is a folder of something else; expected that of a cache, or a new or empty one")
+    return store
 
 
 def contract_of(recipe: Recipe, keeping: Keeping) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
+from locdistill.distillation.cached import CachedTeacher
 from locdistill.distillation.onnx_teacher import OnnxTeacher
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.engine.settings import EngineSettings
@@ -71,6 +72,9 @@ LOOK = Preflight()
 
 def examine(parts: Parts, how: Preflight) -> PreflightReport:
     """Look at a run before its first step. Random generators and the student are left as they were."""
+    notes = list(parts.teacher.notes) if parts.teacher is not None else []
+    if isinstance(parts.teacher, CachedTeacher):  # it is the teacher itself that is looked at
+        parts = replace(parts, teacher=parts.teacher.teacher)
     assert parts.recipe.teacher is not None, "there is nothing to look at without a teacher"
     teachers = {} if parts.recipe.teacher.follows else _named(parts)
     facts = {"student": facts_of_settings(parts.detector.settings)}
@@ -85,7 +89,6 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     ap = {name: _numbers(hearing) for name, hearing in hearings.items()}
     warnings += region_problems(parts, regions, _last_bin(teachers), seen=_seen(teachers))
     stops: list[Problem] = []
-    notes = list(parts.teacher.notes) if parts.teacher is not None else []
     there = len(parts.datasets["val"])
     for name, hearing in hearings.items():
         looked[f"{name}'s own AP" if name in teachers else f"AP of {name}"] = _in_words(hearing.heard, there)
