@@ -80,6 +80,8 @@ def test_a_precision_that_is_named_is_kept() -> None:
     assert choose(EngineSettings(precision="fp16"), CPU).precision == "bf16"  # PyTorch has no fp16 training there
     assert choose(EngineSettings(precision="bf16"), OLD_CPU).dtype == torch.bfloat16
     assert not choose(EngineSettings(precision="fp16", clip_norm=1.0), GPU).fused
+    assert not choose(EngineSettings(precision="bf16", clip_norm=1.0), CPU).fused
+    assert choose(EngineSettings(precision="32", clip_norm=1.0), CPU).fused
     assert choose(EngineSettings(precision="fp16"), GPU).fused
 
 

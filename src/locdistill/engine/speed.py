@@ -7,8 +7,8 @@ what PyTorch says of them.
   emulated and slower than float32.
 - channels last on CUDA, whose tensor cores work in that order; not elsewhere: on CPU, backward passes of narrow
   networks take half as long again with it.
-- a folded teacher always, and a fused optimiser on CPU and CUDA. A fused one with fp16 cannot clip, so it does not
-  there.
+- a folded teacher always, and a fused optimiser on CPU and CUDA. Lightning does not clip gradients for a fused one
+  in half precision (engine.clip_norm): it is not fused there.
 - compiled code on CUDA, in runs that are long enough to earn back the time of compiling. Not on CPU, where that takes
   minutes for each of student, teacher and objective.
 - TF32 on CUDA; cuDNN's search for the best algorithm where all images have one size, for it is done anew for each.
@@ -110,12 +110,12 @@ def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_si
 
     precision = _precision(settings, machine)
     graphs = cuda and part(parts.cuda_graphs, False)
-    clips_scaled = precision == "fp16" and settings.clip_norm is not None
+    clips_mixed = precision != "32" and settings.clip_norm is not None
     return Speed(
         precision=precision,
         channels_last=part(parts.channels_last, cuda),
         teacher=part(parts.teacher, True),
-        fused=part(parts.fused, machine.device != "mps" and not clips_scaled),
+        fused=part(parts.fused, machine.device != "mps") and not clips_mixed,
         compile=part(parts.compile, graphs or (cuda and machine.triton and steps >= STEPS_TO_COMPILE)),
         cuda_graphs=graphs,
         checkpointing=part(parts.checkpointing, False),
