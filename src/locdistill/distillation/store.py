@@ -184,6 +184,7 @@ def _open(path: Path, writable: bool) -> _Open:
         max_dbs=3,
         max_readers=READERS,
         readonly=not writable,
+        lock=writable or os.access(path, os.W_OK),  # readers sign a list, which a folder that is only read cannot hold
         metasync=False,
         readahead=False,
     )
