@@ -17,7 +17,6 @@ from locdistill.data.loader import every_look_loader
 from locdistill.data.samplers import Draw
 from locdistill.distillation.cached import CachedTeacher, Recall, noted_errors
 from locdistill.engine.devices import existing_device
-from locdistill.engine.speed import Machine, choose
 from locdistill.errors import CacheError
 from locdistill.models.fold import Haste
 from locdistill.recipes.memory import CONTRACT, Progress, missing_draws, store_in, ways_of
@@ -189,7 +188,7 @@ class _Builder:
     def build(
         self, draws: list[Draw], tell: Callable[[Forecast], None] | None, progress: Progress | None
     ) -> CacheReport:
-        speed = choose(self.parts.recipe.engine, Machine.here(self.parts.recipe.engine))
+        speed = self.parts.speed
         self.teacher.to(self.device)
         self.teacher.hasten(Haste(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last))
         apart = max(len(draws) // SAMPLE, 1)
@@ -229,8 +228,7 @@ class _Builder:
         )
         if progress is not None:
             loader = progress(loader, len(loader))  # type: ignore[arg-type]
-        kind = {"bf16": torch.bfloat16, "fp16": torch.float16 if self.device.type == "cuda" else torch.bfloat16}
-        precision = kind.get(parts.recipe.engine.precision)
+        precision = parts.speed.dtype
         start = time.perf_counter()
         for batch in loader:
             with torch.autocast(self.device.type, precision, enabled=precision is not None):
