@@ -1,8 +1,9 @@
 """The nouns that every floor shares: what a detector says, what is true, what is reported.
 
 Shapes use one alphabet throughout the project: ``b`` images, ``l`` locations (all pyramid levels, flattened level by
-level, row by row), ``c`` classes, ``e`` edges of a box (4: left, top, right, bottom), ``n`` bins of an edge
-distribution, ``g`` ground-truth slots of the image with the most objects.
+level, row by row), ``c`` classes, ``e`` edges of a box (4: left, top, right, bottom; a rotated box has its
+angle as a fifth), ``n`` bins of an edge distribution, ``g`` ground-truth slots of the image with the most objects,
+``d`` numbers of a box (4: ``x1, y1, x2, y2``; 5: ``cx, cy, w, h, theta``).
 """
 
 from __future__ import annotations
@@ -58,12 +59,15 @@ class Instances(NamedTuple):
     """Ground truth of a batch, padded to the largest number of objects; an image may have none.
 
     Attributes:
-        boxes: ``x1, y1, x2, y2`` in pixels of the resized image; zeros in empty slots.
+        boxes: ``x1, y1, x2, y2`` in pixels of the resized image; zeros in empty slots. Of a rotated object it is the box
+            that circumscribes it.
         labels: Class indices; zeros in empty slots.
         present: Slots that hold an object to learn.
         ignored: Slots that hold a crowd region or a difficult object. Never true together with ``present``.
         extents: Height and width, in pixels, of the part of the padded batch in which locations count for the image:
             its own size rounded up to the padding multiple.
+        oriented: Rotated boxes ``cx, cy, w, h, theta`` (pixels and radians), where that is what is to be detected;
+            zeros in empty slots.
     """
 
     boxes: Float[Tensor, "b g 4"]
@@ -71,6 +75,12 @@ class Instances(NamedTuple):
     present: Bool[Tensor, "b g"]
     ignored: Bool[Tensor, "b g"]
     extents: Int[Tensor, "b 2"]
+    oriented: Float[Tensor, "b g 5"] | None = None
+
+    @property
+    def targets(self) -> Float[Tensor, "b g d"]:
+        """What is to be detected: the rotated boxes where there are some, else the axis-aligned ones."""
+        return self.boxes if self.oriented is None else self.oriented
 
 
 class Batch(NamedTuple):
@@ -100,11 +110,11 @@ class Detections(NamedTuple):
     """What is reported for one image, best score first; candidates for it, before suppression, in any order.
 
     Attributes:
-        boxes: ``x1, y1, x2, y2`` in pixels of the original image.
+        boxes: In pixels of the original image: ``x1, y1, x2, y2``, or rotated boxes ``cx, cy, w, h, theta``.
         scores: Between 0 and 1.
         labels: Class indices.
     """
 
-    boxes: Float[Tensor, "k 4"]
+    boxes: Float[Tensor, "k d"]
     scores: Float[Tensor, " k"]
     labels: Int[Tensor, " k"]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 
-Kind: TypeAlias = Literal["coco", "voc", "yolo"]
+Kind: TypeAlias = Literal["coco", "voc", "yolo", "dota", "hrsc"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +25,8 @@ class Record:
         ignored: ``(n,)`` bool: crowd regions and difficult objects.
         areas: ``(n,)`` float32, the area by which COCO sorts objects into small, medium and large: that of the
             annotated mask where the file has one; the box's otherwise (and when not given).
+        quads: ``(n, 4, 2)`` float32, the corners ``x, y`` of each object as annotated, clockwise on screen, where
+            objects are rotated; ``boxes`` then circumscribe them.
     """
 
     path: Path
@@ -35,6 +37,7 @@ class Record:
     labels: np.ndarray
     ignored: np.ndarray
     areas: np.ndarray = field(default=None)  # type: ignore[arg-type]  # filled below
+    quads: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.areas is None:
@@ -53,6 +56,7 @@ class Dataset:
         kind: The format it came from; ``voc`` is evaluated by VOC's rules.
         category_ids: What the file calls each class: COCO category ids, ``1..C`` for other formats.
         empty: Images without objects that were left out, and are not among the records.
+        oriented: Whether objects are to be found as rotated boxes: every record then has ``quads``.
     """
 
     name: str
@@ -61,6 +65,22 @@ class Dataset:
     kind: Kind
     category_ids: tuple[int, ...]
     empty: int = 0
+    oriented: bool = False
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def as_oriented(self, oriented: bool) -> Dataset:
+        """The same objects as rotated boxes, or as axis-aligned ones.
+
+        An axis-aligned box has its own corners for a quadrilateral; a rotated one is circumscribed by its ``boxes``.
+        """
+        if oriented == self.oriented:
+            return self
+        records = [replace(record, quads=_corners(record.boxes) if oriented else None) for record in self.records]
+        return replace(self, records=tuple(records), oriented=oriented)
+
+
+def _corners(boxes: np.ndarray) -> np.ndarray:
+    """Corners of axis-aligned boxes, clockwise on screen from the upper left one."""
+    return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]

@@ -24,6 +24,8 @@ class Listed:
         ignored: ``(n,)`` crowd or difficult.
         areas: ``(n,)`` or ``None`` where the source gives none.
         where: Names the image in messages.
+        quads: ``(n, 4, 2)`` corners of each object in pixels, clockwise on screen, where the source has rotated
+            objects; ``boxes`` circumscribe them.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class Listed:
     ignored: np.ndarray
     areas: np.ndarray | None = None
     where: str = ""
+    quads: np.ndarray | None = None
 
 
 @dataclass
