@@ -82,6 +82,12 @@ class Instances(NamedTuple):
         """What is to be detected: the rotated boxes where there are some, else the axis-aligned ones."""
         return self.boxes if self.oriented is None else self.oriented
 
+    def of(self, images: Tensor | slice) -> Instances:
+        """Those of some of the images."""
+        oriented = None if self.oriented is None else self.oriented[images]
+        boxes, labels, present, ignored, extents = (values[images] for values in self[:5] if values is not None)
+        return Instances(boxes, labels, present, ignored, extents, oriented)
+
 
 class Batch(NamedTuple):
     """Images as they leave the loader, with what is known of them.

@@ -283,6 +283,6 @@ def _part(batch: Batch, images: list[int], extents: tuple[int, int]) -> Batch:
         sizes=batch.sizes[images],
         original_sizes=batch.original_sizes[images],
         image_ids=batch.image_ids[images],
-        instances=Instances(*(None if values is None else values[images] for values in batch.instances)),
+        instances=batch.instances.of(images),
         recalled=None,
     )
