@@ -59,8 +59,8 @@ class Instances(NamedTuple):
     """Ground truth of a batch, padded to the largest number of objects; an image may have none.
 
     Attributes:
-        boxes: ``x1, y1, x2, y2`` in pixels of the resized image; zeros in empty slots. Of a rotated object it is the box
-            that circumscribes it.
+        boxes: ``x1, y1, x2, y2`` in pixels of the resized image; zeros in empty slots. Of a rotated object it is the
+            box that circumscribes it.
         labels: Class indices; zeros in empty slots.
         present: Slots that hold an object to learn.
         ignored: Slots that hold a crowd region or a difficult object. Never true together with ``present``.
@@ -82,7 +82,7 @@ class Instances(NamedTuple):
         """What is to be detected: the rotated boxes where there are some, else the axis-aligned ones."""
         return self.boxes if self.oriented is None else self.oriented
 
-    def of(self, images: Tensor | slice) -> Instances:
+    def of(self, images: Tensor | list[int]) -> Instances:
         """Those of some of the images."""
         oriented = None if self.oriented is None else self.oriented[images]
         boxes, labels, present, ignored, extents = (values[images] for values in self[:5] if values is not None)
