@@ -1,0 +1,215 @@
+"""Rotated boxes ``cx, cy, w, h, theta`` and what they share with each other and with polygons.
+
+Pixels and radians; ``x`` points right and ``y`` down. The width lies along ``(cos theta, sin theta)``, the height along
+``(-sin theta, cos theta)``: a positive angle turns clockwise on screen. Five numbers are no unique name of a rectangle:
+``(w, h, theta)``, ``(w, h, theta + pi)`` and ``(h, w, theta + pi / 2)`` are the same one, and an angle range chooses.
+
+Overlaps are in float32 at least, and in float64 if that comes in; suppression, merging and evaluation should use it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from locdistill.geometry.boxes import EPSILON
+from locdistill.geometry.sweep import overlapping_pairs
+
+AngleRange = Literal["oc", "le90", "le135"]
+"""Which of its names a rectangle goes by.
+
+``oc``: theta in (0, pi / 2], either side may be the longer one (OpenCV since 4.5.1); upright boxes have pi / 2, and
+their width is vertical. ``le90`` and ``le135``: the width is the longer side and theta in [-pi / 2, pi / 2) or in
+[-pi / 4, 3 pi / 4). All as in MMRotate.
+"""
+_START = {"le90": -math.pi / 2, "le135": -math.pi / 4}
+PAIRS = 2**14
+"""Pairs of boxes that are intersected at once where only some of all are: what a processor's cache holds."""
+
+
+# -------------------------------------------------------------------------------------------------------- one rectangle
+
+
+def area(boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
+    """Width times height."""
+    return boxes[..., 2] * boxes[..., 3]
+
+
+def corners(boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4 2"]:
+    """The corners ``x, y``, clockwise on screen, from the one at ``-w / 2, -h / 2`` in the box's own frame."""
+    return torch.stack(_outline(*_frames(boxes)), -1).movedim(0, -2)
+
+
+def hull(boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
+    """The circumscribed axis-aligned box ``x1, y1, x2, y2``: ``w |cos| + h |sin|`` by ``w |sin| + h |cos|``."""
+    x, y, w, h, theta = boxes.unbind(-1)
+    cos, sin = theta.cos().abs(), theta.sin().abs()
+    across, down = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
+    return torch.stack((x - across, y - down, x + across, y + down), -1)
+
+
+def canonical(boxes: Float[Tensor, "*batch 5"], angles: AngleRange) -> Float[Tensor, "*batch 5"]:
+    """The same rectangles by their names in an angle range; names that are in the range stay as they are, to the bit.
+
+    Only the name changes: of a square that is turned a little, the width may be either side.
+    """
+    x, y, w, h, theta = boxes.unbind(-1)
+    if angles == "oc":
+        theta = -_wrapped(-theta, -math.pi)
+        turn = theta > math.pi / 2
+        theta = torch.where(turn, theta - math.pi / 2, theta)
+    else:
+        turn = w < h
+        theta = _wrapped(torch.where(turn, theta + math.pi / 2, theta), _START[angles])
+    return torch.stack((x, y, torch.where(turn, h, w), torch.where(turn, w, h), theta), -1)
+
+
+def _wrapped(theta: Tensor, start: float) -> Tensor:
+    """The angles plus multiples of pi, from ``start`` on and below ``start + pi``; what rounding puts beyond is 0."""
+
+    def inside(values: Tensor) -> Bool[Tensor, "..."]:
+        return (values >= start) & (values < start + math.pi)
+
+    moved = theta - ((theta - start) / math.pi).floor() * math.pi
+    return torch.where(inside(theta), theta, moved.where(inside(moved), start))
+
+
+def fit(quads: Float[Tensor, "*batch 4 2"], angles: AngleRange) -> Float[Tensor, "*batch 5"]:
+    """The smallest rectangles around four points each, which may be in any order, coincide, or lie on a line.
+
+    A smallest rectangle has a side along an edge of the convex hull, and that is one of the lines through two of the
+    four points: six directions are tried. MMRotate does the same (by OpenCV) for ``oc`` and ``le90``, but for ``le135``
+    takes the longer of the first two edges for the width and the middle of a diagonal for the centre, which is another
+    rectangle where the points are not the corners of one.
+    """
+    middle = quads.mean(-2, keepdim=True)
+    points = quads - middle
+    lines = torch.cat((points.roll(-1, -2) - points, points[..., 2:, :] - points[..., :2, :]), -2)
+    theta = torch.atan2(lines[..., 1], lines[..., 0])
+    cos, sin = theta.cos()[..., None], theta.sin()[..., None]
+    x, y = points[..., None, :, 0], points[..., None, :, 1]
+    (left, right), (top, bottom) = (v.aminmax(dim=-1) for v in (cos * x + sin * y, cos * y - sin * x))
+    u, v = (left + right) / 2, (top + bottom) / 2
+    cos, sin = cos[..., 0], sin[..., 0]
+    found = torch.stack((cos * u - sin * v, sin * u + cos * v, right - left, bottom - top, theta), -1)
+    best = area(found).argmin(-1, keepdim=True)[..., None].expand(*quads.shape[:-2], 1, 5)
+    box = found.gather(-2, best)[..., 0, :]
+    return canonical(torch.cat((box[..., :2] + middle[..., 0, :], box[..., 2:]), -1), angles)
+
+
+# -------------------------------------------------------------------------------------------------------------- overlap
+
+
+def polygon_area(polygons: Float[Tensor, "*batch p 2"]) -> Float[Tensor, "*batch"]:
+    """Area within polygons given by their corners in either direction; where one crosses itself, parts cancel."""
+    points = _wide(polygons)
+    x, y = (points - points[..., :1, :]).unbind(-1)
+    return ((x * y.roll(-1, -1)).sum(-1) - (y * x.roll(-1, -1)).sum(-1)).abs() / 2
+
+
+def rectangle_polygon_area(
+    rectangles: Float[Tensor, "*#batch 5"], polygons: Float[Tensor, "*#batch p 2"]
+) -> Float[Tensor, "*#batch"]:
+    """Area that rectangles and simple polygons have in common, differentiable in both; leading axes broadcast.
+
+    By Green's theorem: with the rectangle ``[-W, W] x [-H, H]`` and ``F = (0, clamp(x, -W, W) if |y| <= H else 0)``,
+    whose curl is 1 in the rectangle and 0 elsewhere, the area is the integral of ``F`` along the polygon's edges. There
+    is no clipping, no sorting, no tolerance, and no case for parallel or coinciding edges, for every summand is
+    continuous. Polygons may be concave, their corners in either direction.
+    """
+    x, y, w, h, cos, sin = _frames(rectangles)
+    across, down = (c.movedim(-1, 0) for c in _wide(polygons).unbind(-1))
+    across, down = across - x, down - y
+    return _area_within(cos * across + sin * down, cos * down - sin * across, w, h)
+
+
+def paired_iou(a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
+    """Intersection over union; leading axes broadcast. The union is at least 1e-6, so empty slots have no overlap.
+
+    Boxes that coincide have no derivative; there the gradient is the mean of what it is on all sides, which is zero.
+    """
+    return _iou(_frames(a), _frames(b))
+
+
+def pairwise_iou(a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tensor, "n m"]:
+    """:func:`paired_iou` of all pairs; only those are intersected whose circumscribed boxes overlap."""
+    own, other = _frames(a), _frames(b)
+    with torch.no_grad():
+        i, j = overlapping_pairs(hull(_wide(a)), hull(_wide(b)))
+    some = zip(torch.split(i, PAIRS), torch.split(j, PAIRS), strict=True)
+    values = torch.cat([_iou(own[:, rows], other[:, columns]) for rows, columns in some])
+    return values.new_zeros(len(a) * len(b)).index_put((i * len(b) + j,), values).reshape(len(a), len(b))
+
+
+def paired_polygon_iou(
+    boxes: Float[Tensor, "*#batch 5"], polygons: Float[Tensor, "*#batch p 2"]
+) -> Float[Tensor, "*#batch"]:
+    """:func:`paired_iou` of rectangles with simple polygons, such as the quadrilaterals of annotations as they are."""
+    shared = rectangle_polygon_area(boxes, polygons)
+    return _over_union(shared, area(_wide(boxes)), polygon_area(polygons))
+
+
+def _over_union(shared: Tensor, area_a: Tensor, area_b: Tensor) -> Tensor:
+    return (shared / (area_a + area_b - shared).clamp(min=EPSILON)).clamp(max=1)
+
+
+def _iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of rectangles by their frames: that of ``b`` as it is seen in that of ``a``."""
+    x, y, w, h, cos, sin = a
+    other_x, other_y, other_w, other_h, other_cos, other_sin = b
+    across, down = other_x - x, other_y - y
+    place = cos * across + sin * down, cos * down - sin * across
+    turn = cos * other_cos + sin * other_sin, cos * other_sin - sin * other_cos
+    shared = _area_within(*_outline(*place, other_w, other_h, *turn), w, h)
+    return _over_union(shared, 4 * w * h, 4 * other_w * other_h)
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _frames(boxes: Tensor) -> Tensor:
+    """Centre ``x, y``, half sides, cosine and sine, on a new first axis: rows of many numbers are quick, of six not."""
+    x, y, w, h, theta = _wide(boxes).unbind(-1)
+    return torch.stack((x, y, w / 2, h / 2, theta.cos(), theta.sin()))
+
+
+def _outline(x: Tensor, y: Tensor, w: Tensor, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates of the corners on a new first axis; ``w`` and ``h`` are half sides."""
+
+    def four(middle: Tensor, along: Tensor, across: Tensor) -> Tensor:
+        first, second = along + across, along - across
+        return torch.stack((middle - first, middle + second, middle + first, middle - second))
+
+    return four(x, w * cos, -h * sin), four(y, w * sin, h * cos)
+
+
+def _area_within(x: Tensor, y: Tensor, w: Tensor, h: Tensor) -> Tensor:
+    """Area within ``|x| <= w`` and ``|y| <= h`` of polygons, whose corners are on the first axis.
+
+    Each edge, cut off at ``|y| = h``, adds its extent in ``y`` times the mean of ``clamp(x, -w, w)`` along it. With the
+    ends clamped to ``a`` and ``b``, and ``p`` and ``q`` what that cut off of each, the mean is
+    ``(a + b) / 2 + (b - a) / 2 * (q - p) / (|b - a| + p + q)``: no difference of like numbers, in value and gradient.
+    """
+    next_x, next_y = x.roll(-1, 0), y.roll(-1, 0)
+    run, rise = next_x - x, next_y - y
+    rise = torch.where(rise == 0, 1, rise)
+    cut = _limited(y, h)
+    next_cut = cut.roll(-1, 0)
+    # From either end, so that a corner inside stays where it is and a level edge has both of its ends.
+    start = x + ((cut - y) / rise).clamp(0, 1) * run
+    end = next_x - ((next_y - next_cut) / rise).clamp(0, 1) * run
+    a, b = _limited(start, w), _limited(end, w)
+    p, q = (start - a).abs(), (end - b).abs()
+    step = b - a
+    extent = (step.abs() + p + q).clamp(min=torch.finfo(step.dtype).tiny)
+    return ((next_cut - cut) * (a + b + step * ((q - p) / extent))).sum(0).abs() / 2
+
+
+def _limited(values: Tensor, limit: Tensor) -> Tensor:
+    """Between plus and minus the limit; on the limit, value and limit have half of the gradient each."""
+    return torch.maximum(torch.minimum(values, limit), -limit)
