@@ -1,4 +1,4 @@
-"""COCO json: images, annotations and categories in one file."""
+"""COCO json: images, annotations and categories in one file; with ``rbox``, a rotated box, beside ``bbox`` or not."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 from locdistill.data.files import stays_inside
 from locdistill.data.problems import Problem
-from locdistill.data.sources import Listed, Source, box_arrays
+from locdistill.data.records import corners
+from locdistill.data.sources import LIMIT, Listed, Source, box_arrays, rotated_corners, rotated_fault
 from locdistill.errors import AnnotationError
 
 ROBOFLOW = "_annotations.coco.json"
 # Other names of a split, as exporters write them.
 ALIASES = {"train": ("train",), "val": ("val", "valid", "validation")}
 PROBES = 20
-LIMIT = 1e9
 
 
 def annotation_names(split: str) -> list[str]:
@@ -67,6 +67,9 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
     as ignored (pycocotools overwrites ``ignore``; we take the annotator's word). Classes come in the order of the
     category ids.
 
+    An annotation may have ``rbox = [cx, cy, w, h, theta]`` beside its box, with the angle in radians, clockwise on
+    screen. Where any has one, those without get the corners of their box. Boxes and areas stay as annotated.
+
     Raises:
         AnnotationError: The file is no COCO json at all. Broken entries are listed in ``problems`` instead.
     """
@@ -79,22 +82,33 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
     images = {image_id: entry for image_id, entry in images.items() if entry}
     folder = _image_folder(file, root, split, [str(entry["file_name"]) for entry in images.values()])
     position = {identifier: index for index, (identifier, _) in enumerate(source.categories)}
+    oriented = any(row[4] is not None for own in rows.values() for row in own)
     for image_id, entry in images.items():
         own = rows.get(image_id, [])
         declared = (entry["height"], entry["width"]) if "height" in entry and "width" in entry else None
+        boxes = box_arrays([row[0] for row in own])
         source.images.append(
             Listed(
                 path=folder / entry["file_name"],
                 image_id=image_id,
                 declared=declared,
-                boxes=box_arrays([row[0] for row in own]),
+                boxes=boxes,
                 categories=np.array([position[row[1]] for row in own], dtype=np.int64),
                 ignored=np.array([row[2] for row in own], dtype=bool),
                 areas=np.array([row[3] for row in own], dtype=np.float64),
                 where=f"image {image_id} ({entry['file_name']})",
+                quads=_quads(boxes, [row[4] for row in own]) if oriented else None,
             )
         )
     return source
+
+
+def _quads(boxes: np.ndarray, rotated: list[list[float] | None]) -> np.ndarray:
+    """Corners of each rotated box; of the box where there is none."""
+    quads = corners(boxes)
+    there = [index for index, box in enumerate(rotated) if box is not None]
+    quads[there] = rotated_corners([box for box in rotated if box is not None])
+    return quads
 
 
 def _load(file: Path) -> dict[str, Any]:
@@ -176,7 +190,7 @@ def _roboflow_headings(content: dict[str, Any], source: Source) -> set[int]:
     return {0} if any(e.get("id") == 0 and e.get("name") in parents for e in entries) and 0 not in used else set()
 
 
-Row = tuple[tuple[float, float, float, float], int, bool, float]
+Row = tuple[tuple[float, float, float, float], int, bool, float, list[float] | None]
 
 
 def _read_annotations(
@@ -199,7 +213,8 @@ def _read_annotations(
         x, y, w, h = (float(value) for value in entry["bbox"])
         ignored = bool(entry.get("iscrowd", 0)) or bool(entry.get("ignore", 0))
         area = entry.get("area")
-        row = ((x, y, x + w, y + h), entry["category_id"], ignored, w * h if area is None else float(area))
+        area = w * h if area is None else float(area)
+        row = ((x, y, x + w, y + h), entry["category_id"], ignored, area, entry.get("rbox"))
         rows.setdefault(image_id, []).append(row)  # type: ignore[arg-type]  # an int, as _fault made sure
     return rows
 
@@ -215,7 +230,7 @@ def _fault(entry: dict[str, Any], images: dict[int, Any], names: dict[int, str])
         return f"'iscrowd' is {entry['iscrowd']!r}", "it is 0 or 1"
     if entry.get("area") is not None and not _is_number(entry["area"]):
         return f"'area' is {entry['area']!r}, not a number", "write the area in pixels, or leave it out"
-    return _box_fault(entry.get("bbox"))
+    return _box_fault(entry.get("bbox")) or (None if entry.get("rbox") is None else rotated_fault(entry["rbox"]))
 
 
 def _box_fault(box: object) -> tuple[str, str] | None:

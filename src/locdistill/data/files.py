@@ -97,6 +97,12 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
+def pictures_by_name(folder: Path) -> dict[str, Path]:
+    """The image files of a folder by their names in it, without endings."""
+    files = images_below(folder) if folder.is_dir() else []
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+
+
 def _ends_well(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(4)

@@ -122,7 +122,7 @@ def training_plan(settings: DataSettings, seed: int) -> Plan:
         flip=settings.flip,
         pad_to=settings.pad_to,
         seed=seed,
-        keep_ignored=settings.crowd == "ignore",
+        keep_ignored=settings.hands_on_ignored,
         per_image=settings.views,
     )
 

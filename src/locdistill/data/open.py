@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from locdistill.data import hrsc
 from locdistill.data.coco import annotation_names, find_annotations, read_coco
+from locdistill.data.dota import find_place, label_folders, read_dota
 from locdistill.data.files import Seen, in_threads, look
 from locdistill.data.problems import Problem, error_of
-from locdistill.data.records import Dataset, Kind, Record
+from locdistill.data.records import Dataset, Kind, Record, corners
 from locdistill.data.settings import DataSettings
-from locdistill.data.sources import Listed, Source
-from locdistill.data.voc import image_sets, read_voc, usual_split, year_folders
+from locdistill.data.sources import Listed, Source, usual_split
+from locdistill.data.voc import image_sets, read_voc, year_folders
 from locdistill.data.yolo import find_yaml, read_yolo, yaml_splits
 from locdistill.errors import AnnotationError
+from locdistill.geometry.rotated import fit
 
 SPLITS = ("train", "val", "test")
 EMPTY = "images without objects, left out"
+TILE = re.compile(r"(.+)__[\d.]+__-?\d+___-?\d+")
+"""Names of tiles, which begin with the name of the image that they are cut from."""
+ANY, LEFT_OUT = -1, -2
+"""Instead of a label: of what is to be ignored whatever class it may be, and of what is not looked at."""
 
 
 @dataclass
@@ -30,7 +39,8 @@ class Scan:
     """A split as found, with everything that is wrong with it.
 
     Attributes:
-        dataset: The images whose files and annotations are sound.
+        dataset: The images whose files and annotations are sound. What `DataSettings.ignore_classes` marks has the
+            label ``ANY``.
         problems: What is broken.
         notes: Harmless oddities, counted.
         seen: What the look at each image file showed, by path.
@@ -47,7 +57,8 @@ def open_dataset(settings: DataSettings, split: str, *, training: bool | None = 
 
     For training, boxes that do not touch the image, have an area of zero, or sides below one pixel are left out, then
     images without any annotation or with a short side (`DataSettings.filter_empty`, `.min_side`). For evaluation every
-    image and box stays. Crowd regions and difficult objects are marked as ignored in both.
+    image and box stays. Crowd regions and difficult objects are marked as ignored, in training unless
+    `DataSettings.crowd` says otherwise; what `DataSettings.ignore_classes` marks is an ignored object of each class.
 
     Every image file is looked at (header, size, ending), so that a broken one is found before the first epoch.
 
@@ -65,7 +76,18 @@ def open_dataset(settings: DataSettings, split: str, *, training: bool | None = 
         raise error_of(scan.problems, scan.dataset.name, settings.path)
     if not scan.dataset.records:
         raise AnnotationError(_nothing_left(scan, settings))
-    return scan.dataset
+    classes = len(scan.dataset.classes)
+    return replace(scan.dataset, records=tuple(_of_each_class(record, classes) for record in scan.dataset.records))
+
+
+def _of_each_class(record: Record, classes: int) -> Record:
+    """A record in which what is to be ignored whatever its class is there once for each class."""
+    loose = np.flatnonzero(record.labels == ANY)
+    if not len(loose):
+        return record
+    named = np.flatnonzero(record.labels != ANY)
+    labels = np.concatenate((record.labels[named], np.tile(np.arange(classes), len(loose))))
+    return replace(record.of(np.concatenate((named, loose.repeat(classes)))), labels=labels)
 
 
 def scan_dataset(
@@ -80,7 +102,7 @@ def scan_dataset(
     kind, sources = _sources(settings, "train" if divided else split)
     if divided:
         _hold_out(sources, settings.holdout, split)
-    classes, category_ids = _choose_classes(sources, settings.classes)
+    classes, category_ids = _choose_classes(sources, settings.classes, settings.ignore_classes)
     dataset = Dataset(_name(settings, split), classes, (), kind, category_ids)
     scan = Scan(dataset)
     for source in sources:
@@ -89,29 +111,37 @@ def scan_dataset(
     paths = list(dict.fromkeys(listed.path for source in sources for listed in source.images))
     scan.seen = dict(zip(paths, in_threads(inspect, paths, label="looking at images"), strict=True))
     lenient = split == "train" if training is None else training
+    oriented = any(listed.quads is not None for source in sources for listed in source.images)
+    lookup = dict.fromkeys(settings.ignore_classes, ANY) | {name: label for label, name in enumerate(classes)}
     records = []
     for source in sources:
-        lookup = {name: classes.index(name) for _, name in source.categories if name in classes}
-        labels = np.array([lookup.get(name, -1) for _, name in source.categories], dtype=np.int64)
+        labels = np.array([lookup.get(name, LEFT_OUT) for _, name in source.categories], dtype=np.int64)
         for listed in source.images:
-            record = _record(listed, source, labels, scan)
+            record = _record(listed, source, labels, scan, oriented=oriented)
             if record is not None:
                 kept = trainable(record, settings, scan.notes) if lenient else record
                 records += [] if kept is None else [kept]
-    scan.dataset = Dataset(dataset.name, classes, _numbered(records), kind, category_ids, scan.notes[EMPTY])
+    scan.dataset = replace(dataset, records=_numbered(records), empty=scan.notes[EMPTY], oriented=oriented)
     return scan
 
 
 def _hold_out(sources: Sequence[Source], share: float, split: str) -> None:
     """Leave the sources of the training images with those held out (``val``), or with the others.
 
-    Which ones depends on the names of the files alone, not on their order or on the machine.
+    Which ones depends on the names of the files alone, not on their order or on the machine. Tiles of an image, which
+    may overlap, stay together.
     """
-    paths = {listed.path for source in sources for listed in source.images}
+    paths = {_original(listed.path) for source in sources for listed in source.images}
     shuffled = sorted(paths, key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
     held = set(shuffled[: max(1, round(share * len(shuffled)))])
     for source in sources:
-        source.images = [listed for listed in source.images if (listed.path in held) == (split == "val")]
+        source.images = [listed for listed in source.images if (_original(listed.path) in held) == (split == "val")]
+
+
+def _original(path: Path) -> Path:
+    """The image that a tile is cut from, by its name; any other image itself."""
+    tile = TILE.fullmatch(path.stem)
+    return path.with_stem(tile[1]) if tile else path
 
 
 def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
@@ -120,12 +150,12 @@ def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
     Raises:
         AnnotationError: Nothing can be read.
     """
-    return _choose_classes(_sources(settings, split)[1], None)[0]
+    return _choose_classes(_sources(settings, split)[1], None, settings.ignore_classes)[0]
 
 
 def _sources(settings: DataSettings, split: str) -> tuple[Kind, list[Source]]:
     kind = recognise(settings)
-    return kind, [source for name in split_names(settings, split) for source in _read(settings, kind, name)]
+    return kind, [source for name in _names_behind(settings, kind, split) for source in _read(settings, kind, name)]
 
 
 def recognise(settings: DataSettings) -> Kind:
@@ -143,7 +173,13 @@ def recognise(settings: DataSettings) -> Kind:
         return settings.format
     named = [name for choice in (settings.train, settings.val) if choice is not None for name in _tuple(choice)]
     json = path.suffix == ".json" or any(find_annotations(path, name) for name in (*named, *SPLITS) if path.is_dir())
-    looks: dict[Kind, bool] = {"coco": json, "voc": bool(year_folders(path)), "yolo": find_yaml(path) is not None}
+    looks: dict[Kind, bool] = {
+        "coco": json,
+        "voc": bool(year_folders(path)),
+        "yolo": find_yaml(path) is not None,
+        "dota": bool(label_folders(path)),
+        "hrsc": bool(hrsc.image_sets(path)),
+    }
     fitting = [kind for kind, fits in looks.items() if fits]
     if len(fitting) == 1:
         return fitting[0]
@@ -153,7 +189,9 @@ def recognise(settings: DataSettings) -> Kind:
         f"{path}: not recognised as a data set. Looked for\n"
         f"  coco: a .json file, or in the folder {', '.join(annotation_names('train'))} (or of val, test)\n"
         f"  voc: Annotations and ImageSets/Main in the folder, in VOC*, or in VOCdevkit/VOC*\n"
-        f"  yolo: data.yaml or another single YAML file\n{_contents(path)}"
+        f"  yolo: data.yaml or another single YAML file\n"
+        f"  dota: images and labelTxt in train and val, or in the folder, with lists train.txt and val.txt\n"
+        f"  hrsc: Annotations and AllImages in the folder or in FullDataSet, with ImageSets/*.txt\n{_contents(path)}"
     )
 
 
@@ -171,16 +209,30 @@ def available_splits(settings: DataSettings) -> list[str]:
         given = {"train": settings.train, "val": settings.val}
         found = [split for split in SPLITS if given.get(split) or find_annotations(path, split)]
         return found[:1] if path.is_file() and len({find_annotations(path, split) for split in found}) == 1 else found
-    if kind == "voc":
-        chosen = [split for split in ("train", "val") if image_sets(path, _voc_name(settings, split))]
-        return chosen + (["test"] if image_sets(path, "test") and _voc_name(settings, "val") != "test" else [])
+    if kind == "dota":
+        return [split for split in SPLITS if find_place(path, split_names(settings, split)[0])]
+    if kind in ("voc", "hrsc"):
+        has = _has_set(kind, path)
+        behind = {split: _names_behind(settings, kind, split)[0] for split in SPLITS}
+        chosen = [split for split in ("train", "val") if has(behind[split])]
+        return chosen + (["test"] if has("test") and behind["val"] != "test" else [])
     file = find_yaml(path)
     return yaml_splits(file) if file is not None else []
 
 
-def _voc_name(settings: DataSettings, split: str) -> str:
-    names = split_names(settings, split)
-    return usual_split(Path(settings.path), names[0]) if names == (split,) else names[0]
+def _has_set(kind: Kind, path: Path) -> Callable[[str], bool]:
+    """Whether there is an image set of a name, in a format that has image sets."""
+    if kind == "voc":
+        return lambda name: bool(image_sets(path, name))
+    return hrsc.image_sets(path).__contains__
+
+
+def _names_behind(settings: DataSettings, kind: Kind, split: str) -> tuple[str, ...]:
+    """`split_names`, with the format's usual image set where the settings name none."""
+    given = {"train": settings.train, "val": settings.val}.get(split)
+    if given is None and kind in ("voc", "hrsc"):
+        return (usual_split(split, _has_set(kind, Path(settings.path))),)
+    return split_names(settings, split)
 
 
 def _tuple(choice: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -209,11 +261,21 @@ def _read(settings: DataSettings, kind: Kind, name: str) -> list[Source]:
         above = path.parent.parent if path.parent.name == "annotations" else path.parent
         return [read_coco(file, root=path if path.is_dir() else above, split=name)]
     if kind == "voc":
-        sets = image_sets(path, usual_split(path, name))
+        sets = image_sets(path, name)
         if not sets:
             lists = {file.stem for year in year_folders(path) for file in (year / "ImageSets" / "Main").glob("*.txt")}
             raise AnnotationError(_no_split(path, name, sorted(name for name in lists if "_" not in name)))
         return [read_voc(folder, file) for folder, file in sets]
+    if kind == "dota":
+        place = find_place(path, name)
+        if place is None:
+            raise AnnotationError(_no_split(path, name, [split for split in SPLITS if find_place(path, split)]))
+        return [read_dota(path, place)]
+    if kind == "hrsc":
+        files = hrsc.image_sets(path)
+        if name not in files:
+            raise AnnotationError(_no_split(path, name, sorted(files)))
+        return [hrsc.read_hrsc(path, files[name])]
     file = find_yaml(path)
     if file is None:
         raise AnnotationError(f"{path}: no data.yaml with 'names', 'train' and 'val' in it; write one")
@@ -226,7 +288,7 @@ def _no_split(path: Path, name: str, known: Sequence[str]) -> str:
 
 
 def _choose_classes(
-    sources: Sequence[Source], wanted: tuple[str, ...] | None
+    sources: Sequence[Source], wanted: tuple[str, ...] | None, ignored: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Class names in order, and the first source's identifiers for them."""
     first = sources[0]
@@ -239,8 +301,8 @@ def _choose_classes(
     numbers = {name: identifier for identifier, name in first.categories}
     if not numbers and not first.problems:
         raise AnnotationError(f"{first.file}: has no categories; list the classes")
-    chosen = tuple(numbers) if wanted is None else wanted
-    missing = [name for name in chosen if name not in numbers]
+    chosen = tuple(name for name in numbers if name not in ignored) if wanted is None else wanted
+    missing = [name for name in (*chosen, *ignored) if name not in numbers]
     if missing:
         close = difflib.get_close_matches(missing[0], numbers, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
@@ -250,7 +312,7 @@ def _choose_classes(
     return chosen, ids
 
 
-def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan) -> Record | None:
+def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, oriented: bool) -> Record | None:
     """The image with its boxes in pixels and the chosen classes; ``None``, and a problem, where the file is no good."""
     size, fault, _ = scan.seen[listed.path]
     if size is None:
@@ -264,17 +326,18 @@ def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan) -> R
     boxes = listed.boxes * (width, height, width, height) if source.relative else listed.boxes
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) if listed.areas is None else listed.areas
     own = labels[listed.categories]
-    chosen = own >= 0
+    quads = corners(boxes) if listed.quads is None else listed.quads
     return Record(
         path=listed.path,
         image_id=listed.image_id,
         width=width,
         height=height,
-        boxes=boxes[chosen].astype(np.float32),
-        labels=own[chosen],
-        ignored=listed.ignored[chosen],
-        areas=areas[chosen].astype(np.float32),
-    )
+        boxes=boxes.astype(np.float32),
+        labels=own,
+        ignored=listed.ignored | (own == ANY),
+        areas=areas.astype(np.float32),
+        quads=quads.astype(np.float32) if oriented else None,
+    ).of(own != LEFT_OUT)
 
 
 def _other_size(listed: Listed, size: tuple[int, int]) -> tuple[str, str]:
@@ -286,7 +349,10 @@ def _other_size(listed: Listed, size: tuple[int, int]) -> tuple[str, str]:
 
 
 def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Record | None:
-    """The boxes that can be learnt (LD reference's rules), or ``None`` for an image to leave out."""
+    """The boxes that can be learnt (LD reference's rules), or ``None`` for an image to leave out.
+
+    The sides of a rotated object are those of the smallest rectangle around it.
+    """
     if settings.filter_empty and not len(record.boxes):
         notes[EMPTY] += 1
         return None
@@ -295,26 +361,27 @@ def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Re
         return None
     bounds = np.array((record.width, record.height), dtype=np.float32)
     overlap = np.minimum(record.boxes[:, 2:], bounds) - np.maximum(record.boxes[:, :2], 0)
-    sides = record.boxes[:, 2:] - record.boxes[:, :2]
-    outside, tiny = (overlap <= 0).any(-1), (sides < 1).any(-1)
+    outside, tiny = (overlap <= 0).any(-1), (sides_of(record) < 1).any(-1)
     keep = ~(outside | tiny | (record.areas <= 0))
     notes["boxes outside the image, left out"] += int(outside.sum())
     notes["boxes with a side below one pixel, left out"] += int((tiny & ~outside).sum())
     notes["boxes with area 0, left out"] += int((~keep & ~outside & ~tiny).sum())
-    if keep.all():
-        return record
-    kept = {name: getattr(record, name)[keep] for name in ("boxes", "labels", "ignored", "areas")}
-    return Record(record.path, record.image_id, record.width, record.height, **kept)
+    if settings.crowd == "objects":
+        record = replace(record, ignored=record.labels == ANY)
+    return record if keep.all() else record.of(keep)
+
+
+def sides_of(record: Record) -> np.ndarray:
+    """Lengths ``(n, 2)`` of the sides of each object, in pixels: of its box, or of the smallest rectangle around it."""
+    sides: np.ndarray = record.boxes[:, 2:] - record.boxes[:, :2]
+    return sides if record.quads is None else fit(torch.from_numpy(record.quads), "oc")[:, 2:4].numpy()
 
 
 def _numbered(records: list[Record]) -> tuple[Record, ...]:
     """The records; numbered anew from 1 where concatenated sources use the same identifier twice."""
     if len({record.image_id for record in records}) == len(records):
         return tuple(records)
-    return tuple(
-        Record(r.path, number, r.width, r.height, r.boxes, r.labels, r.ignored, r.areas)
-        for number, r in enumerate(records, start=1)
-    )
+    return tuple(replace(record, image_id=number) for number, record in enumerate(records, start=1))
 
 
 def _nothing_left(scan: Scan, settings: DataSettings) -> str:

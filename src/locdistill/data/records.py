@@ -8,6 +8,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from locdistill.geometry.rotated import AngleRange
+
 Kind: TypeAlias = Literal["coco", "voc", "yolo", "dota", "hrsc"]
 
 
@@ -44,6 +46,12 @@ class Record:
             sides = self.boxes[:, 2:] - self.boxes[:, :2]
             object.__setattr__(self, "areas", sides.prod(-1))
 
+    def of(self, objects: np.ndarray) -> Record:
+        """The image with some of its objects, chosen by a mask or by their places."""
+        names = ("boxes", "labels", "ignored", "areas", "quads")
+        rows = {name: getattr(self, name) for name in names}
+        return replace(self, **{name: row[objects] for name, row in rows.items() if row is not None})
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
@@ -57,6 +65,7 @@ class Dataset:
         category_ids: What the file calls each class: COCO category ids, ``1..C`` for other formats.
         empty: Images without objects that were left out, and are not among the records.
         oriented: Whether objects are to be found as rotated boxes: every record then has ``quads``.
+        angles: Range of the angles of those boxes.
     """
 
     name: str
@@ -66,21 +75,22 @@ class Dataset:
     category_ids: tuple[int, ...]
     empty: int = 0
     oriented: bool = False
+    angles: AngleRange = "le135"
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def as_oriented(self, oriented: bool) -> Dataset:
-        """The same objects as rotated boxes, or as axis-aligned ones.
+    def as_oriented(self, oriented: bool, angles: AngleRange = "le135") -> Dataset:
+        """The same objects as rotated boxes with angles in a range, or as axis-aligned ones.
 
         An axis-aligned box has its own corners for a quadrilateral; a rotated one is circumscribed by its ``boxes``.
         """
         if oriented == self.oriented:
-            return self
-        records = [replace(record, quads=_corners(record.boxes) if oriented else None) for record in self.records]
-        return replace(self, records=tuple(records), oriented=oriented)
+            return replace(self, angles=angles)
+        records = [replace(record, quads=corners(record.boxes) if oriented else None) for record in self.records]
+        return replace(self, records=tuple(records), oriented=oriented, angles=angles)
 
 
-def _corners(boxes: np.ndarray) -> np.ndarray:
+def corners(boxes: np.ndarray) -> np.ndarray:
     """Corners of axis-aligned boxes, clockwise on screen from the upper left one."""
     return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]

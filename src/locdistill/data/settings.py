@@ -18,12 +18,15 @@ class DataSettings(Settings):
         format: Says the format where the path could be read in two ways.
         train: Splits to train on; several are concatenated. ``None`` is the format's usual: ``train.json``,
             ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json`` of COCO, ``trainval`` of all
-            years of VOC (``train`` where there is no ``test``), ``train`` of a YOLO ``data.yaml``.
+            years of VOC (``train`` where there is no ``test``), likewise of HRSC2016, ``train`` of a YOLO
+            ``data.yaml``, the folder ``train`` or the list ``train.txt`` of DOTA.
         val: Splits to evaluate on, likewise.
         holdout: A share of the training images, chosen by a hash of their file names, that is not trained on and takes
             the place of ``val``: what settings are chosen on, so that ``val`` stays unseen.
         classes: Names of the classes to use, in this order; boxes of others are left out. ``None``: all, in the order
             of the file.
+        ignore_classes: Names of classes that are none: what they mark may be anything, and is neither object nor
+            background. ``crowd`` is then ``ignore`` unless it is given.
         sizes: ``(long, short)`` limits of the two sides in pixels, between which training chooses per image.
         size_mode: ``value`` picks one of ``sizes``; ``range`` draws both limits uniformly between the smallest and the
             largest of them.
@@ -35,7 +38,8 @@ class DataSettings(Settings):
         workers: Processes that read images for each training process; ``None``: its share of the cores but one, at
             least 1 and at most 16.
         crowd: ``background`` trains crowd regions and difficult objects as background, like the reference;
-            ``ignore`` hands them on, so that locations on them can be left out.
+            ``ignore`` hands them on, so that locations on them can be left out; ``objects`` trains them as any other
+            object, as is published for DOTA. Evaluation ignores them in any case.
         repeat: Passes over the images that make one epoch (3 in the published VOC schedules).
         pad_to: The padded sides of a batch are multiples of this.
         cache: Keep decoded images in memory: a number is how much in GB, on each machine; True is a quarter of what
@@ -45,23 +49,35 @@ class DataSettings(Settings):
     """
 
     path: str = ""
-    format: Literal["auto", "coco", "voc", "yolo"] = "auto"
+    format: Literal["auto", "coco", "voc", "yolo", "dota", "hrsc"] = "auto"
     train: str | tuple[str, ...] | None = None
     val: str | tuple[str, ...] | None = None
     holdout: float = Field(default=0, ge=0, lt=1)
     classes: tuple[str, ...] | None = None
+    ignore_classes: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ((1333, 800),)
     size_mode: Literal["value", "range"] = "value"
     flip: float = Field(default=0.5, ge=0, le=1)
     views: int | None = Field(default=None, ge=1)
     batch_per_device: int = Field(default=16, ge=1)
     workers: int | None = Field(default=None, ge=0)
-    crowd: Literal["background", "ignore"] = "background"
+    crowd: Literal["background", "ignore", "objects"] = "background"
     repeat: int = Field(default=1, ge=1)
     pad_to: int = Field(default=32, ge=1)
     cache: bool | float = False
     filter_empty: bool = True
     min_side: int = Field(default=32, ge=1)
+
+    @property
+    def hands_on_ignored(self) -> bool:
+        """Whether ignored objects are in the batches, so that locations on them take no part in training."""
+        return self.crowd != "background"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ignored_classes_are_no_background(cls, values: Any) -> Any:
+        named = isinstance(values, dict) and values.get("ignore_classes")
+        return {"crowd": "ignore", **values} if named else values
 
     @field_validator("sizes")
     @classmethod
@@ -86,6 +102,18 @@ class DataSettings(Settings):
         if classes is not None and (not classes or len(set(classes)) < len(classes)):
             raise ValueError(f"expected at least one class name, each once, got {list(classes)}")
         return classes
+
+    @model_validator(mode="after")
+    def _ignored_or_not(self) -> DataSettings:
+        both = [name for name in self.classes or () if name in self.ignore_classes]
+        if both:
+            raise ValueError(f"classes and ignore_classes both name {', '.join(both)}; a class is found or ignored")
+        if self.ignore_classes and self.crowd == "background":
+            raise ValueError(
+                "crowd 'background' trains what is ignored as background, and ignore_classes is to be neither; set "
+                "crowd to ignore, or leave the objects out with classes"
+            )
+        return self
 
     @model_validator(mode="after")
     def _range_needs_two(self) -> DataSettings:

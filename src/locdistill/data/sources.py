@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from locdistill.data.files import stays_inside
 from locdistill.data.problems import Problem
+from locdistill.geometry import rotated
+
+LIMIT = 1e9
 
 
 @dataclass
@@ -63,3 +69,83 @@ class Source:
 def box_arrays(rows: list[tuple[float, float, float, float]]) -> np.ndarray:
     """Boxes as an array ``(n, 4)``, also for none."""
     return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
+
+
+def usual_split(split: str, has: Callable[[str], bool]) -> str:
+    """The image set behind ``train`` and ``val``: ``trainval`` and ``test`` where the data have both."""
+    if split not in ("train", "val") or not has("test") or not has("trainval"):
+        return split
+    return "trainval" if split == "train" else "test"
+
+
+def listed_names(file: Path, source: Source) -> list[str]:
+    """Image names in the first column of a list file; one that leaves the image folder is a problem of the source."""
+    names = []
+    for line in file.read_text(encoding="utf-8-sig").splitlines():
+        name = line.split()[0] if line.strip() else ""
+        if name and stays_inside(name):
+            names.append(name)
+        elif name:
+            remedy = "list names without folders"
+            source.problems.append(Problem(str(file), name, "the name leaves the image folder", remedy))
+    return names
+
+
+def rotated_fault(box: object) -> tuple[str, str] | None:
+    """What is wrong with a rotated box ``cx, cy, w, h, theta``, and the remedy."""
+    remedy = "rotated boxes are cx, cy, w, h in pixels and an angle in radians, clockwise on screen"
+    numbers = isinstance(box, Sequence) and all(type(value) in (float, int) and abs(value) < LIMIT for value in box)
+    if not numbers or len(box) != 5:  # type: ignore[arg-type]  # a sequence, if they are numbers
+        return f"rotated box {box!r} is not five finite numbers", remedy
+    if min(box[2:4]) < 0:  # type: ignore[index]
+        return f"the rotated box has sides {box[2]} and {box[3]}", remedy  # type: ignore[index]
+    return None
+
+
+def rotated_corners(boxes: Sequence[Sequence[float]]) -> np.ndarray:
+    """Corners ``(n, 4, 2)`` of rotated boxes ``cx, cy, w, h, theta``, also of none."""
+    rows = np.asarray(boxes, dtype=np.float64).reshape(-1, 5)
+    return rotated.corners(torch.from_numpy(rows)).numpy()
+
+
+def clockwise(quads: np.ndarray, notes: Counter[str]) -> np.ndarray:
+    """Quadrilaterals ``(n, 4, 2)`` with their corners clockwise on screen, from the one that was written first.
+
+    Those written the other way round are turned. Where two sides cross, the corners enclose nothing: they are put in
+    order around their middle (four points of which two lines cross are the corners of one convex quadrilateral). Both
+    are counted in the notes.
+    """
+    crossed = _crossed(quads)
+    rays = quads - quads.mean(1, keepdims=True)
+    angles = np.arctan2(rays[..., 1], rays[..., 0])
+    around = ((angles - angles[:, :1]) % (2 * np.pi)).argsort(axis=1, kind="stable")
+    quads = np.where(crossed[:, None, None], np.take_along_axis(quads, around[..., None], axis=1), quads)
+    against = signed_areas(quads) < 0
+    notes["quadrilaterals whose sides cross, corners put in order"] += int(crossed.sum())
+    notes["quadrilaterals written counter-clockwise, turned"] += int(against.sum())
+    return np.where(against[:, None, None], quads[:, [0, 3, 2, 1]], quads)
+
+
+def signed_areas(quads: np.ndarray) -> np.ndarray:
+    """Areas ``(n,)`` of quadrilaterals ``(n, 4, 2)``; negative where they are written counter-clockwise on screen."""
+    return _cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1]) / 2
+
+
+def circumscribed(quads: np.ndarray) -> np.ndarray:
+    """The axis-aligned boxes ``(n, 4)`` around quadrilaterals ``(n, 4, 2)``."""
+    return np.concatenate((quads.min(1), quads.max(1)), axis=1)
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    product: np.ndarray = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
+    return product
+
+
+def _crossed(quads: np.ndarray) -> np.ndarray:
+    """Of which quadrilaterals two sides that are no neighbours cross."""
+    found = np.zeros(len(quads), dtype=bool)
+    for a, b, c, d in ((0, 1, 2, 3), (1, 2, 3, 0)):
+        p, q, r, s = (quads[:, corner] for corner in (a, b, c, d))
+        apart = _cross(q - p, r - p) * _cross(q - p, s - p) < 0
+        found |= apart & (_cross(s - r, p - r) * _cross(s - r, q - r) < 0)
+    return found

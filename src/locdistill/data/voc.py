@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element
 
 import numpy as np
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from locdistill.data.files import IMAGE_SUFFIXES, in_threads, stays_inside
+from locdistill.data.files import in_threads, pictures_by_name
 from locdistill.data.problems import Problem
-from locdistill.data.sources import Listed, Source, box_arrays
+from locdistill.data.sources import Listed, Source, box_arrays, listed_names
 from locdistill.interop.classes import VOC as CLASSES
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -28,13 +28,6 @@ def _is_year(folder: Path) -> bool:
     return (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir()
 
 
-def usual_split(path: Path, split: str) -> str:
-    """The image set behind ``train`` and ``val``: ``trainval`` and ``test`` where there is an annotated ``test``."""
-    if split not in ("train", "val") or not image_sets(path, "test") or not image_sets(path, "trainval"):
-        return split
-    return "trainval" if split == "train" else "test"
-
-
 def image_sets(path: Path, split: str) -> list[tuple[Path, Path]]:
     """Year folder and list file of an image set, of all years that have annotations for it.
 
@@ -45,17 +38,11 @@ def image_sets(path: Path, split: str) -> list[tuple[Path, Path]]:
     for folder in year_folders(path):
         file = folder / "ImageSets" / "Main" / f"{name}.txt"
         if year in ("", folder.name) and file.is_file():
-            first = next(iter(_names(file)), None)
-            if first is None or not stays_inside(first) or (folder / "Annotations" / f"{first}.xml").is_file():
+            # Lists per class have a second column, 1, 0 or -1, which only matters for classification.
+            names = listed_names(file, Source(file=str(file), categories=[]))
+            if not names or (folder / "Annotations" / f"{names[0]}.xml").is_file():
                 found.append((folder, file))
     return found
-
-
-def _names(file: Path) -> Iterator[str]:
-    """Image names; lists per class have a second column, 1, 0 or -1, which only matters for classification."""
-    for line in file.read_text(encoding="utf-8-sig").splitlines():
-        if line.strip():
-            yield line.split()[0]
 
 
 def read_voc(folder: Path, file: Path) -> Source:
@@ -67,13 +54,8 @@ def read_voc(folder: Path, file: Path) -> Source:
     all names are among them, otherwise all names found in the folder, sorted.
     """
     source = Source(file=str(file), categories=[])
-    names = []
-    for name in _names(file):
-        if stays_inside(name):
-            names.append(name)
-        else:
-            _report(source, str(file), name, "the name leaves the image folder", "list names without folders")
-    pictures = _pictures(folder / "JPEGImages")
+    names = listed_names(file, source)
+    pictures = pictures_by_name(folder / "JPEGImages")
     files = [folder / "Annotations" / f"{name}.xml" for name in names]
     parsed = in_threads(_parse, files, label="reading annotations")
     source.problems += [problem for _, problems in parsed for problem in problems]
@@ -94,17 +76,6 @@ def read_voc(folder: Path, file: Path) -> Source:
     return source
 
 
-def _report(source: Source, file: str, where: str, what: str, remedy: str) -> None:
-    source.problems.append(Problem(file, where, what, remedy))
-
-
-def _pictures(folder: Path) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    files = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in sorted(files)}
-
-
 Parsed = tuple[dict[str, Any], list[Problem]]
 
 
@@ -116,18 +87,26 @@ def _classes(folder: Path, parsed: list[Parsed]) -> tuple[str, ...]:
     return tuple(sorted(names | {name for content, _ in everything for name in content["names"]}))
 
 
+def load_xml(file: Path) -> Element | Problem:
+    """The root of an XML file, or what is broken in it."""
+    try:
+        root: Element = ElementTree.parse(file).getroot()
+        return root
+    except FileNotFoundError:
+        return Problem(str(file), "", "there is no such annotation file", "add it or shorten the image set")
+    except DefusedXmlException:
+        what = "the XML defines entities, which can exhaust memory or read other files"
+        return Problem(str(file), "", what, "export plain annotations")
+    except (ElementTree.ParseError, OSError, ValueError) as error:
+        return Problem(str(file), "", f"not valid XML ({error})", "export the annotation again")
+
+
 def _parse(file: Path) -> Parsed:
     """Content of one annotation file, and what is broken in it."""
     content: dict[str, Any] = {"size": None, "boxes": [], "names": [], "difficult": []}
-    try:
-        root = ElementTree.parse(file).getroot()
-    except FileNotFoundError:
-        return content, [Problem(str(file), "", "there is no such annotation file", "add it or shorten the image set")]
-    except DefusedXmlException:
-        what = "the XML defines entities, which can exhaust memory or read other files"
-        return content, [Problem(str(file), "", what, "export plain annotations")]
-    except (ElementTree.ParseError, OSError, ValueError) as error:
-        return content, [Problem(str(file), "", f"not valid XML ({error})", "export the annotation again")]
+    root = load_xml(file)
+    if isinstance(root, Problem):
+        return content, [root]
     problems = []
     try:
         size = tuple(int(float(root.findtext(f"size/{side}") or 0)) for side in ("height", "width"))

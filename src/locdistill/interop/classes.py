@@ -39,4 +39,11 @@ COCO = (
 )
 """COCO, in the order of its identifiers."""
 
+DOTA = (
+    *("plane", "baseball-diamond", "bridge", "ground-track-field", "small-vehicle", "large-vehicle", "ship"),
+    *("tennis-court", "basketball-court", "storage-tank", "soccer-ball-field", "roundabout", "harbor"),
+    *("swimming-pool", "helicopter", "container-crane", "airport", "helipad"),
+)
+"""DOTA 2.0; version 1.0 has the first 15 of them, version 1.5 the first 16."""
+
 BY_COUNT = {len(COCO): COCO, len(VOC): VOC}

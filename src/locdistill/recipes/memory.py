@@ -24,6 +24,7 @@ from locdistill.distillation.kept import Layout
 from locdistill.distillation.store import Store
 from locdistill.errors import CacheError, ImageError
 from locdistill.images import keep_ratio_size
+from locdistill.models.kinds import KINDS
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.recipe import Recipe
 
@@ -62,7 +63,7 @@ def with_memory(parts: Parts, *, progress: Progress | None = None) -> Parts:
     if not same:
         _check_contract(store.path, there, wanted)
     recall = Recall(
-        store, contents(dataset, store, keep_ignored=recipe.data.crowd == "ignore", progress=progress), layout
+        store, contents(dataset, store, keep_ignored=recipe.data.hands_on_ignored, progress=progress), layout
     )
     missing, views = len(missing_draws(recall, dataset, recipe)), ways_of(dataset, recipe)
     if missing and not same:
@@ -110,6 +111,7 @@ def contract_of(recipe: Recipe, keeping: Keeping) -> dict[str, Any]:
             "classes": list(student.classes),
             "strides": list(student.strides),
             "reg_max": student.reg_max,
+            "meaning": repr(KINDS[student.model].meaning(student)),
         },
         "pad_to": recipe.data.pad_to,
         "precision": recipe.engine.precision,

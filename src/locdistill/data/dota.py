@@ -1,0 +1,158 @@
+"""DOTA: images and, one text file for each, the corners of its objects; whole images or tiles of them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from locdistill.data.coco import ALIASES
+from locdistill.data.files import in_threads, pictures_by_name
+from locdistill.data.problems import Problem
+from locdistill.data.sources import Listed, Source, circumscribed, clockwise, listed_names, signed_areas
+from locdistill.interop.classes import DOTA
+
+LABELS = ("labelTxt", "annfiles")
+VERSIONS = (15, 16, 18)
+"""Numbers of classes of versions 1.0, 1.5 and 2.0, each of which continues the one before."""
+HEADERS = ("imagesource:", "gsd:")
+LINE = "expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult'"
+
+
+class Place(NamedTuple):
+    """Where a split lies.
+
+    Attributes:
+        images: The folder of its images.
+        labels: That of its label files; None where there are none, as of DOTA's test images.
+        names: The list of its images; None where it has a folder of its own.
+    """
+
+    images: Path
+    labels: Path | None
+    names: Path | None = None
+
+
+def label_folder(folder: Path) -> Path | None:
+    """The folder with label files within one: ``labelTxt``, ``annfiles``, or the only ``labelTxt-v*``."""
+    candidates = [folder / name for name in LABELS] + sorted(folder.glob("labelTxt-v*"))
+    found = [labels for labels in candidates if next(labels.glob("*.txt"), None)]
+    return found[0] if found and (found[0].name in LABELS or len(found) == 1) else None
+
+
+def label_folders(path: Path) -> list[Path]:
+    """Those of a data folder: its own, and those of the folders in it."""
+    folders = [path, *sorted(folder for folder in path.glob("*") if folder.is_dir())] if path.is_dir() else []
+    return [labels for folder in folders if (labels := label_folder(folder))]
+
+
+def find_place(path: Path, split: str) -> Place | None:
+    """Where a split lies: in a folder of its name, or in ``images`` and ``labelTxt``, with a list of its name."""
+    for name in ALIASES.get(split, (split,)):
+        folder = path / name
+        if (folder / "images").is_dir():
+            return Place(folder / "images", label_folder(folder))
+        for names in (path / f"{name}.txt", path / "ImageSets" / f"{name}.txt"):
+            if names.is_file() and (path / "images").is_dir():
+                return Place(path / "images", label_folder(path), names)
+    return None
+
+
+def read_dota(path: Path, place: Place) -> Source:
+    """Read one split.
+
+    A line of a label file is ``x1 y1 x2 y2 x3 y3 x4 y4 class difficult``, in pixels; ``difficult`` may be absent, and
+    objects where it is 1 or more are ignored ones. Corners are put in order clockwise on screen; boxes circumscribe
+    them. An image without a label file has no objects. Images are numbered from 1 in the order of their names, or of
+    the list.
+
+    The classes are those of the first version of DOTA that has all names which occur in the data folder, whatever the
+    split, in its order; otherwise the names that occur, sorted.
+    """
+    source = Source(file=str(place.names or place.images.parent), categories=[])
+    pictures = pictures_by_name(place.images)
+    names = _image_names(place, pictures, source)
+    files = [place.labels / f"{name}.txt" if place.labels else None for name in names]
+    parsed = in_threads(_parse, files, label="reading labels")
+    source.categories = list(enumerate(_classes(path, dict(zip(files, parsed, strict=True)))))
+    labels = {name: index for index, name in source.categories}
+    for position, (name, (rows, problems)) in enumerate(zip(names, parsed, strict=True), start=1):
+        source.problems += problems
+        quads = clockwise(np.array([row.corners for row in rows], dtype=np.float64).reshape(-1, 4, 2), source.notes)
+        source.images.append(
+            Listed(
+                path=pictures.get(name, place.images / f"{name}.png"),
+                image_id=position,
+                declared=None,
+                boxes=circumscribed(quads),
+                categories=np.array([labels[row.name] for row in rows], dtype=np.int64),
+                ignored=np.array([row.difficult for row in rows], dtype=bool),
+                areas=signed_areas(quads),
+                where=f"image {name}",
+                quads=quads,
+            )
+        )
+    return source
+
+
+class _Row(NamedTuple):
+    corners: tuple[float, ...]
+    name: str
+    difficult: bool
+
+
+_Parsed = tuple[list[_Row], list[Problem]]
+
+
+def _image_names(place: Place, pictures: dict[str, Path], source: Source) -> list[str]:
+    """Those of the list; else those of all images and of all label files, which may have lost theirs."""
+    if place.names is not None:
+        suffixes = {path.name: name for name, path in pictures.items()}
+        return [suffixes.get(name, name) for name in listed_names(place.names, source)]
+    labelled = {file.stem for file in place.labels.glob("*.txt")} if place.labels else set()
+    return sorted(labelled.union(pictures))
+
+
+def _classes(path: Path, parsed: dict[Path | None, _Parsed]) -> tuple[str, ...]:
+    files = [file for folder in label_folders(path) for file in folder.glob("*.txt") if file not in parsed]
+    others = in_threads(_parse, files, label="collecting classes")
+    names = {row.name for rows, _ in [*parsed.values(), *others] for row in rows}
+    return next((DOTA[:count] for count in VERSIONS if names <= set(DOTA[:count])), tuple(sorted(names)))
+
+
+def _parse(file: Path | None) -> _Parsed:
+    """Rows of a label file, and what is broken in it."""
+    try:
+        text = file.read_text(encoding="utf-8-sig") if file is not None else ""
+    except FileNotFoundError:
+        return [], []
+    except (OSError, ValueError) as error:
+        return [], [Problem(str(file), "", f"cannot be read as text ({error})", "export the labels again")]
+    rows, problems = [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lower().startswith(HEADERS):
+            continue
+        row = _row(line.split())
+        if isinstance(row, _Row):
+            rows.append(row)
+        else:
+            problems.append(Problem(str(file), f"line {number}", *row))
+    return rows, problems
+
+
+def _row(fields: list[str]) -> _Row | tuple[str, str]:
+    """An object, or what is wrong with its line and the remedy."""
+    if len(fields) not in (9, 10):
+        return f"has {len(fields)} fields", LINE
+    try:
+        corners = tuple(float(field) for field in fields[:8])
+    except ValueError:
+        corners = (math.nan,)
+    if not all(math.isfinite(value) for value in corners):
+        return f"the corners {' '.join(fields[:8])} are not eight finite numbers", LINE
+    difficult = fields[9] if len(fields) == 10 else "0"
+    if not difficult.isdecimal():
+        return f"'difficult' is {difficult!r}", "it is 0, or 1 and more for objects that are to be ignored"
+    return _Row(corners, fields[8], int(difficult) > 0)
