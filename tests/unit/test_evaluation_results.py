@@ -141,3 +141,46 @@ def test_the_official_tool_reads_the_same_numbers_off_the_two_files(tmp_path: Pa
     assert 0 < oracle.stats[0] < 1
     for name, official in zip(names, oracle.stats, strict=True):
         assert stats[name] == (None if official == -1 else pytest.approx(official, abs=1e-6))
+
+
+ROTATED = torch.tensor([[50.0, 40.0, 30.0, 10.0, 0.7853981634], [20.126, 60.0, 8.0, 24.0, -1.234567]])
+
+
+@pytest.fixture
+def turned(data: Dataset) -> tuple[Dataset, dict[int, Detections]]:
+    return data.as_oriented(True), {7: Detections(ROTATED, torch.tensor([0.9, 0.5]), torch.tensor([1, 0]))}
+
+
+def test_rotated_boxes_stand_beside_the_boxes_around_them(
+    tmp_path: Path, turned: tuple[Dataset, dict[int, Detections]]
+) -> None:
+    data, found = turned
+    first, second = json.loads(write_results(tmp_path / "r.json", data, found).read_text())
+    side = 40 / 2**0.5  # of the box around a box of 30 x 10 turned by 45 degrees
+    assert first == {
+        "image_id": 7,
+        "category_id": 3,
+        "bbox": [round(50 - side / 2, 2), round(40 - side / 2, 2), round(side, 2), round(side, 2)],
+        "rbox": [50.0, 40.0, 30.0, 10.0, 0.7854],
+        "score": 0.9,
+    }
+    assert second["rbox"] == [20.13, 60.0, 8.0, 24.0, -1.23457]
+    again = read_results(tmp_path / "r.json", data)
+    torch.testing.assert_close(again[7].boxes, ROTATED, atol=0.006, rtol=0)
+    assert again[7].labels.tolist() == [1, 0]
+    assert again[42].boxes.shape == (0, 5)
+
+
+def test_a_file_has_boxes_of_one_kind(tmp_path: Path, turned: tuple[Dataset, dict[int, Detections]]) -> None:
+    data, found = turned
+    path = write_results(tmp_path / "r.json", data, found)
+    entries = json.loads(path.read_text())
+    del entries[1]["rbox"]
+    path.write_text(json.dumps(entries))
+    with pytest.raises(DataError, match="entry 1: rbox must be five numbers and score one, found None"):
+        read_results(path, data)
+
+
+def test_the_errors_of_a_wrong_kind_name_the_data(tmp_path: Path, data: Dataset, found: dict[int, Detections]) -> None:
+    with pytest.raises(ValueError, match="axis-aligned boxes, but objects of data set 'toy'"):
+        write_results(tmp_path / "r.json", data.as_oriented(True), found)

@@ -16,7 +16,8 @@ class Found(NamedTuple):
     """What was detected in one image, in the order in which it was given.
 
     Attributes:
-        boxes: ``(k, 4)``, ``x1, y1, x2, y2`` in pixels of the original image.
+        boxes: ``(k, 4)``, ``x1, y1, x2, y2`` in pixels of the original image; rotated ones ``(k, 5)``,
+            ``cx, cy, w, h, theta``.
         scores: ``(k,)``.
         labels: ``(k,)`` class indices.
     """
@@ -30,7 +31,8 @@ def found(dataset: Dataset, detections: Mapping[int, Detections]) -> dict[int, F
     """Detections as arrays, image by image in the order of the data set; an image without an entry has none.
 
     Raises:
-        ValueError: Detections were given for an image that the data set does not have, or for a class it does not have.
+        ValueError: Detections were given for an image that the data set does not have, or for a class it does not have,
+            or their boxes are rotated where its objects are not, or the other way round.
     """
     known = {record.image_id for record in dataset.records}
     strangers = [image_id for image_id in detections if image_id not in known]
@@ -39,10 +41,13 @@ def found(dataset: Dataset, detections: Mapping[int, Detections]) -> dict[int, F
             f"detections were given for {len(strangers)} image(s) that are not in data set '{dataset.name}' "
             f"({len(known)} images), first: {strangers[:5]}; evaluate on the data that was detected on"
         )
-    nothing = Found(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    numbers = 5 if dataset.oriented else 4
+    nothing = Found(np.zeros((0, numbers), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     arrays = dict.fromkeys((record.image_id for record in dataset.records), nothing)
     for image_id, found_here in detections.items():
-        arrays[image_id] = _arrays(found_here)
+        arrays[image_id] = _arrays(found_here, numbers)
+        if arrays[image_id].boxes.shape[1] != numbers:
+            raise ValueError(_other_boxes(dataset, image_id))
         labels = arrays[image_id].labels
         outside = labels[(labels < 0) | (labels >= len(dataset.classes))]
         if outside.size:
@@ -53,10 +58,27 @@ def found(dataset: Dataset, detections: Mapping[int, Detections]) -> dict[int, F
     return arrays
 
 
-def _arrays(detections: Detections) -> Found:
+def _other_boxes(dataset: Dataset, image_id: int) -> str:
+    if dataset.oriented:
+        return (
+            f"image {image_id}: the detections are axis-aligned boxes, but objects of data set '{dataset.name}' are to "
+            "be found as rotated ones; evaluate on dataset.as_oriented(False), or use a rotated detector"
+        )
+    return (
+        f"image {image_id}: the detections are rotated boxes, but objects of data set '{dataset.name}' are to be "
+        "found as axis-aligned ones; evaluate on dataset.as_oriented(True)"
+    )
+
+
+def outlines(record: Record) -> NDArray[np.float32]:
+    """What is to be found in an image: quadrilaterals ``(n, 4, 2)`` where it has them, else boxes ``(n, 4)``."""
+    return record.boxes if record.quads is None else record.quads
+
+
+def _arrays(detections: Detections, numbers: int) -> Found:
     boxes, scores, labels = (part.detach().cpu().numpy() for part in detections)
     return Found(
-        boxes.reshape(-1, 4).astype(np.float32, copy=False),
+        (boxes if len(boxes) else boxes.reshape(0, numbers)).astype(np.float32, copy=False),
         scores.astype(np.float32, copy=False),
         labels.astype(np.int64, copy=False),
     )
@@ -70,7 +92,8 @@ class Rows(NamedTuple):
     Attributes:
         images: ``(n,)`` place of the image among those given.
         labels: ``(n,)`` class indices.
-        boxes: ``(n, 4)``, ``x1, y1, x2, y2`` in pixels of the original image.
+        boxes: ``(n, 4)``, ``x1, y1, x2, y2`` in pixels of the original image; of rotated objects the corners
+            ``(n, 4, 2)``, of rotated detections ``(n, 5)``.
         values: ``(n,)``: of objects, whether they are to be ignored; of detections, the score.
         areas: ``(n,)``, that decide whether an object counts as small; of detections those of the boxes.
     """
@@ -85,7 +108,7 @@ class Rows(NamedTuple):
     def objects(cls, records: Sequence[Record]) -> Rows:
         """What is to be found."""
         images, labels = _numbered(record.labels for record in records)
-        boxes = _joined((record.boxes for record in records), np.zeros((0, 4), np.float32))
+        boxes = _joined(map(outlines, records), np.zeros((0, 4), np.float32))
         ignored = _joined((record.ignored for record in records), np.zeros(0, bool))
         areas = _joined((record.areas for record in records), np.zeros(0)).astype(np.float64)
         return cls(images, labels, boxes, ignored, areas)._sorted(np.lexsort((images, labels)))
@@ -96,8 +119,9 @@ class Rows(NamedTuple):
         images, labels = _numbered(part.labels for part in parts)
         boxes = _joined((part.boxes for part in parts), np.zeros((0, 4), np.float32))
         scores = _joined((part.scores for part in parts), np.zeros(0, np.float32))
-        corners = boxes.astype(np.float64)
-        areas = (corners[:, 2:] - corners[:, :2]).prod(-1)
+        exact = boxes.astype(np.float64)
+        rotated = boxes.shape[1] == 5
+        areas = (exact[:, 2:4] if rotated else exact[:, 2:] - exact[:, :2]).prod(-1)
         return cls(images, labels, boxes, scores, areas)._sorted(np.lexsort((-scores, images, labels)))
 
     def of_class(self, label: int) -> Rows:
@@ -125,4 +149,4 @@ def _numbered(labels_by_image: Iterable[NDArray[np.int64]]) -> tuple[NDArray[np.
 
 def _joined(parts: Iterable[NDArray[Any]], nothing: NDArray[Any]) -> NDArray[Any]:
     """One array of all; ``nothing`` gives shape and type where there is none."""
-    return np.concatenate((nothing, *parts))
+    return np.concatenate(list(parts) or [nothing])

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation.arrays import Found, found
+from locdistill.evaluation.arrays import Found, found, outlines
 from locdistill.evaluation.coco import OVERLAPS
-from locdistill.evaluation.voc import RECALL_LEVELS, judge_image
+from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, judge_image
 from locdistill.types import Detections
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -125,8 +125,10 @@ def judge_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> Judgem
     return collected.judgement(_COCO_LEVELS)
 
 
-def judge_voc(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_point: bool) -> Judgement:
-    """Match detections to objects as VOC does.
+def judge_voc(
+    dataset: Dataset, detections: Mapping[int, Detections], *, eleven_point: bool, rules: Rules = VOC
+) -> Judgement:
+    """Match detections to objects as VOC does, or by other rules of its kind.
 
     Raises:
         ValueError: Detections for an image or a class that the data set does not have.
@@ -137,7 +139,7 @@ def judge_voc(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_
         mine = here[record.image_id]
         for c in np.union1d(mine.labels, record.labels).tolist():
             chosen, of_class = _best_first(mine, c), record.labels == c
-            true, false = judge_image(mine.boxes[chosen], record.boxes[of_class], record.ignored[of_class])
+            true, false = judge_image(mine.boxes[chosen], outlines(record)[of_class], record.ignored[of_class], rules)
             objects = int((of_class & ~record.ignored).sum())
             collected.add(("", i, c), objects, mine.scores[chosen], true, true | false)
     return collected.judgement(RECALL_LEVELS if eleven_point else None)

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 from locdistill.data.records import Dataset
 from locdistill.evaluation.bootstrap import Judgement, judge_coco, judge_voc
 from locdistill.evaluation.coco import CocoResult, coco_metrics
-from locdistill.evaluation.voc import VocResult, voc_metrics
+from locdistill.evaluation.rotated import ROTATED
+from locdistill.evaluation.voc import VOC, Rules, VocResult, average_precision
 from locdistill.types import Detections
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """Metrics of detections on one data set: VOC's on a VOC data set, else COCO's.
+    """Metrics of detections on one data set: of rotated boxes DOTA's, on a VOC data set VOC's, else COCO's.
 
     Attributes:
         dataset: Images, ground truth and class names.
-        eleven_point: How VOC's AP is averaged. None: at eleven points if the images are of VOC 2007, else by area.
+        eleven_point: How AP is averaged by the rules of VOC and DOTA. None: at eleven points on rotated objects of DOTA
+            and HRSC2016 and on images of VOC 2007, as their published numbers are, else by area.
     """
 
     dataset: Dataset
@@ -30,19 +32,28 @@ class Evaluator:
 
     def result(self, detections: Mapping[int, Detections]) -> CocoResult | VocResult:
         """All there is to say, also class by class; ``.tables()`` of it are ready to print."""
-        if self.dataset.kind != "voc":
+        if (rules := self._rules) is None:
             return coco_metrics(self.dataset, detections)
-        return voc_metrics(self.dataset, detections, eleven_point=self._eleven_point)
+        return average_precision(self.dataset, detections, rules, eleven_point=self._eleven_point)
 
     def judge(self, detections: Mapping[int, Detections]) -> Judgement:
         """Which detections are true, for AP on any choice of the images."""
-        if self.dataset.kind != "voc":
+        if (rules := self._rules) is None:
             return judge_coco(self.dataset, detections)
-        return judge_voc(self.dataset, detections, eleven_point=self._eleven_point)
+        return judge_voc(self.dataset, detections, eleven_point=self._eleven_point, rules=rules)
+
+    @property
+    def _rules(self) -> Rules | None:
+        """None: COCO's, which are another program."""
+        if self.dataset.oriented:
+            return ROTATED
+        return VOC if self.dataset.kind == "voc" else None
 
     @property
     def _eleven_point(self) -> bool:
-        return _is_2007(self.dataset) if self.eleven_point is None else self.eleven_point
+        if self.eleven_point is not None:
+            return self.eleven_point
+        return self.dataset.kind in ("dota", "hrsc") or _is_2007(self.dataset)
 
 
 def evaluator_for(dataset: Dataset, *, eleven_point: bool | None = None) -> Evaluator:

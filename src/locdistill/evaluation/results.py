@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from locdistill.data.records import Dataset
 from locdistill.errors import DataError
 from locdistill.evaluation.arrays import found
+from locdistill.geometry.kinds import kind_of
 from locdistill.types import Detections
 
 _SHOWN = 10  # offenders that an error spells out
@@ -22,8 +24,9 @@ _SHOWN = 10  # offenders that an error spells out
 def write_results(path: str | Path, dataset: Dataset, detections: Mapping[int, Detections]) -> Path:
     """Write COCO's results format: a list of ``image_id, category_id, bbox [x, y, width, height], score``.
 
-    Boxes are rounded to a hundredth of a pixel and scores to five decimals, as the file of a large test set is long;
-    detections stay in their order. The file appears complete or not at all.
+    Rotated boxes are written as ``rbox [cx, cy, width, height, angle in radians]``, which is not part of the format;
+    ``bbox`` then circumscribes them. Boxes are rounded to a hundredth of a pixel, angles and scores to five decimals,
+    as the file of a large test set is long; detections stay in their order. The file appears complete or not at all.
 
     Args:
         path: File to write; its folder is created.
@@ -54,34 +57,40 @@ def write_results(path: str | Path, dataset: Dataset, detections: Mapping[int, D
 
 def _entries(dataset: Dataset, detections: Mapping[int, Detections]) -> Iterator[dict[str, Any]]:
     for image_id, here in found(dataset, detections).items():
-        for (x1, y1, x2, y2), score, label in zip(
-            here.boxes.tolist(), here.scores.tolist(), here.labels.tolist(), strict=True
+        boxes = torch.from_numpy(here.boxes)
+        hulls = kind_of(boxes).hull(boxes).tolist()
+        for box, (x1, y1, x2, y2), score, label in zip(
+            here.boxes.tolist(), hulls, here.scores.tolist(), here.labels.tolist(), strict=True
         ):
             yield {
                 "image_id": image_id,
                 "category_id": dataset.category_ids[label],
-                "bbox": [round(v, 2) for v in (x1, y1, x2 - x1, y2 - y1)],
+                "bbox": rounded((x1, y1, x2 - x1, y2 - y1)),
+                **({"rbox": rounded(box)} if dataset.oriented else {}),
                 "score": round(score, 5),
             }
+
+
+def rounded(box: Sequence[float]) -> list[float]:
+    """Numbers of a box as files have them: pixels with two decimals, an angle, which is the fifth, with five."""
+    return [round(v, 2) for v in box[:4]] + [round(v, 5) for v in box[4:]]
 
 
 def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
     """Read a file of COCO results, best score first within each image, to evaluate it on a data set.
 
+    Detections are rotated boxes where they have an ``rbox``, whatever the data set's objects are.
+
     Raises:
-        DataError: The file is absent or not of that format, or speaks of images or classes that the data set lacks;
-            the message lists the first offenders.
+        DataError: The file is absent or not of that format, or speaks of images or classes that the data set lacks, or
+            some of its detections are rotated and others not; the message lists the first offenders.
     """
     path = Path(path)
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable JSON file of COCO results: {error}") from error
-    if not isinstance(entries, list):
-        raise DataError(f"{path}: COCO results are a list of detections, this is a {type(entries).__name__}")
+    entries = _load(path)
+    rotated = any(isinstance(entry, dict) and "rbox" in entry for entry in entries)
     images = {record.image_id for record in dataset.records}
     label_of = {category: label for label, category in enumerate(dataset.category_ids)}
-    problems = [(i, why) for i, entry in enumerate(entries) if (why := _problem(entry, images, label_of))]
+    problems = [(i, why) for i, entry in enumerate(entries) if (why := _problem(entry, images, label_of, rotated))]
     if problems:
         listed = "\n".join(f"  entry {i}: {why}" for i, why in problems[:_SHOWN])
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
@@ -92,10 +101,20 @@ def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
     by_image: dict[int, list[dict[str, Any]]] = {record.image_id: [] for record in dataset.records}
     for entry in entries:
         by_image[entry["image_id"]].append(entry)
-    return {image_id: _detections(here, label_of) for image_id, here in by_image.items()}
+    return {image_id: _detections(here, label_of, rotated) for image_id, here in by_image.items()}
 
 
-def _problem(entry: object, images: set[int], label_of: Mapping[int, int]) -> str | None:
+def _load(path: Path) -> list[Any]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable JSON file of COCO results: {error}") from error
+    if not isinstance(entries, list):
+        raise DataError(f"{path}: COCO results are a list of detections, this is a {type(entries).__name__}")
+    return entries
+
+
+def _problem(entry: object, images: set[int], label_of: Mapping[int, int], rotated: bool) -> str | None:
     """What is wrong with an entry of the file, if anything."""
     if not isinstance(entry, dict) or not {"image_id", "category_id", "bbox", "score"} <= entry.keys():
         return f"expected image_id, category_id, bbox and score, found {str(entry)[:80]}"
@@ -103,19 +122,26 @@ def _problem(entry: object, images: set[int], label_of: Mapping[int, int]) -> st
         return f"image_id {entry['image_id']!r} is not in the data set"
     if not isinstance(entry["category_id"], int) or entry["category_id"] not in label_of:
         return f"category_id {entry['category_id']!r} is none of {sorted(label_of)[:_SHOWN]}"
-    box, score = entry["bbox"], entry["score"]
-    numbers = [*box, score] if isinstance(box, list) and len(box) == 4 else []
+    key, count, words = ("rbox", 5, "five") if rotated else ("bbox", 4, "four")
+    box, score = entry.get(key), entry["score"]
+    numbers = [*box, score] if isinstance(box, list) and len(box) == count else []
     if not numbers or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
-        return f"bbox must be four numbers and score one, found {box!r} and {score!r}"
+        return f"{key} must be {words} numbers and score one, found {box!r} and {score!r}"
     return None
 
 
-def _detections(entries: list[dict[str, Any]], label_of: Mapping[int, int]) -> Detections:
+def _detections(entries: list[dict[str, Any]], label_of: Mapping[int, int], rotated: bool) -> Detections:
     entries = sorted(entries, key=lambda entry: -entry["score"])  # stable: equal scores stay in the file's order
-    boxes = torch.tensor([entry["bbox"] for entry in entries], dtype=torch.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
     return Detections(
-        boxes=boxes.float(),
+        boxes=_boxes([entry["rbox" if rotated else "bbox"] for entry in entries], rotated),
         scores=torch.tensor([entry["score"] for entry in entries], dtype=torch.float32),
         labels=torch.tensor([label_of[entry["category_id"]] for entry in entries], dtype=torch.int64),
     )
+
+
+def _boxes(numbers: list[list[float]], rotated: bool) -> Tensor:
+    """Boxes as detections have them."""
+    boxes = torch.tensor(numbers, dtype=torch.float64).reshape(-1, 5 if rotated else 4)
+    if not rotated:
+        boxes[:, 2:] += boxes[:, :2]
+    return boxes.float()

@@ -1,4 +1,4 @@
-"""Average precision as Pascal VOC defines it, at ten overlaps.
+"""Average precision as Pascal VOC defines it, at ten overlaps; of any boxes, given what they overlap by.
 
 A detection belongs to the object of its class and image that it overlaps most, even if a better detection has taken
 that object already. It is true if that overlap reaches the threshold and the object is still free, ignored if the
@@ -13,8 +13,9 @@ that a recall of exactly 3/10, 6/10 or 7/10 stays just short of its level (0.300
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,27 @@ NAMES = tuple(f"AP{p}" for p in range(50, 100, 5))
 RECALL_LEVELS = np.arange(11) * 0.1
 _TINY = np.float32(1e-6)  # smallest union of two boxes, in square pixels
 
+Floats: TypeAlias = NDArray[np.floating[Any]]
+
+
+Nearest: TypeAlias = Callable[[Floats, Floats], tuple[NDArray[np.int64], Floats]]
+"""Of detections and some objects: the object that each detection overlaps most, the first of equals, and how much."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What it takes for a detection to belong to an object; all else is the same for all kinds of boxes.
+
+    Attributes:
+        name: What the metrics are called.
+        thresholds: The overlap to be reached at 0.50, 0.55, ... 0.95, in the precision of the overlaps.
+        nearest: The object that each detection is held against.
+    """
+
+    name: str
+    thresholds: Floats
+    nearest: Nearest
+
 
 @dataclass(frozen=True)
 class VocResult:
@@ -42,6 +64,7 @@ class VocResult:
         objects: Objects to find by class, difficult ones apart.
         reported: Detections by class.
         eleven_point: Whether AP samples precision at eleven recalls (VOC 2007) or is the area under it (from 2010).
+        name: Of the rules.
     """
 
     classes: tuple[str, ...]
@@ -50,6 +73,7 @@ class VocResult:
     objects: NDArray[np.int64]
     reported: NDArray[np.int64]
     eleven_point: bool
+    name: str = "VOC"
 
     @property
     def stats(self) -> dict[str, float | None]:
@@ -67,7 +91,7 @@ class VocResult:
         """The means at each threshold, and AP class by class at each threshold."""
         kind = "11-point" if self.eleven_point else "area"
         stats = self.stats
-        summary = Table(f"VOC metrics (%, {kind})", tuple(stats), (tuple(percent(v) for v in stats.values()),))
+        summary = Table(f"{self.name} metrics (%, {kind})", tuple(stats), (tuple(percent(v) for v in stats.values()),))
         rows = [
             (name, str(self.objects[c]), str(self.reported[c]), *(_cell(v) for v in self.ap[:, c]))
             for c, name in enumerate(self.classes)
@@ -107,48 +131,54 @@ def voc_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, eleve
     Raises:
         ValueError: Detections for an image or a class that the data set does not have.
     """
+    return average_precision(dataset, detections, VOC, eleven_point=eleven_point)
+
+
+def average_precision(
+    dataset: Dataset, detections: Mapping[int, Detections], rules: Rules, *, eleven_point: bool
+) -> VocResult:
+    """What `voc_metrics` does, for any rules: detections of all images together, judged by class and threshold."""
     found_by_image = found(dataset, detections)
     objects, reported = Rows.objects(dataset.records), Rows.detections([*found_by_image.values()])
-    shape = (len(THRESHOLDS), len(dataset.classes))
+    shape = (len(rules.thresholds), len(dataset.classes))
     ap, recall = np.full(shape, np.nan), np.full(shape, np.nan)
     to_find = np.bincount(objects.labels[~objects.values], minlength=shape[1])
     for c in np.flatnonzero(to_find).tolist():
         mine = reported.of_class(c)
-        true, false = _judge_class(mine, objects.of_class(c))
+        true, false = _judge_class(mine, objects.of_class(c), rules)
         best_first = np.argsort(-mine.values, kind="stable")
         hits = np.cumsum(true[:, best_first], 1)
         misses = np.cumsum(false[:, best_first], 1)
         ap[:, c] = [_average(h, m, int(to_find[c]), eleven_point) for h, m in zip(hits, misses, strict=True)]
         recall[:, c] = true.sum(1) / to_find[c]
     found_of_class = np.bincount(reported.labels, minlength=shape[1])
-    return VocResult(dataset.classes, ap, recall, to_find, found_of_class, eleven_point)
+    return VocResult(dataset.classes, ap, recall, to_find, found_of_class, eleven_point, rules.name)
 
 
-def _judge_class(reported: Rows, objects: Rows) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _judge_class(reported: Rows, objects: Rows, rules: Rules) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """True and false, by threshold, of all detections of a class; only images with an object need a closer look."""
-    true = np.zeros((len(THRESHOLDS), len(reported.images)), bool)
+    true = np.zeros((len(rules.thresholds), len(reported.images)), bool)
     false = ~true
     truth = objects.by_image()
     for image, mine in reported.by_image().items():
         if (here := truth.get(image)) is not None:
-            judged = judge_image(reported.boxes[mine], objects.boxes[here], objects.values[here])
+            judged = judge_image(reported.boxes[mine], objects.boxes[here], objects.values[here], rules)
             true[:, mine], false[:, mine] = judged
     return true, false
 
 
 def judge_image(
-    boxes: NDArray[np.float32], truth: NDArray[np.float32], difficult: NDArray[np.bool_]
+    boxes: NDArray[np.float32], truth: NDArray[np.float32], difficult: NDArray[np.bool_], rules: Rules
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Which detections of one class in one image, best first, are true and which false: (thresholds, k) each."""
     if not len(truth):
-        true = np.zeros((len(THRESHOLDS), len(boxes)), bool)
+        true = np.zeros((len(rules.thresholds), len(boxes)), bool)
         return true, ~true
     # Among equal overlaps the first object wins; those to find come before the difficult ones.
     order = np.argsort(difficult, kind="stable")
     truth, difficult = truth[order], difficult[order]
-    overlaps = _pairwise_iou(boxes, truth)
-    target = overlaps.argmax(1)
-    reached = overlaps.max(1) >= THRESHOLDS[:, None]
+    target, overlap = rules.nearest(boxes, truth)
+    reached = overlap >= rules.thresholds[:, None]
     counts = ~(reached & difficult[target])  # a detection of a difficult object is neither true nor false
     # Best first, so the first detection of each object has it; the later ones are false.
     threshold, detection = np.nonzero(reached & counts)
@@ -158,13 +188,22 @@ def judge_image(
     return true, counts & ~true
 
 
-def _pairwise_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+def _nearest(boxes: Floats, truth: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """By IoU, in the precision of the boxes."""
+    overlaps = _pairwise_iou(boxes, truth)
+    return overlaps.argmax(1), overlaps.max(1)
+
+
+def _pairwise_iou(a: Floats, b: Floats) -> Floats:
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     shared = (high - low).clip(min=0).prod(-1)
     areas = (a[:, 2:] - a[:, :2]).prod(-1)[:, None] + (b[:, 2:] - b[:, :2]).prod(-1)[None]
-    overlaps: NDArray[np.float32] = shared / np.maximum(areas - shared, _TINY)
+    overlaps: Floats = shared / np.maximum(areas - shared, _TINY)
     return overlaps
+
+
+VOC = Rules("VOC", THRESHOLDS, _nearest)
 
 
 def _average(hits: NDArray[np.int64], misses: NDArray[np.int64], objects: int, eleven_point: bool) -> float:

@@ -1,0 +1,85 @@
+"""Average precision of rotated boxes against annotated quadrilaterals, at ten overlaps.
+
+The rules are those of :mod:`locdistill.evaluation.voc`, which are also those of the DOTA development kit, with two
+differences, both the kit's: a detection overlaps the quadrilateral as it was annotated (eight numbers, not a rectangle
+fitted to it), and it is true if the overlap is *greater* than the threshold, where VOC asks for at least that. Equal
+scores are ranked by image and then by the order given; among objects that a detection overlaps equally, those to find
+come before the difficult ones, and then the order given counts.
+
+Overlaps are computed in float64, once for all thresholds, of those detections and objects whose circumscribed boxes
+meet. Three things differ from the kit: its 11-point AP divides by the number of objects, which may be 0 (here a class
+without objects takes no part in any mean, and is shown as undefined); it widens boxes by a pixel to choose the pairs
+to compare; and it sorts equal scores in an order that is not defined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from locdistill.data.records import Dataset
+from locdistill.evaluation.tables import Table, percent
+from locdistill.evaluation.voc import NAMES, Floats, Rules, VocResult, average_precision
+from locdistill.geometry.rotated import PAIRS, hull, paired_polygon_iou
+from locdistill.geometry.sweep import overlapping_pairs
+from locdistill.types import Detections
+
+PUBLISHED_CLASSES = 15  # of DOTA 1.0, by which the published evaluator divides
+
+
+def _nearest(boxes: Floats, quads: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """By the overlap of rotated boxes ``(k, 5)`` with quadrilaterals ``(m, 4, 2)``."""
+    exact, objects = torch.from_numpy(boxes).double(), torch.from_numpy(quads).double()
+    pairs = overlapping_pairs(hull(exact), torch.cat((objects.amin(1), objects.amax(1)), -1))
+    some = zip(*(torch.split(places, PAIRS) for places in pairs), strict=True)
+    overlaps = torch.cat([paired_polygon_iou(exact[i], objects[j]) for i, j in some]).numpy()
+    detection, target = (places.numpy() for places in pairs)
+    most = np.zeros(len(boxes))
+    np.maximum.at(most, detection, overlaps)
+    best = overlaps == most[detection]
+    nearest = np.full(len(boxes), len(quads) - 1)
+    np.minimum.at(nearest, detection[best], target[best])
+    return nearest, most
+
+
+# An overlap greater than a threshold is one that reaches the next larger number.
+ROTATED = Rules("Rotated boxes:", np.nextafter(np.arange(50, 100, 5) / 100, 1.0), _nearest)
+
+
+def rotated_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_point: bool) -> VocResult:
+    """AP by class at overlaps 0.50, 0.55, ... 0.95 of rotated boxes with the quadrilaterals of an oriented data set.
+
+    Arguments and errors are those of :func:`locdistill.evaluation.voc.voc_metrics`.
+    """
+    return average_precision(dataset, detections, ROTATED, eleven_point=eleven_point)
+
+
+def published_sum(result: VocResult) -> dict[str, float | None]:
+    """AP at each overlap as the published evaluator of Rotated-LD would print it; for comparison with its numbers only.
+
+    That script adds the classes' AP to a sum, divides it by 15 and prints it, for one overlap after the other, without
+    ever setting the sum back to 0. So it prints ``r_t = true_t + r_(t-1) / 15`` in place of ``true_t``: AP50 is right,
+    the others are too large. The first entry, AP, is the mean of the ten.
+    """
+    stats, before = result.stats, 0.0
+    printed: list[float] = []
+    for name in NAMES:
+        if (true := stats[name]) is None:
+            return dict.fromkeys(("AP", *NAMES))
+        before = true + before / PUBLISHED_CLASSES
+        printed.append(before)
+    return {"AP": sum(printed) / len(printed), **dict(zip(NAMES, printed, strict=True))}
+
+
+def published_table(result: VocResult) -> Table:
+    """The true numbers, and below them `published_sum` of them."""
+    series, stats = published_sum(result), result.stats
+    rows = (("AP", stats), (f"running sum r_t = AP_t + r_(t-1) / {PUBLISHED_CLASSES}", series))
+    return Table(
+        "As the published evaluator of Rotated-LD prints it (%): not AP, only for comparison with its numbers",
+        ("", *series),
+        tuple((name, *(percent(values[key]) for key in series)) for name, values in rows),
+    )
