@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torchvision.ops import nms
 
+from locdistill.geometry import rotated
 from locdistill.geometry.boxes import centre_offset, pairwise_iou
+from locdistill.geometry.sweep import overlapping_pairs, taken
 
 # From this number of boxes on, classes are suppressed one after the other: memory of one pass grows with the square.
 ONE_PASS_LIMIT = 10_000
 # Boxes that are suppressed together, and pairs of boxes that are compared at once (about 100 bytes each).
 BLOCK = 256
 PAIRS = 2**18
+# The same where only pairs are compared that overlap: blocks double, for after the first few boxes remain of a crowd.
+SPARSE_BLOCK = 512
+SPARSE_BLOCK_LIMIT = 4096
+SPARSE_PAIRS = 2**14
 # The published numbers of score voting.
 CLOSENESS = 0.8
 VOTE_THRESHOLD = 0.7
@@ -38,6 +47,52 @@ def class_nms(
     members = [(labels == label).nonzero()[:, 0] for label in range(int(labels.max()) + 1)]
     kept = torch.cat([own[nms(apart[own], scores[own], iou_threshold)] for own in members])
     return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+def rotated_class_nms(
+    boxes: Float[Tensor, "n 5"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], iou_threshold: float
+) -> Int[Tensor, " k"]:
+    """:func:`class_nms` of rotated boxes ``cx, cy, w, h, theta``: :func:`sparse_nms` with their overlap in float64."""
+    return sparse_nms(boxes, scores, labels, iou_threshold, hull=rotated.hull, paired_iou=rotated.paired_iou)
+
+
+def sparse_nms(
+    boxes: Float[Tensor, "n e"],
+    scores: Float[Tensor, " n"],
+    labels: Int[Tensor, " n"],
+    iou_threshold: float,
+    *,
+    hull: Callable[[Tensor], Tensor],
+    paired_iou: Callable[[Tensor, Tensor], Tensor],
+) -> Int[Tensor, " k"]:
+    """Indices of the boxes that no better box of their class overlaps by more than the threshold, best score first.
+
+    Only boxes are compared whose circumscribed boxes overlap, in float64. It is what going through the boxes by falling
+    score gives, for any number of them; of equal scores the first counts as the better one. Memory grows with the
+    number of boxes, not with its square. A box that is not finite stays, and suppresses nothing.
+
+    Differences from mmcv and detectron2: they suppress at an overlap *equal* to the threshold too (`torchvision.ops`
+    and the DOTA development kit do not), and in float32.
+
+    Args:
+        boxes: Candidates of any kind, in any order.
+        scores: Of the candidates.
+        labels: Of the candidates.
+        iou_threshold: A box goes if a better one of its class overlaps it by more than this.
+        hull: Circumscribed boxes ``x1, y1, x2, y2`` of such boxes.
+        paired_iou: Overlap of such boxes, one to one.
+    """
+    if not len(boxes):
+        return labels.new_zeros(0)
+    order = scores.argsort(descending=True, stable=True)
+    ranked = boxes[order].double()
+    hulls = hull(ranked)
+    # Classes are moved apart. Rounding keeps the order of edges, so no pair is missed; overlaps are those of `ranked`.
+    width = 2 * hulls.nan_to_num(0, 0, 0).abs().max() + 1
+    apart = hulls + (labels[order] * width)[:, None]
+    over = partial(_overlapping, boxes=ranked, hulls=apart, threshold=iou_threshold, paired_iou=paired_iou)
+    blocks = _blocks(ranked, SPARSE_BLOCK, SPARSE_BLOCK_LIMIT)
+    return order[_best(blocks, over, len(ranked))]
 
 
 def voting_nms(
@@ -72,7 +127,8 @@ def voting_nms(
     """
     order = scores.argsort(descending=True, stable=True)
     ranked, classes = boxes[order], labels[order]
-    kept = _best(ranked, classes, threshold, limit)
+    close = partial(_close, boxes=ranked, labels=classes, threshold=threshold)
+    kept = _best(_blocks(ranked, BLOCK, BLOCK), close, limit)
     return _vote(ranked, scores[order], classes, kept), order[kept]
 
 
@@ -85,35 +141,75 @@ def pairwise_closeness(a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Floa
     return pairwise_iou(a, b) - centre_offset(a[:, None], b) ** CLOSENESS
 
 
-def _best(boxes: Tensor, labels: Tensor, threshold: float, limit: int) -> Tensor:
-    """Positions of the first ``limit`` boxes, which come best first, that no kept one before them suppresses."""
-    positions = torch.arange(len(boxes), device=boxes.device)
-    kept = positions[:0]
-    for block in torch.split(positions, BLOCK):
-        free = torch.ones_like(block, dtype=torch.bool)
-        for better in torch.split(kept, PAIRS // BLOCK):
-            free &= ~_close(boxes, labels, better, block, threshold).any(0)
-        block = block[free]  # noqa: PLW2901
-        kept = torch.cat((kept, block[_settled(_close(boxes, labels, block, block, threshold).triu(1))]))
+Hits = Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]
+"""Which boxes at the first positions suppress, if they remain, which at the second, as places in the two lists. Without
+the first: which among the second, better ones before worse ones."""
+
+
+def _blocks(boxes: Tensor, size: int, limit: int) -> Sequence[Tensor]:
+    """Positions of the boxes, so many at first, and then twice as many each time, up to the limit."""
+    positions, sizes = torch.arange(len(boxes), device=boxes.device), [0]
+    while (left := len(boxes) - sum(sizes)) > 0:
+        sizes.append(min(size, left))
+        size = min(2 * size, limit)
+    return torch.split(positions, sizes)
+
+
+def _best(blocks: Sequence[Tensor], hits: Hits, limit: int) -> Tensor:
+    """Those of the first ``limit`` positions, which come best first, that no kept one before them suppresses."""
+    kept = blocks[0][:0]
+    for block in blocks:
+        free = block[_missed(hits(kept, block)[1], len(block))] if len(kept) else block
+        kept = torch.cat((kept, free[_settled(*hits(None, free), len(free))]))
         if len(kept) >= limit:
             break
     return kept[:limit]
 
 
-def _close(boxes: Tensor, labels: Tensor, a: Tensor, b: Tensor, threshold: float) -> Bool[Tensor, "n m"]:
-    """Which of the boxes at ``a`` and at ``b`` are of one class and closer than the threshold."""
-    return (pairwise_closeness(boxes[a], boxes[b]) > threshold) & (labels[a, None] == labels[b])
+def _close(
+    better: Tensor | None, worse: Tensor, *, boxes: Tensor, labels: Tensor, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """The hits of boxes that are of one class and closer than the threshold."""
+    found = []
+    for some in torch.split(worse if better is None else better, PAIRS // BLOCK):
+        close = pairwise_closeness(boxes[some], boxes[worse]) > threshold
+        found.append(close & (labels[some, None] == labels[worse]))
+    i, j = torch.cat(found).nonzero().unbind(1)
+    return (i, j) if better is not None else (i[i < j], j[i < j])
 
 
-def _settled(hits: Bool[Tensor, "n n"]) -> Bool[Tensor, " n"]:
-    """Which of the boxes remain, where row ``i`` tells which later boxes the box ``i`` suppresses if it remains.
+def _overlapping(
+    better: Tensor | None,
+    worse: Tensor,
+    *,
+    boxes: Tensor,
+    hulls: Tensor,
+    threshold: float,
+    paired_iou: Callable[[Tensor, Tensor], Tensor],
+) -> tuple[Tensor, Tensor]:
+    """The hits of boxes whose hulls overlap and who overlap themselves by more than the threshold."""
+    i, j = overlapping_pairs(hulls[worse]) if better is None else overlapping_pairs(hulls[better], hulls[worse])
+    first, second = boxes[worse if better is None else better], boxes[worse]
+    some = zip(torch.split(i, SPARSE_PAIRS), torch.split(j, SPARSE_PAIRS), strict=True)
+    hit = torch.cat([paired_iou(taken(first, rows), taken(second, columns)) > threshold for rows, columns in some])
+    i, j = i[hit], j[hit]
+    return (i, j) if better is not None else (torch.minimum(i, j), torch.maximum(i, j))
+
+
+def _missed(hit: Int[Tensor, " k"], count: int) -> Bool[Tensor, " n"]:
+    """Which of so many places are not among these."""
+    return torch.ones(count, dtype=torch.bool, device=hit.device).index_fill(0, hit, False)
+
+
+def _settled(better: Int[Tensor, " k"], worse: Int[Tensor, " k"], count: int) -> Bool[Tensor, " n"]:
+    """Which of the boxes remain, where each of ``better`` suppresses its later one of ``worse`` if it remains itself.
 
     All remain at first; each round asks which are suppressed by those that remained. After round ``i`` the first ``i``
-    answers are final, and mostly all of them long before.
+    answers are final, and mostly all of them long before (Cluster-NMS of Zheng et al. 2020).
     """
-    remain = torch.ones(len(hits), dtype=torch.bool, device=hits.device)
+    remain = _missed(worse[:0], count)
     while True:
-        now = ~(hits & remain[:, None]).any(0)
+        now = _missed(worse[remain[better]], count)
         if torch.equal(now, remain):
             return now
         remain = now

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locdistill.geometry.boxes import EPSILON
-from locdistill.geometry.sweep import overlapping_pairs
+from locdistill.geometry.sweep import overlapping_pairs, taken
 
 AngleRange = Literal["oc", "le90", "le135"]
 """Which of its names a rectangle goes by.
@@ -141,7 +141,7 @@ def pairwise_iou(a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tens
     with torch.no_grad():
         i, j = overlapping_pairs(hull(_wide(a)), hull(_wide(b)))
     some = zip(torch.split(i, PAIRS), torch.split(j, PAIRS), strict=True)
-    values = torch.cat([_iou(own[:, rows], other[:, columns]) for rows, columns in some])
+    values = torch.cat([_iou(taken(own, rows, 1), taken(other, columns, 1)) for rows, columns in some])
     return values.new_zeros(len(a) * len(b)).index_put((i * len(b) + j,), values).reshape(len(a), len(b))
 
 

@@ -27,12 +27,17 @@ def overlapping_pairs(
     own, order = _sorted(a)
     if b is None:
         i, j = _starting_within(own, own, torch.arange(1, len(a) + 1, device=a.device))
-        return order[i], order[j]
+        return taken(order, i), taken(order, j)
     other, other_order = _sorted(b)
     i, j = _starting_within(own, other, torch.searchsorted(other[0], own[0]))
     # The same the other way round, less those that start together.
     j_too, i_too = _starting_within(other, own, torch.searchsorted(own[0], other[0], right=True))
-    return order[torch.cat((i, i_too))], other_order[torch.cat((j, j_too))]
+    return taken(order, torch.cat((i, i_too))), taken(other_order, torch.cat((j, j_too)))
+
+
+def taken(values: Tensor, places: Int[Tensor, " k"], axis: int = 0) -> Tensor:
+    """The values at these places of an axis; for rows of numbers many times quicker than an index on a processor."""
+    return values.index_select(axis, places)
 
 
 def _sorted(boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,10 +52,10 @@ def _sorted(boxes: Tensor) -> tuple[Tensor, Tensor]:
 def _starting_within(a: Tensor, b: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """Pairs that overlap of a box of ``a`` and one of ``b`` from place ``first`` to the last that starts within it."""
     last = torch.searchsorted(b[0], a[2].contiguous(), right=True)
-    found = [(i[:0], i[:0]) for i in (first,)]
+    found = [(first[:0], first[:0])]
     for i, j in _expanded(first, (last - first).clamp(min=0)):
-        meet = (a[1][i] < b[3][j]) & (b[1][j] < a[3][i])
-        found.append((i[meet], j[meet]))
+        meet = ((taken(a[1], i) < taken(b[3], j)) & (taken(b[1], j) < taken(a[3], i))).nonzero()[:, 0]
+        found.append((taken(i, meet), taken(j, meet)))
     i, j = (torch.cat(parts) for parts in zip(*found, strict=True))
     return i, j
 
@@ -63,4 +68,4 @@ def _expanded(first: Tensor, counts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     for rows in torch.split(torch.arange(len(first), device=first.device), sizes.tolist()):
         i = rows.repeat_interleave(counts[rows])
         place = torch.arange(len(i), device=i.device) + (ends - counts)[rows[0]]
-        yield i, place + shift[i]
+        yield i, place + taken(shift, i)
