@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from locdistill.evaluation.agreement import EDGES
+from locdistill.geometry.coding import DISTANCES
 from locdistill.recipes.run import distill, train
 from locdistill.recipes.use import evaluate
 from tests.conftest import Answer
@@ -55,7 +55,7 @@ def test_a_run_is_diagnosed(cli: Callable[..., Answer], runs: Path, tmp_path: Pa
     assert student["locations"] == alone["locations"] > 0
     assert student["mean_edge_kl"] < alone["mean_edge_kl"]
     assert student["box_iou"] > alone["box_iou"]
-    assert set(student["edge_kl"]) == set(EDGES)
+    assert set(student["edge_kl"]) == set(DISTANCES.names)
     assert student["mean_edge_kl"] == pytest.approx(sum(student["edge_kl"].values()) / 4)
     locations = {region: here["locations"] for region, here in found["agreement"]["student"].items()}
     assert sum(locations.values()) == 3 * (12 * 16 + 6 * 8 + 3 * 4)  # of P3 to P5 of 96 x 128 pixels

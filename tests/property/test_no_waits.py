@@ -173,7 +173,7 @@ def batch_on(device: str, *, slots: int = 3) -> Batch:
             boxes, torch.randint(0, 3, (2, slots)), present.expand(2, -1), ~present.expand(2, -1), sizes
         ),
     )
-    instances = Instances(*(x.to(device) for x in batch.instances))
+    instances = Instances(*(x if x is None else x.to(device) for x in batch.instances))
     return batch._replace(
         images=batch.images.to(device),
         sizes=sizes.to(device),

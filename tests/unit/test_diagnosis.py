@@ -18,7 +18,6 @@ from locdistill.evaluation.agreement import (
     Agreement,
     agreement_sums,
     correlation,
-    deviation,
     edge_errors,
     no_sums,
     reliability,
@@ -111,7 +110,7 @@ def test_every_location_of_the_image_is_in_one_region() -> None:
 def test_the_spread_of_a_distribution() -> None:
     probabilities = torch.tensor([[0.5, 0.0, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0], [0.2, 0.2, 0.2, 0.2, 0.2]])
     logits = probabilities.clamp(min=1e-30).log()
-    assert deviation(BINS, logits).tolist() == pytest.approx([1.0, 0.0, math.sqrt(2)], abs=1e-5)
+    assert BINS.deviation(logits).tolist() == pytest.approx([1.0, 0.0, math.sqrt(2)], abs=1e-5)
 
 
 def test_errors_of_edges_leave_out_what_no_distribution_can_say() -> None:
@@ -229,7 +228,7 @@ def test_the_numbers_in_words() -> None:
 def test_words_say_what_is_wrong() -> None:
     assert "no difference" in " ".join(in_words(diagnosis((0.9,) * 4, alone=0.9)))
     assert "away from" in " ".join(in_words(diagnosis((0.9,) * 4, alone=0.3)))
-    assert "All four edges" in " ".join(in_words(diagnosis((0.9,) * 4)))
+    assert "All edges" in " ".join(in_words(diagnosis((0.9,) * 4)))
     assert "hardly hears its teacher" in " ".join(in_words(diagnosis((0.9,) * 4, taught=0.01)))
     assert "labels are hardly heard" in " ".join(in_words(diagnosis((0.9,) * 4, taught=20)))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -184,3 +185,15 @@ def test_a_file_has_boxes_of_one_kind(tmp_path: Path, turned: tuple[Dataset, dic
 def test_the_errors_of_a_wrong_kind_name_the_data(tmp_path: Path, data: Dataset, found: dict[int, Detections]) -> None:
     with pytest.raises(ValueError, match="axis-aligned boxes, but objects of data set 'toy'"):
         write_results(tmp_path / "r.json", data.as_oriented(True), found)
+
+
+def test_where_identifiers_depend_on_the_choice_of_classes_the_name_counts(
+    tmp_path: Path, data: Dataset, found: dict[int, Detections]
+) -> None:
+    chosen = replace(data, kind="dota", category_ids=(1, 2))
+    path = write_results(tmp_path / "r.json", chosen, found)
+    assert [entry["category_name"] for entry in json.loads(path.read_text())] == ["b", "a"]
+    other = replace(chosen, classes=("c", "b", "a"), category_ids=(1, 2, 3))
+    assert read_results(path, other)[7].labels.tolist() == [1, 2]
+    with pytest.raises(DataError, match=r"entry 1: category_name 'a' is none of \['b'\]"):
+        read_results(path, replace(data, classes=("b",), category_ids=(1,)))

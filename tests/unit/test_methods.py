@@ -399,7 +399,9 @@ def test_an_image_without_objects_has_a_weight_of_zero_for_objects():
 def test_published_weights():
     """Of MMRazor (PKD, CWD) and of the authors (FGD, MGD: there a sum over 256 channels, here a mean)."""
     weights = {kind: {n: t.weight for m in METHODS for n, t in METHODS[m](kind).items()} for kind in KINDS}
-    assert {kind: found["pkd"] for kind, found in weights.items()} == dict.fromkeys(KINDS, 6.0) | {"retinanet": 10.0}
+    assert {kind: found["pkd"] for kind, found in weights.items()} == dict.fromkeys(KINDS, 6.0) | dict.fromkeys(
+        ("retinanet", "rotated_retinanet"), 10.0
+    )
     for kind, found in weights.items():
         part = 1.6 if kind == "fcos" else 1.0
         focal = [found[name] / 256 for name in ("fgd_objects", "fgd_background", "fgd_context")]

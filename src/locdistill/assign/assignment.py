@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 
 from locdistill.geometry.boxes import paired_iou
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.kinds import kind_of
 from locdistill.types import Instances
 
 
@@ -20,8 +21,9 @@ class Assignment(NamedTuple):
     Attributes:
         gt_index: Slot of the object in ``Instances``, -1 where there is none.
         labels: Class of the object; 0 where there is none.
-        boxes: Box of the object in pixels; zeros where there is none.
-        overlaps: IoU of the location's anchor with the object; 0 where there is none.
+        boxes: Box of the object in pixels, as it is to be detected; zeros where there is none.
+        overlaps: IoU of the location's anchor with the object (a rotated one's circumscribed box); 0 where there is
+            none.
         positive: Locations that have an object: the *main* region.
         inside: Locations within the image's extent, ignored ones included.
         counted: Locations that take part in the class loss: inside, and not ignored.
@@ -32,7 +34,7 @@ class Assignment(NamedTuple):
 
     gt_index: Int[Tensor, "b l"]
     labels: Int[Tensor, "b l"]
-    boxes: Float[Tensor, "b l 4"]
+    boxes: Float[Tensor, "b l d"]
     overlaps: Float[Tensor, "b l"]
     positive: Bool[Tensor, "b l"]
     inside: Bool[Tensor, "b l"]
@@ -53,15 +55,15 @@ def assignment_of(
     positive = gt_index >= 0
     # One empty slot behind the last is what locations without an object look up; it also serves a batch without any.
     slot = gt_index.where(positive, instances.boxes.shape[1])
-    padded, labels = pad(instances.boxes, (0, 0, 0, 1)), pad(instances.labels, (0, 1))
-    boxes = padded.gather(1, slot[..., None].expand(-1, -1, 4))
+    padded, labels = pad(instances.targets, (0, 0, 0, 1)), pad(instances.labels, (0, 1))
+    boxes = padded.gather(1, slot[..., None].expand(-1, -1, padded.shape[-1]))
     if thresholds is None:
         thresholds = torch.full_like(instances.boxes[..., 0], torch.inf)
     return Assignment(
         gt_index=gt_index,
         labels=labels.gather(1, slot),
         boxes=boxes,
-        overlaps=paired_iou(grid.anchors(), boxes) * positive,
+        overlaps=paired_iou(grid.anchors(), kind_of(boxes).hull(boxes)) * positive,
         positive=positive,
         inside=inside,
         counted=counted,

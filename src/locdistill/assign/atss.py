@@ -17,8 +17,9 @@ from torch import Tensor
 from locdistill.assign.assignment import Assignment, assignment_of, strongest_claim
 from locdistill.assign.ignore import ByShare, in_ignored
 from locdistill.assign.window import locations_around
-from locdistill.geometry.boxes import centres, paired_iou
+from locdistill.geometry.boxes import centres
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.kinds import kind_of
 from locdistill.geometry.objects import in_turn
 from locdistill.types import Instances
 
@@ -35,6 +36,9 @@ class Candidates(NamedTuple):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ATSS(ByShare):
     """Assign each object the candidates whose IoU reaches the mean plus the deviation of its candidates' IoU.
+
+    The IoU is that of a location's anchor with the box that circumscribes the object; positives lie inside the object's
+    own box, be it rotated or not.
 
     Attributes:
         topk: Candidates per level and object.
@@ -60,21 +64,29 @@ class ATSS(ByShare):
         overlaps, usable = _anchor_overlaps(grid, candidates, instances)
         thresholds = _thresholds(overlaps, usable)
         positive = usable & (overlaps >= thresholds[..., None])
-        positive = positive & _centre_inside(grid, candidates.locations, instances.boxes)
+        positive = positive & _centre_inside(grid, candidates.locations, instances.targets)
         gt_index = strongest_claim(candidates.locations, overlaps, positive, len(grid.points))
         counted = inside if ignored is None else inside & ~ignored
         return assignment_of(grid, instances, gt_index, inside=inside, counted=counted, thresholds=thresholds)
 
 
 @torch.no_grad()
-def adaptive_thresholds(grid: Grid, instances: Instances, topk: int = 9) -> Float[Tensor, "b g"]:
+def adaptive_thresholds(
+    grid: Grid, instances: Instances, topk: int = 9, boxes: Float[Tensor, "b g d"] | None = None
+) -> Float[Tensor, "b g"]:
     """The IoU at which ATSS would make an anchor positive for each object; infinite in empty slots.
 
     For the valuable region of detectors with another assigner. With several anchors per cell (RetinaNet: 9) the
     ``topk`` candidates of a level are in effect the anchors of the nearest cell, so this is another statistic than that
     of ATSS, as in the reference.
+
+    Args:
+        grid: The locations.
+        instances: The objects.
+        topk: Candidates per level and object.
+        boxes: What the anchors are compared with; None is ``instances.boxes``.
     """
-    overlaps, usable = _anchor_overlaps(grid, nearest_in_window(grid, instances, topk), instances)
+    overlaps, usable = _anchor_overlaps(grid, nearest_in_window(grid, instances, topk), instances, boxes)
     return _thresholds(overlaps, usable)
 
 
@@ -117,10 +129,12 @@ def _take_nearest(
 
 
 def _anchor_overlaps(
-    grid: Grid, candidates: Candidates, instances: Instances
+    grid: Grid, candidates: Candidates, instances: Instances, boxes: Float[Tensor, "b g d"] | None = None
 ) -> tuple[Float[Tensor, "b g k"], Bool[Tensor, "b g k"]]:
     """IoU of each candidate's anchor with its object, and which of them are real."""
-    overlaps = paired_iou(grid.anchors()[candidates.locations], instances.boxes[:, :, None])
+    boxes = instances.boxes if boxes is None else boxes
+    kind = kind_of(boxes)
+    overlaps = kind.paired_iou(kind.upright(grid.anchors()[candidates.locations]), boxes[:, :, None])
     return overlaps, candidates.usable & instances.present[..., None]
 
 
@@ -132,7 +146,5 @@ def _thresholds(overlaps: Float[Tensor, "b g k"], usable: Bool[Tensor, "b g k"])
     return (mean + variance.sqrt()).masked_fill(count < 2, torch.inf)
 
 
-def _centre_inside(grid: Grid, index: Int[Tensor, "b g k"], boxes: Float[Tensor, "b g 4"]) -> Bool[Tensor, "b g k"]:
-    points = grid.points[index]
-    low, high = points - boxes[:, :, None, :2], boxes[:, :, None, 2:] - points
-    return torch.minimum(low, high).amin(-1) > CENTRE_MARGIN_PX
+def _centre_inside(grid: Grid, index: Int[Tensor, "b g k"], boxes: Float[Tensor, "b g d"]) -> Bool[Tensor, "b g k"]:
+    return kind_of(boxes).depth(grid.points[index], boxes[:, :, None]) > CENTRE_MARGIN_PX

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from locdistill.assign.assignment import Assignment, assignment_of
 from locdistill.assign.ignore import ByShare, in_ignored
-from locdistill.geometry.boxes import paired_iou
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.kinds import kind_of
 from locdistill.geometry.objects import in_turn
 from locdistill.types import Instances
 
@@ -34,6 +34,8 @@ class MaxIoU(ByShare):
         min_positive: An object whose highest IoU is below this gets no anchors by ``low_quality``; nor does one whose
             highest IoU is 0, to which the reference, with its 0 here, would give all the anchors that do not touch it.
         low_quality: Whether every object gets its best anchors.
+        box: What the anchors are compared with: the ``circumscribed`` box of an object, which is the object's own box
+            where it is not rotated ("hbb"), or its ``own`` box ("obb").
     """
 
     has_thresholds: ClassVar[bool] = False
@@ -41,6 +43,7 @@ class MaxIoU(ByShare):
     negative: float = 0.4
     min_positive: float = 0.0
     low_quality: bool = True
+    box: Literal["circumscribed", "own"] = "circumscribed"
 
     def __post_init__(self) -> None:
         if not 0 < self.negative <= self.positive <= 1:
@@ -69,8 +72,9 @@ class MaxIoU(ByShare):
         slot = torch.zeros(usable.shape, dtype=torch.int32, device=anchors.device)
         last = slot - 1
         slots = torch.arange(instances.boxes.shape[1], dtype=torch.int32, device=anchors.device).expand(len(best), -1)
-        for boxes, present, index in in_turn(anchors, instances.boxes, instances.present, slots):
-            overlaps = paired_iou(anchors, boxes[:, :, None]).where(usable[:, None] & present[..., None], 0)
+        objects = instances.boxes if self.box == "circumscribed" else instances.targets
+        for boxes, present, index in in_turn(anchors, objects, instances.present, slots):
+            overlaps = kind_of(boxes).anchor_iou(anchors, boxes).where(usable[:, None] & present[..., None], 0)
             highest, first = overlaps.max(1)
             slot, best = (first.int() + index[0, 0]).where(highest > best, slot), torch.maximum(highest, best)
             if self.low_quality:

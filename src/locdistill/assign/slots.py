@@ -21,7 +21,9 @@ def bucketed(instances: Instances) -> Instances:
     while slots < objects:
         slots *= 2
     more = (0, slots - objects)
+    oriented = instances.oriented
     return instances._replace(
+        oriented=None if oriented is None else pad(oriented, (0, 0, *more)),
         boxes=pad(instances.boxes, (0, 0, *more)),
         labels=pad(instances.labels, more),
         present=pad(instances.present, more),

@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locdistill.geometry.boxes import paired_iou
 from locdistill.losses.distribution import softened_kl
 from locdistill.objective.scene import Scene
 
@@ -27,7 +26,7 @@ def agreement(scene: Scene) -> dict[str, Float[Tensor, "2"]]:
 
         ``agree/edge_kl``
             Divergence of the student's edge distributions from the teacher's, in nats: the sum over bins at temperature
-            1, the mean over four edges. 0 is full agreement.
+            1, the mean over the edges. 0 is full agreement.
         ``agree/box_iou``
             IoU of both boxes, each the mean of its distributions. 1 is full agreement.
     """
@@ -36,7 +35,7 @@ def agreement(scene: Scene) -> dict[str, Float[Tensor, "2"]]:
     theirs = scene.teacher.edge_logits
     # All locations are compared, since picking out the positives would wait for the device to count them.
     divergence = scene.bins.count * softened_kl(scene.student.edge_logits, theirs, temperature=1.0).mean(-1)
-    overlap = paired_iou(scene.boxes, scene.teacher_boxes)
+    overlap = scene.coding.kind.paired_iou(scene.boxes, scene.teacher_boxes)
     positive = scene.taught.assignment.positive.to(divergence.dtype)
     count = positive.sum()
     return {

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from locdistill.distillation.teacher import FrozenTeacher
-from locdistill.geometry.bins import Bins
+from locdistill.geometry.bins import Bins, RowBins
+from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.constant import constant, indices
 from locdistill.models.fold import Haste
 from locdistill.models.kinds import KINDS
@@ -42,6 +43,8 @@ class Facts:
         positions: Where the bins of its edge distributions lie, in strides; None where it has boxes and no
             distributions.
         channels: Width of the maps of its pyramid and its head; None where it hands out none.
+        coding: What the numbers mean that a location predicts.
+        bins: Of their distributions, where ``positions`` does not say it: where each number has its own.
     """
 
     classes: tuple[str, ...]
@@ -51,11 +54,14 @@ class Facts:
     ratios: tuple[float, ...] = (1.0,)
     positions: tuple[float, ...] | None = None
     channels: int | None = None
+    coding: Coding = DISTANCES
+    bins: RowBins | None = None
 
     @classmethod
     def of(cls, settings: DetectorSettings) -> Facts:
         """Those of a detector of this package."""
         kind = KINDS[settings.model]
+        coding, bins = kind.meaning(settings)
         return cls(
             classes=settings.classes,
             strides=settings.strides,
@@ -64,6 +70,8 @@ class Facts:
             ratios=kind.ratios,
             positions=tuple(float(k) for k in range(settings.reg_max + 1)),
             channels=settings.channels,
+            coding=coding,
+            bins=bins if isinstance(bins, RowBins) else None,
         )
 
 
@@ -88,14 +96,9 @@ def rebin(
     Returns:
         Log-probabilities. That of a bin which gets nothing is the logarithm of the smallest positive number.
     """
-    table = bins.two_hot(bins_range(positions, bins)).to(logits)
+    table = bins.two_hot(bins.limit(positions)).to(logits)
     probs = torch.einsum("...en,enm->...em", logits.softmax(-1), table)
     return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
-
-
-def bins_range(distances: Float[Tensor, "*batch"], bins: Bins) -> Float[Tensor, "*batch"]:
-    """Distances limited to the positions of the first and the last bin."""
-    return distances.clamp(0, bins.reg_max)
 
 
 def soft_edges(
@@ -113,7 +116,7 @@ def soft_edges(
     Returns:
         Log-probabilities.
     """
-    inside = bins_range(distances, bins)
+    inside = bins.limit(distances)
     if kind == "gaussian":
         offsets = (bins.positions(inside) - inside[..., None]) / width
         return (-offsets.square() / 2).log_softmax(-1)

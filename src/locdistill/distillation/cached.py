@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from locdistill.data.transforms import Look
 from locdistill.distillation.kept import (
     MAPS,
     MOMENTS,
@@ -41,8 +42,8 @@ ERRORS = "errors"
 class Recall:
     """Hands on with each batch what is remembered of its images, in the processes that read them.
 
-    A record belongs to an image's content, its objects, and the exact size and flip: nothing else of the file system or
-    the run counts.
+    A record belongs to an image's content, its objects, and the exact size and way in which it is looked at: nothing
+    else of the file system or the run counts.
 
     Attributes:
         store: Where the records are.
@@ -54,21 +55,21 @@ class Recall:
     contents: np.ndarray
     layout: Layout
 
-    def key(self, image: int, size: tuple[int, int], flipped: bool) -> bytes:
+    def key(self, image: int, size: tuple[int, int], look: Look) -> bytes:
         """The key of one image, looked at in one way."""
-        return bytes(self.contents[image]) + struct.pack("<IIB", *size, flipped)
+        return bytes(self.contents[image]) + struct.pack("<II", *size) + look.mark
 
     def recall(
-        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], flipped: Sequence[bool]
+        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], looks: Sequence[Look]
     ) -> Mapping[str, Tensor]:
         """The keys of a batch's images and, if there is a record of all of them, what they say; see `CachedTeacher`.
 
         Args:
             images: Their positions in the data set.
             sizes: Height and width of each, before padding.
-            flipped: Which of them are mirrored.
+            looks: How each is looked at.
         """
-        keys = [self.key(*own) for own in zip(images, sizes, flipped, strict=True)]
+        keys = [self.key(*own) for own in zip(images, sizes, looks, strict=True)]
         named = {KEYS: torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1).copy())}
         found = self.store.get(keys)
         records = [record for record in found if record is not None]
@@ -132,7 +133,13 @@ class Keeping:
         with torch.autocast(grid.points.device.type, enabled=False):
             objective = self.objective
             scene = Scene.build(
-                dense, dense, grid=grid, instances=instances, assigner=objective.assigner, bins=objective.bins
+                dense,
+                dense,
+                grid=grid,
+                instances=instances,
+                assigner=objective.assigner,
+                bins=objective.bins,
+                coding=objective.coding,
             )
             kept = scene.assignment.positive
             for term in self._asking:

@@ -106,7 +106,7 @@ class GeneralInstances:
 
     A location's score is the largest difference of their class scores; its box is that of the one which scores that
     class higher. On every level the boxes are suppressed by score, and the best of what remains are the region. No
-    ground truth is looked at.
+    ground truth is looked at. Of rotated boxes it is those that circumscribe them.
 
     Attributes:
         top: Locations per level.
@@ -137,7 +137,8 @@ class GeneralInstances:
         grid, inside = scene.grid, scene.assignment.inside
         lead = self._lead(scene.student, scene.teacher)
         points = grid.points / grid.strides[:, None]
-        boxes, score = torch.where(lead[..., None] >= 0, scene.teacher_boxes, scene.boxes), lead.abs()
+        its, mine = (scene.coding.kind.hull(boxes) for boxes in (scene.teacher_boxes, scene.boxes))
+        boxes, score = torch.where(lead[..., None] >= 0, its, mine), lead.abs()
         if self.per == "image":
             score = score.masked_fill(~inside, -torch.inf)
         else:

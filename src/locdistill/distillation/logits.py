@@ -13,10 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locdistill.geometry.constant import indices
-from locdistill.geometry.edges import decode
 from locdistill.losses.distribution import softened_kl
 from locdistill.losses.focal import quality_focal_loss
-from locdistill.losses.overlap import OverlapKind, overlap_loss
+from locdistill.losses.overlap import OverlapKind, numbers_for, overlap_loss
 from locdistill.objective.scene import Scene
 from locdistill.settings import Positive
 from locdistill.types import Dense
@@ -74,7 +73,7 @@ def common_classes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeKL(OfPredictions):
-    """Localization distillation: the softened divergence of each edge distribution, the mean over four edges.
+    """Localization distillation: the softened divergence of each edge distribution, the mean over the edges.
 
     Zheng et al. 2022, equation 4; the reference divides its sum over edges by 4 in the normaliser instead.
 
@@ -157,15 +156,20 @@ class TeacherOverlap(OfPredictions):
     It asks for no distribution: each box is the mean of its own, or all that a teacher has.
 
     Attributes:
-        kind: ``giou`` (the paper), ``diou`` or ``ciou``.
+        kind: ``giou`` (the paper), ``diou`` or ``ciou``; of rotated boxes ``rotated_iou``, ``gwd``, ``kld`` or
+            ``probiou``.
         head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
     """
 
     kind: OverlapKind = "giou"
     head: Head = "own"
 
+    @property
+    def numbers(self) -> int:
+        """Of the boxes that it compares."""
+        return numbers_for(self.kind)
+
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Zero where both boxes agree."""
-        points = scene.grid.points / scene.grid.strides[:, None]
-        student, teacher = (decode(points, scene.bins.expect(dense.edge_logits)) for dense in self.pair(scene))
+        student, teacher = (scene.boxes_of(dense) for dense in self.pair(scene))
         return overlap_loss(student, teacher.detach(), kind=self.kind)

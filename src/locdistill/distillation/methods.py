@@ -49,13 +49,14 @@ def kd(model: str) -> dict[str, Term]:
     return {"kd": presets.ld_full(model)["kd"]}
 
 
-def bckd(model: str) -> dict[str, Term]:  # noqa: ARG001
+def bckd(model: str) -> dict[str, Term]:
     """Scores class by class, and boxes by their overlap (BCKD, Yang et al. 2023); asks for no distributions.
 
     Published, both are divided by the number of positives of a batch; here by each image's.
     """
     scores = Term(of=ClassBinary(), on=Everywhere(), norm=ImagePositiveCount())
-    boxes = Term(of=TeacherOverlap(), on=ScoreGap(), norm=ImagePositiveCount(), weight=4.0)
+    overlap = TeacherOverlap(kind=presets.overlap_of(model))
+    boxes = Term(of=overlap, on=ScoreGap(), norm=ImagePositiveCount(), weight=4.0)
     return {"bckd_cls": scores, "bckd_box": boxes}
 
 
@@ -115,7 +116,7 @@ def pkd(model: str) -> dict[str, Term]:
 
     The weight is 10 for RetinaNet, as in MMRazor, and else the 6 with which CrossKD's authors add it to GFL.
     """
-    weight = 10.0 if model == "retinanet" else 6.0
+    weight = 10.0 if model.endswith("retinanet") else 6.0
     return {"pkd": Term(of=Correlation(), on=Everywhere(), norm=ImageLevelMean(), weight=weight)}
 
 

@@ -55,20 +55,31 @@ _PUBLISHED = {
         kd_temperature=8.0,
     ),
 }
+# The published Rotated-LD has one region and weights of its own (see its recipes); what is chosen where no recipe is
+# named are the regions and weights of the same detector with upright boxes.
+_PUBLISHED |= {f"rotated_{model}": _PUBLISHED[model] for model in ("gfl", "retinanet")}
 
 
-def supervised(model: str = "gfl", *, overlap: OverlapKind = "giou") -> dict[str, Term]:
+def overlap_of(model: str) -> OverlapKind:
+    """How the boxes of a kind of detector are compared."""
+    return "gwd" if model.startswith("rotated") else "giou"
+
+
+def supervised(model: str = "gfl", *, overlap: OverlapKind | None = None) -> dict[str, Term]:
     """The loss of a kind of detector without a teacher.
 
     GFL and GFL v2 share theirs: quality focal loss, which for v2 acts on the product of class score and quality. ATSS,
-    FCOS and RetinaNet have no loss on the edge distributions themselves, only on the boxes that they make.
+    FCOS and RetinaNet have no loss on the edge distributions themselves, only on the boxes that they make. Detectors of
+    rotated boxes have the loss of their kind, with the distance of Gaussians (GWD) in the place of GIoU; RetinaNet with
+    the weight of the published Rotated-LD.
 
     Args:
-        model: ``gfl``, ``gflv2``, ``atss``, ``fcos`` or ``retinanet``.
-        overlap: Similarity of boxes.
+        model: ``gfl``, ``gflv2``, ``atss``, ``fcos``, ``retinanet``, ``rotated_gfl`` or ``rotated_retinanet``.
+        overlap: Similarity of boxes; None is that of the kind of detector.
     """
     _published(model)
-    if model in ("gfl", "gflv2"):
+    overlap = overlap or overlap_of(model)
+    if model in ("gfl", "gflv2", "rotated_gfl"):
         return {
             "cls": Term(of=QualityFocal(), on=Counted(), norm=PositiveCount(), weight=1.0),
             "bbox": Term(of=Overlap(kind=overlap), on=BY_CONFIDENCE, norm=WeightSum(), weight=2.0),
@@ -76,8 +87,9 @@ def supervised(model: str = "gfl", *, overlap: OverlapKind = "giou") -> dict[str
         }
     count = PositiveCount(one_per_image=model != "fcos")
     cls = Term(of=Focal(), on=Counted(), norm=count, weight=1.0)
-    if model == "retinanet":
-        return {"cls": cls, "bbox": Term(of=Overlap(kind=overlap), on=Positives(), norm=count, weight=2.0)}
+    if model in ("retinanet", "rotated_retinanet"):
+        weight = 2.0 if model == "retinanet" else 5.0
+        return {"cls": cls, "bbox": Term(of=Overlap(kind=overlap), on=Positives(), norm=count, weight=weight)}
     weight = 1.0 if model == "fcos" else 2.0
     return {
         "cls": cls,

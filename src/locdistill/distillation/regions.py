@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -11,13 +11,15 @@ from torch import Tensor
 
 from locdistill.assign.atss import adaptive_thresholds
 from locdistill.distillation.logits import common_classes
-from locdistill.geometry.boxes import centre_offset, paired_iof, paired_iou
+from locdistill.geometry.boxes import centre_offset, paired_iof
+from locdistill.geometry.kinds import kind_of
 from locdistill.geometry.objects import in_turn
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import InsideBoxes
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import Region
 from locdistill.settings import Count
+from locdistill.types import Instances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +33,8 @@ class ValuableLocations:
         gamma: Lower bound as a part of the threshold (0.25 in the paper).
         metric: What ``D`` is. ``diou``, the paper's: IoU less the normalised squared centre distance. ``iof_diou``, of
             the published code, which the published numbers come from: with intersection over the area of the *anchor*
-            in place of the IoU, which on fine levels gives a ring along the rim of large objects.
+            in place of the IoU, which on fine levels gives a ring along the rim of large objects. ``iou``, of
+            Rotated-LD.
         by: Weight of a location: ``iou``, the highest IoU with an object whose band it is in (the published code), or
             ``mask``, 1 (the paper).
         threshold: Where ``t`` comes from: ``assignment``, what the assigner found, for ATSS; ``adaptive``, the
@@ -39,14 +42,22 @@ class ValuableLocations:
         topk: Candidates per level and object of the ``adaptive`` statistic.
         positives: Whether positives may be in the region. They may in the published LD for GFL and ATSS, and then get
             both terms; for RetinaNet they are taken out.
+        ring: Whether ``t`` bounds the region from above. It does not in Rotated-LD, where one region is main and
+            valuable region in one.
+        box: The axis-aligned box that stands for a rotated object: ``circumscribed``, or ``unturned``, its sides ``w``
+            and ``h`` laid along the axes as if its angle were 0 (the published Rotated-LD, by an oversight: with its
+            range of angles, ``oc``, an upright object then lies on its side). ``own`` is no stand-in but the rotated
+            box itself, which takes longer.
     """
 
     gamma: float = 0.25
-    metric: Literal["iof_diou", "diou"] = "iof_diou"
+    metric: Literal["iof_diou", "diou", "iou"] = "iof_diou"
     by: Literal["iou", "mask"] = "iou"
     threshold: Literal["assignment", "adaptive"] = "assignment"
     topk: Count = 9
     positives: bool = True
+    ring: bool = True
+    box: Literal["circumscribed", "unturned", "own"] = "circumscribed"
 
     @property
     def needs_thresholds(self) -> bool:
@@ -55,14 +66,17 @@ class ValuableLocations:
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """The chosen weight in the region."""
+        scene = replace(scene, instances=self._seen(scene.instances))
         instances, assignment, anchors = scene.instances, scene.assignment, scene.grid.anchors()
         highest = torch.zeros_like(assignment.overlaps)
-        for some, present, own in in_turn(anchors, instances.boxes, instances.present, self._thresholds(scene)):
-            boxes, threshold = some[:, :, None], own[..., None]
-            iou = paired_iou(anchors, boxes)
-            overlap = iou if self.metric == "diou" else paired_iof(anchors, boxes)
-            closeness = overlap - centre_offset(anchors, boxes)
-            band = (closeness >= self.gamma * threshold) & (closeness < threshold) & present[..., None]
+        objects = instances.targets if self.box == "own" else instances.boxes
+        thresholds = self._thresholds(scene, objects)
+        for boxes, present, own in in_turn(anchors, objects, instances.present, thresholds):
+            iou = kind_of(boxes).anchor_iou(anchors, boxes)
+            closeness, threshold = self._closeness(anchors, boxes, iou), own[..., None]
+            band = (closeness >= self.gamma * threshold) & present[..., None]
+            if self.ring:
+                band = band & (closeness < threshold)
             highest = torch.maximum(highest, (iou * band).amax(1))
         allowed = assignment.inside if self.positives else assignment.inside & ~assignment.positive
         value = highest * allowed
@@ -72,10 +86,27 @@ class ValuableLocations:
         """The region itself."""
         return self(scene) > 0
 
-    def _thresholds(self, scene: Scene) -> Float[Tensor, "b g"]:
+    def _seen(self, instances: Instances) -> Instances:
+        """The objects with the boxes that stand for them."""
+        if self.box != "unturned" or instances.oriented is None:
+            return instances
+        centre, half = instances.oriented[..., :2], instances.oriented[..., 2:4] / 2
+        return instances._replace(boxes=torch.cat((centre - half, centre + half), -1))
+
+    def _closeness(
+        self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"], iou: Float[Tensor, "b k l"]
+    ) -> Float[Tensor, "b k l"]:
+        """``D`` of all anchors and some objects."""
+        if self.metric == "iou":
+            return iou
+        hulls = kind_of(boxes).hull(boxes)[:, :, None]
+        overlap = iou if self.metric == "diou" else paired_iof(anchors, hulls)
+        return overlap - centre_offset(anchors, hulls)
+
+    def _thresholds(self, scene: Scene, objects: Float[Tensor, "b g d"]) -> Float[Tensor, "b g"]:
         if self.threshold == "assignment":
             return scene.assignment.thresholds
-        return adaptive_thresholds(scene.grid, scene.instances, self.topk)
+        return adaptive_thresholds(scene.grid, scene.instances, self.topk, objects)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,8 +41,8 @@ def detect_all(student: Student, batches: Iterable[Batch], device: torch.device)
     return found
 
 
-def _packed(found: Sequence[Detections]) -> tuple[list[int], Float[Tensor, "n 6"]]:
-    """How many detections there are of each image, and all of them on the CPU: corners, score and label.
+def _packed(found: Sequence[Detections]) -> tuple[list[int], Float[Tensor, "n k"]]:
+    """How many detections there are of each image, and all of them on the CPU: box, score and label.
 
     One tensor takes one wait for the device, and one entry where processes send it to each other. A label is exact in
     float32 up to 2^24.
@@ -51,9 +51,9 @@ def _packed(found: Sequence[Detections]) -> tuple[list[int], Float[Tensor, "n 6"
     return [len(own) for own in rows], torch.cat(rows or [torch.zeros(0, 6)]).cpu()
 
 
-def _unpacked(ids: Iterable[int], counts: list[int], rows: Float[Tensor, "n 6"]) -> dict[int, Detections]:
+def _unpacked(ids: Iterable[int], counts: list[int], rows: Float[Tensor, "n k"]) -> dict[int, Detections]:
     """By image identifier what `_packed` put together."""
-    parts = [torch.split(part, counts) for part in (rows[:, :4], rows[:, 4], rows[:, 5].long())]
+    parts = [torch.split(part, counts) for part in (rows[:, :-2], rows[:, -2], rows[:, -1].long())]
     return {image_id: Detections(*own) for image_id, *own in zip(ids, *parts, strict=True)}
 
 

@@ -16,15 +16,14 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from locdistill.geometry.bins import Bins
-from locdistill.geometry.boxes import paired_iou
-from locdistill.geometry.edges import encode
 from locdistill.losses.distribution import softened_kl
 from locdistill.objective.scene import Scene
 from locdistill.types import Dense
 
-EDGES = ("left", "top", "right", "bottom")
-_SUMS = 2 * len(EDGES) + 3
+OTHERS = 3
+"""Sums that are not of edges: locations, overlap and score."""
+EXPRESSED = 1e-6
+"""How far, by rounding alone, a number may lie from what the bins can say."""
 Floats = npt.NDArray[np.float64]
 
 
@@ -35,7 +34,7 @@ class Agreement:
     Attributes:
         locations: Number of locations.
         edge_kl: By edge, divergence of the student's distributions from the teacher's, in nats, at temperature 1.
-        distance: By edge, distance between the two expected positions, in strides.
+        distance: By edge, distance between the two expected positions, in strides (of an angle, in radians).
         box_iou: IoU of both boxes.
         score: Largest difference of two scores of one class, the scores being probabilities.
     """
@@ -51,7 +50,7 @@ class Agreement:
         """From sums over any number of batches (see `agreement_sums`)."""
         count, *rest = sums.tolist()
         means = [value / count if count else math.nan for value in rest]
-        edges = len(EDGES)
+        edges = (len(sums) - OTHERS) // 2
         return cls(int(count), tuple(means[:edges]), tuple(means[edges : 2 * edges]), *means[2 * edges :])
 
     @property
@@ -70,8 +69,8 @@ def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, "
     student, teacher = scene.student, scene.teacher
     assert teacher is not None, "there are two detectors to compare"
     divergence = scene.bins.count * softened_kl(student.edge_logits, teacher.edge_logits, temperature=1.0)
-    distance = (scene.bins.expect(student.edge_logits) - scene.bins.expect(teacher.edge_logits)).abs()
-    overlap = paired_iou(scene.boxes, scene.teacher_boxes)
+    distance = scene.bins.apart(scene.bins.expect(student.edge_logits), scene.bins.expect(teacher.edge_logits))
+    overlap = scene.coding.kind.paired_iou(scene.boxes, scene.teacher_boxes)
     gap = _score_gap(student, teacher)
     values = torch.cat((divergence, distance, overlap[..., None], gap[..., None]), -1)
     # Chosen, not weighted: in the background a box may be degenerate, and 0 times NaN is NaN.
@@ -89,32 +88,24 @@ def _score_gap(student: Dense, teacher: Dense) -> Float[Tensor, "b l"]:
     return (ours - theirs).abs().amax(-1)
 
 
-def no_sums(like: Tensor) -> Float[Tensor, " k"]:
-    """Sums over nothing, on the device of ``like``."""
-    return torch.zeros(_SUMS, dtype=torch.float64, device=like.device)
-
-
-def deviation(bins: Bins, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-    """Standard deviation of the distributions, in strides: how unsure the detector says that it is.
-
-    Between two bins it cannot be less than ``sqrt(f (1 - f))``, with ``f`` the fraction of the mean, which is up to
-    half a stride: this floor makes sharp distributions look less sure than they are.
-    """
-    offsets = bins.positions(logits) - bins.expect(logits)[..., None]
-    return (logits.softmax(-1) * offsets.square()).sum(-1).sqrt()
+def no_sums(like: Tensor, edges: int = 4) -> Float[Tensor, " k"]:
+    """Sums over nothing, on the device of ``like``, for boxes of so many edges."""
+    return torch.zeros(2 * edges + OTHERS, dtype=torch.float64, device=like.device)
 
 
 @torch.no_grad()
-def edge_errors(scene: Scene, logits: Float[Tensor, "b l 4 n"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
+def edge_errors(scene: Scene, logits: Float[Tensor, "b l e n"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
     """Predicted standard deviation and actual absolute error of the edges at the positives, in strides.
 
-    Left out are edges that no distribution can express: beyond the last bin, or on the wrong side of the location.
+    Between two bins a deviation cannot be less than ``sqrt(f (1 - f))``, with ``f`` the fraction of the mean, which is
+    up to half a stride: this floor makes sharp distributions look less sure than they are. Left out are edges that no
+    distribution can express: beyond the last bin, or on the wrong side of the location.
     """
-    points = scene.grid.points / scene.grid.strides[:, None]
-    truth = encode(points, scene.target_boxes)
-    kept = scene.assignment.positive[..., None] & (truth >= 0) & (truth <= scene.bins.reg_max)
-    error = (scene.bins.expect(logits) - truth).abs()
-    return deviation(scene.bins, logits)[kept], error[kept]
+    truth = scene.coding.encode(scene.grid, scene.target_boxes)
+    expressed = scene.bins.apart(scene.bins.limit(truth), truth) <= EXPRESSED
+    kept = scene.assignment.positive[..., None] & expressed
+    error = scene.bins.apart(scene.bins.expect(logits), truth)
+    return scene.bins.deviation(logits)[kept], error[kept]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from locdistill.geometry.constant import constant
+
+MARGIN = 0.1
+"""Of a bin: how far targets stay below the last one, as in the reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,17 +26,21 @@ class Bins:
         """Number of bins: ``reg_max + 1``."""
         return self.reg_max + 1
 
-    def positions(self, like: Tensor) -> Float[Tensor, " n"]:
-        """Position of each bin, on the device and of the type of ``like``."""
+    def positions(self, like: Tensor) -> Float[Tensor, "*e n"]:
+        """Position of each bin, on the device and of the type of ``like``; of each edge where they differ."""
         return torch.arange(self.count, device=like.device, dtype=like.dtype)
 
     def expect(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """Mean of the distributions, in strides: softmax over the last axis, dotted with the positions."""
         return logits.softmax(-1) @ self.positions(logits)
 
+    def limit(self, distances: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """Limit distances to the positions of the first and the last bin."""
+        return distances.clamp(0, self.reg_max)
+
     def clamp(self, distances: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """Limit distances to what the bins can hold, with the margin of the reference: ``[0, reg_max - 0.1]``."""
-        return distances.clamp(0, self.reg_max - 0.1)
+        return distances.clamp(0, self.reg_max - MARGIN)
 
     def two_hot(self, distances: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch n"]:
         """The distribution over the two neighbouring bins whose mean is the distance (GFL, equation 6).
@@ -38,3 +48,131 @@ class Bins:
         Distances must lie in ``[0, reg_max]``; ``expect`` of the logarithm of the result gives them back.
         """
         return (1 - (distances[..., None] - self.positions(distances)).abs()).clamp(min=0)
+
+    def apart(self, a: Float[Tensor, "*batch"], b: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
+        """How far two positions lie from each other."""
+        return (a - b).abs()
+
+    def deviation(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+        """Standard deviation of the distributions, in strides."""
+        offsets = self.positions(logits) - self.expect(logits)[..., None]
+        return (logits.softmax(-1) * offsets.square()).sum(-1).sqrt()
+
+
+@dataclass(frozen=True, slots=True)
+class RowBins(Bins):
+    """Bins whose positions differ from one predicted number to the next: the last axis of values counts the numbers.
+
+    Attributes:
+        ranges: Position of the first and the last bin of each number, between which the others lie evenly.
+    """
+
+    ranges: tuple[tuple[float, float], ...] = ()
+
+    def positions(self, like: Tensor) -> Float[Tensor, "*e n"]:
+        """Position of each bin of each number."""
+        steps = range(self.count)
+        rows = [[first + (last - first) * k / self.reg_max for k in steps] for first, last in self.ranges]
+        return constant(rows, like)
+
+    def expect(self, logits: Float[Tensor, "*batch e n"]) -> Float[Tensor, "*batch e"]:
+        """Mean of the distributions."""
+        return (logits.softmax(-1) * self.positions(logits)).sum(-1)
+
+    def limit(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
+        """Limit values to the positions of the first and the last bin."""
+        return self._between(distances, 0.0)
+
+    def clamp(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
+        """Limit values to what the bins can hold, with a margin of a tenth of a bin below the last."""
+        return self._between(distances, MARGIN)
+
+    def two_hot(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e n"]:
+        """The distribution over the two neighbouring bins whose mean is the value."""
+        apart = (distances[..., None] - self.positions(distances)).abs() / self._steps(distances)[:, None]
+        return (1 - apart).clamp(min=0)
+
+    def _between(self, values: Tensor, margin: float) -> Tensor:
+        first, last = constant(self.ranges, values).unbind(-1)
+        return torch.minimum(torch.maximum(values, first), last - margin * self._steps(values))
+
+    def _steps(self, like: Tensor) -> Tensor:
+        return constant([(last - first) / self.reg_max for first, last in self.ranges], like)
+
+
+@dataclass(frozen=True, slots=True)
+class CircularBins(RowBins):
+    """`RowBins` whose last number is an angle: its bins lie on a circle, where the last is beside the first.
+
+    The mean of an angle's distribution is the direction of the mean of ``exp(2 pi i theta / period)``. What lies beyond
+    one end of the range comes back at the other. The mean of two neighbouring bins is not quite linear in their shares:
+    with 9 bins in half a turn it is off by at most 0.16 degrees, with 17 by 0.03.
+
+    Attributes:
+        ranges: Of the numbers before the angle.
+        period: Of the angle: a rectangle looks the same after half a turn.
+        first: Least mean of an angle; they come within one period from there.
+    """
+
+    period: float = math.pi
+    first: float = -math.pi / 2
+
+    def positions(self, like: Tensor) -> Float[Tensor, "*e n"]:
+        """Of the angle: ``0, period / n, 2 period / n, ...``."""
+        angles = constant([self.period * k / self.count for k in range(self.count)], like)
+        return torch.cat((RowBins(self.reg_max, self.ranges).positions(like), angles[None]))
+
+    def expect(self, logits: Float[Tensor, "*batch e n"]) -> Float[Tensor, "*batch e"]:
+        """Mean of the distributions; that of the angle is circular."""
+        lengths = RowBins(self.reg_max, self.ranges).expect(logits[..., :-1, :])
+        return torch.cat((lengths, self._direction(logits[..., -1, :])[..., None]), -1)
+
+    def limit(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
+        """Limit lengths to the positions of the first and the last bin; angles come to lie within one period."""
+        return self._within(distances, 0.0)
+
+    def clamp(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
+        """Limit lengths to what the bins can hold; angles come to lie within one period, from 0."""
+        return self._within(distances, MARGIN)
+
+    def apart(self, a: Float[Tensor, "*batch e"], b: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
+        """How far two values lie from each other, angles the short way round."""
+        difference = a - b
+        return torch.cat((difference[..., :-1], self._around(difference[..., -1:])), -1).abs()
+
+    def two_hot(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e n"]:
+        """The distribution over the two neighbouring bins, for the angle on the circle."""
+        lengths = RowBins(self.reg_max, self.ranges).two_hot(distances[..., :-1])
+        apart = self._around(distances[..., -1:] - self.positions(distances)[-1])
+        shares = (1 - apart.abs() * (self.count / self.period)).clamp(min=0)
+        return torch.cat((lengths, shares[..., None, :]), -2)
+
+    def deviation(self, logits: Float[Tensor, "*batch e n"]) -> Float[Tensor, "*batch e"]:
+        """Standard deviation of the distributions; that of the angle is the root mean square on the circle."""
+        lengths = RowBins(self.reg_max, self.ranges).deviation(logits[..., :-1, :])
+        offsets = self.positions(logits)[-1] - self._direction(logits[..., -1, :])[..., None]
+        angle = (logits[..., -1, :].softmax(-1) * self._around(offsets).square()).sum(-1).sqrt()
+        return torch.cat((lengths, angle[..., None]), -1)
+
+    def _within(self, values: Tensor, margin: float) -> Tensor:
+        lengths = RowBins(self.reg_max, self.ranges)._between(values[..., :-1], margin)
+        return torch.cat((lengths, torch.remainder(values[..., -1:], self.period)), -1)
+
+    def _around(self, angles: Tensor) -> Tensor:
+        """Angles between minus and plus half a period."""
+        return torch.remainder(angles + self.period / 2, self.period) - self.period / 2
+
+    def _direction(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+        """The circular mean.
+
+        Its gradient is damped where the distribution has hardly a direction, as at the beginning of training: with the
+        mean vector's length ``r`` it goes with ``r / (r^2 + 0.01)`` in place of ``1 / r``. The value is exact.
+        """
+        turns = [2 * math.pi * k / self.count for k in range(self.count)]
+        probs = logits.softmax(-1)
+        x = probs @ constant([math.cos(turn) for turn in turns], logits)
+        y = probs @ constant([math.sin(turn) for turn in turns], logits)
+        x0, y0 = x.detach(), y.detach()
+        moved = (x0 * (y - y0) - y0 * (x - x0)) / (x0.square() + y0.square() + 0.01)
+        angle = (torch.atan2(y0, x0) + moved) * (self.period / (2 * math.pi))
+        return torch.remainder(angle - self.first, self.period) + self.first

@@ -14,7 +14,6 @@ from PIL import Image
 from torch import Tensor, nn
 
 from locdistill.errors import RecipeError
-from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.images import ImageSource, normalised, pad_together, read_image, resize_keep_ratio
 from locdistill.models import foreign, postprocess, weights
@@ -55,6 +54,7 @@ class Detector(nn.Module):
 
     Attributes:
         settings: As given, with ``mean`` and ``std`` filled in from the backbone where they were None.
+        coding: What the predicted numbers mean.
         bins: Support of the edge distributions.
 
     Raises:
@@ -78,7 +78,7 @@ class Detector(nn.Module):
         self.kind = KINDS[settings.model]
         self.fpn = FPN(info.channels, settings.channels, extra_levels=extra, extra=self.kind.extra)
         self.head = self.kind.head(settings)
-        self.bins = Bins(settings.reg_max)
+        self.coding, self.bins = self.kind.meaning(settings)
         self.register_buffer("mean", torch.tensor(self.settings.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(self.settings.std)[:, None, None], persistent=False)
         self._grids: dict[tuple[tuple[tuple[int, int], ...], torch.device], Grid] = {}
@@ -190,6 +190,7 @@ class Detector(nn.Module):
             dense._replace(cls_logits=dense.cls_logits[..., : len(self.settings.classes)]),
             grid,
             bins=self.bins,
+            coding=self.coding,
             sizes=sizes,
             scales=postprocess.scale_factors(sizes, original_sizes),
             settings=self.settings.detections,
@@ -198,7 +199,7 @@ class Detector(nn.Module):
 
     def suppress(self, views: Sequence[list[Detections]]) -> list[Detections]:
         """Detections of each image from the candidates of one or more views of them; see `postprocess.suppress`."""
-        return postprocess.suppress(views, self.settings.detections)
+        return postprocess.suppress(views, self.settings.detections, self.coding.kind)
 
     def detections(
         self, dense: Dense, grid: Grid, sizes: Int[Tensor, "b 2"], original_sizes: Int[Tensor, "b 2"]

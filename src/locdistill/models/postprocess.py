@@ -9,10 +9,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from locdistill.geometry.bins import Bins
-from locdistill.geometry.boxes import clip
-from locdistill.geometry.edges import decode
+from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.grid import Grid
-from locdistill.geometry.nms import class_nms, voting_nms
+from locdistill.geometry.kinds import HORIZONTAL, BoxKind
+from locdistill.geometry.nms import voting_nms
 from locdistill.models.settings import DetectionSettings
 from locdistill.types import Dense, Detections
 
@@ -48,13 +48,14 @@ def candidates(
     scales: Float[Tensor, "b 2"],
     settings: DetectionSettings,
     flipped: bool = False,
+    coding: Coding = DISTANCES,
 ) -> list[Detections]:
     """What may be detected in each image of a batch, in pixels of the original images, before suppression.
 
     Every pair of location and class whose class score is *greater* than the threshold, among the best locations of each
     level; a location may be there for several classes. Boxes come from the means of the edge distributions, are clipped
-    to the resized image and divided by the scale; none is dropped for its size. Candidates keep the order of the
-    locations.
+    to the resized image (rotated ones by their centre) and divided by the scale; none is dropped for its size.
+    Candidates keep the order of the locations.
 
     Where the predictions have a quality beside the class score, the product of the two is what locations are chosen by
     and what is reported. If the product is what was trained as class score (GFL v2) it is held against the threshold
@@ -69,6 +70,7 @@ def candidates(
         scales: How much each image was enlarged, along ``y`` and ``x``.
         settings: Thresholds and limits.
         flipped: Whether the images were mirrored left and right before padding; boxes are mirrored back.
+        coding: What the predicted numbers mean.
     """
     judged = ranked = dense.cls_logits.float().sigmoid()
     if dense.quality_logits is not None:
@@ -77,14 +79,12 @@ def candidates(
     chosen = select(ranked, grid, settings.candidates)[..., None]
     per_class = chosen.expand(-1, -1, ranked.shape[-1])
     ranked, judged = ranked.gather(1, per_class), judged.gather(1, per_class)
-    distances = bins.expect(dense.edge_logits.float()) * grid.strides[:, None]
-    boxes = decode(grid.points, distances).gather(1, chosen.expand(-1, -1, 4))
-    boxes = clip(boxes, sizes[:, None])
+    kind = coding.kind
+    boxes = kind.scaled(coding.decode(grid, bins.expect(dense.edge_logits.float())), grid.strides[:, None])
+    boxes = kind.clipped(boxes.gather(1, chosen.expand(-1, -1, kind.numbers)), sizes[:, None])
     if flipped:
-        left, top, right, bottom = boxes.unbind(-1)
-        width = sizes[:, 1:].to(boxes)
-        boxes = torch.stack((width - right, top, width - left, bottom), -1)
-    boxes = boxes / scales.to(boxes).flip(-1).repeat(1, 2)[:, None]
+        boxes = kind.mirrored(boxes, sizes[:, 1:].to(boxes))
+    boxes = kind.shrunk(boxes, scales.to(boxes).flip(-1)[:, None])
     inside = judged > settings.score_threshold
     # Sent before the one wait for the device, which is for the number of candidates, and there when it ends.
     counts = inside.sum((1, 2)).to("cpu", non_blocking=inside.is_cuda)
@@ -94,23 +94,27 @@ def candidates(
 
 
 @torch.no_grad()
-def suppress(views: Sequence[list[Detections]], settings: DetectionSettings) -> list[Detections]:
+def suppress(
+    views: Sequence[list[Detections]], settings: DetectionSettings, kind: BoxKind = HORIZONTAL
+) -> list[Detections]:
     """Detections of each image from its candidates, best score first.
 
     Args:
         views: Candidates of the same images, one list for each time they were looked at. Those of an image are put
             together before suppression.
         settings: Kind of suppression, threshold and limit.
+        kind: Of the boxes.
     """
     return [
-        _suppress_one(Detections(*map(torch.cat, zip(*own, strict=True))), settings) for own in zip(*views, strict=True)
+        _suppress_one(Detections(*map(torch.cat, zip(*own, strict=True))), settings, kind)
+        for own in zip(*views, strict=True)
     ]
 
 
-def _suppress_one(found: Detections, settings: DetectionSettings) -> Detections:
+def _suppress_one(found: Detections, settings: DetectionSettings, kind: BoxKind) -> Detections:
     boxes, scores, labels = found
     if settings.nms == "voting_cluster_diou":
         voted, kept = voting_nms(*found, threshold=settings.nms_iou, limit=settings.max_detections)
         return Detections(voted, scores[kept], labels[kept])
-    kept = class_nms(*found, settings.nms_iou)[: settings.max_detections]
+    kept = kind.nms(*found, settings.nms_iou)[: settings.max_detections]
     return Detections(boxes[kept], scores[kept], labels[kept])

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from locdistill.geometry.rotated import AngleRange
 from locdistill.images import View
 from locdistill.settings import Settings
 
@@ -18,6 +19,8 @@ NOT_ARCHITECTURE = frozenset(
     )
 )
 WEIGHTS = "weights of a backbone go into 'pretrained'"
+ROTATED = ("rotated_gfl", "rotated_retinanet")
+"""The kinds of detectors of rotated boxes."""
 
 
 class InputSettings(Settings):
@@ -103,6 +106,12 @@ class DetectionSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
 
 
+def _few_overlap(given: Any) -> Any:
+    """Settings of detections for rotated boxes: seen from above, objects hardly overlap, and there are many."""
+    published = {"nms_iou": 0.1, "candidates": 2000, "max_detections": 2000}
+    return published | given if isinstance(given, dict) else given
+
+
 class DetectorSettings(Settings):
     """A dense detector: backbone, pyramid, head, input and output.
 
@@ -129,6 +138,12 @@ class DetectorSettings(Settings):
         levels: Pyramid levels; level k has stride ``2 ** k``. Those above 5 come from further stride-2 convolutions.
         reg_max: Largest distance of an edge, in strides.
         anchor_scale: Side of the smallest square anchor of a location, in strides.
+        angles: Range of the angles of rotated boxes: ``oc`` (of OpenCV, in which the first side met may be the shorter
+            one), or ``le90`` and ``le135``, with the longer side first.
+        angle_bins: Whether the bins of the angle lie on a circle, where the last is beside the first (``circular``), or
+            on a line (``linear``, as published).
+        angle_unit: What ``rotated_retinanet`` counts the angle in, in radians; pi in JDet.
+        predictor: Side of the kernels of the two predictors behind the towers of RetinaNet: 3, or 1 in JDet.
         frozen_stages: -1 trains the whole backbone, 0 freezes its stem, k > 0 all that feeds the map of stride
             ``2 ** (k + 1)``.
         norm_eval: Whether batch normalisation in the backbone keeps its statistics while training.
@@ -141,7 +156,7 @@ class DetectorSettings(Settings):
         detections: From predictions to detections.
     """
 
-    model: Literal["gfl", "gflv2", "atss", "fcos", "retinanet"] = "gfl"
+    model: Literal["gfl", "gflv2", "atss", "fcos", "retinanet", "rotated_gfl", "rotated_retinanet"] = "gfl"
     backbone: str = "resnet18"
     backbone_args: dict[str, Any] = Field(default_factory=dict)
     deformable: tuple[int, ...] = ()
@@ -155,6 +170,10 @@ class DetectorSettings(Settings):
     levels: tuple[int, ...] = (3, 4, 5, 6, 7)
     reg_max: int = Field(default=16, ge=1)
     anchor_scale: float = Field(default=8.0, gt=0)
+    angles: AngleRange = "le135"
+    angle_bins: Literal["circular", "linear"] = "circular"
+    angle_unit: float = Field(default=1.0, gt=0)
+    predictor: Literal[1, 3] = 3
     frozen_stages: int = Field(default=1, ge=-1, le=4)
     norm_eval: bool = True
     norm_frozen: bool = False
@@ -170,8 +189,12 @@ class DetectorSettings(Settings):
         """Defaults that follow from other settings."""
         if isinstance(values, dict) and values.get("pretrained") is False:
             values = {"frozen_stages": -1, "norm_eval": False} | values
-        if isinstance(values, dict) and values.get("model") == "retinanet":
+        if isinstance(values, dict) and values.get("model") in ("retinanet", "rotated_retinanet"):
             values = {"anchor_scale": 4.0, "norm_groups": 0} | values
+        if isinstance(values, dict) and values.get("model") == "rotated_retinanet":
+            values = {"reg_max": 8, "angles": "oc"} | values
+        if isinstance(values, dict) and values.get("model") in ROTATED:
+            values = values | {"detections": _few_overlap(values.get("detections", {}))}
         return values
 
     @model_validator(mode="after")
@@ -189,11 +212,25 @@ class DetectorSettings(Settings):
             raise ValueError(f"only gflv2 has a background_channel, not {self.model}")
         if self.model == "gflv2" and self.reg_max < 3:
             raise ValueError(f"gflv2 reads the 4 largest bins: reg_max is at least 3, got {self.reg_max}")
+        if self.rotated and self.detections.nms != "plain":
+            raise ValueError(f"detections.nms {self.detections.nms} is for axis-aligned boxes; set it to plain")
+        if self.rotated and self.reg_max < 2:
+            raise ValueError(f"the angle takes at least 3 bins: reg_max is at least 2, got {self.reg_max}")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std must be positive; got {self.std}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"class names must differ; got {self.classes}")
         return self
+
+    @property
+    def rotated(self) -> bool:
+        """Whether the detector has rotated boxes."""
+        return self.model in ROTATED
+
+    @property
+    def edges(self) -> int:
+        """How many numbers a location predicts: the angle of a rotated box counts as one more edge."""
+        return 5 if self.rotated else 4
 
     @property
     def class_outputs(self) -> int:

@@ -8,7 +8,7 @@ gradients averaged by DDP, dividing by the mean over processes equals dividing b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -120,11 +120,18 @@ class ImageLevelMean:
 
     ``LevelMean`` of each image on its own: unchanged by how a batch is split. With one image both are equal; with more,
     a level that holds positives of few images weighs less here, because the others count with zero.
+
+    Attributes:
+        over: What the mean is taken over: ``weights``, their sum; ``locations``, the number of those that have one (the
+            published Rotated-LD, whose weights are below 1, so that its terms are weaker than they look).
     """
+
+    over: Literal["weights", "locations"] = "weights"
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
         """A denominator per image and level."""
-        return _nonzero(_level_sums(weights, scene))[:, scene.grid.levels] * _images(weights)
+        counted = weights if self.over == "weights" else (weights > 0).to(weights.dtype)
+        return _nonzero(_level_sums(counted, scene))[:, scene.grid.levels] * _images(weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

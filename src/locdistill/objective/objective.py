@@ -12,12 +12,16 @@ from torch import Tensor
 from locdistill.assign.atss import ATSS
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
+from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.grid import Grid
+from locdistill.losses.overlap import kinds_for
 from locdistill.objective.balance import Balance
 from locdistill.objective.moment import NO_RUN, Learned, Moment, adapters
 from locdistill.objective.scene import Assigner, Scene
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
+
+_SAYS = {4: "axis-aligned boxes", 5: "rotated boxes"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,11 +32,13 @@ class Objective:
         terms: Summands of the loss by the name under which they are logged.
         bins: Support of the student's edge distributions.
         assigner: Which location answers for which object.
+        coding: What the student's predicted numbers mean.
     """
 
     terms: Mapping[str, Term]
     bins: Bins = field(default_factory=Bins)
     assigner: Assigner = field(default_factory=ATSS)
+    coding: Coding = DISTANCES
     _shared: Mapping[str, str] = field(init=False, repr=False, compare=False)
     """Terms with a divergence that another one has too, each with the first of those."""
 
@@ -44,6 +50,7 @@ class Objective:
         """
         object.__setattr__(self, "_shared", _shared(self.terms))
         self._check_balance()
+        self._check_boxes()
         if getattr(self.assigner, "has_thresholds", True):
             return
         if names := self._that("needs_thresholds"):
@@ -64,6 +71,16 @@ class Objective:
                 f"the terms {', '.join(balanced)} are balanced against the supervised terms, and there are none; give "
                 "them a weight in place of balance"
             )
+
+    def _check_boxes(self) -> None:
+        mine = self.coding.kind.numbers
+        for name, term in self.terms.items():
+            its = getattr(term.of, "numbers", mine)
+            if its != mine:
+                raise RecipeError(
+                    f"the term {name} compares {_SAYS[its]} and the detector has {_SAYS[mine]}; set the kind of "
+                    f"overlap to one of {', '.join(kinds_for(mine))}"
+                )
 
     @property
     def learns(self) -> bool:
@@ -152,7 +169,14 @@ class Objective:
                 "features, and no such predictions were given; see the 'cross' of a teacher"
             )
         scene = Scene.build(
-            student, teacher, grid=grid, instances=instances, assigner=self.assigner, bins=self.bins, cross=cross
+            student,
+            teacher,
+            grid=grid,
+            instances=instances,
+            assigner=self.assigner,
+            bins=self.bins,
+            cross=cross,
+            coding=self.coding,
         )
         return replace(scene, moment=moment)
 

@@ -11,9 +11,8 @@ from torch import Tensor
 
 from locdistill.assign.assignment import Assignment
 from locdistill.geometry.bins import Bins
-from locdistill.geometry.boxes import paired_iou
+from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.constant import indices
-from locdistill.geometry.edges import decode, encode
 from locdistill.geometry.grid import Grid
 from locdistill.losses.centerness import centerness
 from locdistill.objective.moment import NO_RUN, Moment
@@ -26,8 +25,9 @@ Assigner = Callable[[Grid, Instances], Assignment]
 class Scene:
     """A batch as the terms see it: predictions, truth, and what follows from both.
 
-    Boxes and distances are in strides of each location's level, as in the reference, so that a box of one size has one
-    scale on every level; only ``assignment`` and ``instances`` are in pixels.
+    Boxes are in strides of each location's level, as in the reference, so that a box of one size has one scale on every
+    level; only ``assignment`` and ``instances`` are in pixels. Of the ``e`` numbers that a location predicts ``coding``
+    makes a box.
 
     Attributes:
         student: Predictions that are trained, in float32.
@@ -38,11 +38,11 @@ class Scene:
         bins: Support of the student's edge distributions.
         boxes: The student's boxes: mean of the edge distributions around each location.
         target_boxes: The assigned objects' boxes; zeros where there is none.
-        target_distances: Distances to the assigned object's edges, limited to what the bins hold.
-        quality: IoU of the student's box with its object, without gradient; 0 where there is none.
+        target_values: The numbers that make the assigned object's box, limited to what the bins hold.
         confidence: The student's highest class score, without gradient.
         moment: Where the run is, and what the terms have learned until then.
         cross: What the teacher's head makes of the student's features, in float32; ``None`` unless a term asks for it.
+        coding: What the predicted numbers mean.
     """
 
     student: Dense
@@ -51,13 +51,13 @@ class Scene:
     instances: Instances
     assignment: Assignment
     bins: Bins
-    boxes: Float[Tensor, "b l 4"]
-    target_boxes: Float[Tensor, "b l 4"]
-    target_distances: Float[Tensor, "b l 4"]
-    quality: Float[Tensor, "b l"]
+    boxes: Float[Tensor, "b l d"]
+    target_boxes: Float[Tensor, "b l d"]
+    target_values: Float[Tensor, "b l e"]
     confidence: Float[Tensor, "b l"]
     moment: Moment = NO_RUN
     cross: Dense | None = None
+    coding: Coding = DISTANCES
 
     @classmethod
     def build(
@@ -70,13 +70,12 @@ class Scene:
         assigner: Assigner,
         bins: Bins,
         cross: Dense | None = None,
+        coding: Coding = DISTANCES,
     ) -> Scene:
         """Assign the locations and decode the student's boxes."""
         student = _in_float32(student)
         assignment = assigner(grid, instances)
-        points, strides = grid.points / grid.strides[:, None], grid.strides[:, None]
-        boxes = _decoded(grid, student.edge_logits, bins)
-        target_boxes = assignment.boxes / strides
+        target_boxes = coding.kind.scaled(assignment.boxes, 1 / grid.strides[:, None])
         return cls(
             student=student,
             teacher=None if teacher is None else _in_float32(teacher),
@@ -84,19 +83,26 @@ class Scene:
             instances=instances,
             assignment=assignment,
             bins=bins,
-            boxes=boxes,
+            boxes=coding.decode(grid, bins.expect(student.edge_logits)),
             target_boxes=target_boxes,
-            target_distances=bins.clamp(encode(points, target_boxes)),
-            quality=paired_iou(boxes.detach(), target_boxes) * assignment.positive,
+            target_values=bins.clamp(coding.encode(grid, target_boxes)),
             confidence=student.score_logits.detach().sigmoid().amax(-1),
             cross=None if cross is None else _in_float32(cross),
+            coding=coding,
         )
 
     @property
+    def quality(self) -> Float[Tensor, "b l"]:
+        """IoU of the student's box with its object, without gradient; 0 where there is none."""
+        return self.coding.kind.paired_iou(self.boxes.detach(), self.target_boxes) * self.assignment.positive
+
+    @property
     def centerness(self) -> Float[Tensor, "b l"]:
-        """How central each location is in its object, between 0 and 1; 0 where there is none."""
-        assignment = self.assignment
-        return centerness(encode(self.grid.points, assignment.boxes)) * assignment.positive
+        """How central each location is in its object, between 0 and 1; 0 where there is none.
+
+        Of a box that is made of distances to four edges.
+        """
+        return centerness(self.coding.encode(self.grid, self.target_boxes)) * self.assignment.positive
 
     @property
     def taught(self) -> Scene:
@@ -117,15 +123,14 @@ class Scene:
         )
 
     @property
-    def teacher_boxes(self) -> Float[Tensor, "b l 4"]:
+    def teacher_boxes(self) -> Float[Tensor, "b l d"]:
         """The teacher's boxes, as ``boxes`` are the student's."""
         assert self.teacher is not None, "the objective checks that a teacher is there"
-        return _decoded(self.grid, self.teacher.edge_logits, self.bins)
+        return self.boxes_of(self.teacher)
 
-
-def _decoded(grid: Grid, edge_logits: Float[Tensor, "b l 4 n"], bins: Bins) -> Float[Tensor, "b l 4"]:
-    """Mean of the edge distributions around each location, in strides."""
-    return decode(grid.points / grid.strides[:, None], bins.expect(edge_logits))
+    def boxes_of(self, dense: Dense) -> Float[Tensor, "b l d"]:
+        """The boxes that predictions in the student's terms make, in strides."""
+        return self.coding.decode(self.grid, self.bins.expect(dense.edge_logits))
 
 
 def _in_float32(dense: Dense) -> Dense:

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from locdistill.losses.distribution import distribution_focal_loss
 from locdistill.losses.focal import focal_loss, quality_focal_loss
-from locdistill.losses.overlap import OverlapKind, overlap_loss
+from locdistill.losses.overlap import OverlapKind, numbers_for, overlap_loss
 from locdistill.objective.scene import Scene
 
 
@@ -68,13 +68,19 @@ class Centerness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap:
-    """One minus the overlap of the student's box with its object, in strides.
+    """How far the student's box is from its object (see :func:`locdistill.losses.overlap.overlap_loss`).
 
     Attributes:
-        kind: ``giou`` (GFL, the published teachers), ``diou`` or ``ciou``.
+        kind: ``giou`` (GFL, the published teachers), ``diou`` or ``ciou``; of rotated boxes ``gwd``, ``kld`` (both of
+            Rotated-LD), ``probiou`` or ``rotated_iou``.
     """
 
     kind: OverlapKind = "giou"
+
+    @property
+    def numbers(self) -> int:
+        """Of the boxes that it compares."""
+        return numbers_for(self.kind)
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Meaningful at positives."""
@@ -82,10 +88,24 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DistributionFocal:
-    """Distribution focal loss: the two bins beside the true edge share the probability; the mean over four edges."""
+class ValueL1:
+    """Distance of the predicted numbers, the means of their distributions, from those of the object; their sum.
+
+    What the rotated RetinaNet of JDet is trained with. Unlike an overlap it has an opinion on which of the equal ways
+    to say a box is the right one.
+    """
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Meaningful at positives."""
-        targets = scene.bins.two_hot(scene.target_distances)
+        truth = scene.coding.encode(scene.grid, scene.target_boxes)
+        return scene.bins.apart(scene.bins.expect(scene.student.edge_logits), truth).sum(-1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DistributionFocal:
+    """Distribution focal loss: the two bins beside the true edge share the probability; the mean over the edges."""
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Meaningful at positives."""
+        targets = scene.bins.two_hot(scene.target_values)
         return distribution_focal_loss(scene.student.edge_logits, targets).mean(-1)

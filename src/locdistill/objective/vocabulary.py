@@ -14,12 +14,13 @@ from locdistill.objective.normalisers import (
 )
 from locdistill.objective.regions import Counted, InsideBoxes, Positives
 from locdistill.objective.schedules import Cosine, Linear
-from locdistill.objective.supervised import Centerness, DistributionFocal, Focal, Overlap, QualityFocal
+from locdistill.objective.supervised import Centerness, DistributionFocal, Focal, Overlap, QualityFocal, ValueL1
 
 DIVERGENCES: dict[str, type] = {
     "quality_focal": QualityFocal,
     "focal": Focal,
     "overlap": Overlap,
+    "value_l1": ValueL1,
     "distribution_focal": DistributionFocal,
     "centerness": Centerness,
 }

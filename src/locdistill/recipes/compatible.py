@@ -12,7 +12,7 @@ from locdistill.errors import TeacherError, WeightsError
 from locdistill.geometry.bins import Bins
 from locdistill.interop.recognise import numbered
 from locdistill.models.kinds import KINDS
-from locdistill.models.settings import DetectorSettings
+from locdistill.models.settings import ROTATED, DetectorSettings
 from locdistill.models.weights import SUFFIX
 from locdistill.objective.term import Term
 
@@ -21,6 +21,7 @@ _FREE = {
     *("anchor_scale", "input", "detections"),
 }
 """What does not change what weights mean, or (classes, backbone) is compared on its own."""
+_BOXES = {4: "axis-aligned", 5: "rotated"}
 
 
 class MismatchError(TeacherError):
@@ -118,6 +119,7 @@ def check_teacher(
     wanted = tuple(stride * scale for stride in mine.strides)
     unlike = [
         *_class_problems(mine, its, unnamed),
+        *_meaning_problems(mine, its, teacher),
         *_cell_problems(student, mine, its, kind),
         *_level_problems(student, its, wanted),
     ]
@@ -180,11 +182,25 @@ def _class_notes(mine: Facts, its: Facts) -> list[str]:
     return notes
 
 
+def _meaning_problems(mine: Facts, its: Facts, teacher: DetectorSettings | Facts) -> list[str]:
+    """Rotated boxes are made of numbers that are not bridged."""
+    if (mine.coding, mine.bins) == (its.coding, its.bins):
+        return []
+    if mine.coding.kind.numbers != its.coding.kind.numbers:
+        ours, theirs = (_BOXES[facts.coding.kind.numbers] for facts in (mine, its))
+        return [f"boxes: the teacher has {theirs} ones, the student {ours} ones; take a teacher with {ours} boxes"]
+    assert isinstance(teacher, DetectorSettings), "no other files have rotated boxes"
+    names = ("model", "reg_max", "angles", "angle_bins", "angle_unit")
+    same = ", ".join(f"detector.{name}={getattr(teacher, name)}" for name in names)
+    return [f"boxes: the numbers that make the teacher's rotated boxes, or their bins, are others; set {same}"]
+
+
 def _cell_problems(student: DetectorSettings, mine: Facts, its: Facts, kind: str | None) -> list[str]:
     if (mine.octaves, mine.ratios) == (its.octaves, its.ratios):
         return []
-    alike = [name for name in KINDS if (KINDS[name].octaves, KINDS[name].ratios) == (mine.octaves, mine.ratios)]
-    other = [name for name in KINDS if (KINDS[name].octaves, KINDS[name].ratios) == (its.octaves, its.ratios)]
+    kinds = [name for name in KINDS if (name in ROTATED) == student.rotated]
+    alike = [name for name in kinds if (KINDS[name].octaves, KINDS[name].ratios) == (mine.octaves, mine.ratios)]
+    other = [name for name in kinds if (KINDS[name].octaves, KINDS[name].ratios) == (its.octaves, its.ratios)]
     whose = "" if kind is None else f", of kind {kind},"
     return [
         f"locations: the teacher{whose} has {_where(its)}, the student, of kind {student.model}, {_where(mine)}; "

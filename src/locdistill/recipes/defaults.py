@@ -2,7 +2,7 @@
 
 Where no recipe is named, these are the choices:
 
-- kind of detector: GFL; with a teacher, the teacher's kind;
+- kind of detector: GFL, with rotated boxes where the data have such; with a teacher, the teacher's kind;
 - classes: those of the data; with a teacher of the same classes, in its order (others are matched by name);
 - input size: the median size of the training images, both sides rounded to a multiple of 32 and shrunk to fit 1333 x
   800; with a teacher, the size that it was trained at;
@@ -16,6 +16,7 @@ Where no recipe is named, these are the choices:
 
 from __future__ import annotations
 
+import logging
 import re
 import statistics
 from dataclasses import dataclass
@@ -43,6 +44,7 @@ from locdistill.recipes.recipe import ASSIGNER_OF, EMA, OF_TEACHER, OnnxSettings
 from locdistill.recipes.teaching import onnx_teacher
 from locdistill.recipes.terms import TermSettings
 
+log = logging.getLogger("locdistill")
 BATCH = 4
 MILESTONES = [2 / 3, 11 / 12]
 LARGEST = (1333, 800)
@@ -164,7 +166,8 @@ def _for_data(request: Request) -> dict[str, Any]:
     if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
         settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
     backbone = _override(request, "detector.backbone") or request.backbone or (start.backbone if start else "resnet18")
-    model = _override(request, "detector.model") or request.model or (first.model if first is not None else "gfl")
+    asked = _override(request, "detector.model") or request.model
+    model = asked or (first.model if first is not None else _model_for(settings))
     known = model if model in ASSIGNER_OF else "gfl"  # what is wrong is said when the recipe is checked
     recipe: dict[str, Any] = {
         "name": _name(f"{model}_{backbone}"),
@@ -179,9 +182,9 @@ def _for_data(request: Request) -> dict[str, Any]:
         recipe["terms"] |= {name: TermSettings.of_term(t).model_dump() for name, t in presets.ld_sharp(known).items()}
     if teacher is not None:
         recipe["detector"] |= {
-            "levels": list(teacher.levels),
-            "reg_max": teacher.reg_max,
-            "anchor_scale": teacher.anchor_scale,
+            name: value
+            for name, value in teacher.model_dump(mode="json").items()
+            if name in ("levels", "reg_max", "anchor_scale", "angles", "angle_bins", "angle_unit")
         }
     if first is not None and settings.classes is not None:
         recipe["data"]["classes"] = list(settings.classes)
@@ -250,6 +253,14 @@ def _size(settings: DataSettings, teacher: DetectorSettings | None) -> list[int]
     if teacher is not None:
         return [teacher.input.long, teacher.input.short]
     return list(median_size(open_dataset(settings, "train")))
+
+
+def _model_for(settings: DataSettings) -> str:
+    """The kind of detector that fits the objects."""
+    if not open_dataset(settings, "train").oriented:
+        return "gfl"
+    log.info("the objects are rotated, and so are the detector's boxes; detector.model=gfl has axis-aligned ones")
+    return "rotated_gfl"
 
 
 def median_size(dataset: Dataset) -> tuple[int, int]:

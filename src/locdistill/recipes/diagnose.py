@@ -22,7 +22,6 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from locdistill.data.loader import evaluation_loader, training_loader
-from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.engine.devices import existing_device
 from locdistill.engine.module import TrainingModule
@@ -36,6 +35,7 @@ from locdistill.recipes.diagnosis import ALONE, MAIN, OTHER, REGIONS, START, STU
 from locdistill.recipes.folder import make_folder, write_text
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.landscape import evenly
+from locdistill.recipes.opening import open_for
 from locdistill.recipes.reopen import Reopened, reopen
 from locdistill.recipes.use import Progress, default_device, evaluation_batch
 from locdistill.settings import finite
@@ -75,7 +75,7 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
         LocdistillError: One of its kinds, where run, teacher, data or device are not to be had, or do not fit.
     """
     found = reopen(run, against=against, teacher=teacher, data=data, device=existing_device(device or default_device()))
-    splits = {split: open_dataset(found.recipe.data, split) for split in ("train", "val")}
+    splits = {split: open_for(found.recipe.detector, found.recipe.data, split) for split in ("train", "val")}
     looked = evenly(splits["val"], images)
     agreement, reliable, objects = _compare(found, _validation(found, looked, progress))
     settings = found.recipe.teacher
@@ -94,6 +94,7 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
         gradients={name: _gradients(found, name, splits["train"], batches) for name in moments},
         taught=tuple(name for name, term in found.objective.terms.items() if term.needs_teacher),
         batches=batches,
+        edges=found.student.coding.names,
         notes=(*found.notes, *found.teacher.notes, *_scheduled(found)),
     )
     make_folder(diagnosis.out)
@@ -131,7 +132,8 @@ def _compare(
 ) -> tuple[dict[str, dict[str, Agreement]], dict[str, Reliability], int]:
     """Agreement by student and region, reliability by detector, and the number of objects."""
     who = [name for name in (STUDENT, ALONE) if name in found.students]
-    sums = {name: {region: no_sums(found.student.mean) for region in REGIONS} for name in who}
+    nothing, edges = found.student.mean, found.student.settings.edges
+    sums = {name: {region: no_sums(nothing, edges) for region in REGIONS} for name in who}
     errors: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in (TEACHER, *who)}
     objects = 0
     for received in batches:

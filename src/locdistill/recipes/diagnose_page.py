@@ -181,7 +181,9 @@ def _edges(found: Diagnosis, views: Views) -> list[report.Block]:
             drawn = plot_edges(
                 scene.student.edge_logits[image, location],
                 scene.teacher.edge_logits[image, location],
-                truth=scene.target_distances[image, location],
+                truth=scene.target_values[image, location],
+                bins=scene.bins,
+                coding=scene.coding,
                 title=f"Object {number}: {who}",
             )
             path = save_picture(drawn, found.out / f"edges-{number}-{who.replace(' ', '-')}.png")

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from locdistill.evaluation.agreement import EDGES, Agreement, Reliability
+from locdistill.evaluation.agreement import Agreement, Reliability
 from locdistill.evaluation.gradients import Pull, shares
 from locdistill.evaluation.tables import UNDEFINED, Table
+from locdistill.geometry.coding import DISTANCES
 
 TEACHER, STUDENT, ALONE, START = "teacher", "student", "student alone", "student before"
 MAIN, VALUABLE, OTHER = "main", "valuable", "other"
@@ -35,6 +36,7 @@ class Diagnosis:
         taught: Names of the terms that need the teacher.
         batches: Number of training batches behind the gradients.
         notes: What could not be done, or is not as the run was.
+        edges: What the numbers are called of which a box is made.
     """
 
     run: Path
@@ -49,6 +51,7 @@ class Diagnosis:
     taught: tuple[str, ...]
     batches: int
     notes: tuple[str, ...] = field(default=())
+    edges: tuple[str, ...] = DISTANCES.names
 
     @property
     def page(self) -> Path:
@@ -69,7 +72,7 @@ class Diagnosis:
             "objects": self.objects,
             "summary": in_words(self),
             "agreement": {
-                who: {region: _plain_agreement(found) for region, found in regions.items()}
+                who: {region: _plain_agreement(found, self.edges) for region, found in regions.items()}
                 for who, regions in self.agreement.items()
             },
             "reliability": {who: dataclasses.asdict(found) for who, found in self.reliability.items()},
@@ -88,9 +91,9 @@ class Diagnosis:
         }
 
 
-def _plain_agreement(found: Agreement) -> dict[str, Any]:
+def _plain_agreement(found: Agreement, names: tuple[str, ...]) -> dict[str, Any]:
     by_edge = {"edge_kl": found.edge_kl, "distance": found.distance}
-    edges = {name: dict(zip(EDGES, values, strict=True)) for name, values in by_edge.items()}
+    edges = {name: dict(zip(names, values, strict=True)) for name, values in by_edge.items()}
     return {
         "locations": found.locations,
         "mean_edge_kl": found.mean_edge_kl,
@@ -107,7 +110,7 @@ def region_table(found: Diagnosis) -> Table:
             f"{who}: {region}",
             str(here.locations),
             _number(here.mean_edge_kl),
-            _number(math.fsum(here.distance) / len(EDGES)),
+            _number(math.fsum(here.distance) / len(here.distance)),
             _number(here.box_iou),
             _number(here.score),
         )
@@ -130,7 +133,7 @@ def edge_table(found: Diagnosis) -> Table:
             ("distance (strides)", regions[region].distance),
         )
     ]
-    return Table("Agreement with the teacher by edge", ("", *EDGES), tuple(rows))
+    return Table("Agreement with the teacher by edge", ("", *found.edges), tuple(rows))
 
 
 def reliability_table(found: Diagnosis) -> Table:
@@ -209,12 +212,12 @@ def _change(taught: Agreement, alone: Agreement) -> str:
 
 
 def _edge_words(found: Diagnosis) -> list[str]:
-    values = dict(zip(EDGES, found.agreement[STUDENT][MAIN].edge_kl, strict=True))
+    values = dict(zip(found.edges, found.agreement[STUDENT][MAIN].edge_kl, strict=True))
     if not found.agreement[STUDENT][MAIN].locations:
         return []
     worst, best = max(values, key=values.__getitem__), min(values, key=values.__getitem__)
     if values[worst] < 1.25 * values[best]:
-        return ["All four edges agree about equally well."]
+        return ["All edges agree about equally well."]
     return [
         f"They differ most on the {worst} edge ({_number(values[worst])} nats), least on the {best} one "
         f"({_number(values[best])})."

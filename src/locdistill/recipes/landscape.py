@@ -34,7 +34,6 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
-from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.engine.devices import existing_device
@@ -47,6 +46,7 @@ from locdistill.recipes.folder import data_digest, file_digest, make_folder, wri
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.recipes.load import validate
+from locdistill.recipes.opening import open_for
 from locdistill.recipes.use import Progress, data_of, default_device, validation_loader, with_classes
 from locdistill.settings import finite
 from locdistill.types import Batch, Detections
@@ -170,7 +170,7 @@ def landscape(  # noqa: PLR0913 - the words of the command line
     check_mixable(*mixture.detectors, names=[str(file) for file in files])
     settings = validate(DataSettings, data_of(files[head - 1], data), "data")
     settings = with_classes(settings, split, mixture.chosen.settings.classes)
-    dataset = evenly(open_dataset(settings, split, training=False), images)
+    dataset = evenly(open_for(mixture.chosen.settings, settings, split, training=False), images)
     path = Path(out) if out is not None else Path("runs") / f"landscape-{_name(files[0])}-{_name(files[1])}-head{head}"
     folder = _Folder.claim(path, _facts(files, dataset, split, mixture))
     loader = validation_loader(dataset, mixture.chosen.settings, batch=batch, workers=settings.workers)

@@ -19,11 +19,11 @@ from locdistill.data.loader import training_plan
 from locdistill.data.looks import Plan
 from locdistill.data.records import Dataset
 from locdistill.data.samplers import Draw
+from locdistill.data.transforms import Look
 from locdistill.distillation.cached import CachedTeacher, Keeping, Recall
 from locdistill.distillation.kept import Layout
 from locdistill.distillation.store import Store
 from locdistill.errors import CacheError, ImageError
-from locdistill.images import keep_ratio_size
 from locdistill.models.kinds import KINDS
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.recipe import Recipe
@@ -164,7 +164,7 @@ def _check_padding(parts: Parts, layout: Layout) -> None:
         return
     dataset, plan = parts.datasets["train"], training_plan(parts.recipe.data, parts.recipe.engine.seed)
     shapes: dict[bool, set[tuple[int, int]]] = {}
-    for draw, size in _sized(dataset, plan):
+    for draw, _, size in _sized(dataset, plan):
         record = dataset.records[draw.image]
         shapes.setdefault(record.width > record.height, set()).add(layout.extents(size))
     if any(len(each) > 1 for each in shapes.values()):
@@ -178,8 +178,8 @@ def missing_draws(recall: Recall, dataset: Dataset, recipe: Recipe) -> list[Draw
     """The ways of looking at the images of which nothing is kept yet; each once."""
     keys: dict[bytes, Draw] = {}
     plan = training_plan(recipe.data, recipe.engine.seed)
-    for draw, size in _sized(dataset, plan):
-        keys.setdefault(recall.key(draw.image, size, plan.look(draw).flipped), draw)
+    for draw, look, size in _sized(dataset, plan):
+        keys.setdefault(recall.key(draw.image, size, look), draw)
     return [draw for draw, there in zip(keys.values(), recall.store.has(keys), strict=True) if not there]
 
 
@@ -188,15 +188,12 @@ def ways_of(dataset: Dataset, recipe: Recipe) -> int:
     return len(dataset) * (training_plan(recipe.data, recipe.engine.seed).ways or 0)
 
 
-def _sized(dataset: Dataset, plan: Plan) -> Iterator[tuple[Draw, tuple[int, int]]]:
+def _sized(dataset: Dataset, plan: Plan) -> Iterator[tuple[Draw, Look, tuple[int, int]]]:
     """All ways of looking at all images, with the height and width that they get."""
     assert plan.ways is not None, "the recipe's checks refuse what cannot be counted"
     for image, record in enumerate(dataset.records):
         for way, look in enumerate(plan.looks(image)):
-            yield (
-                Draw(image, way=way),
-                keep_ratio_size(record.height, record.width, short=look.short, long=look.long),
-            )
+            yield Draw(image, way=way), look, look.size(record.height, record.width)
 
 
 def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Progress | None = None) -> np.ndarray:
@@ -228,8 +225,9 @@ def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Pr
     for record, file in zip(dataset.records, files, strict=True):
         whole = hashlib.blake2b(file, digest_size=DIGEST)
         keep = np.full(len(record.ignored), True) if keep_ignored else ~record.ignored
-        for array in (record.boxes, record.labels, record.ignored):
-            whole.update(np.ascontiguousarray(array[keep]).tobytes())
+        for array in (record.boxes, record.labels, record.ignored, record.quads):
+            if array is not None:
+                whole.update(np.ascontiguousarray(array[keep]).tobytes())
         digests += whole.digest()
     return np.frombuffer(bytes(digests), np.uint8).reshape(-1, DIGEST)
 

@@ -13,7 +13,6 @@ from locdistill.models.detector import Detector
 from locdistill.objective.scene import Scene
 from locdistill.types import Batch
 from locdistill.viz.curves import plot_run
-from locdistill.viz.distributions import EDGES
 from locdistill.viz.draw import Layer, draw_detections
 from locdistill.viz.mosaic import batch_mosaic, mosaic
 
@@ -91,5 +90,8 @@ def objects_by_doubt(scene: Scene, count: int) -> list[tuple[int, int]]:
 
 def miss(scene: Scene, image: int, location: int) -> str:
     """How far off the student's edges are at a location that answers for an object."""
-    error = (scene.bins.expect(scene.student.edge_logits) - scene.target_distances)[image, location].tolist()
-    return "Error in strides: " + ", ".join(f"{name} {value:+.2f}" for name, value in zip(EDGES, error, strict=True))
+    error = (scene.bins.expect(scene.student.edge_logits) - scene.target_values)[image, location].tolist()
+    said: dict[str, list[str]] = {}
+    for name, unit, value in zip(scene.coding.names, scene.coding.units, error, strict=True):
+        said.setdefault(unit, []).append(f"{name} {value:+.2f}")
+    return "Error in " + "; in ".join(f"{unit}: {', '.join(values)}" for unit, values in said.items())

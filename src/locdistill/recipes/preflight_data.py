@@ -15,7 +15,7 @@ from locdistill.data.records import Dataset
 from locdistill.data.samplers import GroupedSampler
 from locdistill.distillation.regions import valuable_region
 from locdistill.engine.trainer import device_count
-from locdistill.geometry.edges import encode
+from locdistill.geometry.coding import DISTANCES
 from locdistill.objective.scene import Scene
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight_report import Problem
@@ -142,8 +142,7 @@ def look_at_regions(parts: Parts) -> Regions:
         side = (scene.instances.boxes[..., 2:] - scene.instances.boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
         sides.append(side[present])
         missed.append(side[present & ~answered])
-        points = scene.grid.points / scene.grid.strides[:, None]
-        distances.append(encode(points, scene.target_boxes)[assignment.positive])
+        distances.append(_distances(scene)[assignment.positive])
     return Regions(
         images=images,
         locations=inside / images,
@@ -155,6 +154,13 @@ def look_at_regions(parts: Parts) -> Regions:
     )
 
 
+def _distances(scene: Scene) -> Float[Tensor, "b l 4"]:
+    """Distances to four edges, in strides; zeros where that is not what a location predicts."""
+    edges = len(DISTANCES.names)
+    values = scene.coding.encode(scene.grid, scene.target_boxes)[..., :edges]
+    return values if scene.coding.names[:edges] == DISTANCES.names else torch.zeros_like(values)
+
+
 def _scene(parts: Parts, batch: Batch) -> Scene:
     """A batch with a student that says nothing."""
     detector = parts.detector
@@ -162,10 +168,16 @@ def _scene(parts: Parts, batch: Batch) -> Scene:
     images, locations = len(batch.images), len(grid.points)
     silent = Dense(
         torch.zeros(images, locations, len(detector.settings.classes)),
-        torch.zeros(images, locations, 4, detector.bins.count),
+        torch.zeros(images, locations, detector.settings.edges, detector.bins.count),
     )
     return Scene.build(
-        silent, None, grid=grid, instances=batch.instances, assigner=parts.objective.assigner, bins=detector.bins
+        silent,
+        None,
+        grid=grid,
+        instances=batch.instances,
+        assigner=parts.objective.assigner,
+        bins=detector.bins,
+        coding=detector.coding,
     )
 
 

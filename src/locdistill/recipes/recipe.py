@@ -172,6 +172,7 @@ def _input_of(data: dict[str, Any]) -> dict[str, int]:
 
 
 ASSIGNER_OF = {"gfl": "atss", "gflv2": "atss", "atss": "atss", "fcos": "fcos", "retinanet": "max_iou"}
+ASSIGNER_OF |= {"rotated_gfl": "atss", "rotated_retinanet": "max_iou"}
 """The published assigner of each kind of detector."""
 WITH_CENTERNESS = ("atss", "fcos")
 
@@ -275,9 +276,9 @@ class Recipe(Settings):
         if self.teacher is None or self.teacher.cache is None:
             return self
         data = self.data
-        if data.size_mode == "range" and len(data.sizes) > 1 and data.views is None:
+        if data.ranges and data.views is None:
             raise ValueError(
-                "a cache holds what the teacher says of an image at each size and flip, and data.size_mode=range has "
+                f"a cache holds what the teacher says of an image at each size and turn, and data.{data.ranges[0]} has "
                 "too many of them; say how many of each image to use, for example data.views=8"
             )
         return self

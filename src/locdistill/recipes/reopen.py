@@ -77,6 +77,7 @@ class Reopened:
             instances=batch.instances,
             assigner=self.objective.assigner,
             bins=self.student.bins,
+            coding=self.student.coding,
         ).taught
 
     def learned(self) -> dict[str, Any]:

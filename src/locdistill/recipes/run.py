@@ -20,7 +20,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from locdistill.data.loader import training_loader
-from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.distillation.agreement import agreement
 from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
@@ -42,6 +41,7 @@ from locdistill.recipes.defaults import Request, resolve, resumed_recipe
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override
 from locdistill.recipes.memory import Progress, with_memory
+from locdistill.recipes.opening import open_for
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight import LOOK, Preflight, examine
 from locdistill.recipes.preflight_report import PreflightReport, refused
@@ -387,10 +387,10 @@ def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
     settings = recipe.data
     if settings.classes is None and recipe.detector.classes:
         settings = settings.model_copy(update={"classes": recipe.detector.classes})
-    train_set = open_dataset(settings, "train")
-    settings = settings.model_copy(update={"classes": train_set.classes})
-    val_set = open_dataset(settings, "val")
     detector = recipe.detector
+    train_set = open_for(detector, settings, "train")
+    settings = settings.model_copy(update={"classes": train_set.classes})
+    val_set = open_for(detector, settings, "val")
     if detector.classes and detector.classes != train_set.classes:
         raise RecipeError(
             f"detector.classes {list(detector.classes)} are not those of the data, {list(train_set.classes)}; "
@@ -418,7 +418,8 @@ def objective_of(recipe: Recipe, detector: Detector) -> Objective:
     return Objective(
         terms={name: _balanced(term.build(), recipe.balance) for name, term in recipe.terms.items()},
         bins=detector.bins,
-        assigner=assigner.ignoring() if recipe.data.crowd == "ignore" else assigner,
+        coding=detector.coding,
+        assigner=assigner.ignoring() if recipe.data.hands_on_ignored else assigner,
     )
 
 

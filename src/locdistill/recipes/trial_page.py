@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from locdistill.data.loader import evaluation_loader
-from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.distillation.regions import ValuableLocations
 from locdistill.evaluation.tables import Table
@@ -19,6 +18,7 @@ from locdistill.images import read_image
 from locdistill.models.detector import Detector
 from locdistill.objective.regions import Positives
 from locdistill.objective.scene import Scene
+from locdistill.recipes.opening import open_for
 from locdistill.recipes.pictures import THRESHOLD, miss, objects_by_doubt, spread, truth_layer
 from locdistill.recipes.run import objective_of
 from locdistill.recipes.terms import TermSettings
@@ -115,7 +115,7 @@ def _look(result: TrialResult) -> _Views:
     student = detectors[DISTILLED]
     recipe = result.settings.student
     data = recipe.data.model_copy(update={"classes": student.settings.classes})
-    dataset = open_dataset(data, "val")
+    dataset = open_for(student.settings, data, "val")
     shown = dataclasses.replace(dataset, records=tuple(spread(dataset.records, result.settings.pictures)))
     loader = evaluation_loader(shown, student.settings.input, batch=len(shown.records), workers=0)
     batch = next(iter(loader))
@@ -130,6 +130,7 @@ def _look(result: TrialResult) -> _Views:
             instances=batch.instances,
             assigner=assigner,
             bins=student.bins,
+            coding=student.coding,
         )
         for arm in (ALONE, DISTILLED)
     }
@@ -169,7 +170,9 @@ def _edges(views: _Views) -> list[report.Block]:
             picture = plot_edges(
                 scene.student.edge_logits[image, location],
                 scene.teacher.edge_logits[image, location],
-                truth=scene.target_distances[image, location],
+                truth=scene.target_values[image, location],
+                bins=scene.bins,
+                coding=scene.coding,
                 title=LABELS[arm],
             )
             caption = f"{LABELS[arm]} (bars) and teacher (line). {miss(scene, image, location)}."

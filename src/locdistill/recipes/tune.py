@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
 from locdistill.recipes.apart import run_apart
@@ -26,6 +25,7 @@ from locdistill.recipes.compare_arms import USE, chosen_seeds, flat
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.folder import PARENT, data_digest, make_folder, write_text
 from locdistill.recipes.load import Override, build_recipe, dump_recipe
+from locdistill.recipes.opening import open_for
 from locdistill.recipes.recipe import OF_TEACHER, Recipe
 from locdistill.recipes.teaching import teacher_files
 from locdistill.recipes.trial import Arm, Tell, Train, train_arms
@@ -137,9 +137,9 @@ def tune(  # noqa: PLR0913 - the words of the command line
     check_space(space, full)
     held = full.model_copy(update={"data": full.data.model_copy(update={"holdout": holdout})})
     held = build_recipe(held.model_dump(mode="json"), "the settings")  # a share that is none is said
-    training = open_dataset(held.data, "train")
+    training = open_for(full.detector, held.data, "train")
     settings = held.data.model_copy(update={"classes": full.detector.classes or full.data.classes or training.classes})
-    judging = open_dataset(settings, "val")
+    judging = open_for(full.detector, settings, "val")
     plan = Plan(
         recipe=full,
         short=shortened(held, len(training), epochs=epochs, steps=steps),

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from locdistill.data.files import images_below
 from locdistill.data.loader import evaluation_loader
-from locdistill.data.open import class_names, open_dataset
+from locdistill.data.open import class_names
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.dist import rank, world_size
@@ -27,7 +27,8 @@ from locdistill.engine.validation import evaluate_together
 from locdistill.errors import DataError, ImageError, RecipeError, RunError
 from locdistill.evaluation.coco import CocoResult
 from locdistill.evaluation.evaluator import Evaluator
-from locdistill.evaluation.results import write_results
+from locdistill.evaluation.results import rounded, write_results
+from locdistill.evaluation.rotated import published_sum, published_table
 from locdistill.evaluation.tables import Table
 from locdistill.evaluation.voc import VocResult
 from locdistill.images import ImageSource, View, keep_ratio_size, read_image
@@ -37,6 +38,7 @@ from locdistill.models.weights import locate
 from locdistill.recipes.folder import RECIPE, make_folder, write_text
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override, load_recipe, validate
+from locdistill.recipes.opening import open_for
 from locdistill.recipes.overrides import apply_overrides
 from locdistill.types import Batch, Detections
 from locdistill.viz.draw import draw_detections
@@ -56,6 +58,9 @@ class EvaluationResult:
         detections: By image identifier, in pixels of the images as they are on disk.
         dataset: What was looked at.
         results: The results file, if one was written.
+        task1: The zip file of DOTA's Task-1 files, if it was written.
+        published_sum: AP at each overlap as the published evaluator of Rotated-LD would print it, if asked for: a
+            running sum that is not AP (see :func:`locdistill.evaluation.rotated.published_sum`).
     """
 
     metrics: dict[str, float]
@@ -64,6 +69,32 @@ class EvaluationResult:
     detections: dict[int, Detections]
     dataset: Dataset
     results: Path | None = None
+    task1: Path | None = None
+    published_sum: dict[str, float | None] | None = None
+
+    def judged(self, *, eleven_point: bool | None = None, published: bool = False) -> EvaluationResult:
+        """The same detections with their metrics.
+
+        Args:
+            eleven_point: How AP is averaged by the rules of VOC and DOTA; as usual for the data unless given (see
+                :class:`locdistill.evaluation.Evaluator`).
+            published: Whether to add ``published_sum`` and a table of it.
+
+        Raises:
+            RecipeError: The rules are COCO's, which have one average, or the boxes are not rotated, as those of the
+                published evaluator are.
+        """
+        result = Evaluator(self.dataset, eleven_point).result(self.detections)
+        if eleven_point is not None and isinstance(result, CocoResult):
+            raise RecipeError(f"{self.dataset.name} is evaluated by COCO's rules, which know neither 11-point nor area")
+        series, tables = None, result.tables()
+        if published:
+            if isinstance(result, CocoResult) or not self.dataset.oriented:
+                raise RecipeError(
+                    f"the published sum is one of rotated boxes, those of {self.dataset.name} are upright"
+                )
+            series, tables = published_sum(result), (*tables, published_table(result))
+        return replace(self, metrics=result.metrics(), per_class=per_class(result), tables=tables, published_sum=series)
 
 
 @dataclass(frozen=True)
@@ -89,7 +120,7 @@ class Prediction:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         detections = [
-            {"class": self.classes[label], "label": label, "score": round(score, 5), "box": [round(v, 2) for v in box]}
+            {"class": self.classes[label], "label": label, "score": round(score, 5), "box": rounded(box)}
             for box, score, label in zip(*(value.tolist() for value in self.detections), strict=True)
         ]
         return {
@@ -152,7 +183,7 @@ def evaluate(
         detector.settings, others = _adjust(detector.settings, overrides, data=data_of(weights, data))
         settings = validate(DataSettings, others["data"], "data")
         settings = with_classes(settings, split, detector.settings.classes)
-        dataset = open_dataset(settings, split, training=False)
+        dataset = open_for(detector.settings, settings, split, training=False)
         loader: Iterable[Batch] = validation_loader(
             dataset,
             detector.settings,
@@ -214,26 +245,19 @@ def evaluation_batch(dataset: Dataset, limits: InputSettings, batch: int, views:
 def _judge(
     detector: Detector, loader: Iterable[Batch], dataset: Dataset, device: torch.device, format_only: str | Path | None
 ) -> EvaluationResult:
-    kept: dict[str, Any] = {}
+    kept = EvaluationResult({}, {}, (), {}, dataset)
 
     def judge(detections: dict[int, Detections]) -> dict[str, float]:
-        kept["detections"] = detections
-        if format_only is not None:
-            kept["file"] = write_results(format_only, dataset, detections)
-            return {}
-        kept["result"] = Evaluator(dataset).result(detections)
-        return kept["result"].metrics()  # type: ignore[no-any-return]
+        nonlocal kept
+        kept = replace(kept, detections=detections)
+        if format_only is None:
+            kept = kept.judged()
+        else:
+            kept = replace(kept, results=write_results(format_only, dataset, detections))
+        return kept.metrics
 
     metrics = evaluate_together(detector, loader, judge, device)
-    result = kept.get("result")
-    return EvaluationResult(
-        metrics=metrics,
-        per_class=per_class(result) if result is not None else {},
-        tables=result.tables() if result is not None else (),
-        detections=kept.get("detections", {}),
-        dataset=dataset,
-        results=kept.get("file"),
-    )
+    return replace(kept, metrics=metrics)
 
 
 def per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | None]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
@@ -14,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, TRUTH, hexadecimal, new_figure, tidy, to_image
-
-EDGES = ("left", "top", "right", "bottom")
+from locdistill.geometry.bins import Bins
+from locdistill.geometry.coding import DISTANCES, Coding
+from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, TRUTH, Colour, hexadecimal, new_figure, tidy, to_image
 
 
 def plot_edges(
@@ -24,10 +22,11 @@ def plot_edges(
     teacher: Float[Tensor, "e n"] | None = None,
     *,
     truth: Float[Tensor, " e"] | None = None,
-    names: Sequence[str] = EDGES,
+    bins: Bins | None = None,
+    coding: Coding = DISTANCES,
     title: str = "",
 ) -> Image.Image:
-    """Draw the edge distributions of one location, an edge to a panel.
+    """Draw the edge distributions of one location, an edge to a panel; the angle of a rotated box is one more.
 
     Bars are the student's probabilities of each bin; steps are the teacher's; short marks under the axis are the
     expected positions, which is what the box is made of; the vertical line is the true position.
@@ -35,17 +34,33 @@ def plot_edges(
     Args:
         student: Logits by edge and bin.
         teacher: Logits of a teacher at the same location.
-        truth: True distance of each edge, in bins (strides). A position beyond the last bin is marked at the border.
-        names: Of the edges.
+        truth: True position of each edge. One beyond the last bin is marked at the border.
+        bins: Where the bins lie; None is a bin per stride.
+        coding: What the edges are called, and counted in.
         title: Above the panels.
     """
-    figure = new_figure(240 * len(names), 250)
-    panels = np.atleast_1d(figure.subplots(1, len(names), sharey=True))
-    ours = _probabilities(student)
-    theirs = None if teacher is None else _probabilities(teacher)
-    true = None if truth is None else truth.detach().double().cpu().numpy()
-    for e, (axes, name) in enumerate(zip(panels, names, strict=True)):
-        _panel(tidy(axes, name), ours[e], None if theirs is None else theirs[e], None if true is None else true[e])
+    bins = bins or Bins(student.shape[-1] - 1)
+    figure = new_figure(240 * len(student), 250)
+    panels = np.atleast_1d(figure.subplots(1, len(student), sharey=True))
+    places = _plain(bins.positions(student.double()).expand(student.shape))
+    ours, means = _plain(student.softmax(-1)), _plain(bins.limit(bins.expect(student)))
+    theirs = None if teacher is None else _plain(teacher.softmax(-1))
+    its_means = None if teacher is None else _plain(bins.limit(bins.expect(teacher)))
+    true = None if truth is None else _plain(bins.limit(truth))
+    for e, axes in enumerate(panels):
+        tidy(axes, coding.names[e])
+        half = (places[e, 1] - places[e, 0]) / 2
+        axes.bar(places[e], ours[e], width=1.72 * half, color=hexadecimal(STUDENT), alpha=0.55)
+        _mark(axes, means[e], STUDENT)
+        if theirs is not None and its_means is not None:
+            edges = np.append(places[e] - half, places[e, -1] + half)
+            axes.stairs(theirs[e], edges, color=hexadecimal(TEACHER), linewidth=1.5)
+            _mark(axes, its_means[e], TEACHER)
+        if true is not None:
+            axes.axvline(true[e], color=hexadecimal(TRUTH), linestyle="--", linewidth=1.3)
+        axes.set_xlim(places[e, 0] - 1.4 * half, places[e, -1] + 1.4 * half)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=places[e, -1] >= 4))
+        axes.set_xlabel(f"in {coding.units[e]}", fontsize=8, color=hexadecimal(MUTED))
     panels[0].set_ylabel("probability", fontsize=8, color=hexadecimal(MUTED))
     panels[0].set_ylim(0, 1.08 * max(ours.max(), 0 if theirs is None else theirs.max()))
     if title:
@@ -60,25 +75,13 @@ def plot_edges(
     return to_image(figure)
 
 
-def _probabilities(logits: Float[Tensor, "e n"]) -> NDArray[np.float64]:
-    probabilities: NDArray[np.float64] = logits.detach().double().softmax(-1).cpu().numpy()
-    return probabilities
+def _plain(values: Tensor) -> NDArray[np.float64]:
+    numbers: NDArray[np.float64] = values.detach().double().cpu().numpy()
+    return numbers
 
 
-def _panel(axes: Axes, ours: NDArray[np.float64], theirs: NDArray[np.float64] | None, true: float | None) -> None:
-    bins = np.arange(len(ours))
-    axes.bar(bins, ours, width=0.86, color=hexadecimal(STUDENT), alpha=0.55)
-    if theirs is not None:
-        edges = np.arange(len(ours) + 1) - 0.5
-        axes.stairs(theirs, edges, color=hexadecimal(TEACHER), linewidth=1.5)
-    if true is not None:
-        axes.axvline(min(max(true, -0.5), len(ours) - 0.5), color=hexadecimal(TRUTH), linestyle="--", linewidth=1.3)
-    for probabilities, colour in ((ours, STUDENT), (theirs, TEACHER)):
-        if probabilities is not None:
-            place, colour_name = [float(probabilities @ bins)], hexadecimal(colour)
-            mark = Line2D(place, [0], color=colour_name, marker="^", markersize=6, clip_on=False, zorder=5)
-            mark.set_transform(axes.get_xaxis_transform())
-            axes.add_artist(mark)
-    axes.set_xlim(-0.7, len(ours) - 0.3)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
-    axes.set_xlabel("distance in strides", fontsize=8, color=hexadecimal(MUTED))
+def _mark(axes: Axes, place: float, colour: Colour) -> None:
+    """A mark under the axis at an expected position."""
+    mark = Line2D([place], [0], color=hexadecimal(colour), marker="^", markersize=6, clip_on=False, zorder=5)
+    mark.set_transform(axes.get_xaxis_transform())
+    axes.add_artist(mark)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from locdistill.models.heads.gfl import GFLHead
-from locdistill.models.heads.parts import EDGES, flat, initialise
+from locdistill.models.heads.parts import flat, initialise
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Dense
 
@@ -34,4 +34,4 @@ class CenternessHead(GFLHead):
             tower = self.reg_tower.finish(reg_map)
             edges.append((self.reg(tower) * scale).float())
             centerness.append(self.centerness(tower))
-        return Dense(flat(classes, self.classes), flat(edges, EDGES, self.bins), flat(centerness))
+        return Dense(flat(classes, self.classes), flat(edges, self.edges, self.bins), flat(centerness))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from locdistill.models.heads.parts import EDGES, begin, flat, initialise, level_scales, tower
+from locdistill.models.heads.parts import begin, flat, initialise, level_scales, tower
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Dense
 
@@ -22,16 +22,17 @@ class GFLHead(nn.Module):
         cls_tower: Convolutions before the class scores.
         reg_tower: Convolutions before the edge distributions.
         cls: Predicts ``classes`` logits per location.
-        reg: Predicts ``4 * (reg_max + 1)`` logits per location: left, top, right, bottom; bins within an edge.
+        reg: Predicts ``4 * (reg_max + 1)`` logits per location: left, top, right, bottom, and five times as many
+            as bins with an angle; bins within an edge.
         scales: One factor of the edge logits per level.
     """
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()
-        self.classes, self.bins = settings.class_outputs, settings.reg_max + 1
+        self.classes, self.edges, self.bins = settings.class_outputs, settings.edges, settings.reg_max + 1
         self.cls_tower, self.reg_tower = tower(settings), tower(settings)
         self.cls = nn.Conv2d(settings.channels, self.classes, 3, padding=1)
-        self.reg = nn.Conv2d(settings.channels, EDGES * self.bins, 3, padding=1)
+        self.reg = nn.Conv2d(settings.channels, self.edges * self.bins, 3, padding=1)
         self.scales = level_scales(settings)
         initialise(self, self.cls)
 
@@ -55,7 +56,7 @@ class GFLHead(nn.Module):
             (self.reg(self.reg_tower.finish(level)) * scale).float()
             for level, scale in zip(maps[1::2], list(self.scales)[first : first + len(maps) // 2], strict=True)
         ]
-        return Dense(flat(classes, self.classes), flat(edges, EDGES, self.bins))
+        return Dense(flat(classes, self.classes), flat(edges, self.edges, self.bins))
 
 
 class GFLv2Head(GFLHead):
@@ -75,7 +76,7 @@ class GFLv2Head(GFLHead):
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__(settings)
         self.quality = nn.Sequential(
-            nn.Conv2d(EDGES * (self.TOP + 1), self.HIDDEN, 1), nn.ReLU(inplace=True), nn.Conv2d(self.HIDDEN, 1, 1)
+            nn.Conv2d(self.edges * (self.TOP + 1), self.HIDDEN, 1), nn.ReLU(inplace=True), nn.Conv2d(self.HIDDEN, 1, 1)
         )
         initialise(self, self.cls)
 

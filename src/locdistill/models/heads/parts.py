@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from locdistill.models.settings import DetectorSettings
 
-EDGES = 4
 PRIOR = 0.01  # probability that a class score has before training (focal loss, Lin et al. 2017, section 4.1)
 
 
@@ -70,6 +69,11 @@ class Tower(nn.Sequential):
 def tower(settings: DetectorSettings) -> Tower:
     """The convolutions before a predictor."""
     return Tower(*(ConvNormAct(settings.channels, settings.norm_groups) for _ in range(settings.depth)))
+
+
+def predictor(settings: DetectorSettings, outputs: int) -> nn.Conv2d:
+    """The convolution behind a tower."""
+    return nn.Conv2d(settings.channels, outputs, settings.predictor, padding=settings.predictor // 2)
 
 
 def level_scales(settings: DetectorSettings) -> nn.ParameterList:

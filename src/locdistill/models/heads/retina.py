@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from locdistill.models.heads.parts import EDGES, begin, flat, initialise, tower
+from locdistill.models.heads.parts import begin, flat, initialise, predictor, tower
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Dense
 
@@ -14,24 +14,24 @@ from locdistill.types import Dense
 class RetinaHead(nn.Module):
     """Two towers whose predictors speak for each of the anchors of a cell; edge logits have no factor per level.
 
-    The distances are measured from the cell's point (here its corner, a multiple of the stride), which is the centre of
-    all its anchors: their shapes matter for the assignment only.
+    Distances are measured from the cell's point (here its corner, a multiple of the stride), which is the centre of all
+    its anchors: their shapes matter for the assignment only, unless what is predicted is the growth of an anchor.
 
     Attributes:
         cls_tower: Convolutions before the class scores.
         reg_tower: Convolutions before the edge distributions.
         cls: Predicts ``anchors * classes`` logits per cell, anchor by anchor.
-        reg: Predicts ``anchors * 4 * (reg_max + 1)`` logits per cell, anchor by anchor.
+        reg: Predicts ``anchors * 4 * (reg_max + 1)`` logits per cell (5 with an angle), anchor by anchor.
     """
 
     ANCHORS = 9
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()
-        self.classes, self.bins = settings.class_outputs, settings.reg_max + 1
+        self.classes, self.edges, self.bins = settings.class_outputs, settings.edges, settings.reg_max + 1
         self.cls_tower, self.reg_tower = tower(settings), tower(settings)
-        self.cls = nn.Conv2d(settings.channels, self.ANCHORS * self.classes, 3, padding=1)
-        self.reg = nn.Conv2d(settings.channels, self.ANCHORS * EDGES * self.bins, 3, padding=1)
+        self.cls = predictor(settings, self.ANCHORS * self.classes)
+        self.reg = predictor(settings, self.ANCHORS * self.edges * self.bins)
         initialise(self, self.cls)
 
     def forward(self, levels: Sequence[Tensor]) -> Dense:
@@ -46,4 +46,4 @@ class RetinaHead(nn.Module):
         """Predictions from what `begin` gives, which may be overwritten, of this head or of another one."""
         classes = [self.cls(self.cls_tower.finish(level)) for level in maps[::2]]
         edges = [self.reg(self.reg_tower.finish(level)).float() for level in maps[1::2]]
-        return Dense(flat(classes, self.classes), flat(edges, EDGES, self.bins))
+        return Dense(flat(classes, self.classes), flat(edges, self.edges, self.bins))

@@ -1,0 +1,128 @@
+"""From the numbers that a location predicts to a box, and back; all in strides of the location's level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from locdistill.geometry.edges import decode, encode
+from locdistill.geometry.grid import Grid
+from locdistill.geometry.kinds import HORIZONTAL, BoxKind, Rotated, rotated_frame
+
+
+@runtime_checkable
+class Coding(Protocol):
+    """What the predicted numbers of a location mean.
+
+    Attributes:
+        names: What each of them is called.
+        units: What each of them is counted in.
+        kind: Of the boxes that they make.
+    """
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each number is called."""
+
+    @property
+    def units(self) -> tuple[str, ...]:
+        """What each number is counted in."""
+
+    @property
+    def kind(self) -> BoxKind:
+        """Of the boxes that they make."""
+
+    def decode(self, grid: Grid, values: Float[Tensor, "b l e"]) -> Float[Tensor, "b l d"]:
+        """Boxes in strides."""
+
+    def encode(self, grid: Grid, boxes: Float[Tensor, "b l d"]) -> Float[Tensor, "b l e"]:
+        """The numbers that make these boxes, which are in strides, whether or not any bin reaches so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """Distances from the location to the left, top, right and bottom edge, in strides."""
+
+    names: ClassVar[tuple[str, ...]] = ("left", "top", "right", "bottom")
+    units: ClassVar[tuple[str, ...]] = 4 * ("strides",)
+    kind: ClassVar[BoxKind] = HORIZONTAL
+
+    def decode(self, grid: Grid, values: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
+        """``x1, y1, x2, y2`` in strides."""
+        return decode(grid.points / grid.strides[:, None], values)
+
+    def encode(self, grid: Grid, boxes: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
+        """Negative where the location lies outside the box."""
+        return encode(grid.points / grid.strides[:, None], boxes)
+
+
+@dataclass(frozen=True, slots=True)
+class RotatedDistances:
+    """Distances from the location to the four edges of a rotated box, in strides, and the angle in radians.
+
+    Seen along the box's own axes: left and right along its side ``w``, top and bottom along ``h``.
+
+    Attributes:
+        kind: Of the boxes, with the range of their angles: it says which of the edges is the left one.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("left", "top", "right", "bottom", "angle")
+    units: ClassVar[tuple[str, ...]] = (*4 * ("strides",), "radians")
+    kind: Rotated = field(default_factory=Rotated)
+
+    def decode(self, grid: Grid, values: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
+        """``cx, cy, w, h, theta``, lengths in strides."""
+        left, top, right, bottom, theta = values.unbind(-1)
+        along, across = (right - left) / 2, (bottom - top) / 2
+        cos, sin = theta.cos(), theta.sin()
+        x, y = (grid.points / grid.strides[:, None]).unbind(-1)
+        centre = (x + along * cos - across * sin, y + along * sin + across * cos)
+        return torch.stack((*centre, left + right, top + bottom, theta), -1)
+
+    def encode(self, grid: Grid, boxes: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
+        """Negative distances where the location lies outside the box."""
+        along, across = rotated_frame(grid.points / grid.strides[:, None], boxes)
+        _, _, w, h, theta = boxes.unbind(-1)
+        return torch.stack((w / 2 + along, h / 2 + across, w / 2 - along, h / 2 - across, theta), -1)
+
+
+@dataclass(frozen=True, slots=True)
+class AnchorDeltas:
+    """Shift and growth of the location's upright anchor, and the angle (the published Rotated-LD and JDet).
+
+    ``cx = x + dx * w_a``, ``cy = y + dy * h_a``, ``w = w_a exp(dw)``, ``h = h_a exp(dh)``, ``theta = unit * dtheta``.
+
+    Attributes:
+        kind: Of the boxes, with the range of their angles.
+        unit: What the angle is counted in, in radians: 1 in Rotated-LD, pi in JDet.
+    """
+
+    names: ClassVar[tuple[str, ...]] = ("dx", "dy", "dw", "dh", "angle")
+    units: ClassVar[tuple[str, ...]] = (*2 * ("anchors",), *2 * ("powers of e",), "angle units")
+    kind: Rotated = field(default_factory=Rotated)
+    unit: float = 1.0
+
+    def decode(self, grid: Grid, values: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
+        """``cx, cy, w, h, theta``, lengths in strides."""
+        points, sides = self._anchors(grid)
+        centre, size = points + values[..., :2] * sides, sides * values[..., 2:4].exp()
+        return torch.cat((centre, size, values[..., 4:] * self.unit), -1)
+
+    def encode(self, grid: Grid, boxes: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
+        """Sides of zero, of locations without an object, count as the smallest positive number."""
+        points, sides = self._anchors(grid)
+        tiny = torch.finfo(boxes.dtype).tiny
+        growth = (boxes[..., 2:4].clamp(min=tiny) / sides).log()
+        return torch.cat(((boxes[..., :2] - points) / sides, growth, boxes[..., 4:] / self.unit), -1)
+
+    @staticmethod
+    def _anchors(grid: Grid) -> tuple[Tensor, Tensor]:
+        """Centres and sides of the anchors, in strides."""
+        return grid.points / grid.strides[:, None], grid.anchor_shapes.repeat(len(grid.points) // grid.per_cell, 1)
+
+
+DISTANCES = Distances()

@@ -1,0 +1,243 @@
+"""Kinds of boxes: what is done with boxes of four numbers, and with those of five.
+
+``Horizontal`` boxes are ``x1, y1, x2, y2``; ``Rotated`` ones ``cx, cy, w, h, theta``, with the side ``w`` along
+``(cos theta, sin theta)``, so that in an image, where ``y`` points down, a positive angle turns clockwise. Whoever has
+to do something that depends on it asks the kind; nobody else knows which one it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from locdistill.geometry import boxes as upright
+from locdistill.geometry import rotated
+from locdistill.geometry.nms import class_nms, rotated_class_nms
+from locdistill.geometry.rotated import AngleRange
+
+
+@runtime_checkable
+@runtime_checkable
+class BoxKind(Protocol):
+    """What is done with the boxes of a kind.
+
+    Attributes:
+        numbers: How many numbers make a box.
+    """
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers make a box."""
+
+    def hull(self, boxes: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 4"]:
+        """The axis-aligned boxes that circumscribe them."""
+
+    def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch d"]:
+        """Axis-aligned boxes ``x1, y1, x2, y2`` as boxes of this kind."""
+
+    def corners(self, boxes: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 4 2"]:
+        """Corners ``x, y``, clockwise on screen."""
+
+    def scaled(self, boxes: Float[Tensor, "*batch d"], factor: Tensor) -> Float[Tensor, "*batch d"]:
+        """The boxes in another unit of length."""
+
+    def moved(self, boxes: Float[Tensor, "*batch d"], offset: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch d"]:
+        """The boxes moved along ``x`` and ``y``."""
+
+    def shrunk(
+        self, boxes: Float[Tensor, "*batch d"], factors: Float[Tensor, "*#batch 2"]
+    ) -> Float[Tensor, "*batch d"]:
+        """The boxes as they were in the image before it was enlarged by factors along ``x`` and ``y``."""
+
+    def mirrored(self, boxes: Float[Tensor, "*batch d"], width: Tensor) -> Float[Tensor, "*batch d"]:
+        """The boxes in an image of this width, mirrored left and right."""
+
+    def clipped(self, boxes: Float[Tensor, "*batch d"], size: Int[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch d"]:
+        """The boxes as they may be reported from an image of ``height, width`` pixels."""
+
+    def paired_iou(self, a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
+        """Intersection over union, one to one."""
+
+    def pairwise_iou(self, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
+        """Intersection over union of all pairs."""
+
+    def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
+        """Intersection over union of axis-aligned anchors ``x1, y1, x2, y2`` with boxes, all with all."""
+
+    def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
+        """Distance of each point to the nearest edge of its box; negative outside."""
+
+    def nms(
+        self, boxes: Float[Tensor, "n d"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
+    ) -> Int[Tensor, " k"]:
+        """Indices of the boxes that no better box of their class overlaps by more, best score first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Horizontal:
+    """Axis-aligned boxes ``x1, y1, x2, y2``."""
+
+    numbers: ClassVar[int] = 4
+
+    def hull(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
+        """The boxes themselves."""
+        return boxes
+
+    def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
+        """The boxes themselves."""
+        return boxes
+
+    def corners(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4 2"]:
+        """From the upper left one."""
+        x1, y1, x2, y2 = boxes.unbind(-1)
+        return torch.stack((torch.stack((x1, x2, x2, x1), -1), torch.stack((y1, y1, y2, y2), -1)), -1)
+
+    def scaled(self, boxes: Float[Tensor, "*batch 4"], factor: Tensor) -> Float[Tensor, "*batch 4"]:
+        """Each coordinate times the factor."""
+        return boxes * factor
+
+    def moved(self, boxes: Float[Tensor, "*batch 4"], offset: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 4"]:
+        """Both corners plus the offset."""
+        return boxes + torch.cat((offset, offset), -1)
+
+    def shrunk(
+        self, boxes: Float[Tensor, "*batch 4"], factors: Float[Tensor, "*#batch 2"]
+    ) -> Float[Tensor, "*batch 4"]:
+        """Each coordinate over the factor of its axis."""
+        return boxes / torch.cat((factors, factors), -1)
+
+    def mirrored(self, boxes: Float[Tensor, "*batch 4"], width: Tensor) -> Float[Tensor, "*batch 4"]:
+        """Left and right change places."""
+        left, top, right, bottom = boxes.unbind(-1)
+        return torch.stack((width - right, top, width - left, bottom), -1)
+
+    def clipped(self, boxes: Float[Tensor, "*batch 4"], size: Int[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 4"]:
+        """Limited to the image."""
+        return upright.clip(boxes, size)
+
+    def paired_iou(self, a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
+        """See :func:`locdistill.geometry.boxes.paired_iou`."""
+        return upright.paired_iou(a, b)
+
+    def pairwise_iou(self, a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
+        """See :func:`locdistill.geometry.boxes.pairwise_iou`."""
+        return upright.pairwise_iou(a, b)
+
+    def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k l"]:
+        """Of all pairs."""
+        return upright.paired_iou(anchors, boxes[:, :, None])
+
+    def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
+        """The least of four distances."""
+        return torch.minimum(points - boxes[..., :2], boxes[..., 2:] - points).amin(-1)
+
+    def nms(
+        self, boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
+    ) -> Int[Tensor, " k"]:
+        """See :func:`locdistill.geometry.nms.class_nms`."""
+        return class_nms(boxes, scores, labels, threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class Rotated:
+    """Rotated boxes ``cx, cy, w, h, theta``.
+
+    Attributes:
+        angles: Which of the equal ways to say a box is used (see :func:`locdistill.geometry.rotated.canonical`).
+    """
+
+    numbers: ClassVar[int] = 5
+    angles: AngleRange = "le135"
+
+    def hull(self, boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
+        """See :func:`locdistill.geometry.rotated.hull`."""
+        return rotated.hull(boxes)
+
+    def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 5"]:
+        """Of angle 0, whatever the range."""
+        sides = boxes[..., 2:] - boxes[..., :2]
+        return torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, sides, torch.zeros_like(sides[..., :1])), -1)
+
+    def corners(self, boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4 2"]:
+        """See :func:`locdistill.geometry.rotated.corners`."""
+        return rotated.corners(boxes)
+
+    def scaled(self, boxes: Float[Tensor, "*batch 5"], factor: Tensor) -> Float[Tensor, "*batch 5"]:
+        """Centre and sides times the factor."""
+        return torch.cat((boxes[..., :4] * factor, boxes[..., 4:]), -1)
+
+    def moved(self, boxes: Float[Tensor, "*batch 5"], offset: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 5"]:
+        """The centre plus the offset."""
+        return torch.cat((boxes[..., :2] + offset, boxes[..., 2:]), -1)
+
+    def shrunk(
+        self, boxes: Float[Tensor, "*batch 5"], factors: Float[Tensor, "*#batch 2"]
+    ) -> Float[Tensor, "*batch 5"]:
+        """Where the factors differ a box becomes a parallelogram; its side ``w`` and its area are then kept."""
+        cos, sin = boxes[..., 4].cos() / factors[..., 0], boxes[..., 4].sin() / factors[..., 1]
+        part = torch.hypot(cos, sin)
+        width, height = boxes[..., 2] * part, boxes[..., 3] / (factors.prod(-1) * part)
+        turned = torch.stack((width, height, torch.atan2(sin, cos)), -1)
+        return rotated.canonical(torch.cat((boxes[..., :2] / factors, turned), -1), self.angles)
+
+    def mirrored(self, boxes: Float[Tensor, "*batch 5"], width: Tensor) -> Float[Tensor, "*batch 5"]:
+        """The angle turns the other way."""
+        x, y, w, h, theta = boxes.unbind(-1)
+        return rotated.canonical(torch.stack((width - x, y, w, h, -theta), -1), self.angles)
+
+    def clipped(self, boxes: Float[Tensor, "*batch 5"], size: Int[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 5"]:
+        """Centres within the image, as in the reference; clipped boxes would be rectangles no more."""
+        limit = size.flip(-1).to(boxes.dtype)
+        return torch.cat((torch.minimum(boxes[..., :2].clamp(min=0), limit), boxes[..., 2:]), -1)
+
+    def paired_iou(self, a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
+        """See :func:`locdistill.geometry.rotated.paired_iou`."""
+        return rotated.paired_iou(a, b)
+
+    def pairwise_iou(self, a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tensor, "n m"]:
+        """See :func:`locdistill.geometry.rotated.pairwise_iou`."""
+        return rotated.pairwise_iou(a, b)
+
+    def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 5"]) -> Float[Tensor, "b k l"]:
+        """Of the pairs whose hulls meet; on a GPU the program waits for their number, in compiled code all are done."""
+        lying = self.upright(anchors)
+        if torch.compiler.is_compiling():
+            return rotated.paired_iou(lying, boxes[:, :, None])
+        hulls = rotated.hull(boxes)[:, :, None]
+        low, high = torch.maximum(hulls[..., :2], anchors[:, :2]), torch.minimum(hulls[..., 2:], anchors[:, 2:])
+        met: Bool[Tensor, "b k l"] = (low < high).all(-1)
+        image, slot, anchor = met.nonzero(as_tuple=True)
+        found = rotated.paired_iou(lying[anchor], boxes[image, slot])
+        return torch.zeros(met.shape, dtype=found.dtype, device=found.device).index_put((image, slot, anchor), found)
+
+    def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
+        """The least of the distances to four edges, in the frame of the box."""
+        along, across = rotated_frame(points, boxes)
+        return torch.minimum(boxes[..., 2] / 2 - along.abs(), boxes[..., 3] / 2 - across.abs())
+
+    def nms(
+        self, boxes: Float[Tensor, "n 5"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
+    ) -> Int[Tensor, " k"]:
+        """See :func:`locdistill.geometry.nms.rotated_class_nms`."""
+        return rotated_class_nms(boxes, scores, labels, threshold)
+
+
+HORIZONTAL = Horizontal()
+
+
+def kind_of(boxes: Float[Tensor, "*batch d"]) -> BoxKind:
+    """The kind of boxes, by their numbers; of rotated ones, whatever the range of their angles."""
+    return HORIZONTAL if boxes.shape[-1] == HORIZONTAL.numbers else Rotated()
+
+
+def rotated_frame(
+    points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 5"]
+) -> tuple[Float[Tensor, "*#batch"], Float[Tensor, "*#batch"]]:
+    """Coordinates of points along the sides ``w`` and ``h`` of boxes, from their centres."""
+    x, y = points[..., 0] - boxes[..., 0], points[..., 1] - boxes[..., 1]
+    cos, sin = boxes[..., 4].cos(), boxes[..., 4].sin()
+    return x * cos + y * sin, y * cos - x * sin
