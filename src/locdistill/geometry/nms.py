@@ -12,7 +12,7 @@ from torchvision.ops import nms
 
 from locdistill.geometry import rotated
 from locdistill.geometry.boxes import centre_offset, pairwise_iou
-from locdistill.geometry.sweep import overlapping_pairs, taken
+from locdistill.geometry.sweep import in_parts, overlapping_pairs, taken
 
 # From this number of boxes on, classes are suppressed one after the other: memory of one pass grows with the square.
 ONE_PASS_LIMIT = 10_000
@@ -22,7 +22,6 @@ PAIRS = 2**18
 # The same where only pairs are compared that overlap: blocks double, for after the first few boxes remain of a crowd.
 SPARSE_BLOCK = 512
 SPARSE_BLOCK_LIMIT = 4096
-SPARSE_PAIRS = 2**14
 # The published numbers of score voting.
 CLOSENESS = 0.8
 VOTE_THRESHOLD = 0.7
@@ -88,8 +87,8 @@ def sparse_nms(
     ranked = boxes[order].double()
     hulls = hull(ranked)
     # Classes are moved apart. Rounding keeps the order of edges, so no pair is missed; overlaps are those of `ranked`.
-    width = 2 * hulls.nan_to_num(0, 0, 0).abs().max() + 1
-    apart = hulls + (labels[order] * width)[:, None]
+    shift = labels[order] * (2 * hulls.nan_to_num(0, 0, 0).abs().max() + 1)
+    apart = torch.stack((hulls[:, 0] + shift, hulls[:, 1], hulls[:, 2] + shift, hulls[:, 3]), 1)
     over = partial(_overlapping, boxes=ranked, hulls=apart, threshold=iou_threshold, paired_iou=paired_iou)
     blocks = _blocks(ranked, SPARSE_BLOCK, SPARSE_BLOCK_LIMIT)
     return order[_best(blocks, over, len(ranked))]
@@ -190,8 +189,7 @@ def _overlapping(
     """The hits of boxes whose hulls overlap and who overlap themselves by more than the threshold."""
     i, j = overlapping_pairs(hulls[worse]) if better is None else overlapping_pairs(hulls[better], hulls[worse])
     first, second = boxes[worse if better is None else better], boxes[worse]
-    some = zip(torch.split(i, SPARSE_PAIRS), torch.split(j, SPARSE_PAIRS), strict=True)
-    hit = torch.cat([paired_iou(taken(first, rows), taken(second, columns)) > threshold for rows, columns in some])
+    hit = in_parts(lambda i, j: paired_iou(taken(first, i), taken(second, j)) > threshold, i, j)
     i, j = i[hit], j[hit]
     return (i, j) if better is not None else (torch.minimum(i, j), torch.maximum(i, j))
 

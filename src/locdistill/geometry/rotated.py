@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locdistill.geometry.boxes import EPSILON
-from locdistill.geometry.sweep import overlapping_pairs, taken
+from locdistill.geometry.sweep import in_parts, overlapping_pairs, taken
 
 AngleRange = Literal["oc", "le90", "le135"]
 """Which of its names a rectangle goes by.
@@ -27,8 +27,6 @@ their width is vertical. ``le90`` and ``le135``: the width is the longer side an
 [-pi / 4, 3 pi / 4). All as in MMRotate.
 """
 _START = {"le90": -math.pi / 2, "le135": -math.pi / 4}
-PAIRS = 2**14
-"""Pairs of boxes that are intersected at once where only some of all are: what a processor's cache holds."""
 
 
 # -------------------------------------------------------------------------------------------------------- one rectangle
@@ -140,8 +138,7 @@ def pairwise_iou(a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tens
     own, other = _frames(a), _frames(b)
     with torch.no_grad():
         i, j = overlapping_pairs(hull(_wide(a)), hull(_wide(b)))
-    some = zip(torch.split(i, PAIRS), torch.split(j, PAIRS), strict=True)
-    values = torch.cat([_iou(taken(own, rows, 1), taken(other, columns, 1)) for rows, columns in some])
+    values = in_parts(lambda i, j: _iou(taken(own, i, 1), taken(other, j, 1)), i, j)
     return values.new_zeros(len(a) * len(b)).index_put((i * len(b) + j,), values).reshape(len(a), len(b))
 
 

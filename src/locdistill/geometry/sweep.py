@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +10,10 @@ from torch import Tensor
 
 CANDIDATES = 2**20
 """Pairs whose vertical extents are compared at once (about 60 bytes each)."""
+PAIRS = {"cpu": 2**14}
+"""Pairs of which something is computed at once: what a processor's cache holds."""
+PAIRS_ELSEWHERE = 2**18
+"""The same on other devices, where each turn has a price."""
 
 
 def overlapping_pairs(
@@ -33,6 +37,13 @@ def overlapping_pairs(
     # The same the other way round, less those that start together.
     j_too, i_too = _starting_within(other, own, torch.searchsorted(own[0], other[0], right=True))
     return taken(order, torch.cat((i, i_too))), taken(other_order, torch.cat((j, j_too)))
+
+
+def in_parts(value: Callable[[Tensor, Tensor], Tensor], i: Int[Tensor, " k"], j: Int[Tensor, " k"]) -> Tensor:
+    """``value(i, j)``, which has a number for each pair of places, for some pairs at a time."""
+    size = PAIRS.get(i.device.type, PAIRS_ELSEWHERE)
+    some = zip(torch.split(i, size), torch.split(j, size), strict=True)
+    return torch.cat([value(*places) for places in some])
 
 
 def taken(values: Tensor, places: Int[Tensor, " k"], axis: int = 0) -> Tensor:
