@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from locdistill.recipes.publish import PublishedModel, publish
     from locdistill.recipes.recipe import Recipe
     from locdistill.recipes.run import RunResult, distill, preflight, run, train
+    from locdistill.recipes.tiling import TilingResult, merge, tile
     from locdistill.recipes.tune import tune
     from locdistill.recipes.tune_result import TuneResult
     from locdistill.recipes.use import EvaluationResult, Prediction, evaluate, predict
@@ -68,6 +69,7 @@ __all__ = [
     "Recipe",
     "RunResult",
     "Term",
+    "TilingResult",
     "TuneResult",
     "benchmark",
     "build_cache",
@@ -80,6 +82,7 @@ __all__ = [
     "landscape",
     "load_mmdet",
     "load_recipe",
+    "merge",
     "predict",
     "preflight",
     "publish",
@@ -87,6 +90,7 @@ __all__ = [
     "push",
     "run",
     "save_mmdet",
+    "tile",
     "train",
     "tune",
 ]
@@ -114,6 +118,7 @@ _HOMES = {
     "Recipe": "recipes.recipe",
     "RunResult": "recipes.run",
     "Term": "objective.term",
+    "TilingResult": "recipes.tiling",
     "TuneResult": "recipes.tune_result",
     "benchmark": "recipes.benchmark",
     "build_cache": "recipes.cache",
@@ -126,6 +131,7 @@ _HOMES = {
     "landscape": "recipes.landscape",
     "load_mmdet": "models.mmdet",
     "load_recipe": "recipes.load",
+    "merge": "recipes.tiling",
     "predict": "recipes.use",
     "preflight": "recipes.run",
     "publish": "recipes.publish",
@@ -133,6 +139,7 @@ _HOMES = {
     "push": "recipes.hub",
     "run": "recipes.run",
     "save_mmdet": "models.mmdet",
+    "tile": "recipes.tiling",
     "train": "recipes.run",
     "tune": "recipes.tune",
 }

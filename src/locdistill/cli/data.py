@@ -10,12 +10,14 @@ from locdistill.cli import options
 
 PROBLEMS_FOUND = 1
 
-app = typer.Typer(help="Look at data sets.", no_args_is_help=True, rich_markup_mode="rich")
+app = typer.Typer(
+    help="Look at data sets, and cut large images into tiles.", no_args_is_help=True, rich_markup_mode="rich"
+)
 
 
 @app.callback()
 def _data() -> None:
-    """Look at data sets."""
+    """Look at data sets, and cut large images into tiles."""
 
 
 @app.command("check")
@@ -43,3 +45,102 @@ def check(
     report_check(report, as_json=as_json)
     if report.problems:
         raise typer.Exit(PROBLEMS_FOUND)
+
+
+@app.command("tile")
+def tile(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="A data set of any format.")],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the tiles: a data set in DOTA's layout.")],
+    words: options.Settings = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option("--split", help="Can be given several times; all of train, val and test unless given."),
+    ] = None,
+    size: Annotated[int, typer.Option("--size", min=1, help="Height and width of a tile, in pixels.")] = 1024,
+    overlap: Annotated[
+        int, typer.Option("--overlap", min=0, help="What neighbours have in common, in pixels of the tile.")
+    ] = 200,
+    scale: Annotated[
+        list[float] | None,
+        typer.Option("--scale", help="Size at which images are cut; can be given several times. 1 unless given."),
+    ] = None,
+    settings: options.Set = None,
+    as_json: options.Json = False,
+) -> None:
+    """Cut large images into overlapping square tiles, to train and detect on.
+
+    An object belongs to every tile that holds 0.7 of its area or more
+    (tiling.part); where a part lies beyond the tile it is marked as difficult.
+    Train on such objects as on others with data.crowd=objects.
+    Run the same command again after an interruption.
+
+    [bold]Examples[/bold]
+
+    locdistill data tile DOTA tiles
+    locdistill data tile DOTA tiles --overlap 500 --scale 0.5 --scale 1 --scale 1.5
+    locdistill data tile folder tiles --split val --size 512 data.classes=[ship]
+    """
+    from locdistill.cli.report import progress, report_tiling  # noqa: PLC0415 - heavy
+    from locdistill.recipes.tiling import tile as run  # noqa: PLC0415 - heavy
+
+    result = run(
+        data,
+        out,
+        splits=split or (),
+        size=size,
+        overlap=overlap,
+        scales=scale or (1.0,),
+        overrides=[*(settings or ()), *(words or ())],
+        progress=progress("cutting"),
+    )
+    report_tiling(result, as_json=as_json)
+
+
+@app.command("merge")
+def merge(
+    results: Annotated[
+        str,
+        typer.Argument(
+            metavar="RESULTS",
+            help="What was found on the tiles: the file of 'evaluate --format-only', or predict's predictions.json.",
+        ),
+    ],
+    tiles: Annotated[str, typer.Argument(metavar="TILES", help="The folder of 'locdistill data tile'.")],
+    words: options.Settings = None,
+    out: Annotated[
+        str, typer.Option("--out", "-o", metavar="DIR", help="Folder for the detections of whole images.")
+    ] = "merged",
+    split: Annotated[str, typer.Option("--split", help="The split that was detected on.")] = "val",
+    data: Annotated[
+        str | None, typer.Option("--data", "-d", metavar="PATH", help="The data set that was cut, to evaluate on it.")
+    ] = None,
+    iou: Annotated[
+        float | None,
+        typer.Option(
+            "--iou",
+            min=0,
+            max=1,
+            help="Overlap above which the worse of two detections of a class goes; 0.1 for rotated boxes, else 0.3.",
+        ),
+    ] = None,
+    eleven_point: options.ElevenPoint = None,
+    published_sum: options.PublishedSum = False,
+    settings: options.Set = None,
+    as_json: options.Json = False,
+) -> None:
+    """Put detections on tiles together to those of whole images.
+
+    Writes results.json and, of rotated boxes, Task1_*.txt and Task1.zip as
+    DOTA's server takes them. With --data they are evaluated.
+
+    [bold]Examples[/bold]
+
+    locdistill evaluate runs/student --data tiles --format-only found.json
+    locdistill data merge found.json tiles --out merged --data DOTA
+    locdistill data merge out/predictions.json tiles --split test --out merged
+    """
+    from locdistill.cli.report import report_evaluation  # noqa: PLC0415 - heavy
+    from locdistill.recipes.tiling import merge as run  # noqa: PLC0415 - heavy
+
+    result = run(results, tiles, out, split=split, data=data, iou=iou, overrides=[*(settings or ()), *(words or ())])
+    report_evaluation(result, as_json=as_json, eleven_point=eleven_point, published_sum=published_sum)

@@ -21,12 +21,14 @@ def evaluate(
         ),
     ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once, if all have the same size.")] = 8,
+    eleven_point: options.ElevenPoint = None,
+    published_sum: options.PublishedSum = False,
     tta: options.Tta = False,
     device: options.Device = None,
     settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
-    """Evaluate trained weights: COCO's numbers, or VOC's on a VOC data set.
+    """Evaluate trained weights: COCO's numbers, VOC's on a VOC data set, or those of rotated boxes.
 
     The data set is that of the run unless --data is given. Settings reach
     data.*, input.* (size of the images) and detections.* (thresholds,
@@ -39,6 +41,7 @@ def evaluate(
     locdistill evaluate runs/student --split test --format-only results.json
     locdistill evaluate runs/student detections.nms_iou=0.5 --json
     locdistill evaluate runs/student --tta detections.nms=voting_cluster_diou
+    locdistill evaluate runs/rotated --data DOTA-tiles --published-sum
     """
     from locdistill.cli.report import progress, report_evaluation  # noqa: PLC0415 - heavy
     from locdistill.recipes.use import evaluate as run  # noqa: PLC0415 - heavy
@@ -53,4 +56,4 @@ def evaluate(
         overrides=[*options.test_time_augmentation(tta), *(settings or ()), *(words or ())],
         progress=progress("evaluating"),
     )
-    report_evaluation(result, as_json=as_json)
+    report_evaluation(result, as_json=as_json, eleven_point=eleven_point, published_sum=published_sum)

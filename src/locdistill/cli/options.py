@@ -124,6 +124,21 @@ Tta = Annotated[
         "takes six times as long. Others: detections.augment.scales=[1] detections.augment.flip=true.",
     ),
 ]
+ElevenPoint = Annotated[
+    bool | None,
+    typer.Option(
+        "--eleven-point/--area",
+        help="How AP is averaged by the rules of VOC and DOTA; as is usual for the data unless given.",
+        show_default=False,
+    ),
+]
+PublishedSum = Annotated[
+    bool,
+    typer.Option(
+        "--published-sum",
+        help="Show beside AP of rotated boxes the running sum that the published evaluator prints in its place.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...")]
 

@@ -12,10 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from locdistill.data.check import CheckReport
+from locdistill.errors import RecipeError
 from locdistill.evaluation.tables import percent
 from locdistill.recipes.folder import process_rank
 from locdistill.recipes.preflight_report import PreflightReport
 from locdistill.recipes.run import RunResult
+from locdistill.recipes.tiling import TilingResult
 from locdistill.recipes.use import EvaluationResult, Prediction
 from locdistill.settings import finite
 
@@ -72,23 +74,52 @@ def report_run(result: RunResult) -> None:
     out.print(f"\n{result.metrics['seconds']:.0f} s; weights, pictures and the resolved recipe are in {result.out}")
 
 
-def report_evaluation(result: EvaluationResult, *, as_json: bool) -> None:
-    """Metrics of an evaluation."""
+def report_evaluation(
+    result: EvaluationResult, *, as_json: bool, eleven_point: bool | None = None, published_sum: bool = False
+) -> None:
+    """What was written, and metrics if there are any; averaged in another way, or with the published sum, if asked for.
+
+    Raises:
+        RecipeError: That was asked for where it does not apply.
+    """
     if process_rank() > 0:
         return
-    if result.results is not None:
-        count = sum(len(found.scores) for found in result.detections.values())
-        line = f"{count} detections on {len(result.dataset)} images of {result.dataset.name} are in {result.results}"
-        print_json({"results": str(result.results), "detections": count}) if as_json else print(line)
-        return
+    if eleven_point is not None or published_sum:
+        if not result.metrics:
+            raise RecipeError("--eleven-point, --area and --published-sum are about AP, which was not asked for")
+        result = result.judged(eleven_point=eleven_point, published=published_sum)
+    count = sum(len(found.scores) for found in result.detections.values())
+    files = [str(file) for file in (result.results, result.task1) if file is not None]
     if as_json:
-        data = {"name": result.dataset.name, "images": len(result.dataset)}
-        print_json({"data": data, "metrics": result.metrics, "per_class": result.per_class})
+        written = {"results": str(result.results), "detections": count} if result.results else {}
+        written |= {"task1": str(result.task1)} if result.task1 else {}
+        print_json(written | (_numbers(result) if result.metrics else {}))
         return
-    out = console()
-    out.print(f"{result.dataset.name}: {len(result.dataset)} images")
-    for table in result.tables:
-        out.print(table.rich())
+    if files:
+        images = f"{len(result.dataset)} images of {result.dataset.name}"
+        print(f"{count} detections on {images} are in {' and '.join(files)}")
+    if result.metrics:
+        out = console()
+        out.print(f"{result.dataset.name}: {len(result.dataset)} images")
+        for table in result.tables:
+            out.print(table.rich())
+
+
+def _numbers(result: EvaluationResult) -> dict[str, Any]:
+    """Metrics as plain data."""
+    data = {"name": result.dataset.name, "images": len(result.dataset)}
+    sums = {"published_sum": result.published_sum} if result.published_sum else {}
+    return {"data": data, "metrics": result.metrics, "per_class": result.per_class} | sums
+
+
+def report_tiling(result: TilingResult, *, as_json: bool) -> None:
+    """A line for each split."""
+    content = result.as_dict()
+    if as_json:
+        print_json(content)
+        return
+    for name, counts in content["splits"].items():
+        print(f"{name}: {counts['tiles']} tiles of {counts['images']} images in {counts['folder']}")
 
 
 def report_predictions(found: Sequence[Prediction], save: str | None, *, as_json: bool) -> None:

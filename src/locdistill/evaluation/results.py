@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -25,8 +25,11 @@ def write_results(path: str | Path, dataset: Dataset, detections: Mapping[int, D
     """Write COCO's results format: a list of ``image_id, category_id, bbox [x, y, width, height], score``.
 
     Rotated boxes are written as ``rbox [cx, cy, width, height, angle in radians]``, which is not part of the format;
-    ``bbox`` then circumscribes them. Boxes are rounded to a hundredth of a pixel, angles and scores to five decimals,
-    as the file of a large test set is long; detections stay in their order. The file appears complete or not at all.
+    ``bbox`` then circumscribes them. Where the data set's format has no identifiers of classes, these depend on which
+    classes were chosen, and ``category_name`` is written too.
+
+    Boxes are rounded to a hundredth of a pixel, angles and scores to five decimals, as the file of a large test set is
+    long; detections stay in their order. The file appears complete or not at all.
 
     Args:
         path: File to write; its folder is created.
@@ -56,6 +59,7 @@ def write_results(path: str | Path, dataset: Dataset, detections: Mapping[int, D
 
 
 def _entries(dataset: Dataset, detections: Mapping[int, Detections]) -> Iterator[dict[str, Any]]:
+    named = dataset.kind != "coco"
     for image_id, here in found(dataset, detections).items():
         boxes = torch.from_numpy(here.boxes)
         hulls = kind_of(boxes).hull(boxes).tolist()
@@ -65,6 +69,7 @@ def _entries(dataset: Dataset, detections: Mapping[int, Detections]) -> Iterator
             yield {
                 "image_id": image_id,
                 "category_id": dataset.category_ids[label],
+                **({"category_name": dataset.classes[label]} if named else {}),
                 "bbox": rounded((x1, y1, x2 - x1, y2 - y1)),
                 **({"rbox": rounded(box)} if dataset.oriented else {}),
                 "score": round(score, 5),
@@ -79,7 +84,8 @@ def rounded(box: Sequence[float]) -> list[float]:
 def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
     """Read a file of COCO results, best score first within each image, to evaluate it on a data set.
 
-    Detections are rotated boxes where they have an ``rbox``, whatever the data set's objects are.
+    Detections are rotated boxes where they have an ``rbox``, whatever the data set's objects are. A ``category_name``
+    counts for more than a ``category_id``.
 
     Raises:
         DataError: The file is absent or not of that format, or speaks of images or classes that the data set lacks, or
@@ -89,7 +95,8 @@ def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
     entries = _load(path)
     rotated = any(isinstance(entry, dict) and "rbox" in entry for entry in entries)
     images = {record.image_id for record in dataset.records}
-    label_of = {category: label for label, category in enumerate(dataset.category_ids)}
+    label_of: _Labels = {identifier: label for label, identifier in enumerate(dataset.category_ids)}
+    label_of |= {name: label for label, name in enumerate(dataset.classes)}
     problems = [(i, why) for i, entry in enumerate(entries) if (why := _problem(entry, images, label_of, rotated))]
     if problems:
         listed = "\n".join(f"  entry {i}: {why}" for i, why in problems[:_SHOWN])
@@ -104,6 +111,15 @@ def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
     return {image_id: _detections(here, label_of, rotated) for image_id, here in by_image.items()}
 
 
+_Labels: TypeAlias = dict[str | int, int]
+"""By the name and by the identifier of a class."""
+
+
+def _category(entry: dict[str, Any]) -> str:
+    """Where an entry says what its class is."""
+    return "category_name" if "category_name" in entry else "category_id"
+
+
 def _load(path: Path) -> list[Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -114,14 +130,16 @@ def _load(path: Path) -> list[Any]:
     return entries
 
 
-def _problem(entry: object, images: set[int], label_of: Mapping[int, int], rotated: bool) -> str | None:
+def _problem(entry: object, images: set[int], label_of: _Labels, rotated: bool) -> str | None:
     """What is wrong with an entry of the file, if anything."""
     if not isinstance(entry, dict) or not {"image_id", "category_id", "bbox", "score"} <= entry.keys():
         return f"expected image_id, category_id, bbox and score, found {str(entry)[:80]}"
     if not isinstance(entry["image_id"], int) or entry["image_id"] not in images:
         return f"image_id {entry['image_id']!r} is not in the data set"
-    if not isinstance(entry["category_id"], int) or entry["category_id"] not in label_of:
-        return f"category_id {entry['category_id']!r} is none of {sorted(label_of)[:_SHOWN]}"
+    category, is_one = _category(entry), str if "category_name" in entry else int
+    if not isinstance(entry[category], is_one) or entry[category] not in label_of:
+        known = sorted(key for key in label_of if isinstance(key, is_one))
+        return f"{category} {entry[category]!r} is none of {known[:_SHOWN]}"
     key, count, words = ("rbox", 5, "five") if rotated else ("bbox", 4, "four")
     box, score = entry.get(key), entry["score"]
     numbers = [*box, score] if isinstance(box, list) and len(box) == count else []
@@ -130,12 +148,12 @@ def _problem(entry: object, images: set[int], label_of: Mapping[int, int], rotat
     return None
 
 
-def _detections(entries: list[dict[str, Any]], label_of: Mapping[int, int], rotated: bool) -> Detections:
+def _detections(entries: list[dict[str, Any]], label_of: _Labels, rotated: bool) -> Detections:
     entries = sorted(entries, key=lambda entry: -entry["score"])  # stable: equal scores stay in the file's order
     return Detections(
         boxes=_boxes([entry["rbox" if rotated else "bbox"] for entry in entries], rotated),
         scores=torch.tensor([entry["score"] for entry in entries], dtype=torch.float32),
-        labels=torch.tensor([label_of[entry["category_id"]] for entry in entries], dtype=torch.int64),
+        labels=torch.tensor([label_of[entry[_category(entry)]] for entry in entries], dtype=torch.int64),
     )
 
 

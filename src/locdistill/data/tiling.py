@@ -1,0 +1,372 @@
+"""Large images cut into overlapping square tiles, and what was found in the tiles put together again.
+
+Tiles of one split are a folder in DOTA's layout, ``images/*.png`` and ``labelTxt/*.txt``, with ``windows.json`` beside
+them. A tile is called ``{image}__{side}__{x}___{y}`` after its window in pixels of the image, as in MMRotate. What is
+needed to go back is read from ``windows.json`` and not from these names: it also knows which image of which data set a
+tile is of, whatever the names look like, and by which settings all of them were cut.
+
+Unlike in MMRotate every tile is stored in one size (a window of 2048 pixels as 1024 at the scale 0.5), so that what a
+detector sees does not depend on how it resizes its input, and files stay small.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+from torch import Tensor
+from torchvision.io import encode_png
+
+from locdistill.data.records import Dataset, Record
+from locdistill.errors import DataError
+from locdistill.geometry.kinds import Rotated, kind_of
+from locdistill.geometry.rotated import polygon_area, rectangle_polygon_area
+from locdistill.geometry.sweep import overlapping_pairs
+from locdistill.images import read_image, resize_to
+from locdistill.settings import Count, Positive, Settings
+from locdistill.types import Detections
+
+WINDOWS = "windows.json"
+CUT = 2  # the difficulty of an object of which a part lies beyond its tile, as in MMRotate and the development kit
+_WHOLE = 1 - 1e-6  # from this part on an object counts as complete
+_TINY = 1e-6  # smallest area of an object, in square pixels
+_COMPRESSION = 3
+
+
+class TilingSettings(Settings):
+    """How images are cut.
+
+    Attributes:
+        size: Height and width of a tile, in pixels.
+        overlap: What neighbouring tiles have in common at least, in pixels of the tile.
+        scales: Images are cut once at each of these sizes: at 0.5 a tile shows four times the area.
+        part: An object belongs to a tile that holds at least this part of its area.
+        pad: Colour of what lies beyond the image, right and bottom: that of ImageNet's mean, which becomes 0.
+    """
+
+    size: Count = 1024
+    overlap: int = Field(default=200, ge=0)
+    scales: tuple[Positive, ...] = Field(default=(1.0,), min_length=1)
+    part: float = Field(default=0.7, gt=0, le=1)
+    pad: tuple[int, int, int] = (124, 116, 104)
+
+    @model_validator(mode="after")
+    def _tiles_advance(self) -> TilingSettings:
+        if any(_side(self.overlap, scale) >= _side(self.size, scale) for scale in self.scales):
+            raise ValueError(f"expected overlap < size at every scale, got {self.overlap} and {self.size}")
+        return self
+
+
+class Window(NamedTuple):
+    """The square that a tile shows, in pixels of the image; what lies beyond the image is padding."""
+
+    x: int
+    y: int
+    side: int
+
+
+def windows(width: int, height: int, settings: TilingSettings) -> list[Window]:
+    """Windows that cover an image, scale by scale, row by row.
+
+    Neighbours are ``size - overlap`` apart; the last of a row or column is moved back so that it ends with the image.
+    An image that is smaller than a window has one, and padding. (MMRotate drops windows with more than 40 % of padding
+    unless all have. Moved back in this way all windows of a scale have equally much, so none would be dropped.)
+    """
+    found = []
+    for scale in settings.scales:
+        side, overlap = _side(settings.size, scale), _side(settings.overlap, scale)
+        xs, ys = (_starts(length, side, side - overlap) for length in (width, height))
+        found += [Window(x, y, side) for y in ys for x in xs]
+    return list(dict.fromkeys(found))
+
+
+def _side(pixels: int, scale: float) -> int:
+    """Pixels of the tile in pixels of the image."""
+    return int(pixels / scale)
+
+
+def _starts(length: int, side: int, step: int) -> list[int]:
+    last = max(length - side, 0)
+    return [min(i * step, last) for i in range(math.ceil(last / step) + 1)]
+
+
+def parts_inside(
+    quads: Float[NDArray[np.floating[Any]], "n 4 2"], places: list[Window]
+) -> Float[NDArray[np.float64], "w n"]:
+    """Which part of the area of each object lies in each window; 0 for objects without area."""
+    corners = torch.from_numpy(quads).double()
+    squares = torch.tensor([(x, y, x + side, y + side) for x, y, side in places], dtype=torch.float64).reshape(-1, 4)
+    window, place = overlapping_pairs(squares, torch.cat((corners.amin(1), corners.amax(1)), -1))
+    shared = rectangle_polygon_area(Rotated().upright(squares)[window], corners[place])
+    inside = torch.zeros(len(places), len(quads), dtype=torch.float64)
+    inside[window, place] = shared / polygon_area(corners).clamp(min=_TINY)[place]
+    return inside.numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Tiles:
+    """The tiles of a split, and where they come from.
+
+    Attributes:
+        folder: Of the split.
+        settings: How they were cut.
+        original: The images that were cut, without their objects.
+        windows: By the name of each tile, the identifier of its image and its window.
+    """
+
+    folder: Path
+    settings: TilingSettings
+    original: Dataset
+    windows: dict[str, tuple[int, Window]]
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Tiles:
+        """The tiles in a folder.
+
+        Raises:
+            DataError: It was not written by `cut`.
+        """
+        file = Path(folder) / WINDOWS
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            records = tuple(_record(**image) for image in content["images"])
+            original = Dataset(
+                content["name"],
+                tuple(content["classes"]),
+                records,
+                content["kind"],
+                tuple(content["category_ids"]),
+            )
+            places = {
+                name: (records[index].image_id, Window(*window))
+                for name, (index, *window) in content["windows"].items()
+            }
+            return cls(file.parent, TilingSettings(**content["settings"]), original, places)
+        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise DataError(
+                f"{file}: no readable list of windows ({error}); tiles are cut by 'locdistill data tile'"
+            ) from error
+
+    def joined(self, found: Mapping[str, Detections], *, iou: float) -> dict[int, Detections]:
+        """Detections of whole images from those of the tiles, best score first.
+
+        They are moved and scaled to where they are in the image; then those go that a better one of their class
+        overlaps by more than ``iou``: duplicates from where tiles overlap.
+
+        Args:
+            found: Detections by the name of the tile, in pixels of the tile.
+            iou: Largest overlap of two detections of one class.
+
+        Returns:
+            By the identifier of the image, in its pixels; for every image.
+        """
+        by_image: dict[int, list[Detections]] = {record.image_id: [] for record in self.original.records}
+        for name, here in found.items():
+            image_id, window = self.windows[name]
+            if len(here.boxes):
+                by_image[image_id].append(here._replace(boxes=self._placed(here.boxes.double(), window)))
+        return {image_id: _suppressed(parts, iou) for image_id, parts in by_image.items()}
+
+    def _placed(self, boxes: Tensor, window: Window) -> Tensor:
+        kind = kind_of(boxes)
+        in_image = kind.scaled(boxes, boxes.new_tensor(window.side / self.settings.size))
+        return kind.moved(in_image, boxes.new_tensor((window.x, window.y)))
+
+
+def _suppressed(parts: list[Detections], iou: float) -> Detections:
+    if not parts:
+        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    boxes, scores, labels = (torch.cat(values) for values in zip(*parts, strict=True))
+    kept = kind_of(boxes).nms(boxes, scores.to(boxes), labels, iou)
+    return Detections(boxes[kept].float(), scores[kept], labels[kept])
+
+
+def cut(
+    dataset: Dataset,
+    folder: str | Path,
+    settings: TilingSettings,
+    *,
+    threads: int | None = None,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
+) -> Tiles:
+    """Cut the images of a data set into tiles, with the objects that belong to them.
+
+    Corners of objects are moved to the tile and scaled, not clipped. An object of which a part lies beyond its tile has
+    difficulty 2, an ignored one 1. Images and tiles without objects stay. Spaces in names of classes become dashes.
+
+    Tiles are put together in a folder beside, which takes the name asked for when it is complete: what is there was
+    cut to the end. A cut that was interrupted goes on where it was; one that is complete is left as it is.
+
+    Args:
+        dataset: The images; objects without corners have those of their boxes.
+        folder: Of the split, for ``images``, ``labelTxt`` and ``windows.json``.
+        settings: How to cut.
+        threads: Images that are cut at once.
+        progress: Shows how far one is, image by image.
+
+    Raises:
+        DataError: The folder holds something else, such as tiles of other images or settings.
+    """
+    folder = Path(folder)
+    dataset = dataset.as_oriented(True)
+    content = json.dumps(_content(dataset, settings), indent=1) + "\n"
+    if folder.exists():
+        if not (folder / WINDOWS).is_file() or (folder / WINDOWS).read_text(encoding="utf-8") != content:
+            raise DataError(
+                f"{folder}: is there, and holds something else than the tiles of '{dataset.name}' with these settings; "
+                "choose another folder, or remove this one"
+            )
+        return Tiles.read(folder)
+    unfinished = folder.with_name(f".{folder.name}.unfinished")
+    _start(unfinished, content)
+    tiles = Tiles.read(unfinished)
+    jobs = _jobs(tiles, dataset)
+    with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
+        try:
+            done: Iterable[None] = pool.map(lambda job: _cut_one(tiles, dataset.classes, job), jobs)
+            for _ in progress(done, len(jobs)) if progress is not None else done:
+                pass
+        except BaseException:  # such as a broken image or Ctrl-C: what has not begun is left out
+            pool.shutdown(cancel_futures=True)
+            raise
+    unfinished.rename(folder)
+    return replace(tiles, folder=folder)
+
+
+def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
+    """All that says what is in the tiles."""
+    names = _names(dataset)
+    digest = hashlib.sha256()
+    places = {}
+    for index, (record, name) in enumerate(zip(dataset.records, names, strict=True)):
+        for values in (record.quads, record.labels, record.ignored):
+            digest.update(np.ascontiguousarray(values).tobytes())
+        for window in windows(record.width, record.height, settings):
+            places[f"{name}__{window.side}__{window.x}___{window.y}"] = [index, *window]
+    written = [written_class(name) for name in dataset.classes]
+    if len(set(written)) < len(written):
+        raise DataError(f"{dataset.name}: without spaces two classes have the same name: {written}; rename one")
+    return {
+        "settings": settings.model_dump(mode="json"),
+        "name": dataset.name,
+        "kind": dataset.kind,
+        "classes": dataset.classes,
+        "category_ids": dataset.category_ids,
+        "objects": digest.hexdigest(),
+        "images": [
+            {"file": record.path.name, "image_id": record.image_id, "width": record.width, "height": record.height}
+            for record in dataset.records
+        ],
+        "windows": places,
+    }
+
+
+def written_class(name: str) -> str:
+    """A class as label files call it."""
+    return "-".join(name.split())
+
+
+def _names(dataset: Dataset) -> list[str]:
+    """What to call each image: its file's name, with the identifier where several have the same."""
+    stems = [record.path.stem for record in dataset.records]
+    twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
+    return [
+        f"{stem}-{record.image_id}" if stem in twice else stem
+        for stem, record in zip(stems, dataset.records, strict=True)
+    ]
+
+
+def _record(file: str, image_id: int, width: int, height: int) -> Record:
+    """An image of which nothing but the size is known."""
+    return Record(
+        path=Path(file),
+        image_id=image_id,
+        width=width,
+        height=height,
+        boxes=np.zeros((0, 4), np.float32),
+        labels=np.zeros(0, np.int64),
+        ignored=np.zeros(0, bool),
+    )
+
+
+def _start(folder: Path, content: str) -> None:
+    """Prepare a folder, or find one in which the same cut was begun."""
+    file = folder / WINDOWS
+    if folder.exists() and not (file.is_file() and file.read_text(encoding="utf-8") == content):
+        raise DataError(f"{folder}: an interrupted cut of other images or with other settings; remove it")
+    for name in ("images", "labelTxt"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    _write(file, content.encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+_Job = tuple[Record, list[tuple[str, Window]]]
+
+
+def _jobs(tiles: Tiles, dataset: Dataset) -> list[_Job]:
+    """The tiles of each image."""
+    by_image: dict[int, list[tuple[str, Window]]] = {record.image_id: [] for record in dataset.records}
+    for name, (image_id, window) in tiles.windows.items():
+        by_image[image_id].append((name, window))
+    return [(record, by_image[record.image_id]) for record in dataset.records]
+
+
+def _cut_one(tiles: Tiles, classes: tuple[str, ...], job: _Job) -> None:
+    """Write the tiles of an image that are not there; a picture is written before its labels."""
+    record, own = job
+    images, labels, settings = tiles.folder / "images", tiles.folder / "labelTxt", tiles.settings
+    missing = [(name, window) for name, window in own if not (labels / f"{name}.txt").is_file()]
+    if not missing:
+        return
+    assert record.quads is not None
+    image = read_image(record.path)
+    parts = parts_inside(record.quads, [window for _, window in missing])
+    for (name, window), inside in zip(missing, parts, strict=True):
+        picture = _tile(image, window, settings)
+        _write(images / f"{name}.png", encode_png(picture, _COMPRESSION).numpy().tobytes())
+        lines = _labels(record, window, inside, settings, classes)
+        _write(labels / f"{name}.txt", "".join(lines).encode())
+
+
+def _tile(image: UInt8[Tensor, "3 h w"], window: Window, settings: TilingSettings) -> UInt8[Tensor, "3 s s"]:
+    shown = image[:, window.y : window.y + window.side, window.x : window.x + window.side]
+    height, width = shown.shape[1:]
+    canvas = torch.tensor(settings.pad, dtype=torch.uint8)[:, None, None].repeat(1, window.side, window.side)
+    canvas[:, :height, :width] = shown
+    return resize_to(canvas, (settings.size, settings.size)).contiguous()
+
+
+def _labels(
+    record: Record,
+    window: Window,
+    inside: NDArray[np.float64],
+    settings: TilingSettings,
+    classes: tuple[str, ...],
+) -> list[str]:
+    """Lines of the label file of a tile."""
+    assert record.quads is not None
+    corners = (record.quads.astype(np.float64) - (window.x, window.y)) * (settings.size / window.side)
+    lines = []
+    for i in np.flatnonzero(inside >= settings.part).tolist():
+        difficulty = CUT if inside[i] < _WHOLE else int(record.ignored[i])
+        numbers = " ".join(f"{value:.2f}" for value in corners[i].ravel())
+        lines.append(f"{numbers} {written_class(classes[record.labels[i]])} {difficulty}\n")
+    return lines
