@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from locdistill.data.files import stays_inside
 from locdistill.data.samplers import GroupedSampler
-from locdistill.data.transforms import Sample, resize
+from locdistill.data.transforms import Look, Sample, look_at
 from locdistill.images import keep_ratio_size
 
 SIDES = st.integers(8, 90)
@@ -32,10 +32,10 @@ def test_boxes_follow_the_image(
     height: int, width: int, points: list[tuple[float, ...]], short: int, more: int
 ) -> None:
     sample = sample_of(height, width, points)
-    resized = resize(sample, short=short, long=short + more)
+    resized = look_at(sample, Look(short + more, short))
     new_h, new_w = resized.image.shape[-2:]
     assert (new_h, new_w) == keep_ratio_size(height, width, short=short, long=short + more)
-    mirrored = resize(sample, short=short, long=short + more, flipped=True)
+    mirrored = look_at(sample, Look(short + more, short, flipped=True))
     assert torch.equal(mirrored.image, resized.image.flip(-1))  # also where it was mirrored before
     for before, after, turned in zip(
         sample.boxes.tolist(), resized.boxes.tolist(), mirrored.boxes.tolist(), strict=True
@@ -51,10 +51,10 @@ def test_boxes_follow_the_image(
 @given(SIDES, SIDES, POINTS)
 def test_two_flips_are_none(height: int, width: int, points: list[tuple[float, ...]]) -> None:
     sample = sample_of(height, width, points)
-    limits = {"short": min(height, width), "long": max(height, width)}
-    twice = resize(resize(sample, **limits, flipped=True), **limits, flipped=True)
+    limits = max(height, width), min(height, width)
+    twice = look_at(look_at(sample, Look(*limits, flipped=True)), Look(*limits, flipped=True))
     assert torch.equal(twice.image, sample.image)
-    assert torch.allclose(twice.boxes, resize(sample, **limits).boxes, atol=1e-4)
+    assert torch.allclose(twice.boxes, look_at(sample, Look(*limits)).boxes, atol=1e-4)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(16, 1000), st.integers(0, 1000))

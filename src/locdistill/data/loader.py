@@ -16,13 +16,14 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from locdistill.data.cache import PictureCache
-from locdistill.data.looks import Look, Plan
+from locdistill.data.looks import Plan
 from locdistill.data.records import Dataset
 from locdistill.data.resources import picture_memory, worker_count
 from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
 from locdistill.data.settings import DataSettings
-from locdistill.data.transforms import Sample, resize
+from locdistill.data.transforms import Look, Sample, look_at
 from locdistill.errors import ImageError
+from locdistill.geometry.rotated import AngleRange, fit, hull
 from locdistill.images import View, keep_ratio_size, pad_together, read_image, resize_to
 from locdistill.types import Batch, Instances
 
@@ -56,7 +57,7 @@ def training_loader(
     world_size: int = 1,
     memory: Memory | None = None,
 ) -> DataLoader[Batch]:
-    """Shuffled, resized, flipped batches of ``settings.batch_per_device`` images, endlessly by epochs.
+    """Shuffled, resized, flipped and turned batches of ``settings.batch_per_device`` images, endlessly by epochs.
 
     ``loader.sampler`` is a `GroupedSampler`: call its ``set_epoch`` before each epoch, and ``skip`` to enter one in
     the middle. Each random choice derives from seed, epoch and image, so neither workers nor a restart change it.
@@ -103,7 +104,7 @@ def every_look_loader(
     batches: list[list[Draw]] = []
     for draw in draws:
         record, look = dataset.records[draw.image], plan.look(draw)
-        sides = keep_ratio_size(record.height, record.width, short=look.short, long=look.long)
+        sides = look.size(record.height, record.width)
         same = shapes.setdefault((-(-sides[0] // plan.pad_to), -(-sides[1] // plan.pad_to)), [])
         same.append(draw)
         if len(same) == settings.batch_per_device:
@@ -120,6 +121,11 @@ def training_plan(settings: DataSettings, seed: int) -> Plan:
         sizes=settings.sizes,
         mode=settings.size_mode,
         flip=settings.flip,
+        flip_vertical=settings.flip_vertical,
+        turns=settings.turns,
+        rotate=settings.rotate,
+        scale=settings.scale,
+        min_visible=settings.min_visible,
         pad_to=settings.pad_to,
         seed=seed,
         keep_ignored=settings.hands_on_ignored,
@@ -152,14 +158,14 @@ class Memory(Protocol):
     """Something that remembers images, as they were looked at: what a teacher says of them."""
 
     def recall(
-        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], flipped: Sequence[bool]
+        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], looks: Sequence[Look]
     ) -> Mapping[str, Tensor]:
         """What is remembered of the images of a batch, to be handed on with it as ``Batch.recalled``.
 
         Args:
             images: Their positions in the data set.
             sizes: Height and width of each as it is looked at, before it is padded.
-            flipped: Which of them are mirrored.
+            looks: How each is looked at.
         """
 
 
@@ -173,7 +179,7 @@ class Pictures(TorchDataset[Batch]):
         self, dataset: Dataset, plan: Plan, cache: PictureCache | None = None, memory: Memory | None = None
     ) -> None:
         records = dataset.records
-        self._plan, self._cache, self._memory = plan, cache, memory
+        self._plan, self._cache, self._memory, self._angles = plan, cache, memory, dataset.angles
         self._paths = np.array([str(record.path) for record in records])
         self._sizes = np.array([(r.height, r.width) for r in records], dtype=np.int64).reshape(-1, 2)
         self._ids = np.array([record.image_id for record in records], dtype=np.int64)
@@ -183,33 +189,34 @@ class Pictures(TorchDataset[Batch]):
         self._boxes = _joined([r.boxes[kept] for r, kept in pairs], np.float32, (0, 4))
         self._labels = _joined([r.labels[kept] for r, kept in pairs], np.int64, (0,))
         self._ignored = _joined([r.ignored[kept] for r, kept in pairs], np.bool_, (0,))
+        quads = [r.quads[kept] for r, kept in pairs if r.quads is not None]
+        self._quads = _joined(quads, np.float32, (0, 4, 2)) if dataset.oriented else None
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self._paths)
 
     def __getitem__(self, draws: Sequence[Draw]) -> Batch:
-        """Read, resize and collate the images of one batch.
+        """Read, transform and collate the images of one batch.
 
         Raises:
             ImageError: An image cannot be read.
         """
         looks = [self._plan.look(draw) for draw in draws]
         samples = [self._sample(draw.image, look) for draw, look in zip(draws, looks, strict=True)]
-        batch = collate(samples, pad_to=self._plan.pad_to)
+        batch = collate(samples, pad_to=self._plan.pad_to, angles=self._angles)
         if self._memory is not None:
-            images, flipped = [draw.image for draw in draws], [look.flipped for look in looks]
             sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
-            batch = batch._replace(recalled=self._memory.recall(images, sizes, flipped))
+            batch = batch._replace(recalled=self._memory.recall([draw.image for draw in draws], sizes, looks))
         return batch._replace(flipped=looks[0].flipped) if self._plan.views else batch
 
     def sample(self, draw: Draw) -> Sample:
-        """One image, resized and flipped as the draw decides."""
+        """One image, looked at as the draw decides."""
         return self._sample(draw.image, self._plan.look(draw))
 
     def _sample(self, image: int, look: Look) -> Sample:
-        long, short, flipped = look
-        return resize(self._unsized(image, long=long, short=short), long=long, short=short, flipped=flipped)
+        unsized = self._unsized(image, long=look.long, short=look.short)
+        return look_at(unsized, look, keep_ignored=self._plan.keep_ignored)
 
     def _unsized(self, index: int, *, long: int, short: int) -> Sample:
         """An image with its boxes in original pixels; the image may have its final size already."""
@@ -222,6 +229,7 @@ class Pictures(TorchDataset[Batch]):
             ignored=torch.from_numpy(self._ignored[start:end]),
             original_size=(height, width),
             image_id=int(self._ids[index]),
+            quads=None if self._quads is None else torch.from_numpy(self._quads[start:end]),
         )
 
     def _picture(self, index: int, target: tuple[int, int]) -> Tensor:
@@ -239,26 +247,32 @@ class Pictures(TorchDataset[Batch]):
         return image
 
 
-def collate(samples: Sequence[Sample], *, pad_to: int) -> Batch:
+def collate(samples: Sequence[Sample], *, pad_to: int, angles: AngleRange = "le135") -> Batch:
     """Stack samples: images padded with zeros right and bottom, objects with empty slots (at least one per image).
 
     The padded sides are the largest of the batch, rounded up to ``pad_to``. Each image's extents are its own sides
     rounded up, as if it had been padded before it met the others.
+
+    Quadrilaterals are fitted here, after all that was done to them: a rotated object is the smallest rectangle around
+    its corners, its angle in the given range, and its axis-aligned box is that around the rectangle.
     """
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64)
     extents = (sizes + pad_to - 1) // pad_to * pad_to
     height, width = extents.amax(0).tolist()
+    fitted = [fit(sample.quads, angles) for sample in samples if sample.quads is not None]
+    boxes = [hull(found) for found in fitted] or [sample.boxes for sample in samples]
     return Batch(
         images=pad_together([sample.image for sample in samples], height=height, width=width),
         sizes=sizes,
         original_sizes=torch.tensor([sample.original_size for sample in samples], dtype=torch.int64),
         image_ids=torch.tensor([sample.image_id for sample in samples], dtype=torch.int64),
         instances=Instances(
-            boxes=_slots([sample.boxes for sample in samples]),
+            boxes=_slots(boxes),
             labels=_slots([sample.labels for sample in samples]),
             present=_slots([~sample.ignored for sample in samples]),
             ignored=_slots([sample.ignored for sample in samples]),
             extents=extents,
+            oriented=_slots(fitted) if fitted else None,
         ),
     )
 

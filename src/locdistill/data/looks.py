@@ -1,30 +1,16 @@
-"""How an image may be looked at: limits of its size, and a flip."""
+"""How an image may be looked at: limits of its size, flips, and turns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from locdistill.data.samplers import Draw
-from locdistill.data.transforms import choose_limits
+from locdistill.data.transforms import Look, choose_limits, pose
 from locdistill.images import View
-
-
-class Look(NamedTuple):
-    """One way to look at an image.
-
-    Attributes:
-        long: Limit of the longer side in pixels.
-        short: Limit of the shorter side in pixels.
-        flipped: Whether it is mirrored left and right, after resizing.
-    """
-
-    long: int
-    short: int
-    flipped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +20,12 @@ class Plan:
     Attributes:
         sizes: Limits ``(long, short)``.
         mode: How to choose between them.
-        flip: Probability of a flip.
+        flip: Probability of a flip of left and right.
+        flip_vertical: Probability of a flip of top and bottom.
+        turns: Whether it is turned by none, one, two or three right angles.
+        rotate: Largest angle of a rotation, in degrees.
+        scale: Smallest and largest factor of the size beside the limits.
+        min_visible: See `Look.least`.
         pad_to: Multiple for padded sides.
         seed: Of all random choices.
         keep_ignored: Whether crowd regions and difficult objects are handed on.
@@ -45,6 +36,11 @@ class Plan:
     sizes: tuple[tuple[int, int], ...]
     mode: Literal["value", "range"] = "value"
     flip: float = 0.0
+    flip_vertical: float = 0.0
+    turns: bool = False
+    rotate: float = 0.0
+    scale: tuple[float, float] | None = None
+    min_visible: float = 0.5
     pad_to: int = 32
     seed: int = 0
     keep_ignored: bool = True
@@ -54,20 +50,23 @@ class Plan:
     @property
     def fixed_size(self) -> bool:
         """Whether an image always gets the same size, so that it may be kept resized."""
-        return len(self.sizes) == 1
+        return len(self.sizes) == 1 and self.scale is None
 
     @property
     def ways(self) -> int | None:
         """In how many ways an image may be looked at; None where there is no saying."""
         if self.per_image is not None:
             return self.per_image
-        if self.mode == "range" and not self.fixed_size:
+        if self.rotate or self.scale is not None or (self.mode == "range" and len(self.sizes) > 1):
             return None
-        return len(self.sizes) * len(self._flips)
+        return len(self.sizes) * len(self._poses)
 
     @property
-    def _flips(self) -> tuple[bool, ...]:
-        return tuple(flipped for flipped in (False, True) if (self.flip if flipped else 1 - self.flip) > 0)
+    def _poses(self) -> tuple[tuple[bool, int], ...]:
+        """All flips and turns by right angles, each once."""
+        turns = range(4 if self.turns else 1)
+        ways = product(turns, _outcomes(self.flip_vertical), _outcomes(self.flip))
+        return tuple(dict.fromkeys(pose(flipped=f, upended=u, turns=t) for t, u, f in ways))
 
     def look(self, draw: Draw) -> Look:
         """How a draw looks at its image."""
@@ -89,8 +88,23 @@ class Plan:
             # The same whatever the run's seed, so that runs share what is remembered of them; more go on from fewer.
             chance = np.random.default_rng((image, 1))
             return tuple(self._drawn(chance) for _ in range(self.per_image))
-        return tuple(Look(long, short, flipped) for (long, short), flipped in product(self.sizes, self._flips))
+        return tuple(Look(long, short, *own) for (long, short), own in product(self.sizes, self._poses))
 
     def _drawn(self, chance: np.random.Generator) -> Look:
         long, short = choose_limits(self.sizes, self.mode, chance)
-        return Look(long, short, bool(chance.random() < self.flip))
+        flipped = bool(chance.random() < self.flip)
+        # What is not asked for is not drawn: other looks are then what they always were.
+        upended = self.flip_vertical > 0 and bool(chance.random() < self.flip_vertical)
+        turns = int(chance.integers(4)) if self.turns else 0
+        look = Look(long, short, *pose(flipped=flipped, upended=upended, turns=turns))
+        if self.rotate:
+            look = look._replace(degrees=float(chance.uniform(-self.rotate, self.rotate)))
+        if self.scale is not None:
+            zoom = float(np.exp(chance.uniform(*np.log(self.scale))))
+            look = look._replace(zoom=zoom, window=(float(chance.random()), float(chance.random())))
+        return look._replace(least=self.min_visible) if look.cuts else look
+
+
+def _outcomes(probability: float) -> tuple[bool, ...]:
+    """Those of no and yes that may happen."""
+    return tuple(yes for yes in (False, True) if (probability if yes else 1 - probability) > 0)

@@ -30,10 +30,18 @@ class DataSettings(Settings):
         sizes: ``(long, short)`` limits of the two sides in pixels, between which training chooses per image.
         size_mode: ``value`` picks one of ``sizes``; ``range`` draws both limits uniformly between the smallest and the
             largest of them.
-        flip: Probability of a horizontal flip.
-        views: In how many ways each image is looked at in the whole of training: so many sizes and flips are drawn for
-            it once, the same ones in all runs, and chosen from each time. ``None`` draws anew each time. A cache of a
-            teacher's predictions needs a number where sizes are drawn from a range.
+        flip: Probability of a flip of left and right.
+        flip_vertical: Probability of a flip of top and bottom.
+        turns: Whether each image is turned by none, one, two or three right angles, with equal probability.
+        rotate: Each image is rotated by an angle that is drawn uniformly between minus and plus this, in degrees; what
+            is then beyond the image has ImageNet's mean colour.
+        scale: Smallest and largest factor by which each image is enlarged beside ``sizes``, drawn uniformly in its
+            logarithm: an enlarged one is cut to a random window, a shrunk one has a margin. ``None``: 1.
+        min_visible: An object of whose area a rotation or ``scale`` leaves a smaller part in the image is treated as a
+            difficult one; others keep their whole extent, of which axis-aligned boxes are limited to the image.
+        views: In how many ways each image is looked at in the whole of training: so many sizes, flips and the like are
+            drawn for it once, the same ones in all runs, and chosen from each time. ``None`` draws anew each time. A
+            cache of a teacher's predictions needs a number where sizes, rotations or scales are drawn from a range.
         batch_per_device: Images per process and micro-batch.
         workers: Processes that read images for each training process; ``None``: its share of the cores but one, at
             least 1 and at most 16.
@@ -58,6 +66,11 @@ class DataSettings(Settings):
     sizes: tuple[tuple[int, int], ...] = ((1333, 800),)
     size_mode: Literal["value", "range"] = "value"
     flip: float = Field(default=0.5, ge=0, le=1)
+    flip_vertical: float = Field(default=0, ge=0, le=1)
+    turns: bool = False
+    rotate: float = Field(default=0, ge=0, le=180)
+    scale: tuple[float, float] | None = None
+    min_visible: float = Field(default=0.5, ge=0, le=1)
     views: int | None = Field(default=None, ge=1)
     batch_per_device: int = Field(default=16, ge=1)
     workers: int | None = Field(default=None, ge=0)
@@ -72,6 +85,16 @@ class DataSettings(Settings):
     def hands_on_ignored(self) -> bool:
         """Whether ignored objects are in the batches, so that locations on them take no part in training."""
         return self.crowd != "background"
+
+    @property
+    def ranges(self) -> tuple[str, ...]:
+        """Those of the settings that make more ways to look at an image than can be counted."""
+        drawn = {
+            "size_mode=range": self.size_mode == "range" and len(self.sizes) > 1,
+            "rotate": self.rotate > 0,
+            "scale": self.scale is not None,
+        }
+        return tuple(name for name, is_drawn in drawn.items() if is_drawn)
 
     @model_validator(mode="before")
     @classmethod
@@ -88,6 +111,13 @@ class DataSettings(Settings):
             if not long >= short >= 1:
                 raise ValueError(f"expected (long, short) with long >= short >= 1, got ({long}, {short})")
         return sizes
+
+    @field_validator("scale")
+    @classmethod
+    def _small_before_large(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
+        if scale is not None and not 0 < scale[0] <= scale[1]:
+            raise ValueError(f"expected the smallest and the largest factor, such as [0.5, 2], got {list(scale)}")
+        return scale
 
     @field_validator("cache", mode="before")
     @classmethod
