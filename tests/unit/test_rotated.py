@@ -86,7 +86,7 @@ def test_names_by_hand(angles: AngleRange, given: tuple[float, ...], expected: t
         ([[0, 0], [4, 0], [4, 2], [0, 2]], (2, 1, 4, 2, 0)),
         ([[4, 2], [0, 2], [4, 0], [0, 0]], (2, 1, 4, 2, 0)),  # crossed: the same four points
         ([[0, 0], [2, 2], [1, 3], [-1, 1]], (0.5, 1.5, 2 * math.sqrt(2), math.sqrt(2), PI / 4)),
-        # Concave: the outline is a triangle with an obtuse angle at 4, 0, whose longest side goes from 0, 0 to 6, 1.
+        # Concave: the outline is a triangle with an obtuse angle at 4, 0; its longest side goes from 0, 0 to 6, 1.
         (
             [[0, 0], [4, 0], [10 / 3, 1 / 3], [6, 1]],
             (3 + 2 / 37, 0.5 - 12 / 37, 37**0.5, 4 / 37**0.5, math.atan(1 / 6)),

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from locdistill.data.records import Dataset
 from locdistill.evaluation.tables import Table, percent
 from locdistill.evaluation.voc import NAMES, Floats, Rules, VocResult, average_precision
-from locdistill.geometry.rotated import PAIRS, hull, paired_polygon_iou
-from locdistill.geometry.sweep import overlapping_pairs
+from locdistill.geometry.rotated import hull, paired_polygon_iou
+from locdistill.geometry.sweep import in_parts, overlapping_pairs
 from locdistill.types import Detections
 
 PUBLISHED_CLASSES = 15  # of DOTA 1.0, by which the published evaluator divides
@@ -34,8 +34,7 @@ def _nearest(boxes: Floats, quads: Floats) -> tuple[NDArray[np.int64], Floats]:
     """By the overlap of rotated boxes ``(k, 5)`` with quadrilaterals ``(m, 4, 2)``."""
     exact, objects = torch.from_numpy(boxes).double(), torch.from_numpy(quads).double()
     pairs = overlapping_pairs(hull(exact), torch.cat((objects.amin(1), objects.amax(1)), -1))
-    some = zip(*(torch.split(places, PAIRS) for places in pairs), strict=True)
-    overlaps = torch.cat([paired_polygon_iou(exact[i], objects[j]) for i, j in some]).numpy()
+    overlaps = in_parts(lambda i, j: paired_polygon_iou(exact[i], objects[j]), *pairs).numpy()
     detection, target = (places.numpy() for places in pairs)
     most = np.zeros(len(boxes))
     np.maximum.at(most, detection, overlaps)
