@@ -33,7 +33,7 @@ from locdistill.data.records import Dataset, Record
 from locdistill.errors import DataError
 from locdistill.geometry.kinds import Rotated, kind_of
 from locdistill.geometry.rotated import polygon_area, rectangle_polygon_area
-from locdistill.geometry.sweep import overlapping_pairs
+from locdistill.geometry.sweep import in_parts, overlapping_pairs
 from locdistill.images import read_image, resize_to
 from locdistill.settings import Count, Positive, Settings
 from locdistill.types import Detections
@@ -109,7 +109,8 @@ def parts_inside(
     corners = torch.from_numpy(quads).double()
     squares = torch.tensor([(x, y, x + side, y + side) for x, y, side in places], dtype=torch.float64).reshape(-1, 4)
     window, place = overlapping_pairs(squares, torch.cat((corners.amin(1), corners.amax(1)), -1))
-    shared = rectangle_polygon_area(Rotated().upright(squares)[window], corners[place])
+    rectangles = Rotated().upright(squares)
+    shared = in_parts(lambda i, j: rectangle_polygon_area(rectangles[i], corners[j]), window, place)
     inside = torch.zeros(len(places), len(quads), dtype=torch.float64)
     inside[window, place] = shared / polygon_area(corners).clamp(min=_TINY)[place]
     return inside.numpy()

@@ -1,0 +1,190 @@
+"""Large images by the command line: cut, detect, merge, evaluate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+
+from locdistill import merge, tile
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset
+from locdistill.data.settings import DataSettings
+from locdistill.errors import DataError
+from locdistill.evaluation import read_results, read_task1, rotated_metrics, write_results
+from locdistill.evaluation.voc import NAMES
+from locdistill.geometry.rotated import canonical, corners, fit
+from locdistill.types import Detections
+from tests.conftest import Answer
+
+pytestmark = pytest.mark.journey
+Cli = Callable[..., Answer]
+CLASSES = ("large vehicle", "ship")
+COLOURS = ((200, 60, 50), (60, 90, 210))
+
+
+def scene_boxes(width: int, height: int, rng: np.random.Generator) -> torch.Tensor:
+    """Rotated boxes of all sizes up to what tiles have in common, one in each cell of a grid, so that none overlap."""
+    cell = 190
+    x, y = np.meshgrid(np.arange(cell // 2, width - cell // 2, cell), np.arange(cell // 2, height - cell // 2, cell))
+    count = x.size
+    sides = np.exp(rng.uniform(np.log(14), np.log(120), (count, 2)))
+    columns = (x.ravel() + rng.uniform(-10, 10, count), y.ravel() + rng.uniform(-10, 10, count), *sides.T)
+    return torch.tensor(np.column_stack((*columns, rng.uniform(-np.pi, np.pi, count))), dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn picture of 3000 x 2500 pixels and a small one, as COCO with rotated boxes; treat as read-only."""
+    folder, rng = tmp_path_factory.mktemp("scene"), np.random.default_rng(0)
+    (folder / "images").mkdir()
+    images, annotations = [], []
+    for image_id, (width, height) in ((17, (3000, 2500)), (5, (700, 400))):
+        picture = Image.new("RGB", (width, height), (90, 100, 90))
+        canvas, boxes = ImageDraw.Draw(picture), scene_boxes(width, height, rng)
+        for box, quad in zip(boxes.tolist(), corners(boxes), strict=True):
+            category = int(rng.integers(2))
+            canvas.polygon([tuple(corner) for corner in quad.tolist()], fill=COLOURS[category])
+            (x1, y1), (x2, y2) = quad.amin(0).tolist(), quad.amax(0).tolist()
+            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": (4, 9)[category], "rbox": box}
+            crowd = int(rng.random() < 0.05)
+            annotations.append(entry | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": box[2] * box[3], "iscrowd": crowd})
+        images.append({"id": image_id, "file_name": f"{image_id}.png", "width": width, "height": height})
+        picture.save(folder / "images" / f"{image_id}.png")
+    categories = [{"id": number, "name": name} for number, name in zip((4, 9), CLASSES, strict=True)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
+    (folder / "val.json").write_text(json.dumps(content))
+    return folder
+
+
+def perfect(dataset: Dataset, *, rng: np.random.Generator | None = None) -> dict[int, Detections]:
+    """Every object as a detection; given a generator, in some angle range or other."""
+    found = {}
+    for record in dataset.records:
+        assert record.quads is not None
+        boxes = fit(torch.from_numpy(record.quads).double(), "oc")
+        if rng is not None:
+            ranges = rng.integers(3, size=len(boxes)).tolist()
+            again = [canonical(box[None], ("oc", "le90", "le135")[r]) for box, r in zip(boxes, ranges, strict=True)]
+            boxes = torch.cat([boxes[:0], *again])
+        scores = torch.linspace(0.95, 0.05, len(boxes))
+        found[record.image_id] = Detections(boxes.float(), scores, torch.from_numpy(record.labels))
+    return found
+
+
+def opened(path: Path) -> Dataset:
+    return open_dataset(DataSettings(path=str(path)), "val", training=False)
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.5)], ids=["one scale", "three scales"])
+@pytest.mark.parametrize("another_range", [False, True])
+def test_perfect_detections_have_ap_1_at_all_overlaps_after_tiling_and_merging(
+    scene: Path, tmp_path: Path, scales: tuple[float, ...], another_range: bool
+) -> None:
+    tiled = tile(scene, tmp_path / "tiles", scales=scales)
+    counts = tiled.as_dict()["splits"]["val"]
+    assert counts["images"] == 2
+    assert counts["tiles"] == {1: 4 * 3 + 1, 3: 4 * 3 + 1 + 2 * 2 + 1 + 6 * 5 + 2}[len(scales)]
+    tiles = opened(tmp_path / "tiles")
+    found = perfect(tiles, rng=np.random.default_rng(1) if another_range else None)
+    assert sum(len(d.scores) for d in found.values()) > sum(len(r.boxes) for r in opened(scene).records)
+    for results in (found, write_results(tmp_path / "found.json", tiles, found)):
+        result = merge(results, tmp_path / "tiles", tmp_path / "merged", data=scene)
+        assert {result.metrics[name] for name in ("AP", *NAMES)} == {1.0}
+        assert result.dataset.classes == CLASSES
+        # Nothing twice, nothing lost: crowd regions too are found once.
+        assert [len(result.detections[r.image_id].scores) for r in result.dataset.records] == [
+            len(r.boxes) for r in result.dataset.records
+        ]
+    whole = opened(scene)
+    for read in (read_results(tmp_path / "merged" / "results.json", whole), read_task1(tmp_path / "merged", whole)):
+        assert rotated_metrics(whole, read, eleven_point=False).stats["AP"] == 1.0
+
+
+def test_the_two_verbs(cli: Cli, scene: Path, tmp_path: Path) -> None:
+    tiles, merged = tmp_path / "tiles", tmp_path / "merged"
+    words = ("data", "tile", scene, tiles, "--size", 640, "--overlap", 200, "--scale", 1, "--scale", 0.5)
+    code, out, _ = cli(*words)
+    assert code == 0
+    assert out == f"val: 54 tiles of 2 images in {tiles / 'val'}\n"
+    code, out, _ = cli(*words, "--json")
+    assert json.loads(out)["splits"] == {"val": {"images": 2, "tiles": 54, "folder": str(tiles / "val")}}
+    code, _, error = cli("data", "tile", scene, tiles, "--size", 512)
+    assert code == 2
+    assert "holds something else than the tiles of" in error
+    assert cli("data", "check", tiles)[0] == 0
+
+    found = perfect(opened(tiles))
+    write_results(tmp_path / "found.json", opened(tiles), found)
+    code, out, _ = cli("data", "merge", tmp_path / "found.json", tiles, "--out", merged)
+    assert code == 0
+    assert f"are in {merged / 'results.json'} and {merged / 'Task1.zip'}" in out
+    assert "AP" not in out
+    assert sorted(p.name for p in merged.iterdir()) == [
+        "Task1.zip",
+        "Task1_large vehicle.txt",
+        "Task1_ship.txt",
+        "results.json",
+    ]
+    words = ("data", "merge", tmp_path / "found.json", tiles, "-o", merged, "--data", scene, "--published-sum")
+    code, out, _ = cli(*words)
+    assert code == 0
+    assert "Rotated boxes: metrics (%, area)" in out
+    assert "running sum" in out
+    code, out, _ = cli(*words, "--eleven-point", "--json")
+    content = json.loads(out)
+    assert content["metrics"]["AP"] == 1.0
+    assert content["published_sum"]["AP95"] == pytest.approx(1.0714285714)
+    assert content["task1"] == str(merged / "Task1.zip")
+    code, _, error = cli(*words[:6], "--published-sum")
+    assert (code, "AP, which was not asked for" in error) == (2, True)
+
+
+def test_predictions_of_tile_files_are_merged_too(scene: Path, tmp_path: Path) -> None:
+    tile(scene, tmp_path / "tiles")
+    tiles = opened(tmp_path / "tiles")
+    images = [
+        {
+            "image": str(record.path),
+            "detections": [
+                {"class": tiles.classes[label], "label": label, "score": score, "box": box}
+                for box, score, label in zip(*(value.tolist() for value in here), strict=True)
+            ],
+        }
+        for record, here in zip(tiles.records, perfect(tiles).values(), strict=True)
+    ]
+    file = tmp_path / "predictions.json"
+    file.write_text(json.dumps({"classes": tiles.classes, "images": images}))
+    assert merge(file, tmp_path / "tiles" / "val", tmp_path / "merged", data=scene).metrics["AP"] == 1.0
+    images[0]["image"] = "elsewhere.png"
+    file.write_text(json.dumps({"classes": tiles.classes, "images": images}))
+    with pytest.raises(DataError, match="has no tile 'elsewhere'"):
+        merge(file, tmp_path / "tiles", tmp_path / "merged")
+
+
+def test_upright_boxes_are_tiled_and_merged_alike(tiny_coco: Path, tmp_path: Path) -> None:
+    tile(tiny_coco, tmp_path / "tiles", size=80, overlap=60)
+    assert sorted(path.name for path in (tmp_path / "tiles").iterdir()) == ["train", "val"]
+    upright = opened(tmp_path / "tiles").as_oriented(False)
+    found = {
+        r.image_id: Detections(torch.from_numpy(r.boxes), torch.full((len(r.boxes),), 0.9), torch.from_numpy(r.labels))
+        for r in upright.records
+    }
+    result = merge(found, tmp_path / "tiles", tmp_path / "merged", data=tiny_coco)
+    assert result.metrics["AP"] == pytest.approx(1.0)
+    assert result.task1 is None
+    again = read_results(tmp_path / "merged" / "results.json", result.dataset)
+    assert all(here.boxes.shape[1] == 4 for here in again.values())
+
+
+def test_tiles_of_other_data_are_refused(scene: Path, tiny_coco: Path, tmp_path: Path) -> None:
+    tile(scene, tmp_path / "tiles")
+    with pytest.raises(DataError):
+        merge({}, tmp_path / "tiles", tmp_path / "merged", data=tiny_coco)
+    with pytest.raises(DataError, match="no readable list of windows"):
+        merge({}, tmp_path / "nothing", tmp_path / "merged")
