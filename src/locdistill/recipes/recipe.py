@@ -150,12 +150,16 @@ class TeacherSettings(Settings):
 class Published(Settings):
     """The number in the literature that belongs to a recipe."""
 
-    ap: float
+    ap: float | None = None
     """AP, in percent, over the thresholds 0.5 to 0.95."""
     ap50: float | None = None
     ap75: float | None = None
     baseline: float | None = None
     """AP of the same detector trained without a teacher."""
+    corrected: float | None = None
+    """AP as it would be without an error of the published evaluation that is known."""
+    corrected_baseline: float | None = None
+    """Likewise without a teacher."""
     source: str = ""
     """Where the number stands, and on which split it was measured."""
     note: str = ""
