@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from locdistill.engine.speed import Precision
-from locdistill.geometry.boxes import pairwise_iou
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.kinds import kind_of
 from locdistill.models.detector import Detector
 from locdistill.recipes.benchmark_engines import Build, Network, Tell
 from locdistill.types import Dense, Detections
@@ -223,9 +223,7 @@ def difference(detector: Detector, answers: Sequence[Answer], others: Sequence[A
     score, edge, count, alone = 0.0, 0.0, 0, 0
     for pair in zip(answers, others, strict=True):
         scores = [answer.dense.score_logits.float().sigmoid() for answer in pair]
-        edges = [
-            detector.bins.expect(answer.dense.edge_logits.float()) * answer.grid.strides[:, None] for answer in pair
-        ]
+        edges = [_edges(detector, answer) for answer in pair]
         score = max(score, float((scores[0] - scores[1]).abs().max()))
         edge = max(edge, float((edges[0] - edges[1]).abs().max()))
         for ours, theirs in zip(*(answer.detections for answer in pair), strict=True):
@@ -234,7 +232,15 @@ def difference(detector: Detector, answers: Sequence[Answer], others: Sequence[A
     return Difference(score=score, edge_px=edge, detections=count, unmatched=alone)
 
 
+def _edges(detector: Detector, answer: Answer) -> Float[Tensor, "b l 4"]:
+    """The boxes of all locations in pixels of the input; of rotated ones those that circumscribe them."""
+    coding = detector.coding
+    boxes = coding.decode(answer.grid, detector.bins.expect(answer.dense.edge_logits.float()))
+    return coding.kind.hull(boxes) * answer.grid.strides[:, None]
+
+
 def _unmatched(found: Detections, others: Detections) -> int:
     """How many detections have no partner among the others."""
-    partner = (pairwise_iou(found.boxes, others.boxes) >= SAME_IOU) & (found.labels[:, None] == others.labels)
+    overlaps = kind_of(found.boxes).pairwise_iou(found.boxes, others.boxes)
+    partner = (overlaps >= SAME_IOU) & (found.labels[:, None] == others.labels)
     return int((~partner.any(1)).sum())

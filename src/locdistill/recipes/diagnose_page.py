@@ -153,7 +153,7 @@ def _regions(found: Diagnosis, views: Views) -> list[report.Block]:
             scene.grid,
             main=main[i],
             valuable=views.valuable[i],
-            truth=Layer(objects.boxes[i][present].cpu(), objects.labels[i][present].cpu(), style="truth"),
+            truth=Layer(objects.targets[i][present].cpu(), objects.labels[i][present].cpu(), style="truth"),
             first_level=views.first_level,
         )
         path = save_picture(picture, found.out / f"regions-{i + 1}.png")
@@ -199,7 +199,7 @@ def _boxes(views: Views, image: int, location: int) -> Image.Image:
     height, width = views.batch.sizes[image].tolist()
     boxes = {"truth": scene.target_boxes, "teacher": scene.teacher_boxes, "student": scene.boxes}
     layers = [
-        Layer((box[image, location] * stride)[None].cpu(), torch.tensor([_BOXES[name]]), None)
+        Layer(box[image, location][None].cpu(), torch.tensor([_BOXES[name]])).scaled(stride)
         for name, box in boxes.items()
     ]
     return draw_layers(views.batch.images[image, :, :height, :width].cpu(), layers, classes=names, min_side=_CELL)

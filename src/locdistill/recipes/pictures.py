@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from locdistill.data.records import Dataset, Record
+from locdistill.evaluation.arrays import outlines
 from locdistill.images import read_image
 from locdistill.models.detector import Detector
 from locdistill.objective.scene import Scene
@@ -63,7 +64,7 @@ def spread(records: Sequence[Record], count: int) -> list[Record]:
 def truth_layer(record: Record) -> Layer:
     """The objects of a record as a layer to draw."""
     keep = ~record.ignored
-    return Layer(torch.from_numpy(record.boxes[keep]), torch.from_numpy(record.labels[keep]), style="truth")
+    return Layer(torch.from_numpy(outlines(record)[keep]), torch.from_numpy(record.labels[keep]), style="truth")
 
 
 def objects_by_doubt(scene: Scene, count: int) -> list[tuple[int, int]]:

@@ -23,6 +23,7 @@ from locdistill.distillation.bridges import SeveralTeachers
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.geometry.boxes import pairwise_iou
+from locdistill.geometry.kinds import kind_of
 from locdistill.models.detector import Detector
 from locdistill.models.settings import InputSettings, NormalisationSettings
 from locdistill.recipes.landscape import evenly
@@ -268,12 +269,14 @@ def _mean(values: Iterable[float | None]) -> float:
 def _said(dataset: Dataset, found: dict[int, Detections], known: set[int]) -> dict[int, Counter[int]]:
     """Of the objects of each class, what the detections say that they are.
 
-    An object is found where a detection of any class overlaps it by half; the one with the highest score counts.
+    An object is found where a detection of any class overlaps it by half (of rotated ones the boxes that circumscribe
+    them); the one with the highest score counts.
     """
     said: dict[int, Counter[int]] = {label: Counter() for label in known}
     for record in dataset.records:
         detections = found[record.image_id]
-        near = pairwise_iou(torch.from_numpy(record.boxes), detections.boxes.float()) >= 0.5
+        boxes = kind_of(detections.boxes).hull(detections.boxes.float())
+        near = pairwise_iou(torch.from_numpy(record.boxes), boxes) >= 0.5
         best = (detections.scores * near).max(-1) if near.shape[-1] else None
         for i, label in enumerate(record.labels.tolist()):
             if best is not None and near[i].any() and label in known and not record.ignored[i]:
