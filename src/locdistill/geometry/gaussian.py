@@ -102,7 +102,8 @@ def kld(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> 
 def _excess(side: Tensor, other: Tensor) -> Tensor:
     """``x - 1 - ln x`` of the squared ratio of two sides."""
     over = ((side - other) / other) * ((side + other) / other)
-    return (over - 2 * (side / other).log()).clamp(min=0)
+    log = torch.where(over.abs() < 0.5, over.clamp(min=-0.5).log1p(), 2 * (side / other).log())
+    return (over - log).clamp(min=0)
 
 
 def hellinger(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:

@@ -126,9 +126,10 @@ def rectangle_polygon_area(
 
 
 def paired_iou(a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
-    """Intersection over union; leading axes broadcast. The union is at least 1e-6, so empty slots have no overlap.
+    """Intersection over union; leading axes broadcast.
 
-    Boxes that coincide have no derivative; there the gradient is the mean of what it is on all sides, which is zero.
+    The union is at least 1e-6, so empty slots (all numbers zero) overlap nothing. The gradient is finite everywhere,
+    also where boxes coincide and there is no derivative.
     """
     return _iou(_frames(a), _frames(b))
 
