@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,12 @@ import torch
 from PIL import Image
 
 from locdistill.data.loader import training_loader
+from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.cached import CachedTeacher
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_full, ld_sharp, supervised
+from locdistill.distillation.store import Store
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.plan import Plan
@@ -28,6 +31,7 @@ from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.objective.term import Term
 from locdistill.recipes.cache import Forecast, build_cache_of, cache_info
 from locdistill.recipes.load import validate
+from locdistill.recipes.memory import contents
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight import Preflight, examine
 from locdistill.recipes.recipe import CacheSettings, Recipe, TeacherSettings
@@ -293,6 +297,35 @@ def test_sizes_from_a_range_need_a_number_of_views(data: Path, teachers: dict[st
     plain["data"]["views"] = None
     with pytest.raises(RecipeError, match=r"say how many of each image to use, for example data\.views=8"):
         validate(Recipe, plain, "recipe")
+
+
+def test_turned_images_are_remembered(data: Path, teachers: dict[str, Path], tmp_path: Path) -> None:
+    countable = recipe(data, teachers["gfl"], tmp_path / "turns", turns=True, flip_vertical=0.5)
+    report = build_cache_of(countable, device="cpu")
+    assert (report.views, report.complete) == (7 * 8, True)
+    ways: dict[str, Any] = {"flip_vertical": 0.5, "rotate": 30.0, "scale": (0.7, 1.4), "views": 3, "crowd": "ignore"}
+    drawn = recipe(data, teachers["gfl"], tmp_path / "drawn", **ways)
+    report = build_cache_of(drawn, device="cpu")
+    assert (report.views, report.complete) == (7 * 3, True)
+    for chosen in (countable, drawn):
+        assert all(len(batch.recalled or ()) > 1 for batch in batches(compose(chosen, fresh=False)))
+    live = losses(compose(recipe(data, teachers["gfl"], None, **ways), fresh=False))
+    for mine, its in zip(losses(compose(drawn, fresh=False)), live, strict=True):
+        assert mine == pytest.approx(its, rel=3e-3, abs=1e-4)
+    for name, value in (("rotate", 5.0), ("scale", [0.5, 2.0])):
+        plain = countable.model_dump(mode="json")
+        plain["data"][name] = value
+        with pytest.raises(RecipeError, match=rf"data\.{name} has too many of them; say .* data\.views=8"):
+            validate(Recipe, plain, "recipe")
+
+
+def test_other_corners_of_an_object_are_looked_at_anew(data: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(DataSettings(path=str(data)), "train").as_oriented(True)
+    (first, *others), store = dataset.records, Store(tmp_path)
+    assert first.quads is not None
+    changed = replace(dataset, records=(replace(first, quads=first.quads + 1), *others))
+    before, after = (contents(each, store, keep_ignored=False) for each in (dataset, changed))
+    assert (before != after).any(-1).tolist() == [True] + [False] * len(others)
 
 
 def test_terms_that_look_at_the_padding_are_refused(teachers: dict[str, Path], tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from locdistill.data.check import check
 from locdistill.data.settings import DataSettings
+from locdistill.geometry.rotated import hull
 
 
 @pytest.fixture
@@ -139,6 +142,66 @@ def test_yolo_and_voc_are_checked_too(tmp_path: Path) -> None:
     assert [(split.name, split.boxes) for split in report.splits] == [("train", 1)]
 
 
+def rotated_coco(folder: Path, annotations: list[dict[str, object]]) -> Path:
+    (folder / "images").mkdir()
+    Image.new("RGB", (64, 60), (9, 9, 9)).save(folder / "images" / "a.png")
+    content = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": [{"id": i, "image_id": 1, "category_id": 1, **each} for i, each in enumerate(annotations)],
+        "categories": [{"id": 1, "name": "bar"}, {"id": 2, "name": "unsure"}],
+    }
+    (folder / "train.json").write_text(json.dumps(content))
+    return folder
+
+
+def around(rbox: list[float]) -> dict[str, object]:
+    """An annotation with a rotated box and the box around it."""
+    x1, y1, x2, y2 = hull(torch.tensor(rbox, dtype=torch.float64)).tolist()
+    return {"bbox": [x1, y1, x2 - x1, y2 - y1], "rbox": rbox}
+
+
+def test_how_rotated_objects_lie(tmp_path: Path) -> None:
+    boxes = [[30, 30, 20, 10, 0], [30, 30, 10, 20, 0], [30, 30, 20, 10, math.pi + 0.5], [30, 30, 10, 30, 0.5]]
+    unsure = {**around([30, 30, 8, 8, 0.1]), "category_id": 2}
+    folder = rotated_coco(tmp_path, [*map(around, boxes), unsure])
+    report = check(DataSettings(path=str(folder), ignore_classes=("unsure",)))
+    assert report.ok
+    assert report.warnings == []
+    (split,) = report.splits
+    assert split.turned is not None
+    assert split.turned.directions == {-60: 1, -30: 0, 0: 2, 30: 1, 60: 0, 90: 1}
+    assert split.turned.upright == 2
+    assert split.turned.ratios == (1.2, 2, 2.8)
+    assert split.box_sides[1] == 14.1
+    assert (split.boxes, split.ignored, split.per_class) == (5, 1, {"bar": 4})
+    assert "40% upright" in str(report)
+    assert "-60 20%, -30 0%, 0 40%, 30 20%, 60 0%, 90 20%" in str(report)
+    assert json.loads(json.dumps(report.as_dict()))["splits"][0]["turned"]["upright"] == 2
+
+
+def test_odd_rotated_objects_are_warnings(tmp_path: Path) -> None:
+    degrees = {**around([30, 30, 20, 10, math.pi / 3]), "rbox": [30, 30, 20, 10, 60]}
+    thin, beside, beyond = [30, 30, 20, 3, 0.7], [80, 30, 10, 8, 0.1], [2, 30, 20, 10, 0.3]
+    flat = {"bbox": [20, 30, 20, 0], "rbox": [30, 30, 20, 0, 0]}
+    twice = around([40, 30, 10, 8, 0.2])
+    folder = rotated_coco(tmp_path, [degrees, *map(around, (thin, beside, beyond)), flat, twice, twice])
+    report = check(DataSettings(path=str(folder), classes=("bar",)))
+    assert report.ok
+    assert report.warnings == [
+        "train: 1 boxes drawn twice: a.png",
+        "train: 2 boxes with a side below 4 pixels: a.png",
+        "train: 2 boxes that reach beyond the image by more than a pixel: a.png",
+        "train: 1 quadrilaterals without an area: a.png",
+        "train: 1 quadrilaterals beside the image: a.png",
+        "train: 1 boxes that differ by more than 2 pixels from those around their rotated boxes (whose angle is in "
+        "radians, clockwise): a.png",
+    ]
+    assert report.splits[0].notes == {
+        "boxes outside the image, left out": 1,
+        "boxes with a side below one pixel, left out": 1,
+    }
+
+
 @pytest.mark.parametrize("pack", ["bccd"])
 def test_a_real_data_set_is_clean(pack: str, shared: Path) -> None:
     if not (shared / "data" / pack).is_dir():
@@ -147,3 +210,13 @@ def test_a_real_data_set_is_clean(pack: str, shared: Path) -> None:
     assert report.ok, str(report)
     assert {split.name for split in report.splits} == {"train", "val", "test"}
     assert report.warnings == []
+
+
+def test_real_rotated_data_are_clean(shared: Path) -> None:
+    if not (shared / "data" / "hit-uav-half").is_dir():
+        pytest.skip(f"no data pack hit-uav-half in {shared / 'data'}")
+    settings = DataSettings(path=str(shared / "data" / "hit-uav-half"), train="val", val="val")
+    report = check(settings.model_copy(update={"ignore_classes": ("DontCare",)}))
+    assert report.ok, str(report)
+    assert report.splits[0].turned is not None
+    assert not any("rotated boxes" in warning or "quadrilaterals" in warning for warning in report.warnings)

@@ -8,16 +8,39 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from locdistill.data.files import look_closely
-from locdistill.data.open import Scan, available_splits, recognise, scan_dataset, trainable
+from locdistill.data.open import Scan, available_splits, recognise, scan_dataset, sides_of, trainable
 from locdistill.data.problems import Problem
-from locdistill.data.records import Dataset
+from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
+from locdistill.data.sources import circumscribed, signed_areas
 from locdistill.errors import DataError
+from locdistill.geometry.rotated import fit
 
 TINY_SIDE = 4.0
+LEAST_FILL = 0.8
+APART = 2.0
+SECTOR = 30
+UPRIGHT_DEGREES = 1.0
 EXAMPLES = 5
+
+
+@dataclass(frozen=True)
+class Turned:
+    """How rotated objects lie, by the smallest rectangles around them.
+
+    Attributes:
+        ratios: 5 %, median and 95 % of the longer side in multiples of the shorter.
+        upright: Objects whose sides are along the image's, within a degree.
+        directions: Objects by the direction of their longer side: the nearest multiple of 30 degrees from the x axis,
+            clockwise on screen.
+    """
+
+    ratios: tuple[float, ...]
+    upright: int
+    directions: dict[int, int]
 
 
 @dataclass(frozen=True)
@@ -32,8 +55,10 @@ class SplitSummary:
         ignored: Crowd regions and difficult objects.
         per_class: Boxes of each class, ignored ones among them.
         image_sides: Smallest, median and largest side of the images, in pixels.
-        box_sides: 5 %, median and 95 % of the root of the box areas, in pixels; empty where there is no box.
+        box_sides: 5 %, median and 95 % of the root of the areas of boxes (rotated ones where there are some), in
+            pixels; empty where there is no box.
         notes: Harmless oddities, counted.
+        turned: How the objects lie, where they are rotated.
     """
 
     name: str
@@ -45,6 +70,7 @@ class SplitSummary:
     image_sides: tuple[float, ...]
     box_sides: tuple[float, ...]
     notes: dict[str, int]
+    turned: Turned | None = None
 
 
 @dataclass(frozen=True)
@@ -88,7 +114,8 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     """Read all splits, decode all images, and report everything that is broken or odd.
 
     Beyond what stops training, it warns of boxes drawn twice, boxes too small to learn or beyond the image, classes
-    without boxes, and equal image files, within a split or between splits.
+    without boxes, and equal image files, within a split or between splits; of rotated objects also of quadrilaterals
+    that are far from rectangles, and of boxes that do not belong to their rotated boxes.
     """
     settings = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
     try:
@@ -123,9 +150,8 @@ def _as_problem(settings: DataSettings, error: DataError) -> Problem:
 def _summary(name: str, scan: Scan) -> SplitSummary:
     records, classes = scan.dataset.records, scan.dataset.classes
     labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
-    counts = np.bincount(labels, minlength=len(classes))
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)])
-    sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(-1))
+    counts = np.bincount(labels[labels >= 0], minlength=len(classes))
+    sides = np.concatenate([np.zeros((0, 2), np.float32), *map(sides_of, records)])
     images = np.array([(record.height, record.width) for record in records]).reshape(-1)
     return SplitSummary(
         name=name,
@@ -135,8 +161,23 @@ def _summary(name: str, scan: Scan) -> SplitSummary:
         ignored=sum(int(record.ignored.sum()) for record in records),
         per_class={name: int(count) for name, count in zip(classes, counts, strict=True)},
         image_sides=_quantiles(images, (0, 0.5, 1)),
-        box_sides=_quantiles(sides, (0.05, 0.5, 0.95)),
+        box_sides=_quantiles(np.sqrt(sides.prod(-1)), (0.05, 0.5, 0.95)),
         notes={note: count for note, count in sorted(scan.notes.items()) if count},
+        turned=_turned(records) if scan.dataset.oriented and len(labels) else None,
+    )
+
+
+def _turned(records: Sequence[Record]) -> Turned:
+    quads = np.concatenate([record.quads for record in records if record.quads is not None])
+    boxes = fit(torch.from_numpy(quads), "le90").numpy()
+    degrees = np.degrees(boxes[:, 4])
+    aside = np.abs(degrees - np.round(degrees / 90) * 90)
+    nearest = (np.round(degrees / SECTOR) * SECTOR).astype(int)
+    nearest[nearest == -90] = 90
+    return Turned(
+        ratios=_quantiles(boxes[:, 2] / np.maximum(boxes[:, 3], 1e-6), (0.05, 0.5, 0.95)),
+        upright=int((aside <= UPRIGHT_DEGREES).sum()),
+        directions={angle: int((nearest == angle).sum()) for angle in range(SECTOR - 90, 91, SECTOR)},
     )
 
 
@@ -147,21 +188,41 @@ def _quantiles(values: np.ndarray, at: tuple[float, ...]) -> tuple[float, ...]:
 def _oddities(dataset: Dataset) -> list[str]:
     found: defaultdict[str, list[str]] = defaultdict(list)
     for record in dataset.records:
-        rows = np.column_stack((record.boxes, record.labels))
-        sides = record.boxes[:, 2:] - record.boxes[:, :2]
+        outlines = record.boxes if record.quads is None else record.quads.reshape(-1, 8)
+        rows = np.column_stack((outlines, record.labels))
+        hulls = record.boxes if record.quads is None else circumscribed(record.quads)
         bounds = (record.width, record.height)
-        beyond = (record.boxes[:, :2] < -1).any(-1) | (record.boxes[:, 2:] > np.add(bounds, 1)).any(-1)
+        beyond = (hulls[:, :2] < -1).any(-1) | (hulls[:, 2:] > np.add(bounds, 1)).any(-1)
         counts = {
             "boxes drawn twice": len(rows) - len(np.unique(rows, axis=0)),
-            f"boxes with a side below {TINY_SIDE:g} pixels": int((sides < TINY_SIDE).any(-1).sum()),
+            f"boxes with a side below {TINY_SIDE:g} pixels": int((sides_of(record) < TINY_SIDE).any(-1).sum()),
             "boxes that reach beyond the image by more than a pixel": int(beyond.sum()),
         }
-        for oddity, count in counts.items():
+        for oddity, count in (counts | _odd_quads(record)).items():
             found[oddity] += [record.path.name] * count
     warnings = [f"{len(names)} {oddity}: {_examples(names)}" for oddity, names in found.items() if names]
     used = {int(label) for record in dataset.records for label in record.labels}
     unused = [name for index, name in enumerate(dataset.classes) if index not in used]
     return warnings + ([f"no boxes of {', '.join(unused)}"] if unused else [])
+
+
+def _odd_quads(record: Record) -> dict[str, int]:
+    """What is odd about the quadrilaterals of an image."""
+    if record.quads is None:
+        return {}
+    areas, limit = np.abs(signed_areas(record.quads)), np.tile((record.width, record.height), 2)
+    hulls = circumscribed(record.quads)
+    outside = (hulls[:, 2:] <= 0).any(-1) | (hulls[:, :2] >= limit[:2]).any(-1)
+    apart = np.abs(np.clip(hulls, 0, limit) - np.clip(record.boxes, 0, limit)).max(-1, initial=0)
+    return {
+        "quadrilaterals without an area": int((areas <= 0).sum()),
+        "quadrilaterals beside the image": int(outside.sum()),
+        f"quadrilaterals that fill less than {LEAST_FILL:.0%} of the smallest rectangle around them": int(
+            ((areas > 0) & (areas < LEAST_FILL * sides_of(record).prod(-1))).sum()
+        ),
+        f"boxes that differ by more than {APART:g} pixels from those around their rotated boxes (whose angle is in "
+        "radians, clockwise)": int((apart > APART).sum()),
+    }
 
 
 def _equal_files(scans: dict[str, Scan]) -> list[str]:
@@ -215,9 +276,21 @@ def _described(split: SplitSummary) -> list[str]:
         lines.append(
             "  box sides mostly {:g} to {:g}, median {:g} pixels".format(*(split.box_sides[i] for i in (0, 2, 1)))
         )
+    if split.turned is not None:
+        lines += _described_turned(split.turned)
     width = max(map(len, split.per_class), default=0)
     lines += [f"  {name:<{width}}  {count}" for name, count in split.per_class.items()]
     return lines + [f"  {count} {note}" for note, count in split.notes.items()]
+
+
+def _described_turned(turned: Turned) -> list[str]:
+    ratios, total = turned.ratios, sum(turned.directions.values())
+    shares = ", ".join(f"{angle} {count / total:.0%}" for angle, count in turned.directions.items())
+    return [
+        f"  rotated: the longer side mostly {ratios[0]:g} to {ratios[2]:g} times the shorter, median {ratios[1]:g};"
+        f" {turned.upright / total:.0%} upright",
+        f"  the longer side's direction, in degrees clockwise from the x axis: {shares}",
+    ]
 
 
 def _section(title: str, lines: Sequence[str]) -> list[str]:
