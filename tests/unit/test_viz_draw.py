@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.rotated import corners
 from locdistill.types import Batch, Detections, Instances
 from locdistill.viz import Layer, batch_mosaic, draw_boxes, draw_detections, draw_layers, draw_regions, mosaic
 from locdistill.viz.regions import MAIN, VALUABLE
@@ -190,3 +191,71 @@ def test_regions_without_any_weight() -> None:
     grid = Grid.build(((4, 4),), (32,))
     sheet = draw_regions(grey(128, 128), grid, main=torch.zeros(16), valuable=torch.zeros(16))
     assert sheet.width > 384
+
+
+TURNED = torch.tensor([[80.0, 60.0, 60.0, 20.0, 0.6]])
+LABEL = torch.tensor([1])
+
+
+def along(picture: Image.Image, box: torch.Tensor, part: float) -> list[tuple[int, int, int]]:
+    """On the edges of a box, or within it: at each point what is drawn there or on a pixel beside it, or else grey."""
+    middle = box[:, None, :2]
+    quad = (corners(box) - middle)[0] * part + middle[0]
+    points = torch.cat(
+        [quad[i] + (quad[(i + 1) % 4] - quad[i]) * torch.linspace(0.1, 0.9, 20)[:, None] for i in range(4)]
+    )
+    beside = [(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]
+    seen = [[picture.getpixel((int(x) + i, int(y) + j)) for i, j in beside] for x, y in points.tolist()]
+    return [next((pixel for pixel in here if pixel != GREY), GREY) for here in seen]
+
+
+def test_a_rotated_box_is_drawn_along_its_edges() -> None:
+    picture = draw_layers(grey(), [Layer(TURNED, LABEL)], classes=None)
+    assert set(along(picture, TURNED, 1.0)) == {class_colour(1)}
+    assert set(along(picture, TURNED, 0.7) + along(picture, TURNED, 1.4)) == {GREY}
+    as_corners = draw_layers(grey(), [Layer(corners(TURNED), LABEL)], classes=None)
+    assert (np.asarray(as_corners) == np.asarray(picture)).all()
+
+
+def test_a_rotated_box_grows_with_the_picture_and_keeps_its_angle() -> None:
+    picture = draw_layers(grey(), [Layer(TURNED, LABEL)], classes=None, min_side=320)
+    assert picture.size == (320, 240)
+    twice = TURNED * torch.tensor([2, 2, 2, 2, 1.0])
+    assert set(along(picture, twice, 1.0)) == {class_colour(1)}
+    layer = Layer(corners(TURNED), LABEL)
+    torch.testing.assert_close(layer.scaled(2).boxes, corners(twice))
+    torch.testing.assert_close(Layer(TURNED, LABEL).scaled(2).boxes, twice)
+    torch.testing.assert_close(Layer(boxes((1, 2, 3, 4)), LABEL).scaled(2).boxes, boxes((2, 4, 6, 8)))
+
+
+def test_rotated_truth_is_dashed_and_its_tag_stands_at_its_tip() -> None:
+    truth = draw_layers(grey(), [Layer(corners(TURNED), LABEL, style="truth")], classes=("a", "b"))
+    edge = along(truth, TURNED, 1.0)
+    assert min(edge.count(class_colour(1)), edge.count(PAPER)) > 15
+    upright = torch.tensor([[80.0, 80.0, 12.0, 70.0, 0.5]])  # leans to the left at its upper end
+    picture = np.asarray(draw_layers(grey(), [Layer(upright, LABEL)], classes=("a", "b")))
+    tip = corners(upright)[0][corners(upright)[0, :, 1].argmin()]
+    tag = (picture[: int(tip[1]) - 2] == class_colour(1)).all(-1).nonzero()[1]
+    assert tag.size
+    assert abs(tag.mean() - float(tip[0])) < 4
+
+
+def test_rotated_detections_and_boxes_beyond_the_border() -> None:
+    beyond = torch.tensor([[10.0, 10.0, 60.0, 30.0, 0.7], [500.0, 500.0, 9.0, 9.0, 0.1]])
+    found = Detections(beyond, torch.tensor([0.9, 0.8]), torch.tensor([1, 0]))
+    picture = draw_detections(grey(), found, classes=("a", "b"), truth=Layer(corners(TURNED), LABEL, style="truth"))
+    assert picture.size == (160, 120)
+    assert {class_colour(0), class_colour(1), PAPER} <= colours(picture)
+    nothing = draw_boxes(grey(), torch.zeros(0, 5), labels=torch.zeros(0, dtype=torch.int64))
+    assert colours(nothing) == {GREY}
+
+
+def test_batch_mosaic_shows_rotated_objects_as_such() -> None:
+    batch = make_batch()
+    oriented = torch.zeros(2, 2, 5)
+    oriented[0] = torch.tensor([[100.0, 110, 100, 40, 0.6], [240, 100, 60, 30, -0.5]])
+    sheet = batch_mosaic(batch._replace(instances=batch.instances._replace(oriented=oriented)), ("a", "b"), cell=300)
+    picture = sheet.crop((10, 10, 310, 210))
+    assert along(picture, oriented[0, :1], 1.0).count(class_colour(1)) > 70  # the tag may cover some
+    assert MUTED in along(picture, oriented[0, 1:], 1.0)
+    assert picture.getpixel((50, 110)) == GREY  # the circumscribed box is not drawn

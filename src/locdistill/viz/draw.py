@@ -1,19 +1,26 @@
-"""Boxes on an image: what was predicted, and what is true."""
+"""Boxes on an image, upright or rotated: what was predicted, and what is true."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from locdistill.geometry.kinds import kind_of
 from locdistill.types import Detections
 from locdistill.viz.style import MUTED, PAPER, Colour, class_colour, font, ink_on
 
 Rectangle = tuple[float, float, float, float]
+Point = tuple[float, float]
+Boxes: TypeAlias = Float[Tensor, "k d"] | Float[Tensor, "k 4 2"]
+"""``x1, y1, x2, y2``, or rotated: ``cx, cy, w, h, theta``, or the four corners ``x, y``; in pixels of the image."""
 Style = Literal["predicted", "truth", "ignored"]
 
 
@@ -21,7 +28,7 @@ class Layer(NamedTuple):
     """Boxes that are drawn alike.
 
     Attributes:
-        boxes: ``x1, y1, x2, y2`` in pixels of the image.
+        boxes: See ``Boxes``.
         labels: Class indices, which give the colour.
         scores: Shown in percent behind the name of the class; None: not shown.
         style: ``predicted``: a solid line and a tag. ``truth``: dashes in the colour of the class and white, and a dark
@@ -29,17 +36,29 @@ class Layer(NamedTuple):
             no tag.
     """
 
-    boxes: Float[Tensor, "k 4"]
+    boxes: Boxes
     labels: Int[Tensor, " k"]
     scores: Float[Tensor, " k"] | None = None
     style: Style = "predicted"
+
+    def scaled(self, factor: float) -> Layer:
+        """The layer for a picture in which everything is larger by a factor."""
+        if self.boxes.ndim == 3:
+            return self._replace(boxes=self.boxes * factor)
+        return self._replace(boxes=kind_of(self.boxes).scaled(self.boxes, torch.tensor(factor)))
+
+
+class _Outline(NamedTuple):
+    around: Rectangle
+    tips: tuple[Point, ...]  # of a rotated box the highest and the lowest corner
+    draw: Callable[..., None]
 
 
 class _Tag(NamedTuple):
     text: str
     colour: Colour
     filled: bool
-    box: Rectangle
+    outline: _Outline
     rank: float  # who chooses a place first
 
 
@@ -50,7 +69,7 @@ def to_picture(image: UInt8[Tensor, "3 h w"]) -> Image.Image:
 
 def draw_boxes(
     image: UInt8[Tensor, "3 h w"] | Image.Image,
-    boxes: Float[Tensor, "k 4"],
+    boxes: Boxes,
     *,
     labels: Int[Tensor, " k"],
     scores: Float[Tensor, " k"] | None = None,
@@ -62,7 +81,7 @@ def draw_boxes(
 
     Args:
         image: RGB; is left as it is.
-        boxes: ``x1, y1, x2, y2`` in pixels of the image.
+        boxes: See ``Boxes``.
         labels: Class indices.
         scores: Between 0 and 1.
         classes: Names by index; a class without a name is shown by its number.
@@ -112,33 +131,47 @@ def draw_layers(
     size = max(9, min(16, round(max(picture.size) / 44)))
     tags: list[_Tag] = []
     for layer in layers:
-        tags += _draw_layer(canvas, layer, classes or (), factor=factor, width=width)
+        tags += _draw_layer(canvas, layer.scaled(factor), classes or (), width=width)
     predicted = [tag for tag in tags if tag.filled]
     if classes is not None:
         _draw_tags(canvas, predicted or tags, size)
     return picture
 
 
-def _draw_layer(
-    canvas: ImageDraw.ImageDraw, layer: Layer, classes: Sequence[str], *, factor: int, width: int
-) -> list[_Tag]:
+def _draw_layer(canvas: ImageDraw.ImageDraw, layer: Layer, classes: Sequence[str], *, width: int) -> list[_Tag]:
     """Draw the boxes, worst score first so that the best lie on top; return their tags."""
+    outlines = _outlines(canvas, layer.boxes)
     scores = layer.scores.tolist() if layer.scores is not None else [1.0] * len(layer.labels)
     tags = []
     for i in sorted(range(len(scores)), key=lambda k: scores[k]):
         label = int(layer.labels[i])
-        box = _within([v * factor for v in layer.boxes[i].tolist()], canvas.im.size)
         colour = MUTED if layer.style == "ignored" else class_colour(label)
         dash = {"predicted": 0, "truth": 4 * width, "ignored": 2 * width}[layer.style]
         if dash:  # white between the dashes, which shows on any image
-            _rectangle(canvas, box, PAPER, width=width, dash=0)
-        _rectangle(canvas, box, colour, width=width, dash=dash)
+            outlines[i].draw(PAPER, width=width, dash=0)
+        outlines[i].draw(colour, width=width, dash=dash)
         if layer.style != "ignored":
             name = classes[label] if label < len(classes) else str(label)
             text = f"{name} {100 * scores[i]:.0f}" if layer.scores is not None else name
             rank = scores[i] if layer.style == "predicted" else -1.0
-            tags.append(_Tag(text, colour, layer.style == "predicted", box, rank))
+            tags.append(_Tag(text, colour, layer.style == "predicted", outlines[i], rank))
     return tags
+
+
+def _outlines(canvas: ImageDraw.ImageDraw, boxes: Tensor) -> list[_Outline]:
+    """Of each box what draws it, and where it is within the picture."""
+    if boxes.shape[1:] == (4,):
+        rectangles = [_within(box, canvas.im.size) for box in boxes.tolist()]
+        return [_Outline(box, (), partial(_rectangle, canvas, box)) for box in rectangles]
+    corners = boxes if boxes.ndim == 3 else kind_of(boxes).corners(boxes)
+    outlines = []
+    # Coordinates are those of the corners between pixels, and a line is drawn from pixel to pixel.
+    for quad, inside in zip(corners.tolist(), (corners - 0.5).round().tolist(), strict=True):
+        (xs, ys), by_height = zip(*quad, strict=True), sorted(inside, key=lambda corner: corner[1])
+        around = _within((min(xs), min(ys), max(xs), max(ys)), canvas.im.size)
+        tips = (tuple(by_height[0]), tuple(by_height[-1]))
+        outlines.append(_Outline(around, tips, partial(_polygon, canvas, [tuple(corner) for corner in inside])))
+    return outlines
 
 
 def _within(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
@@ -167,6 +200,19 @@ def _rectangle(canvas: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, *, w
         canvas.rectangle((max(x2 - inset, x1), start, x2, end), fill=colour)
 
 
+def _polygon(canvas: ImageDraw.ImageDraw, corners: Sequence[Point], colour: Colour, *, width: int, dash: int) -> None:
+    """An outline along the corners; ``dash`` as in `_rectangle`."""
+    closed = [*corners, corners[0]]
+    if not dash:
+        canvas.line([*closed, corners[1]], fill=colour, width=width, joint="curve")
+        return
+    for start, end in pairwise(np.array(closed)):
+        length = float(np.hypot(*(end - start)))
+        for done in np.arange(0, length, 2 * dash):
+            piece = start + np.outer((done, min(done + dash, length)), (end - start) / length)
+            canvas.line([tuple(point) for point in piece.round().tolist()], fill=colour, width=width)
+
+
 def _draw_tags(canvas: ImageDraw.ImageDraw, tags: Sequence[_Tag], size: int) -> None:
     """Write the tags near their boxes; the best score chooses its place first."""
     face, pad = font(size, bold=True), max(1, size // 6)
@@ -175,7 +221,7 @@ def _draw_tags(canvas: ImageDraw.ImageDraw, tags: Sequence[_Tag], size: int) -> 
     taken: list[Rectangle] = []
     for tag in sorted(tags, key=lambda t: -t.rank):
         width = round(face.getlength(tag.text)) + 2 * pad + 2
-        x, y = _free_place(tag.box, (width, height), taken, canvas.im.size)
+        x, y = _free_place(tag.outline, (width, height), taken, canvas.im.size)
         place = (x, y, x + width - 1, y + height - 1)
         taken.append(place)
         if tag.filled:
@@ -188,12 +234,14 @@ def _draw_tags(canvas: ImageDraw.ImageDraw, tags: Sequence[_Tag], size: int) -> 
 
 
 def _free_place(
-    box: Rectangle, size: tuple[int, int], taken: Sequence[Rectangle], picture: tuple[int, int]
+    outline: _Outline, size: tuple[int, int], taken: Sequence[Rectangle], picture: tuple[int, int]
 ) -> tuple[float, float]:
     """Top left corner for a tag: above its box, below it, or inside, wherever it covers the fewest other tags."""
-    x1, y1, x2, y2 = box
+    x1, y1, x2, y2 = outline.around
     width, height = size
-    corners = [
+    beside = [max(x1, min(x - width / 2, x2 - width)) for x, _ in outline.tips]
+    corners = list(zip(beside, (y1 - height, y2 + 1), strict=False))
+    corners += [
         (x1, y1 - height),
         (x1, y2 + 1),
         (x1, y1),

@@ -71,14 +71,14 @@ def batch_mosaic(batch: Batch, classes: Sequence[str], *, limit: int = 16, cell:
         height, width = (int(v) for v in batch.sizes[i])
         present, ignored = objects.present[i], objects.ignored[i]
         layers = [
-            Layer(objects.boxes[i][ignored], objects.labels[i][ignored], style="ignored"),
-            Layer(objects.boxes[i][present], objects.labels[i][present]),
+            Layer(objects.targets[i][ignored], objects.labels[i][ignored], style="ignored"),
+            Layer(objects.targets[i][present], objects.labels[i][present]),
         ]
         # Tags must be legible after the picture was fitted to its cell, so it is fitted first.
         scale = min(1.0, cell / max(height, width))
         image = Image.fromarray(batch.images[i, :, :height, :width].permute(1, 2, 0).contiguous().cpu().numpy())
         image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)
-        layers = [layer._replace(boxes=layer.boxes * scale) for layer in layers]
+        layers = [layer.scaled(scale) for layer in layers]
         pictures.append(draw_layers(image, layers, classes=classes, min_side=cell // 2))
         captions.append(f"image {int(batch.image_ids[i])}, {width} x {height}, objects: {int(present.sum())}")
     return mosaic(pictures, captions, cell=cell)

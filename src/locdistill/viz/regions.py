@@ -43,7 +43,7 @@ def draw_regions(
     picture = ImageEnhance.Brightness(to_picture(image)).enhance(0.45)
     picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     if truth is not None:
-        picture = draw_layers(picture, [truth._replace(boxes=truth.boxes * factor)], classes=None)
+        picture = draw_layers(picture, [truth.scaled(factor)], classes=None)
     weights = {MAIN: main.detach().float().cpu(), VALUABLE: valuable.detach().float().cpu()}
     pictures, captions, start = [], [], 0
     for level, (size, stride) in enumerate(zip(grid.level_sizes, grid.level_strides, strict=True)):
