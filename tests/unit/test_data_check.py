@@ -182,7 +182,7 @@ def test_how_rotated_objects_lie(tmp_path: Path) -> None:
 def test_odd_rotated_objects_are_warnings(tmp_path: Path) -> None:
     degrees = {**around([30, 30, 20, 10, math.pi / 3]), "rbox": [30, 30, 20, 10, 60]}
     thin, beside, beyond = [30, 30, 20, 3, 0.7], [80, 30, 10, 8, 0.1], [2, 30, 20, 10, 0.3]
-    flat = {"bbox": [20, 30, 20, 0], "rbox": [30, 30, 20, 0, 0]}
+    flat = around([30, 30, 20, 0, 0.7])
     twice = around([40, 30, 10, 8, 0.2])
     folder = rotated_coco(tmp_path, [degrees, *map(around, (thin, beside, beyond)), flat, twice, twice])
     report = check(DataSettings(path=str(folder), classes=("bar",)))
