@@ -19,6 +19,8 @@ from locdistill.errors import DataError
 from locdistill.evaluation import read_results, read_task1, rotated_metrics, write_results
 from locdistill.evaluation.voc import NAMES
 from locdistill.geometry.rotated import canonical, corners, fit
+from locdistill.models.detector import Detector
+from locdistill.models.settings import DetectorSettings
 from locdistill.types import Detections
 from tests.conftest import Answer
 
@@ -188,3 +190,46 @@ def test_tiles_of_other_data_are_refused(scene: Path, tiny_coco: Path, tmp_path:
         merge({}, tmp_path / "tiles", tmp_path / "merged", data=tiny_coco)
     with pytest.raises(DataError, match="no readable list of windows"):
         merge({}, tmp_path / "nothing", tmp_path / "merged")
+
+
+@pytest.mark.parametrize("model", ["rotated_gfl", "gfl"])
+def test_a_detector_looks_at_tiles(cli: Cli, scene: Path, tmp_path: Path, model: str) -> None:
+    tiles = tmp_path / "tiles"
+    assert cli("data", "tile", scene, tiles, "--size", 1280)[0] == 0
+    settings = {"model": model, "backbone": "test_resnet", "pretrained": False, "classes": ["ship", "large-vehicle"]}
+    small = {"channels": 8, "depth": 1, "norm_groups": 4, "levels": (5, 6), "input": {"short": 128, "long": 128}}
+    torch.manual_seed(0)
+    weights = Detector(DetectorSettings.model_validate(settings | small)).save(tmp_path / "w")
+    every = ("-s", "detections.score_threshold=0.001", "-s", "detections.max_detections=7")
+    found, merged = tmp_path / "found.json", tmp_path / "merged"
+    assert cli("evaluate", weights, "--data", tiles, "--format-only", found, *every)[0] == 0
+    entries = json.loads(found.read_text())
+    assert len(entries) >= 10  # tiles
+    assert {entry["category_name"] for entry in entries} <= set(settings["classes"])
+    rotated = model == "rotated_gfl"
+    assert all(("rbox" in entry) is rotated for entry in entries)
+    code, out, _ = cli("data", "merge", found, tiles, "--out", merged, "--data", scene, "--iou", 1, "--json")
+    assert code == 0
+    content = json.loads(out)
+    assert content["detections"] == len(entries)
+    assert list(content["per_class"]) == list(CLASSES)
+    assert ("task1" in content) is rotated
+    labels = [entry["category_id"] for entry in json.loads((merged / "results.json").read_text())]
+    numbers = {"ship": 9, "large-vehicle": 4}
+    assert sorted(labels) == sorted(numbers[entry["category_name"]] for entry in entries)
+
+    code, out, error = cli("evaluate", weights, "--data", tiles, "--published-sum", "--area", "--json", *every)
+    if rotated:
+        content = json.loads(out)
+        assert content["published_sum"]["AP50"] == content["metrics"]["AP50"]
+    else:
+        assert code == 2
+        assert "by COCO's rules" in error
+    pictures = (tiles / "val" / "images", "--save", tmp_path / "out", "--threshold", 0.001)
+    assert cli("predict", weights, *pictures, "-s", "detections.max_detections=7")[0] == 0
+    drawn = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {len(found["box"]) for image in drawn["images"] for found in image["detections"]} == {5 if rotated else 4}
+    words = ("data", "merge", tmp_path / "out" / "predictions.json", tiles, "--out", tmp_path / "again", "--iou", 1)
+    assert cli(*words)[0] == 0
+    again = json.loads((tmp_path / "again" / "results.json").read_text())
+    assert sorted(entry["category_id"] for entry in again) == sorted(labels)
