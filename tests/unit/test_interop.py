@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from locdistill.errors import WeightsError
-from locdistill.interop.classes import COCO, VOC
-from locdistill.interop.mmdet import BINS, from_mmdet, to_mmdet
+from locdistill.interop.classes import COCO, DOTA, DOTA_BY_COUNT, VOC
+from locdistill.interop.mmdet import ANGLE_BINS, BINS, from_mmdet, to_mmdet
 from locdistill.interop.pickles import read_checkpoint
 from locdistill.interop.recognise import Shapes, recognise
 from locdistill.interop.unpack import unpack
@@ -291,8 +291,11 @@ def test_constants() -> None:
     found = unpack({"state_dict": tensors(**extra), "meta": {"CLASSES": ["a"]}})
     assert found.meta == {"CLASSES": ["a"], "input_mean": [1, 2, 3], "input_std": [4, 5, 6]}
     assert left_out(found).keys() == {BINS, "data_preprocessor."}
-    with pytest.raises(WeightsError, match=r"integral\.project: bins are expected at 0, 1, 2, .*got \[0\.0, 2\.0"):
-        unpack(tensors(**{BINS: torch.arange(0.0, 34.0, 2.0)}))
+    assert found.tensors.keys() == tensors().keys()
+    assert found.constants[BINS].tolist() == list(range(17))
+    turned = unpack(tensors(**{BINS: torch.linspace(-2, 2, 9), ANGLE_BINS: torch.linspace(-5, 2, 9)}))
+    assert (turned.tensors.keys(), turned.constants.keys()) == (tensors().keys(), {BINS, ANGLE_BINS})
+    assert left_out(turned).keys() == {BINS, ANGLE_BINS}
 
 
 def test_no_state_dict() -> None:
@@ -358,6 +361,45 @@ def test_what_shapes_tell() -> None:
 def test_kinds(model: str, given: Shapes) -> None:
     found = recognise(given).settings
     assert (found["model"], found["reg_max"], found["classes"]) == (model, 16, COCO)
+
+
+def turned(outputs: int = 9 * 5 * 9, *, angle: bool = True, classes: int = 9 * 15, side: int = 3) -> Shapes:
+    """Of a rotated RetinaNet, with the constants that it stores."""
+    found = shapes("retina_cls", "retina_reg", classes=classes, outputs=outputs)
+    found = {key.replace(".gn.", ".conv."): shape for key, shape in found.items()} | {BINS: (9,)}
+    found["bbox_head.retina_reg.weight"] = (outputs, 256, side, side)
+    return found | ({ANGLE_BINS: (9,)} if angle else {})
+
+
+def test_a_rotated_retinanet() -> None:
+    found = recognise(turned())
+    settings = found.settings
+    assert (settings["model"], settings["reg_max"], settings["norm_groups"]) == ("rotated_retinanet", 8, 0)
+    assert (settings["angles"], settings["angle_bins"], settings["angle_unit"]) == ("oc", "linear", 1.0)
+    assert (settings["predictor"], settings["input"]) == (3, {"short": 1024, "long": 1024})
+    assert settings["classes"] == DOTA[:15]
+    assert DOTA[14] == "helicopter"
+    assert any("15 classes without names: taken for those of DOTA" in note for note in found.notes)
+    assert any("range oc" in note for note in found.notes)
+    assert not any("where its bins lie" in note for note in found.notes)
+    assert recognise(turned(side=1)).settings["predictor"] == 1
+    assert recognise(turned(classes=9 * 16)).settings["classes"] == DOTA[:16]
+    assert recognise(turned(classes=9)).settings["classes"] == ("class_0",)
+    assert recognise(shapes(classes=15)).settings["classes"][0] == "class_0"  # upright boxes: not of DOTA
+
+
+def test_a_rotated_retinanet_without_its_constants() -> None:
+    """Its number of outputs tells, unless a RetinaNet with four edges may have as many."""
+    found = recognise(turned(angle=False))
+    assert (found.settings["model"], found.settings["reg_max"]) == ("rotated_retinanet", 8)
+    assert any("it does not say where its bins lie" in note for note in found.notes)
+    assert recognise(turned(9 * 5 * 8)).settings["reg_max"] == 7
+    for outputs in (9 * 5 * 8, 9 * 5, 9 * 4, 9 * 4 * 17):
+        with pytest.raises(WeightsError, match=r"plain RetinaNet: bbox_head\.retina_reg gives one number"):
+            recognise(turned(outputs, angle=False))
+    for outputs in (9 * 5, 9 * 4 * 9):
+        with pytest.raises(WeightsError, match=f"{outputs} outputs, which is no distribution for each of 5 edges of 9"):
+            recognise(turned(outputs))
 
 
 def residual(
@@ -429,7 +471,7 @@ def test_deformable_stages() -> None:
     [
         (shapes("atss_cls", "atss_reg", outputs=4) | {"bbox_head.atss_centerness.bias": (1,)}, "plain ATSS or PAA"),
         (shapes("conv_cls", "conv_reg", outputs=4) | {"bbox_head.conv_centerness.bias": (1,)}, "plain FCOS"),
-        (shapes("retina_cls", "retina_reg", outputs=36), r"plain RetinaNet.*\(bbox_head\.retina_cls\.bias\)"),
+        (shapes("retina_cls", "retina_reg", outputs=36), r"plain RetinaNet: bbox_head\.retina_reg gives one number"),
         (shapes() | {"rpn_head.rpn_conv.weight": (1,)}, r"two-stage detector.*\(rpn_head\.rpn_conv\.weight\)"),
         ({"roi_head.bbox_head.fc_cls.weight": (1,)}, "two-stage detector"),
         ({"bbox_head.multi_level_cls_convs.0.0.conv.weight": (1,)}, "a YOLO"),
@@ -547,8 +589,13 @@ def test_names_without_a_counterpart() -> None:
         from_mmdet({"rpn_head.conv.weight": torch.zeros(1)})
     with pytest.raises(WeightsError, match=r"head\.extra"):
         to_mmdet({"head.extra": torch.zeros(1)})
+    with pytest.raises(WeightsError, match=r"no names for a rotated_gfl; there are some for gfl, .*rotated_retinanet"):
+        to_mmdet({}, "rotated_gfl")
 
 
 def test_the_classes_of_public_data_sets() -> None:
-    assert (len(set(COCO)), len(set(VOC))) == (80, 20)
+    assert (len(set(COCO)), len(set(VOC)), len(set(DOTA))) == (80, 20, 18)
+    assert [(names[0], names[-1]) for names in DOTA_BY_COUNT.values()] == [
+        ("plane", last) for last in ("helicopter", "container-crane", "helipad")
+    ]
     assert (COCO[0], COCO[11], COCO[79], VOC[14]) == ("person", "stop sign", "toothbrush", "person")

@@ -19,7 +19,7 @@ from torch import Tensor
 import locdistill
 from locdistill.errors import WeightsError
 from locdistill.interop.classes import COCO
-from locdistill.interop.mmdet import BINS, to_mmdet
+from locdistill.interop.mmdet import ANGLE_BINS, BINS, to_mmdet
 from locdistill.models import mmdet
 from locdistill.models.detector import Detector
 from locdistill.models.foreign import detector_settings, read
@@ -36,6 +36,11 @@ SMALL = {
     "classes": ("disc", "box"),
 }
 RGB = {"mean": (123.675, 116.28, 103.53), "std": (58.395, 57.12, 57.375)}
+ROTATED: dict[str, Any] = {
+    "model": "rotated_retinanet",
+    "angle_bins": "linear",
+    "input": {"short": 1024, "long": 1024},
+}
 BGR = {"mean": (103.53, 116.28, 123.675), "std": (1.0, 1.0, 1.0), "bgr": True, "style": "caffe", "norm_frozen": True}
 ARCHITECTURES: list[dict[str, Any]] = [
     *({"model": model, "backbone": "resnet18"} for model in ("gfl", "gflv2", "atss", "fcos", "retinanet")),
@@ -46,6 +51,8 @@ ARCHITECTURES: list[dict[str, Any]] = [
     {"model": "gfl", "backbone": "resnext101_32x4d", "deformable": (3, 4)},
     {"model": "gflv2", "backbone": "resnext101_64x4d"},
     {"model": "gflv2", "backbone": "res2net101d", "deformable": (3, 4), "background_channel": True},
+    *({**ROTATED, "backbone": backbone} for backbone in ("resnet18", "resnet34", "resnet50")),
+    {**ROTATED, "predictor": 1, "reg_max": 12},
 ]
 
 
@@ -99,14 +106,14 @@ def theirs(gfl: Detector) -> dict[str, Tensor]:
 NAMES = SMALL["classes"]
 
 
-@pytest.mark.parametrize("settings", ARCHITECTURES, ids=lambda s: f"{s['model']}-{s['backbone']}-{len(s)}")
+@pytest.mark.parametrize("settings", ARCHITECTURES, ids=lambda s: f"{s['model']}-{s.get('backbone')}-{len(s)}")
 def test_round_trip(settings: dict[str, Any]) -> None:
     """From the state dict alone: everything but the input size is recognised, and nothing is left over."""
     detector = build(**settings)
     state = to_mmdet(detector.state_dict(), settings["model"])
     found = read(state, classes=NAMES)
     assert found.report.settings == detector.settings
-    assert [group.what for group in found.report.skipped] == [BINS]
+    assert [group.what for group in found.report.skipped] == [BINS, ANGLE_BINS][: detector.settings.edges - 3]
     assert found.tensors.keys() == detector.state_dict().keys()
     again = Detector(found.report.settings, pretrained=False)
     report = found.fill(again)
@@ -137,6 +144,9 @@ def test_only_what_mmdetection_has_is_written(tmp_path: Path) -> None:
         ({"backbone": "mobilenetv3_small_050"}, "its backbone looks like"),
         ({"norm_groups": 8}, "norm_groups 8, there 32"),
         ({"backbone_args": {"output_stride": 32}}, "backbone_args"),
+        ({"model": "rotated_gfl"}, "no names for a rotated_gfl"),
+        ({"model": "rotated_retinanet"}, "angle_bins circular, there linear"),
+        ({**ROTATED, "angle_unit": 3.0}, r"angle_unit 3\.0, there 1\.0"),
     ):
         with pytest.raises(WeightsError, match=rf"MMDetection has no detector of this kind: .*{message}"):
             save_mmdet(build(**settings), tmp_path / "w.pth")

@@ -12,11 +12,9 @@ from locdistill.data.coco import ALIASES
 from locdistill.data.files import in_threads, pictures_by_name
 from locdistill.data.problems import Problem
 from locdistill.data.sources import Listed, Source, circumscribed, clockwise, listed_names, signed_areas
-from locdistill.interop.classes import DOTA
+from locdistill.interop.classes import DOTA_BY_COUNT
 
 LABELS = ("labelTxt", "annfiles")
-VERSIONS = (15, 16, 18)
-"""Numbers of classes of versions 1.0, 1.5 and 2.0, each of which continues the one before."""
 HEADERS = ("imagesource:", "gsd:")
 LINE = "expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult'"
 
@@ -119,7 +117,7 @@ def _classes(path: Path, parsed: dict[Path | None, _Parsed]) -> tuple[str, ...]:
     files = [file for folder in label_folders(path) for file in folder.glob("*.txt") if file not in parsed]
     others = in_threads(_parse, files, label="collecting classes")
     names = {row.name for rows, _ in [*parsed.values(), *others] for row in rows}
-    return next((DOTA[:count] for count in VERSIONS if names <= set(DOTA[:count])), tuple(sorted(names)))
+    return next((known for known in DOTA_BY_COUNT.values() if names <= set(known)), tuple(sorted(names)))
 
 
 def _parse(file: Path | None) -> _Parsed:

@@ -13,6 +13,11 @@ from locdistill.geometry.edges import decode, encode
 from locdistill.geometry.grid import Grid
 from locdistill.geometry.kinds import HORIZONTAL, BoxKind, Rotated, rotated_frame
 
+GROWTH = (-2.0, 2.0)
+"""First and last bin of shift and growth of an anchor, in Rotated-LD and JDet."""
+ANGLE = (-5.0, 2.0)
+"""First and last bin of the angle there: a uniform distribution then means an upright box in the range ``oc``."""
+
 
 @runtime_checkable
 class Coding(Protocol):

@@ -44,6 +44,8 @@ DOTA = (
     *("tennis-court", "basketball-court", "storage-tank", "soccer-ball-field", "roundabout", "harbor"),
     *("swimming-pool", "helicopter", "container-crane", "airport", "helipad"),
 )
-"""DOTA 2.0; version 1.0 has the first 15 of them, version 1.5 the first 16."""
+"""DOTA 2.0."""
 
+DOTA_BY_COUNT = {count: DOTA[:count] for count in (15, 16, 18)}
+"""Its versions, each of which continues the one before."""
 BY_COUNT = {len(COCO): COCO, len(VOC): VOC}

@@ -1,4 +1,4 @@
-"""Names of tensors in MMDetection checkpoints, both directions.
+"""Names of tensors in checkpoints of MMDetection and of Rotated-LD (MMRotate), both directions.
 
 The names are data: ordered pairs of patterns, ours and theirs, of which the first that fits decides. ``{i}`` stands
 for a number, ``{rest}`` for anything. Another head is another list of pairs.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from locdistill.errors import WeightsError
+from locdistill.geometry.coding import ANGLE, GROWTH
 
 Pairs = tuple[tuple[str, str], ...]
 Value = TypeVar("Value")
@@ -68,6 +69,11 @@ NAMES: dict[str, Pairs] = {
         ("head.cls.{rest}", "bbox_head.atss_cls.{rest}"),
         ("head.reg.{rest}", "bbox_head.atss_reg.{rest}"),
     ),
+    "rotated_retinanet": (
+        *COMMON,
+        ("head.cls.{rest}", "bbox_head.retina_cls.{rest}"),
+        ("head.reg.{rest}", "bbox_head.retina_reg.{rest}"),
+    ),
 }
 # Names that only old files have, and those that replaced them.
 OLD: Pairs = (
@@ -75,11 +81,17 @@ OLD: Pairs = (
     ("backbone.{rest}.convs.{i}_offset.{kind}", "backbone.{rest}.convs.{i}.conv_offset.{kind}"),
     ("bbox_head.fcos_{rest}", "bbox_head.conv_{rest}"),
 )
-# A constant that they store and we compute: the positions of the bins, 0 to reg_max.
+# Constants that they store and we compute: the positions of the bins of edges, and of the angle of a rotated box.
 BINS = "bbox_head.integral.project"
+ANGLE_BINS = "bbox_head.integral_angle.project"
 PREDICTOR = "head.reg.bias"
-EDGES = 4
-ANCHORS = {"retinanet": 9}
+ANCHORS = {"retinanet": 9, "rotated_retinanet": 9}
+EDGES = {"rotated_retinanet": 5}
+
+
+def edges_of(model: str) -> int:
+    """Distributions that make a box: four, or five with an angle."""
+    return EDGES.get(model, 4)
 
 
 def to_mmdet(state_dict: Mapping[str, Tensor], model: str = "gfl") -> dict[str, Tensor]:
@@ -89,10 +101,9 @@ def to_mmdet(state_dict: Mapping[str, Tensor], model: str = "gfl") -> dict[str, 
         WeightsError: A name has no counterpart.
     """
     deep = any(re.match(r"backbone\.conv1\.\d", key) for key in state_dict)
-    renamed = _strictly(state_dict, (*(DEEP_STEM if deep else ()), *NAMES[model]))
+    renamed = _strictly(state_dict, (*(DEEP_STEM if deep else ()), *_names(model)))
     if PREDICTOR in state_dict:
-        bins = len(state_dict[PREDICTOR]) // (EDGES * ANCHORS.get(model, 1))
-        renamed[BINS] = torch.arange(bins, dtype=torch.float32)
+        renamed |= positions(model, len(state_dict[PREDICTOR]) // (edges_of(model) * ANCHORS.get(model, 1)))
     return renamed
 
 
@@ -102,12 +113,20 @@ def from_mmdet(state_dict: Mapping[str, Tensor], model: str = "gfl") -> dict[str
     Raises:
         WeightsError: A name has no counterpart.
     """
-    return _strictly({key: value for key, value in state_dict.items() if key != BINS}, to_ours(model))
+    constants = (BINS, ANGLE_BINS)
+    return _strictly({key: value for key, value in state_dict.items() if key not in constants}, to_ours(model))
 
 
 def to_ours(model: str) -> Pairs:
     """The pairs that lead from MMDetection's names to ours."""
-    return tuple((theirs, ours) for ours, theirs in (*DEEP_STEM, *NAMES[model]))
+    return tuple((theirs, ours) for ours, theirs in (*DEEP_STEM, *_names(model)))
+
+
+def positions(model: str, count: int) -> dict[str, Tensor]:
+    """The positions of so many bins, under the names of the constants that hold them."""
+    if edges_of(model) == 4:
+        return {BINS: torch.arange(count, dtype=torch.float32)}
+    return {name: torch.linspace(*ends, count) for name, ends in ((BINS, GROWTH), (ANGLE_BINS, ANGLE))}
 
 
 def rename(state_dict: Mapping[str, Value], pairs: Pairs) -> tuple[dict[str, Value], list[str]]:
@@ -122,6 +141,12 @@ def rename(state_dict: Mapping[str, Value], pairs: Pairs) -> tuple[dict[str, Val
         else:
             renamed[name] = value
     return renamed, unknown
+
+
+def _names(model: str) -> Pairs:
+    if model not in NAMES:
+        raise WeightsError(f"there are no names for a {model}; there are some for {', '.join(NAMES)}")
+    return NAMES[model]
 
 
 def _strictly(state_dict: Mapping[str, Tensor], pairs: Pairs) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from locdistill.errors import WeightsError
-from locdistill.interop.classes import BY_COUNT
-from locdistill.interop.mmdet import ANCHORS, EDGES
+from locdistill.interop.classes import BY_COUNT, COCO, DOTA_BY_COUNT
+from locdistill.interop.mmdet import ANCHORS, ANGLE_BINS, edges_of
 
 Shapes = Mapping[str, tuple[int, ...]]
 Triple = tuple[float, float, float]
@@ -27,6 +27,7 @@ KINDS = (
     ("atss", "atss_cls", "atss_reg", "bbox_head.atss_centerness."),
     ("fcos", "conv_cls", "conv_reg", "bbox_head.conv_centerness."),
     ("retinanet", "atss_cls", "atss_reg", "bbox_head.atss_"),
+    ("rotated_retinanet", "retina_cls", "retina_reg", "bbox_head.retina_"),
 )
 # By kind of block, blocks per stage, groups and width of the first 3x3 convolution: the name in timm.
 BACKBONES: dict[tuple[str, tuple[int, ...], int, int], str] = {
@@ -48,7 +49,6 @@ SUPPORTED = (
 # Names that give away what else it is. The first that is found decides.
 OTHER_DETECTORS = (
     (r"roi_head\.|rpn_head\.", "a two-stage detector (Faster R-CNN and its like)"),
-    (r"bbox_head\.retina_(cls|reg)\.", "a plain RetinaNet, whose edges are single numbers"),
     (r"bbox_head\.vfnet_", "VarifocalNet, whose edges are single numbers"),
     (r"bbox_head\.(tood_|cls_decomp)", "TOOD, whose edges are single numbers"),
     (r"bbox_head\.rtm_", "RTMDet, whose edges are single numbers"),
@@ -76,6 +76,14 @@ OTHER_NECKS = (
 RGB: tuple[Triple, Triple] = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 BGR: tuple[Triple, Triple] = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
 PUBLISHED_DEPTH = 4
+# What no file of Rotated-LD tells of itself.
+ROTATED: dict[str, Any] = {
+    "angles": "oc",
+    "angle_bins": "linear",
+    "angle_unit": 1.0,
+    "input": {"short": 1024, "long": 1024},
+}
+LEAST_ANGLE_BINS = 3
 NUMBER = r"[-+]?\d+\.?\d*(?:[eE][-+]?\d+)?"
 LARGEST_LEVEL = 5  # of the backbone; those above are the pyramid's own
 
@@ -103,7 +111,7 @@ def recognise(
     """The settings of the detector that tensors of these names and shapes belong to.
 
     Args:
-        shapes: Of the tensors, under MMDetection's names.
+        shapes: Of the tensors, under MMDetection's names; with those of the constants, which tell of an angle.
         meta: What the file says of itself: ``CLASSES``, ``dataset_meta``, ``config`` or ``cfg`` (a text).
         classes: Names of the classes; they overrule those of the file.
         style: ``pytorch`` or ``caffe``; overrules what the file and the kind of detector suggest.
@@ -128,10 +136,17 @@ def recognise(
         "depth": _depth(shapes, notes),
         "norm_groups": 32 if any(re.match(r"bbox_head\.(cls|reg)_convs\.\d+\.gn\.", name) for name in shapes) else 0,
         "levels": levels,
-        "reg_max": _reg_max(shapes, reg, anchors),
+        "reg_max": _reg_max(shapes, reg, model),
         "frozen_stages": 1,
         "norm_eval": True,
     }
+    if anchors > 1:
+        settings["predictor"] = next(iter(shapes.get(f"bbox_head.{reg}.weight", (3,))[3:]), 3)
+    if edges_of(model) == 5:
+        settings |= ROTATED
+        notes.append("angles in the range oc, in radians, and an input of 1024 x 1024, as published for Rotated-LD")
+        if ANGLE_BINS not in shapes:
+            notes.append("it does not say where its bins lie: taken for -2 to 2, and -5 to 2 for the angle, as there")
     outputs = _rows(shapes, cls) // anchors
     settings |= _classes(outputs, model, meta, classes, notes)
     settings |= _input(settings, meta, style, notes)
@@ -153,17 +168,31 @@ def _kind(shapes: Shapes) -> tuple[str, str, str]:
         few = ", ".join([name for name in shapes if name.startswith("bbox_head.")][:3] or list(shapes)[:3]) or "none"
         what = f"it looks like {other[0]} ({other[1]})" if other else f"no detector that is known here (names: {few})"
         raise WeightsError(
-            f"{what}. Expected a GFL, a GFL v2, or an ATSS, FCOS or RetinaNet that predicts a distribution for each "
-            "edge: without distributions there is nothing to distill from"
+            f"{what}. Expected a GFL, a GFL v2, or an ATSS, FCOS or (also rotated) RetinaNet that predicts a "
+            "distribution for each edge: without distributions there is nothing to distill from"
         )
     model, cls, reg, _ = found
-    if _rows(shapes, reg) == EDGES:
-        name = {"atss": "ATSS or PAA", "fcos": "FCOS", "retinanet": "ATSS"}.get(model, model)
+    if _plain(shapes, model, reg):
+        names = {"atss": "ATSS or PAA", "fcos": "FCOS", "retinanet": "ATSS", "rotated_retinanet": "RetinaNet"}
+        name = names.get(model, model)
         raise WeightsError(
             f"it looks like a plain {name}: bbox_head.{reg} gives one number for each edge, where a distribution of "
             "reg_max + 1 is expected; without distributions there is nothing to distill from"
         )
     return model, cls, reg
+
+
+def _plain(shapes: Shapes, model: str, reg: str) -> bool:
+    """Whether each edge is a single number.
+
+    The names of a rotated RetinaNet with distributions are those of any plain one. It has the constant of its angle's
+    bins; a file that has lost its constants is told by its number of outputs, unless this fits four edges as well.
+    """
+    rows, edges = _rows(shapes, reg), edges_of(model)
+    if model != "rotated_retinanet":
+        return rows == edges
+    bins, rest = divmod(rows, edges * ANCHORS[model])
+    return ANGLE_BINS not in shapes and (rest > 0 or bins < LEAST_ANGLE_BINS or rows % (4 * ANCHORS[model]) == 0)
 
 
 def _rows(shapes: Shapes, predictor: str) -> int:
@@ -176,12 +205,13 @@ def _rows(shapes: Shapes, predictor: str) -> int:
     )
 
 
-def _reg_max(shapes: Shapes, predictor: str, anchors: int) -> int:
-    bins, rest = divmod(_rows(shapes, predictor), EDGES * anchors)
+def _reg_max(shapes: Shapes, predictor: str, model: str) -> int:
+    anchors, edges = ANCHORS.get(model, 1), edges_of(model)
+    bins, rest = divmod(_rows(shapes, predictor), edges * anchors)
     if rest or bins < 2:
         raise WeightsError(
             f"bbox_head.{predictor} has {_rows(shapes, predictor)} outputs, which is no distribution for each of "
-            f"{EDGES} edges" + (f" of {anchors} anchors" if anchors > 1 else "")
+            f"{edges} edges" + (f" of {anchors} anchors" if anchors > 1 else "")
         )
     return bins - 1
 
@@ -284,11 +314,12 @@ def _classes(
         notes.append(
             f"it names {len(said)} classes, but has {outputs} channels of class scores: the names are not used"
         )
-    background = spare and outputs - 1 in BY_COUNT
+    public, data = (DOTA_BY_COUNT, "DOTA") if edges_of(model) == 5 else (BY_COUNT, "Pascal VOC")
+    background = spare and outputs - 1 in public
     count = outputs - background
-    if count in BY_COUNT:
-        notes.append(f"{count} classes without names: taken for those of {'COCO' if count == 80 else 'Pascal VOC'}")
-        return {"classes": BY_COUNT[count], "background_channel": background}
+    if count in public:
+        notes.append(f"{count} classes without names: taken for those of {'COCO' if count == len(COCO) else data}")
+        return {"classes": public[count], "background_channel": background}
     more = "; a published GFL v2 has one channel more than classes: if so, name the classes" if spare else ""
     notes.append(f"{count} classes without names: class_0 to class_{count - 1}{more}")
     return {"classes": numbered(count), "background_channel": False}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from locdistill.errors import WeightsError
-from locdistill.interop.mmdet import BINS, OLD, rename
+from locdistill.interop.mmdet import ANGLE_BINS, BINS, OLD, rename
 
 Which = Literal["ema", "raw"]
 # Under what training programs keep a state dict.
@@ -59,12 +59,14 @@ class Unpacked:
 
     Attributes:
         tensors: Under MMDetection's present names, without any prefix and without constants.
+        constants: Positions of bins, which are computed here.
         meta: What the file says of itself.
         weights: Which weights these are, in words.
         skipped: What was left out.
     """
 
     tensors: dict[str, Tensor]
+    constants: dict[str, Tensor]
     meta: dict[str, Any]
     weights: str
     skipped: tuple[Skipped, ...]
@@ -81,8 +83,7 @@ def unpack(content: Mapping[str, Any], which: Which = "ema") -> Unpacked:
         which: Averaged weights (``ema``), if there are any, or those that were averaged (``raw``).
 
     Raises:
-        WeightsError: There is no state dict of a detector in it, or bins that are not 0, 1, 2, ..., or tensors that are
-            not plain.
+        WeightsError: There is no state dict of a detector in it, or tensors that are not plain.
     """
     if which not in get_args(Which):
         raise WeightsError(f"weights: expected {' or '.join(map(repr, get_args(Which)))}, came {which!r}")
@@ -94,14 +95,17 @@ def unpack(content: Mapping[str, Any], which: Which = "ema") -> Unpacked:
     _check_plain(tensors)
     said = None if everything is content else content.get("meta")
     meta = {str(key): value for key, value in said.items()} if isinstance(said, Mapping) else {}
-    tensors, constants = _constants(tensors, meta)
+    constants = {name: tensors.pop(name) for name in (BINS, ANGLE_BINS) if name in tensors}
+    computed = [Skipped(name, 1, COMPUTED) for name in constants]
+    tensors, statistics = _statistics(tensors, meta)
     modern, same = rename(tensors, OLD)
     modern |= {key: tensors[key] for key in same}
     return Unpacked(
         tensors={key: modern[key] for key in sorted(modern)},
+        constants=constants,
         meta=meta,
         weights=weights,
-        skipped=(*fields, *averages, *outside, *constants, *others),
+        skipped=(*fields, *averages, *outside, *computed, *statistics, *others),
     )
 
 
@@ -202,16 +206,11 @@ def _check_plain(tensors: Mapping[str, Tensor]) -> None:
         )
 
 
-def _constants(tensors: dict[str, Tensor], meta: dict[str, Any]) -> tuple[dict[str, Tensor], list[Skipped]]:
-    """Leave out what is computed here; the mean and deviation of the input go to what the file says of itself."""
-    skipped = []
-    if (project := tensors.get(BINS)) is not None:
-        if not torch.equal(project.flatten().float().cpu(), torch.arange(project.numel(), dtype=torch.float32)):
-            raise WeightsError(f"{BINS}: bins are expected at 0, 1, 2, ...; got {project.flatten()[:6].tolist()}, ...")
-        skipped.append(Skipped(BINS, 1, COMPUTED))
-    statistics = {key.removeprefix(PREPROCESSOR): key for key in tensors if key.startswith(PREPROCESSOR)}
-    if statistics:
-        meta |= {f"input_{name}": tensors[key].flatten().tolist() for name, key in statistics.items()}
-        skipped.append(Skipped(PREPROCESSOR, len(statistics), "taken over into the settings (mean, std)"))
-    left_out = {BINS, *statistics.values()}
-    return {key: value for key, value in tensors.items() if key not in left_out}, skipped
+def _statistics(tensors: dict[str, Tensor], meta: dict[str, Any]) -> tuple[dict[str, Tensor], list[Skipped]]:
+    """Take out the mean and deviation of the input, which go to what the file says of itself."""
+    own = {key: value for key, value in tensors.items() if key.startswith(PREPROCESSOR)}
+    if not own:
+        return tensors, []
+    meta |= {f"input_{key.removeprefix(PREPROCESSOR)}": value.flatten().tolist() for key, value in own.items()}
+    skipped = Skipped(PREPROCESSOR, len(own), "taken over into the settings (mean, std)")
+    return {key: value for key, value in tensors.items() if key not in own}, [skipped]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pydantic
 import safetensors
+import torch
 from torch import Tensor, nn
 
 from locdistill.errors import WeightsError
@@ -17,6 +18,7 @@ from locdistill.interop import mmdet
 from locdistill.interop.pickles import read_checkpoint
 from locdistill.interop.recognise import recognise
 from locdistill.interop.unpack import HEAD, Skipped, Unpacked, Which, unpack
+from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import (
     CHECKPOINT,
@@ -70,12 +72,15 @@ class ImportReport:
         spare = " and one channel for background" if own.background_channel else ""
         names = ", ".join(own.classes[:4]) + (", ..." if len(own.classes) > 4 else "")
         order = "BGR" if own.bgr else "RGB"
+        unit = f"{own.angle_unit:g} radians"
+        angles = {"angles": f"{own.angles}, in units of {unit}, {own.angle_bins} bins"} if own.rotated else {}
         return {
             "detector": f"{own.model}, {own.channels} wide, towers of {own.depth}, levels {_span(own.levels)}",
             "backbone": f"{own.backbone}, style {own.style}",
             "deformable stages": stages,
             "classes": f"{len(own.classes)} ({names}){spare}",
             "reg_max": str(own.reg_max),
+            **angles,
             "input": f"{order}, mean {_triple(own.mean)}, std {_triple(own.std)}",
             "weights": self.weights,
             "tensors": str(self.tensors),
@@ -205,6 +210,7 @@ def read(
         unpacked = unpack(content, weights)
         own, notes = _settings(unpacked, None if named is None else _names(named), given)
         names, unknown = mmdet.rename({key: key for key in unpacked.tensors}, mmdet.to_ours(own.model))
+        _check_positions(unpacked.constants, own)
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from error
     if unknown and strict:
@@ -237,7 +243,7 @@ def _settings(
     unpacked: Unpacked, classes: Sequence[str] | None, given: Mapping[str, Any]
 ) -> tuple[DetectorSettings, tuple[str, ...]]:
     """Settings of the detector: those that we stored with it, else what is recognised; what is given overrules both."""
-    shapes = {key: tuple(value.shape) for key, value in unpacked.tensors.items()}
+    shapes = {key: tuple(value.shape) for key, value in (unpacked.tensors | unpacked.constants).items()}
     ours = unpacked.meta.get(METADATA_KEY)
     if not isinstance(ours, str):
         found = recognise(shapes, unpacked.meta, classes=classes, style=given.get("style"))
@@ -250,6 +256,19 @@ def _settings(
         fitting = recognise(shapes, classes=classes).settings
         plain |= {key: fitting[key] for key in ("classes", "background_channel")}
     return _checked(plain, given), ()
+
+
+def _check_positions(constants: Mapping[str, Tensor], own: DetectorSettings) -> None:
+    """Refuse bins that lie elsewhere than the detector's: the weights would mean other boxes here."""
+    for name, values in constants.items():
+        its, edge = values.detach().flatten().float().cpu(), own.edges - 1 if name == mmdet.ANGLE_BINS else 0
+        _, bins = KINDS[own.model].meaning(own.model_copy(update={"reg_max": max(1, len(its) - 1)}))
+        mine = bins.positions(its).expand(own.edges, -1)[edge]
+        if its.shape != mine.shape or not torch.allclose(its, mine, rtol=1e-3, atol=1e-3):
+            raise WeightsError(
+                f"{name}: its {len(its)} bins lie at {_ends(its)}; those of {own.model} are expected at {_ends(mine)}, "
+                "and elsewhere the weights would mean other boxes. Take a file that was trained with these bins"
+            )
 
 
 def _checked(plain: Mapping[str, Any], given: Mapping[str, Any]) -> DetectorSettings:
@@ -299,6 +318,11 @@ def detector_settings(path: str | Path) -> DetectorSettings:
     if not settings.classes:
         raise WeightsError(f"{file}: the settings saved with the weights name no classes; {again}")
     return settings
+
+
+def _ends(values: Tensor) -> str:
+    listed = [f"{value:.4g}" for value in values.tolist()]
+    return ", ".join(listed if len(listed) < 6 else [*listed[:3], "...", listed[-1]]) or "no places"
 
 
 def _span(levels: Sequence[int]) -> str:

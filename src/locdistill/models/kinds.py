@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from locdistill.geometry.bins import Bins, CircularBins, RowBins
-from locdistill.geometry.coding import DISTANCES, AnchorDeltas, Coding, RotatedDistances
+from locdistill.geometry.coding import ANGLE, DISTANCES, GROWTH, AnchorDeltas, Coding, RotatedDistances
 from locdistill.geometry.kinds import Rotated
 from locdistill.models.fpn import ExtraLevels
 from locdistill.models.heads.centerness import CenternessHead
@@ -18,10 +18,6 @@ from locdistill.models.heads.retina import RetinaHead
 from locdistill.models.settings import DetectorSettings
 
 Meaning = tuple[Coding, Bins]
-GROWTH = (-2.0, 2.0)
-"""First and last bin of shift and growth of an anchor, in Rotated-LD and JDet."""
-ANGLE = (-5.0, 2.0)
-"""First and last bin of the angle there: a uniform distribution then means an upright box in the range ``oc``."""
 FIRST_ANGLE = {"oc": -math.pi / 4, "le90": -math.pi / 2, "le135": -math.pi / 4}
 """Where half a turn begins that has all angles of a range, those of ``oc`` in its middle."""
 

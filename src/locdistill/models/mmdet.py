@@ -22,10 +22,10 @@ from locdistill.models.weights import METADATA_KEY, SUFFIX, building, file_name,
 
 Format = Literal["locdistill", "mmdet"]
 THEIR_SUFFIXES = (".pth", ".pt")
-# What shapes tell of a detector; it is what they must tell of a file for MMDetection.
+# What a file tells of a detector without our settings, or takes for granted; it must be so in one for MMDetection.
 VISIBLE = (
     *("model", "backbone", "deformable", "classes", "background_channel", "channels", "depth", "levels", "reg_max"),
-    "norm_groups",
+    *("norm_groups", "predictor", "angle_bins", "angle_unit"),
 )
 log = logging.getLogger("locdistill")
 
@@ -90,7 +90,8 @@ def save_mmdet(detector: Detector, path: str | Path) -> Path:
     except WeightsError as error:
         raise WeightsError(f"MMDetection has no detector of this kind: {error}") from error
     mine = own.model_dump(include=set(VISIBLE)) | {"backbone": own.backbone.split(".")[0]}
-    differ = [f"{key} {mine[key]}, there {found[key]}" for key in VISIBLE if mine[key] != found[key]]
+    told = [key for key in VISIBLE if key in found]
+    differ = [f"{key} {mine[key]}, there {found[key]}" for key in told if mine[key] != found[key]]
     if own.backbone_args:
         differ.append(f"backbone_args {own.backbone_args}, there none")
     if differ:
