@@ -22,7 +22,7 @@ def _data() -> None:
 
 @app.command("check")
 def check(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A COCO, VOC or YOLO data set.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A COCO, VOC, YOLO, DOTA or HRSC2016 data set.")],
     words: options.Settings = None,
     settings: options.Set = None,
     as_json: options.Json = False,

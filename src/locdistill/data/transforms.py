@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import grid_sample
 
 from locdistill.geometry.boxes import clip
 from locdistill.geometry.kinds import HORIZONTAL
@@ -223,19 +223,14 @@ def _common(start: int, length: int, limit: int) -> tuple[slice, slice]:
 
 def _sampled(image: UInt8[Tensor, "3 _h _w"], frame: tuple[int, int], placing: np.ndarray) -> UInt8[Tensor, "3 h w"]:
     """An image under a rigid map, with bilinear sampling."""
-    # The grid is in parts of the sides, from -1 to 1.
-    to_pixels, of_pixels = _unit_square(frame), np.linalg.inv(_unit_square((image.shape[-2], image.shape[-1])))
-    back = of_pixels @ np.linalg.inv(placing) @ to_pixels
-    grid = affine_grid(torch.from_numpy(back[None, :2]).float(), [1, 3, *frame], align_corners=False)
+    height, width = image.shape[-2:]
+    (a, b, c), (d, e, f), _ = np.linalg.inv(placing).tolist()
+    rows, columns = (torch.arange(side) + 0.5 for side in frame)
+    x, y = a * columns + (b * rows + c)[:, None], d * columns + (e * rows + f)[:, None]
+    grid = torch.stack((x * (2 / width) - 1, y * (2 / height) - 1), -1)[None]  # from -1 to 1 along the sides
     fill = torch.tensor(FILL, dtype=torch.float32)[:, None, None]
     found = grid_sample((image - fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
     return (found + fill).round_().clamp_(0, 255).to(torch.uint8)
-
-
-def _unit_square(size: tuple[int, int]) -> np.ndarray:
-    """The matrix from ``-1 ... 1`` along both sides to pixels."""
-    height, width = size
-    return np.array([[width / 2, 0, width / 2], [0, height / 2, height / 2], [0, 0, 1]])
 
 
 def _moved_by(x: float, y: float) -> np.ndarray:
