@@ -70,8 +70,8 @@ MODELS = {"hit-uav": "rotated_gfl"}
 """Kind of detector, if not GFL."""
 _SEEN_FROM_ABOVE = (
     "People and vehicles seen from a drone in thermal infrared: 1007 images to train on, 290 to evaluate on, four "
-    "classes; what is marked DontCare is ignored. Backbones begin with ImageNet weights; teacher EfficientNet-lite1 with "
-    "a head of 128 channels, student EfficientNet-lite0 with 48."
+    "classes; what is marked DontCare is ignored. Backbones begin with ImageNet weights; teacher EfficientNet-lite1 "
+    "with a head of 128 channels, student EfficientNet-lite0 with 48."
 )
 ABOUT = {
     "bccd": (

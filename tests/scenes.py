@@ -11,19 +11,49 @@ import torch
 from torch import Tensor
 
 from locdistill.distillation.presets import ld_full, supervised
+from locdistill.geometry import rotated
+from locdistill.geometry.bins import Bins
+from locdistill.geometry.coding import Coding
 from locdistill.geometry.grid import Grid
 from locdistill.models.kinds import KINDS
+from locdistill.models.settings import DetectorSettings
 from locdistill.objective.normalisers import Constant, ImageLevelMean, LevelMean, Normaliser, PerImage
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
 
 STRIDES = (8, 16, 32, 64, 128)
 ASSIGNER_OF = {"gfl": "atss", "gflv2": "atss", "atss": "atss", "fcos": "fcos", "retinanet": "max_iou"}
+ROTATED_ASSIGNER_OF = {"rotated_gfl": "atss", "rotated_retinanet": "max_iou"}
+
+
+def settings_of(model: str) -> DetectorSettings:
+    """A detector of a kind, with its own bins."""
+    return DetectorSettings(model=model, classes=("a",), pretrained=False)
+
+
+def meaning_of(model: str) -> tuple[Coding, Bins]:
+    """What the numbers mean that it predicts, and their bins."""
+    return KINDS[model].meaning(settings_of(model))
+
+
+def turned(instances: Instances, model: str, seed: int = 0) -> Instances:
+    """The objects as a kind of detector is to find them: for rotated boxes each is turned about its middle."""
+    settings, boxes = settings_of(model), instances.boxes
+    if not settings.rotated:
+        return instances
+    rng = torch.Generator().manual_seed(seed)
+    angles = (torch.rand(boxes.shape[:2], generator=rng) * 6 - 3) * instances.present
+    upright = rotated.canonical(
+        torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2], angles[..., None]), -1),
+        settings.angles,
+    )
+    oriented = upright * (instances.present | instances.ignored)[..., None]
+    return instances._replace(boxes=rotated.hull(oriented), oriented=oriented)
 
 
 def published_terms(model: str = "gfl") -> dict[str, Term]:
     """The reference's LD heads: sums over the process where our default is a mean over images, RetinaNet's joint KL."""
-    terms = supervised(model) | ld_full(model, joint=model == "retinanet")
+    terms = supervised(model) | ld_full(model, joint=model.endswith("retinanet"))
     return {name: replace(term, norm=_published_norm(term.norm)) for name, term in terms.items()}
 
 
@@ -51,7 +81,7 @@ def grid_of(maps: Sequence[Tensor]) -> Grid:
 
 def grid_of_kind(model: str, shapes: tuple[tuple[int, int], ...], *, anchor_scale: float | None = None) -> Grid:
     """The grid of a kind of detector, with its own anchors unless their scale is given."""
-    kind, scale = KINDS[model], 4.0 if model == "retinanet" else 8.0
+    kind, scale = KINDS[model], settings_of(model).anchor_scale
     return Grid.build(
         shapes,
         STRIDES[: len(shapes)],

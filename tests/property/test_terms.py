@@ -26,13 +26,23 @@ from locdistill.objective.objective import Objective
 from locdistill.objective.regions import Positives
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
-from tests.scenes import ASSIGNER_OF, grid_of_kind, instances_of, published_terms
+from tests.scenes import (
+    ASSIGNER_OF,
+    ROTATED_ASSIGNER_OF,
+    grid_of_kind,
+    instances_of,
+    meaning_of,
+    published_terms,
+    settings_of,
+    turned,
+)
 
 SHAPES = ((12, 16), (6, 8), (3, 4), (2, 2), (1, 1))
 CLASSES = 5
-GRIDS = {model: grid_of_kind(model, SHAPES, anchor_scale=4.0) for model in ASSIGNER_OF}
+ASSIGNERS_OF = ASSIGNER_OF | ROTATED_ASSIGNER_OF
+GRIDS = {model: grid_of_kind(model, SHAPES, anchor_scale=4.0) for model in ASSIGNERS_OF}
 GRID = GRIDS["gfl"]
-DISTILLING = {model: ld_full(model) | METHODS["bckd"](model) for model in ASSIGNER_OF}
+DISTILLING = {model: ld_full(model) | METHODS["bckd"](model) for model in ASSIGNERS_OF}
 DISTILLING["gfl"] |= {
     "kd_vlr": Term(
         of=ClassKL(temperature=2.0), on=ValuableLocations(by="mask", metric="diou"), norm=ImageLevelMean(), weight=3.0
@@ -44,12 +54,22 @@ DISTILLING["gfl"] |= {
     ),
 }
 DISTILLING["retinanet"] |= {"ld_joint": ld_main("retinanet", joint=True)["ld"]}
+DISTILLING["rotated_retinanet"] |= {
+    f"ld_published_{box}": Term(
+        of=EdgeKL(temperature=5.0),
+        on=ValuableLocations(metric="iou", ring=False, threshold="adaptive", box=box),  # type: ignore[arg-type]
+        norm=ImageLevelMean(over="locations"),
+        weight=50.0,
+    )
+    for box in ("unturned", "own")
+}
 seeds = st.integers(0, 2**31 - 1)
-models = pytest.mark.parametrize("model", ASSIGNER_OF)
+models = pytest.mark.parametrize("model", ASSIGNERS_OF)
 
 
 def _objective(terms: dict[str, Term], model: str = "gfl") -> Objective:
-    return Objective(terms=terms, assigner=ASSIGNERS[ASSIGNER_OF[model]]())
+    coding, bins = meaning_of(model)
+    return Objective(terms=terms, assigner=ASSIGNERS[ASSIGNERS_OF[model]](), coding=coding, bins=bins)
 
 
 def _scene(seed: int, images: int = 8, model: str = "gfl") -> tuple[Dense, Dense, Instances]:
@@ -66,11 +86,13 @@ def _scene(seed: int, images: int = 8, model: str = "gfl") -> tuple[Dense, Dense
     def dense() -> Dense:
         locations = len(GRIDS[model].points)
         cls = torch.randn(images, locations, CLASSES, generator=rng)
-        edges = torch.randn(images, locations, 4, 17, generator=rng)
-        quality = None if model in ("gfl", "retinanet") else torch.randn(images, locations, generator=rng)
+        settings_ = settings_of(model)
+        edges = torch.randn(images, locations, settings_.edges, settings_.reg_max + 1, generator=rng)
+        has_quality = model in ("gflv2", "atss", "fcos")
+        quality = torch.randn(images, locations, generator=rng) if has_quality else None
         return Dense(cls, edges, quality, quality_in_score=model == "gflv2")
 
-    instances = instances_of(boxes, labels, [(96, 128)] * images, slots=1)
+    instances = turned(instances_of(boxes, labels, [(96, 128)] * images, slots=1), model, seed)
     return dense(), dense(), instances
 
 
@@ -116,7 +138,7 @@ def test_micro_batches_do_not_change_distillation(model, seed):
         torch.testing.assert_close(split[1][name], whole[1][name], rtol=1e-5, atol=1e-8)
 
 
-RANK_MODELS = ("gfl", "atss", "fcos", "retinanet")  # GFL v2 has the terms of GFL
+RANK_MODELS = ("gfl", "atss", "fcos", "retinanet", "rotated_gfl", "rotated_retinanet")  # v2 has the terms of GFL
 
 
 def _rank(rank: int, rendezvous: str, seeds_: list[int], out: str) -> None:
@@ -165,9 +187,9 @@ def test_published_normalisation_does_depend_on_the_split():
 @settings(max_examples=8)
 @given(seeds)
 def test_ours_equals_published_at_the_reference_batch(model, seed):
-    images = 3 if model in ("gfl", "gflv2") else 2
+    images = 3 if model in ("gfl", "gflv2", "rotated_gfl") else 2
     student, teacher, instances = _scene(seed, images=images, model=model)
-    terms = ld_full(model, joint=model == "retinanet")
+    terms = ld_full(model, joint=model.endswith("retinanet"))
     ours = _objective(terms, model)(student, teacher, grid=GRIDS[model], instances=instances)
     published = _objective(published_terms(model), model)(student, teacher, grid=GRIDS[model], instances=instances)
     for name in ("ld", "ld_vlr"):
@@ -198,9 +220,9 @@ def test_batches_without_objects_or_positives_train(model, boxes, slots):
     """RetinaNet finds anchors for the small box too, unless it lies outside the image."""
     student, teacher, _ = _scene(3, images=2, model=model)
     leaf = _leaves(student)
-    if model == "retinanet":
+    if model.endswith("retinanet"):
         boxes = [[[x + 500 for x in box] for box in image] for image in boxes]
-    instances = instances_of(boxes, [[0] * len(b) for b in boxes], [(96, 128)] * 2, slots=slots)
+    instances = turned(instances_of(boxes, [[0] * len(b) for b in boxes], [(96, 128)] * 2, slots=slots), model)
     for terms in (supervised(model) | DISTILLING[model], published_terms(model)):
         losses = _objective(terms, model)(leaf, teacher, grid=GRIDS[model], instances=instances)
         grads = torch.autograd.grad(sum(losses.values()), _tensors(leaf))
@@ -222,16 +244,17 @@ def test_extreme_predictions_have_finite_losses_and_gradients(model):
 
 
 COMPILE = """
+from dataclasses import replace
+
 import torch
 from tests.property.test_terms import DISTILLING, GRIDS, _objective, _scene
 from locdistill.distillation.presets import supervised
-from locdistill.objective.objective import Objective
 
 for model, grid in GRIDS.items():
     student, teacher, instances = _scene(5, images=2, model=model)
     objective = _objective(supervised(model) | DISTILLING[model], model)
     if not model.startswith("gfl"):
-        objective = Objective(terms=objective.terms, assigner=objective.assigner.ignoring())
+        objective = replace(objective, assigner=objective.assigner.ignoring())
     want = objective(student, teacher, grid=grid, instances=instances)
     torch._dynamo.reset()
     compiled = torch.compile(objective.__call__, fullgraph=True, backend="eager")
