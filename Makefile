@@ -30,6 +30,7 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python benchmarks/breakdown.py
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.rotated
 
 zoo: $(READY)
 	$(BIN)/python -m benchmarks.zoo
