@@ -37,10 +37,10 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
 from locdistill.objective.schedules import Cosine
 from locdistill.types import Batch, Dense, Instances
-from tests.scenes import ASSIGNER_OF
+from tests.scenes import ASSIGNER_OF, ROTATED_ASSIGNER_OF, meaning_of, turned
 
 CLASSES = ("a", "b", "c")
-MODELS = ("gfl", "gflv2", "atss", "fcos", "retinanet")
+MODELS = tuple(ASSIGNER_OF | ROTATED_ASSIGNER_OF)
 
 
 class NoTraffic(TorchDispatchMode):
@@ -158,7 +158,7 @@ def detector(model: str, *, width: int = 8, **changes: Any) -> Detector:
     )
 
 
-def batch_on(device: str, *, slots: int = 3) -> Batch:
+def batch_on(device: str, *, slots: int = 3, model: str = "gfl") -> Batch:
     """Two images with boxes, a crowd among them; on the meta device there are no values, and none are needed."""
     corner = torch.rand(2, slots, 2) * 40
     boxes = torch.cat((corner, corner + 8 + torch.rand(2, slots, 2) * 40), -1)
@@ -173,7 +173,8 @@ def batch_on(device: str, *, slots: int = 3) -> Batch:
             boxes, torch.randint(0, 3, (2, slots)), present.expand(2, -1), ~present.expand(2, -1), sizes
         ),
     )
-    instances = Instances(*(x if x is None else x.to(device) for x in batch.instances))
+    instances = turned(batch.instances, model)
+    instances = Instances(*(x if x is None else x.to(device) for x in instances))
     return batch._replace(
         images=batch.images.to(device),
         sizes=sizes.to(device),
@@ -191,7 +192,7 @@ class Run:
         self.module = TrainingModule(student, objective, teacher, settings, watch=agreement)
         self.module.to(device)
         teacher.to(torch.device(device))
-        self.teacher, self.student = teacher, student
+        self.teacher, self.student, self.model = teacher, student, student.settings.model
         groups = parameter_groups(student, settings, 1e-3, self.module.learned)
         self.optimizer = build_optimizer(groups, settings)
         self.meter, self.ratios, self.device = Meter(), Ratios(), device
@@ -213,16 +214,22 @@ def check(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first step may make what all others use; the second must not wait."""
     if run.device == "meta":  # which has no autocast to switch off
         monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    batch = batch_on(run.device)
+    batch = batch_on(run.device, model=run.model)
     run.step(batch)
     with no_waits(run.device):
         run.step(batch)
 
 
 def objective_of(model: str, *methods: str, ignoring: bool = False) -> Objective:
-    assigner = ASSIGNERS[ASSIGNER_OF[model]]()
+    assigner = ASSIGNERS[(ASSIGNER_OF | ROTATED_ASSIGNER_OF)[model]]()
     terms = {name: term for method in methods for name, term in METHODS[method](model).items()}
-    return Objective(terms=supervised(model) | terms, assigner=assigner.ignoring() if ignoring else assigner)
+    coding, bins = meaning_of(model)
+    return Objective(
+        terms=supervised(model) | terms,
+        assigner=assigner.ignoring() if ignoring else assigner,
+        coding=coding,
+        bins=bins,
+    )
 
 
 @devices
