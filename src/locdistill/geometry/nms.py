@@ -84,7 +84,7 @@ def sparse_nms(
     if not len(boxes):
         return labels.new_zeros(0)
     order = scores.argsort(descending=True, stable=True)
-    ranked = boxes[order].double()
+    ranked = boxes[order].detach().double()
     hulls = hull(ranked)
     # Classes are moved apart. Rounding keeps the order of edges, so no pair is missed; overlaps are those of `ranked`.
     shift = labels[order] * (2 * hulls.nan_to_num(0, 0, 0).abs().max() + 1)
