@@ -26,7 +26,7 @@ Data = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="NAME", help="Kind of detector: gfl, gflv2, atss, fcos or retinanet."),
+    typer.Option("--model", metavar="NAME", help="gfl, gflv2, atss, fcos, retinanet, rotated_gfl or rotated_retinanet."),
 ]
 Backbone = Annotated[
     str | None,

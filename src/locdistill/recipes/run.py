@@ -88,8 +88,9 @@ def train(  # noqa: PLR0913 - the words of the command line
     """Train a detector; what is left out is chosen for the data (see :mod:`locdistill.recipes.defaults`).
 
     Args:
-        data: Folder of a COCO, VOC or YOLO data set.
-        model: Kind of detector: ``gfl``, ``gflv2``, ``atss``, ``fcos`` or ``retinanet``.
+        data: Folder of a COCO, VOC, YOLO, DOTA or HRSC2016 data set.
+        model: Kind of detector: ``gfl``, ``gflv2``, ``atss``, ``fcos``, ``retinanet``, or with rotated boxes
+            ``rotated_gfl`` or ``rotated_retinanet``; GFL, rotated where the objects of the data are, unless given.
         backbone: A timm name; ``resnet18`` unless given.
         epochs: Passes over the data.
         pretrained: Weights of the backbone: ``hub``, ``none`` or a file.
