@@ -14,6 +14,7 @@ from shapely import Polygon
 
 from locdistill.data.records import Dataset, Record
 from locdistill.evaluation import Evaluator, VocResult, published_sum, published_table, rotated_metrics
+from locdistill.evaluation.arrays import Rows
 from locdistill.evaluation.rotated import PUBLISHED_CLASSES, ROTATED
 from locdistill.evaluation.voc import NAMES
 from locdistill.geometry.rotated import canonical, corners, fit
@@ -68,6 +69,13 @@ def metrics(data: Dataset, *found: Detections, eleven_point: bool = True) -> Voc
     return rotated_metrics(data, dict(enumerate(found)), eleven_point=eleven_point)
 
 
+def nearest(boxes: np.ndarray, quads: np.ndarray, *images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each box the object that it overlaps most, and how much; all in one image unless said."""
+    mine, others = images or (np.zeros(len(boxes), np.int64), np.zeros(len(quads), np.int64))
+    unused = np.zeros(0)
+    return ROTATED.nearest(Rows(mine, unused, boxes, unused, unused), Rows(others, unused, quads, unused, unused))
+
+
 @pytest.mark.parametrize("angles", ["oc", "le90", "le135"])
 def test_perfect_detections_have_ap_1_at_all_overlaps_in_any_angle_range(angles: str) -> None:
     boxes = [
@@ -112,7 +120,7 @@ def test_overlaps_are_those_of_polygons() -> None:
     ).astype(np.float32)
     quads = corners(torch.from_numpy(boxes[:15]).double()).numpy() + rng.normal(0, 2, (15, 4, 2))
     quads = quads.astype(np.float32)
-    target, overlap = ROTATED.nearest(boxes, quads)
+    target, overlap = nearest(boxes, quads)
     mine = [Polygon(c) for c in corners(torch.from_numpy(boxes).double()).numpy()]
     truth = [Polygon(q.astype(np.float64)) for q in quads]
     expected = np.array([[a.intersection(b).area / a.union(b).area for b in truth] for a in mine])
@@ -124,7 +132,24 @@ def test_overlaps_are_those_of_polygons() -> None:
 
 def test_of_equal_overlaps_the_first_object_counts() -> None:
     boxes = np.array([TURNED], np.float32)
-    assert ROTATED.nearest(boxes, np.stack([quad(FAR), quad(TURNED), quad(TURNED)]))[0].tolist() == [1]
+    assert nearest(boxes, np.stack([quad(FAR), quad(TURNED), quad(TURNED)]))[0].tolist() == [1]
+
+
+def test_objects_of_other_images_are_not_looked_at() -> None:
+    rng = np.random.default_rng(1)
+    boxes = np.column_stack((rng.uniform(-50, 90, (60, 2)), rng.uniform(30, 90, (60, 2)), rng.uniform(-4, 4, 60)))
+    boxes = boxes.astype(np.float32)
+    quads = corners(torch.from_numpy(boxes[::2]).double()).float().numpy()[::-1].copy()
+    images, others = np.sort(rng.integers(3, size=60)), np.sort(rng.integers(1, 4, size=30))
+    target, overlap = nearest(boxes, quads, images, others)
+    for image in range(3):
+        own, theirs = images == image, np.flatnonzero(others == image)
+        if not len(theirs):
+            assert (overlap[own] == 0).all()
+            continue
+        alone, much = nearest(boxes[own], quads[theirs])
+        np.testing.assert_array_equal(overlap[own], much)
+        np.testing.assert_array_equal(target[own][much > 0], theirs[alone[much > 0]])
 
 
 # True, false, true of two objects: precision 1 at recall 1/2, then 2/3 at recall 1.

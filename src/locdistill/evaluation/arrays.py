@@ -111,7 +111,7 @@ class Rows(NamedTuple):
         boxes = _joined(map(outlines, records), np.zeros((0, 4), np.float32))
         ignored = _joined((record.ignored for record in records), np.zeros(0, bool))
         areas = _joined((record.areas for record in records), np.zeros(0)).astype(np.float64)
-        return cls(images, labels, boxes, ignored, areas)._sorted(np.lexsort((images, labels)))
+        return cls(images, labels, boxes, ignored, areas).taken(np.lexsort((images, labels)))
 
     @classmethod
     def detections(cls, parts: Sequence[Found]) -> Rows:
@@ -122,12 +122,12 @@ class Rows(NamedTuple):
         exact = boxes.astype(np.float64)
         rotated = boxes.shape[1] == 5
         areas = (exact[:, 2:4] if rotated else exact[:, 2:] - exact[:, :2]).prod(-1)
-        return cls(images, labels, boxes, scores, areas)._sorted(np.lexsort((-scores, images, labels)))
+        return cls(images, labels, boxes, scores, areas).taken(np.lexsort((-scores, images, labels)))
 
     def of_class(self, label: int) -> Rows:
         """Those of one class."""
         first, end = np.searchsorted(self.labels, (label, label + 1))
-        return self._sorted(slice(first, end))
+        return self.taken(slice(first, end))
 
     def by_image(self) -> dict[int, slice]:
         """Where the rows of each image are that has any; of one class."""
@@ -136,7 +136,8 @@ class Rows(NamedTuple):
         rows = map(slice, starts.tolist(), ends.tolist())
         return dict(zip(images.tolist(), rows, strict=True))
 
-    def _sorted(self, order: NDArray[np.int64] | slice) -> Rows:
+    def taken(self, order: NDArray[np.int64] | slice) -> Rows:
+        """Some of the rows, in an order."""
         columns: list[NDArray[Any]] = [column[order] for column in self]
         return Rows(*columns)
 

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation.arrays import Found, found, outlines
+from locdistill.evaluation.arrays import Found, Rows, found
 from locdistill.evaluation.coco import OVERLAPS
-from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, judge_image
+from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, judge_class
 from locdistill.types import Detections
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -135,13 +135,13 @@ def judge_voc(
     """
     collected = _Collected(dataset, ("",))
     here = found(dataset, detections)
-    for i, record in enumerate(collected.records):
-        mine = here[record.image_id]
-        for c in np.union1d(mine.labels, record.labels).tolist():
-            chosen, of_class = _best_first(mine, c), record.labels == c
-            true, false = judge_image(mine.boxes[chosen], outlines(record)[of_class], record.ignored[of_class], rules)
-            objects = int((of_class & ~record.ignored).sum())
-            collected.add(("", i, c), objects, mine.scores[chosen], true, true | false)
+    objects = Rows.objects(collected.records)
+    reported = Rows.detections([here[record.image_id] for record in collected.records])
+    for c in range(len(dataset.classes)):
+        mine, truth = reported.of_class(c), objects.of_class(c)
+        true, false = judge_class(mine, truth, rules)
+        collected.objects["", c] += np.bincount(truth.images[~truth.values], minlength=len(collected.records))
+        collected.parts["", c].append((mine.images, mine.values, true, true | false))
     return collected.judgement(RECALL_LEVELS if eleven_point else None)
 
 

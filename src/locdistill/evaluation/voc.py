@@ -34,8 +34,9 @@ _TINY = np.float32(1e-6)  # smallest union of two boxes, in square pixels
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
 
-Nearest: TypeAlias = Callable[[Floats, Floats], tuple[NDArray[np.int64], Floats]]
-"""Of detections and some objects: the object that each detection overlaps most, the first of equals, and how much."""
+Nearest: TypeAlias = Callable[[Rows, Rows], tuple[NDArray[np.int64], Floats]]
+"""Of detections and objects of one class: the object of its image that each detection overlaps most, the first of
+equals, and how much. Where it overlaps none, or there is none in its image, it is any object, and 0."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def average_precision(
     to_find = np.bincount(objects.labels[~objects.values], minlength=shape[1])
     for c in np.flatnonzero(to_find).tolist():
         mine = reported.of_class(c)
-        true, false = _judge_class(mine, objects.of_class(c), rules)
+        true, false = judge_class(mine, objects.of_class(c), rules)
         best_first = np.argsort(-mine.values, kind="stable")
         hits = np.cumsum(true[:, best_first], 1)
         misses = np.cumsum(false[:, best_first], 1)
@@ -155,43 +156,34 @@ def average_precision(
     return VocResult(dataset.classes, ap, recall, to_find, found_of_class, eleven_point, rules.name)
 
 
-def _judge_class(reported: Rows, objects: Rows, rules: Rules) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """True and false, by threshold, of all detections of a class; only images with an object need a closer look."""
-    true = np.zeros((len(rules.thresholds), len(reported.images)), bool)
-    false = ~true
-    truth = objects.by_image()
-    for image, mine in reported.by_image().items():
-        if (here := truth.get(image)) is not None:
-            judged = judge_image(reported.boxes[mine], objects.boxes[here], objects.values[here], rules)
-            true[:, mine], false[:, mine] = judged
-    return true, false
-
-
-def judge_image(
-    boxes: NDArray[np.float32], truth: NDArray[np.float32], difficult: NDArray[np.bool_], rules: Rules
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which detections of one class in one image, best first, are true and which false: (thresholds, k) each."""
-    if not len(truth):
-        true = np.zeros((len(rules.thresholds), len(boxes)), bool)
+def judge_class(reported: Rows, objects: Rows, rules: Rules) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Which detections of one class, best first in each image, are true and which false: (thresholds, k) each."""
+    if not len(objects.images):
+        true = np.zeros((len(rules.thresholds), len(reported.images)), bool)
         return true, ~true
     # Among equal overlaps the first object wins; those to find come before the difficult ones.
-    order = np.argsort(difficult, kind="stable")
-    truth, difficult = truth[order], difficult[order]
-    target, overlap = rules.nearest(boxes, truth)
+    objects = objects.taken(np.lexsort((objects.values, objects.images)))
+    target, overlap = rules.nearest(reported, objects)
     reached = overlap >= rules.thresholds[:, None]
-    counts = ~(reached & difficult[target])  # a detection of a difficult object is neither true nor false
+    counts = ~(reached & objects.values[target])  # a detection of a difficult object is neither true nor false
     # Best first, so the first detection of each object has it; the later ones are false.
     threshold, detection = np.nonzero(reached & counts)
-    first = np.unique(threshold * len(truth) + target[detection], return_index=True)[1]
+    first = np.unique(threshold * len(objects.images) + target[detection], return_index=True)[1]
     true = np.zeros_like(reached)
     true[threshold[first], detection[first]] = True
     return true, counts & ~true
 
 
-def _nearest(boxes: Floats, truth: Floats) -> tuple[NDArray[np.int64], Floats]:
-    """By IoU, in the precision of the boxes."""
-    overlaps = _pairwise_iou(boxes, truth)
-    return overlaps.argmax(1), overlaps.max(1)
+def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
+    """By IoU, in the precision of the boxes; only images with an object need a closer look."""
+    target, overlap = np.zeros(len(reported.images), np.int64), np.zeros(len(reported.images), np.float32)
+    truth = objects.by_image()
+    for image, mine in reported.by_image().items():
+        if (here := truth.get(image)) is not None:
+            overlaps = _pairwise_iou(reported.boxes[mine], objects.boxes[here])
+            target[mine] = here.start + overlaps.argmax(1)
+            overlap[mine] = overlaps.max(1)
+    return target, overlap
 
 
 def _pairwise_iou(a: Floats, b: Floats) -> Floats:
