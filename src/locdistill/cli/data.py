@@ -78,7 +78,7 @@ def tile(
 
     locdistill data tile DOTA tiles
     locdistill data tile DOTA tiles --overlap 500 --scale 0.5 --scale 1 --scale 1.5
-    locdistill data tile folder tiles --split val --size 512 data.classes=[ship]
+    locdistill data tile folder tiles --split val --size 512 tiling.part=0.5
     """
     from locdistill.cli.report import progress, report_tiling  # noqa: PLC0415 - heavy
     from locdistill.recipes.tiling import tile as run  # noqa: PLC0415 - heavy

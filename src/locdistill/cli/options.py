@@ -22,7 +22,7 @@ Settings = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", "-d", metavar="PATH", help="A COCO, VOC or YOLO data set; the format is recognised."),
+    typer.Option("--data", "-d", metavar="PATH", help="A COCO, VOC, YOLO, DOTA or HRSC2016 data set; the format is recognised."),
 ]
 Model = Annotated[
     str | None,
