@@ -22,11 +22,15 @@ Settings = Annotated[
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", "-d", metavar="PATH", help="A COCO, VOC, YOLO, DOTA or HRSC2016 data set; the format is recognised."),
+    typer.Option(
+        "--data", "-d", metavar="PATH", help="A COCO, VOC, YOLO, DOTA or HRSC2016 data set; the format is recognised."
+    ),
 ]
 Model = Annotated[
     str | None,
-    typer.Option("--model", metavar="NAME", help="gfl, gflv2, atss, fcos, retinanet, rotated_gfl or rotated_retinanet."),
+    typer.Option(
+        "--model", metavar="NAME", help="gfl, gflv2, atss, fcos, retinanet, rotated_gfl or rotated_retinanet."
+    ),
 ]
 Backbone = Annotated[
     str | None,
