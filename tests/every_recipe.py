@@ -7,6 +7,7 @@ backbones of a few channels.
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import math
 import re
@@ -83,8 +84,8 @@ def teacher_weights(recipe: Recipe, folder: Path, settings: Sequence[str]) -> Pa
     """Untrained weights of the teacher's architecture; made once."""
     classes = ("RBC", "WBC", "Platelets")
     detector = teacher_recipe(recipe, settings).detector.model_copy(update={"classes": classes})
-    key = f"{detector.model}-{detector.backbone}-{''.join(map(str, detector.deformable))}"
-    file = folder / f"{key}.safetensors"
+    key = hashlib.sha256(detector.model_dump_json().encode()).hexdigest()
+    file = folder / f"{key[:16]}.safetensors"
     return file if file.is_file() else Detector(detector).save(file)
 
 

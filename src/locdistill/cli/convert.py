@@ -57,7 +57,7 @@ def convert(
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Read a checkpoint of MMDetection, LD or GFocal v2, or write one.
+    """Read a checkpoint of MMDetection, LD, Rotated-LD or GFocal v2, or write one.
 
     Architecture, classes and edge distributions are recognised from the file; what was left
     out is listed. Nothing of it is run.

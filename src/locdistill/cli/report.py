@@ -17,6 +17,7 @@ from locdistill.evaluation.tables import percent
 from locdistill.recipes.folder import process_rank
 from locdistill.recipes.preflight_report import PreflightReport
 from locdistill.recipes.run import RunResult
+from locdistill.recipes.summary import published_aps
 from locdistill.recipes.tiling import TilingResult
 from locdistill.recipes.use import EvaluationResult, Prediction
 from locdistill.settings import finite
@@ -177,7 +178,6 @@ def report_recipes(summaries: Sequence[dict[str, Any]], *, as_json: bool) -> Non
     table.add_column("AP", justify="right")
     table.add_column("alone", justify="right")
     for summary in summaries:
-        published = summary["published"] or {}
         terms = "  ".join(f"{name} {term['weight']:g}" for name, term in summary["terms"].items())
         schedule = summary["schedule"]
         passes = f"{schedule['epochs']}" + (f" x {n}" if (n := schedule["passes_per_epoch"]) > 1 else "")
@@ -187,16 +187,12 @@ def report_recipes(summaries: Sequence[dict[str, Any]], *, as_json: bool) -> Non
             (summary["teacher"] or {}).get("name", ""),
             terms,
             passes,
-            _number(published.get("ap")),
-            _number(published.get("baseline")),
+            *published_aps(summary["published"]),
         )
     out = console()
     out.print(table)
     out.print(
-        "\nAP: published, in percent; alone: the same detector without a teacher. 'locdistill config NAME' prints a "
-        "recipe, '--json' everything, sources included."
+        "\nAP: published, in percent, and in parentheses what it would be without a known error of that evaluation; "
+        "alone: the same detector without a teacher. 'locdistill config NAME' prints a recipe, '--json' everything, "
+        "sources included."
     )
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.1f}"

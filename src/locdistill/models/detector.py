@@ -293,8 +293,8 @@ class Detector(nn.Module):
 
         Args:
             path: What `save` wrote, with or without ``.safetensors``; or the folder of a run (its
-                ``best.safetensors``); or a checkpoint of MMDetection, the reference or GFocal v2 (``.pth``), for which
-                `locdistill.load_mmdet` has choices to make.
+                ``best.safetensors``); or a checkpoint of MMDetection, the reference, Rotated-LD or GFocal v2
+                (``.pth``), for which `locdistill.load_mmdet` has choices to make.
             device: Where to put it.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Detectors from files of other programs: MMDetection 2 and 3, the reference implementation, GFocal v2."""
+"""Detectors from files of other programs: MMDetection 2 and 3, the reference implementation, Rotated-LD, GFocal v2."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def load_mmdet(
     strict: bool = True,
     settings: Mapping[str, Any] | None = None,
 ) -> Detector:
-    """Build a detector from a checkpoint of MMDetection, the reference or GFocal v2, in evaluation mode.
+    """Build a detector from a checkpoint of MMDetection, the reference, Rotated-LD or GFocal v2, in evaluation mode.
 
     ``detector(images)`` gives `Dense` of normalised images, ``detector.detect(pictures)`` does everything from files
     to boxes. Nothing is downloaded and nothing of the file is run. What was recognised and what was left out is logged
@@ -69,7 +69,8 @@ def save_mmdet(detector: Detector, path: str | Path) -> Path:
     """Write a detector under MMDetection's names, as a file that MMDetection 3 loads strictly.
 
     It holds the state dict, and as ``meta`` the names of the classes (for versions 2 and 3) and our settings, so that
-    it is read back as it was. GFL is part of MMDetection; the other heads are those of the reference and of GFocal v2.
+    it is read back as it was. GFL is part of MMDetection; the other heads are those of the reference, of Rotated-LD
+    (MMRotate) and of GFocal v2.
 
     Args:
         detector: What to write.

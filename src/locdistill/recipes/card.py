@@ -117,6 +117,7 @@ class Card:
         s = self.settings
         rows = [
             ("architecture", f"{s.model}, {s.backbone}, levels {_numbers(s.levels)}, {s.channels} channels"),
+            ("boxes", f"rotated: centre, sides and angle, in the range {s.angles}" if s.rotated else ""),
             ("edge distributions", f"{s.reg_max + 1} bins per edge"),
             ("parameters", f"{self.parameters:,}"),
             ("input", f"resized to fit {s.input.long} x {s.input.short}, padded to multiples of {s.input.pad_to}"),

@@ -40,6 +40,19 @@ def recipe_summary(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def published_aps(published: Mapping[str, Any] | None) -> tuple[str, str]:
+    """AP as published, and that without a teacher, in words; empty where the literature has none.
+
+    In parentheses the corrected number, where there is one; AP50 where nothing else is published.
+    """
+    known = {key: f"{value:.1f}" for key, value in (published or {}).items() if isinstance(value, float)}
+    one, other = (
+        known.get(name, "") + (f" ({known[corrected]})" if corrected in known else "")
+        for name, corrected in (("ap", "corrected"), ("baseline", "corrected_baseline"))
+    )
+    return one or (f"AP50 {known['ap50']}" if "ap50" in known else ""), other
+
+
 def _term(term: TermSettings) -> dict[str, Any]:
     """The parts of a term; schedule and balance where it has them."""
     found: dict[str, Any] = {
