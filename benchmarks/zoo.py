@@ -22,18 +22,25 @@ from typing import Any
 import torch
 from tests.golden.test_network import NETWORKS, Network, fill, sequence
 
-from locdistill.interop.mmdet import to_mmdet
+from locdistill.interop.mmdet import NAMES, to_mmdet
 from locdistill.models.count import multiply_adds, parameters
 from locdistill.models.detector import Detector
 from locdistill.models.mmdet import load_mmdet
-from locdistill.models.settings import DetectorSettings
+from locdistill.models.settings import ROTATED, DetectorSettings
 from locdistill.recipes.load import load_recipe, recipe_names
 from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.summary import published_aps, recipe_summary
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "zoo.md"
 SIZE = (800, 1280)
 CLASSES = tuple(str(index) for index in range(80))
-KINDS = {"gfl": "GFL", "gflv2": "GFL v2", "atss": "ATSS", "fcos": "FCOS", "retinanet": "RetinaNet"}
+OF_DOTA = 15
+KINDS = {
+    **{"gfl": "GFL", "gflv2": "GFL v2", "atss": "ATSS", "fcos": "FCOS", "retinanet": "RetinaNet"},
+    **{"rotated_gfl": "Rotated GFL", "rotated_retinanet": "Rotated RetinaNet"},
+}
+# What makes detectors differ; the last ones are of rotated boxes.
+ARCHITECTURE = ("model", "backbone", "deformable", "predictor", "angles", "angle_bins", "angle_unit")
 BACKBONES = {
     **{f"resnet{depth}": f"ResNet-{depth}" for depth in (18, 34, 50, 101)},
     "resnext101_32x4d": "ResNeXt-101 32x4d",
@@ -45,40 +52,31 @@ INTRODUCTION = f"""# The zoo
 Written by `make zoo`; edit [`benchmarks/zoo.py`](../benchmarks/zoo.py) instead of this page.
 
 Published AP are numbers of the literature, for the detector as its authors trained it. None of them has been reproduced
-here yet. GFLOPs are multiply-adds at {SIZE[1]} x {SIZE[0]}, without post-processing, as MMDetection counts them.
+here yet. Parameters and GFLOPs are those of {len(CLASSES)} classes, of rotated boxes of {OF_DOTA}; GFLOPs are
+multiply-adds at {SIZE[1]} x {SIZE[0]}, without post-processing, as MMDetection counts them.
 
 *Parity*: **equal** means that the whole network gives the numbers of the executed reference, and how nearly: the
 largest relative difference of the mean absolute value of any map of backbone and pyramid, and of the edge logits of any
 level. (Group normalisation of a map of few values enlarges the last digits; a deformable backbone adds its own.)
 *Round trip* means that its weights, written under MMDetection's names and recognised from that file alone, give the
 same detector and bit-equal outputs; of the parts that such a detector is made of, the tests compare heads, losses,
-assignment and deformable convolutions with the reference one by one.
+assignment and deformable convolutions with the reference one by one, and the rotated RetinaNet with a forward pass that
+follows its description. *Own*: neither MMDetection nor Rotated-LD has a detector of this kind.
 """
 
 
-def backbone_of(settings: DetectorSettings) -> str:
-    """Name of the architecture, without the tag of its pretrained weights."""
-    return settings.backbone.split(".", maxsplit=1)[0]
-
-
-def key_of(recipe: Recipe) -> tuple[Any, ...]:
-    """What makes two detectors the same architecture."""
-    settings = recipe.detector
-    return settings.model, backbone_of(settings), settings.deformable
+def key_of(settings: DetectorSettings) -> tuple[Any, ...]:
+    """What makes two detectors the same architecture: of the backbone, not the tag of its pretrained weights."""
+    values = settings.model_dump() | {"backbone": settings.backbone.split(".", maxsplit=1)[0]}
+    return tuple(values[name] for name in ARCHITECTURE)
 
 
 def settings_of(key: tuple[Any, ...], *, published: bool = False) -> DetectorSettings:
-    """A detector of 80 classes; as ``published``, GFL v2 has the channel for background."""
-    model, backbone, deformable = key
-    return DetectorSettings(
-        model=model,
-        backbone=backbone,
-        deformable=deformable,
-        classes=CLASSES,
-        background_channel=published and model == "gflv2",
-        pretrained=False,
-        frozen_stages=1,
-    )
+    """A detector of 80 classes, or of those of DOTA; as ``published``, GFL v2 has the channel for background."""
+    values = dict(zip(ARCHITECTURE, key, strict=True))
+    values |= {"classes": CLASSES[:OF_DOTA] if values["model"] in ROTATED else CLASSES, "pretrained": False}
+    background = published and values["model"] == "gflv2"
+    return DetectorSettings.model_validate(values | {"background_channel": background, "frozen_stages": 1})
 
 
 def differences(expected: Network) -> tuple[float, float]:
@@ -132,40 +130,42 @@ def survives(settings: DetectorSettings) -> bool:
 
 def parity(key: tuple[Any, ...]) -> str:
     """The checks of an architecture."""
-    known = {
-        (n.settings.get("model", "gfl"), n.settings["backbone"], n.settings.get("deformable", ())): n
-        for n in NETWORKS.values()
-    }
-    parts = []
+    known = {key_of(DetectorSettings.model_validate(n.settings | {"classes": CLASSES})): n for n in NETWORKS.values()}
+    settings, parts = settings_of(key, published=True), []
     if key in known:
         of_maps, of_edges = differences(known[key])
         parts = [f"**equal** (maps {of_maps:.0e}, edges {of_edges:.0e})"]
-    return ", ".join([*parts, "round trip" if survives(settings_of(key, published=True)) else "ROUND TRIP FAILS"])
+    if settings.model not in NAMES or settings.angle_unit != 1:
+        return "own"
+    return ", ".join([*parts, "round trip" if survives(settings) else "ROUND TRIP FAILS"])
 
 
 def name_of(key: tuple[Any, ...]) -> str:
     """An architecture in words."""
-    model, backbone, deformable = key
+    settings = settings_of(key)
+    deformable = settings.deformable
     stages = f", deformable in C{deformable[0] + 1} to C{deformable[-1] + 1}" if deformable else ""
-    return f"{KINDS[model]} {BACKBONES[backbone]}{stages}"
+    whose = " of JDet," if settings.angle_unit != 1 else ""
+    return f"{KINDS[settings.model]}{whose} {BACKBONES[settings.backbone]}{stages}"
 
 
-def ap(recipe: Recipe) -> str:
-    """Published AP, and where it is not of the usual images."""
-    if recipe.published is None:
-        return "-"
-    return f"{recipe.published.ap:.1f}{' test-dev' if 'test-dev' in recipe.published.source else ''}"
+def aps(recipe: Recipe) -> tuple[str, str]:
+    """AP without a teacher and AP, as published, and where the latter is not of the usual images."""
+    published = recipe_summary(recipe)["published"]
+    own, alone = published_aps(published)
+    return alone or "-", (own or "-") + (" test-dev" if "test-dev" in (published or {}).get("source", "") else "")
 
 
 def detectors(recipes: list[Recipe]) -> Iterable[tuple[str, ...]]:
     """One row for each architecture that a recipe trains."""
     order = list(KINDS), list(BACKBONES)
-    keys = {key_of(recipe) for recipe in recipes}
-    for key in sorted(keys, key=lambda k: (order[0].index(k[0]), order[1].index(k[1]), k[2])):
+    keys = {key_of(recipe.detector) for recipe in recipes}
+    for key in sorted(keys, key=lambda k: (order[0].index(k[0]), order[1].index(k[1]), k[2], k[-1])):
         print(name_of(key), flush=True)
         with torch.device("meta"):
             count = parameters(Detector(settings_of(key)))
-        alone = [f"`{r.name}` ({ap(r)})" for r in recipes if key_of(r) == key and r.teacher is None]
+        own = [recipe for recipe in recipes if key_of(recipe.detector) == key and recipe.teacher is None]
+        alone = [f"`{recipe.name}` ({aps(recipe)[1]})" for recipe in own]
         flops = multiply_adds(settings_of(key), SIZE)
         yield name_of(key), f"{count / 1e6:.1f}", f"{flops / 1e9:.0f}", ", ".join(alone) or "-", parity(key)
 
@@ -174,12 +174,10 @@ def distillations(recipes: list[Recipe]) -> Iterable[tuple[str, ...]]:
     """One row for each recipe with a teacher."""
     for recipe in recipes:
         if recipe.teacher is not None:
-            published = recipe.published
-            before = f"{published.baseline:.1f}" if published and published.baseline else "-"
             terms = ", ".join(name for name, term in recipe.terms.items() if term.needs_teacher)
-            data = "VOC" if recipe.data.format == "voc" else "COCO"
-            words = (name_of(key_of(recipe)), recipe.teacher.name, f"{data}, {recipe.engine.epochs} epochs")
-            yield f"`{recipe.name}`", *words, terms, before, ap(recipe)
+            data = "DOTA" if recipe.detector.rotated else "VOC" if recipe.data.format == "voc" else "COCO"
+            words = (name_of(key_of(recipe.detector)), recipe.teacher.name, f"{data}, {recipe.engine.epochs} epochs")
+            yield f"`{recipe.name}`", *words, terms, *aps(recipe)
 
 
 def table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
@@ -196,8 +194,9 @@ def page() -> str:
         "## Detectors\n",
         table(("detector", "parameters (M)", "GFLOPs", "recipe (published AP)", "parity"), detectors(recipes)),
         "\n## Distillation\n",
-        "AP of COCO val2017 (or test-dev, both columns) or VOC2007 test; `-` where the literature has no number for",
-        "the recipe. `locdistill distill --recipe NAME` without `--teacher` says where to get the teacher.\n",
+        "AP of COCO val2017 (or test-dev, both columns), VOC2007 test or DOTA-v1.0 val, there with the",
+        "[corrected number](rotated.md#published-rows) in parentheses; `-` where the literature has no number for the",
+        "recipe. `locdistill distill --recipe NAME` without `--teacher` says where to get the teacher.\n",
         table(
             ("recipe", "student", "teacher", "data", "terms with the teacher", "AP alone", "AP distilled"),
             distillations(recipes),
