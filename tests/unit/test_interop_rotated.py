@@ -29,6 +29,7 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.compatible import check_teacher
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.load import load_recipe
+from locdistill.recipes.publish import publish
 from locdistill.recipes.run import run
 from locdistill.recipes.teaching import teacher_of
 from tests.conftest import Answer, write_tiny_coco
@@ -326,6 +327,9 @@ def test_a_published_file_teaches_the_published_student(file: Path, data: Path, 
     assert losses
     for row in losses:
         assert all(0 < float(row[f"train/{name}"] or 0) < math.inf for name in ("cls", "bbox", "ld", "kd"))
+    card = publish(tmp_path / "run").card.read_text()
+    assert "| boxes | rotated: centre, sides and angle, in the range oc |" in card
+    assert "| ld | edge_kl (temperature 5.0" in card
 
 
 def with_classes(recipe: Any) -> DetectorSettings:

@@ -21,7 +21,6 @@ from locdistill.geometry.rotated import AngleRange
 
 
 @runtime_checkable
-@runtime_checkable
 class BoxKind(Protocol):
     """What is done with the boxes of a kind.
 
