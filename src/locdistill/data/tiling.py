@@ -103,7 +103,7 @@ def _starts(length: int, side: int, step: int) -> list[int]:
 
 
 def parts_inside(
-    quads: Float[NDArray[np.floating[Any]], "n 4 2"], places: list[Window]
+    quads: Float[NDArray[np.floating], "n 4 2"], places: list[Window]
 ) -> Float[NDArray[np.float64], "w n"]:
     """Which part of the area of each object lies in each window; 0 for objects without area."""
     corners = torch.from_numpy(quads).double()

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ NAMES = tuple(f"AP{p}" for p in range(50, 100, 5))
 RECALL_LEVELS = np.arange(11) * 0.1
 _TINY = np.float32(1e-6)  # smallest union of two boxes, in square pixels
 
-Floats: TypeAlias = NDArray[np.floating[Any]]
+Floats: TypeAlias = NDArray[np.floating]
 
 
 Nearest: TypeAlias = Callable[[Rows, Rows], tuple[NDArray[np.int64], Floats]]
