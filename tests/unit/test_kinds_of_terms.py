@@ -202,5 +202,7 @@ def test_needs():
 
 def test_an_unknown_kind_is_named():
     for preset in (supervised, ld_main, ld_full, ld_sharp):
-        with pytest.raises(ValueError, match="gfl, gflv2, atss, fcos, retinanet, rotated_gfl, rotated_retinanet; came 'yolo'"):
+        with pytest.raises(
+            ValueError, match="gfl, gflv2, atss, fcos, retinanet, rotated_gfl, rotated_retinanet; came 'yolo'"
+        ):
             preset("yolo")
