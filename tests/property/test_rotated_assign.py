@@ -305,3 +305,16 @@ def test_the_examples_hold_centres_beside_the_rotated_box():
         taken += int(own.positive.sum())
     assert beside > 5
     assert taken > 20
+
+
+def test_anchors_that_contain_a_small_object_all_claim_it_whatever_its_angle():
+    """Their overlaps are equal but for rounding, which has no say in who answers for an object."""
+    grid, one = grid_of("rotated_retinanet"), torch.ones(1, 1, dtype=torch.bool)
+    counts = []
+    for angle in (0.0, 0.3, 1.2):
+        box = torch.tensor([[[50.0, 41.0, 9.0, 7.0, angle]]])
+        extents, labels = torch.tensor([EXTENTS[0]]), torch.zeros(1, 1, dtype=torch.long)
+        instances = Instances(hull(box), labels, one, ~one, extents, box)
+        counts.append(int(MaxIoU(box="own")(grid, instances).positive.sum()))
+    assert counts == [counts[0]] * 3
+    assert counts[0] > 9

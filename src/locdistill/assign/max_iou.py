@@ -78,11 +78,13 @@ class MaxIoU(ByShare):
             highest, first = overlaps.max(1)
             slot, best = (first.int() + index[0, 0]).where(highest > best, slot), torch.maximum(highest, best)
             if self.low_quality:
-                last = torch.maximum(last, self._last_claim(overlaps, index))
+                last = torch.maximum(last, self._last_claim(overlaps, index, kind_of(boxes).rounding))
         return best, slot.long(), last.long()
 
-    def _last_claim(self, overlaps: Float[Tensor, "b k l"], index: Int[Tensor, "b k"]) -> Int[Tensor, "b l"]:
-        """The last of these objects whose highest IoU is at this anchor; -1 where there is none."""
+    def _last_claim(
+        self, overlaps: Float[Tensor, "b k l"], index: Int[Tensor, "b k"], rounding: float
+    ) -> Int[Tensor, "b l"]:
+        """The last of these objects whose highest IoU, but for rounding, is at this anchor; -1 where there is none."""
         highest = overlaps.amax(2, keepdim=True)
-        claims = (overlaps == highest) & (highest > 0) & (highest >= self.min_positive)
+        claims = (overlaps >= highest * (1 - rounding)) & (highest > 0) & (highest >= self.min_positive)
         return index[..., None].where(claims, -1).amax(1)

@@ -26,11 +26,16 @@ class BoxKind(Protocol):
 
     Attributes:
         numbers: How many numbers make a box.
+        rounding: How far, relatively, an IoU in float32 may be from another that is equal to it.
     """
 
     @property
     def numbers(self) -> int:
         """How many numbers make a box."""
+
+    @property
+    def rounding(self) -> float:
+        """How far, relatively, an IoU in float32 may be from another that is equal to it."""
 
     def hull(self, boxes: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 4"]:
         """The axis-aligned boxes that circumscribe them."""
@@ -78,9 +83,10 @@ class BoxKind(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Horizontal:
-    """Axis-aligned boxes ``x1, y1, x2, y2``."""
+    """Axis-aligned boxes ``x1, y1, x2, y2``, whose IoU of anchors that contain a box comes out equal to the bit."""
 
     numbers: ClassVar[int] = 4
+    rounding: ClassVar[float] = 0.0
 
     def hull(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
         """The boxes themselves."""
@@ -150,6 +156,7 @@ class Rotated:
     """
 
     numbers: ClassVar[int] = 5
+    rounding: ClassVar[float] = 1e-5
     angles: AngleRange = "le135"
 
     def hull(self, boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
