@@ -312,7 +312,7 @@ def test_anchors_that_contain_a_small_object_all_claim_it_whatever_its_angle():
     grid, one = grid_of("rotated_retinanet"), torch.ones(1, 1, dtype=torch.bool)
     counts = []
     for angle in (0.0, 0.3, 1.2):
-        box = torch.tensor([[[50.0, 41.0, 9.0, 7.0, angle]]])
+        box = torch.tensor([[[52.0, 44.0, 3.0, 2.0, angle]]])
         extents, labels = torch.tensor([EXTENTS[0]]), torch.zeros(1, 1, dtype=torch.long)
         instances = Instances(hull(box), labels, one, ~one, extents, box)
         counts.append(int(MaxIoU(box="own")(grid, instances).positive.sum()))
