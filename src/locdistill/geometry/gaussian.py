@@ -94,8 +94,8 @@ def kld(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> 
     pair = _paired(first, second)
     u, v = pair.other
     way = (u / pair.c).square() + (v / pair.d).square()
-    # One side at a time: in float32 the product of four would overflow in the gradient.
-    turn = pair.mixed / pair.c / pair.d / pair.c / pair.d
+    # By the area and again by it: by single sides, or by all four at once, the gradient would overflow in float32.
+    turn = pair.mixed / (pair.c * pair.d) / (pair.c * pair.d)
     return way + _excess(pair.a, pair.c) + _excess(pair.b, pair.d) + turn
 
 
