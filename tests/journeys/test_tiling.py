@@ -233,3 +233,52 @@ def test_a_detector_looks_at_tiles(cli: Cli, scene: Path, tmp_path: Path, model:
     assert cli(*words)[0] == 0
     again = json.loads((tmp_path / "again" / "results.json").read_text())
     assert sorted(entry["category_id"] for entry in again) == sorted(labels)
+
+
+def with_ignored(scene: Path, folder: Path) -> Path:
+    """The same scene with one of its classes under a name that is to be ignored."""
+    folder.mkdir()
+    (folder / "images").symlink_to(scene / "images")
+    for file in scene.glob("*.json"):
+        content = json.loads(file.read_text())
+        content["categories"][0]["name"] = "DontCare"
+        (folder / file.name).write_text(json.dumps(content))
+    return folder
+
+
+def test_classes_to_be_ignored_stay_what_they_are(scene: Path, tmp_path: Path):
+    """They are written under their own name, whatever is said when cutting, and ignored when merging."""
+    data, ignore = with_ignored(scene, tmp_path / "data"), ["data.ignore_classes=[DontCare]"]
+    cut_up = tile(data, tmp_path / "tiles", size=600, overlap=150, overrides=ignore, splits=["val"])
+    text = "".join(file.read_text() for file in (cut_up.splits["val"].folder / "labelTxt").glob("*.txt"))
+    assert "DontCare" in text
+    settings = DataSettings(path=str(data), ignore_classes=("DontCare",))
+    assert open_dataset(settings, "val", training=False).classes == CLASSES[1:]
+    tiles = open_dataset(DataSettings(path=str(tmp_path / "tiles"), format="dota"), "val", training=False)
+    perfect = {
+        record.image_id: Detections(
+            fit(torch.from_numpy(record.quads), "le90"), torch.ones(len(record.boxes)), torch.from_numpy(record.labels)
+        )
+        for record in tiles.records
+    }
+    merged = merge(perfect, tmp_path / "tiles", tmp_path / "merged", data=data, overrides=ignore)
+    assert set(merged.dataset.classes) == {"ship"}
+    assert merged.metrics["AP50"] == 1.0
+
+
+def test_nothing_found_is_as_rotated_as_the_data(scene: Path, tmp_path: Path):
+    tile(scene, tmp_path / "tiles", size=600, overlap=150, splits=["val"])
+    merged = merge({}, tmp_path / "tiles", tmp_path / "merged", data=scene)
+    assert merged.metrics["AP"] == 0
+    assert (tmp_path / "merged" / "Task1.zip").is_file()
+
+
+def test_detections_on_other_tiles_are_refused(scene: Path, tmp_path: Path):
+    """Identifiers of tiles count from 1 in every cut; names of files tell them apart."""
+    tile(scene, tmp_path / "some", size=600, overlap=150, splits=["val"])
+    tile(scene, tmp_path / "others", size=512, overlap=100, splits=["val"])
+    tiles = open_dataset(DataSettings(path=str(tmp_path / "some"), format="dota"), "val", training=False)
+    one = Detections(torch.tensor([[50.0, 50, 20, 10, 0]]), torch.ones(1), torch.zeros(1, dtype=torch.int64))
+    file = write_results(tmp_path / "found.json", tiles, {tiles.records[0].image_id: one})
+    with pytest.raises(DataError, match="was detected on"):
+        merge(file, tmp_path / "others", tmp_path / "merged")

@@ -102,7 +102,8 @@ def merge(
         str,
         typer.Argument(
             metavar="RESULTS",
-            help="What was found on the tiles: the file of 'evaluate --format-only', or predict's predictions.json.",
+            help="What was found on the tiles: the file of 'evaluate --format-only', or predictions.json of 'predict "
+            "--threshold 0'.",
         ),
     ],
     tiles: Annotated[str, typer.Argument(metavar="TILES", help="The folder of 'locdistill data tile'.")],

@@ -96,7 +96,7 @@ def rotated_fault(box: object) -> tuple[str, str] | None:
     remedy = "rotated boxes are cx, cy, w, h in pixels and an angle in radians, clockwise on screen"
     numbers = isinstance(box, Sequence) and all(type(value) in (float, int) and abs(value) < LIMIT for value in box)
     if not numbers or len(box) != 5:  # type: ignore[arg-type]  # a sequence, if they are numbers
-        return f"rotated box {box!r} is not five finite numbers", remedy
+        return f"rotated box {box!r} is not five numbers of a sensible size", remedy
     if min(box[2:4]) < 0:  # type: ignore[index]
         return f"the rotated box has sides {box[2]} and {box[3]}", remedy  # type: ignore[index]
     return None

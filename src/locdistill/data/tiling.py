@@ -125,12 +125,14 @@ class Tiles:
         settings: How they were cut.
         original: The images that were cut, without their objects.
         windows: By the name of each tile, the identifier of its image and its window.
+        oriented: Whether the objects that were cut were rotated.
     """
 
     folder: Path
     settings: TilingSettings
     original: Dataset
     windows: dict[str, tuple[int, Window]]
+    oriented: bool
 
     @classmethod
     def read(cls, folder: str | Path) -> Tiles:
@@ -154,7 +156,7 @@ class Tiles:
                 name: (records[index].image_id, Window(*window))
                 for name, (index, *window) in content["windows"].items()
             }
-            return cls(file.parent, TilingSettings(**content["settings"]), original, places)
+            return cls(file.parent, TilingSettings(**content["settings"]), original, places, content["oriented"])
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(
                 f"{file}: no readable list of windows ({error}); tiles are cut by 'locdistill data tile'"
@@ -220,9 +222,9 @@ def cut(
     Raises:
         DataError: The folder holds something else, such as tiles of other images or settings.
     """
-    folder = Path(folder)
+    folder, oriented = Path(folder), dataset.oriented
     dataset = dataset.as_oriented(True)
-    content = json.dumps(_content(dataset, settings), indent=1) + "\n"
+    content = json.dumps(_content(dataset, settings) | {"oriented": oriented}, indent=1) + "\n"
     if folder.exists():
         if not (folder / WINDOWS).is_file() or (folder / WINDOWS).read_text(encoding="utf-8") != content:
             raise DataError(

@@ -25,8 +25,8 @@ def write_results(path: str | Path, dataset: Dataset, detections: Mapping[int, D
     """Write COCO's results format: a list of ``image_id, category_id, bbox [x, y, width, height], score``.
 
     Rotated boxes are written as ``rbox [cx, cy, width, height, angle in radians]``, which is not part of the format;
-    ``bbox`` then circumscribes them. Where the data set's format has no identifiers of classes, these depend on which
-    classes were chosen, and ``category_name`` is written too.
+    ``bbox`` then circumscribes them. Where the data set's format has no identifiers of classes and images, these depend
+    on which classes and images were chosen, and ``category_name`` and ``file_name`` are written too.
 
     Boxes are rounded to a hundredth of a pixel, angles and scores to five decimals, as the file of a large test set is
     long; detections stay in their order. The file appears complete or not at all.
@@ -60,6 +60,7 @@ def write_results(path: str | Path, dataset: Dataset, detections: Mapping[int, D
 
 def _entries(dataset: Dataset, detections: Mapping[int, Detections]) -> Iterator[dict[str, Any]]:
     named = dataset.kind != "coco"
+    files = {record.image_id: record.path.name for record in dataset.records}
     for image_id, here in found(dataset, detections).items():
         boxes = torch.from_numpy(here.boxes)
         hulls = kind_of(boxes).hull(boxes).tolist()
@@ -69,7 +70,7 @@ def _entries(dataset: Dataset, detections: Mapping[int, Detections]) -> Iterator
             yield {
                 "image_id": image_id,
                 "category_id": dataset.category_ids[label],
-                **({"category_name": dataset.classes[label]} if named else {}),
+                **({"category_name": dataset.classes[label], "file_name": files[image_id]} if named else {}),
                 "bbox": rounded((x1, y1, x2 - x1, y2 - y1)),
                 **({"rbox": rounded(box)} if dataset.oriented else {}),
                 "score": round(score, 5),
@@ -85,7 +86,7 @@ def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
     """Read a file of COCO results, best score first within each image, to evaluate it on a data set.
 
     Detections are rotated boxes where they have an ``rbox``, whatever the data set's objects are. A ``category_name``
-    counts for more than a ``category_id``.
+    counts for more than a ``category_id``, and a ``file_name`` must be that of the image.
 
     Raises:
         DataError: The file is absent or not of that format, or speaks of images or classes that the data set lacks, or
@@ -94,7 +95,7 @@ def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
     path = Path(path)
     entries = _load(path)
     rotated = any(isinstance(entry, dict) and "rbox" in entry for entry in entries)
-    images = {record.image_id for record in dataset.records}
+    images = {record.image_id: record.path.name for record in dataset.records}
     label_of: _Labels = {identifier: label for label, identifier in enumerate(dataset.category_ids)}
     label_of |= {name: label for label, name in enumerate(dataset.classes)}
     problems = [(i, why) for i, entry in enumerate(entries) if (why := _problem(entry, images, label_of, rotated))]
@@ -130,12 +131,14 @@ def _load(path: Path) -> list[Any]:
     return entries
 
 
-def _problem(entry: object, images: set[int], label_of: _Labels, rotated: bool) -> str | None:
+def _problem(entry: object, images: dict[int, str], label_of: _Labels, rotated: bool) -> str | None:
     """What is wrong with an entry of the file, if anything."""
     if not isinstance(entry, dict) or not {"image_id", "category_id", "bbox", "score"} <= entry.keys():
         return f"expected image_id, category_id, bbox and score, found {str(entry)[:80]}"
     if not isinstance(entry["image_id"], int) or entry["image_id"] not in images:
         return f"image_id {entry['image_id']!r} is not in the data set"
+    if entry.get("file_name", images[entry["image_id"]]) != images[entry["image_id"]]:
+        return f"{entry['file_name']!r} was detected on, and image {entry['image_id']} is {images[entry['image_id']]!r}"
     category, is_one = _category(entry), str if "category_name" in entry else int
     if not isinstance(entry[category], is_one) or entry[category] not in label_of:
         known = sorted(key for key in label_of if isinstance(key, is_one))

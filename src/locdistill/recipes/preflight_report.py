@@ -154,6 +154,8 @@ def _facts(facts: Facts) -> Column:
     bins = "none: boxes only"
     if facts.positions is not None:
         bins = f"{len(facts.positions)}, 0 to {facts.positions[-1]:g} strides"
+    if facts.bins is not None:
+        bins = f"{facts.bins.count}: {_ranges(facts.coding.names, facts.bins.ranges)}"
     per_cell = facts.octaves * len(facts.ratios)
     return {
         "classes": f"{len(facts.classes)}: {some}" if facts.classes else "those of the data",
@@ -162,6 +164,15 @@ def _facts(facts: Facts) -> Column:
         "locations": f"{per_cell} in a cell, at {'its corner' if facts.offset == 0 else f'{facts.offset:g} of it'}",
         "channels": "none handed out" if facts.channels is None else str(facts.channels),
     }
+
+
+def _ranges(names: tuple[str, ...], ranges: tuple[tuple[float, float], ...]) -> str:
+    """From where to where the bins of each number go; those of an angle without a range lie on a circle."""
+    alike: dict[tuple[float, float], list[str]] = {}
+    for name, ends in zip(names, ranges, strict=False):
+        alike.setdefault(ends, []).append(name)
+    said = [f"{', '.join(of)} {first:g} to {last:g}" for (first, last), of in alike.items()]
+    return "; ".join([*said, *(f"{name} on a circle" for name in names[len(ranges) :])])
 
 
 def in_words(how: NormalisationSettings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from locdistill.recipes.overrides import apply_overrides
 from locdistill.recipes.use import EvaluationResult, Progress
 from locdistill.types import Detections
 
+log = logging.getLogger("locdistill")
 ROTATED_IOU, UPRIGHT_IOU = 0.1, 0.3
 """Overlap above which the worse of two detections goes: MMRotate's of rotated boxes, the DOTA kit's of upright ones."""
 RESULTS = "results.json"
@@ -63,7 +65,8 @@ def tile(
     """Cut the images of a data set into overlapping square tiles; the tiles are a data set in DOTA's layout.
 
     Any data set will do. Upright boxes have their corners for a quadrilateral, and are read back as upright boxes by a
-    detector of such. A call that was interrupted goes on where it was.
+    detector of such. A call that was interrupted goes on where it was. Classes of ``data.ignore_classes`` stay what
+    they are: what is to be ignored is said to whoever uses the tiles, as it would be with whole images.
 
     Args:
         data: Folder of the data set, as for training.
@@ -92,10 +95,16 @@ def tile(
     make_folder(out)
     tiles = {}
     for name in names:
-        dataset = open_dataset(settings, name, training=False)
+        dataset = open_dataset(_all_classes(settings), name, training=False)
         with writing(out):
             tiles[name] = cut(dataset, out / Path(name).stem, how, progress=progress)
     return TilingResult(out, tiles)
+
+
+def _all_classes(settings: DataSettings) -> DataSettings:
+    """The settings with classes that are to be ignored as classes like others."""
+    classes = None if settings.classes is None else (*settings.classes, *settings.ignore_classes)
+    return settings.model_copy(update={"classes": classes, "ignore_classes": ()})
 
 
 def merge(
@@ -122,7 +131,7 @@ def merge(
         data: The data set that was cut, to evaluate on.
         iou: Overlap from which on the worse of two detections goes: 0.1 for rotated boxes and 0.3 for upright ones
             unless given.
-        overrides: Settings of ``data``, as they were given to cut it.
+        overrides: Settings of ``data``, such as ``data.ignore_classes``, as they were given to train on the tiles.
 
     Raises:
         DataError: Results, tiles or data cannot be read, or do not belong together.
@@ -133,12 +142,14 @@ def merge(
     if not folder.is_dir():
         folder, split = Path(tiles), Path(tiles).resolve().name
     cut_up = Tiles.read(folder)
-    found = _by_tile(results, cut_up)
-    rotated = any(here.boxes.shape[1] == 5 for here in found.values())
+    dataset = cut_up.original if data is None else _original(data, split, cut_up, overrides)
+    found = _by_tile(results, cut_up, dataset.classes)
+    numbers = {here.boxes.shape[1] for here in found.values() if len(here.boxes)}
+    rotated = 5 in numbers if numbers else cut_up.oriented
     if iou is None:
         iou = ROTATED_IOU if rotated else UPRIGHT_IOU
     joined = cut_up.joined(found, iou=iou)
-    dataset = (cut_up.original if data is None else _original(data, split, cut_up, overrides)).as_oriented(rotated)
+    dataset = dataset.as_oriented(rotated)
     out = Path(out)
     with writing(out):
         file = write_results(out / RESULTS, dataset, joined)
@@ -147,10 +158,17 @@ def merge(
     return result if data is None else result.judged()
 
 
-def _by_tile(results: str | Path | Mapping[int, Detections], tiles: Tiles) -> dict[str, Detections]:
-    """Detections by the name of the tile, with the labels of the data set that was cut; other classes are left out."""
+def _by_tile(
+    results: str | Path | Mapping[int, Detections], tiles: Tiles, wanted: tuple[str, ...]
+) -> dict[str, Detections]:
+    """Detections by the name of the tile, labelled by the wanted classes; others are left out."""
     content = _predictions(results)
     if content is not None:
+        log.warning(
+            "%s holds what 'predict' shows: nothing with a score below its --threshold, which is 0.3 unless given; AP "
+            "wants all of it (predict --threshold 0)",
+            results,
+        )
         classes = tuple(content["classes"])
         named = {Path(image["image"]).stem: _in_memory(image["detections"]) for image in content["images"]}
     else:
@@ -165,7 +183,7 @@ def _by_tile(results: str | Path | Mapping[int, Detections], tiles: Tiles) -> di
         raise DataError(
             f"{tiles.folder}: has no tile {strangers[0]!r} ({len(strangers)} such); were these detections made on it?"
         )
-    own = {written_class(name): label for label, name in enumerate(tiles.original.classes)}
+    own = {written_class(name): label for label, name in enumerate(wanted)}
     labels = torch.tensor([own.get(written_class(name), -1) for name in classes] or [-1])
     return {name: _relabelled(here, labels) for name, here in named.items()}
 
@@ -203,7 +221,10 @@ def _original(path: str | Path, split: str, tiles: Tiles, overrides: Sequence[Ov
         DataError: It is another one.
     """
     plain = apply_overrides({"data": {"path": str(path)}}, overrides)["data"]
-    settings = validate(DataSettings, plain | {"classes": tiles.original.classes}, "data")
+    settings = validate(DataSettings, plain, "data")
+    if settings.classes is None:
+        classes = tuple(name for name in tiles.original.classes if name not in settings.ignore_classes)
+        settings = settings.model_copy(update={"classes": classes})
     dataset = open_dataset(settings, split, training=False)
     there, asked = ({r.image_id: r.path.name for r in data.records} for data in (dataset, tiles.original))
     if there != asked:
