@@ -87,7 +87,7 @@ def test_each_image_is_assigned_as_if_alone(assigner, seed):
     assign = ASSIGNERS[assigner]()
     together = assign(grid, instances)
     for i in range(3):
-        alone = assign(grid, Instances(*(field[i : i + 1] for field in instances)))
+        alone = assign(grid, instances.of([i]))
         assert torch.equal(alone.gt_index[0], together.gt_index[i])
         assert torch.equal(alone.counted[0], together.counted[i])
     assert not together.positive[1].any()
