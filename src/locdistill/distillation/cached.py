@@ -29,7 +29,6 @@ from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.grid import Grid
 from locdistill.models.fold import Haste
 from locdistill.objective.objective import Objective
-from locdistill.objective.scene import Scene
 from locdistill.objective.term import Region, Term
 from locdistill.types import Batch, Dense, Instances
 
@@ -132,15 +131,7 @@ class Keeping:
         """The locations at which predictions are kept: the positives, and all that a term may look at."""
         with torch.autocast(grid.points.device.type, enabled=False):
             objective = self.objective
-            scene = Scene.build(
-                dense,
-                dense,
-                grid=grid,
-                instances=instances,
-                assigner=objective.assigner,
-                bins=objective.bins,
-                coding=objective.coding,
-            )
+            scene = objective.unchecked(dense, dense, grid=grid, instances=instances)
             kept = scene.assignment.positive
             for term in self._asking:
                 kept = kept | term.reach(scene)

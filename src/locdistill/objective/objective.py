@@ -168,7 +168,13 @@ class Objective:
                 f"the terms {self._that('needs_cross')} look at what the teacher's head makes of the student's "
                 "features, and no such predictions were given; see the 'cross' of a teacher"
             )
-        scene = Scene.build(
+        return replace(self.unchecked(student, teacher, grid=grid, instances=instances, cross=cross), moment=moment)
+
+    def unchecked(
+        self, student: Dense, teacher: Dense | None, *, grid: Grid, instances: Instances, cross: Dense | None = None
+    ) -> Scene:
+        """The scene, whether or not it has all that the terms look at."""
+        return Scene.build(
             student,
             teacher,
             grid=grid,
@@ -178,7 +184,6 @@ class Objective:
             cross=cross,
             coding=self.coding,
         )
-        return replace(scene, moment=moment)
 
     def losses(self, scene: Scene) -> dict[str, Float[Tensor, ""]]:
         """Each term's value, weights included; the loss is their sum.

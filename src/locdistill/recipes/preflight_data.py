@@ -170,15 +170,7 @@ def _scene(parts: Parts, batch: Batch) -> Scene:
         torch.zeros(images, locations, len(detector.settings.classes)),
         torch.zeros(images, locations, detector.settings.edges, detector.bins.count),
     )
-    return Scene.build(
-        silent,
-        None,
-        grid=grid,
-        instances=batch.instances,
-        assigner=parts.objective.assigner,
-        bins=detector.bins,
-        coding=detector.coding,
-    )
+    return parts.objective.unchecked(silent, None, grid=grid, instances=batch.instances)
 
 
 def in_words(regions: Regions) -> dict[str, str]:

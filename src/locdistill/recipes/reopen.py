@@ -70,14 +70,11 @@ class Reopened:
         Objects are those of the classes that the teacher knows: of others there is nothing to compare.
         """
         detector = self.students[who]
-        return Scene.build(
+        return self.objective.unchecked(
             detector(detector.normalise(batch.images, batch.sizes)),
             taught,
             grid=self.student.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1]))),
             instances=batch.instances,
-            assigner=self.objective.assigner,
-            bins=self.student.bins,
-            coding=self.student.coding,
         ).taught
 
     def learned(self) -> dict[str, Any]:
