@@ -121,17 +121,9 @@ def _look(result: TrialResult) -> _Views:
     batch = next(iter(loader))
     dense = {name: d(d.normalise(batch.images, batch.sizes)) for name, d in detectors.items()}
     size = (batch.images.shape[-2], batch.images.shape[-1])
-    assigner = objective_of(recipe, student).assigner
+    objective = objective_of(recipe, student)
     scenes = {
-        arm: Scene.build(
-            dense[arm],
-            dense[TEACHER],
-            grid=student.grid_for(size),
-            instances=batch.instances,
-            assigner=assigner,
-            bins=student.bins,
-            coding=student.coding,
-        )
+        arm: objective.unchecked(dense[arm], dense[TEACHER], grid=student.grid_for(size), instances=batch.instances)
         for arm in (ALONE, DISTILLED)
     }
     return _Views(shown, batch, detectors, scenes)
