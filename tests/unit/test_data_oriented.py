@@ -67,12 +67,12 @@ def test_rboxes_become_corners_clockwise_on_screen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rbox", "said"),
     [
-        ([1, 2, 3, 4], "not five finite numbers"),
-        ([1, 2, 3, 4, float("nan")], "not five finite numbers"),
-        ([1, 2, 3, 4, "0"], "not five finite numbers"),
-        ("12345", "not five finite numbers"),
-        ([], "not five finite numbers"),
-        (7, "not five finite numbers"),
+        ([1, 2, 3, 4], "not five numbers of a sensible size"),
+        ([1, 2, 3, 4, float("nan")], "not five numbers of a sensible size"),
+        ([1, 2, 3, 4, "0"], "not five numbers of a sensible size"),
+        ("12345", "not five numbers of a sensible size"),
+        ([], "not five numbers of a sensible size"),
+        (7, "not five numbers of a sensible size"),
         ([1, 2, 3, -4, 0], "sides 3 and -4"),
     ],
 )
@@ -322,7 +322,7 @@ def test_broken_hrsc_annotations(tmp_path: Path) -> None:
         opened(folder)
     message = str(error.value)
     for expected in (
-        "object 1: rotated box ['x', 1.0, 2.0, 3.0, 0.0] is not five finite numbers",
+        "object 1: rotated box ['x', 1.0, 2.0, 3.0, 0.0] is not five numbers of a sensible size",
         "object 2: the rotated box has sides -2.0 and 3.0",
         "object 3: 'difficult' is 'often'",
         "defines entities",
