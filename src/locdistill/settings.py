@@ -60,7 +60,11 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
         model: The settings.
         data: What they were to be built from.
     """
-    return list(dict.fromkeys(_describe(model, data, problem) for problem in error.errors(include_url=False)))
+    found = error.errors(include_url=False)
+    inside = {problem["loc"][:-1] for problem in found}
+    # A list of which an item is wrong counts as too short as well.
+    own = [problem for problem in found if problem["type"] != "too_short" or problem["loc"] not in inside]
+    return list(dict.fromkeys(_describe(model, data, problem) for problem in own))
 
 
 def _describe(model: type[BaseModel], data: Any, problem: Any) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
+from shapely import Polygon
+from shapely import box as rectangle
 
 from locdistill import merge, tile
 from locdistill.data.open import open_dataset
-from locdistill.data.records import Dataset
+from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
 from locdistill.errors import DataError
 from locdistill.evaluation import read_results, read_task1, rotated_metrics, write_results
@@ -115,10 +118,15 @@ def test_the_two_verbs(cli: Cli, scene: Path, tmp_path: Path) -> None:
     assert code == 0
     assert out == f"val: 54 tiles of 2 images in {tiles / 'val'}\n"
     code, out, _ = cli(*words, "--json")
-    assert json.loads(out)["splits"] == {"val": {"images": 2, "tiles": 54, "folder": str(tiles / "val")}}
+    assert json.loads(out)["splits"] == {"val": {"images": 2, "tiles": 54, "left_out": 0, "folder": str(tiles / "val")}}
     code, _, error = cli("data", "tile", scene, tiles, "--size", 512)
     assert code == 2
     assert "holds something else than the tiles of" in error
+    code, _, error = cli("data", "tile", scene, tiles, "--scale", 0)
+    assert (code, error.splitlines()[-2:]) == (
+        2,
+        ["RecipeError: tiling: 1 problem:", "  scales.0: expected greater than 0, came 0.0"],
+    )
     assert cli("data", "check", tiles)[0] == 0
 
     found = perfect(opened(tiles))
@@ -182,6 +190,44 @@ def test_upright_boxes_are_tiled_and_merged_alike(tiny_coco: Path, tmp_path: Pat
     assert result.task1 is None
     again = read_results(tmp_path / "merged" / "results.json", result.dataset)
     assert all(here.boxes.shape[1] == 4 for here in again.values())
+
+
+def test_objects_that_fit_no_tile_are_counted(cli: Cli, scene: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("data", "tile", scene, tmp_path / "tiles", "--size", 64, "--overlap", 8)
+    left_out = json.loads((tmp_path / "tiles" / "val" / "windows.json").read_text())["left_out"]
+    inside = {name for record in opened(scene).records for name in fits(record, side=64, step=56)}
+    sought = sum(int((~record.ignored).sum()) for record in opened(scene).records)
+    assert 0 < left_out == sought - len(inside)
+    assert code == 0
+    assert f"{left_out} objects are in no tile" in out
+
+
+def fits(record: Record, *, side: int, step: int) -> set[tuple[int, int]]:
+    """Objects of which 0.7 or more lie in a tile, by shapely and the slow way."""
+    assert record.quads is not None
+    xs, ys = (
+        sorted({min(start, length - side) for start in range(0, length, step)})
+        for length in (record.width, record.height)
+    )
+    found = set()
+    for index, quad in enumerate(record.quads):
+        (x1, y1), (x2, y2) = quad.min(0), quad.max(0)
+        for x in (x for x in xs if x1 - side < x < x2):
+            for y in (y for y in ys if y1 - side < y < y2):
+                part = Polygon(quad).intersection(rectangle(x, y, x + side, y + side)).area / Polygon(quad).area
+                if part >= 0.7 and not record.ignored[index]:
+                    found.add((record.image_id, index))
+    return found
+
+
+def test_nothing_is_cut_if_a_split_is_broken(tiny_coco: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(tiny_coco, data)
+    file = next(data.rglob("*val*.json"))
+    file.write_text(file.read_text().replace('"bbox"', '"box"', 1))
+    with pytest.raises(DataError, match="not four finite numbers"):
+        tile(data, tmp_path / "tiles", size=80, overlap=60)
+    assert not (tmp_path / "tiles").exists()
 
 
 def test_tiles_of_other_data_are_refused(scene: Path, tiny_coco: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from locdistill.data.open import class_names, open_dataset, recognise
+from locdistill.data.open import class_names, open_dataset, recognise, scan_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import clockwise, signed_areas
@@ -62,6 +62,8 @@ def test_rboxes_become_corners_clockwise_on_screen(tmp_path: Path) -> None:
     assert first.areas.tolist() == [40, 12]
     assert (first.quads.dtype, second.quads.shape) == (np.float32, (0, 4, 2))
     assert not opened(coco(tmp_path / "plain", [plain])).oriented
+    scan = scan_dataset(DataSettings(path=str(tmp_path)), "train")
+    assert scan.notes["objects without 'rbox', taken as upright"] == 1
 
 
 @pytest.mark.parametrize(
@@ -74,6 +76,7 @@ def test_rboxes_become_corners_clockwise_on_screen(tmp_path: Path) -> None:
         ([], "not five numbers of a sensible size"),
         (7, "not five numbers of a sensible size"),
         ([1, 2, 3, -4, 0], "sides 3 and -4"),
+        ([1, 2, 3, 4, 45], "the angle 45, more than a full turn: are these degrees"),
     ],
 )
 def test_broken_rboxes(rbox: object, said: str, tmp_path: Path) -> None:
@@ -316,6 +319,7 @@ def test_hrsc_without_test_set_keeps_train_and_val_apart(tmp_path: Path) -> None
 def test_broken_hrsc_annotations(tmp_path: Path) -> None:
     bomb = '<!DOCTYPE x [<!ENTITY a "aa">]><HRSC_Image>&a;</HRSC_Image>'
     objects = {"1": ship("x", 1, 2, 3, 0) + ship(1, 1, -2, 3, 0) + ship(1, 1, 2, 3, 0, difficult="often"), "2": ""}
+    objects["1"] += ship(1, 1, 2, 3, -90)
     folder = hrsc(tmp_path, {"train": ["1", "2", "4"]}, objects)
     (folder / "Annotations" / "2.xml").write_text(bomb)
     with pytest.raises(AnnotationError) as error:
@@ -325,6 +329,7 @@ def test_broken_hrsc_annotations(tmp_path: Path) -> None:
         "object 1: rotated box ['x', 1.0, 2.0, 3.0, 0.0] is not five numbers of a sensible size",
         "object 2: the rotated box has sides -2.0 and 3.0",
         "object 3: 'difficult' is 'often'",
+        "object 4: the rotated box has the angle -90.0, more than a full turn",
         "defines entities",
         "there is no such annotation file",
     ):

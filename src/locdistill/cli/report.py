@@ -121,6 +121,10 @@ def report_tiling(result: TilingResult, *, as_json: bool) -> None:
         return
     for name, counts in content["splits"].items():
         print(f"{name}: {counts['tiles']} tiles of {counts['images']} images in {counts['folder']}")
+        if counts["left_out"]:
+            print(
+                f"  {counts['left_out']} objects are in no tile, each of which holds too little of them (tiling.part)"
+            )
 
 
 def report_predictions(found: Sequence[Prediction], save: str | None, *, as_json: bool) -> None:

@@ -82,7 +82,10 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
     images = {image_id: entry for image_id, entry in images.items() if entry}
     folder = _image_folder(file, root, split, [str(entry["file_name"]) for entry in images.values()])
     position = {identifier: index for index, (identifier, _) in enumerate(source.categories)}
-    oriented = any(row[4] is not None for own in rows.values() for row in own)
+    upright = [row[4] is None for own in rows.values() for row in own]
+    oriented = not all(upright)
+    if oriented:
+        source.notes["objects without 'rbox', taken as upright"] += sum(upright)
     for image_id, entry in images.items():
         own = rows.get(image_id, [])
         declared = (entry["height"], entry["width"]) if "height" in entry and "width" in entry else None

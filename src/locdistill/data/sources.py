@@ -15,6 +15,7 @@ from locdistill.data.problems import Problem
 from locdistill.geometry import rotated
 
 LIMIT = 1e9
+TURN = 2 * np.pi + 1e-6  # no angle in radians is larger
 
 
 @dataclass
@@ -99,6 +100,8 @@ def rotated_fault(box: object) -> tuple[str, str] | None:
         return f"rotated box {box!r} is not five numbers of a sensible size", remedy
     if min(box[2:4]) < 0:  # type: ignore[index]
         return f"the rotated box has sides {box[2]} and {box[3]}", remedy  # type: ignore[index]
+    if abs(box[4]) > TURN:  # type: ignore[index]
+        return f"the rotated box has the angle {box[4]}, more than a full turn: are these degrees?", remedy  # type: ignore[index]
     return None
 
 

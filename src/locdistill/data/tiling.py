@@ -126,6 +126,7 @@ class Tiles:
         original: The images that were cut, without their objects.
         windows: By the name of each tile, the identifier of its image and its window.
         oriented: Whether the objects that were cut were rotated.
+        left_out: Objects that are in no tile, because less than `TilingSettings.part` of them lies in any.
     """
 
     folder: Path
@@ -133,6 +134,7 @@ class Tiles:
     original: Dataset
     windows: dict[str, tuple[int, Window]]
     oriented: bool
+    left_out: int
 
     @classmethod
     def read(cls, folder: str | Path) -> Tiles:
@@ -156,7 +158,8 @@ class Tiles:
                 name: (records[index].image_id, Window(*window))
                 for name, (index, *window) in content["windows"].items()
             }
-            return cls(file.parent, TilingSettings(**content["settings"]), original, places, content["oriented"])
+            settings = TilingSettings(**content["settings"])
+            return cls(file.parent, settings, original, places, content["oriented"], content["left_out"])
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(
                 f"{file}: no readable list of windows ({error}); tiles are cut by 'locdistill data tile'"
@@ -252,11 +255,13 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
     """All that says what is in the tiles."""
     names = _names(dataset)
     digest = hashlib.sha256()
-    places = {}
+    places, left_out = {}, 0
     for index, (record, name) in enumerate(zip(dataset.records, names, strict=True)):
         for values in (record.quads, record.labels, record.ignored):
             digest.update(np.ascontiguousarray(values).tobytes())
-        for window in windows(record.width, record.height, settings):
+        own = windows(record.width, record.height, settings)
+        left_out += _left_out(record, own, settings)
+        for window in own:
             places[f"{name}__{window.side}__{window.x}___{window.y}"] = [index, *window]
     written = [written_class(name) for name in dataset.classes]
     if len(set(written)) < len(written):
@@ -268,12 +273,20 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
         "classes": dataset.classes,
         "category_ids": dataset.category_ids,
         "objects": digest.hexdigest(),
+        "left_out": left_out,
         "images": [
             {"file": record.path.name, "image_id": record.image_id, "width": record.width, "height": record.height}
             for record in dataset.records
         ],
         "windows": places,
     }
+
+
+def _left_out(record: Record, places: list[Window], settings: TilingSettings) -> int:
+    """Objects, other than ignored ones, that belong to none of the tiles of their image."""
+    assert record.quads is not None
+    sought = record.quads[~record.ignored]
+    return int((parts_inside(sought, places) < settings.part).all(axis=0).sum())
 
 
 def written_class(name: str) -> str:

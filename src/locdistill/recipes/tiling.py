@@ -45,7 +45,12 @@ class TilingResult:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         counts = {
-            name: {"images": len(tiles.original), "tiles": len(tiles.windows), "folder": str(tiles.folder)}
+            name: {
+                "images": len(tiles.original),
+                "tiles": len(tiles.windows),
+                "left_out": tiles.left_out,
+                "folder": str(tiles.folder),
+            }
             for name, tiles in self.splits.items()
         }
         return {"out": str(self.out), "splits": counts}
@@ -91,11 +96,11 @@ def tile(
     names = splits or available_splits(settings)
     if not names:
         raise DataError(f"{data}: has none of the splits train, val and test; name those to cut with --split")
+    datasets = {name: open_dataset(_all_classes(settings), name, training=False) for name in names}
     out = Path(out)
     make_folder(out)
     tiles = {}
-    for name in names:
-        dataset = open_dataset(_all_classes(settings), name, training=False)
+    for name, dataset in datasets.items():
         with writing(out):
             tiles[name] = cut(dataset, out / Path(name).stem, how, progress=progress)
     return TilingResult(out, tiles)
