@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +14,8 @@ from locdistill.distillation.bridges import UNKNOWN, MapClasses, Rebin, averaged
 from locdistill.distillation.logits import ClassBinary, ClassKL
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
+from locdistill.models.kinds import KINDS
+from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import Counted
 from locdistill.objective.term import Term
@@ -48,11 +52,31 @@ def test_more_bins_of_the_same_spacing_keep_the_distribution(seed: int, reg_max:
     """The identity where bins agree; where the student has more, these stay empty, at any temperature of LD."""
     logits = torch.randn(2, 3, 4, reg_max + 1, generator=_rng(seed)) * 2
     dense = Dense(torch.zeros(2, 3, 1), logits)
-    made = Rebin(positions=tuple(map(float, range(reg_max + 1))), shift=0.0, bins=Bins(reg_max + more))(dense)
+    made = Rebin(own=Bins(reg_max), bins=Bins(reg_max + more))(dense)
     torch.testing.assert_close(made.edge_logits.softmax(-1)[..., : reg_max + 1], logits.softmax(-1))
     softened = (made.edge_logits / 10).softmax(-1)
     torch.testing.assert_close(softened[..., : reg_max + 1], (logits / 10).softmax(-1), atol=5e-3, rtol=0)
     assert float(softened.detach()[..., reg_max + 1 :].sum(-1).amax()) < 0.01 if more else True
+
+
+@pytest.mark.parametrize("model", ["rotated_gfl", "rotated_retinanet"])
+@pytest.mark.parametrize("angle_bins", ["linear", "circular"])
+@given(seed=seeds, many=st.integers(6, 20), few=st.integers(6, 20))
+def test_rotated_boxes_keep_their_means(seed: int, model: str, angle_bins: str, many: int, few: int) -> None:
+    """Each of the five numbers has bins of its own; on a circle the mean is not quite linear in the shares."""
+    own, bins = (
+        KINDS[model].meaning(DetectorSettings(model=model, angle_bins=angle_bins, reg_max=reg_max))[1]  # type: ignore[arg-type]
+        for reg_max in (many, few)
+    )
+    first, last = (bins.limit(torch.full((5,), end)) for end in (-2.0, 2.0))
+    values = first + (last - first) * torch.rand(2, 3, 5, generator=_rng(seed))
+    dense = Dense(torch.zeros(2, 3, 1), own.two_hot(own.limit(values)).clamp(min=1e-30).log())
+    made = Rebin(own=own, bins=bins)(dense).edge_logits
+    assert made.shape == (2, 3, 5, few + 1)
+    torch.testing.assert_close(made.exp().sum(-1), torch.ones(2, 3, 5))
+    apart = bins.apart(bins.expect(made), own.expect(dense.edge_logits))
+    assert float(apart[..., :4].amax()) < 1e-4
+    assert float(apart[..., 4].amax()) < (1e-4 if angle_bins == "linear" else math.radians(1))
 
 
 @given(seeds, st.floats(-0.5, 0.5))
@@ -60,7 +84,7 @@ def test_boxes_stay_where_they_are_when_locations_move(seed: int, shift: float) 
     bins = Bins(12)
     distances = 1 + 8 * torch.rand(1, 6, 4, generator=_rng(seed))
     dense = Dense(torch.zeros(1, 6, 1), bins.two_hot(distances).clamp(min=1e-30).log())
-    moved = bins.expect(Rebin(positions=tuple(map(float, range(13))), shift=shift, bins=bins)(dense).edge_logits)
+    moved = bins.expect(Rebin(own=bins, bins=bins, shift=shift)(dense).edge_logits)
     # The student's location is ``shift`` further right and down: x1 = x - left, x2 = x + right.
     torch.testing.assert_close(shift - moved[..., :2], -distances[..., :2], atol=1e-4, rtol=0)
     torch.testing.assert_close(shift + moved[..., 2:], distances[..., 2:], atol=1e-4, rtol=0)

@@ -247,7 +247,7 @@ def test_plain_training_does_not_wait(model: str, device: str, monkeypatch: pyte
 
 
 def rebinned(student: Detector) -> FrozenTeacher:
-    other = Rebin(positions=tuple(float(k) for k in range(9)), shift=0.5, bins=student.bins)
+    other = Rebin(own=Bins(8), bins=student.bins, shift=0.5)
     return AdaptedTeacher(LiveTeacher(detector("gfl", reg_max=8)), other)
 
 

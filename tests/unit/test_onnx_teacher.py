@@ -119,7 +119,7 @@ def test_a_batch_is_padded_to_the_files_size_and_cut_out_again(runtime: Callable
     runtime()
     made = teacher()
     assert (made.facts.strides, made.facts.offset, made.facts.classes) == ((8, 16), 0.5, ("a", "b"))
-    assert made.facts.positions == (0.0, 1.0, 2.0, 3.0)
+    assert made.facts.bins == Bins(3)
     assert (made.size, made.images, made.probabilities) == ((64, 64), 1, False)
     said = made(batch(32, 48))
     assert said.cls_logits.shape == (2, 4 * 6 + 2 * 3, 2)
@@ -169,7 +169,7 @@ def test_boxes_become_distances_in_strides(boxes: str, runtime: Callable[..., No
 
     runtime(run=run)
     made = teacher(boxes=boxes)
-    assert made.facts.positions is None
+    assert made.facts.bins is None
     assert made.probabilities
     one = batch(32, 48, images=1)
     said = made(one)

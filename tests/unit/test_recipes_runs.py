@@ -190,10 +190,10 @@ def test_what_a_teacher_must_share() -> None:
         ({"classes": ("Bar",)}, MapClasses(sources=(2,)), "1 of the student's 1"),
         (
             {"reg_max": 8},
-            Rebin(positions=tuple(map(float, range(17))), shift=0.0, bins=Bins(8)),
+            Rebin(own=Bins(16), bins=Bins(8)),
             "beyond the student's",
         ),
-        ({"model": "fcos"}, Rebin(positions=tuple(map(float, range(17))), shift=0.5, bins=Bins(16)), "-0.5 strides"),
+        ({"model": "fcos"}, Rebin(own=Bins(16), bins=Bins(16), shift=0.5), "-0.5 strides"),
     ],
 )
 def test_what_is_bridged_is_said(change: dict[str, Any], step: object, note: str) -> None:
@@ -239,7 +239,7 @@ def test_the_remedy_for_levels_counts_the_scale_in() -> None:
 
 
 def test_a_teacher_of_boxes() -> None:
-    boxes = replace(Facts.of(TINY), positions=None, channels=None)
+    boxes = replace(Facts.of(TINY), bins=None, channels=None)
     with pytest.raises(TeacherError, match=r"--method bckd.*teacher.soft_target=two_hot"):
         check_teacher(TINY, boxes, "t", needs=Needs(distributions=True))
     with pytest.raises(TeacherError, match="hands out none"):

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from locdistill.distillation.teacher import FrozenTeacher
-from locdistill.geometry.bins import Bins, RowBins
+from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.constant import constant, indices
 from locdistill.models.fold import Haste
@@ -40,11 +40,9 @@ class Facts:
         offset: Position of a location within its cell, in strides.
         octaves: Anchor sizes per ratio in a cell.
         ratios: Height over width of the anchors of a cell.
-        positions: Where the bins of its edge distributions lie, in strides; None where it has boxes and no
-            distributions.
+        bins: Of the distributions of these numbers; None where it has boxes and no distributions.
         channels: Width of the maps of its pyramid and its head; None where it hands out none.
         coding: What the numbers mean that a location predicts.
-        bins: Of their distributions, where ``positions`` does not say it: where each number has its own.
     """
 
     classes: tuple[str, ...]
@@ -52,10 +50,9 @@ class Facts:
     offset: float = 0.0
     octaves: int = 1
     ratios: tuple[float, ...] = (1.0,)
-    positions: tuple[float, ...] | None = None
     channels: int | None = None
     coding: Coding = DISTANCES
-    bins: RowBins | None = None
+    bins: Bins | None = None
 
     @classmethod
     def of(cls, settings: DetectorSettings) -> Facts:
@@ -68,10 +65,9 @@ class Facts:
             offset=kind.offset,
             octaves=kind.octaves,
             ratios=kind.ratios,
-            positions=tuple(float(k) for k in range(settings.reg_max + 1)),
             channels=settings.channels,
             coding=coding,
-            bins=bins if isinstance(bins, RowBins) else None,
+            bins=bins,
         )
 
 
@@ -89,14 +85,14 @@ def rebin(
 
     Args:
         logits: Unnormalised log-probabilities.
-        positions: Where each edge's bins lie, in strides from the *student's* location; they need not be evenly spaced,
-            nor equal for all edges.
+        positions: Where each number's bins lie, edges in strides from the *student's* location; they need not be
+            evenly spaced, nor equal for all numbers.
         bins: The new bins.
 
     Returns:
         Log-probabilities. That of a bin which gets nothing is the logarithm of the smallest positive number.
     """
-    table = bins.two_hot(bins.limit(positions)).to(logits)
+    table = bins.two_hot(bins.limit(positions.mT)).transpose(0, 1).to(logits)
     probs = torch.einsum("...en,enm->...em", logits.softmax(-1), table)
     return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
@@ -125,24 +121,25 @@ def soft_edges(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebin:
-    """Puts edge distributions into the student's bins, around the student's locations; see :func:`rebin`.
+    """Puts distributions into the student's bins, around the student's locations; see :func:`rebin`.
 
     Attributes:
-        positions: Of the teacher's bins, in strides from its own locations.
-        shift: Where the student's locations lie in a cell, less where the teacher's do, in strides.
+        own: The teacher's bins, of numbers that mean what the student's do.
         bins: The student's.
+        shift: Where the student's locations lie in a cell, less where the teacher's do, in strides; of four edges.
     """
 
-    positions: tuple[float, ...]
-    shift: float
+    own: Bins
     bins: Bins
+    shift: float = 0.0
 
     def __call__(self, dense: Dense) -> Dense:
         """Predictions in the student's bins; from a location further right, left edges are further and right nearer."""
         logits = dense.edge_logits.float()
-        own = constant(self.positions, logits)
-        edges = torch.stack((own + self.shift, own + self.shift, own - self.shift, own - self.shift))
-        return dense._replace(edge_logits=rebin(logits, edges, self.bins))
+        positions = self.own.positions(logits).expand(logits.shape[-2:])
+        if self.shift:
+            positions = positions + constant((self.shift, self.shift, -self.shift, -self.shift), logits)[:, None]
+        return dense._replace(edge_logits=rebin(logits, positions, self.bins))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

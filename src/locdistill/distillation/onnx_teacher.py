@@ -17,6 +17,7 @@ from torch import Tensor
 from locdistill.distillation.bridges import Facts
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.errors import TeacherError
+from locdistill.geometry.bins import Bins
 from locdistill.geometry.edges import encode
 from locdistill.geometry.grid import Grid
 from locdistill.images import normalised
@@ -195,7 +196,7 @@ class OnnxTeacher(FrozenTeacher):
             classes=names,
             strides=self.layout.strides,
             offset=offset,
-            positions=tuple(map(float, range(self.layout.bins))) if self.layout.bins > 1 else None,
+            bins=Bins(self.layout.bins - 1) if self.layout.bins > 1 else None,
         )
         self.strides = self.layout.strides
 

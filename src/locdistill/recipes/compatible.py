@@ -7,9 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from locdistill.distillation.bridges import Facts, MapClasses, Rebin, Soften, SoftTarget, Step
 from locdistill.errors import TeacherError, WeightsError
-from locdistill.geometry.bins import Bins
+from locdistill.geometry.bins import Bins, RowBins
 from locdistill.interop.recognise import numbered
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import ROTATED, DetectorSettings
@@ -119,7 +121,7 @@ def check_teacher(
     wanted = tuple(stride * scale for stride in mine.strides)
     unlike = [
         *_class_problems(mine, its, unnamed),
-        *_meaning_problems(mine, its, teacher),
+        *_meaning_problems(student, mine, its, teacher),
         *_cell_problems(student, mine, its, kind),
         *_level_problems(student, its, wanted),
     ]
@@ -133,10 +135,8 @@ def check_teacher(
         )
         return Bridge(strides=its.strides, notes=(*maps, only), comparable=False)
     classes = _map_classes(mine, its)
-    edges = (
-        _rebin(student, mine, its) if its.positions else _soften(student, mine, its, (soft or "two_hot", soft_width))
-    )
-    notes = [*_class_notes(mine, its), *_edge_notes(student, mine, its), *maps]
+    edges = _rebin(mine, its) if its.bins is not None else _soften(student, mine, its, (soft or "two_hot", soft_width))
+    notes = [*_class_notes(mine, its), *_edge_notes(mine, its), *maps]
     if len(its.strides) > len(wanted):
         notes.append(f"levels: of the teacher's strides {list(its.strides)}, {list(wanted)} are used")
     if scale > 1:
@@ -182,17 +182,19 @@ def _class_notes(mine: Facts, its: Facts) -> list[str]:
     return notes
 
 
-def _meaning_problems(mine: Facts, its: Facts, teacher: DetectorSettings | Facts) -> list[str]:
-    """Rotated boxes are made of numbers that are not bridged."""
-    if (mine.coding, mine.bins) == (its.coding, its.bins):
+def _meaning_problems(
+    student: DetectorSettings, mine: Facts, its: Facts, teacher: DetectorSettings | Facts
+) -> list[str]:
+    """Numbers must mean the same; that of an angle's bins on a line is their mean alone, which no circle keeps."""
+    if mine.coding == its.coding and (its.bins is None or type(mine.bins) is type(its.bins)):
         return []
     if mine.coding.kind.numbers != its.coding.kind.numbers:
         ours, theirs = (_BOXES[facts.coding.kind.numbers] for facts in (mine, its))
         return [f"boxes: the teacher has {theirs} ones, the student {ours} ones; take a teacher with {ours} boxes"]
     assert isinstance(teacher, DetectorSettings), "no other files have rotated boxes"
-    names = ("model", "reg_max", "angles", "angle_bins", "angle_unit")
-    same = ", ".join(f"detector.{name}={getattr(teacher, name)}" for name in names)
-    return [f"boxes: the numbers that make the teacher's rotated boxes, or their bins, are others; set {same}"]
+    both = ((name, getattr(teacher, name)) for name in ("model", "angles", "angle_bins", "angle_unit"))
+    same = ", ".join(f"detector.{name}={value}" for name, value in both if value != getattr(student, name))
+    return [f"boxes: the numbers that make the teacher's rotated boxes mean something else; set {same}"]
 
 
 def _cell_problems(student: DetectorSettings, mine: Facts, its: Facts, kind: str | None) -> list[str]:
@@ -235,7 +237,7 @@ def _need_problems(its: Facts, needs: Needs, soft: SoftTarget | None) -> list[st
             "feature maps: this teacher hands out none; leave out the terms that compare features or use its head "
             "(--method ld or --method bckd look at predictions only)"
         )
-    if needs.distributions and its.positions is None and soft is None:
+    if needs.distributions and its.bins is None and soft is None:
         problems.append(
             "edge distributions: this teacher has boxes only; use --method bckd, which compares boxes, or set "
             "teacher.soft_target=two_hot (or gaussian) to make distributions of its boxes"
@@ -258,10 +260,12 @@ def _map_notes(mine: Facts, its: Facts, needs: Needs, wanted: tuple[int, ...]) -
     return notes
 
 
-def _rebin(student: DetectorSettings, mine: Facts, its: Facts) -> Rebin | None:
-    if its.positions is None or (its.positions, its.offset) == (mine.positions, mine.offset):
+def _rebin(mine: Facts, its: Facts) -> Rebin | None:
+    assert mine.bins is not None
+    assert its.bins is not None
+    if (its.bins, its.offset) == (mine.bins, mine.offset):
         return None
-    return Rebin(positions=its.positions, shift=mine.offset - its.offset, bins=Bins(student.reg_max))
+    return Rebin(own=its.bins, bins=mine.bins, shift=mine.offset - its.offset)
 
 
 def _soften(student: DetectorSettings, mine: Facts, its: Facts, how: tuple[SoftTarget, float]) -> Soften:
@@ -269,16 +273,18 @@ def _soften(student: DetectorSettings, mine: Facts, its: Facts, how: tuple[SoftT
     return Soften(shift=mine.offset - its.offset, bins=Bins(student.reg_max), kind=kind, width=width)
 
 
-def _edge_notes(student: DetectorSettings, mine: Facts, its: Facts) -> list[str]:
+def _edge_notes(mine: Facts, its: Facts) -> list[str]:
     notes = []
-    if its.positions is None:
+    assert mine.bins is not None
+    if its.bins is None:
         notes.append("edges: the teacher has boxes only; what stands for its distributions is made of them")
-    elif its.positions != mine.positions:
+    elif its.bins != mine.bins:
+        positions = its.bins.positions(torch.zeros(())).movedim(-1, 0)
         notes.append(
-            f"bins: the teacher's {len(its.positions)}, up to {its.positions[-1]:g} strides, are put into the "
-            f"student's {student.reg_max + 1}, up to {student.reg_max}; means are kept"
-            + (", but beyond the student's range" if its.positions[-1] > student.reg_max else "")
-            + f" (detector.reg_max={len(its.positions) - 1} gives both the same)"
+            f"bins: the teacher's {its.bins.count}{_reach(its.bins, ' strides,')} are put into the student's "
+            f"{mine.bins.count}{_reach(mine.bins)}; means are kept"
+            + ("" if torch.equal(mine.bins.limit(positions), positions) else ", but beyond the student's range")
+            + f" (detector.reg_max={its.bins.reg_max} gives both the same)"
         )
     if its.offset != mine.offset:
         notes.append(
@@ -286,6 +292,10 @@ def _edge_notes(student: DetectorSettings, mine: Facts, its: Facts) -> list[str]
             "moved accordingly"
         )
     return notes
+
+
+def _reach(bins: Bins, unit: str = "") -> str:
+    return "" if isinstance(bins, RowBins) else f", up to {bins.reg_max}{unit}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -214,7 +214,7 @@ def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
     settings = DetectorSettings(
         backbone=file.stem, classes=facts.classes, levels=tuple(stride.bit_length() - 1 for stride in facts.strides)
     )
-    known: dict[str, Any] = {"reg_max": len(facts.positions) - 1} if facts.positions else {}
+    known: dict[str, Any] = {"reg_max": facts.bins.reg_max} if facts.bins else {}
     if size is not None:
         known["input"] = InputSettings(short=min(size), long=max(size))
     return settings.model_copy(update=known)

@@ -127,8 +127,8 @@ def _last_bin(teachers: dict[str, FrozenTeacher]) -> float | None:
         net = network(teacher)
         if isinstance(net, LiveTeacher):
             found.append(float(net.detector.settings.reg_max))
-        elif net.facts.positions is not None:
-            found.append(net.facts.positions[-1])
+        elif net.facts.bins is not None:
+            found.append(float(net.facts.bins.reg_max))
     return min(found, default=None)
 
 

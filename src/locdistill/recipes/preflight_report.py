@@ -15,6 +15,7 @@ from rich.text import Text
 from locdistill.distillation.bridges import AdaptedTeacher, Facts
 from locdistill.distillation.onnx_teacher import OnnxTeacher
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
+from locdistill.geometry.bins import RowBins
 from locdistill.models.settings import DetectorSettings, NormalisationSettings
 from locdistill.recipes.compatible import MismatchError
 from locdistill.settings import finite
@@ -152,10 +153,10 @@ def facts_of_network(teacher: Network) -> Column:
 def _facts(facts: Facts) -> Column:
     some = ", ".join(facts.classes[:SHOWN_CLASSES]) + (", ..." if len(facts.classes) > SHOWN_CLASSES else "")
     bins = "none: boxes only"
-    if facts.positions is not None:
-        bins = f"{len(facts.positions)}, 0 to {facts.positions[-1]:g} strides"
-    if facts.bins is not None:
+    if isinstance(facts.bins, RowBins):
         bins = f"{facts.bins.count}: {_ranges(facts.coding.names, facts.bins.ranges)}"
+    elif facts.bins is not None:
+        bins = f"{facts.bins.count}, 0 to {facts.bins.reg_max} strides"
     per_cell = facts.octaves * len(facts.ratios)
     return {
         "classes": f"{len(facts.classes)}: {some}" if facts.classes else "those of the data",
