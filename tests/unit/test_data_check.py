@@ -180,7 +180,7 @@ def test_how_rotated_objects_lie(tmp_path: Path) -> None:
 
 
 def test_odd_rotated_objects_are_warnings(tmp_path: Path) -> None:
-    degrees = {**around([30, 30, 20, 10, math.pi / 3]), "rbox": [30, 30, 20, 10, 60]}
+    degrees = {**around([30, 30, 20, 10, math.pi / 3]), "rbox": [30, 30, 20, 10, 6]}
     thin, beside, beyond = [30, 30, 20, 3, 0.7], [80, 30, 10, 8, 0.1], [2, 30, 20, 10, 0.3]
     flat = around([30, 30, 20, 0, 0.7])
     twice = around([40, 30, 10, 8, 0.2])
@@ -198,7 +198,7 @@ def test_odd_rotated_objects_are_warnings(tmp_path: Path) -> None:
     ]
     assert report.splits[0].notes == {
         "boxes outside the image, left out": 1,
-        "boxes with a side below one pixel, left out": 1,
+        "boxes with a side below 1 px, left out": 1,
     }
 
 

@@ -92,6 +92,7 @@ def test_training_leaves_out_by_the_sides_of_the_object_itself(tmp_path: Path) -
     assert quads is not None
     assert len(quads) == 1
     np.testing.assert_allclose(np.linalg.norm(quads[0, 1] - quads[0, 2]), 1.1, rtol=1e-4)
+    assert sum(len(record.boxes) for record in opened(tmp_path, min_box_side=1.2).records) == 0
     everything = opened(tmp_path, "val", val="train")
     assert len(everything.records[0].boxes) == 3
 

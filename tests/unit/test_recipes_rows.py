@@ -454,6 +454,7 @@ def test_schedules_of_rotated_boxes(name: str) -> None:
     assert (data.flip, data.flip_vertical, data.turns, data.rotate) == (0.5, 0.5, False, 0)
     assert data.batch_per_device == (2 if "jdet" in name else 1)
     assert data.crowd == ("ignore" if "_gfl_" in name else "objects")
+    assert data.min_box_side == (1 if "_gfl_" in name or "jdet" in name else 2)
     assert (recipe.detector.input.short, recipe.detector.input.long) == (1024, 1024)
     box = "own" if "jdet" in name else "circumscribed"
     expected = ATSS() if "_gfl_" in name else MaxIoU(positive=0.5, negative=0.4, box=box)  # type: ignore[arg-type]

@@ -55,9 +55,9 @@ class Scan:
 def open_dataset(settings: DataSettings, split: str, *, training: bool | None = None) -> Dataset:
     """Open a split for training or evaluation.
 
-    For training, boxes that do not touch the image, have an area of zero, or sides below one pixel are left out, then
-    images without any annotation or with a short side (`DataSettings.filter_empty`, `.min_side`). For evaluation every
-    image and box stays. Crowd regions and difficult objects are marked as ignored, in training unless
+    For training, boxes that do not touch the image, have an area of zero, or short sides (`DataSettings.min_box_side`)
+    are left out, then images without any annotation or with a short side (`.filter_empty`, `.min_side`). For evaluation
+    every image and box stays. Crowd regions and difficult objects are marked as ignored, in training unless
     `DataSettings.crowd` says otherwise; what `DataSettings.ignore_classes` marks is an ignored object of each class.
 
     Every image file is looked at (header, size, ending), so that a broken one is found before the first epoch.
@@ -361,10 +361,10 @@ def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Re
         return None
     bounds = np.array((record.width, record.height), dtype=np.float32)
     overlap = np.minimum(record.boxes[:, 2:], bounds) - np.maximum(record.boxes[:, :2], 0)
-    outside, tiny = (overlap <= 0).any(-1), (sides_of(record) < 1).any(-1)
+    outside, tiny = (overlap <= 0).any(-1), (sides_of(record) < settings.min_box_side).any(-1)
     keep = ~(outside | tiny | (record.areas <= 0))
     notes["boxes outside the image, left out"] += int(outside.sum())
-    notes["boxes with a side below one pixel, left out"] += int((tiny & ~outside).sum())
+    notes[f"boxes with a side below {settings.min_box_side:g} px, left out"] += int((tiny & ~outside).sum())
     notes["boxes with area 0, left out"] += int((~keep & ~outside & ~tiny).sum())
     if settings.crowd == "objects":
         record = replace(record, ignored=record.labels == ANY)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from locdistill.settings import Settings
+from locdistill.settings import Positive, Settings
 
 
 class DataSettings(Settings):
@@ -54,6 +54,7 @@ class DataSettings(Settings):
             the machine has. Images that do not fit are read each time.
         filter_empty: Leave out training images without any annotated object.
         min_side: Leave out training images with a shorter side, in pixels.
+        min_box_side: Leave out of training objects with a shorter side, in pixels of the image file (2 in Rotated-LD).
     """
 
     path: str = ""
@@ -80,6 +81,7 @@ class DataSettings(Settings):
     cache: bool | float = False
     filter_empty: bool = True
     min_side: int = Field(default=32, ge=1)
+    min_box_side: Positive = 1.0
 
     @property
     def hands_on_ignored(self) -> bool:
