@@ -8,19 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from locdistill.geometry import rotated
 from locdistill.geometry.nms import class_nms, rotated_class_nms
-from locdistill.geometry.rotated import (
-    AngleRange,
-    canonical,
-    corners,
-    fit,
-    hull,
-    paired_iou,
-    paired_polygon_iou,
-    pairwise_iou,
-    polygon_area,
-    rectangle_polygon_area,
-)
 from locdistill.geometry.sweep import overlapping_pairs
 
 PI = math.pi
@@ -31,16 +20,16 @@ def boxes(*rows: tuple[float, ...]) -> Tensor:
 
 
 def test_a_positive_angle_turns_clockwise_on_screen() -> None:
-    (upright,) = corners(boxes((5, 3, 4, 2, 0)))
+    (upright,) = rotated.corners(boxes((5, 3, 4, 2, 0)))
     assert upright.tolist() == [[3, 2], [7, 2], [7, 4], [3, 4]]
     # By a quarter: the first corner goes from the upper left to the upper right.
-    (turned,) = corners(boxes((5, 3, 4, 2, PI / 2)))
+    (turned,) = rotated.corners(boxes((5, 3, 4, 2, PI / 2)))
     torch.testing.assert_close(turned, torch.tensor([[6.0, 1], [6, 5], [4, 5], [4, 1]], dtype=torch.float64))
 
 
 def test_hull_by_hand() -> None:
     # A square of side 2 on its corner is 2 sqrt(2) wide; 4 x 2 at 30 degrees: 4 cos + 2 sin by 4 sin + 2 cos.
-    found = hull(boxes((10, 20, 2, 2, PI / 4), (0, 0, 4, 2, PI / 6), (0, 0, 4, 2, -PI / 6), (1, 2, 4, 2, 0)))
+    found = rotated.hull(boxes((10, 20, 2, 2, PI / 4), (0, 0, 4, 2, PI / 6), (0, 0, 4, 2, -PI / 6), (1, 2, 4, 2, 0)))
     across, down = (4 * math.sqrt(3) / 2 + 1) / 2, (2 + 2 * math.sqrt(3) / 2) / 2
     root = math.sqrt(2)
     torch.testing.assert_close(
@@ -75,8 +64,8 @@ def test_hull_by_hand() -> None:
         ("le135", (3, 3, 5 * PI), (3, 3, 0)),
     ],
 )
-def test_names_by_hand(angles: AngleRange, given: tuple[float, ...], expected: tuple[float, ...]) -> None:
-    found = canonical(boxes((7, 8, *given)), angles)
+def test_names_by_hand(angles: rotated.AngleRange, given: tuple[float, ...], expected: tuple[float, ...]) -> None:
+    found = rotated.canonical(boxes((7, 8, *given)), angles)
     torch.testing.assert_close(found, boxes((7, 8, *expected)), rtol=0, atol=1e-14)
 
 
@@ -97,7 +86,7 @@ def test_names_by_hand(angles: AngleRange, given: tuple[float, ...], expected: t
     ],
 )
 def test_smallest_rectangles_by_hand(quad: list[list[float]], expected: tuple[float, ...]) -> None:
-    found = fit(torch.tensor(quad, dtype=torch.float64), "le90")
+    found = rotated.fit(torch.tensor(quad, dtype=torch.float64), "le90")
     torch.testing.assert_close(found, boxes(expected)[0], rtol=0, atol=1e-12)
 
 
@@ -105,13 +94,13 @@ def test_overlaps_by_hand() -> None:
     square, diamond = boxes((0, 0, 2, 2, 0)), boxes((0, 0, 2, 2, PI / 4))
     # A square and itself turned by 45 degrees share a regular octagon: 4 less four corners of side 2 - sqrt(2).
     shared = 8 * (math.sqrt(2) - 1)
-    assert float(rectangle_polygon_area(square, corners(diamond))) == pytest.approx(shared, abs=1e-14)
-    assert float(paired_iou(square, diamond)) == pytest.approx(shared / (8 - shared), abs=1e-14)
+    assert float(rotated.rectangle_polygon_area(square, rotated.corners(diamond))) == pytest.approx(shared, abs=1e-14)
+    assert float(rotated.paired_iou(square, diamond)) == pytest.approx(shared / (8 - shared), abs=1e-14)
     # Two bars that cross at right angles share a square of side 2.
-    cross = paired_iou(boxes((5, 5, 10, 2, 0.7)), boxes((5, 5, 10, 2, 0.7 + PI / 2)))
+    cross = rotated.paired_iou(boxes((5, 5, 10, 2, 0.7)), boxes((5, 5, 10, 2, 0.7 + PI / 2)))
     assert float(cross) == pytest.approx(4 / 36, abs=1e-14)
     # Shifted by half along its own axis.
-    shifted = paired_iou(boxes((0, 0, 4, 2, 1.0)), boxes((2 * math.cos(1), 2 * math.sin(1), 4, 2, 1.0)))
+    shifted = rotated.paired_iou(boxes((0, 0, 4, 2, 1.0)), boxes((2 * math.cos(1), 2 * math.sin(1), 4, 2, 1.0)))
     assert float(shifted) == pytest.approx(1 / 3, abs=1e-14)
 
 
@@ -134,8 +123,8 @@ def test_overlaps_by_hand() -> None:
 def test_special_places(other: tuple[float, ...], expected: float) -> None:
     one, two = boxes((0, 0, 4, 2, 0)), boxes(other)
     for first, second in ((one, two), (two, one)):
-        assert float(paired_iou(first, second)) == pytest.approx(expected, abs=1e-15)
-        assert float(paired_polygon_iou(first, corners(second))) == pytest.approx(expected, abs=1e-15)
+        assert float(rotated.paired_iou(first, second)) == pytest.approx(expected, abs=1e-15)
+        assert float(rotated.paired_polygon_iou(first, rotated.corners(second))) == pytest.approx(expected, abs=1e-15)
 
 
 def test_polygons_by_hand() -> None:
@@ -143,26 +132,28 @@ def test_polygons_by_hand() -> None:
     bent = torch.tensor([[0.0, 0], [2, 0], [2, 1], [1, 1], [1, 2], [0, 2]], dtype=torch.float64)
     square = torch.tensor([1.5, 1.5, 2, 2, 0], dtype=torch.float64)
     for polygon in (bent, bent.flip(0)):
-        assert float(polygon_area(polygon)) == 3
-        assert float(rectangle_polygon_area(square, polygon)) == 1.25
-        assert float(paired_polygon_iou(square, polygon)) == pytest.approx(1.25 / (3 + 4 - 1.25))
+        assert float(rotated.polygon_area(polygon)) == 3
+        assert float(rotated.rectangle_polygon_area(square, polygon)) == 1.25
+        assert float(rotated.paired_polygon_iou(square, polygon)) == pytest.approx(1.25 / (3 + 4 - 1.25))
     triangle = torch.tensor([[0.0, 0], [4, 0], [0, 4]])
-    assert float(rectangle_polygon_area(torch.tensor([0.0, 0, 4, 4, 0]), triangle)) == 4
-    assert float(rectangle_polygon_area(torch.tensor([0.0, 0, 4, 4, PI / 4]), triangle)) == pytest.approx(4, rel=1e-6)
+    assert float(rotated.rectangle_polygon_area(torch.tensor([0.0, 0, 4, 4, 0]), triangle)) == 4
+    assert float(rotated.rectangle_polygon_area(torch.tensor([0.0, 0, 4, 4, PI / 4]), triangle)) == pytest.approx(
+        4, rel=1e-6
+    )
 
 
 def test_nothing_compared_with_something() -> None:
     none, some = torch.zeros(0, 5), torch.rand(3, 5)
-    assert pairwise_iou(none, some).shape == (0, 3)
-    assert pairwise_iou(some, none).shape == (3, 0)
-    assert pairwise_iou(none, none).shape == (0, 0)
-    assert paired_iou(none, none).shape == (0,)
-    assert paired_iou(none[:, None], some).shape == (0, 3)
-    assert rectangle_polygon_area(none, torch.zeros(0, 4, 2)).shape == (0,)
-    assert corners(none).shape == (0, 4, 2)
-    assert hull(none).shape == (0, 4)
-    assert canonical(none, "oc").shape == (0, 5)
-    assert fit(torch.zeros(0, 4, 2), "oc").shape == (0, 5)
+    assert rotated.pairwise_iou(none, some).shape == (0, 3)
+    assert rotated.pairwise_iou(some, none).shape == (3, 0)
+    assert rotated.pairwise_iou(none, none).shape == (0, 0)
+    assert rotated.paired_iou(none, none).shape == (0,)
+    assert rotated.paired_iou(none[:, None], some).shape == (0, 3)
+    assert rotated.rectangle_polygon_area(none, torch.zeros(0, 4, 2)).shape == (0,)
+    assert rotated.corners(none).shape == (0, 4, 2)
+    assert rotated.hull(none).shape == (0, 4)
+    assert rotated.canonical(none, "oc").shape == (0, 5)
+    assert rotated.fit(torch.zeros(0, 4, 2), "oc").shape == (0, 5)
     assert [len(places) for places in overlapping_pairs(torch.zeros(0, 4))] == [0, 0]
 
 
