@@ -115,7 +115,7 @@ def hellinger(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"
     (2021), which adds 1e-3 within the logarithm and the roots; here nothing is added.
     """
     pair = _paired(first, second)
-    a, b, c, d = pair[:4]
+    a, b, c, d = pair.a, pair.b, pair.c, pair.d
     unlike = (a * b - c * d).square() + (a * d - b * c).square() + pair.mixed
     product = 4 * a * b * c * d
     # The two adjoint covariances, each in the axes of its own box: m^T adj(S + T) m without a negative term.
