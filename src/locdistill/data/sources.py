@@ -136,7 +136,7 @@ def signed_areas(quads: np.ndarray) -> np.ndarray:
 
 def circumscribed(quads: np.ndarray) -> np.ndarray:
     """The axis-aligned boxes ``(n, 4)`` around quadrilaterals ``(n, 4, 2)``."""
-    return np.concatenate((quads.min(1), quads.max(1)), axis=1)
+    return rotated.polygon_hull(torch.from_numpy(quads)).numpy()
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -32,7 +32,7 @@ from torchvision.io import encode_png
 from locdistill.data.records import Dataset, Record
 from locdistill.errors import DataError
 from locdistill.geometry.kinds import Rotated, kind_of
-from locdistill.geometry.rotated import polygon_area, rectangle_polygon_area
+from locdistill.geometry.rotated import part_inside, polygon_hull
 from locdistill.geometry.sweep import in_parts, overlapping_pairs
 from locdistill.images import read_image, resize_to
 from locdistill.settings import Count, Positive, Settings
@@ -41,7 +41,6 @@ from locdistill.types import Detections
 WINDOWS = "windows.json"
 CUT = 2  # the difficulty of an object of which a part lies beyond its tile, as in MMRotate and the development kit
 _WHOLE = 1 - 1e-6  # from this part on an object counts as complete
-_TINY = 1e-6  # smallest area of an object, in square pixels
 _COMPRESSION = 3
 
 
@@ -108,11 +107,10 @@ def parts_inside(
     """Which part of the area of each object lies in each window; 0 for objects without area."""
     corners = torch.from_numpy(quads).double()
     squares = torch.tensor([(x, y, x + side, y + side) for x, y, side in places], dtype=torch.float64).reshape(-1, 4)
-    window, place = overlapping_pairs(squares, torch.cat((corners.amin(1), corners.amax(1)), -1))
+    window, place = overlapping_pairs(squares, polygon_hull(corners))
     rectangles = Rotated().upright(squares)
-    shared = in_parts(lambda i, j: rectangle_polygon_area(rectangles[i], corners[j]), window, place)
     inside = torch.zeros(len(places), len(quads), dtype=torch.float64)
-    inside[window, place] = shared / polygon_area(corners).clamp(min=_TINY)[place]
+    inside[window, place] = in_parts(lambda i, j: part_inside(rectangles[i], corners[j]), window, place)
     return inside.numpy()
 
 

@@ -19,12 +19,11 @@ from torch.nn.functional import grid_sample
 
 from locdistill.geometry.boxes import clip
 from locdistill.geometry.kinds import HORIZONTAL
-from locdistill.geometry.rotated import polygon_area, rectangle_polygon_area
+from locdistill.geometry.rotated import part_inside, polygon_hull
 from locdistill.images import keep_ratio_size, resize_to
 
 FILL = (124, 116, 104)
 """Colour of what lies beyond a turned or shrunk image: ImageNet's mean, which a network sees as padding, almost 0."""
-LEAST_AREA = 1e-6
 
 
 class Sample(NamedTuple):
@@ -165,7 +164,7 @@ def look_at(sample: Sample, look: Look, *, keep_ignored: bool = True) -> Sample:
     frame = look.size(height, width)
     corners = HORIZONTAL.corners(sample.boxes) if sample.quads is None else sample.quads
     corners = moved(corners, look.matrix(height, width))
-    boxes = torch.cat((corners.amin(-2), corners.amax(-2)), -1)
+    boxes = polygon_hull(corners)
     seen = sample._replace(
         image=_picture(sample.image, look, sample.original_size),
         boxes=clip(boxes, torch.tensor(frame)) if sample.quads is None else boxes,
@@ -185,7 +184,7 @@ def _without_the_lost(sample: Sample, corners: Float[Tensor, "g 4 2"], least: fl
     """The sample, with objects of which less than the least part is in the image ignored or left out."""
     height, width = sample.image.shape[-2:]
     frame = corners.new_tensor([width / 2, height / 2, width, height, 0])
-    part = rectangle_polygon_area(frame, corners) / polygon_area(corners).clamp(min=LEAST_AREA)
+    part = part_inside(frame, corners)
     lost = part < least
     keep = (part > 0) & (~lost | keep_ignored)
     return sample._replace(

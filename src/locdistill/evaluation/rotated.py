@@ -25,7 +25,7 @@ from locdistill.data.records import Dataset
 from locdistill.evaluation.arrays import Rows
 from locdistill.evaluation.tables import Table, percent
 from locdistill.evaluation.voc import NAMES, Floats, Rules, VocResult, average_precision
-from locdistill.geometry.rotated import hull, paired_polygon_iou
+from locdistill.geometry.rotated import hull, paired_polygon_iou, polygon_hull
 from locdistill.geometry.sweep import in_parts, overlapping_pairs
 from locdistill.types import Detections
 
@@ -35,7 +35,7 @@ PUBLISHED_CLASSES = 15  # of DOTA 1.0, by which the published evaluator divides
 def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
     """By the overlap of rotated boxes with quadrilaterals; all images at once."""
     boxes, quads = torch.from_numpy(reported.boxes).double(), torch.from_numpy(objects.boxes).double()
-    hulls = [hull(boxes), torch.cat((quads.amin(1), quads.amax(1)), -1)]
+    hulls = [hull(boxes), polygon_hull(quads)]
     pairs = overlapping_pairs(*_apart(hulls, [reported.images, objects.images]))
     overlaps = in_parts(lambda i, j: paired_polygon_iou(boxes[i], quads[j]), *pairs).numpy()
     detection, target = (places.numpy() for places in pairs)

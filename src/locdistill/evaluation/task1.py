@@ -18,7 +18,7 @@ from locdistill.data.records import Dataset
 from locdistill.errors import DataError
 from locdistill.evaluation.arrays import found
 from locdistill.geometry.kinds import HORIZONTAL, kind_of
-from locdistill.geometry.rotated import AngleRange, fit
+from locdistill.geometry.rotated import AngleRange, fit, polygon_hull
 from locdistill.types import Detections
 
 ARCHIVE = "Task1.zip"
@@ -73,7 +73,7 @@ def from_upper_left(quads: Float[Tensor, "k 4 2"]) -> Float[Tensor, "k 4 2"]:
 
     Closest is by the sum of the distances; of equal sums the first in the order given.
     """
-    box = HORIZONTAL.corners(torch.cat((quads.amin(1), quads.amax(1)), -1))
+    box = HORIZONTAL.corners(polygon_hull(quads))
     turns = torch.stack([quads.roll(-i, 1) for i in range(4)], 1)
     best = (turns - box[:, None]).norm(dim=-1).sum(-1).argmin(1)
     return turns[torch.arange(len(quads)), best]

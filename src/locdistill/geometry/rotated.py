@@ -50,6 +50,11 @@ def hull(boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
     return torch.stack((x - across, y - down, x + across, y + down), -1)
 
 
+def polygon_hull(polygons: Float[Tensor, "*batch p 2"]) -> Float[Tensor, "*batch 4"]:
+    """The axis-aligned box ``x1, y1, x2, y2`` around points."""
+    return torch.cat((polygons.amin(-2), polygons.amax(-2)), -1)
+
+
 def canonical(boxes: Float[Tensor, "*batch 5"], angles: AngleRange) -> Float[Tensor, "*batch 5"]:
     """The same rectangles by their names in an angle range; names that are in the range stay as they are, to the bit.
 
@@ -123,6 +128,13 @@ def rectangle_polygon_area(
     across, down = (c.movedim(-1, 0) for c in _wide(polygons).unbind(-1))
     across, down = across - x, down - y
     return _area_within(cos * across + sin * down, cos * down - sin * across, w, h)
+
+
+def part_inside(
+    rectangles: Float[Tensor, "*#batch 5"], polygons: Float[Tensor, "*#batch p 2"]
+) -> Float[Tensor, "*#batch"]:
+    """Which part of the area of simple polygons lies in rectangles; an area below 1e-6 counts as 1e-6."""
+    return rectangle_polygon_area(rectangles, polygons) / polygon_area(polygons).clamp(min=EPSILON)
 
 
 def paired_iou(a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
