@@ -333,12 +333,12 @@ SCRIPT = """
 import json
 import torch
 from locdistill.geometry import rotated
-from locdistill.losses.gaussian import gaussian_loss
+from locdistill.losses.overlap import overlap_loss
 
 def all_of_it(a, b):
     named = [rotated.canonical(a, angles) for angles in ("oc", "le90", "le135")]
     quads = rotated.corners(b)
-    losses = [gaussian_loss(a, b, kind=kind) for kind in ("gwd", "kld", "probiou")]
+    losses = [overlap_loss(a, b, kind=kind) for kind in ("gwd", "kld", "probiou")]
     shared = rotated.rectangle_polygon_area(a, quads), rotated.paired_polygon_iou(a, quads)
     return *named, rotated.hull(a), rotated.fit(quads, "oc"), rotated.paired_iou(a, b), *shared, *losses
 

@@ -1,42 +1,66 @@
-"""Losses on pairs of boxes."""
+"""Losses on pairs of boxes: axis-aligned ones, or rotated ones, which three of the losses take for Gaussians."""
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Literal
 
 from jaxtyping import Float
 from torch import Tensor
 
 from locdistill.geometry.boxes import paired_ciou, paired_diou, paired_giou
+from locdistill.geometry.gaussian import gwd, hellinger, kld
 from locdistill.geometry.rotated import paired_iou as paired_rotated_iou
-from locdistill.losses.gaussian import GaussianKind, gaussian_loss
 
 OverlapKind = Literal["giou", "diou", "ciou", "rotated_iou", "gwd", "kld", "probiou"]
-_SIMILARITY = {"giou": paired_giou, "diou": paired_diou, "ciou": paired_ciou, "rotated_iou": paired_rotated_iou}
-_GAUSSIAN: tuple[GaussianKind, ...] = get_args(GaussianKind)
-_HORIZONTAL = ("giou", "diou", "ciou")
+
+
+def gwd_loss(boxes: Float[Tensor, "*batch 5"], targets: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
+    """``ln(1 + D)`` with the normalised Wasserstein distance ``D``.
+
+    MMRotate with ``tau = 0``, which the reference implementation (Rotated-LD) trains with. The paper (Yang et al. 2021)
+    has ``1 - 1 / (tau + f(D^2))``.
+    """
+    return gwd(boxes, targets).log1p()
+
+
+def kld_loss(boxes: Float[Tensor, "*batch 5"], targets: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
+    """``1 - 1 / (1 + ln(1 + K))``, with ``K`` twice the divergence of the prediction from the truth.
+
+    Yang et al. 2021; MMRotate with ``tau = 1``, whose ``K`` is at least 1e-6; here it may be 0.
+    """
+    return 1 - 1 / (1 + kld(boxes, targets).log1p())
+
+
+_KINDS: dict[OverlapKind, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
+    "giou": (4, lambda boxes, targets: 1 - paired_giou(boxes, targets)),
+    "diou": (4, lambda boxes, targets: 1 - paired_diou(boxes, targets)),
+    "ciou": (4, lambda boxes, targets: 1 - paired_ciou(boxes, targets)),
+    "rotated_iou": (5, lambda boxes, targets: 1 - paired_rotated_iou(boxes, targets)),
+    "gwd": (5, gwd_loss),
+    "kld": (5, kld_loss),
+    "probiou": (5, hellinger),
+}
+"""How many numbers a box has, and the loss."""
 
 
 def numbers_for(kind: OverlapKind) -> int:
     """How many numbers the boxes have that a kind of overlap compares."""
-    return 4 if kind in _HORIZONTAL else 5
+    return _KINDS[kind][0]
 
 
 def kinds_for(numbers: int) -> tuple[OverlapKind, ...]:
     """The kinds of overlap for boxes of so many numbers."""
-    return tuple(kind for kind in get_args(OverlapKind) if numbers_for(kind) == numbers)
+    return tuple(kind for kind, (own, _) in _KINDS.items() if own == numbers)
 
 
 def overlap_loss(
     boxes: Float[Tensor, "*batch d"], targets: Float[Tensor, "*batch d"], *, kind: OverlapKind = "giou"
 ) -> Float[Tensor, "*batch"]:
-    """How far predicted boxes are from true ones, in any one unit of length.
+    """How far predicted boxes are from true ones, in any one unit of length, and radians.
 
     One minus the similarity of axis-aligned boxes ``x1, y1, x2, y2`` (``giou``, ``diou``, ``ciou``), or of rotated ones
-    ``cx, cy, w, h, theta`` (``rotated_iou``); or a distance of the Gaussians that stand for rotated boxes (``gwd``,
-    ``kld``, ``probiou``; see :func:`locdistill.losses.gaussian.gaussian_loss`).
+    ``cx, cy, w, h, theta`` (``rotated_iou``); or a distance of the Gaussians that stand for rotated boxes: `gwd_loss`,
+    `kld_loss`, and for ``probiou`` the Hellinger distance, the loss ``L1`` of Llerena et al. (2021).
     """
-    for gaussian in _GAUSSIAN:
-        if kind == gaussian:
-            return gaussian_loss(boxes, targets, kind=gaussian)
-    return 1 - _SIMILARITY[kind](boxes, targets)
+    return _KINDS[kind][1](boxes, targets)
