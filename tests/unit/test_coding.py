@@ -16,7 +16,9 @@ from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 
 PUBLISHED = RowBins(8, (*4 * ((-2.0, 2.0),), (-5.0, 2.0)))
-CIRCLE = CircularBins(16, 4 * ((0.0, 16.0),), first=-math.pi / 4)
+LENGTHS = RowBins(16, 4 * ((0.0, 16.0),))
+CIRCLE = CircularBins(LENGTHS, first=-math.pi / 4)
+BINS_OF_STRIDES = Bins(4)
 RANGES: tuple[AngleRange, ...] = ("oc", "le90", "le135")
 
 
@@ -40,9 +42,9 @@ def test_published_bins():
 
 
 @pytest.mark.parametrize("bins", [PUBLISHED, CIRCLE], ids=["rows", "circle"])
-def test_two_hot_is_a_distribution_whose_mean_is_the_value(bins: RowBins):
+def test_two_hot_is_a_distribution_whose_mean_is_the_value(bins: Bins):
     torch.manual_seed(0)
-    first, last = torch.tensor(bins.ranges).T[:, :4]
+    first, last = bins.positions(torch.zeros(1))[:4, [0, -1]].T
     lengths = first + torch.rand(200, 4) * (last - first)
     angles = torch.linspace(-0.7, 1.9, 200)[:, None]
     values = torch.cat((lengths, angles), 1).double()
@@ -65,10 +67,36 @@ def test_the_first_and_the_last_bin_of_a_circle_are_neighbours():
     )
 
 
+def test_an_angle_differs_by_the_short_way_round_and_the_sign_says_which():
+    angles = torch.tensor([[-0.2, math.pi - 0.2], [math.pi - 0.2, -0.3], [0.1, math.pi - 0.1], [-0.1, 0.1]])
+    a, b = (torch.cat((torch.full((4, 4), length), angles[:, i : i + 1]), 1) for i, length in enumerate((3.0, 5.0)))
+    found = CIRCLE.difference(a, b)
+    assert found[:, :4].eq(-2).all()
+    assert found[:, 4].tolist() == pytest.approx([0, 0.1, 0.2, -0.2], abs=1e-6)
+    assert torch.equal(CIRCLE.apart(a, b), found.abs())
+    assert PUBLISHED.difference(a, b)[:, 4].tolist() == pytest.approx((angles[:, 0] - angles[:, 1]).tolist())
+
+
+def test_every_number_has_steps_of_its_own():
+    assert BINS_OF_STRIDES.steps(torch.zeros(1)).tolist() == [1]
+    assert PUBLISHED.steps(torch.zeros(1)).tolist() == pytest.approx([0.5, 0.5, 0.5, 0.5, 7 / 8])
+    assert CIRCLE.steps(torch.zeros(1)).tolist() == pytest.approx([1, 1, 1, 1, math.pi / 17])
+    for bins in (BINS_OF_STRIDES, PUBLISHED, CIRCLE):
+        places = bins.positions(torch.zeros(1))
+        assert torch.allclose(places.diff(dim=-1), bins.steps(places)[:, None], atol=1e-6)
+
+
+def test_bins_on_a_circle_are_as_many_as_those_of_the_lengths():
+    assert (CIRCLE.reg_max, CIRCLE.count) == (16, 17)
+    assert CircularBins(RowBins(8, LENGTHS.ranges)) != CircularBins(LENGTHS)
+    with pytest.raises(TypeError):
+        RowBins(8)  # type: ignore[call-arg]  # ranges are not optional
+
+
 def test_angles_come_in_the_range_that_was_asked_for():
     logits = torch.randn(500, 5, 17) * 4
     for name, first in (("le90", -math.pi / 2), ("le135", -math.pi / 4)):
-        angles = CircularBins(16, 4 * ((0.0, 16.0),), first=first).expect(logits)[:, 4]
+        angles = CircularBins(LENGTHS, first=first).expect(logits)[:, 4]
         assert first - 1e-6 <= angles.min() < angles.max() <= first + math.pi + 1e-6, name
 
 

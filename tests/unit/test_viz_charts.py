@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from locdistill.errors import RunError
-from locdistill.geometry.bins import CircularBins
+from locdistill.geometry.bins import CircularBins, RowBins
 from locdistill.geometry.coding import RotatedDistances
 from locdistill.viz import compare_runs, plot_edges, plot_run
 from locdistill.viz.curves import read_metrics
@@ -140,5 +140,5 @@ def test_edges_show_student_teacher_and_truth() -> None:
 
 
 def test_edges_of_a_rotated_box_have_five_panels() -> None:
-    picture = plot_edges(torch.randn(5, 9), bins=CircularBins(8, 4 * ((0, 8),)), coding=RotatedDistances())
+    picture = plot_edges(torch.randn(5, 9), bins=CircularBins(RowBins(8, 4 * ((0, 8),))), coding=RotatedDistances())
     assert picture.size == (2400, 500)

@@ -29,12 +29,12 @@ def distances(settings: DetectorSettings) -> Meaning:
 
 def rotated_distances(settings: DetectorSettings) -> Meaning:
     """Four distances along the sides of a rotated box, in strides, and its angle."""
-    reg_max, lengths = settings.reg_max, 4 * ((0.0, float(settings.reg_max)),)
+    reg_max, ranges = settings.reg_max, 4 * ((0.0, float(settings.reg_max)),)
     coding = RotatedDistances(Rotated(settings.angles))
     first = FIRST_ANGLE[settings.angles]
     if settings.angle_bins == "circular":
-        return coding, CircularBins(reg_max, lengths, math.pi, first)
-    return coding, RowBins(reg_max, (*lengths, (first, first + math.pi)))
+        return coding, CircularBins(RowBins(reg_max, ranges), math.pi, first)
+    return coding, RowBins(reg_max, (*ranges, (first, first + math.pi)))
 
 
 def anchor_deltas(settings: DetectorSettings) -> Meaning:
@@ -42,7 +42,8 @@ def anchor_deltas(settings: DetectorSettings) -> Meaning:
     coding = AnchorDeltas(Rotated(settings.angles), settings.angle_unit)
     if settings.angle_bins == "circular":
         first = FIRST_ANGLE[settings.angles] / settings.angle_unit
-        return coding, CircularBins(settings.reg_max, 4 * (GROWTH,), math.pi / settings.angle_unit, first)
+        lengths = RowBins(settings.reg_max, 4 * (GROWTH,))
+        return coding, CircularBins(lengths, math.pi / settings.angle_unit, first)
     return coding, RowBins(settings.reg_max, (*4 * (GROWTH,), ANGLE))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from locdistill.distillation.bridges import Facts, MapClasses, Rebin, Soften, SoftTarget, Step
 from locdistill.errors import TeacherError, WeightsError
-from locdistill.geometry.bins import Bins, RowBins
+from locdistill.geometry.bins import Bins
 from locdistill.interop.recognise import numbered
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import ROTATED, DetectorSettings
@@ -295,7 +295,7 @@ def _edge_notes(mine: Facts, its: Facts) -> list[str]:
 
 
 def _reach(bins: Bins, unit: str = "") -> str:
-    return "" if isinstance(bins, RowBins) else f", up to {bins.reg_max}{unit}"
+    return f", up to {bins.reg_max}{unit}" if type(bins) is Bins else ""
 
 
 def _some(names: Sequence[str]) -> str:

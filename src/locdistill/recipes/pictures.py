@@ -90,8 +90,9 @@ def objects_by_doubt(scene: Scene, count: int) -> list[tuple[int, int]]:
 
 
 def miss(scene: Scene, image: int, location: int) -> str:
-    """How far off the student's edges are at a location that answers for an object."""
-    error = (scene.bins.expect(scene.student.edge_logits) - scene.target_values)[image, location].tolist()
+    """How far off the student's edges, and its angle, are at a location that answers for an object."""
+    values = scene.bins.expect(scene.student.edge_logits)
+    error = scene.bins.difference(values, scene.target_values)[image, location].tolist()
     said: dict[str, list[str]] = {}
     for name, unit, value in zip(scene.coding.names, scene.coding.units, error, strict=True):
         said.setdefault(unit, []).append(f"{name} {value:+.2f}")

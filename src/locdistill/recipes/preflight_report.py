@@ -15,7 +15,7 @@ from rich.text import Text
 from locdistill.distillation.bridges import AdaptedTeacher, Facts
 from locdistill.distillation.onnx_teacher import OnnxTeacher
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
-from locdistill.geometry.bins import RowBins
+from locdistill.geometry.bins import CircularBins, RowBins
 from locdistill.models.settings import DetectorSettings, NormalisationSettings
 from locdistill.recipes.compatible import MismatchError
 from locdistill.settings import finite
@@ -153,8 +153,9 @@ def facts_of_network(teacher: Network) -> Column:
 def _facts(facts: Facts) -> Column:
     some = ", ".join(facts.classes[:SHOWN_CLASSES]) + (", ..." if len(facts.classes) > SHOWN_CLASSES else "")
     bins = "none: boxes only"
-    if isinstance(facts.bins, RowBins):
-        bins = f"{facts.bins.count}: {_ranges(facts.coding.names, facts.bins.ranges)}"
+    rows = facts.bins.lengths if isinstance(facts.bins, CircularBins) else facts.bins
+    if isinstance(rows, RowBins):
+        bins = f"{rows.count}: {_ranges(facts.coding.names, rows.ranges)}"
     elif facts.bins is not None:
         bins = f"{facts.bins.count}, 0 to {facts.bins.reg_max} strides"
     per_cell = facts.octaves * len(facts.ratios)
@@ -168,7 +169,7 @@ def _facts(facts: Facts) -> Column:
 
 
 def _ranges(names: tuple[str, ...], ranges: tuple[tuple[float, float], ...]) -> str:
-    """From where to where the bins of each number go; those of an angle without a range lie on a circle."""
+    """From where to where the bins of each number go; those of a number without a range lie on a circle."""
     alike: dict[tuple[float, float], list[str]] = {}
     for name, ends in zip(names, ranges, strict=False):
         alike.setdefault(ends, []).append(name)
