@@ -15,6 +15,7 @@ from locdistill.assign.atss import ATSS
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.engine.module import blank_batch
 from locdistill.evaluation.agreement import (
+    EXPRESSED,
     Agreement,
     agreement_sums,
     correlation,
@@ -26,15 +27,17 @@ from locdistill.evaluation.gradients import Pull, pulls, shares
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.models.detector import Detector
+from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
 from locdistill.objective.scene import Scene
 from locdistill.recipes.diagnose import regions_of
 from locdistill.recipes.diagnosis import ALONE, MAIN, OTHER, STUDENT, TEACHER, VALUABLE, Diagnosis, in_words
 from locdistill.recipes.load import load_recipe
+from locdistill.recipes.pictures import miss
 from locdistill.recipes.reopen import Reopened
 from locdistill.types import Dense
-from tests.scenes import instances_of
+from tests.scenes import grid_of_kind, instances_of, meaning_of, settings_of, turned
 
 BINS = Bins(4)
 NO_EDGES = (math.nan,) * 4
@@ -126,6 +129,82 @@ def test_errors_of_edges_leave_out_what_no_distribution_can_say() -> None:
     out_of_reach = int((positives[:, 0] > 1).sum())
     assert 0 < out_of_reach < len(error)
     assert len(edge_errors(far, far.student.edge_logits)[1]) == len(error) - out_of_reach
+
+
+def rotated_scene(model: str, *places: int, against: tuple[int, ...] | None = None) -> Scene:
+    """A detector of rotated boxes that is sure of a bin each, everywhere; its teacher perhaps of others."""
+    coding, bins = meaning_of(model)
+    grid = grid_of_kind(model, ((4, 4),), anchor_scale=4)
+
+    def dense(chosen: tuple[int, ...]) -> Dense:
+        edges = 50 * torch.nn.functional.one_hot(torch.tensor(chosen), bins.count).float()
+        where = len(grid.points)
+        return Dense(torch.zeros(1, where, 1), edges.expand(1, where, 5, bins.count))
+
+    objects = turned(instances_of([[[0.0, 0.0, 32.0, 32.0]]], [[0]], [(32, 32)]), model)
+    student, teacher = dense(places), dense(against or places)
+    return Scene.build(student, teacher, grid=grid, instances=objects, assigner=ATSS(), bins=bins, coding=coding)
+
+
+def truth_at(scene: Scene, *places: int) -> Scene:
+    """The same where the objects are what these bins make."""
+    values = scene.bins.positions(scene.boxes)[torch.arange(5), torch.tensor(places)]
+    boxes = scene.coding.decode(scene.grid, values.expand(*scene.boxes.shape))
+    return replace(scene, target_boxes=boxes)
+
+
+@pytest.mark.parametrize("model", ["rotated_gfl", "rotated_retinanet"])
+def test_edges_and_angle_are_counted_in_bins(model: str) -> None:
+    """Whose bins are strides, shares of an anchor, powers of e and radians apart; the angle's last is beside its first.
+
+    A detector that is wrong by so many bins in each number has these errors, whatever their units.
+    """
+    last = meaning_of(model)[1].reg_max
+    scene = rotated_scene(model, 2, 3, 4, 5, 0)
+    wrong = truth_at(scene, 3, 3, 2, 5, last if model == "rotated_gfl" else 1)
+    spread, error = edge_errors(wrong, scene.student.edge_logits)
+    assert len(error) == 5 * int(scene.assignment.positive.sum()) > 0
+    assert error.view(-1, 5).mean(0).tolist() == pytest.approx([1, 0, 2, 0, 1], abs=1e-4)
+    assert spread.tolist() == pytest.approx([0.0] * len(spread), abs=1e-4)
+    # Between two bins the spread is half a bin.
+    between = scene.student.edge_logits + scene.student.edge_logits.roll(1, -1)
+    spread, error = edge_errors(truth_at(scene, 2, 3, 4, 5, 0), between)
+    assert spread.tolist() == pytest.approx([0.5] * len(spread), rel=0.02)
+    assert error.tolist() == pytest.approx([0.5] * len(error), rel=0.02)
+
+
+@pytest.mark.parametrize("model", ["rotated_gfl", "rotated_retinanet"])
+def test_distances_of_rotated_detectors_have_a_mean(model: str) -> None:
+    scene = rotated_scene(model, 2, 3, 4, 5, 1, against=(3, 3, 2, 5, 2))
+    found = Agreement.of(agreement_sums(scene, scene.assignment.positive))
+    assert found.distance == pytest.approx((1, 0, 2, 0, 1), abs=1e-4)
+
+
+@pytest.mark.parametrize("angles", ["oc", "le90", "le135"])
+def test_no_angle_is_out_of_reach_of_a_circle(angles: str) -> None:
+    """Nor by rounding, however it comes."""
+    bins = KINDS["rotated_gfl"].meaning(settings_of("rotated_gfl").model_copy(update={"angles": angles}))[1]
+    values = torch.ones(20001, 5)
+    values[:, 4] = torch.linspace(-math.pi, math.pi, 20001)
+    assert float(bins.apart(bins.limit(values), values).amax()) <= EXPRESSED
+
+
+def test_a_caption_says_how_far_off_an_angle_is() -> None:
+    """A perfect prediction of -0.2 radians, whose bins begin at 0, is not wrong by half a turn."""
+    scene = rotated_scene("rotated_gfl", 2, 3, 4, 5, 0)
+    values = torch.tensor([3.0, 4.0, 5.0, 6.0, -0.2]).expand(1, 16, 5)
+    perfect = scene.bins.two_hot(scene.bins.clamp(values)).clamp(min=1e-30).log()
+    scene = replace(scene, student=scene.student._replace(edge_logits=perfect), target_values=scene.bins.clamp(values))
+    said = miss(scene, 0, 5).replace("-0.00", "+0.00")
+    assert said == "Error in strides: left +0.00, top +0.00, right +0.00, bottom +0.00; in radians: angle +0.00"
+    off = replace(scene, target_values=scene.bins.clamp(values + torch.tensor([0, 0, 0, 1.0, 0.3])))
+    assert "bottom -1.00; in radians: angle -0.30" in miss(off, 0, 5)
+
+
+def test_a_caption_of_a_horizontal_box() -> None:
+    scene = scene_of(peaked(1, 1, 1, 1), peaked(1, 1, 1, 1))
+    values = replace(scene, target_values=torch.tensor([1.0, 0.5, 3.0, 1.0]).expand(1, 16, 4))
+    assert miss(values, 0, 5).startswith("Error in strides: left +0.00, top +0.50, right -2.00")
 
 
 def test_a_calibrated_detector() -> None:

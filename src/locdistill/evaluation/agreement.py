@@ -1,5 +1,8 @@
 """How far two detectors agree, where and on which edges, and whether an edge's spread predicts its error.
 
+Distances, spreads and errors are counted in bins, which are a stride apart in horizontal detectors: the edges of a
+rotated box and its angle have different units, and a mean or a rank over both would compare strides with radians.
+
 Pure functions of predictions. Beside the measure that every run logs (``agree/...``, at the positives), these tell the
 regions and the edges apart, for a diagnosis of a finished run.
 """
@@ -34,7 +37,7 @@ class Agreement:
     Attributes:
         locations: Number of locations.
         edge_kl: By edge, divergence of the student's distributions from the teacher's, in nats, at temperature 1.
-        distance: By edge, distance between the two expected positions, in strides (of an angle, in radians).
+        distance: By edge, distance between the two expected positions, in bins.
         box_iou: IoU of both boxes.
         score: Largest difference of two scores of one class, the scores being probabilities.
     """
@@ -69,7 +72,8 @@ def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, "
     student, teacher = scene.student, scene.teacher
     assert teacher is not None, "there are two detectors to compare"
     divergence = scene.bins.count * softened_kl(student.edge_logits, teacher.edge_logits, temperature=1.0)
-    distance = scene.bins.apart(scene.bins.expect(student.edge_logits), scene.bins.expect(teacher.edge_logits))
+    ours, its = (scene.bins.expect(dense.edge_logits) for dense in (student, teacher))
+    distance = scene.bins.apart(ours, its) / scene.bins.steps(ours)
     overlap = scene.coding.kind.paired_iou(scene.boxes, scene.teacher_boxes)
     gap = _score_gap(student, teacher)
     values = torch.cat((divergence, distance, overlap[..., None], gap[..., None]), -1)
@@ -95,17 +99,17 @@ def no_sums(like: Tensor, edges: int = 4) -> Float[Tensor, " k"]:
 
 @torch.no_grad()
 def edge_errors(scene: Scene, logits: Float[Tensor, "b l e n"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """Predicted standard deviation and actual absolute error of the edges at the positives, in strides.
+    """Predicted standard deviation and actual absolute error of the edges at the positives, in bins.
 
     Between two bins a deviation cannot be less than ``sqrt(f (1 - f))``, with ``f`` the fraction of the mean, which is
-    up to half a stride: this floor makes sharp distributions look less sure than they are. Left out are edges that no
+    up to half a bin: this floor makes sharp distributions look less sure than they are. Left out are edges that no
     distribution can express: beyond the last bin, or on the wrong side of the location.
     """
     truth = scene.coding.encode(scene.grid, scene.target_boxes)
     expressed = scene.bins.apart(scene.bins.limit(truth), truth) <= EXPRESSED
     kept = scene.assignment.positive[..., None] & expressed
-    error = scene.bins.apart(scene.bins.expect(logits), truth)
-    return scene.bins.deviation(logits)[kept], error[kept]
+    error, steps = scene.bins.apart(scene.bins.expect(logits), truth), scene.bins.steps(truth)
+    return (scene.bins.deviation(logits) / steps)[kept], (error / steps)[kept]
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,9 @@ class ReliabilityBin:
 
     Attributes:
         count: Number of edges.
-        deviation: Root mean square of their predicted standard deviations, in strides.
-        error: Mean of their absolute errors, in strides.
-        rms_error: Root mean square of their errors, in strides, which equals ``deviation`` in a calibrated detector.
+        deviation: Root mean square of their predicted standard deviations, in bins.
+        error: Mean of their absolute errors, in bins.
+        rms_error: Root mean square of their errors, in bins, which equals ``deviation`` in a calibrated detector.
     """
 
     count: int

@@ -105,7 +105,7 @@ def _agreement(found: Diagnosis) -> list[report.Block]:
         "Main region: locations that answer for an object. Valuable region: locations whose anchor nearly reaches one, "
         "main region excluded. Other: the rest of the image, where nothing trains the edges of either detector, so "
         "that they may well differ there. Edge KL: divergence of the student's distribution from the teacher's at "
-        "temperature 1. Score difference: the largest over the classes."
+        "temperature 1. Distances are counted in bins. Score difference: the largest over the classes."
     )
     tables = (words.region_table(found), words.edge_table(found))
     return [report.Text(note, note=True), *map(block, tables)]
@@ -116,10 +116,11 @@ def _calibration(found: Diagnosis) -> list[report.Block]:
     picture = save_picture(plot_reliability(curves), found.out / "calibration.png")
     caption = (
         "Edges of the main region in groups of equal number, by their predicted standard deviation. On the dashed line "
-        "a detector errs as much as it says; above it it is too sure of itself, below it modest. Between two bins, "
-        "which are a stride apart, a distribution has a deviation of up to half a stride however sure it is, so that "
-        "where errors are smaller than that every detector looks modest. What localization distillation has to pass on "
-        "is in the slope: a level line says nothing."
+        "a detector errs as much as it says; above it it is too sure of itself, below it modest. Both are counted in "
+        "bins: those of horizontal boxes are a stride apart, those of rotated ones have a distance of their own for "
+        "each edge and the angle. Between two bins a distribution has a deviation of up to half a bin however sure it "
+        "is, so that where errors are smaller than that every detector looks modest. What localization distillation "
+        "has to pass on is in the slope: a level line says nothing."
     )
     tables = (words.reliability_table(found), words.bins_table(found))
     return [report.Picture(picture, caption, density=2), *map(block, tables)]

@@ -118,7 +118,7 @@ def region_table(found: Diagnosis) -> Table:
         for who, regions in found.agreement.items()
         for here in [regions[region]]
     ]
-    header = ("region", "locations", "edge KL (nats)", "edge distance (strides)", "box IoU", "score difference")
+    header = ("region", "locations", "edge KL (nats)", "edge distance (bins)", "box IoU", "score difference")
     return Table("Agreement with the teacher by region", header, tuple(rows))
 
 
@@ -130,7 +130,7 @@ def edge_table(found: Diagnosis) -> Table:
         for who, regions in found.agreement.items()
         for what, values in (
             ("edge KL (nats)", regions[region].edge_kl),
-            ("distance (strides)", regions[region].distance),
+            ("distance (bins)", regions[region].distance),
         )
     ]
     return Table("Agreement with the teacher by edge", ("", *found.edges), tuple(rows))
@@ -154,7 +154,7 @@ def bins_table(found: Diagnosis) -> Table:
         for i, b in enumerate(r.bins)
     ]
     header = ("edges by predicted spread", "edges", "predicted deviation", "mean error", "root mean square error")
-    return Table("Predicted spread and error, in strides", header, tuple(rows))
+    return Table("Predicted spread and error, in bins", header, tuple(rows))
 
 
 def gradient_table(found: Diagnosis) -> Table:

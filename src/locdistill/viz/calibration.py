@@ -11,7 +11,7 @@ from PIL import Image
 from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
 
 Points = Sequence[tuple[float, float]]
-"""Predicted standard deviation and actual error of groups of edges, in strides."""
+"""Predicted standard deviation and actual error of groups of edges, in bins."""
 
 # The mean absolute value of a normal variable is this times its standard deviation.
 _NORMAL = math.sqrt(2 / math.pi)
@@ -43,7 +43,7 @@ def plot_reliability(
     axes.plot([], [], color=hexadecimal(MUTED), linestyle="--", linewidth=1.2, label="calibrated")
     axes.set_xlim(0, right)
     axes.set_ylim(0, max(top, _NORMAL * right * 0.5))
-    _name(axes, "predicted standard deviation of an edge, in strides", "mean absolute error, in strides")
+    _name(axes, "predicted standard deviation of an edge, in bins", "mean absolute error, in bins")
     if not points:
         axes.text(0.5, 0.5, "no edges", ha="center", color=hexadecimal(MUTED), transform=axes.transAxes)
     figure.legend(loc="outside lower center", ncols=len(curves) + 1, fontsize=8, frameon=False)
