@@ -10,7 +10,7 @@ from torch import Tensor
 
 from locdistill.geometry import rotated
 from locdistill.geometry.nms import class_nms, rotated_class_nms
-from locdistill.geometry.sweep import overlapping_pairs
+from locdistill.geometry.sweep import moved_apart, overlapping_pairs
 
 PI = math.pi
 
@@ -163,6 +163,16 @@ def test_pairs_of_a_sweep_by_hand() -> None:
     assert {tuple(sorted(pair)) for pair in zip(i.tolist(), j.tolist(), strict=True)} == {(0, 1)}
     i, j = overlapping_pairs(placed, torch.tensor([[0.0, 0, 9, 9], [0, 0, math.inf, 9], [1, 1, 2, 2]]))
     assert sorted(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 0), (0, 2), (1, 0), (1, 2), (2, 0), (3, 0)]
+
+
+def test_groups_are_moved_apart_by_the_largest_coordinate() -> None:
+    placed = torch.tensor([[-4.0, 0, 2, 2], [-4, 0, 2, 2], [1, 1, 3, 3], [math.nan, 0, math.inf, 9]])
+    apart = moved_apart(placed, torch.tensor([0, 1, 1, 2]))
+    assert apart[:3].tolist() == [[-4, 0, 2, 2], [15, 0, 21, 2], [20, 1, 22, 3]]  # by 2 * 9 + 1
+    assert {tuple(sorted(pair)) for pair in zip(*(k.tolist() for k in overlapping_pairs(apart)), strict=True)} == {
+        (1, 2)
+    }
+    assert moved_apart(placed[:0], torch.zeros(0, dtype=torch.long)).shape == (0, 4)
 
 
 # Suppression.

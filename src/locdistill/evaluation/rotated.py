@@ -19,14 +19,13 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from locdistill.data.records import Dataset
 from locdistill.evaluation.arrays import Rows
 from locdistill.evaluation.tables import Table, percent
 from locdistill.evaluation.voc import NAMES, Floats, Rules, VocResult, average_precision
 from locdistill.geometry.rotated import hull, paired_polygon_iou, polygon_hull
-from locdistill.geometry.sweep import in_parts, overlapping_pairs
+from locdistill.geometry.sweep import in_parts, moved_apart, overlapping_pairs
 from locdistill.types import Detections
 
 PUBLISHED_CLASSES = 15  # of DOTA 1.0, by which the published evaluator divides
@@ -35,8 +34,9 @@ PUBLISHED_CLASSES = 15  # of DOTA 1.0, by which the published evaluator divides
 def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
     """By the overlap of rotated boxes with quadrilaterals; all images at once."""
     boxes, quads = torch.from_numpy(reported.boxes).double(), torch.from_numpy(objects.boxes).double()
-    hulls = [hull(boxes), polygon_hull(quads)]
-    pairs = overlapping_pairs(*_apart(hulls, [reported.images, objects.images]))
+    images = torch.from_numpy(np.concatenate((reported.images, objects.images)))
+    hulls = moved_apart(torch.cat((hull(boxes), polygon_hull(quads))), images)
+    pairs = overlapping_pairs(hulls[: len(boxes)], hulls[len(boxes) :])
     overlaps = in_parts(lambda i, j: paired_polygon_iou(boxes[i], quads[j]), *pairs).numpy()
     detection, target = (places.numpy() for places in pairs)
     most = np.zeros(len(boxes))
@@ -45,14 +45,6 @@ def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
     nearest = np.full(len(boxes), len(quads) - 1)
     np.minimum.at(nearest, detection[best], target[best])
     return nearest, most
-
-
-def _apart(hulls: list[Tensor], images: list[NDArray[np.int64]]) -> list[Tensor]:
-    """Boxes ``x1, y1, x2, y2`` moved sideways by image, so that those of different images do not meet."""
-    left, right = (torch.cat([own[:, edge] for own in hulls]) for edge in (0, 2))
-    width = float(right.max() - left.min()) + 1 if len(left) else 1.0
-    sideways = torch.tensor([1.0, 0.0, 1.0, 0.0], dtype=torch.float64)
-    return [own + torch.from_numpy(image)[:, None] * width * sideways for own, image in zip(hulls, images, strict=True)]
 
 
 # An overlap greater than a threshold is one that reaches the next larger number.

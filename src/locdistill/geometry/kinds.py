@@ -72,6 +72,9 @@ class BoxKind(Protocol):
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
         """Intersection over union of axis-aligned anchors ``x1, y1, x2, y2`` with boxes, all with all."""
 
+    def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
+        """The part of the area of anchors ``x1, y1, x2, y2`` that lies in boxes, all with all."""
+
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
         """Distance of each point to the nearest edge of its box; negative outside."""
 
@@ -135,6 +138,10 @@ class Horizontal:
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k l"]:
         """Of all pairs."""
         return upright.paired_iou(anchors, boxes[:, :, None])
+
+    def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k l"]:
+        """All of them."""
+        return upright.paired_iof(anchors, boxes[:, :, None])
 
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
         """The least of four distances."""
@@ -216,9 +223,15 @@ class Rotated:
         hulls = rotated.hull(boxes)[:, :, None]
         low, high = torch.maximum(hulls[..., :2], anchors[:, :2]), torch.minimum(hulls[..., 2:], anchors[:, 2:])
         met: Bool[Tensor, "b k l"] = (low < high).all(-1)
-        image, slot, anchor = met.nonzero(as_tuple=True)
-        found = rotated.paired_iou(lying[anchor], boxes[image, slot])
-        return torch.zeros(met.shape, dtype=found.dtype, device=found.device).index_put((image, slot, anchor), found)
+        box, anchor = met.flatten(0, 1).nonzero().unbind(1)
+        found = rotated.iou_of_pairs(lying, boxes.flatten(0, 1), anchor, box)
+        return found.new_zeros(met.flatten(0, 1).shape).index_put((box, anchor), found).view_as(met)
+
+    def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 5"]) -> Float[Tensor, "b k l"]:
+        """That in the hull, if the anchor's middle lies in the box itself, else 0: cheap, and no GPU is waited for."""
+        middle = (anchors[:, :2] + anchors[:, 2:]) / 2
+        part = upright.paired_iof(anchors, rotated.hull(boxes)[:, :, None])
+        return part * (self.depth(middle, boxes[:, :, None]) > 0)
 
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
         """The least of the distances to four edges, in the frame of the box."""

@@ -12,7 +12,7 @@ from torchvision.ops import nms
 
 from locdistill.geometry import rotated
 from locdistill.geometry.boxes import centre_offset, pairwise_iou
-from locdistill.geometry.sweep import in_parts, overlapping_pairs, taken
+from locdistill.geometry.sweep import in_parts, moved_apart, overlapping_pairs, taken
 
 # From this number of boxes on, classes are suppressed one after the other: memory of one pass grows with the square.
 ONE_PASS_LIMIT = 10_000
@@ -85,10 +85,7 @@ def sparse_nms(
         return labels.new_zeros(0)
     order = scores.argsort(descending=True, stable=True)
     ranked = boxes[order].detach().double()
-    hulls = hull(ranked)
-    # Classes are moved apart. Rounding keeps the order of edges, so no pair is missed; overlaps are those of `ranked`.
-    shift = labels[order] * (2 * hulls.nan_to_num(0, 0, 0).abs().max() + 1)
-    apart = torch.stack((hulls[:, 0] + shift, hulls[:, 1], hulls[:, 2] + shift, hulls[:, 3]), 1)
+    apart = moved_apart(hull(ranked), labels[order])
     over = partial(_overlapping, boxes=ranked, hulls=apart, threshold=iou_threshold, paired_iou=paired_iou)
     blocks = _blocks(ranked, SPARSE_BLOCK, SPARSE_BLOCK_LIMIT)
     return order[_best(blocks, over, len(ranked))]

@@ -13,7 +13,7 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from locdistill.geometry.boxes import EPSILON
@@ -148,11 +148,18 @@ def paired_iou(a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> 
 
 def pairwise_iou(a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tensor, "n m"]:
     """:func:`paired_iou` of all pairs; only those are intersected whose circumscribed boxes overlap."""
-    own, other = _frames(a), _frames(b)
     with torch.no_grad():
         i, j = overlapping_pairs(hull(_wide(a)), hull(_wide(b)))
-    values = in_parts(lambda i, j: _iou(taken(own, i, 1), taken(other, j, 1)), i, j)
+    values = iou_of_pairs(a, b, i, j)
     return values.new_zeros(len(a) * len(b)).index_put((i * len(b) + j,), values).reshape(len(a), len(b))
+
+
+def iou_of_pairs(
+    a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"], i: Int[Tensor, " k"], j: Int[Tensor, " k"]
+) -> Float[Tensor, " k"]:
+    """:func:`paired_iou` of the boxes at places ``i`` of ``a`` with those at places ``j`` of ``b``, some at a time."""
+    own, other = _frames(a), _frames(b)
+    return in_parts(lambda i, j: _iou(taken(own, i, 1), taken(other, j, 1)), i, j)
 
 
 def paired_polygon_iou(
