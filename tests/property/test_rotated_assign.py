@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from locdistill.assign.assignment import Assignment
 from locdistill.assign.atss import ATSS
+from locdistill.assign.fcos import FCOSPoints
 from locdistill.assign.max_iou import MaxIoU
 from locdistill.distillation.regions import ValuableLocations
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.kinds import Rotated
 from locdistill.geometry.rotated import canonical, corners, hull
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
@@ -318,3 +320,61 @@ def test_anchors_that_contain_a_small_object_all_claim_it_whatever_its_angle():
         counts.append(int(MaxIoU(box="own")(grid, instances).positive.sum()))
     assert counts == [counts[0]] * 3
     assert counts[0] > 9
+
+
+def ships(chosen: list[int], ignored: list[int]) -> Instances:
+    """Of five objects in one image, three of them long, parallel and oblique, two small beside the middle one."""
+    turn, apart = math.pi / 4, 24.0
+    aside = [offset * apart * math.sqrt(0.5) for offset in (-1, 0, 1)]
+    rows = [[256 - step, 256 + step, 200.0, 20.0, turn] for step in aside]
+    rows += [[256.0 + 56, 256.0 - 56, 24, 20, 0], [256.0 - 56, 256.0 + 56, 24, 20, 0]]
+    oriented = torch.tensor([rows])
+    present, left_out = (torch.zeros(1, 5, dtype=torch.bool) for _ in range(2))
+    present[0, chosen], left_out[0, ignored] = True, True
+    extents = torch.tensor([[512, 512]])
+    return Instances(hull(oriented), torch.zeros(1, 5).long(), present, left_out, extents, oriented)
+
+
+@pytest.mark.parametrize(
+    "assigner", [ATSS(ignore_iof=0.5), MaxIoU(ignore_iof=0.5, box="own", positive=0.3, negative=0.2)]
+)
+def test_an_ignored_object_takes_only_the_place_that_it_has(assigner: ATSS | MaxIoU):
+    """The box around an oblique ship holds its neighbours as well, which are to be found."""
+    kind = KINDS["rotated_gfl" if isinstance(assigner, ATSS) else "rotated_retinanet"]
+    shapes = ((64, 64), (32, 32), (16, 16))
+    grid = Grid.build(shapes, STRIDES, anchor_scale=4.0, octaves=kind.octaves, ratios=kind.ratios)
+    others = [0, 2, 3, 4]
+    alone, beside = assigner(grid, ships(others, [])), assigner(grid, ships(others, [1]))
+    per_object = [[int((a.positive & (a.gt_index == slot)).sum()) for slot in others] for a in (alone, beside)]
+    assert min(per_object[0]) > 0
+    assert per_object[0] == per_object[1]
+    lost = alone.counted & ~beside.counted
+    assert int(lost.sum()) > 20
+    objects = ships(others, [1]).targets
+    assert bool((Rotated().depth(grid.points, objects[:, 1:2]) > 0)[lost].all())
+
+
+def test_points_of_fcos_lie_in_the_object_itself():
+    grid = grid_of("rotated_gfl")
+    found, around = 0, 0
+    for seed in range(6):
+        instances = objects_of(seed)
+        own, hulls = FCOSPoints()(grid, instances), FCOSPoints()(grid, instances._replace(oriented=None))
+        objects = instances.targets.gather(1, own.gt_index.clamp(min=0)[..., None].expand(-1, -1, 5))
+        assert bool((Rotated().depth(grid.points, objects) > 0)[own.positive].all())
+        found += int(own.positive.sum())
+        around += int(hulls.positive.sum())
+    assert 20 < found < around
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"box": "own", "metric": "iou"}, "box: own needs threshold: adaptive"),
+        ({"box": "unturned"}, "box: unturned needs threshold: adaptive"),
+        ({"box": "own", "threshold": "adaptive"}, "box: own needs metric: iou; iof_diou compares upright boxes"),
+    ],
+)
+def test_closeness_to_one_box_is_not_held_against_the_statistic_of_another(settings: dict[str, str], said: str):
+    with pytest.raises(ValueError, match=said):
+        ValuableLocations(**settings)  # type: ignore[arg-type]

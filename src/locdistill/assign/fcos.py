@@ -15,6 +15,7 @@ from locdistill.assign.assignment import Assignment, assignment_of, strongest_cl
 from locdistill.assign.window import locations_around
 from locdistill.geometry.boxes import area, centres
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.kinds import kind_of
 from locdistill.geometry.objects import inside_some
 from locdistill.types import Instances
 
@@ -75,7 +76,8 @@ class FCOSPoints:
         central = ((points > low) & (points < high)).all(-1)
         farthest = torch.maximum(points - boxes[..., :2], boxes[..., 2:] - points).amax(-1)
         shortest, longest = self._ranges(grid)
-        return central & (farthest >= shortest[:, None]) & (farthest <= longest[:, None])
+        within = kind_of(instances.targets).depth(points, instances.targets[:, :, None, None]) > 0
+        return within & central & (farthest >= shortest[:, None]) & (farthest <= longest[:, None])
 
     def _ranges(self, grid: Grid) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"]]:
         """Shortest and longest distance to an edge of each level, in pixels."""

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from locdistill.geometry.boxes import paired_iof
 from locdistill.geometry.grid import Grid
+from locdistill.geometry.kinds import kind_of
 from locdistill.geometry.objects import in_turn
 from locdistill.types import Instances
 
@@ -22,8 +22,8 @@ class ByShare:
 
     Attributes:
         ignore_iof: Locations whose anchor has more than this part of its area inside an ignored box (a crowd, a
-            difficult object) take no part. ``None``, as in the published configurations: ignored boxes have no effect
-            and their locations train as background.
+            difficult object), and in a rotated one its middle as well, take no part. ``None``, as in the published
+            configurations: ignored boxes have no effect and their locations train as background.
     """
 
     ignore_iof: float | None = None
@@ -46,7 +46,7 @@ def in_ignored(grid: Grid, instances: Instances, iof: float) -> Bool[Tensor, "b 
     """Which locations' anchors have more than this part of their area inside one ignored box."""
     anchors = grid.anchors()
     found = torch.zeros(len(instances.boxes), len(anchors), dtype=torch.bool, device=anchors.device)
-    for boxes, ignored in in_turn(anchors, instances.boxes, instances.ignored):
-        part = paired_iof(anchors, boxes[:, :, None])
+    for boxes, ignored in in_turn(anchors, instances.targets, instances.ignored):
+        part = kind_of(boxes).anchor_iof(anchors, boxes)
         found = found | ((part > iof) & ignored[..., None]).any(1)
     return found

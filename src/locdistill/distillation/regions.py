@@ -47,7 +47,8 @@ class ValuableLocations:
         box: The axis-aligned box that stands for a rotated object: ``circumscribed``, or ``unturned``, its sides ``w``
             and ``h`` laid along the axes as if its angle were 0 (the published Rotated-LD, by an oversight: with its
             range of angles, ``oc``, an upright object then lies on its side). ``own`` is no stand-in but the rotated
-            box itself, which takes longer.
+            box itself, which takes longer and knows the metric ``iou`` alone. Both need the ``adaptive`` threshold: the
+            assigner's is of the circumscribed box.
     """
 
     gamma: float = 0.25
@@ -58,6 +59,19 @@ class ValuableLocations:
     positives: bool = True
     ring: bool = True
     box: Literal["circumscribed", "unturned", "own"] = "circumscribed"
+
+    def __post_init__(self) -> None:
+        """Refuse closeness to one box that is held against the statistic of another.
+
+        Raises:
+            ValueError: A stand-in for rotated objects goes with neither the assigner's thresholds nor this metric.
+        """
+        if self.box != "circumscribed" and self.threshold == "assignment":
+            raise ValueError(
+                f"box: {self.box} needs threshold: adaptive, for the assigner's thresholds are of the circumscribed box"
+            )
+        if self.box == "own" and self.metric != "iou":
+            raise ValueError(f"box: own needs metric: iou; {self.metric} compares upright boxes")
 
     @property
     def needs_thresholds(self) -> bool:
