@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from locdistill.geometry.coding import DISTANCES
+from locdistill.models.detector import Detector
 from locdistill.recipes.run import distill, train
 from locdistill.recipes.use import evaluate
 from tests.conftest import Answer
@@ -38,6 +39,15 @@ def runs(tiny_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         terms = ("terms.ld.on.positives.by=ones", f"engine.steps={steps}")
         distill(teacher, out=folder / name, overrides=(*own, *terms), **words)  # type: ignore[arg-type]
     return folder
+
+
+def test_a_student_of_other_boxes_is_no_comparison(cli: Callable[..., Answer], runs: Path, tmp_path: Path) -> None:
+    alone = Detector.load(runs / "alone").settings
+    other = Detector(alone.model_copy(update={"model": "rotated_gfl", "pretrained": False})).save(tmp_path / "other")
+    code, _, error = cli("diagnose", runs / "student", "--against", other, "--images", 1, "--out", tmp_path / "out")
+    assert code == 2
+    assert "name a student of the same kind and settings, trained alone" in error
+    assert "predicted numbers: the student has (Distances()" in error
 
 
 def test_a_run_is_diagnosed(cli: Callable[..., Answer], runs: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from locdistill.data.open import open_dataset
@@ -22,6 +23,7 @@ from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_sharp, supervised
 from locdistill.errors import DataError, ImageError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.geometry.bins import Bins
+from locdistill.geometry.rotated import hull
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes import folder
@@ -30,6 +32,7 @@ from locdistill.recipes.defaults import Request, median_size, resolve, resumed_r
 from locdistill.recipes.load import load_recipe
 from locdistill.recipes.run import distill, objective_of, run, train
 from locdistill.recipes.use import PartialImageError, evaluate, evaluation_batch, list_images, predict
+from locdistill.types import Instances
 
 TINY = DetectorSettings(
     backbone="mobilenetv3_small_050",
@@ -285,6 +288,46 @@ def test_ignored_regions_count_in_the_assigner_when_they_are_kept() -> None:
     kept = objective_of(load_recipe("gfl_r18_1x", ["data.crowd=ignore"]), detector)
     own = objective_of(load_recipe("gfl_r18_1x", ["data.crowd=ignore", "assigner.atss.ignore_iof=0.7"]), detector)
     assert [o.assigner.ignore_iof for o in (published, kept, own)] == [None, 0.5, 0.7]  # type: ignore[attr-defined]
+    # Where difficult objects are trained, there is something to ignore only if looks cut objects.
+    for some, iof in (("data.scale=[0.5, 2]", 0.5), ("data.flip=0.5", None)):
+        objects = objective_of(load_recipe("gfl_r18_1x", ["data.crowd=objects", some]), detector)
+        assert objects.assigner.ignore_iof == iof  # type: ignore[attr-defined]
+
+
+def test_centrality_is_asked_of_detectors_alone_that_predict_distances() -> None:
+    central = "terms.bbox.on={positives: {by: centerness}}"
+    deltas = load_recipe("rotated_retinanet_gwd_r18_1x", [central])
+    detector = Detector(deltas.detector.model_copy(update={"pretrained": False, "classes": ("a",)}))
+    with pytest.raises(RecipeError, match=r"terms bbox ask how central .* this detector predicts dx, dy"):
+        objective_of(deltas, detector)
+    distances = load_recipe("rotated_gfl_r18_1x", [central])
+    detector = Detector(distances.detector.model_copy(update={"pretrained": False, "classes": ("a",)}))
+    grid = detector.grid_for((64, 64))
+    box = torch.tensor([[[32.0, 32.0, 30.0, 20.0, 0.4]]])
+    one = torch.ones(1, 1, dtype=torch.bool)
+    instances = Instances(hull(box), torch.zeros(1, 1).long(), one, ~one, torch.tensor([[64, 64]]), box)
+    with torch.no_grad():
+        losses = objective_of(distances, detector)(detector(torch.zeros(1, 3, 64, 64)), grid=grid, instances=instances)
+    assert 0 < float(losses["bbox"]) < 100
+
+
+def test_choices_for_rotated_data(tmp_path: Path) -> None:
+    """Objects that tiling has cut, and difficult ones, are not background; tiles keep their size."""
+    folder = tmp_path / "tiles" / "train"
+    for name in ("images", "labelTxt"):
+        (folder / name).mkdir(parents=True)
+    Image.new("RGB", (1024, 1024)).save(folder / "images" / "a.png")
+    (folder / "labelTxt" / "a.txt").write_text(
+        "10 10 200 40 190 90 5 60 ship 2\n300 300 400 300 400 360 300 360 ship 0\n"
+    )
+    (tmp_path / "tiles" / "val").symlink_to(folder)
+    for model in (None, "gfl"):
+        recipe = resolve(Request(data=tmp_path / "tiles", model=model, pretrained="none"))
+        assert recipe.detector.model == (model or "rotated_gfl")
+        assert recipe.data.crowd == "ignore"
+        assert recipe.data.sizes == ((1024, 1024),)
+    own = resolve(Request(data=tmp_path / "tiles", pretrained="none", overrides=("data.crowd=objects",)))
+    assert own.data.crowd == "objects"
 
 
 def test_folders_are_never_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

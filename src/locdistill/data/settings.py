@@ -86,7 +86,8 @@ class DataSettings(Settings):
     @property
     def hands_on_ignored(self) -> bool:
         """Whether ignored objects are in the batches, so that locations on them take no part in training."""
-        return self.crowd != "background"
+        some = bool(self.ignore_classes) or self.rotate > 0 or self.scale is not None
+        return self.crowd == "ignore" or (self.crowd == "objects" and some)
 
     @property
     def ranges(self) -> tuple[str, ...]:

@@ -47,6 +47,9 @@ class Coding(Protocol):
     def encode(self, grid: Grid, boxes: Float[Tensor, "b l d"]) -> Float[Tensor, "b l e"]:
         """The numbers that make these boxes, which are in strides, whether or not any bin reaches so far."""
 
+    def distances(self, values: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch k"]:
+        """Those of the numbers that are distances to the four edges, in strides: all four, or none."""
+
 
 @dataclass(frozen=True, slots=True)
 class Distances:
@@ -63,6 +66,10 @@ class Distances:
     def encode(self, grid: Grid, boxes: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
         """Negative where the location lies outside the box."""
         return encode(grid.points / grid.strides[:, None], boxes)
+
+    def distances(self, values: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
+        """All of them."""
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +101,10 @@ class RotatedDistances:
         _, _, w, h, theta = boxes.unbind(-1)
         return torch.stack((w / 2 + along, h / 2 + across, w / 2 - along, h / 2 - across, theta), -1)
 
+    def distances(self, values: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
+        """All but the angle."""
+        return values[..., :4]
+
 
 @dataclass(frozen=True, slots=True)
 class AnchorDeltas:
@@ -123,6 +134,10 @@ class AnchorDeltas:
         tiny = torch.finfo(boxes.dtype).tiny
         growth = (boxes[..., 2:4].clamp(min=tiny) / sides).log()
         return torch.cat(((boxes[..., :2] - points) / sides, growth, boxes[..., 4:] / self.unit), -1)
+
+    def distances(self, values: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 0"]:
+        """None."""
+        return values[..., :0]
 
     @staticmethod
     def _anchors(grid: Grid) -> tuple[Tensor, Tensor]:

@@ -46,7 +46,8 @@ class Objective:
         """Refuse terms that the assigner would silently leave without a region, or that nothing can be held against.
 
         Raises:
-            RecipeError: A term takes thresholds from an assigner that has none, or is balanced without a counterpart.
+            RecipeError: A term takes thresholds from an assigner that has none, is balanced without a counterpart, or
+                looks at boxes or numbers that this detector has not.
         """
         object.__setattr__(self, "_shared", _shared(self.terms))
         self._check_balance()
@@ -81,6 +82,12 @@ class Objective:
                     f"the term {name} compares {_SAYS[its]} and the detector has {_SAYS[mine]}; set the kind of "
                     f"overlap to one of {', '.join(kinds_for(mine))}"
                 )
+        some = torch.zeros(len(self.coding.names))
+        if (names := self._that("needs_distances")) and not self.coding.distances(some).numel():
+            raise RecipeError(
+                f"the terms {names} ask how central a location is by its distances to four edges, and this detector "
+                f"predicts {', '.join(self.coding.names)}; set by: iou or by: ones in their region"
+            )
 
     @property
     def learns(self) -> bool:

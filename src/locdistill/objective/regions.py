@@ -37,6 +37,11 @@ class Positives:
 
     by: Literal["ones", "student_confidence", "iou", "centerness"] = "ones"
 
+    @property
+    def needs_distances(self) -> bool:
+        """Whether boxes must be made of distances to four edges."""
+        return self.by == "centerness"
+
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """The chosen weight at positives."""
         positive = scene.assignment.positive.to(scene.confidence.dtype)

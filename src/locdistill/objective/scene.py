@@ -100,9 +100,10 @@ class Scene:
     def centerness(self) -> Float[Tensor, "b l"]:
         """How central each location is in its object, between 0 and 1; 0 where there is none.
 
-        Of a box that is made of distances to four edges.
+        The objective checks that boxes are made of distances to four edges.
         """
-        return centerness(self.coding.encode(self.grid, self.target_boxes)) * self.assignment.positive
+        distances = self.coding.distances(self.coding.encode(self.grid, self.target_boxes))
+        return centerness(distances) * self.assignment.positive
 
     @property
     def taught(self) -> Scene:

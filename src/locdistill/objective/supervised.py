@@ -58,6 +58,7 @@ class Centerness:
     """Binary cross-entropy of the predicted quality against how central the location is in its object (FCOS)."""
 
     needs_quality: ClassVar[bool] = True
+    needs_distances: ClassVar[bool] = True
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Meaningful at positives."""

@@ -110,6 +110,11 @@ class Term:
         return self._any("needs_thresholds")
 
     @property
+    def needs_distances(self) -> bool:
+        """Whether divergence or region looks at distances to four edges, of which only some boxes are made."""
+        return self._any("needs_distances")
+
+    @property
     def needs_towers(self) -> bool:
         """Whether divergence or region looks at maps inside the heads."""
         return self._any("needs_towers")

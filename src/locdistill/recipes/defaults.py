@@ -25,7 +25,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from locdistill.data.open import class_names, open_dataset
+from locdistill.data.open import class_names, open_dataset, recognise
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
@@ -33,7 +33,7 @@ from locdistill.distillation.onnx_teacher import SUFFIX
 from locdistill.engine.settings import SpeedSettings
 from locdistill.errors import RecipeError, RunError
 from locdistill.models.foreign import detector_settings
-from locdistill.models.settings import DetectorSettings, InputSettings
+from locdistill.models.settings import ROTATED, DetectorSettings, InputSettings
 from locdistill.models.weights import locate
 from locdistill.recipes.folder import saved_recipe
 from locdistill.recipes.hub import resolve_hub
@@ -47,7 +47,7 @@ from locdistill.recipes.terms import TermSettings
 log = logging.getLogger("locdistill")
 BATCH = 4
 MILESTONES = [2 / 3, 11 / 12]
-LARGEST = (1333, 800)
+LARGEST, LARGEST_ROTATED = (1333, 800), (1024, 1024)
 _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
 _MAY_CHANGE = {
     *("data.path", "data.workers", "data.cache", "teacher.weights", "teacher.cache.path"),
@@ -186,6 +186,8 @@ def _for_data(request: Request) -> dict[str, Any]:
             for name, value in teacher.model_dump(mode="json").items()
             if name in ("levels", "reg_max", "anchor_scale", "angles", "angle_bins", "angle_unit")
         }
+    if known in ROTATED or recognise(settings) == "dota":
+        recipe["data"]["crowd"] = "ignore"  # cut and difficult objects can be seen: they are no background
     if first is not None and settings.classes is not None:
         recipe["data"]["classes"] = list(settings.classes)
     return recipe
@@ -264,15 +266,19 @@ def _model_for(settings: DataSettings) -> str:
 
 
 def median_size(dataset: Dataset) -> tuple[int, int]:
-    """Long and short side of the median image, shrunk to fit 1333 x 800, rounded to multiples of 32 (if below that)."""
+    """Long and short side of the median image, rounded to multiples of 32 (if below the largest).
+
+    It is shrunk to fit 1333 x 800, as is usual for COCO, or 1024 x 1024 where objects are rotated, as for DOTA.
+    """
     if not dataset.records:
         raise RecipeError(f"{dataset.name}: there are no training images to choose the input size by")
     long = statistics.median(max(record.width, record.height) for record in dataset.records)
     short = statistics.median(min(record.width, record.height) for record in dataset.records)
-    scale = min(1.0, LARGEST[0] / long, LARGEST[1] / short)
+    largest = LARGEST_ROTATED if dataset.oriented else LARGEST
+    scale = min(1.0, largest[0] / long, largest[1] / short)
     longest, shortest = (
         min(limit, max(32, int(side * scale / 32 + 0.5) * 32))
-        for side, limit in zip((long, short), LARGEST, strict=True)
+        for side, limit in zip((long, short), largest, strict=True)
     )
     return max(longest, shortest), shortest
 

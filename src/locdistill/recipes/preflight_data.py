@@ -15,7 +15,6 @@ from locdistill.data.records import Dataset
 from locdistill.data.samplers import GroupedSampler
 from locdistill.distillation.regions import valuable_region
 from locdistill.engine.trainer import device_count
-from locdistill.geometry.coding import DISTANCES
 from locdistill.objective.scene import Scene
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight_report import Problem
@@ -40,7 +39,8 @@ class Regions:
         valuable: Of these, those of the valuable region beside them.
         sides: The square root of each object's area, in pixels of the resized image.
         missed: Likewise of the objects for which no location answers.
-        distances: From each location of the main region to its object's edges, in strides.
+        distances: From each location of the main region to its object's edges, in strides; no columns where that is not
+            what a location predicts.
     """
 
     images: int
@@ -49,11 +49,11 @@ class Regions:
     valuable: float
     sides: Float[Tensor, " n"]
     missed: Float[Tensor, " k"]
-    distances: Float[Tensor, "p 4"]
+    distances: Float[Tensor, "p e"]
 
     def beyond(self, largest: float) -> float:
         """The share of these edges that are further away than a bin can say."""
-        return float((self.distances > largest).float().mean()) if len(self.distances) else 0.0
+        return float((self.distances > largest).float().mean()) if self.distances.numel() else 0.0
 
 
 def look_at_data(parts: Parts) -> tuple[dict[str, str], dict[str, int], list[Problem]]:
@@ -142,7 +142,9 @@ def look_at_regions(parts: Parts) -> Regions:
         side = (scene.instances.boxes[..., 2:] - scene.instances.boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
         sides.append(side[present])
         missed.append(side[present & ~answered])
-        distances.append(_distances(scene)[assignment.positive])
+        distances.append(
+            scene.coding.distances(scene.coding.encode(scene.grid, scene.target_boxes))[assignment.positive]
+        )
     return Regions(
         images=images,
         locations=inside / images,
@@ -152,13 +154,6 @@ def look_at_regions(parts: Parts) -> Regions:
         missed=torch.cat(missed),
         distances=torch.cat(distances),
     )
-
-
-def _distances(scene: Scene) -> Float[Tensor, "b l 4"]:
-    """Distances to four edges, in strides; zeros where that is not what a location predicts."""
-    edges = len(DISTANCES.names)
-    values = scene.coding.encode(scene.grid, scene.target_boxes)[..., :edges]
-    return values if scene.coding.names[:edges] == DISTANCES.names else torch.zeros_like(values)
 
 
 def _scene(parts: Parts, batch: Batch) -> Scene:
@@ -254,7 +249,7 @@ def _fitting_scale(regions: Regions, stride: int) -> float:
 def _short_bins(parts: Parts, regions: Regions, its_largest: float | None) -> list[Problem]:
     """Edges that are further away than the bins of the student, or of the teacher, can say."""
     reg_max, problems = parts.detector.settings.reg_max, []
-    needed = int(regions.distances.flatten().quantile(0.99).ceil()) if len(regions.distances) else 0
+    needed = int(regions.distances.flatten().quantile(0.99).ceil()) if regions.distances.numel() else 0
     if regions.beyond(reg_max) > FEW:
         problems.append(
             Problem(

@@ -217,10 +217,15 @@ def _check_alike(student: Detector, alone: Detector, where: str) -> None:
     Raises:
         RecipeError: They do not; the message names each difference.
     """
-    keys = ("classes", "levels", "reg_max")
-    pairs = {key: (getattr(student.settings, key), getattr(alone.settings, key)) for key in keys}
-    pairs["locations of a cell"] = tuple((d.kind.offset, d.kind.octaves, d.kind.ratios) for d in (student, alone))  # type: ignore[assignment]
+    pairs: dict[str, tuple[object, ...]] = {
+        key: tuple(getattr(detector.settings, key) for detector in (student, alone)) for key in ("classes", "levels")
+    }
+    pairs["locations of a cell"] = tuple((d.kind.offset, d.kind.octaves, d.kind.ratios) for d in (student, alone))
+    pairs["predicted numbers"] = tuple((d.coding, d.bins) for d in (student, alone))
     differ = [f"{key}: the student has {mine}, this one {its}" for key, (mine, its) in pairs.items() if mine != its]
     if differ:
         lines = "\n  ".join(differ)
-        raise RecipeError(f"{where} cannot be compared with the student location by location:\n  {lines}")
+        raise RecipeError(
+            f"{where} cannot be compared with the student location by location; name a student of the same kind and "
+            f"settings, trained alone:\n  {lines}"
+        )
