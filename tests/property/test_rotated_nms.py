@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from locdistill.geometry import nms, sweep
-from locdistill.geometry.boxes import paired_iou as paired_upright_iou
-from locdistill.geometry.nms import class_nms, rotated_class_nms, sparse_nms
+from locdistill.geometry import nms, rotated, sweep
+from locdistill.geometry.nms import class_nms, rotated_class_nms
 from locdistill.geometry.rotated import hull, paired_iou
 from tests.rotated_boxes import draw, random_boxes, shapely_iou
 
@@ -78,31 +77,31 @@ def test_classes_and_order_and_repetition_make_no_difference(seed: int, count: i
 
 @given(seeds, st.integers(0, 100), st.sampled_from([0.1, 0.5, 0.7]))
 def test_of_upright_boxes_it_is_class_nms(seed: int, count: int, threshold: float):
-    """Turned by nothing, and by name of their corners: one function serves both kinds."""
     boxes, scores, labels = crowd(seed, count, 3)
     boxes[:, 4] = 0
     expected = class_nms(hull(boxes), scores, labels, threshold).tolist()
     assert rotated_class_nms(boxes, scores, labels, threshold).tolist() == expected
-    corners = {"hull": lambda x: x, "paired_iou": paired_upright_iou}
-    assert sparse_nms(hull(boxes), scores, labels, threshold, **corners).tolist() == expected
 
 
 def test_a_crowd_of_20_000_is_never_compared_all_at_once(monkeypatch: pytest.MonkeyPatch):
     """Two hundred million pairs overlap; few are compared, and fewer at a time."""
     seen = Counter[str]()
 
+    iou = rotated._iou
+
     def watched(a: Tensor, b: Tensor) -> Tensor:
-        seen["compared"] += len(a)
-        seen["at once"] = max(seen["at once"], len(a))
-        return paired_iou(a, b)
+        seen["compared"] += a.shape[1]
+        seen["at once"] = max(seen["at once"], a.shape[1])
+        return iou(a, b)
 
     rng = torch.Generator().manual_seed(0)
     noise = torch.randn(20_000, 5, generator=rng) * torch.tensor([3, 3, 2, 2, 0.05])
     boxes = torch.tensor([50, 50, 90, 80, 0.3]) + noise
     scores, labels = torch.rand(20_000, generator=rng), torch.zeros(20_000, dtype=torch.long)
-    kept = sparse_nms(boxes, scores, labels, 0.1, hull=hull, paired_iou=watched)
+    monkeypatch.setattr(rotated, "_iou", watched)
+    kept = rotated_class_nms(boxes, scores, labels, 0.1)
     assert kept.tolist() == [int(scores.argmax())]
-    assert seen["compared"] < 2e8 / 500
+    assert 20_000 <= seen["compared"] < 2e8 / 500
     assert seen["at once"] <= sweep.PAIRS["cpu"]
 
 

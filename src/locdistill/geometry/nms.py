@@ -12,7 +12,7 @@ from torchvision.ops import nms
 
 from locdistill.geometry import rotated
 from locdistill.geometry.boxes import centre_offset, pairwise_iou
-from locdistill.geometry.sweep import in_parts, moved_apart, overlapping_pairs, taken
+from locdistill.geometry.sweep import moved_apart, overlapping_pairs
 
 # From this number of boxes on, classes are suppressed one after the other: memory of one pass grows with the square.
 ONE_PASS_LIMIT = 10_000
@@ -51,20 +51,7 @@ def class_nms(
 def rotated_class_nms(
     boxes: Float[Tensor, "n 5"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], iou_threshold: float
 ) -> Int[Tensor, " k"]:
-    """:func:`class_nms` of rotated boxes ``cx, cy, w, h, theta``: :func:`sparse_nms` with their overlap in float64."""
-    return sparse_nms(boxes, scores, labels, iou_threshold, hull=rotated.hull, paired_iou=rotated.paired_iou)
-
-
-def sparse_nms(
-    boxes: Float[Tensor, "n e"],
-    scores: Float[Tensor, " n"],
-    labels: Int[Tensor, " n"],
-    iou_threshold: float,
-    *,
-    hull: Callable[[Tensor], Tensor],
-    paired_iou: Callable[[Tensor, Tensor], Tensor],
-) -> Int[Tensor, " k"]:
-    """Indices of the boxes that no better box of their class overlaps by more than the threshold, best score first.
+    """:func:`class_nms` of rotated boxes ``cx, cy, w, h, theta``.
 
     Only boxes are compared whose circumscribed boxes overlap, in float64. It is what going through the boxes by falling
     score gives, for any number of them; of equal scores the first counts as the better one. Memory grows with the
@@ -72,21 +59,13 @@ def sparse_nms(
 
     Differences from mmcv and detectron2: they suppress at an overlap *equal* to the threshold too (`torchvision.ops`
     and the DOTA development kit do not), and in float32.
-
-    Args:
-        boxes: Candidates of any kind, in any order.
-        scores: Of the candidates.
-        labels: Of the candidates.
-        iou_threshold: A box goes if a better one of its class overlaps it by more than this.
-        hull: Circumscribed boxes ``x1, y1, x2, y2`` of such boxes.
-        paired_iou: Overlap of such boxes, one to one.
     """
     if not len(boxes):
         return labels.new_zeros(0)
     order = scores.argsort(descending=True, stable=True)
     ranked = boxes[order].detach().double()
-    apart = moved_apart(hull(ranked), labels[order])
-    over = partial(_overlapping, boxes=ranked, hulls=apart, threshold=iou_threshold, paired_iou=paired_iou)
+    apart = moved_apart(rotated.hull(ranked), labels[order])
+    over = partial(_overlapping, boxes=ranked, hulls=apart, threshold=iou_threshold)
     blocks = _blocks(ranked, SPARSE_BLOCK, SPARSE_BLOCK_LIMIT)
     return order[_best(blocks, over, len(ranked))]
 
@@ -175,18 +154,11 @@ def _close(
 
 
 def _overlapping(
-    better: Tensor | None,
-    worse: Tensor,
-    *,
-    boxes: Tensor,
-    hulls: Tensor,
-    threshold: float,
-    paired_iou: Callable[[Tensor, Tensor], Tensor],
+    better: Tensor | None, worse: Tensor, *, boxes: Tensor, hulls: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
     """The hits of boxes whose hulls overlap and who overlap themselves by more than the threshold."""
     i, j = overlapping_pairs(hulls[worse]) if better is None else overlapping_pairs(hulls[better], hulls[worse])
-    first, second = boxes[worse if better is None else better], boxes[worse]
-    hit = in_parts(lambda i, j: paired_iou(taken(first, i), taken(second, j)) > threshold, i, j)
+    hit = rotated.iou_of_pairs(boxes[worse if better is None else better], boxes[worse], i, j) > threshold
     i, j = i[hit], j[hit]
     return (i, j) if better is not None else (torch.minimum(i, j), torch.maximum(i, j))
 
