@@ -15,8 +15,9 @@ import torch
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
-from locdistill.errors import DataError
+from locdistill.errors import DataError, RecipeError
 from locdistill.evaluation import coco_metrics, read_results, write_results
+from locdistill.recipes.use import EvaluationResult
 from locdistill.types import Detections
 
 
@@ -94,6 +95,7 @@ GOOD = {"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.5}
         (GOOD | {"category_id": 1}, r"category_id 1 is none of \[3, 18\]"),
         (GOOD | {"bbox": [1, 2, 3]}, "bbox must be four numbers"),
         (GOOD | {"score": float("nan")}, "bbox must be four numbers and score one"),
+        (4, "expected image_id, category_id, bbox and score, found 4"),
         ({"image_id": 7}, "expected image_id, category_id, bbox and score"),
     ],
 )
@@ -110,7 +112,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, data: Dataset) -> Non
     with pytest.raises(DataError, match="not a readable JSON file"):
         read_results(path, data)
     path.write_text("{}")
-    with pytest.raises(DataError, match="a list of detections, this is a dict"):
+    with pytest.raises(DataError, match=r"this is a dict\. .* 'locdistill data merge' reads the predictions.json"):
         read_results(path, data)
     path.write_text(json.dumps([GOOD | {"image_id": 1}] * 30))
     with pytest.raises(DataError, match=r"\.\.\. and 20 more"):
@@ -178,7 +180,10 @@ def test_a_file_has_boxes_of_one_kind(tmp_path: Path, turned: tuple[Dataset, dic
     entries = json.loads(path.read_text())
     del entries[1]["rbox"]
     path.write_text(json.dumps(entries))
-    with pytest.raises(DataError, match="entry 1: rbox must be five numbers and score one, found None"):
+    with pytest.raises(
+        DataError,
+        match=r"1 of the 2 detections have no rbox, .* \(the first is entry 1\); give one to all of them, or to none",
+    ):
         read_results(path, data)
 
 
@@ -197,3 +202,11 @@ def test_where_identifiers_depend_on_the_choice_of_classes_the_name_counts(
     assert read_results(path, other)[7].labels.tolist() == [1, 2]
     with pytest.raises(DataError, match=r"entry 1: category_name 'a' is none of \['b'\]"):
         read_results(path, replace(data, classes=("b",), category_ids=(1,)))
+
+
+def test_what_is_not_to_be_asked_of_upright_boxes_says_what_to_leave_out(data: Dataset) -> None:
+    result = EvaluationResult({}, {}, (), {}, data)
+    with pytest.raises(RecipeError, match="know neither 11-point nor area: leave out --eleven-point and --area"):
+        result.judged(eleven_point=True)
+    with pytest.raises(RecipeError, match="those of toy are upright: leave out --published-sum"):
+        result.judged(published=True)

@@ -94,7 +94,7 @@ def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
     """
     path = Path(path)
     entries = _load(path)
-    rotated = any(isinstance(entry, dict) and "rbox" in entry for entry in entries)
+    rotated = _rotated(path, entries)
     images = {record.image_id: record.path.name for record in dataset.records}
     label_of: _Labels = {identifier: label for label, identifier in enumerate(dataset.category_ids)}
     label_of |= {name: label for label, name in enumerate(dataset.classes)}
@@ -127,8 +127,24 @@ def _load(path: Path) -> list[Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable JSON file of COCO results: {error}") from error
     if not isinstance(entries, list):
-        raise DataError(f"{path}: COCO results are a list of detections, this is a {type(entries).__name__}")
+        raise DataError(
+            f"{path}: COCO results are a list of detections, as 'locdistill evaluate --format-only' writes it; this is "
+            f"a {type(entries).__name__}. (Of such, 'locdistill data merge' reads the predictions.json of 'locdistill "
+            "predict', which has images and classes.)"
+        )
     return entries
+
+
+def _rotated(path: Path, entries: list[Any]) -> bool:
+    """Whether the detections are rotated boxes."""
+    without = [i for i, entry in enumerate(entries) if isinstance(entry, dict) and "rbox" not in entry]
+    rotated = any(isinstance(entry, dict) and "rbox" in entry for entry in entries)
+    if rotated and without:
+        raise DataError(
+            f"{path}: {len(without)} of the {len(entries)} detections have no rbox, as the others do (the first is "
+            f"entry {without[0]}); give one to all of them, or to none"
+        )
+    return rotated
 
 
 def _problem(entry: object, images: dict[int, str], label_of: _Labels, rotated: bool) -> str | None:

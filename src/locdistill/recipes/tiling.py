@@ -186,7 +186,8 @@ def _by_tile(
     strangers = [name for name in named if name not in tiles.windows]
     if strangers:
         raise DataError(
-            f"{tiles.folder}: has no tile {strangers[0]!r} ({len(strangers)} such); were these detections made on it?"
+            f"{tiles.folder}: has no tile {strangers[0]!r} ({len(strangers)} such); name the folder of the tiles and "
+            "the --split that these detections were made on"
         )
     own = {written_class(name): label for label, name in enumerate(wanted)}
     labels = torch.tensor([own.get(written_class(name), -1) for name in classes] or [-1])

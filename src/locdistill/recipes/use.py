@@ -86,12 +86,16 @@ class EvaluationResult:
         """
         result = Evaluator(self.dataset, eleven_point).result(self.detections)
         if eleven_point is not None and isinstance(result, CocoResult):
-            raise RecipeError(f"{self.dataset.name} is evaluated by COCO's rules, which know neither 11-point nor area")
+            raise RecipeError(
+                f"{self.dataset.name} is evaluated by COCO's rules, which know neither 11-point nor area: leave out "
+                "--eleven-point and --area (eleven_point=None), which are for VOC, DOTA and HRSC2016"
+            )
         series, tables = None, result.tables()
         if published:
             if isinstance(result, CocoResult) or not self.dataset.oriented:
                 raise RecipeError(
-                    f"the published sum is one of rotated boxes, those of {self.dataset.name} are upright"
+                    f"the published sum is one of rotated boxes, those of {self.dataset.name} are upright: leave out "
+                    "--published-sum (published=False), or take a rotated detector and data with rotated objects"
                 )
             series, tables = published_sum(result), (*tables, published_table(result))
         return replace(self, metrics=result.metrics(), per_class=per_class(result), tables=tables, published_sum=series)
