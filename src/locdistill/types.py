@@ -22,7 +22,9 @@ class Dense(NamedTuple):
 
     Attributes:
         cls_logits: Class scores before the sigmoid.
-        edge_logits: Unnormalised log-probabilities of the distance of each edge, in bins of one stride.
+        edge_logits: Unnormalised log-probabilities over the bins of each number that a location predicts of its box:
+            the distances of four edges in strides or, by the kind of detector, an anchor's shift and growth; the angle
+            of a rotated box is one more. ``e`` counts them, ``n`` the bins.
         quality_logits: A localization quality beside the class score, for heads that have one.
         features: The maps of the pyramid, for terms that imitate features; empty unless asked for.
         quality_in_score: What the quality is for. True: it is a factor of the class score, trained together with it

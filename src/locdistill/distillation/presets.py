@@ -109,7 +109,8 @@ def ld_main(
     """Localization distillation on the main region only.
 
     Args:
-        model: Kind of the student: ``gfl``, ``gflv2``, ``atss``, ``fcos`` or ``retinanet``.
+        model: Kind of the student: ``gfl``, ``gflv2``, ``atss``, ``fcos`` or ``retinanet``, or of rotated boxes
+            ``rotated_gfl`` or ``rotated_retinanet``, which have the settings of ``gfl`` and ``retinanet``.
         weight: Of the term; the published one (0.25, for RetinaNet 5) where it is None.
         reference_batch: Images per process for which the weight is meant; the published ones (3 for GFL and GFL v2, 2
             for the others) where it is None.

@@ -1,4 +1,4 @@
-"""Where a detector believes the four edges of one box to be."""
+"""Where a detector believes the edges of one box to be, or what else a location predicts, such as an angle."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def plot_edges(
         teacher: Logits of a teacher at the same location.
         truth: True position of each edge. One beyond the last bin is marked at the border.
         bins: Where the bins lie; None is a bin per stride.
-        coding: What the edges are called, and counted in.
+        coding: What the panels are called, and counted in.
         title: Above the panels.
     """
     bins = bins or Bins(student.shape[-1] - 1)

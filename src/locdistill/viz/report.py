@@ -82,12 +82,7 @@ class Section:
 def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
     """The page as HTML: no script, no external resource, light or dark as the reader's system is; all text escaped."""
     contents = "".join(f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections))
-    body = "\n".join(
-        f'<section id="s{i}">\n<h2>{escape(section.title)}</h2>\n'
-        + "\n".join(map(_block, section.blocks))
-        + "\n</section>"
-        for i, section in enumerate(sections)
-    )
+    body = "\n".join(_section(i, section) for i, section in enumerate(sections))
     return _PAGE.format(
         title=escape(title),
         style=_STYLE,

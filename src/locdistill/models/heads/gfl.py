@@ -22,8 +22,8 @@ class GFLHead(nn.Module):
         cls_tower: Convolutions before the class scores.
         reg_tower: Convolutions before the edge distributions.
         cls: Predicts ``classes`` logits per location.
-        reg: Predicts ``4 * (reg_max + 1)`` logits per location: left, top, right, bottom, and five times as many
-            as bins with an angle; bins within an edge.
+        reg: Predicts ``edges * (reg_max + 1)`` logits per location, edge by edge: left, top, right, bottom, and of
+            rotated boxes the angle.
         scales: One factor of the edge logits per level.
     """
 

@@ -21,7 +21,8 @@ class RetinaHead(nn.Module):
         cls_tower: Convolutions before the class scores.
         reg_tower: Convolutions before the edge distributions.
         cls: Predicts ``anchors * classes`` logits per cell, anchor by anchor.
-        reg: Predicts ``anchors * 4 * (reg_max + 1)`` logits per cell (5 with an angle), anchor by anchor.
+        reg: Predicts ``anchors * edges * (reg_max + 1)`` logits per cell, anchor by anchor; the angle of a rotated box
+            is a fifth edge.
     """
 
     ANCHORS = 9
