@@ -11,7 +11,8 @@ from torch import Tensor
 
 from locdistill.geometry.edges import decode, encode
 from locdistill.geometry.grid import Grid
-from locdistill.geometry.kinds import HORIZONTAL, BoxKind, Rotated, rotated_frame
+from locdistill.geometry.kinds import HORIZONTAL, BoxKind, Rotated
+from locdistill.geometry.rotated import in_frame
 
 GROWTH = (-2.0, 2.0)
 """First and last bin of shift and growth of an anchor, in Rotated-LD and JDet."""
@@ -97,7 +98,7 @@ class RotatedDistances:
 
     def encode(self, grid: Grid, boxes: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
         """Negative distances where the location lies outside the box."""
-        along, across = rotated_frame(grid.points / grid.strides[:, None], boxes)
+        along, across = in_frame(grid.points / grid.strides[:, None], boxes)
         _, _, w, h, theta = boxes.unbind(-1)
         return torch.stack((w / 2 + along, h / 2 + across, w / 2 - along, h / 2 - across, theta), -1)
 

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from locdistill.geometry.rotated import along_axes, wide
+
 SIDES = (1e-7, 1e7)
 
 
@@ -40,7 +42,7 @@ class _Pair(NamedTuple):
 
 
 def _paired(first: Tensor, second: Tensor) -> _Pair:
-    first, second = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (first, second))
+    first, second = (wide(boxes) for boxes in (first, second))
     a, b, c, d = (boxes[..., k].clamp(*SIDES) / 2 for boxes in (first, second) for k in (2, 3))
     swap = (a - b) * (c - d) < 0
     c, d = torch.where(swap, d, c), torch.where(swap, c, d)
@@ -48,13 +50,8 @@ def _paired(first: Tensor, second: Tensor) -> _Pair:
     x, y = first[..., 0] - second[..., 0], first[..., 1] - second[..., 1]
     sin = (first[..., 4] - theta).sin()
     mixed = (a - b) * (a + b) * (c - d) * (c + d) * sin.square()
-    return _Pair(a, b, c, d, _turned(x, y, first[..., 4]), _turned(x, y, theta), mixed)
-
-
-def _turned(x: Tensor, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-    """A way ``x, y`` in the axes of a box."""
-    cos, sin = theta.cos(), theta.sin()
-    return cos * x + sin * y, cos * y - sin * x
+    own, other = (along_axes(x, y, angle.cos(), angle.sin()) for angle in (first[..., 4], theta))
+    return _Pair(a, b, c, d, own, other, mixed)
 
 
 def _root(values: Tensor) -> Tensor:

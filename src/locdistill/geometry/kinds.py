@@ -235,7 +235,7 @@ class Rotated:
 
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
         """The least of the distances to four edges, in the frame of the box."""
-        along, across = rotated_frame(points, boxes)
+        along, across = rotated.in_frame(points, boxes)
         return torch.minimum(boxes[..., 2] / 2 - along.abs(), boxes[..., 3] / 2 - across.abs())
 
     def nms(
@@ -251,12 +251,3 @@ HORIZONTAL = Horizontal()
 def kind_of(boxes: Float[Tensor, "*batch d"]) -> BoxKind:
     """The kind of boxes, by their numbers; of rotated ones, whatever the range of their angles."""
     return HORIZONTAL if boxes.shape[-1] == HORIZONTAL.numbers else Rotated()
-
-
-def rotated_frame(
-    points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 5"]
-) -> tuple[Float[Tensor, "*#batch"], Float[Tensor, "*#batch"]]:
-    """Coordinates of points along the sides ``w`` and ``h`` of boxes, from their centres."""
-    x, y = points[..., 0] - boxes[..., 0], points[..., 1] - boxes[..., 1]
-    cos, sin = boxes[..., 4].cos(), boxes[..., 4].sin()
-    return x * cos + y * sin, y * cos - x * sin

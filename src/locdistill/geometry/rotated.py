@@ -29,6 +29,19 @@ their width is vertical. ``le90`` and ``le135``: the width is the longer side an
 _START = {"le90": -math.pi / 2, "le135": -math.pi / 4}
 
 
+# -------------------------------------------------------------------------------------------------------------- numbers
+
+
+def wide(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The values in float32 at least."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def along_axes(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Coordinates of vectors ``x, y`` along axes that are turned by an angle; all broadcast."""
+    return cos * x + sin * y, cos * y - sin * x
+
+
 # -------------------------------------------------------------------------------------------------------- one rectangle
 
 
@@ -48,6 +61,14 @@ def hull(boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
     cos, sin = theta.cos().abs(), theta.sin().abs()
     across, down = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
     return torch.stack((x - across, y - down, x + across, y + down), -1)
+
+
+def in_frame(
+    points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 5"]
+) -> tuple[Float[Tensor, "*#batch"], Float[Tensor, "*#batch"]]:
+    """Coordinates of points along the sides ``w`` and ``h`` of boxes, from their centres."""
+    x, y, _, _, theta = boxes.unbind(-1)
+    return along_axes(points[..., 0] - x, points[..., 1] - y, theta.cos(), theta.sin())
 
 
 def polygon_hull(polygons: Float[Tensor, "*batch p 2"]) -> Float[Tensor, "*batch 4"]:
@@ -95,7 +116,7 @@ def fit(quads: Float[Tensor, "*batch 4 2"], angles: AngleRange) -> Float[Tensor,
     theta = torch.atan2(lines[..., 1], lines[..., 0])
     cos, sin = theta.cos()[..., None], theta.sin()[..., None]
     x, y = points[..., None, :, 0], points[..., None, :, 1]
-    (left, right), (top, bottom) = (v.aminmax(dim=-1) for v in (cos * x + sin * y, cos * y - sin * x))
+    (left, right), (top, bottom) = (v.aminmax(dim=-1) for v in along_axes(x, y, cos, sin))
     u, v = (left + right) / 2, (top + bottom) / 2
     cos, sin = cos[..., 0], sin[..., 0]
     found = torch.stack((cos * u - sin * v, sin * u + cos * v, right - left, bottom - top, theta), -1)
@@ -109,7 +130,7 @@ def fit(quads: Float[Tensor, "*batch 4 2"], angles: AngleRange) -> Float[Tensor,
 
 def polygon_area(polygons: Float[Tensor, "*batch p 2"]) -> Float[Tensor, "*batch"]:
     """Area within polygons given by their corners in either direction; where one crosses itself, parts cancel."""
-    points = _wide(polygons)
+    points = wide(polygons)
     x, y = (points - points[..., :1, :]).unbind(-1)
     return ((x * y.roll(-1, -1)).sum(-1) - (y * x.roll(-1, -1)).sum(-1)).abs() / 2
 
@@ -125,9 +146,8 @@ def rectangle_polygon_area(
     continuous. Polygons may be concave, their corners in either direction.
     """
     x, y, w, h, cos, sin = _frames(rectangles)
-    across, down = (c.movedim(-1, 0) for c in _wide(polygons).unbind(-1))
-    across, down = across - x, down - y
-    return _area_within(cos * across + sin * down, cos * down - sin * across, w, h)
+    across, down = (c.movedim(-1, 0) for c in wide(polygons).unbind(-1))
+    return _area_within(*along_axes(across - x, down - y, cos, sin), w, h)
 
 
 def part_inside(
@@ -149,7 +169,7 @@ def paired_iou(a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> 
 def pairwise_iou(a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tensor, "n m"]:
     """:func:`paired_iou` of all pairs; only those are intersected whose circumscribed boxes overlap."""
     with torch.no_grad():
-        i, j = overlapping_pairs(hull(_wide(a)), hull(_wide(b)))
+        i, j = overlapping_pairs(hull(wide(a)), hull(wide(b)))
     values = iou_of_pairs(a, b, i, j)
     return values.new_zeros(len(a) * len(b)).index_put((i * len(b) + j,), values).reshape(len(a), len(b))
 
@@ -167,7 +187,7 @@ def paired_polygon_iou(
 ) -> Float[Tensor, "*#batch"]:
     """:func:`paired_iou` of rectangles with simple polygons, such as the quadrilaterals of annotations as they are."""
     shared = rectangle_polygon_area(boxes, polygons)
-    return _over_union(shared, area(_wide(boxes)), polygon_area(polygons))
+    return _over_union(shared, area(wide(boxes)), polygon_area(polygons))
 
 
 def _over_union(shared: Tensor, area_a: Tensor, area_b: Tensor) -> Tensor:
@@ -178,20 +198,15 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of rectangles by their frames: that of ``b`` as it is seen in that of ``a``."""
     x, y, w, h, cos, sin = a
     other_x, other_y, other_w, other_h, other_cos, other_sin = b
-    across, down = other_x - x, other_y - y
-    place = cos * across + sin * down, cos * down - sin * across
-    turn = cos * other_cos + sin * other_sin, cos * other_sin - sin * other_cos
+    place = along_axes(other_x - x, other_y - y, cos, sin)
+    turn = along_axes(other_cos, other_sin, cos, sin)
     shared = _area_within(*_outline(*place, other_w, other_h, *turn), w, h)
     return _over_union(shared, 4 * w * h, 4 * other_w * other_h)
 
 
-def _wide(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 def _frames(boxes: Tensor) -> Tensor:
     """Centre ``x, y``, half sides, cosine and sine, on a new first axis: rows of many numbers are quick, of six not."""
-    x, y, w, h, theta = _wide(boxes).unbind(-1)
+    x, y, w, h, theta = wide(boxes).unbind(-1)
     return torch.stack((x, y, w / 2, h / 2, theta.cos(), theta.sin()))
 
 
