@@ -180,7 +180,8 @@ def test_predictions_of_tile_files_are_merged_too(scene: Path, tmp_path: Path) -
 def test_upright_boxes_are_tiled_and_merged_alike(tiny_coco: Path, tmp_path: Path) -> None:
     tile(tiny_coco, tmp_path / "tiles", size=80, overlap=60)
     assert sorted(path.name for path in (tmp_path / "tiles").iterdir()) == ["train", "val"]
-    upright = opened(tmp_path / "tiles").as_oriented(False)
+    upright = opened(tmp_path / "tiles")
+    assert not upright.oriented
     found = {
         r.image_id: Detections(torch.from_numpy(r.boxes), torch.full((len(r.boxes),), 0.9), torch.from_numpy(r.labels))
         for r in upright.records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from locdistill.data.coco import ALIASES
 from locdistill.data.files import in_threads, pictures_by_name
 from locdistill.data.problems import Problem
 from locdistill.data.sources import Listed, Source, circumscribed, clockwise, listed_names, signed_areas
+from locdistill.data.tiling import WINDOWS
 from locdistill.interop.classes import DOTA_BY_COUNT
 
 LABELS = ("labelTxt", "annfiles")
@@ -67,8 +69,10 @@ def read_dota(path: Path, place: Place) -> Source:
     the list.
 
     The classes are those of the first version of DOTA that has all names which occur in the data folder, whatever the
-    split, in its order; otherwise the names that occur, sorted.
+    split, in its order; otherwise the names that occur, sorted. Objects are rotated, but for tiles that were cut from
+    axis-aligned ones, which is written beside them.
     """
+    oriented = not _cut_from_upright(place)
     source = Source(file=str(place.names or place.images.parent), categories=[])
     pictures = pictures_by_name(place.images)
     names = _image_names(place, pictures, source)
@@ -89,10 +93,17 @@ def read_dota(path: Path, place: Place) -> Source:
                 ignored=np.array([row.difficult for row in rows], dtype=bool),
                 areas=signed_areas(quads),
                 where=f"image {name}",
-                quads=quads,
+                quads=quads if oriented else None,
             )
         )
     return source
+
+
+def _cut_from_upright(place: Place) -> bool:
+    try:
+        return json.loads((place.images.parent / WINDOWS).read_text(encoding="utf-8"))["oriented"] is False
+    except (OSError, ValueError, KeyError, TypeError):  # no tiles, or what 'locdistill data merge' complains about
+        return False
 
 
 class _Row(NamedTuple):

@@ -69,9 +69,9 @@ def tile(
 ) -> TilingResult:
     """Cut the images of a data set into overlapping square tiles; the tiles are a data set in DOTA's layout.
 
-    Any data set will do. Upright boxes have their corners for a quadrilateral, and are read back as upright boxes by a
-    detector of such. A call that was interrupted goes on where it was. Classes of ``data.ignore_classes`` stay what
-    they are: what is to be ignored is said to whoever uses the tiles, as it would be with whole images.
+    Any data set will do. Upright boxes have their corners for a quadrilateral, and are read back as upright boxes. A
+    call that was interrupted goes on where it was. Classes of ``data.ignore_classes`` stay what they are: what is to be
+    ignored is said to whoever uses the tiles, as it would be with whole images.
 
     Args:
         data: Folder of the data set, as for training.
