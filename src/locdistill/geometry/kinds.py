@@ -73,7 +73,7 @@ class BoxKind(Protocol):
         """Intersection over union of axis-aligned anchors ``x1, y1, x2, y2`` with boxes, all with all."""
 
     def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
-        """The part of the area of anchors ``x1, y1, x2, y2`` that lies in boxes, all with all."""
+        """The part of the area of anchors ``x1, y1, x2, y2`` that lies in boxes, all with all; a bound will do."""
 
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
         """Distance of each point to the nearest edge of its box; negative outside."""
@@ -217,18 +217,22 @@ class Rotated:
 
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 5"]) -> Float[Tensor, "b k l"]:
         """Of the pairs whose hulls meet; on a GPU the program waits for their number, in compiled code all are done."""
-        lying = self.upright(anchors)
         if torch.compiler.is_compiling():
-            return rotated.paired_iou(lying, boxes[:, :, None])
+            return rotated.paired_iou(self.upright(anchors), boxes[:, :, None])
         hulls = rotated.hull(boxes)[:, :, None]
         low, high = torch.maximum(hulls[..., :2], anchors[:, :2]), torch.minimum(hulls[..., 2:], anchors[:, 2:])
         met: Bool[Tensor, "b k l"] = (low < high).all(-1)
         box, anchor = met.flatten(0, 1).nonzero().unbind(1)
-        found = rotated.iou_of_pairs(lying, boxes.flatten(0, 1), anchor, box)
+        lying = self.upright(anchors[anchor])  # few of many
+        found = rotated.iou_of_pairs(lying, boxes.flatten(0, 1), torch.arange(len(lying), device=box.device), box)
         return found.new_zeros(met.flatten(0, 1).shape).index_put((box, anchor), found).view_as(met)
 
     def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 5"]) -> Float[Tensor, "b k l"]:
-        """That in the hull, if the anchor's middle lies in the box itself, else 0: cheap, and no GPU is waited for."""
+        """That in the hull where the anchor's middle lies in the box itself, else 0.
+
+        More than the part in a thin box, which tells all the same what is on it from what is beside; the exact part
+        would make a GPU wait at each step.
+        """
         middle = (anchors[:, :2] + anchors[:, 2:]) / 2
         part = upright.paired_iof(anchors, rotated.hull(boxes)[:, :, None])
         return part * (self.depth(middle, boxes[:, :, None]) > 0)
