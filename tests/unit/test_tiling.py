@@ -17,7 +17,17 @@ from shapely import Polygon, box
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
-from locdistill.data.tiling import WINDOWS, Tiles, TilingSettings, Window, cut, parts_inside, windows
+from locdistill.data.tiling import (
+    WINDOWS,
+    Tiles,
+    TilingSettings,
+    Window,
+    cut,
+    image_name,
+    parts_inside,
+    tile_name,
+    windows,
+)
 from locdistill.errors import DataError
 from locdistill.geometry.rotated import corners
 from locdistill.types import Detections
@@ -38,6 +48,17 @@ def test_published_windows_of_an_image_of_dota() -> None:
     assert sorted({place.x for place in places}) == [0, 824, 1648, 2472, 2976]
     assert sorted({place.y for place in places}) == [0, 824, 976]
     assert len(places) == 15
+
+
+def test_a_tile_is_called_after_its_image_and_its_window() -> None:
+    assert tile_name("P0__1", Window(824, 0, 1024)) == "P0__1__1024__824___0"
+    assert image_name("P0__1__1024__824___0") == "P0__1"
+    assert [image_name(name) for name in ("P0__0.5__-3___-4", "P0", "P0__1__2", "__1__2___3")] == [
+        "P0",
+        "P0",
+        "P0__1__2",
+        "__1__2___3",
+    ]
 
 
 def test_a_scale_has_windows_of_its_own_size() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from locdistill.data.problems import Problem, error_of
 from locdistill.data.records import Dataset, Kind, Record, corners
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Listed, Source, usual_split
+from locdistill.data.tiling import image_name
 from locdistill.data.voc import image_sets, read_voc, year_folders
 from locdistill.data.yolo import find_yaml, read_yolo, yaml_splits
 from locdistill.errors import AnnotationError
@@ -28,8 +28,6 @@ from locdistill.geometry.rotated import fit
 
 SPLITS = ("train", "val", "test")
 EMPTY = "images without objects, left out"
-TILE = re.compile(r"(.+)__[\d.]+__-?\d+___-?\d+")
-"""Names of tiles, which begin with the name of the image that they are cut from."""
 ANY, LEFT_OUT = -1, -2
 """Instead of a label: of what is to be ignored whatever class it may be, and of what is not looked at."""
 
@@ -140,8 +138,7 @@ def _hold_out(sources: Sequence[Source], share: float, split: str) -> None:
 
 def _original(path: Path) -> Path:
     """The image that a tile is cut from, by its name; any other image itself."""
-    tile = TILE.fullmatch(path.stem)
-    return path.with_stem(tile[1]) if tile else path
+    return path.with_stem(image_name(path.stem))
 
 
 def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -74,6 +75,17 @@ class Window(NamedTuple):
     x: int
     y: int
     side: int
+
+
+def tile_name(image: str, window: Window) -> str:
+    """What the tile of an image is called."""
+    return f"{image}__{window.side}__{window.x}___{window.y}"
+
+
+def image_name(name: str) -> str:
+    """The image that a tile of this name is cut from, by other programs' names too; what is no tile's name, itself."""
+    tile = re.fullmatch(r"(.+)__[\d.]+__-?\d+___-?\d+", name)
+    return tile[1] if tile else name
 
 
 def windows(width: int, height: int, settings: TilingSettings) -> list[Window]:
@@ -260,7 +272,7 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
         own = windows(record.width, record.height, settings)
         left_out += _left_out(record, own, settings)
         for window in own:
-            places[f"{name}__{window.side}__{window.x}___{window.y}"] = [index, *window]
+            places[tile_name(name, window)] = [index, *window]
     written = [written_class(name) for name in dataset.classes]
     if len(set(written)) < len(written):
         raise DataError(f"{dataset.name}: without spaces two classes have the same name: {written}; rename one")
