@@ -22,9 +22,9 @@ class ByShare:
 
     Attributes:
         ignore_iof: Locations whose anchor has more than this part of its area inside an ignored box (a crowd, a
-            difficult object) take no part; of a rotated object this is the box around it, and the anchor's middle has to
-            lie in the object itself as well. ``None``, as in the published configurations: ignored boxes have no effect
-            and their locations train as background.
+            difficult object) take no part; of a rotated object this is the box around it, and the anchor's middle has
+            to lie in the object itself as well. ``None``, as in the published configurations: ignored boxes have no
+            effect and their locations train as background.
     """
 
     ignore_iof: float | None = None
