@@ -193,6 +193,8 @@ def test_kinds_do_the_same_to_upright_boxes():
         rotated.anchor_iou(anchors, turned[None]), horizontal.anchor_iou(anchors, flat[None]), atol=1e-6
     )
     assert (kind_of(flat).numbers, kind_of(turned).numbers) == (4, 5)
+    with pytest.raises(AssertionError, match=r"boxes have 4 numbers, or 5 .* shape \(2, 4, 2\)"):
+        kind_of(horizontal.corners(flat))
 
 
 def test_shrinking_unevenly_keeps_side_and_area():

@@ -250,8 +250,11 @@ class Rotated:
 
 
 HORIZONTAL = Horizontal()
+_KINDS: dict[int, BoxKind] = {kind.numbers: kind for kind in (HORIZONTAL, Rotated())}
 
 
 def kind_of(boxes: Float[Tensor, "*batch d"]) -> BoxKind:
     """The kind of boxes, by their numbers; of rotated ones, whatever the range of their angles."""
-    return HORIZONTAL if boxes.shape[-1] == HORIZONTAL.numbers else Rotated()
+    numbers = boxes.shape[-1]
+    assert numbers in _KINDS, f"boxes have 4 numbers, or 5 if they are rotated; these have the shape {(*boxes.shape,)}"
+    return _KINDS[numbers]
