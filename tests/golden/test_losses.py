@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from locdistill.geometry.bins import Bins
-from locdistill.geometry.boxes import centre_offset, clip, paired_giou, paired_iou, pairwise_iof, pairwise_iou
+from locdistill.geometry.boxes import centre_offset, clip, paired_giou, paired_iof, paired_iou, pairwise_iou
 from locdistill.geometry.edges import decode, encode
 from locdistill.losses.distribution import distribution_focal_loss, softened_kl
 from locdistill.losses.focal import focal_loss, quality_focal_loss
@@ -115,7 +115,7 @@ def test_geometry(golden):
     _close(encode(points, targets[None])[0], arrays["bbox2distance"].numpy())
     _close(bins.clamp(encode(points, targets[None])[0]), arrays["bbox2distance_max16"].numpy())
     _close(pairwise_iou(boxes, targets), arrays["iou"].numpy())
-    _close(pairwise_iof(boxes, targets), arrays["iof"].numpy())
+    _close(paired_iof(boxes[:, None], targets), arrays["iof"].numpy())
     count = min(len(boxes), len(targets))
     _close(paired_iou(boxes[:count], targets[:count]), arrays["iou_aligned"].numpy())
     _close(paired_giou(boxes[:count], targets[:count]), arrays["giou_aligned"].numpy())
@@ -125,5 +125,5 @@ def test_diou_of_the_published_region_is_iof_based(golden):
     """The fork's "DIoU" is intersection over the first area less the centre offset; see ``ValuableLocations``."""
     arrays, other = golden("f_small_mmdet33"), golden("f_small_fork")
     boxes, targets = (torch.from_numpy(arrays[f"geom/{name}"]) for name in ("distance2bbox", "boxes2"))
-    got = pairwise_iof(boxes, targets) - centre_offset(boxes[:, None], targets[None])
+    got = paired_iof(boxes[:, None], targets) - centre_offset(boxes[:, None], targets)
     _close(got, other["geom/diou"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from locdistill.assign.fcos import FCOSPoints
 from locdistill.assign.max_iou import MaxIoU
-from locdistill.geometry.boxes import pairwise_iof, pairwise_iou
+from locdistill.geometry.boxes import paired_iof, pairwise_iou
 from locdistill.geometry.grid import Grid
 from locdistill.types import Instances
 
@@ -76,7 +76,7 @@ def test_fcos(seed, offset, radius, ignoring, integer):
 def _max_iou(grid: Grid, instances: Instances, image: int, assigner: MaxIoU) -> list[int]:
     """Slot of each location's object, by the reference's steps; -1 for none, -2 for not counted."""
     overlaps = pairwise_iou(grid.anchors(), instances.boxes[image]).numpy()
-    crowd = pairwise_iof(grid.anchors(), instances.boxes[image]).numpy()
+    crowd = paired_iof(grid.anchors()[:, None], instances.boxes[image]).numpy()
     objects = [slot for slot in range(6) if instances.present[image, slot]]
     crowds = [slot for slot in range(6) if instances.ignored[image, slot] and assigner.ignore_iof is not None]
     found = []

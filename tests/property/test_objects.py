@@ -25,7 +25,7 @@ from locdistill.distillation.presets import supervised
 from locdistill.distillation.regions import ValuableLocations
 from locdistill.geometry import objects
 from locdistill.geometry.bins import Bins
-from locdistill.geometry.boxes import centre_offset, pairwise_iof, pairwise_iou
+from locdistill.geometry.boxes import centre_offset, paired_iof, pairwise_iou
 from locdistill.geometry.grid import Grid
 from locdistill.objective.moment import Moment
 from locdistill.objective.objective import Objective
@@ -129,8 +129,8 @@ def test_regions(name: str, model: str, seed: int, count: int):
 def test_the_valuable_region_is_the_formula_over_a_whole_table(seed: int, count: int):
     scene = scene_of("gfl", seed, count)
     anchors, instances = scene.grid.anchors()[None], scene.instances
-    iou = pairwise_iou(anchors, instances.boxes)
-    closeness = pairwise_iof(anchors, instances.boxes) - centre_offset(anchors[:, :, None], instances.boxes[:, None])
+    pairs = anchors[:, :, None], instances.boxes[:, None]
+    iou, closeness = pairwise_iou(anchors, instances.boxes), paired_iof(*pairs) - centre_offset(*pairs)
     threshold = scene.assignment.thresholds[:, None]
     band = (closeness >= 0.25 * threshold) & (closeness < threshold) & instances.present[:, None]
     band = band & scene.assignment.inside[..., None]
@@ -145,7 +145,7 @@ def test_what_is_inside_boxes_or_ignored_is_the_formula_over_a_whole_table(seed:
     points, boxes = scene.grid.points[None, :, None], scene.instances.boxes[:, None]
     within = ((points > boxes[..., :2]) & (points < boxes[..., 2:])).all(-1) & scene.instances.present[:, None]
     assert torch.equal(InsideBoxes(positives=True)(scene) > 0, within.any(-1) & scene.assignment.inside)
-    part = pairwise_iof(scene.grid.anchors()[None], scene.instances.boxes) > 0.4
+    part = paired_iof(scene.grid.anchors()[:, None], boxes) > 0.4
     want = (part & scene.instances.ignored[:, None]).any(-1)
     assert torch.equal(in_ignored(scene.grid, scene.instances, 0.4), want)
 

@@ -78,11 +78,6 @@ def paired_iof(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> 
     return _intersection(a, b) / area(a).clamp(min=EPSILON)
 
 
-def pairwise_iof(a: Float[Tensor, "*#batch n 4"], b: Float[Tensor, "*#batch m 4"]) -> Float[Tensor, "*#batch n m"]:
-    """:func:`paired_iof` of all pairs."""
-    return paired_iof(a[..., :, None, :], b[..., None, :, :])
-
-
 def paired_inside(points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 4"]) -> Bool[Tensor, "*#batch"]:
     """Whether the points lie strictly inside the boxes; one on an edge does not."""
     x, y = points[..., 0], points[..., 1]
