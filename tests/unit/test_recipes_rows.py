@@ -544,7 +544,8 @@ def test_published_numbers_in_words() -> None:
     rows = {name: published_aps(recipe_summary(load_recipe(name))["published"]) for name in ROTATED}
     assert rows["rotated_ld_gwd_r18_from_r34"] == ("40.2 (37.5)", "37.1 (34.6)")
     assert rows["rotated_retinanet_kld_r18_1x"] == ("33.7 (31.5)", "")
-    assert rows["rotated_ld_jdet_r18_from_r50"] == ("AP50 69.8", "")
+    assert rows["rotated_ld_jdet_r18_from_r50"] == ("AP50 69.8", "AP50 68.5")
+    assert rows["rotated_retinanet_jdet_r18_1x"] == ("AP50 68.5", "")
     assert rows["rotated_gfl_r18_1x"] == ("", "")
     assert published_aps(recipe_summary(load_recipe("ld_r50_from_r101"))["published"]) == ("42.1", "40.1")
     assert recipe_summary(load_recipe("rotated_ld_jdet_r18_from_r50"))["published_ap"] is None

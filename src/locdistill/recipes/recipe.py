@@ -156,6 +156,8 @@ class Published(Settings):
     ap75: float | None = None
     baseline: float | None = None
     """AP of the same detector trained without a teacher."""
+    baseline50: float | None = None
+    """AP50, likewise."""
     corrected: float | None = None
     """AP as it would be without an error of the published evaluation that is known."""
     corrected_baseline: float | None = None

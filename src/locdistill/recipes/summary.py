@@ -46,11 +46,13 @@ def published_aps(published: Mapping[str, Any] | None) -> tuple[str, str]:
     In parentheses the corrected number, where there is one; AP50 where nothing else is published.
     """
     known = {key: f"{value:.1f}" for key, value in (published or {}).items() if isinstance(value, float)}
-    one, other = (
-        known.get(name, "") + (f" ({known[corrected]})" if corrected in known else "")
-        for name, corrected in (("ap", "corrected"), ("baseline", "corrected_baseline"))
-    )
-    return one or (f"AP50 {known['ap50']}" if "ap50" in known else ""), other
+
+    def said(name: str, corrected: str, at_50: str) -> str:
+        if name in known:
+            return known[name] + (f" ({known[corrected]})" if corrected in known else "")
+        return f"AP50 {known[at_50]}" if at_50 in known else ""
+
+    return said("ap", "corrected", "ap50"), said("baseline", "corrected_baseline", "baseline50")
 
 
 def _term(term: TermSettings) -> dict[str, Any]:
