@@ -235,6 +235,8 @@ def test_tiles_of_other_data_are_refused(scene: Path, tiny_coco: Path, tmp_path:
     tile(scene, tmp_path / "tiles")
     with pytest.raises(DataError):
         merge({}, tmp_path / "tiles", tmp_path / "merged", data=tiny_coco)
+    with pytest.raises(DataError, match="no tiles of a split 'foo', but of val; name one with --split"):
+        merge({}, tmp_path / "tiles", tmp_path / "merged", split="foo")
     with pytest.raises(DataError, match="no readable list of windows"):
         merge({}, tmp_path / "nothing", tmp_path / "merged")
 
@@ -243,7 +245,7 @@ def test_tiles_of_other_data_are_refused(scene: Path, tiny_coco: Path, tmp_path:
 def test_a_detector_looks_at_tiles(cli: Cli, scene: Path, tmp_path: Path, model: str) -> None:
     tiles = tmp_path / "tiles"
     assert cli("data", "tile", scene, tiles, "--size", 1280)[0] == 0
-    settings = {"model": model, "backbone": "test_resnet", "pretrained": False, "classes": ["ship", "large-vehicle"]}
+    settings = {"model": model, "backbone": "test_resnet", "pretrained": False, "classes": list(CLASSES)}
     small = {"channels": 8, "depth": 1, "norm_groups": 4, "levels": (5, 6), "input": {"short": 128, "long": 128}}
     torch.manual_seed(0)
     weights = Detector(DetectorSettings.model_validate(settings | small)).save(tmp_path / "w")
@@ -262,7 +264,7 @@ def test_a_detector_looks_at_tiles(cli: Cli, scene: Path, tmp_path: Path, model:
     assert list(content["per_class"]) == list(CLASSES)
     assert ("task1" in content) is rotated
     labels = [entry["category_id"] for entry in json.loads((merged / "results.json").read_text())]
-    numbers = {"ship": 9, "large-vehicle": 4}
+    numbers = {"ship": 9, "large vehicle": 4}
     assert sorted(labels) == sorted(numbers[entry["category_name"]] for entry in entries)
 
     code, out, error = cli("evaluate", weights, "--data", tiles, "--published-sum", "--area", "--json", *every)

@@ -160,13 +160,19 @@ def around(rbox: list[float]) -> dict[str, object]:
     return {"bbox": [x1, y1, x2 - x1, y2 - y1], "rbox": rbox}
 
 
+NO_VAL = (
+    "there is no split val to evaluate on; name another with data.val=NAME, or hold out some of the training images "
+    "with data.holdout=0.1"
+)
+
+
 def test_how_rotated_objects_lie(tmp_path: Path) -> None:
     boxes = [[30, 30, 20, 10, 0], [30, 30, 10, 20, 0], [30, 30, 20, 10, math.pi + 0.5], [30, 30, 10, 30, 0.5]]
     unsure = {**around([30, 30, 8, 8, 0.1]), "category_id": 2}
     folder = rotated_coco(tmp_path, [*map(around, boxes), unsure])
     report = check(DataSettings(path=str(folder), ignore_classes=("unsure",)))
     assert report.ok
-    assert report.warnings == []
+    assert report.warnings == [NO_VAL]
     (split,) = report.splits
     assert split.turned is not None
     assert split.turned.directions == {-60: 1, -30: 0, 0: 2, 30: 1, 60: 0, 90: 1}
@@ -188,6 +194,7 @@ def test_odd_rotated_objects_are_warnings(tmp_path: Path) -> None:
     report = check(DataSettings(path=str(folder), classes=("bar",)))
     assert report.ok
     assert report.warnings == [
+        NO_VAL,
         "train: 1 boxes drawn twice: a.png",
         "train: 2 boxes with a side below 4 pixels: a.png",
         "train: 2 boxes that reach beyond the image by more than a pixel: a.png",

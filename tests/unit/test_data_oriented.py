@@ -190,6 +190,8 @@ def test_dota_in_folders_of_splits(tmp_path: Path) -> None:
     dota(tmp_path / "train", {"P2": text + line(SQUARE, "ship", 2), "P10": None, "P3": ""})
     dota(tmp_path / "val", {"P5": line(SQUARE, "harbor", 1)}, suffix=".bmp")
     dataset, val = opened(tmp_path), opened(tmp_path, "val")
+    lost = "images without a label file, taken as without objects"
+    assert scan_dataset(DataSettings(path=str(tmp_path)), "train").notes[lost] == 1
     assert (dataset.kind, dataset.oriented, dataset.classes) == ("dota", True, DOTA[:15])
     assert dataset.classes[:2] == ("plane", "baseball-diamond")
     assert [record.path.name for record in dataset.records] == ["P10.png", "P2.png", "P3.png"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,7 @@ from locdistill.data.coco import ALIASES
 from locdistill.data.files import in_threads, pictures_by_name
 from locdistill.data.problems import Problem
 from locdistill.data.sources import Listed, Source, circumscribed, clockwise, listed_names, signed_areas
-from locdistill.data.tiling import WINDOWS
+from locdistill.data.tiling import Origin, origin
 from locdistill.interop.classes import DOTA_BY_COUNT
 
 LABELS = ("labelTxt", "annfiles")
@@ -69,17 +68,23 @@ def read_dota(path: Path, place: Place) -> Source:
     the list.
 
     The classes are those of the first version of DOTA that has all names which occur in the data folder, whatever the
-    split, in its order; otherwise the names that occur, sorted. Objects are rotated, but for tiles that were cut from
-    axis-aligned ones, which is written beside them.
+    split, in its order; otherwise the names that occur, sorted. Objects are rotated. Tiles have the classes of the data
+    that they were cut from, and rotated objects if those had.
     """
-    oriented = not _cut_from_upright(place)
     source = Source(file=str(place.names or place.images.parent), categories=[])
     pictures = pictures_by_name(place.images)
     names = _image_names(place, pictures, source)
     files = [place.labels / f"{name}.txt" if place.labels else None for name in names]
     parsed = in_threads(_parse, files, label="reading labels")
-    source.categories = list(enumerate(_classes(path, dict(zip(files, parsed, strict=True)))))
-    labels = {name: index for index, name in source.categories}
+    source.notes["images without a label file, taken as without objects"] += sum(
+        file is None or not file.is_file() for file in files
+    )
+    cut = origin(place.images.parent) or Origin(True, {})
+    used = {row.name for rows, _ in parsed for row in rows}
+    known = cut.classes if used <= cut.classes.keys() else {}
+    classes = tuple(known.values()) or _classes(path, dict(zip(files, parsed, strict=True)))
+    source.categories = list(enumerate(classes))
+    labels = {name: index for index, name in enumerate(known or classes)}
     for position, (name, (rows, problems)) in enumerate(zip(names, parsed, strict=True), start=1):
         source.problems += problems
         quads = clockwise(np.array([row.corners for row in rows], dtype=np.float64).reshape(-1, 4, 2), source.notes)
@@ -93,17 +98,10 @@ def read_dota(path: Path, place: Place) -> Source:
                 ignored=np.array([row.difficult for row in rows], dtype=bool),
                 areas=signed_areas(quads),
                 where=f"image {name}",
-                quads=quads if oriented else None,
+                quads=quads if cut.oriented else None,
             )
         )
     return source
-
-
-def _cut_from_upright(place: Place) -> bool:
-    try:
-        return json.loads((place.images.parent / WINDOWS).read_text(encoding="utf-8"))["oriented"] is False
-    except (OSError, ValueError, KeyError, TypeError):  # no tiles, or what 'locdistill data merge' complains about
-        return False
 
 
 class _Row(NamedTuple):

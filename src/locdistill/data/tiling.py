@@ -82,6 +82,27 @@ def tile_name(image: str, window: Window) -> str:
     return f"{image}__{window.side}__{window.x}___{window.y}"
 
 
+class Origin(NamedTuple):
+    """What tiles were cut from, as far as their label files do not tell.
+
+    Attributes:
+        oriented: Whether the objects were rotated.
+        classes: Names by what label files call them, in the order of the data that were cut.
+    """
+
+    oriented: bool
+    classes: dict[str, str]
+
+
+def origin(folder: Path) -> Origin | None:
+    """What the tiles in a folder were cut from; None if there are none of :func:`cut`."""
+    try:
+        content = json.loads((folder / WINDOWS).read_text(encoding="utf-8"))
+        return Origin(bool(content["oriented"]), {written_class(name): name for name in content["classes"]})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # Tiles.read says what is wrong
+        return None
+
+
 def image_name(name: str) -> str:
     """The image that a tile of this name is cut from, by other programs' names too; what is no tile's name, itself."""
     tile = re.fullmatch(r"(.+)__[\d.]+__-?\d+___-?\d+", name)

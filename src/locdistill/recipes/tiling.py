@@ -14,7 +14,7 @@ import torch
 from locdistill.data.open import available_splits, open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
-from locdistill.data.tiling import Tiles, TilingSettings, cut, written_class
+from locdistill.data.tiling import WINDOWS, Tiles, TilingSettings, cut, written_class
 from locdistill.errors import DataError
 from locdistill.evaluation.results import read_results, write_results
 from locdistill.evaluation.task1 import write_task1
@@ -145,6 +145,9 @@ def merge(
     """
     folder = Path(tiles) / Path(split).stem
     if not folder.is_dir():
+        there = sorted(file.parent.name for file in Path(tiles).glob(f"*/{WINDOWS}"))
+        if there:
+            raise DataError(f"{tiles}: no tiles of a split '{split}', but of {', '.join(there)}; name one with --split")
         folder, split = Path(tiles), Path(tiles).resolve().name
     cut_up = Tiles.read(folder)
     dataset = cut_up.original if data is None else _original(data, split, cut_up, overrides)
@@ -169,11 +172,12 @@ def _by_tile(
     """Detections by the name of the tile, labelled by the wanted classes; others are left out."""
     content = _predictions(results)
     if content is not None:
-        log.warning(
-            "%s holds what 'predict' shows: nothing with a score below its --threshold, which is 0.3 unless given; AP "
-            "wants all of it (predict --threshold 0)",
-            results,
-        )
+        if threshold := content.get("threshold"):
+            log.warning(
+                "%s holds what 'predict --threshold %g' shows; AP wants lower scores as well (predict --threshold 0)",
+                results,
+                threshold,
+            )
         classes = tuple(content["classes"])
         named = {Path(image["image"]).stem: _in_memory(image["detections"]) for image in content["images"]}
     else:
