@@ -173,6 +173,8 @@ def test_how_rotated_objects_lie(tmp_path: Path) -> None:
     report = check(DataSettings(path=str(folder), ignore_classes=("unsure",)))
     assert report.ok
     assert report.warnings == [NO_VAL]
+    held_out = DataSettings(path=str(folder), ignore_classes=("unsure",), holdout=0.1)
+    assert NO_VAL not in check(held_out).warnings
     (split,) = report.splits
     assert split.turned is not None
     assert split.turned.directions == {-60: 1, -30: 0, 0: 2, 30: 1, 60: 0, 90: 1}

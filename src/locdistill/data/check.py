@@ -124,7 +124,7 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     except DataError as error:
         return CheckReport(settings.path, "", [_as_problem(settings, error)])
     report = CheckReport(settings.path, kind)
-    if "train" in names and "val" not in names and not Path(settings.path).is_file():
+    if "train" in names and "val" not in names and not settings.holdout and not Path(settings.path).is_file():
         report.warnings.append(
             "there is no split val to evaluate on; name another with data.val=NAME, or hold out some of the training "
             "images with data.holdout=0.1"

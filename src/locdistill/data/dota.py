@@ -76,9 +76,7 @@ def read_dota(path: Path, place: Place) -> Source:
     names = _image_names(place, pictures, source)
     files = [place.labels / f"{name}.txt" if place.labels else None for name in names]
     parsed = in_threads(_parse, files, label="reading labels")
-    source.notes["images without a label file, taken as without objects"] += sum(
-        file is None or not file.is_file() for file in files
-    )
+    source.notes["images without a label file, taken as without objects"] += sum(own is UNLABELLED for own in parsed)
     cut = origin(place.images.parent) or Origin(True, {})
     used = {row.name for rows, _ in parsed for row in rows}
     known = cut.classes if used <= cut.classes.keys() else {}
@@ -111,6 +109,8 @@ class _Row(NamedTuple):
 
 
 _Parsed = tuple[list[_Row], list[Problem]]
+UNLABELLED: _Parsed = ([], [])
+"""What an image without a label file has; no other image has this very pair."""
 
 
 def _image_names(place: Place, pictures: dict[str, Path], source: Source) -> list[str]:
@@ -131,10 +131,12 @@ def _classes(path: Path, parsed: dict[Path | None, _Parsed]) -> tuple[str, ...]:
 
 def _parse(file: Path | None) -> _Parsed:
     """Rows of a label file, and what is broken in it."""
+    if file is None:
+        return UNLABELLED
     try:
-        text = file.read_text(encoding="utf-8-sig") if file is not None else ""
+        text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        return [], []
+        return UNLABELLED
     except (OSError, ValueError) as error:
         return [], [Problem(str(file), "", f"cannot be read as text ({error})", "export the labels again")]
     rows, problems = [], []

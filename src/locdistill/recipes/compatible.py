@@ -135,7 +135,7 @@ def check_teacher(
         )
         return Bridge(strides=its.strides, notes=(*maps, only), comparable=False)
     classes = _map_classes(mine, its)
-    edges = _rebin(mine, its) if its.bins is not None else _soften(student, mine, its, (soft or "two_hot", soft_width))
+    edges = _rebin(mine, its) if its.bins is not None else _soften(mine, its, (soft or "two_hot", soft_width))
     notes = [*_class_notes(mine, its), *_edge_notes(mine, its), *maps]
     if len(its.strides) > len(wanted):
         notes.append(f"levels: of the teacher's strides {list(its.strides)}, {list(wanted)} are used")
@@ -268,9 +268,10 @@ def _rebin(mine: Facts, its: Facts) -> Rebin | None:
     return Rebin(own=its.bins, bins=mine.bins, shift=mine.offset - its.offset)
 
 
-def _soften(student: DetectorSettings, mine: Facts, its: Facts, how: tuple[SoftTarget, float]) -> Soften:
+def _soften(mine: Facts, its: Facts, how: tuple[SoftTarget, float]) -> Soften:
+    assert mine.bins is not None
     kind, width = how
-    return Soften(shift=mine.offset - its.offset, bins=Bins(student.reg_max), kind=kind, width=width)
+    return Soften(shift=mine.offset - its.offset, bins=mine.bins, kind=kind, width=width)
 
 
 def _edge_notes(mine: Facts, its: Facts) -> list[str]:
