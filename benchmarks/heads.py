@@ -34,7 +34,6 @@ from locdistill.recipes.demo import short_run
 from locdistill.recipes.recipe import Recipe, TeacherSettings, supervised_terms
 from locdistill.recipes.run import run
 from locdistill.recipes.terms import TermSettings
-from locdistill.recipes.trial import markdown_table
 from locdistill.viz.curves import compare_agreement, read_metrics
 
 PARTS = 10
@@ -151,7 +150,7 @@ def main() -> None:
     words = {key: value for key, value in vars(options).items() if isinstance(value, int)}
     facts = {"torch": torch.__version__, "machine": platform.processor() or platform.machine(), "settings": words}
     (options.out / "heads.json").write_text(json.dumps({"facts": facts, "rows": rows}, indent=1) + "\n")
-    (options.out / "heads.md").write_text(markdown_table(shown) + "\n")
+    (options.out / "heads.md").write_text(shown.markdown() + "\n")
     logs = {kind: options.out / f"{kind}-student" / "metrics.csv" for kind in options.kinds}
     compare_agreement(logs, options.out / "heads.png")
     print(f"\n{shown.text(140)}\n\n{options.out / 'heads.png'}")

@@ -27,7 +27,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.real import Scale, pretrained
+from benchmarks.real import Scale, pretrained, small_detector
 
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
@@ -35,12 +35,12 @@ from locdistill.distillation.methods import METHODS
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.term import Term
 from locdistill.recipes.apart import run_apart
+from locdistill.recipes.arms import Arm, train_arms
 from locdistill.recipes.compare import compare
 from locdistill.recipes.comparison import difference_table, summary_table
-from locdistill.recipes.demo import Role, short_run, small_detector
+from locdistill.recipes.demo import Role, short_run
 from locdistill.recipes.recipe import Recipe, TeacherSettings
 from locdistill.recipes.terms import TermSettings
-from locdistill.recipes.trial import Arm, train_arms
 
 WIDTH = 64
 """Of all heads."""

@@ -1,11 +1,11 @@
-"""Does localization distillation help on real images? A trial on a small public data set.
+"""Does localization distillation help on real images? A comparison on a small public data set.
 
     python benchmarks/real.py bccd
     python benchmarks/real.py deeppcb --seeds 3 --out runs/real/deeppcb
 
 Trains a teacher and, over several seeds, the student alone, with distillation, and alone for equal time; writes
-``results.md``, ``results.json`` and ``report.html`` into ``--out``. A trial that was interrupted goes on when it is
-started again. Data lie in ``--data-root`` (or in ``LOCDISTILL_DATA``), ImageNet backbones in ``--weights`` (or in
+``compare.md``, ``compare.json`` and ``report.html`` into ``--out``. What was interrupted goes on when it is started
+again. Data lie in ``--data-root`` (or in ``LOCDISTILL_DATA``), ImageNet backbones in ``--weights`` (or in
 ``LOCDISTILL_WEIGHTS``) as ``timm_<name>.pth``.
 
 Scales: ``small`` is made for two cores and 20 to 25 minutes, at reduced size; ``large`` for a GPU, at the size of the
@@ -27,13 +27,12 @@ from pathlib import Path
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.models.settings import DetectorSettings, InputSettings
-from locdistill.recipes.apart import run_apart
-from locdistill.recipes.cache import cache_seconds
-from locdistill.recipes.demo import Role, short_run, small_detector
-from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.arms import Arm
+from locdistill.recipes.compare import Plan, carry_out
+from locdistill.recipes.comparison import difference_table, summary_table
+from locdistill.recipes.demo import Role, short_run
+from locdistill.recipes.recipe import Recipe, TeacherSettings
 from locdistill.recipes.terms import TermSettings
-from locdistill.recipes.trial import TrialSettings, difference_table, run_trial, summary_table
-from locdistill.recipes.trial_page import write_page
 
 
 @dataclass(frozen=True)
@@ -106,6 +105,32 @@ def pretrained(name: str, weights: Path, head: int, size: tuple[int, int], pack:
     )
 
 
+def small_detector(role: Role, *, size: tuple[int, int]) -> DetectorSettings:
+    """Residual networks with one block to a stage: 1.6 million parameters that teach 0.4 million.
+
+    ``size`` is the long and the short limit of the images.
+    """
+    widths, head = {"teacher": ([32, 64, 128, 256], 64), "student": ([16, 32, 64, 96], 48)}[role]
+    return DetectorSettings(
+        backbone="resnet18",
+        backbone_args={
+            "channels": widths,
+            "layers": [1, 1, 1, 1],
+            "stem_type": "deep",
+            "stem_width": 8,
+            "replace_stem_pool": True,
+            "norm_layer": "groupnorm:8",
+        },
+        pretrained=False,
+        channels=head,
+        depth=2,
+        norm_groups=16,
+        levels=(3, 4, 5),
+        anchor_scale=4.0,
+        input=InputSettings(short=size[1], long=size[0]),
+    )
+
+
 def detector(pack: str, role: Role, weights: Path, size: tuple[int, int]) -> DetectorSettings:
     """Teacher or student of a data set."""
     if pack == "deeppcb":
@@ -143,7 +168,7 @@ def ld_terms(options: argparse.Namespace) -> dict[str, TermSettings]:
     return {name: TermSettings.of_term(term) for name, term in terms.items() if term.weight}
 
 
-def trial(options: argparse.Namespace) -> TrialSettings:
+def plan(options: argparse.Namespace, out: Path) -> Plan:
     """The comparison that the command line asks for."""
     pack, scale = options.pack, SCALES[options.pack][options.scale]
     data = options.data_root / FOLDERS.get(pack, pack)
@@ -152,17 +177,28 @@ def trial(options: argparse.Namespace) -> TrialSettings:
     if options.teacher_steps or options.steps:
         steps = (options.teacher_steps or scale.teacher_steps, options.steps or scale.student_steps)
         scale = replace(scale, teacher_steps=steps[0], student_steps=steps[1])
+    teacher = None
+    if options.teacher is None:
+        teacher = Arm.of("teacher", "teacher", recipe(pack, "teacher", options, scale), (0,))
+    weights = options.teacher or teacher.folder(0, out) / "last.safetensors"
+    alone, seeds = recipe(pack, "student", options, scale), tuple(range(options.seeds))
+    taught = alone.model_copy(
+        update={
+            "name": f"{pack}-student-ld",
+            "terms": alone.terms | ld_terms(options),
+            "teacher": TeacherSettings(weights=str(weights), name=f"{pack}-teacher"),
+        }
+    )
     size = f"{scale.size[0]} x {scale.size[1]} pixels, {scale.batch} images per step."
-    return TrialSettings(
-        name=f"Localization distillation on {pack}",
-        about=f"{ABOUT[pack]} Images of {size}",
-        teacher=recipe(pack, "teacher", options, scale),
-        teacher_weights=options.teacher,
-        student=recipe(pack, "student", options, scale),
-        terms=ld_terms(options),
-        cache=not options.live,
+    return Plan(
+        arms=(Arm.of("alone", "student alone", alone, seeds), Arm.of("distilled", "student + LD", taught, seeds)),
+        out=out,
+        teacher=teacher,
         equal_time=not options.equal_steps,
-        seeds=tuple(range(options.seeds)),
+        cache=not options.live,
+        jobs=options.jobs,
+        title=f"Localization distillation on {pack}",
+        about=f"{ABOUT[pack]} Images of {size}",
         command=shlex.join(["python", "benchmarks/real.py", *options.words]),
     )
 
@@ -185,46 +221,44 @@ def parse(words: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--beside",
         type=Path,
-        help="folder of a trial with other terms, whose teacher and students alone are taken over",
+        help="folder of a comparison with other terms, whose teacher and students alone are taken over",
     )
     parser.add_argument("--precision", choices=("auto", "32", "bf16"), default="auto")
     parser.add_argument("--equal-steps", action="store_true", help="leave out the student alone for equal time")
     parser.add_argument("--live", action="store_true", help="ask the teacher at each step, and keep nothing it says")
-    parser.add_argument("--out", type=Path, help="folder of the trial; default: runs/real/PACK-SCALE")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
+    parser.add_argument("--out", type=Path, help="folder of the comparison; default: runs/real/PACK-SCALE")
     options = parser.parse_args(words)
     options.words = words
     return options
 
 
-def take_over(trial_settings: TrialSettings, other: Path, out: Path) -> None:
-    """Copy what another trial trained without its terms, which would come out the same here.
+def take_over(other: Path, out: Path) -> None:
+    """Copy what another comparison trained without the terms; the new one refuses it where its settings are others.
 
     The steps of equal time are those that were measured there.
     """
-    plain = json.loads((other / "trial.json").read_text())
-    ours = json.loads(trial_settings.model_dump_json())
-    changed = [key for key in ("teacher", "teacher_weights", "student") if plain[key] != ours[key]]
-    if changed:
-        sys.exit(f"{other} is a trial with another {' and '.join(changed)}; leave --beside out")
-    for folder in (*other.glob("teacher"), *other.glob("alone*"), *other.glob("equal_time.json")):
+    out.mkdir(parents=True, exist_ok=True)
+    known = json.loads((other / "arms.json").read_text())
+    stamp = out / "arms.json"
+    if not stamp.exists():
+        stamp.write_text(json.dumps({name: known[name] for name in ("teacher", "alone") if name in known}))
+    for folder in (*other.glob("teacher-*"), *other.glob("alone*"), *other.glob("equal_time*.json")):
         target = out / folder.name
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
             (shutil.copytree if folder.is_dir() else shutil.copy)(folder, target)
 
 
 def main(words: list[str]) -> None:
     options = parse(words)
     out = options.out or Path("runs") / "real" / f"{options.pack}-{options.scale}"
-    settings = trial(options)
+    asked = plan(options, out)
     if options.beside:
-        take_over(settings, options.beside, out)
-    tell = functools.partial(print, flush=True)
-    result = run_trial(settings, out, train=run_apart, tell=tell, remember=cache_seconds)
-    write_page(result, out)
+        take_over(options.beside, out)
+    result = carry_out(asked, tell=functools.partial(print, flush=True))
     for table in (summary_table(result), difference_table(result)):
         print(f"\n{table.text()}")
-    print(f"\n{result.verdict}\n\nThe page: {out / 'report.html'}; the tables: {out / 'results.md'}")
+    print(f"\n{result.verdict}\n\nThe page: {out / 'report.html'}; the tables: {out / 'compare.md'}")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from locdistill.errors import RecipeError, RunError, TeacherError
 from locdistill.evaluation import Evaluator, image_weights
 from locdistill.evaluation.bootstrap import Judgement
 from locdistill.models.settings import DetectorSettings
+from locdistill.recipes.arms import NOTHING, finished_run
 from locdistill.recipes.compare import Plan, compare, run_plan
 from locdistill.recipes.compare_arms import NAMES, USE, arms_of, changes, chosen_seeds, flat
 from locdistill.recipes.compare_measure import digest_of
@@ -29,7 +30,6 @@ from locdistill.recipes.load import dump_recipe
 from locdistill.recipes.paired import OverImages, Paired
 from locdistill.recipes.recipe import Recipe, TeacherSettings
 from locdistill.recipes.terms import TermSettings
-from locdistill.recipes.trial import NOTHING, finished_run
 from locdistill.types import Detections
 from tests.unit.test_evaluation_coco import dataset, detections, record
 
@@ -112,7 +112,7 @@ def quiet(line: str) -> None:
 @pytest.fixture
 def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the page, whose charts take longer than the rest."""
-    monkeypatch.setattr("locdistill.recipes.compare_page.write_page", lambda result: result.out)
+    monkeypatch.setattr("locdistill.recipes.compare_page.write_page", lambda result, _: result.out)
 
 
 def compared(out: Path, quality: dict[str, float], **more: Any) -> Comparison:

@@ -43,6 +43,12 @@ def compare(
             "--cache", help="Let each teacher look at an image once for all seeds; at equal time its runs share that."
         ),
     ] = False,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            "--jobs", "-j", min=1, help="Trainings at a time; for small detectors on a CPU, which share its cores."
+        ),
+    ] = 1,
     resamples: Annotated[
         int, typer.Option("--resamples", min=2, help="Times that the images are drawn anew, for the intervals.")
     ] = 2000,
@@ -85,6 +91,7 @@ def compare(
         *(part for name, value in given.items() if value is not None for part in (name, str(value))),
         *(["--equal-time"] if equal_time else []),
         *(["--cache"] if cache else []),
+        *(["--jobs", str(jobs)] if jobs != 1 else []),
         *(["--resamples", str(resamples)] if resamples != 2000 else []),
         *(part for setting in settings or () for part in ("--set", setting)),
     ]
@@ -96,6 +103,7 @@ def compare(
         out=out,
         equal_time=equal_time,
         cache=cache,
+        jobs=jobs,
         resamples=resamples,
         overrides=[*(settings or ()), *(word for word in words if "=" in word)],
         device=device,

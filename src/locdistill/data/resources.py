@@ -23,7 +23,7 @@ def worker_count(wanted: int | None, processes: int) -> int:
     """
     if wanted is not None:
         return wanted
-    return min(max(_cores(processes) - 1, 1), MOST_WORKERS)
+    return min(max(cores(processes) - 1, 1), MOST_WORKERS)
 
 
 def picture_memory(wanted: float | None, processes: int) -> int:
@@ -54,7 +54,7 @@ def processes_here(processes: int) -> int:
     return max(-(-processes // nodes), 1)
 
 
-def _cores(processes: int) -> int:
+def cores(processes: int) -> int:
     """Cores for one training process, within what the process, its container and SLURM are allowed."""
     every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for quota, period in _limits("cpu.max"):

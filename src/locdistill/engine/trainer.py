@@ -45,6 +45,9 @@ class RunInterrupted(LocdistillError):  # noqa: N818 (an event, not a mistake)
         super().__init__(message)
         self.signal_number, self.exit_code = signal_number, 128 + signal_number
 
+    def __reduce__(self) -> tuple[type[RunInterrupted], tuple[str, int]]:
+        return type(self), (str(self), self.signal_number)
+
 
 def fit(
     module: TrainingModule,

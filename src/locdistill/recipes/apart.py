@@ -1,17 +1,36 @@
-"""Many trainings, one after the other, each of which may take several processes."""
+"""Many trainings: one after the other, each of which may take several processes, or some side by side."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.synchronize import Event
 from pathlib import Path
+from types import FrameType
 
-from locdistill.engine.trainer import started_by_command
+import torch
+
+from locdistill.data.resources import cores
+from locdistill.engine.trainer import RunInterrupted, started_by_command
 from locdistill.errors import RunError
+from locdistill.recipes.arms import Train
 from locdistill.recipes.folder import make_folder, process_rank, write_text
 from locdistill.recipes.load import dump_recipe
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.run import run
+
+_STOPPED = "stopped; start the same command again to go on"
+_LOOK_EVERY = 0.5
+"""Seconds between two looks of a training whether the others were asked to stop."""
 
 
 def run_apart(recipe: Recipe, out: Path, resume: bool = False) -> None:
@@ -47,3 +66,70 @@ def run_apart(recipe: Recipe, out: Path, resume: bool = False) -> None:
     code = subprocess.run([sys.executable, "-m", "locdistill", *words], check=False).returncode  # noqa: S603
     if code:
         raise RunError(f"the training in {out} ended with exit code {code} (see above); start the same command again")
+
+
+@contextmanager
+def side_by_side(jobs: int) -> Iterator[Train]:
+    """Train in processes of their own, so many at a time; the cores are shared among them.
+
+    On a CPU, small detectors do not keep several threads busy: two trainings of one thread each take less time than one
+    after the other with two. Where this process is interrupted or killed, each training writes its checkpoint and ends.
+
+    Args:
+        jobs: Processes; with one, trainings happen here.
+
+    Yields:
+        A function like :func:`run_apart`, to be called from as many threads.
+    """
+    if jobs == 1:
+        yield run_apart
+        return
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    settings = (max(cores(1) // jobs, 1), os.getpid(), stop)
+
+    def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
+        if stop.is_set():
+            raise RunInterrupted(_STOPPED, signal.SIGTERM)
+        try:
+            pool.submit(run_apart, recipe, out, resume).result()
+        except BrokenProcessPool as error:
+            raise RunError(
+                f"the process that trained in {out} was killed, perhaps for want of memory; start the same command "
+                "again to go on, with a smaller --jobs"
+            ) from error
+
+    with ProcessPoolExecutor(jobs, context, _begin_beside, settings) as pool, _stopping(stop):
+        yield train
+
+
+@contextmanager
+def _stopping(stop: Event) -> Iterator[None]:
+    """Let the trainings stop where this process is asked to, or one of them failed."""
+
+    def asked(number: int, _: FrameType | None) -> None:
+        stop.set()
+        raise RunInterrupted(_STOPPED, number)
+
+    here = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, asked) for number in (signal.SIGINT, signal.SIGTERM) if here}
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _begin_beside(threads: int, parent: int, stop: Event) -> None:
+    """Share the cores with the other trainings, and stop when their parent stops or is gone."""
+    torch.set_num_threads(threads)
+
+    def watch() -> None:
+        while not stop.is_set() and os.getppid() == parent:
+            time.sleep(_LOOK_EVERY)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -4,14 +4,15 @@ Recipes are trained at several seeds where that was not done yet, or finished ru
 of one recipe with different seeds belong together. All are then measured on the same images, in the same way, and each
 is compared with the first (see :mod:`locdistill.recipes.comparison`).
 
-The training, its order and its resumption are those of :mod:`locdistill.recipes.trial`.
+The training, its order and its resumption are those of :mod:`locdistill.recipes.arms`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,8 @@ from typing import Any
 from locdistill.data.records import Dataset
 from locdistill.errors import DataError, RecipeError, RunError
 from locdistill.recipes import compare_page
-from locdistill.recipes.apart import run_apart
-from locdistill.recipes.cache import cache_seconds
-from locdistill.recipes.compare_arms import USE, arms_of, changes, chosen_seeds, flat
-from locdistill.recipes.compare_measure import Measure, Measuring, digest_of, evaluation_images
-from locdistill.recipes.comparison import Comparison, EqualTime, Measured, as_json, as_markdown
-from locdistill.recipes.defaults import Request
-from locdistill.recipes.folder import PARENT, make_folder, read_facts, write_text
-from locdistill.recipes.load import Override
-from locdistill.recipes.recipe import CacheSettings, Recipe
-from locdistill.recipes.trial import (
+from locdistill.recipes.apart import run_apart, side_by_side
+from locdistill.recipes.arms import (
     CACHE,
     Arm,
     Remember,
@@ -39,8 +32,19 @@ from locdistill.recipes.trial import (
     remembered,
     train_arms,
 )
+from locdistill.recipes.cache import cache_seconds
+from locdistill.recipes.compare_arms import USE, arms_of, changes, chosen_seeds, flat
+from locdistill.recipes.compare_measure import Measure, Measuring, digest_of, evaluation_images
+from locdistill.recipes.compare_pictures import pictures
+from locdistill.recipes.comparison import Comparison, EqualTime, Measured, as_json, as_markdown
+from locdistill.recipes.defaults import Request
+from locdistill.recipes.folder import PARENT, make_folder, read_facts, write_text
+from locdistill.recipes.load import Override
+from locdistill.recipes.recipe import CacheSettings, Recipe
+from locdistill.viz import report
 
 FEW_IMAGES = 100
+Show = Callable[[Comparison], list[report.Section]]
 _NEAR = 0.01  # recipes whose time differs by less take the same
 
 
@@ -55,10 +59,18 @@ class Plan:
         resamples: Of the images.
         command: What the reader types to get the same.
         cache: Whether what teachers say is kept, so that each looks at an image once for all seeds of a recipe.
+        teacher: Trained before the others, with one seed, and shown beside them.
+        jobs: Trainings at a time.
+        title: Heading of the page; the labels of the arms unless given.
+        about: What the data and the detectors are, in a few sentences.
     """
 
     arms: tuple[Arm, ...]
     out: Path
+    teacher: Arm | None = None
+    jobs: int = 1
+    title: str = ""
+    about: str = ""
     equal_time: bool = False
     resamples: int = 2000
     command: str = ""
@@ -78,6 +90,7 @@ def compare(  # noqa: PLR0913 - the words of the command line
     out: str | Path | None = None,
     equal_time: bool = False,
     cache: bool = False,
+    jobs: int = 1,
     resamples: int = 2000,
     overrides: Sequence[Override] = (),
     device: str | None = None,
@@ -100,6 +113,7 @@ def compare(  # noqa: PLR0913 - the words of the command line
         equal_time: Train the first recipe also for as many steps as fit into the time of each other one.
         cache: Let the teacher of a recipe look at each image once, for all seeds; what it says is kept in ``out``. At
             equal time the runs of the recipe share the time that takes.
+        jobs: Trainings at a time, in processes that share the cores; for small detectors on a CPU.
         resamples: How often the images are drawn anew for the intervals.
         overrides: ``"key.path=value"``, for all recipes; finished folders stay what they are.
         device: On which to measure, such as ``cuda:0``; a GPU if there is one unless given.
@@ -114,6 +128,8 @@ def compare(  # noqa: PLR0913 - the words of the command line
     """
     if resamples < 2:
         raise RecipeError(f"resamples is {resamples}; an interval needs at least 2, and 1000 to be steady")
+    if jobs < 1:
+        raise RecipeError(f"jobs is {jobs}; at least one training at a time is needed")
     chosen = chosen_seeds(seeds)
     arms = arms_of(recipes, Request(data=data, teacher=teacher, overrides=tuple(overrides)), chosen)
     name = "compare-" + "-".join(arm.name for arm in arms)
@@ -124,14 +140,35 @@ def compare(  # noqa: PLR0913 - the words of the command line
         resamples=resamples,
         command=command,
         cache=cache,
+        jobs=jobs,
     )
     _check_images(plan.arms, data)
+    return carry_out(plan, data=data, device=device, tell=tell)
+
+
+def carry_out(
+    plan: Plan, *, data: str | Path | None = None, device: str | None = None, tell: Tell = print
+) -> Comparison:
+    """Train, measure and write what was planned; arguments and errors as of :func:`compare`."""
     measure = Measuring(plan.out, data, device)
-    return run_plan(plan, train=run_apart, measure=measure, tell=tell, remember=cache_seconds)
+    show = functools.partial(pictures, data=data)
+    with side_by_side(plan.jobs) as train:
+        return run_plan(plan, train=train, measure=measure, tell=tell, remember=cache_seconds, show=show)
+
+
+def no_pictures(_result: Comparison) -> list[report.Section]:
+    """Show nothing."""
+    return []
 
 
 def run_plan(
-    plan: Plan, *, train: Train, measure: Measure, tell: Tell = print, remember: Remember | None = None
+    plan: Plan,
+    *,
+    train: Train,
+    measure: Measure,
+    tell: Tell = print,
+    remember: Remember | None = None,
+    show: Show = no_pictures,
 ) -> Comparison:
     """Train what is not yet trained, measure, and write ``compare.json``, ``compare.md`` and ``report.html``.
 
@@ -141,14 +178,16 @@ def run_plan(
         measure: Measures a finished run.
         tell: Gets a line of progress now and then.
         remember: Builds the cache of a recipe's teacher; without it the first run does.
+        show: Makes the sections of the page that need the detectors.
 
     Raises:
         RunError: The folder holds a comparison of other recipes of these names, or runs cannot be compared.
     """
     _claim(plan)
     arms = [_remembering(arm, plan.out) for arm in plan.arms] if plan.cache else plan.arms
+    teachers = [] if plan.teacher is None else train_arms([plan.teacher], plan.out, train=run_apart, tell=tell)
     beforehand = {arm.name: _beforehand(arm, plan.out, remember, tell) for arm in arms}
-    runs = train_arms(arms, plan.out, train=train, tell=tell)
+    runs = train_arms(arms, plan.out, train=train, tell=tell, jobs=plan.jobs)
     trained = {arm.name: [r for r in runs if r.arm == arm.name] for arm in plan.arms}
     equal_time: dict[str, EqualTime] = {}
     first = plan.arms[0]
@@ -161,12 +200,13 @@ def run_plan(
             equal_time[arm.name] = EqualTime(first.name, own)
             continue
         longer = _longer(first, arm, steps)
-        trained[longer.name] = train_arms([longer], plan.out, train=train, tell=tell)
+        trained[longer.name] = train_arms([longer], plan.out, train=train, tell=tell, jobs=plan.jobs)
         equal_time[arm.name] = EqualTime(longer.name, steps)
     measured: dict[str, tuple[Measured, ...]] = {}
     for name, of_arm in trained.items():
         tell(f"measuring: {name}, {len(of_arm)} run(s)")
         measured[name] = tuple(measure(name, r.seed, r.folder) for r in of_arm)
+    teacher = None if plan.teacher is None else measure(plan.teacher.name, teachers[0].seed, teachers[0].folder)
     _check_comparable(measured)
     result = Comparison(
         arms=plan.arms,
@@ -175,13 +215,17 @@ def run_plan(
         settings={arm.name: changes(first, arm) for arm in plan.arms[1:]},
         resamples=plan.resamples,
         notes=(*_notes(plan, measured), *_remembered_notes(beforehand)),
+        teacher=teacher,
         out=plan.out,
         command=plan.command,
+        title=plan.title,
+        about=plan.about,
     )
     tell(f"resampling: {len(next(iter(measured.values()))[0].judgement.images)} images, {plan.resamples} times")
     write_text(plan.out / "compare.json", json.dumps(as_json(result), indent=1) + "\n")
     write_text(plan.out / "compare.md", as_markdown(result))
-    compare_page.write_page(result)
+    tell("writing the page")
+    compare_page.write_page(result, show(result))
     return result
 
 
@@ -230,7 +274,7 @@ def _claim(plan: Plan) -> None:
     make_folder(plan.out)
     stamp = plan.out / "arms.json"
     known: dict[str, Any] = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
-    for arm in plan.arms:
+    for arm in (*plan.arms, *([] if plan.teacher is None else [plan.teacher])):
         settings = json.loads(json.dumps(flat(arm.recipe(0), without=USE)))
         before = known.setdefault(arm.name, settings)
         changed = [key for key in dict.fromkeys((*before, *settings)) if before.get(key) != settings.get(key)]
@@ -292,6 +336,11 @@ def _check_comparable(measured: Mapping[str, tuple[Measured, ...]]) -> None:
 
 def _notes(plan: Plan, measured: Mapping[str, tuple[Measured, ...]]) -> Iterator[str]:
     """What a reader has to know before believing a number."""
+    if plan.jobs > 1:
+        yield (
+            f"{plan.jobs} trainings ran at a time and shared the cores: their seconds are those of a busy machine, for "
+            "all alike."
+        )
     images = len(measured[plan.arms[0].name][0].judgement.images)
     if images < FEW_IMAGES:
         yield (

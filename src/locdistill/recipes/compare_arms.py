@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from locdistill.errors import RecipeError, RunError
+from locdistill.recipes.arms import NOTHING, Arm
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.folder import METRICS, RECIPE
 from locdistill.recipes.load import Override, build_recipe, load_recipe
@@ -16,7 +17,6 @@ from locdistill.recipes.overrides import apply_overrides
 from locdistill.recipes.recipe import Recipe, TeacherSettings
 from locdistill.recipes.summary import spelled_term
 from locdistill.recipes.teaching import teacher_files
-from locdistill.recipes.trial import NOTHING, Arm
 
 SEEDS = (0, 1, 2)
 USE = {

@@ -11,13 +11,13 @@ from locdistill.data.open import class_names
 from locdistill.data.records import Dataset
 from locdistill.errors import RunError
 from locdistill.evaluation.evaluator import Evaluator
+from locdistill.recipes.arms import finished_run
 from locdistill.recipes.comparison import Measured
 from locdistill.recipes.folder import RECIPE, file_digest, make_folder
 from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.recipes.load import Override, load_recipe
 from locdistill.recipes.opening import open_for
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.trial import finished_run
 from locdistill.recipes.use import evaluate
 from locdistill.types import Detections
 

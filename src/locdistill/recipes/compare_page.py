@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
+from locdistill.recipes.arms import environment
+from locdistill.recipes.charts import SEEDS, SeedColumn, block, seed_chart
 from locdistill.recipes.comparison import (
     Comparison,
     class_table,
@@ -19,8 +22,6 @@ from locdistill.recipes.comparison import (
     summary_table,
 )
 from locdistill.recipes.paired import Paired
-from locdistill.recipes.trial import environment
-from locdistill.recipes.trial_page import SEEDS, SeedColumn, block, seed_chart
 from locdistill.viz import report
 from locdistill.viz.curves import compare_runs, read_metrics
 from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
@@ -31,8 +32,13 @@ _INTERVALS = (
 )
 
 
-def write_page(result: Comparison) -> Path:
-    """Write ``report.html``, which needs no other file, and return its path."""
+def write_page(result: Comparison, pictures: Sequence[report.Section] = ()) -> Path:
+    """Write ``report.html``, which needs no other file, and return its path.
+
+    Args:
+        result: What was compared.
+        pictures: Sections with what the detectors see.
+    """
     about = "; ".join(f"{key}: {value}" for key, value in environment().items())
     conditions: list[report.Block] = [
         report.Text(note, note=True) for note in (*result.notes, explanation(result), about)
@@ -46,12 +52,13 @@ def write_page(result: Comparison) -> Path:
         report.Section(
             "Differences", [report.Picture(_forest(result), _INTERVALS, density=2), block(difference_table(result))]
         ),
+        *pictures,
         report.Section("By class", [block(class_table(result))]),
         report.Section("What differs", [block(settings_table(result))]),
         *_curves(result),
         report.Section("Every run", [block(runs_table(result))]),
     ]
-    return report.write_page(result.out / "report.html", heading(result), sections)
+    return report.write_page(result.out / "report.html", heading(result), sections, subtitle=result.about)
 
 
 def _seeds(result: Comparison) -> Image.Image:

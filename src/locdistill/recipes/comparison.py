@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from locdistill.evaluation.bootstrap import Judgement, Numbers, image_weights
 from locdistill.evaluation.tables import UNDEFINED, Table
+from locdistill.recipes.arms import METRICS, NOTHING, Arm, Run, environment, paired_cells, spread
 from locdistill.recipes.paired import OverImages, Paired, Wording, verdict
-from locdistill.recipes.trial import METRICS, NOTHING, Arm, Run, environment, paired_cells, spread
 from locdistill.settings import finite
 
 SIZES = ("APs", "APm", "APl")
@@ -69,8 +69,11 @@ class Comparison:
         settings: By arm, the settings in which it differs from the first: name, there, here.
         resamples: Of the images.
         notes: What a reader has to know.
+        teacher: A run that is shown beside the others, and compared with none.
         out: Folder of ``compare.json``, ``compare.md`` and ``report.html``.
         command: What the reader types to get the same.
+        title: Heading; of the labels unless given.
+        about: What the data and the detectors are.
     """
 
     arms: tuple[Arm, ...]
@@ -79,8 +82,11 @@ class Comparison:
     settings: Mapping[str, tuple[tuple[str, str, str], ...]] = field(default_factory=dict)
     resamples: int = 2000
     notes: tuple[str, ...] = ()
+    teacher: Measured | None = None
     out: Path = Path()
     command: str = ""
+    title: str = ""
+    about: str = ""
 
     @property
     def first(self) -> Arm:
@@ -180,12 +186,15 @@ def _of(numbers: Numbers, metric: str) -> NDArray[np.float64]:
 
 def summary_table(result: Comparison) -> Table:
     """One row per arm: mean over seeds and standard deviation of each metric, and what it costs."""
-    first = _seconds_per_step(result, result.first.name)
+    first = _seconds_per_step([m.run for m in result.runs[result.first.name]])
+    shown = {label: result.runs[name] for name, label in result.labels.items()}
+    if result.teacher is not None:
+        shown = {"teacher": (result.teacher,)} | shown
     rows = []
-    for name, label in result.labels.items():
-        runs = [measured.run for measured in result.runs[name]]
-        cells = [spread(result.values(name, metric)) for metric in result.metrics]
-        cost = f"{_seconds_per_step(result, name) / first:.2f}" if first > 0 else UNDEFINED
+    for label, measured in shown.items():
+        runs = [each.run for each in measured]
+        cells = [spread([run.metrics[metric] for run in runs]) for metric in result.metrics]
+        cost = f"{_seconds_per_step(runs) / first:.2f}" if first > 0 else UNDEFINED
         seconds = spread([run.seconds for run in runs])
         rows.append((label, *cells, seconds, cost, "/".join(map(str, _steps(runs))), str(len(runs))))
     header = ("", *result.metrics, "seconds", "per step", "steps", "seeds")
@@ -197,8 +206,8 @@ def _steps(runs: list[Run]) -> list[int]:
     return sorted({run.steps for run in runs})
 
 
-def _seconds_per_step(result: Comparison, name: str) -> float:
-    return statistics.median(m.run.seconds / max(m.run.steps, 1) for m in result.runs[name])
+def _seconds_per_step(runs: list[Run]) -> float:
+    return statistics.median(run.seconds / max(run.steps, 1) for run in runs)
 
 
 def difference_table(result: Comparison) -> Table:
@@ -276,16 +285,21 @@ def as_json(result: Comparison) -> dict[str, Any]:
         "notes": list(result.notes),
         "resamples": result.resamples,
         "images": len(result.runs[result.first.name][0].judgement.images),
+        "teacher": None if result.teacher is None else _run_json(result.teacher.run),
         "arms": {label: _arm_json(result, name) for name, label in result.labels.items()},
         "differences": {arm.label: _difference_json(result, arm) for arm in result.others},
         "settings": {
             arm.label: {key: {"first": there, "here": here} for key, there, here in result.settings.get(arm.name, ())}
             for arm in result.others
         },
-        "runs": [{**dataclasses.asdict(m.run), "folder": str(m.run.folder)} for of in result.runs.values() for m in of],
+        "runs": [_run_json(m.run) for of in result.runs.values() for m in of],
     }
     without_nan: dict[str, Any] = finite(content)
     return without_nan
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    return {**dataclasses.asdict(run), "folder": str(run.folder)}
 
 
 def _arm_json(result: Comparison, name: str) -> dict[str, Any]:
@@ -300,7 +314,7 @@ def _arm_json(result: Comparison, name: str) -> dict[str, Any]:
         "seeds": [m.run.seed for m in measured],
         "steps": _steps([m.run for m in measured]),
         "seconds": both([m.run.seconds for m in measured]),
-        "seconds_per_step": _seconds_per_step(result, name),
+        "seconds_per_step": _seconds_per_step([m.run for m in measured]),
         "metrics": {metric: both(result.values(name, metric)) for metric in result.metrics},
         "classes": {c: both(result.values(name, class_metric(c))) for c in result.classes},
     }
@@ -326,7 +340,13 @@ def as_markdown(result: Comparison) -> str:
     """The verdict and the tables, to be put into a document."""
     about = "; ".join(f"{key} {value}" for key, value in environment().items())
     tables = (summary_table, difference_table, class_table, settings_table, runs_table)
-    parts = ["# " + heading(result), *result.verdicts.values(), *(f"Note: {note}" for note in result.notes)]
+    about_data = [result.about] if result.about else []
+    parts = [
+        "# " + heading(result),
+        *about_data,
+        *result.verdicts.values(),
+        *(f"Note: {note}" for note in result.notes),
+    ]
     parts += [table(result).markdown() for table in tables]
     parts += [f"{explanation(result)} {about}."]
     if result.command:
@@ -336,4 +356,4 @@ def as_markdown(result: Comparison) -> str:
 
 def heading(result: Comparison) -> str:
     """Title of page and document."""
-    return f"{', '.join(arm.label for arm in result.others)} against {result.first.label}"
+    return result.title or f"{', '.join(arm.label for arm in result.others)} against {result.first.label}"

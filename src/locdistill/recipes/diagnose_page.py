@@ -17,11 +17,11 @@ from locdistill.data.records import Dataset
 from locdistill.objective.regions import Positives
 from locdistill.objective.scene import Scene
 from locdistill.recipes import diagnosis as words
+from locdistill.recipes.charts import block
 from locdistill.recipes.diagnosis import ALONE, START, STUDENT, Diagnosis
 from locdistill.recipes.load import dump_recipe
 from locdistill.recipes.pictures import miss, objects_by_doubt, spread
 from locdistill.recipes.reopen import Reopened
-from locdistill.recipes.trial_page import block
 from locdistill.types import Batch
 from locdistill.viz import report
 from locdistill.viz.calibration import plot_reliability, plot_shares
@@ -59,9 +59,9 @@ class Views:
 
 
 @torch.no_grad()
-def look(found: Reopened, dataset: Dataset) -> Views:
+def look(found: Reopened, dataset: Dataset, images: int = _IMAGES) -> Views:
     """Show some images to all detectors; with objects, where there are enough of those."""
-    shown = dataclasses.replace(dataset, records=tuple(spread(dataset.records, _IMAGES)))
+    shown = dataclasses.replace(dataset, records=tuple(spread(dataset.records, images)))
     limits = found.student.settings.input
     loader = evaluation_loader(shown, limits, batch=len(shown), workers=0)
     batch = move_data_to_device(next(iter(loader)), found.device)

@@ -223,3 +223,38 @@ def logged_to(path: Path) -> Iterator[None]:
         log.removeHandler(handler)
         log.setLevel(level)
         handler.close()
+
+
+_STARTED = frozenset({RECIPE, FACTS, LOG, "preflight.txt", "preflight.json", "metrics.csv", "train_batch.png"})
+"""Files that a run writes before its first checkpoint, beside the events of TensorBoard in ``logs``."""
+
+
+def clear_start(path: Path) -> None:
+    """Remove what a run left behind that stopped before its first checkpoint, and nothing else.
+
+    Raises:
+        RunError: Anything else is there.
+    """
+    if not path.exists():
+        return
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    foreign = [entry for entry in found if not _of_start(entry, path)]
+    if foreign:
+        raise RunError(
+            f"{path} is in the way: {foreign[0]} is not of a run that can be gone on with; move it, or choose another "
+            "folder with --out"
+        )
+    for entry in reversed(found):
+        entry.rmdir() if entry.is_dir() else entry.unlink()
+
+
+def _of_start(entry: Path, path: Path) -> bool:
+    """Whether a file or folder in a run's folder is one that a run writes before its first checkpoint, or a part."""
+    name, place = entry.name, entry.relative_to(path).parts[:-1]
+    if entry.is_symlink() or (entry.is_dir() and (name, place) != ("logs", ())):
+        return False
+    if place == ("logs",):
+        return name.startswith("events.out.tfevents.")
+    return place == () and (
+        name in _STARTED | {"logs"} or (name[:1] == "." and any(known in name for known in _STARTED))
+    )

@@ -21,6 +21,7 @@ from typing import Any
 from locdistill.data.records import Dataset
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
 from locdistill.recipes.apart import run_apart
+from locdistill.recipes.arms import Arm, Tell, Train, train_arms
 from locdistill.recipes.compare_arms import USE, chosen_seeds, flat
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.folder import PARENT, data_digest, make_folder, write_text
@@ -28,7 +29,6 @@ from locdistill.recipes.load import Override, build_recipe, dump_recipe
 from locdistill.recipes.opening import open_for
 from locdistill.recipes.recipe import OF_TEACHER, Recipe
 from locdistill.recipes.teaching import teacher_files
-from locdistill.recipes.trial import Arm, Tell, Train, train_arms
 from locdistill.recipes.tune_result import ALONE, AS_IS, BEST, LABELS, Trial, TuneResult, best_of, describe
 from locdistill.recipes.tune_sampler import propose, sampler
 from locdistill.recipes.tune_space import (

@@ -16,8 +16,8 @@ import numpy as np
 
 from locdistill.errors import RunError
 from locdistill.evaluation.tables import Table
+from locdistill.recipes.arms import METRICS, NOTHING, Run, environment, spread
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.trial import METRICS, NOTHING, Run, environment, spread
 from locdistill.recipes.tune_space import Searched, Values
 from locdistill.settings import finite
 from locdistill.viz.search import SettingAxis, plot_search
