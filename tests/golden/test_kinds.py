@@ -31,8 +31,8 @@ from tests.scenes import (
 
 pytestmark = pytest.mark.golden
 SHAPES = ((32, 40), (16, 20), (8, 10), (4, 5), (2, 3))
-# At temperatures of 8 and 10 a divergence is a small difference of large numbers: the reference's values, in float32, are
-# off by up to 2e-5 of them. Ours are computed in float64.
+# At temperatures of 8 and 10 a divergence is a small difference of large numbers: the values of the reference, which
+# computes in float32, are off by up to 2e-5 of them. Ours are computed in float64.
 RTOL, ATOL = 2e-5, 2e-6
 
 LEVELS = {

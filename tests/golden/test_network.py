@@ -161,10 +161,10 @@ def test_whole_network(network: tuple[Network, Detector]) -> None:
         dense = detector(images)
     for map_, value in zip(maps, (*expected.stages, *expected.pyramid), strict=True):
         assert close(map_.abs().mean(), value, rtol=5e-6)
-    # The maps of the coarse levels are small and even, so that normalisation by group in the towers enlarges rounding of
-    # the reference: disturbing the result of every convolution by 3e-7 moves the mean of P5 by up to 1.3e-3 (deformable
-    # ResNet-101) or 6e-5 (ResNet-50); single elements are small sums of large terms. The heads are compared more
-    # closely below, on ordinary values.
+    # The maps of the coarse levels are small and even, so that normalisation by group in the towers enlarges what the
+    # reference rounds: disturbing the result of every convolution by 3e-7 moves the mean of P5 by up to 1.3e-3
+    # (deformable ResNet-101) or 6e-5 (ResNet-50); single elements are small sums of large terms. The heads are compared
+    # more closely below, on ordinary values.
     rtol = 2e-3 if expected.settings.get("deformable") else 2e-4
     by_level = dense.edge_logits.split(detector.grid_for((128, 160)).level_sizes, 1)
     for level, value in zip(by_level, expected.edges, strict=True):

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import STUCK
+
 from .engine_run import distill, run
 from .test_resume import ROOT, taught, told, wait_for_rows
 
@@ -47,7 +49,7 @@ def start_two(out: Path, *, torchrun: bool = False, **arguments: Any) -> subproc
 
 def two_processes(out: Path, *, torchrun: bool = False, **arguments: Any) -> tuple[int, str]:
     process = start_two(out, torchrun=torchrun, **arguments)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=STUCK)
     return process.returncode, output
 
 
@@ -150,10 +152,11 @@ def test_spawned_from_python(tmp_path: Path) -> None:
 
 def test_two_processes_stop_together(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start_two(out, settings={}, batch=2, dawdle=0.2)
-    wait_for_rows(out, 2)
+    process = start_two(out, settings={}, batch=2, hold_at=4)
+    wait_for_rows(process, out, 2)
     process.send_signal(signal.SIGTERM)  # to the first process only
-    output, _ = process.communicate(timeout=120)
+    (tmp_path / "go").touch()
+    output, _ = process.communicate(timeout=STUCK)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert output.count("stopped by SIGTERM after optimiser step") == 1
     assert 0 < torch.load(out / "last.ckpt", weights_only=True)["global_step"] < 6

@@ -18,6 +18,7 @@ from locdistill.errors import NonFiniteLossError
 from .engine_fakes import FakeObjective, FakeTeacher, Judge, Loaders, collate
 from .test_engine_fit import run, settings_of
 
+
 class Clock:
     """Time that passes only where a fake says so: no machine is too slow or too fast."""
 
