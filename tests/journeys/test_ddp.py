@@ -69,10 +69,11 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path, torchrun: 
     assert first["images"] == list(range(8))  # each process detected on its share, the first one judged all
     assert second["images"] is None
     ours, theirs = load_file(tmp_path / "two" / "last.safetensors"), load_file(one.last)
+    # Sums over images are added up in another order: eps for each of some hundred terms, in each of eight steps.
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
     for row, expected in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
-        assert row == pytest.approx(expected, rel=1e-5)
+        assert row == pytest.approx(expected, rel=1e-4)
     assert "(2 epochs, 2 processes), learning rate 0.05" in output
     assert output.count("evaluation after step") == 2  # told once, not once per process
 
