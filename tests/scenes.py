@@ -18,6 +18,7 @@ from locdistill.geometry.grid import Grid
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.normalisers import Constant, ImageLevelMean, LevelMean, Normaliser, PerImage
+from locdistill.objective.scene import Scene
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
 
@@ -72,6 +73,16 @@ def dense_of(cls_maps: Sequence[Tensor], edge_maps: Sequence[Tensor]) -> Dense:
     """Predictions from the maps of a head with four edges."""
     edges = flatten(edge_maps)
     return Dense(flatten(cls_maps), edges.unflatten(-1, (4, -1)))
+
+
+def in_double(scene: Scene) -> Scene:
+    """The scene with predictions in float64, of which all losses follow: they are then the same on every machine."""
+    student, teacher = (
+        None if dense is None else Dense(*(v.double() if torch.is_tensor(v) else v for v in dense))
+        for dense in (scene.student, scene.teacher)
+    )
+    assert student is not None
+    return replace(scene, student=student, teacher=teacher, boxes=scene.boxes_of(student))
 
 
 def grid_of(maps: Sequence[Tensor]) -> Grid:

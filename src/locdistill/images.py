@@ -148,7 +148,8 @@ def resize_to(image: UInt8[Tensor, "3 h w"], size: tuple[int, int], *, flipped: 
     """Resize to a given height and width as `resize_keep_ratio` does; the same image if nothing is to be done.
 
     With ``flipped`` it is mirrored left and right too: before or after resizing, where there are fewer pixels. The
-    result is the same, for the weights of the filter are symmetric.
+    result is the same, for the weights of the filter are symmetric, up to one grey level where PyTorch resizes in
+    floating point (on processors without AVX2).
     """
     first = flipped and image.shape[-2] * image.shape[-1] < size[0] * size[1]
     if first:

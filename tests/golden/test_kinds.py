@@ -18,12 +18,21 @@ from locdistill.geometry.bins import Bins
 from locdistill.objective.scene import Scene
 from locdistill.types import Dense
 from tests.golden.test_vectors import GTS, LABELS
-from tests.scenes import ASSIGNER_OF, flatten, grid_of_kind, instances_of, per_level, published_terms, wave_maps
+from tests.scenes import (
+    ASSIGNER_OF,
+    flatten,
+    grid_of_kind,
+    in_double,
+    instances_of,
+    per_level,
+    published_terms,
+    wave_maps,
+)
 
 pytestmark = pytest.mark.golden
 SHAPES = ((32, 40), (16, 20), (8, 10), (4, 5), (2, 3))
-# At temperatures of 8 and 10 a divergence is a small difference of large numbers; in float32 the reference's own values
-# and ours are both off by up to 2e-5 of them.
+# At temperatures of 8 and 10 a divergence is a small difference of large numbers: the values of the reference, which
+# computes in float32, are off by up to 2e-5 of them. Ours are computed in float64.
 RTOL, ATOL = 2e-5, 2e-6
 
 LEVELS = {
@@ -98,8 +107,8 @@ def test_published_losses_per_level(model, name):
     if (model, name) == ("retinanet", "ld_vlr"):
         scene = replace(scene, assignment=scene.assignment._replace(thresholds=TIE))
         term = replace(term, on=ValuableLocations(positives=False))
-    got = per_level(term.per_location(scene), scene.grid)
-    torch.testing.assert_close(got, torch.tensor(LEVELS[model][name]), rtol=RTOL, atol=ATOL)
+    got = per_level(term.per_location(in_double(scene)), scene.grid)
+    torch.testing.assert_close(got.double(), torch.tensor(LEVELS[model][name]).double(), rtol=RTOL, atol=ATOL)
 
 
 @pytest.mark.parametrize("model", LEVELS)

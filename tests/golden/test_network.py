@@ -15,6 +15,7 @@ from locdistill.models.detector import Detector
 from locdistill.models.heads.gfl import GFLHead, GFLv2Head
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Dense
+from tests.rounding import assert_rounded
 
 pytestmark = pytest.mark.golden
 
@@ -128,8 +129,18 @@ def fill(detector: Detector) -> None:
     detector.load_state_dict(from_mmdet(theirs, model))
 
 
-def close(actual: Tensor, expected: float, rtol: float = 1e-5) -> bool:
-    return bool(torch.isclose(actual, torch.tensor(expected), rtol=rtol, atol=1e-7))
+def close(actual: Tensor, expected: float, rtol: float) -> bool:
+    return float(actual) == pytest.approx(expected, rel=rtol, abs=1e-7)
+
+
+def double(detector: Detector) -> None:
+    """Let the network compute in float64, so that only the reference rounds: to the same numbers on every machine.
+
+    Edge logits are float32 all the same, and so is what a head of GFL v2 reads off them.
+    """
+    detector.double()
+    if isinstance(detector.head, GFLv2Head):
+        detector.head.quality.float()
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
@@ -142,18 +153,19 @@ def network(request: pytest.FixtureRequest) -> tuple[Network, Detector]:
 def test_whole_network(network: tuple[Network, Detector]) -> None:
     expected, detector = network
     fill(detector)
-    images = sequence((1, 3, 128, 160), 1.0, 0.05, 0.3)
+    double(detector)
+    images = sequence((1, 3, 128, 160), 1.0, 0.05, 0.3).double()
     with torch.no_grad():
         # C2 is among the outputs of the backbone too, for the frozen part ends there.
         maps = [*detector.backbone(images), *detector.pyramid(images)]
         dense = detector(images)
     for map_, value in zip(maps, (*expected.stages, *expected.pyramid), strict=True):
         assert close(map_.abs().mean(), value, rtol=5e-6)
-    # The maps of the coarse levels are small and even, so that normalisation by group in the towers enlarges rounding:
-    # disturbing the result of every convolution by 3e-7 moves the mean of P5 by up to 1.3e-3 (deformable ResNet-101) or
-    # 6e-5 (ResNet-50); single elements are small sums of large terms. The heads are compared more closely below, on
-    # ordinary values.
-    rtol = 2e-3 if expected.settings.get("deformable") else 1e-4
+    # The maps of the coarse levels are small and even, so that normalisation by group in the towers enlarges what the
+    # reference rounds: disturbing the result of every convolution by 3e-7 moves the mean of P5 by up to 1.3e-3
+    # (deformable ResNet-101) or 6e-5 (ResNet-50); single elements are small sums of large terms. The heads are compared
+    # more closely below, on ordinary values.
+    rtol = 2e-3 if expected.settings.get("deformable") else 2e-4
     by_level = dense.edge_logits.split(detector.grid_for((128, 160)).level_sizes, 1)
     for level, value in zip(by_level, expected.edges, strict=True):
         assert close(level.abs().mean(), value, rtol=rtol)
@@ -213,26 +225,31 @@ def flat(arrays: dict[str, Tensor], name: str, *shape: int) -> Tensor:
     return torch.cat([arrays[f"{name}{level}"].permute(0, 2, 3, 1).reshape(2, -1, *shape) for level in range(5)], 1)
 
 
+TERMS = 3 * 32 * 9
+"""Terms of a logit of that head: two convolutions of a tower and the last one, of 32 channels and 3x3 each."""
+
+
 def test_head_on_given_weights(golden: Callable[[str], dict[str, np.ndarray]]) -> None:
     dense, own = head_of(golden("f_small_mmdet33"), "gflhead/")
-    torch.testing.assert_close(dense.cls_logits, flat(own, "cls", 20), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(dense.edge_logits, flat(own, "box", 4, 17), rtol=1e-5, atol=1e-6)
+    assert_rounded(dense.cls_logits, flat(own, "cls", 20), terms=TERMS)
+    assert_rounded(dense.edge_logits, flat(own, "box", 4, 17), terms=TERMS)
 
 
 def test_v2_head_on_given_weights(golden: Callable[[str], dict[str, np.ndarray]]) -> None:
     """The reference's head hands out probabilities, which ours says as two factors, and the logits of the first."""
     dense, own = head_of(golden("f_small_fork"), "gflv2head/", model="gflv2", background_channel=True)
-    torch.testing.assert_close(dense.cls_logits, flat(own, "out2", 21), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(dense.edge_logits, flat(own, "box", 4, 17), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(dense.score_logits.sigmoid(), flat(own, "cls", 21), rtol=1e-5, atol=1e-7)
+    assert_rounded(dense.cls_logits, flat(own, "out2", 21), terms=TERMS)
+    assert_rounded(dense.edge_logits, flat(own, "box", 4, 17), terms=TERMS)
+    assert_rounded(dense.score_logits.sigmoid(), flat(own, "cls", 21), terms=TERMS)
 
 
 def test_quality_read_off_distributions() -> None:
-    """Weights and logits computed as in `fill`, for two rows of three locations."""
-    head = GFLv2Head(DetectorSettings(model="gflv2", channels=8, norm_groups=8, classes=("a",)))
+    """Weights and logits computed as in `fill`, for two rows of three locations; eight digits of the reference's."""
+    head = GFLv2Head(DetectorSettings(model="gflv2", channels=8, norm_groups=8, classes=("a",))).double()
     with torch.no_grad():
         for index, parameter in enumerate(head.quality.parameters()):
             parameter.copy_(sequence(tuple(parameter.shape), 0.5, 0.37, 0.1 * index))
-        quality = head.read(sequence((1, 68, 2, 3), 2.0, 0.37, 0.2).flatten(2).transpose(1, 2).reshape(1, 6, 4, 17))
-    expected = torch.tensor([[0.98706555, 0.98706985, 0.98706669, 0.98706645, 0.98706228, 0.98705882]])
-    torch.testing.assert_close(quality.sigmoid(), expected, rtol=2e-7, atol=0)
+        logits = sequence((1, 68, 2, 3), 2.0, 0.37, 0.2).flatten(2).transpose(1, 2).reshape(1, 6, 4, 17)
+        quality = head.read(logits.double())
+    expected = [[0.98706555, 0.98706985, 0.98706669, 0.98706645, 0.98706228, 0.98705882]]
+    assert_rounded(quality.sigmoid(), expected, terms=4)  # the last sigmoid of the reference

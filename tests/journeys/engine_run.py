@@ -1,6 +1,6 @@
 """A training run as a script of its own: ``python -m tests.journeys.engine_run OUT '{"settings": {...}}'``.
 
-It can be told to kill itself at a batch, or to dawdle so that it can be signalled.
+It can be told to kill itself at a batch, or to wait at one until it was signalled: until a file ``go`` lies beside OUT.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,15 +38,16 @@ from tests.unit.engine_fakes import FakeDetector, FakeObjective, FakePupil, Fake
 class Fated(FakeObjective):
     """Kills its process, as a crash or the kernel would, when it is called for the n-th time."""
 
-    def __init__(self, kill_at: int | None, dawdle: float, breaks_on: int | None = None) -> None:
+    def __init__(self, kill_at: int | None, go: Callable[[], bool], hold_at: int | None, breaks_on: int | None) -> None:
         super().__init__(needs_teacher=True, breaks_on=breaks_on)
-        self.kill_at, self.dawdle, self.calls = kill_at, dawdle, 0
+        self.kill_at, self.go, self.hold_at, self.calls = kill_at, go, hold_at, 0
 
     def losses(self, scene: Any) -> dict[str, torch.Tensor]:
         if self.kill_at == self.calls:
             os.kill(os.getpid(), signal.SIGKILL)
+        while self.hold_at == self.calls and not self.go():
+            time.sleep(0.01)
         self.calls += 1
-        time.sleep(self.dawdle)
         return super().losses(scene)
 
 
@@ -55,7 +57,7 @@ def run(
     *,
     resume: bool = False,
     kill_at: int | None = None,
-    dawdle: float = 0.0,
+    hold_at: int | None = None,
     breaks_on: int | None = None,
     plain: bool = False,
     batch: int = 4,
@@ -68,7 +70,7 @@ def run(
     detector = FakeDetector(dropout=0.0, norm_eval=True).train() if plain else FakeDetector()
     values = {"log_every": 1, "accelerator": "cpu", "precision": "32", "lr": 0.2, "epochs": 3} | settings
     teacher = FakePupil() if pupil else FakeTeacher()
-    objective = Fated(kill_at, dawdle, breaks_on)
+    objective = Fated(kill_at, out.with_name("go").exists, hold_at, breaks_on)
     module = TrainingModule(detector, objective, teacher, EngineSettings(**values), watch=watch)
     judge = Judge()
     result = fit(

@@ -15,6 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.processes import STUCK
+
 from .engine_run import distill, run
 from .test_resume import ROOT, taught, told, wait_for_rows
 
@@ -47,7 +49,7 @@ def start_two(out: Path, *, torchrun: bool = False, **arguments: Any) -> subproc
 
 def two_processes(out: Path, *, torchrun: bool = False, **arguments: Any) -> tuple[int, str]:
     process = start_two(out, torchrun=torchrun, **arguments)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=STUCK)
     return process.returncode, output
 
 
@@ -67,10 +69,11 @@ def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path, torchrun: 
     assert first["images"] == list(range(8))  # each process detected on its share, the first one judged all
     assert second["images"] is None
     ours, theirs = load_file(tmp_path / "two" / "last.safetensors"), load_file(one.last)
+    # Sums over images are added up in another order: eps for each of some hundred terms, in each of eight steps.
     for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
     for row, expected in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
-        assert row == pytest.approx(expected, rel=1e-5)
+        assert row == pytest.approx(expected, rel=1e-4)
     assert "(2 epochs, 2 processes), learning rate 0.05" in output
     assert output.count("evaluation after step") == 2  # told once, not once per process
 
@@ -150,10 +153,11 @@ def test_spawned_from_python(tmp_path: Path) -> None:
 
 def test_two_processes_stop_together(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start_two(out, settings={}, batch=2, dawdle=0.2)
-    wait_for_rows(out, 2)
+    process = start_two(out, settings={}, batch=2, hold_at=4)
+    wait_for_rows(process, out, 2)
     process.send_signal(signal.SIGTERM)  # to the first process only
-    output, _ = process.communicate(timeout=120)
+    (tmp_path / "go").touch()
+    output, _ = process.communicate(timeout=STUCK)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert output.count("stopped by SIGTERM after optimiser step") == 1
     assert 0 < torch.load(out / "last.ckpt", weights_only=True)["global_step"] < 6

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from locdistill.recipes.use import evaluate
+from tests.processes import STUCK
 from tests.unit.test_augment import detector_of
 
 pytestmark = pytest.mark.journey
@@ -27,7 +28,7 @@ def test_two_processes_share_the_images(tiny_coco: Path, tmp_path: Path) -> None
         capture_output=True,
         text=True,
         env=environment | {"OMP_NUM_THREADS": "1"},
-        timeout=240,
+        timeout=STUCK,
         check=False,
     )
     assert answer.returncode == 0, answer.stderr

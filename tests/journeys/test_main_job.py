@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from PIL import Image
 
 import locdistill
 from locdistill.cli import main
+from tests.processes import STUCK
 
 pytestmark = pytest.mark.journey
 
@@ -39,10 +39,26 @@ FILES = {
 }
 
 
-def start(folder: Path, *words: object) -> subprocess.Popen[str]:
+KILLED = """
+import os, signal
+
+def replace(source, target, do=os.replace):
+    do(source, target)
+    if str(target).endswith("last.ckpt"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+os.replace = replace
+from locdistill.cli import main
+
+main()
+"""
+"""The command line, killed from within as soon as it has saved for the first time."""
+
+
+def start(folder: Path, *words: object, program: tuple[str, str] = ("-m", "locdistill")) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "locdistill", *map(str, words)],
+        [sys.executable, *program, *map(str, words)],
         cwd=folder,
         env=environment,
         stdout=subprocess.PIPE,
@@ -54,7 +70,7 @@ def start(folder: Path, *words: object) -> subprocess.Popen[str]:
 def command(folder: Path, *words: object) -> str:
     """Run as a process of its own; its standard output."""
     process = start(folder, *words)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=STUCK)
     assert process.returncode == 0, f"{words}: {process.returncode}\n{out}\n{err}"
     return out
 
@@ -160,13 +176,10 @@ def test_killed_and_resumed_equals_uninterrupted(
     place = student.parent
     run = place / "killed"
     words = ("distill", *distill_words(tiny_coco, teacher), "--out", run, "engine.checkpoint_every_steps=3")
-    process = start(place, *words)
-    deadline = time.monotonic() + 60
-    while not (run / "last.ckpt").exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it finished before it could be killed"
+    process = start(place, *words, program=("-c", KILLED))
+    _, err = process.communicate(timeout=STUCK)
+    assert process.returncode == -signal.SIGKILL, err
+    assert (run / "last.ckpt").exists()
     assert len(losses(run)) < len(losses(student))
     error = here("distill", "--resume", "--out", run, "engine.lr=1", code=2)
     assert "engine.lr" in error

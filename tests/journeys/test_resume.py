@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file
 
 from locdistill.engine import FitResult
 from locdistill.engine.log import Row, read_metrics
+from tests.processes import STUCK, wait_until
 
 from .engine_run import distill, run
 
@@ -38,12 +38,9 @@ def start(out: Path, *, variables: dict[str, str] | None = None, **arguments: An
     )
 
 
-def wait_for_rows(out: Path, count: int) -> None:
+def wait_for_rows(process: subprocess.Popen[str], out: Path, count: int) -> None:
     metrics = out / "metrics.csv"
-    deadline = time.monotonic() + 100
-    while not metrics.exists() or len(read_metrics(metrics)) < count:
-        assert time.monotonic() < deadline, f"no {count} rows in {metrics}"
-        time.sleep(0.05)
+    wait_until(lambda: metrics.exists() and len(read_metrics(metrics)) >= count, process)
 
 
 def told(out: Path) -> list[Row]:
@@ -73,7 +70,7 @@ def assert_same_run(ours: FitResult, theirs: FitResult) -> None:
 )
 def test_killed_and_resumed(tmp_path: Path, name: str, settings: dict[str, Any], kill_at: int, rows_left: int) -> None:
     process = start(tmp_path / "killed", settings=settings, kill_at=kill_at)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=STUCK)
     assert process.returncode == -signal.SIGKILL, output
     if rows_left:
         saved = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
@@ -89,7 +86,7 @@ def test_killed_and_resumed(tmp_path: Path, name: str, settings: dict[str, Any],
 def test_a_teacher_that_follows_goes_on_where_it_was(tmp_path: Path) -> None:
     settings = {"checkpoint_every_steps": 1, "log_every": 3}
     process = start(tmp_path / "killed", settings=settings, kill_at=7, pupil=True)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=STUCK)
     assert process.returncode == -signal.SIGKILL, output
     resumed = run(tmp_path / "killed", settings, resume=True, pupil=True)
     whole = run(tmp_path / "whole", settings, pupil=True)
@@ -106,7 +103,7 @@ def test_killed_twice(tmp_path: Path) -> None:
     settings = {"checkpoint_every_steps": 1, "ema": 0.5}
     for kill_at in (3, 4):
         process = start(tmp_path / "killed", settings=settings, kill_at=kill_at, resume=kill_at == 4)
-        process.communicate(timeout=120)
+        process.communicate(timeout=STUCK)
         assert process.returncode == -signal.SIGKILL
     resumed = run(tmp_path / "killed", settings, resume=True)
     assert_same_run(resumed, run(tmp_path / "whole", settings))
@@ -115,10 +112,11 @@ def test_killed_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_asked_to_stop(tmp_path: Path, number: signal.Signals) -> None:
-    process = start(tmp_path / "stopped", settings={}, dawdle=0.2)
-    wait_for_rows(tmp_path / "stopped", 2)
+    process = start(tmp_path / "stopped", settings={}, hold_at=4)
+    wait_for_rows(process, tmp_path / "stopped", 2)
     process.send_signal(number)
-    output, _ = process.communicate(timeout=60)
+    (tmp_path / "go").touch()
+    output, _ = process.communicate(timeout=STUCK)
     assert process.returncode == 128 + number, output
     last = output.strip().splitlines()[-1]
     assert last.startswith(f"stopped by {number.name} after optimiser step")
@@ -135,9 +133,9 @@ def test_the_whole_group_is_asked_to_stop(tmp_path: Path, tiny_coco: Path, numbe
     """As by a terminal, ``timeout`` and SLURM, which signal the workers of the loader too."""
     job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "workers": 2}
     process = start(tmp_path / "stopped", settings={"epochs": 500}, **job)
-    wait_for_rows(tmp_path / "stopped", 2)
+    wait_for_rows(process, tmp_path / "stopped", 2)
     os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=STUCK)
     assert process.returncode == 128 + number, output
     assert "Traceback" not in output
     assert torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["global_step"] > 0
@@ -152,10 +150,11 @@ def test_preempted_by_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     job = {"SLURM_JOB_ID": "17017", "SLURM_JOB_NAME": "train", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
     job |= {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NODELIST": "127.0.0.1"}
     job["PATH"] = f"{scontrol.parent}:{os.environ['PATH']}"
-    process = start(tmp_path / "job", settings={}, dawdle=0.2, variables=job)
-    wait_for_rows(tmp_path / "job", 2)
+    process = start(tmp_path / "job", settings={}, hold_at=4, variables=job)
+    wait_for_rows(process, tmp_path / "job", 2)
     process.send_signal(signal.SIGUSR1)
-    output, _ = process.communicate(timeout=60)
+    (tmp_path / "go").touch()
+    output, _ = process.communicate(timeout=STUCK)
     assert process.returncode == 128 + signal.SIGUSR1, output
     assert "(SLURM runs the job again by itself)" in output
     assert (tmp_path / "asked").read_text() == "requeue 17017\n"
@@ -170,7 +169,7 @@ def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco:
     job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "workers": 2} | methods
     settings = {"epochs": 2, "checkpoint_every_steps": 1, "accumulate": 3}  # four batches an epoch, three steps in all
     process = start(tmp_path / "killed", settings=settings, kill_at=7, **job)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=STUCK)
     assert process.returncode == -signal.SIGKILL, output
     assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 2
     resumed = distill(tmp_path / "killed", settings, resume=True, **job)
@@ -196,7 +195,7 @@ def test_a_student_that_teaches_itself_killed_and_resumed(tmp_path: Path, tiny_c
     job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "average": 0.5}
     settings = {"epochs": 2, "checkpoint_every_steps": 1, "log_every": 3, "lr": 0.1}  # eight steps
     process = start(tmp_path / "killed", settings=settings, kill_at=5, **job)
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=STUCK)
     assert process.returncode == -signal.SIGKILL, output
     resumed = distill(tmp_path / "killed", settings, resume=True, **job)
     whole = distill(tmp_path / "whole", settings, **job)

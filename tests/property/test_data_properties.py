@@ -36,7 +36,8 @@ def test_boxes_follow_the_image(
     new_h, new_w = resized.image.shape[-2:]
     assert (new_h, new_w) == keep_ratio_size(height, width, short=short, long=short + more)
     mirrored = look_at(sample, Look(short + more, short, flipped=True))
-    assert torch.equal(mirrored.image, resized.image.flip(-1))  # also where it was mirrored before
+    # Also where it was mirrored before: then a grey level's half is rounded up or down, if sums are of floating point.
+    assert int((mirrored.image.int() - resized.image.flip(-1).int()).abs().max()) <= 1
     for before, after, turned in zip(
         sample.boxes.tolist(), resized.boxes.tolist(), mirrored.boxes.tolist(), strict=True
     ):

@@ -152,7 +152,9 @@ def test_small_differences_are_not_lost(kind: OverlapKind):
     p = random_boxes(0, 200, sides=(60, 200)).float()
     t = p + torch.tensor([0, 0, 0.001, 0.001, 0.0])
     exact = by_matrices(p.double(), t.double())[kind]
-    torch.testing.assert_close(DISTANCES[kind](p, t).double(), exact, rtol=2e-2, atol=1e-8)
+    # A square of a side is rounded by eps of it, and differs by 2/1000 of the side: of 200 pixels that is 1.2 %, and
+    # twice as much of the square of the difference. Where it is lost, all of it is.
+    torch.testing.assert_close(DISTANCES[kind](p, t).double(), exact, rtol=5e-2, atol=1e-8)
 
 
 @of_all_kinds

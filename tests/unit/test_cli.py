@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,16 +43,14 @@ def test_the_help_names_every_verb_in_its_group(cli: Callable[..., Answer]) -> N
         assert f"│ {verb.split()[0]} " in shown
 
 
-def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     code = (
         "import sys; from locdistill.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
         "assert not {'torch', 'lightning', 'timm', 'numpy', 'pydantic'} & set(sys.modules), 'heavy'"
     )
-    start = time.monotonic()
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-    assert time.monotonic() - start < 10  # about 0.3 s on a quiet machine
 
 
 def test_the_package_is_light_and_names_what_it_offers() -> None:

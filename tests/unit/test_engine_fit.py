@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import warnings
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from locdistill.engine import EngineSettings, FitResult, TrainingModule, fit
+from locdistill.engine import EngineSettings, FitResult, TrainingModule, callbacks, fit
 from locdistill.engine.log import read_metrics
 from locdistill.engine.optim import schedule
 from locdistill.engine.plan import Plan
@@ -246,10 +248,13 @@ def test_early_stopping_by_patience(tmp_path: Path) -> None:
     assert again.stopped == "patience"
 
 
-def test_time_limit(tmp_path: Path) -> None:
-    _, result = run(tmp_path / "run", settings_of(epochs=10_000, time_limit_seconds=0.2, eval_every=0))
+def test_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    moments = count(step=0.25)
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(moments)))  # it passes as it is read
+    _, result = run(tmp_path / "run", settings_of(epochs=10_000, time_limit_seconds=20, eval_every=0))
     assert result.stopped == "time"
-    assert 0.2 <= result.train_seconds < 5
+    assert 20 <= result.train_seconds < 25
+    assert 0 < result.steps <= 80
     assert len(result.history) == 1
     assert read_json(tmp_path / "run" / "metrics.json")["stopped"] == "time"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +11,69 @@ import torch
 from torch.utils.data import DataLoader
 
 from locdistill.cli.options import short_cuts
+from locdistill.engine import profile
 from locdistill.engine.profile import PARTS, Laps, StepTimes
 from locdistill.errors import NonFiniteLossError
 
 from .engine_fakes import FakeObjective, FakeTeacher, Judge, Loaders, collate
 from .test_engine_fit import run, settings_of
 
-LONG = 0.02
+
+class Clock:
+    """Time that passes only where a fake says so: no machine is too slow or too fast."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The time that the profile reads."""
+    ours = Clock()
+    monkeypatch.setattr(profile, "time", ours)
+    return ours
 
 
 class SlowLoaders(Loaders):
     """As long for each batch."""
 
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+
     def __call__(self, rank: int, world: int) -> DataLoader:
         loader = super().__call__(rank, world)
-        loader.collate_fn = slowly
+        loader.collate_fn = self.slowly
         return loader
 
-
-def slowly(items: Any) -> Any:
-    time.sleep(LONG)
-    return collate(items)
+    def slowly(self, items: Any) -> Any:
+        self.clock.sleep(self.seconds)
+        return collate(items)
 
 
 class SlowObjective(FakeObjective):
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__(needs_teacher=True)
+        self.clock, self.seconds = clock, seconds
+
     def losses(self, scene: Any) -> dict[str, torch.Tensor]:
-        time.sleep(LONG)
+        self.clock.sleep(self.seconds)
         return super().losses(scene)
 
 
 class SlowJudge(Judge):
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__()
+        self.clock, self.seconds = clock, seconds
+
     def __call__(self, *arguments: Any) -> Any:
-        time.sleep(10 * LONG)
+        self.clock.sleep(self.seconds)
         return super().__call__(*arguments)
 
 
@@ -127,25 +157,23 @@ def test_what_is_said_of_it() -> None:
 # --- runs ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_slow_loader_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_slow_loader_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     caplog.set_level("INFO", logger="locdistill.engine")
-    settings = settings_of(profile=True, epochs=6)
-    run(tmp_path / "run", settings, make_train_loader=SlowLoaders(), evaluate=SlowJudge())
-    assert shares(tmp_path / "run")["loader"] > 50
+    parts = {"make_train_loader": SlowLoaders(clock, 3.0), "objective": SlowObjective(clock, 1.0)}
+    run(tmp_path / "run", settings_of(profile=True, epochs=6), teacher=FakeTeacher(), **parts)
+    found = shares(tmp_path / "run")
+    assert (found["loader"], found["losses"]) == (75, 25)
     (line,) = [record.message for record in caplog.records if record.message.startswith("profile: ")]
     assert "let workers read (data.workers is 0)" in line
 
 
-def test_a_slow_step_is_told_by_its_parts(tmp_path: Path) -> None:
+def test_a_slow_step_is_told_by_its_parts(tmp_path: Path, clock: Clock) -> None:
     settings = settings_of(profile=True, epochs=6, log_every=3)
-    objective, teacher = SlowObjective(needs_teacher=True), FakeTeacher()
-    run(tmp_path / "run", settings, objective=objective, teacher=teacher, evaluate=SlowJudge())
+    parts = {"make_train_loader": SlowLoaders(clock, 1.0), "objective": SlowObjective(clock, 4.0)}
+    run(tmp_path / "run", settings, teacher=FakeTeacher(), evaluate=SlowJudge(clock, 50.0), **parts)
     found = shares(tmp_path / "run")
-    assert set(found) == set(PARTS)
-    assert found["losses"] > 50
-    assert found["loader"] < 20
-    assert found["between"] < 20  # without the evaluations, which take ten times as long as a step
-    assert sum(found.values()) == pytest.approx(100, abs=0.5)
+    # Without the evaluations, which take ten times as long as a step.
+    assert found == {part: {"loader": 20, "losses": 80}.get(part, 0) for part in PARTS}
     text = (tmp_path / "run" / "profile.txt").read_text()
     assert "aten::convolution_backward" in text
     assert json.loads((tmp_path / "run" / "profile.json").read_text())["traceEvents"]

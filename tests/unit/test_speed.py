@@ -29,6 +29,8 @@ CPU, OLD_CPU = Machine(device="cpu", bf16=True), Machine(device="cpu", triton=Tr
 GPU, OLD_GPU = Machine(device="cuda", bf16=True, triton=True), Machine(device="cuda")
 MAC = Machine(device="mps")
 PARTS = tuple(SpeedSettings.model_fields)
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
+"""Variables that limit oneDNN to an instruction set; the second is the older name."""
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,14 @@ def test_the_choice_in_words() -> None:
     assert Speed(fused=True, compile=True).words("adamw") == "float32, fused AdamW, compiled"
 
 
+@pytest.fixture
+def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No instruction set that oneDNN is limited to."""
+    for name in LIMITS:
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.usefixtures("unlimited")
 def test_this_machine_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     here = Machine.here(EngineSettings(accelerator="cpu"))
     assert here.device == "cpu"
@@ -145,6 +155,39 @@ def test_this_machine_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not speed.cpu_bf16()
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # an older PyTorch: what the system says
     assert speed.cpu_bf16() == here.bf16
+
+
+@pytest.mark.usefixtures("unlimited")
+@pytest.mark.parametrize("name", LIMITS)
+@pytest.mark.parametrize(
+    ("limit", "expected"),
+    [
+        *((older, False) for older in ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2")),
+        *((older, False) for older in ("AVX512_CORE", "AVX512_CORE_VNNI", "avx512_core")),
+        *((newer, True) for newer in ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX512_CORE_AMX", "avx10_1_512_amx")),
+        *((newer, True) for newer in ("AVX10_1_512", "AVX512_CORE_AMX_FP16", "AVX10_2_512", "DEFAULT", "ALL", "")),
+    ],
+)
+def test_bf16_is_not_used_where_onednn_is_kept_from_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, limit: str, expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setenv(name, limit)
+    assert speed.cpu_bf16() == expected
+    settings = EngineSettings(accelerator="cpu")
+    assert choose(settings, Machine.here(settings)).precision == ("bf16" if expected else "32")
+    assert choose(EngineSettings(precision="bf16"), Machine.here(settings)).precision == "bf16"  # asked for
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert not speed.cpu_bf16()  # a limit adds nothing to a processor
+
+
+@pytest.mark.usefixtures("unlimited")
+def test_the_newer_name_of_the_limit_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert speed.cpu_bf16()
 
 
 def test_what_is_set_for_the_process_is_taken_back() -> None:

@@ -3,8 +3,8 @@
 What ``auto`` chooses; ``benchmarks/step.py`` measures it on a machine at hand. The choices for CUDA and MPS follow
 what PyTorch says of them.
 
-- bf16 where the device multiplies in it: on CUDA since Ampere, on CPUs with AVX-512 BF16 or AMX. Elsewhere it is
-  emulated and slower than float32.
+- bf16 where the device multiplies in it: on CUDA since Ampere, on CPUs with AVX-512 BF16 or AMX, unless the user keeps
+  oneDNN from them (ONEDNN_MAX_CPU_ISA). Elsewhere it is emulated and slower than float32.
 - channels last on CUDA, whose tensor cores work in that order; not elsewhere: on CPU, backward passes of narrow
   networks take half as long again with it.
 - a folded teacher always, and a fused optimiser on CPU and CUDA. Lightning does not clip gradients for a fused one
@@ -17,6 +17,7 @@ what PyTorch says of them.
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ from locdistill.engine.settings import EngineSettings
 STEPS_TO_COMPILE = 2000
 """Optimiser steps from which on a run is long enough to compile for."""
 Precision = Literal["32", "bf16", "fp16"]
+ONEDNN_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
+"""Instruction sets to which oneDNN can be limited and that do not multiply in bf16 (AVX2_VNNI_2 only converts it)."""
 DTYPES: dict[Precision, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -134,7 +137,16 @@ def _precision(settings: EngineSettings, machine: Machine) -> Precision:
 
 
 def cpu_bf16() -> bool:
-    """Whether the processor multiplies in bf16; PyTorch's own question, or else what Linux says of it."""
+    """Return whether oneDNN, which PyTorch multiplies with on CPU, does so in bf16 and does not emulate it.
+
+    The processor must be able to (PyTorch's own answer, or else that of Linux), and the user must not have limited
+    oneDNN to an older instruction set. Like oneDNN, ignore the case of the limit, and a limit that it does not know.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    return limit.upper() not in ONEDNN_WITHOUT_BF16 and _processor_bf16()
+
+
+def _processor_bf16() -> bool:
     asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     if all(asked):
         return any(bool(ask()) for ask in asked if ask is not None)
