@@ -32,7 +32,7 @@ from locdistill.cli import (
     train,
     tune,
 )
-from locdistill.cli.threads import wait_politely
+from locdistill.cli.threads import share_politely
 from locdistill.errors import LocdistillError
 
 ERROR, INTERRUPTED = 2, 130
@@ -80,7 +80,7 @@ def _top(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error of the user's is one message on stderr, and the exit code 2."""
-    wait_politely()
+    share_politely()
     words = list(sys.argv[1:] if arguments is None else arguments)
     before_verb = words[: next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))]
     if "--version" in before_verb:

@@ -54,15 +54,23 @@ def processes_here(processes: int) -> int:
     return max(-(-processes // nodes), 1)
 
 
-def cores(processes: int) -> int:
+def cores(processes: int = 1) -> int:
     """Cores for one training process, within what the process, its container and SLURM are allowed."""
-    every = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for quota, period in _limits("cpu.max"):
-        every = min(every, max(quota // period, 1))
+    every = allowed_cores()
     task = os.environ.get("SLURM_CPUS_PER_TASK")
     if task is not None and os.environ.get("SLURM_NTASKS") == str(processes):  # each is a task with cores of its own
         return min(every, int(task))
-    return every // processes_here(processes)
+    return max(every // processes_here(processes), 1)
+
+
+def allowed_cores() -> int:
+    """Cores that this process may keep busy: those it sees, or the quota of its container if that is less."""
+    return min([visible_cores(), *(max(quota // period, 1) for quota, period in _limits("cpu.max"))])
+
+
+def visible_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> int:

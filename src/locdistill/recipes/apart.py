@@ -86,7 +86,7 @@ def side_by_side(jobs: int) -> Iterator[Train]:
         return
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    settings = (max(cores(1) // jobs, 1), os.getpid(), stop)
+    settings = (max(cores() // jobs, 1), os.getpid(), stop)
 
     def train(recipe: Recipe, out: Path, resume: bool = False) -> None:
         if stop.is_set():

@@ -132,7 +132,7 @@ def run_demo(
     shapes, count = settings.shapes, settings.shapes.train + settings.shapes.val
     tell(f"drawing: {count} images of {shapes.size} x {shapes.size} pixels")
     data = write_shapes(out / "shapes", shapes)
-    jobs = min(cores(1), 2 * settings.seeds)
+    jobs = min(cores(), 2 * settings.seeds)
     known = _known(out)
     if known is not None:
         settings = settings.model_copy(update=known | ({"seeds": settings.seeds} if fixed_seeds else {}))
@@ -167,7 +167,7 @@ def measured_pace(data: Path, settings: DemoSettings, jobs: int) -> Pace:
     threads = torch.get_num_threads()
     teacher = seconds_per_step(_recipe("teacher", data, settings, steps=1))
     try:
-        torch.set_num_threads(max(cores(1) // jobs, 1))
+        torch.set_num_threads(max(cores() // jobs, 1))
         student = seconds_per_step(_recipe("student", data, settings, steps=1))
     finally:
         torch.set_num_threads(threads)
