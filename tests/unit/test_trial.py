@@ -14,8 +14,7 @@ from pydantic import ValidationError
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.engine.settings import EngineSettings
-from locdistill.engine.trainer import RunInterrupted
-from locdistill.errors import RunError
+from locdistill.errors import RunError, RunInterrupted
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.paired import Paired, t_quantile, verdict
 from locdistill.recipes.recipe import Recipe

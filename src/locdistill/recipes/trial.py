@@ -27,8 +27,7 @@ from typing import Any
 import torch
 from pydantic import Field, model_validator
 
-from locdistill.engine.trainer import RunInterrupted
-from locdistill.errors import RunError
+from locdistill.errors import RunError, RunInterrupted
 from locdistill.evaluation.tables import Table
 from locdistill.recipes.folder import make_folder
 from locdistill.recipes.paired import Paired, verdict
