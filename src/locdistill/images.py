@@ -28,7 +28,7 @@ FORMATS = {
     "JPEG": "Jpeg",
     "PNG": "Png",
     "BMP": "Bmp",
-    "WEBP": "Webp",
+    "WEBP": "WebP",
     "TIFF": "Tiff",
     "GIF": "Gif",
     "PPM": "Ppm",

@@ -7,6 +7,7 @@ import io
 import os
 import subprocess
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,8 @@ def test_an_eps_is_refused_by_name(suffix: str, tmp_path: Path) -> None:
 def test_the_list_holds_no_format_that_calls_a_program_or_is_not_there() -> None:
     assert not {"EPS", "PDF", "PS", "WMF", "EMF", "FITS", "IPTC", "HDF5", "GRIB", "BUFR"} & set(FORMATS)
     assert set(images._formats()) <= set(Image.OPEN)
+    absent = [name for name, module in FORMATS.items() if find_spec(f"PIL.{module}ImagePlugin") is None]
+    assert absent in ([], ["AVIF"])  # which came with Pillow 11.3
     assert {"JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM"} <= set(images._formats())
 
 
