@@ -47,7 +47,15 @@ from locdistill.data.loader import Pictures, training_plan
 from locdistill.data.records import Dataset, Record
 from locdistill.data.samplers import Draw
 from locdistill.data.settings import DataSettings
-from locdistill.images import image_size, keep_ratio_size, normalised, pad_together, read_image, resize_to
+from locdistill.images import (
+    image_size,
+    keep_ratio_size,
+    normalised,
+    open_picture,
+    pad_together,
+    read_image,
+    resize_to,
+)
 
 try:
     import cv2
@@ -158,7 +166,7 @@ def in_planes(images: Sequence[Tensor], height: int, width: int) -> Tensor:
 
 def pillow(file: Path) -> Image.Image:
     """Decoded."""
-    with Image.open(file) as image:
+    with open_picture(file) as image:
         return image.convert("RGB")
 
 

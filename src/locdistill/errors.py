@@ -4,13 +4,18 @@ LocdistillError
 ├── DataError            a data set that cannot be read as what it claims to be
 │   ├── AnnotationError  broken annotations; lists all offenders that were found
 │   └── ImageError       an image that cannot be decoded, or lies outside its folder
+│       └── PartialImageError  likewise, where the other images were looked at (recipes/use.py)
 ├── RecipeError          a run description with an unknown key, a wrong type or an impossible combination
 ├── WeightsError         weights that are absent, truncated, foreign, or would run code
 │   └── HubError         a model hub that cannot be reached, or does not have what is asked for
 ├── TeacherError         a teacher that cannot teach this student
-│   └── CacheError       a cache of its predictions that is another one's, incomplete, or cannot be written
+│   ├── CacheError       a cache of its predictions that is another one's, incomplete, or cannot be written
+│   └── MismatchError    a teacher whose predictions cannot be brought to the student's form (recipes/compatible.py)
 ├── RunError             a run folder that is in the way or cannot be resumed, or a device that is not there
+├── RunInterrupted       a run that a signal asked to stop, and that stopped after a checkpoint
 └── NonFiniteLossError   a loss term became NaN or infinite
+
+Those with a file behind them carry objects of higher floors, and are defined there.
 """
 
 from __future__ import annotations
@@ -40,6 +45,10 @@ class WeightsError(LocdistillError):
     """Weights are absent, truncated, of another architecture, or would run code."""
 
 
+class HubError(WeightsError):
+    """A model hub cannot be reached, does not let one in, or has not what was asked for."""
+
+
 class TeacherError(LocdistillError):
     """A teacher cannot teach this student."""
 
@@ -50,6 +59,23 @@ class CacheError(TeacherError):
 
 class RunError(LocdistillError):
     """A run folder is in the way or cannot be resumed, or a device is not there."""
+
+
+class RunInterrupted(LocdistillError):  # noqa: N818 (an event, not a mistake)
+    """Training was asked to stop by a signal, and did so after a checkpoint.
+
+    Attributes:
+        signal_number: Of that signal.
+        exit_code: What a command line should return: 128 plus the signal's number.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number, self.exit_code = signal_number, 128 + signal_number
+
+    def __reduce__(self) -> tuple[type[RunInterrupted], tuple[str, int]]:
+        """Come whole from a process beside this one."""
+        return type(self), (str(self), self.signal_number)
 
 
 class NonFiniteLossError(LocdistillError):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import functools
+import importlib
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
@@ -20,6 +24,24 @@ from locdistill.errors import ImageError
 
 ImageSource: TypeAlias = str | Path | Image.Image | np.ndarray | Tensor
 
+FORMATS = {
+    "JPEG": "Jpeg",
+    "PNG": "Png",
+    "BMP": "Bmp",
+    "WEBP": "WebP",
+    "TIFF": "Tiff",
+    "GIF": "Gif",
+    "PPM": "Ppm",
+    "AVIF": "Avif",
+    "JPEG2000": "Jpeg2K",
+}
+"""Formats of pictures, and Pillow's modules for them; files with several JPEGs (MPO) count as JPEG. No others are read,
+whatever a file is called: Pillow opens by content, and of its other formats some start a program (EPS runs Ghostscript)
+and most are read by code that hardly anyone uses."""
+MAX_PIXELS = "LOCDISTILL_MAX_PIXELS"
+"""Variable of the environment that sets another limit than `MOST_PIXELS`."""
+MOST_PIXELS = 400_000_000
+"""Pixels of the largest picture that is read: the largest of DOTA have 20 000 x 20 000, and 1.2 GB when decoded."""
 ORIENTATION_TAG = 0x0112
 EXIF_BYTES = 2**16 + 64  # what JPEG allows, and so what is ever written, plus the end of a PNG file
 # EXIF 2.32, table of the tag "Orientation": what to do to the stored pixels so that they stand upright.
@@ -50,6 +72,71 @@ class View(NamedTuple):
         return max(int(short * self.scale + 0.5), 1), max(int(long * self.scale + 0.5), 1)
 
 
+@contextmanager
+def open_picture(source: str | Path | BinaryIO | io.BytesIO, name: str = "") -> Iterator[Image.Image]:
+    """Open a picture with Pillow; the one place where this happens.
+
+    Errors inside the ``with`` block are taken for errors of decoding, which Pillow puts off until pixels are needed.
+
+    Args:
+        source: A path or an open file.
+        name: Stands for the file in errors; the path unless given.
+
+    Raises:
+        ImageError: It is in none of ``FORMATS``, has too many pixels, or cannot be decoded.
+    """
+    name = name or str(source)
+    limit = pixel_limit()
+    with _decoding(name):
+        try:
+            picture = Image.open(source, formats=_formats())
+        except UnidentifiedImageError as error:
+            raise ImageError(f"{name}: {_what_is_it(source)}; save it as PNG or JPEG") from error
+        with picture:
+            if picture.width * picture.height > limit:
+                raise Image.DecompressionBombError
+            yield picture
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of the formats that this Pillow has."""
+    for module in FORMATS.values():
+        with suppress(ImportError):
+            importlib.import_module(f"PIL.{module}ImagePlugin")
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _what_is_it(source: str | Path | BinaryIO | io.BytesIO) -> str:
+    """Name the format of a file that is not read, judged by its first bytes; nothing is decoded."""
+    with Path(source).open("rb") if isinstance(source, str | Path) else nullcontext(source) as file:
+        file.seek(0)
+        start = file.read(16)
+    Image.init()  # all formats of Pillow, only to learn their names
+    accepting: list[tuple[str, Callable[[bytes], bool | str] | None]] = [
+        ("PDF", lambda prefix: prefix.startswith(b"%PDF"))
+    ]
+    accepting += [(name, accepts) for name, (_, accepts) in Image.OPEN.items() if name not in FORMATS]
+    for name, accepts in accepting:
+        with suppress(Exception):  # they expect longer files
+            if accepts is not None and accepts(start) is True:
+                return f"looks like {name}, which is not read; expected {', '.join(_formats())}"
+    return f"not an image in a format that is read; expected {', '.join(_formats())}"
+
+
+def pixel_limit() -> int:
+    """Largest number of pixels of a picture: ``LOCDISTILL_MAX_PIXELS``, or else `MOST_PIXELS`.
+
+    Raises:
+        ImageError: The variable is no whole number above 0.
+    """
+    asked = os.environ.get(MAX_PIXELS) or str(MOST_PIXELS)
+    if not asked.isdecimal() or int(asked) < 1:
+        raise ImageError(f"{MAX_PIXELS}={asked}: expected a number of pixels, such as {MOST_PIXELS}")
+    Image.MAX_IMAGE_PIXELS = int(asked)  # Pillow looks at it as well
+    return int(asked)
+
+
 def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
     """Read a picture as 8-bit RGB, upright.
 
@@ -63,10 +150,10 @@ def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
     - The EXIF orientation is applied, so that boxes drawn on what a viewer shows fit.
     - Of an animation, the first frame counts.
 
-    Pillow reads every header. The pixels of an upright gray or colour JPEG file are decoded by torchvision, which uses
-    the same library and gives the same values without Pillow's detour over four bytes per pixel; what it refuses, and
-    everything else, is decoded by Pillow. (Unlike Pillow, the library then tells the standard error output of data that
-    it could mend.)
+    Pillow reads every header, of the ``FORMATS`` alone, and at most ``pixel_limit()`` pixels. The pixels of an upright
+    gray or colour JPEG file are decoded by torchvision, which uses the same library and gives the same values without
+    Pillow's detour over four bytes per pixel; what it refuses, and everything else, is decoded by Pillow. (Unlike
+    Pillow, the library then tells the standard error output of data that it could mend.)
 
     Args:
         source: A path, a PIL image, an array ``(h, w)`` or ``(h, w, 1|3|4)`` of bool, uint8 or uint16 in RGB(A) order,
@@ -86,7 +173,7 @@ def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
     if isinstance(source, Image.Image):
         return _decode(source, "the given PIL image")
     path = _existing(source)
-    with _decoding(str(path)), path.open("rb") as file, Image.open(file) as image:
+    with path.open("rb") as file, open_picture(file, str(path)) as image:
         decoded = _decode_plain_jpeg(image, file)
         return _decode(image, str(path)) if decoded is None else decoded
 
@@ -98,7 +185,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         ImageError: The file is missing or is no image. A damaged body goes unnoticed.
     """
     path = _existing(path)
-    with _decoding(str(path)), Image.open(path) as image:
+    with open_picture(path) as image:
         width, height = image.size
         turned = not _png_without_exif(image, path) and orientation(image) >= 5
     return (width, height) if turned else (height, width)
@@ -227,9 +314,9 @@ def _decoding(name: str) -> Iterator[None]:
         yield
     except ImageError:
         raise
-    except UnidentifiedImageError as error:
-        remedy = "save it as PNG or JPEG again"
-        raise ImageError(f"{name}: not an image in a format that Pillow can read; {remedy}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        remedy = f"cut it into pieces, or allow more with {MAX_PIXELS}=NUMBER if you trust the file"
+        raise ImageError(f"{name}: has more than {pixel_limit()} pixels; {remedy}") from error
     except Exception as error:
         detail = str(error) or type(error).__name__
         remedy = "the file is damaged or cut off, copy or export it again"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Positive = Annotated[float, Field(gt=0)]
 """An option that must be greater than 0. It is checked where plain data come in, not where a term is composed."""
@@ -17,10 +19,60 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def _no_flag(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("number_type", "Input should be a number")
+    return value
+
+
+def _refuse_flags(schema: Any) -> Any:
+    """A validation schema in which no number may be given as true or false (which Python counts as 1 and 0)."""
+    if isinstance(schema, list):
+        return [_refuse_flags(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema.get("type") == "function-before" and schema["function"]["function"] is _no_flag:
+        return schema
+    numbers = schema.get("type") == "literal" and int in map(type, schema["expected"])
+    if numbers or schema.get("type") in ("int", "float"):
+        return core_schema.no_info_before_validator_function(_no_flag, typing.cast(CoreSchema, schema))
+    return {
+        key: value if key in ("metadata", "default", "serialization") else _refuse_flags(value)
+        for key, value in schema.items()
+    }
+
+
+def _with_checked_numbers(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    schema = handler(source)
+    real: Any = handler.resolve_ref_schema(schema)
+    real.update(_refuse_flags(real))  # in place: a model stands in a table of definitions, and here is its name
+    return schema
+
+
+class NumbersAreNoFlags:
+    """Mark a type, as in ``Annotated[X, NumbersAreNoFlags]``: ``flip: true`` is no probability of 1 in it."""
+
+    __get_pydantic_core_schema__ = staticmethod(_with_checked_numbers)
+
+
 class Settings(BaseModel):
-    """A frozen group of settings; an unknown key is an error, never ignored."""
+    """A frozen group of settings; unknown keys are errors, and so is true or false for a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """Build the schema of the fields, in which numbers are checked first."""
+        return _with_checked_numbers(source, handler)
+
+
+def group(data: Any, key: str) -> dict[str, Any]:
+    """The group of settings under a key of plain data that are not checked yet.
+
+    Empty where there is none, or something else stands there; the check says so, with its path.
+    """
+    found = data.get(key) if isinstance(data, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
@@ -78,23 +130,23 @@ def _describe(model: type[BaseModel], data: Any, problem: Any) -> str:
     message = str(problem["msg"]).removeprefix("Value error, ").removeprefix("Input should be ")
     if problem["type"] == "value_error":
         return begin + message
-    message = message.split(", unable")[0].replace("valid tuple", "list").replace("valid dictionary", "group of keys")
+    message = re.sub("valid dictionary( or instance of .*)?", "group of keys", message.split(", unable")[0])
+    message = message.replace("valid tuple", "list")
     came = "a group of keys" if isinstance(problem["input"], dict) else repr(problem["input"])
     return f"{begin}expected {message[0].lower()}{message[1:]}, came {came}"
 
 
 def _real_path(data: Any, loc: tuple[int | str, ...], kind: str) -> tuple[int | str, ...]:
-    """The part of a validation path that exists in the data; the rest names branches of a union."""
+    """The parts of a validation path that exist in the data; others name branches of a union."""
     path: list[int | str] = []
     for part in loc:
         inside = (isinstance(data, dict) and part in data) or (
             isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
         )
-        if not inside:
-            return (*path, part) if kind == "missing" and part == loc[-1] else tuple(path)
-        data = data[part]
-        path.append(part)
-    return tuple(path)
+        if inside:
+            data = data[part]
+            path.append(part)
+    return (*path, loc[-1]) if kind == "missing" else tuple(path)
 
 
 def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

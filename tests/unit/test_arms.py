@@ -12,8 +12,7 @@ import pytest
 
 from locdistill.data.settings import DataSettings
 from locdistill.engine.settings import EngineSettings
-from locdistill.engine.trainer import RunInterrupted
-from locdistill.errors import RunError
+from locdistill.errors import RunError, RunInterrupted
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.arms import Arm, Run, equal_time_steps, fixed_steps, train_arms
 from locdistill.recipes.paired import Paired, t_quantile, verdict

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -9,13 +10,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 import locdistill
 from locdistill.cli import main
+from locdistill.cli.cache import build as cache_build
+from locdistill.cli.config import config
+from locdistill.cli.distill import distill
+from locdistill.cli.train import train
 from locdistill.errors import RecipeError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipes.load import load_recipe, recipe_names
+from locdistill.recipes.load import dump_recipe, load_recipe, recipe_names
 from tests.conftest import Answer, write_tiny_coco
 
 VERBS = ("train", "distill", "evaluate", "predict", "benchmark", "recipes", "methods", "config", "data check")
@@ -175,3 +181,65 @@ def test_data_check_takes_settings(cli: Callable[..., Answer], tiny_coco: Path) 
     code, _, err = cli("data", "check", tiny_coco, "data.formt=coco")
     assert code == 2
     assert "'format'" in err
+
+
+def _parameters(verb: Callable[..., None]) -> dict[str, object]:
+    """The parameters of a verb, with what they accept and stand for: metadata, type and default."""
+    return {name: (p.annotation, p.default) for name, p in inspect.signature(verb).parameters.items()}
+
+
+def test_config_takes_the_very_words_of_train_and_distill() -> None:
+    """And ``cache build`` those of ``distill`` that say what is run; none has a meaning or default of its own."""
+    trains, distils, configures, builds = (_parameters(verb) for verb in (train, distill, config, cache_build))
+    assert {name: configures[name] for name in configures if name != "defaults"} == trains | distils
+    assert trains.items() <= distils.items()
+    of_the_run = {"out", "resume", "devices", "profile", "preflight", "images", "dry_run"}
+    assert {name: builds[name] for name in builds if name not in ("device", "part", "as_json")} == {
+        name: distils[name] for name in distils if name not in of_the_run
+    }
+
+
+def test_config_shows_what_each_word_of_a_run_does(cli: Callable[..., Answer], tiny_coco: Path, tmp_path: Path) -> None:
+    """Each option is given once; what stands for a field of the recipe is printed there."""
+    shown = {
+        ("--cache", tmp_path / "c"): ("teacher", "cache", "path", str(tmp_path / "c")),
+        ("--profile",): ("engine", "profile", True),
+        ("--devices", 2): ("engine", "devices", 2),
+        ("--batch", 3): ("data", "batch_per_device", 3),
+        ("--seed", 7): ("engine", "seed", 7),
+        ("--balance", 0.5): ("balance", 0.5),
+        ("--out", tmp_path / "new"): ("name", "ld_r50_from_r101"),
+        ("--dry-run",): ("name", "ld_r50_from_r101"),
+        ("--no-preflight",): ("name", "ld_r50_from_r101"),
+        ("--preflight-images", 3): ("name", "ld_r50_from_r101"),
+        ("--epochs", 3): ("engine", "epochs", 3),
+        ("--start", "x"): ("start", "x"),
+        ("--model", "gfl"): ("detector", "model", "gfl"),
+        ("--backbone", "resnet34"): ("detector", "backbone", "resnet34"),
+        ("--pretrained", "none"): ("detector", "pretrained", False),
+        ("--data", tiny_coco): ("data", "path", str(tiny_coco)),
+        ("--teacher", "t"): ("teacher", "weights", "t"),
+    }
+    for words, (*path, value) in shown.items():
+        code, out, err = cli("config", "ld_r50_from_r101", *map(str, words))
+        assert code == 0, err
+        here = yaml.safe_load(out)
+        for key in path:
+            here = here[key]
+        assert here == value, words
+    assert not (tmp_path / "new").exists()
+
+
+def test_config_of_a_run_that_is_to_go_on(cli: Callable[..., Answer], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml").write_text(dump_recipe(load_recipe("ld_r50_from_r101", ["engine.lr=0.02", "data.path=/a"])))
+    code, out, _ = cli("config", "--resume", "--out", run, "--data", "/b", "--profile")
+    assert code == 0
+    printed = yaml.safe_load(out)
+    assert (printed["engine"]["lr"], printed["engine"]["profile"], printed["data"]["path"]) == (0.02, True, "/b")
+    code, out, err = cli("config", "--resume", "--out", run, "engine.lr=0.5")
+    assert (code, out) == (2, "")
+    assert "engine.lr: 0.02 in the run, 0.5 asked for" in err
+    assert "--out" in cli("config", "--resume")[2]
+    assert "holds no run" in cli("config", "--resume", "--out", tmp_path / "absent")[2]

@@ -17,14 +17,14 @@ import torch
 import yaml
 
 from locdistill.cli import main
-from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError, WeightsError
+from locdistill.errors import HubError, LocdistillError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import read_metadata, read_tensors
 from locdistill.recipes.card import Card
 from locdistill.recipes.checksum import check_checksum, split_checksum, with_checksum
 from locdistill.recipes.defaults import Request, resolve
-from locdistill.recipes.hub import HubError, pull, push, resolve_hub
+from locdistill.recipes.hub import pull, push, resolve_hub
 from locdistill.recipes.load import load_recipe
 from locdistill.recipes.publish import PublishedModel, publish, without_paths
 from locdistill.recipes.run import distill, train

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from PIL import Image
 from locdistill.geometry.grid import Grid
 from locdistill.geometry.rotated import corners
 from locdistill.types import Batch, Detections, Instances
-from locdistill.viz import Layer, batch_mosaic, draw_boxes, draw_detections, draw_layers, draw_regions, mosaic
+from locdistill.viz import Layer, batch_mosaic, draw, draw_boxes, draw_detections, draw_layers, draw_regions, mosaic
+from locdistill.viz.draw import MANY
 from locdistill.viz.regions import MAIN, VALUABLE
 from locdistill.viz.style import MUTED, PAPER, class_colour, font, ink_on
 
@@ -259,3 +262,75 @@ def test_batch_mosaic_shows_rotated_objects_as_such() -> None:
     assert along(picture, oriented[0, :1], 1.0).count(class_colour(1)) > 70  # the tag may cover some
     assert MUTED in along(picture, oriented[0, 1:], 1.0)
     assert picture.getpixel((50, 110)) == GREY  # the circumscribed box is not drawn
+
+
+def crowd(count: int, *, rotated: bool = False, seed: int = 0, size: int = 1024) -> tuple[torch.Tensor, torch.Tensor]:
+    """Boxes all over a picture, and their labels."""
+    rng = np.random.default_rng(seed)
+    centres, sides = rng.uniform(20, size - 20, (count, 2)), rng.uniform(12, 60, (count, 2))
+    angles = rng.uniform(-1.5, 1.5, (count, 1))
+    found = [centres, sides, angles] if rotated else [centres - sides / 2, centres + sides / 2]
+    return torch.tensor(np.hstack(found), dtype=torch.float32), torch.tensor(rng.integers(0, 5, count))
+
+
+def steps_to_draw(count: int, *, rotated: bool, style: str) -> int:
+    """Calls of functions, Python's own among them, that a picture takes: a measure of work without a clock."""
+    found, labels = crowd(count, rotated=rotated)
+    layer = Layer(found, labels, torch.rand(count) if style == "predicted" else None, style)
+    picture, calls = grey(1024, 1024), 0
+
+    def count_call(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count_call)
+    try:
+        draw_layers(picture, [layer], classes=("aeroplane", "b", "c", "d", "e"))
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+@pytest.mark.parametrize("style", ["predicted", "truth", "ignored"])
+def test_twice_the_boxes_take_twice_the_work(rotated: bool, style: str) -> None:
+    for few in (MANY // 4, MANY // 2, 2 * MANY, 4 * MANY):
+        work = [steps_to_draw(count, rotated=rotated, style=style) for count in (few, 2 * few)]
+        assert work[1] < 2.2 * work[0], (few, work)
+
+
+def written_at(found: torch.Tensor, labels: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Where tags are, as ``x, y, width, height``."""
+    places, choose = [], draw._free_place
+
+    def noted(outline: draw._Outline, size: tuple[int, int], taken: np.ndarray) -> tuple[int, int]:
+        place = choose(outline, size, taken)
+        places.append((*place, *size))
+        return place
+
+    monkeypatch.setattr(draw, "_free_place", noted)
+    draw_boxes(grey(1024, 1024), found, labels=labels, scores=torch.rand(len(found)), classes=("plane", "ship"))
+    monkeypatch.undo()
+    return places
+
+
+@pytest.mark.parametrize("rotated", [False, True])
+def test_tags_of_a_few_boxes_do_not_cover_each_other(rotated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = written_at(*crowd(20, rotated=rotated), monkeypatch)
+    assert len(places) == 20
+    taken = np.zeros((1024, 1024), int)
+    for x, y, width, height in places:
+        taken[y : y + height, x : x + width] += 1
+    assert taken.max() == 1
+    assert taken.sum() == sum(width * height for _, _, width, height in places)  # all inside the picture
+
+
+def test_many_boxes_have_thin_lines_and_no_tags(monkeypatch: pytest.MonkeyPatch) -> None:
+    for count in (MANY, MANY + 1):
+        places = written_at(*crowd(count), monkeypatch)
+        assert len(places) == (MANY if count == MANY else 0)
+        first = boxes(*[(200, 200, 400, 400)] * count)
+        picture = draw_boxes(grey(1024, 1024), first, labels=torch.zeros(count, dtype=torch.int64))
+        inner = picture.getpixel((201, 300))
+        assert inner == (class_colour(0) if count == MANY else GREY)
+        assert picture.getpixel((200, 300)) == class_colour(0)

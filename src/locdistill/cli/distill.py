@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
 from locdistill.cli import options
@@ -28,23 +26,9 @@ def distill(
     batch: options.Batch = None,
     seed: options.Seed = None,
     profile: options.Profile = False,
-    preflight: Annotated[
-        bool,
-        typer.Option(help="Look at teacher, data and regions before the first step, and stop on what cannot work."),
-    ] = True,
-    images: Annotated[
-        int | None,
-        typer.Option(
-            "--preflight-images",
-            min=0,
-            metavar="N",
-            help="Validation images on which the teacher is measured, however long it takes; 0 leaves that out. Up to "
-            "200, as many as 45 seconds allow, unless given.",
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only look: print what was found; the exit code is 1 where it would stop.")
-    ] = False,
+    preflight: options.Preflight = True,
+    images: options.PreflightImages = None,
+    dry_run: options.DryRun = False,
     settings: options.Set = None,
 ) -> None:
     """Train a student with a teacher's knowledge of where box edges are.

@@ -116,6 +116,22 @@ Profile = Annotated[
         "profile.json in the run's folder.",
     ),
 ]
+Preflight = Annotated[
+    bool, typer.Option(help="Look at teacher, data and regions before the first step, and stop on what cannot work.")
+]
+PreflightImages = Annotated[
+    int | None,
+    typer.Option(
+        "--preflight-images",
+        min=0,
+        metavar="N",
+        help="Validation images on which the teacher is measured, however long it takes; 0 leaves that out. Up to "
+        "200, as many as 45 seconds allow, unless given.",
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only look: print what was found; the exit code is 1 where it would stop.")
+]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Any field of the recipe; can be given several times."),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from locdistill.errors import ImageError
-from locdistill.images import image_size, read_image
+from locdistill.images import image_size, open_picture, read_image
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
 THREADS = 8
@@ -72,7 +72,7 @@ def look_closely(path: Path) -> Seen:
         height, width = read_image(path).shape[-2:]
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with Image.open(path) as image:
+        with open_picture(path) as image:
             image.verify()
     except ImageError as error:
         return Seen(None, _without(path, error))

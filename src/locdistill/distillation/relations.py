@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from locdistill.distillation.adapters import OfMaps, Pair, as_maps, grouped, inside_maps, per_location, shares
 from locdistill.distillation.logits import common_classes
+from locdistill.losses.distribution import kl_summands
 from locdistill.objective.scene import Scene
 from locdistill.settings import Positive
 
@@ -127,8 +128,7 @@ class ChannelKL(_OfPatterns):
             (x / self.temperature).masked_fill(~pair.inside, -torch.inf).flatten(2).log_softmax(-1).view_as(x)
             for x in (pair.student, pair.teacher)
         )
-        values = teacher.exp() * (teacher - student).masked_fill(~pair.inside, 0.0)
-        return self.temperature**2 * pair.channel_mean(values)
+        return self.temperature**2 * pair.channel_mean(kl_summands(student, teacher))
 
 
 def _of_vectors(x: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b c h w"]:

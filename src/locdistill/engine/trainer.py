@@ -28,25 +28,9 @@ from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import requeue_job, requeued
 from locdistill.engine.speed import Machine, Speed, choose, own_backends
 from locdistill.engine.validation import Evaluate
-from locdistill.errors import LocdistillError, RunError
+from locdistill.errors import RunError, RunInterrupted
 
 logger = logging.getLogger("locdistill.engine")
-
-
-class RunInterrupted(LocdistillError):  # noqa: N818 (an event, not a mistake)
-    """Training was asked to stop by a signal, and did so after a checkpoint.
-
-    Attributes:
-        signal_number: Of that signal.
-        exit_code: What a command line should return: 128 plus the signal's number.
-    """
-
-    def __init__(self, message: str, signal_number: int) -> None:
-        super().__init__(message)
-        self.signal_number, self.exit_code = signal_number, 128 + signal_number
-
-    def __reduce__(self) -> tuple[type[RunInterrupted], tuple[str, int]]:
-        return type(self), (str(self), self.signal_number)
 
 
 def fit(

@@ -20,8 +20,8 @@ from types import FrameType
 import torch
 
 from locdistill.data.resources import cores
-from locdistill.engine.trainer import RunInterrupted, started_by_command
-from locdistill.errors import RunError
+from locdistill.engine.trainer import started_by_command
+from locdistill.errors import RunError, RunInterrupted
 from locdistill.recipes.arms import Train
 from locdistill.recipes.folder import make_folder, process_rank, write_text
 from locdistill.recipes.load import dump_recipe

@@ -20,8 +20,7 @@ from typing import Any
 
 import torch
 
-from locdistill.engine.trainer import RunInterrupted
-from locdistill.errors import RunError
+from locdistill.errors import RunError, RunInterrupted
 from locdistill.recipes.folder import clear_start, write_text
 from locdistill.recipes.paired import Paired
 from locdistill.recipes.recipe import Recipe

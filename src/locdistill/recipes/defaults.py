@@ -31,22 +31,33 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.distillation.onnx_teacher import SUFFIX
 from locdistill.engine.settings import SpeedSettings
+from locdistill.engine.signals import requeued
 from locdistill.errors import RecipeError, RunError
 from locdistill.models.foreign import detector_settings
 from locdistill.models.settings import ROTATED, DetectorSettings, InputSettings
 from locdistill.models.weights import locate
-from locdistill.recipes.folder import saved_recipe
+from locdistill.recipes.folder import RECIPE, saved_recipe
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override, build_recipe, laid_over, recipe_data, validate
 from locdistill.recipes.methods import method_terms
 from locdistill.recipes.overrides import apply_overrides, parse_override
-from locdistill.recipes.recipe import ASSIGNER_OF, EMA, OF_TEACHER, OnnxSettings, Recipe, supervised_terms
+from locdistill.recipes.recipe import (
+    EMA,
+    OF_TEACHER,
+    OnnxSettings,
+    Recipe,
+    kind_of_detector,
+    known_kind,
+    supervised_terms,
+)
 from locdistill.recipes.teaching import onnx_teacher
 from locdistill.recipes.terms import TermSettings
+from locdistill.settings import group
 
 log = logging.getLogger("locdistill")
 BATCH = 4
 MILESTONES = [2 / 3, 11 / 12]
+MANY_EPOCHS = 1e9
 LARGEST, LARGEST_ROTATED = (1333, 800), (1024, 1024)
 _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
 _MAY_CHANGE = {
@@ -123,18 +134,18 @@ def _words(request: Request, data: dict[str, Any]) -> list[Override]:
     if request.pretrained is not None:
         words.append((("detector", "pretrained"), _PRETRAINED.get(request.pretrained, request.pretrained)))
     if request.epochs is not None:
-        words += _epochs(request.epochs, data.get("engine") or {})
+        words += _epochs(request.epochs, group(data, "engine"))
     return words + (_methods(request, data) if request.methods else [])
 
 
 def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
     """The terms of the methods, in place of all that compare with a teacher."""
-    given = (data.get("detector") or {}).get("model", "gfl")
-    model = _override(request, "detector.model") or request.model or given
-    if model not in ASSIGNER_OF:  # what is wrong is said when the recipe is checked
+    asked = _override(request, "detector.model") or request.model
+    model = kind_of_detector(data) if asked is None else known_kind(asked)
+    if model is None:  # what is wrong is said when the recipe is checked
         return []
     new = method_terms(request.methods, model)
-    old = [name for name, term in (data.get("terms") or {}).items() if name not in new and _compares(term)]
+    old = [name for name, term in group(data, "terms").items() if name not in new and _compares(term)]
     words: list[Override] = [(("terms", name), None) for name in old]
     return [*words, *((("terms", name), term.model_dump()) for name, term in new.items())]
 
@@ -151,7 +162,9 @@ def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
     """Another number of epochs, with the milestones (unless they are shares of the run) at the same shares of it."""
     words: list[Override] = [(("engine", "epochs"), epochs)]
     before, milestones = engine.get("epochs"), engine.get("milestones")
-    if before and milestones and all(isinstance(m, int | float) and m >= 1 for m in milestones) and epochs != before:
+    if not isinstance(milestones, list) or not milestones or epochs == before:
+        return words
+    if all(isinstance(n, int | float) and 1 <= n <= MANY_EPOCHS for n in (epochs, before, *milestones)):
         moved = [round(m * epochs / before, 3) for m in milestones]
         shares = [m / before for m in milestones]
         words.append((("engine", "milestones"), moved if all(m >= 1 for m in moved) else shares))
@@ -168,7 +181,7 @@ def _for_data(request: Request) -> dict[str, Any]:
     backbone = _override(request, "detector.backbone") or request.backbone or (start.backbone if start else "resnet18")
     asked = _override(request, "detector.model") or request.model
     model = asked or (first.model if first is not None else _model_for(settings))
-    known = model if model in ASSIGNER_OF else "gfl"  # what is wrong is said when the recipe is checked
+    known = known_kind(model) or "gfl"  # what is wrong is said when the recipe is checked
     recipe: dict[str, Any] = {
         "name": _name(f"{model}_{backbone}"),
         "detector": (_architecture(start) if start else {}) | {"model": model, "backbone": backbone},
@@ -199,7 +212,7 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
     if request.teacher is not None and str(request.teacher) != EMA:
         teacher = _settings_of(request.teacher, _overridden(request, "teacher", {}).get("onnx"))
     asked = _override(request, "start") or request.start
-    if asked is not None:
+    if isinstance(asked, str | Path):  # what is wrong is said when the recipe is checked
         start = teacher if str(asked) == OF_TEACHER else _settings_of(asked)
     return teacher, start
 
@@ -285,6 +298,22 @@ def median_size(dataset: Dataset) -> tuple[int, int]:
 
 def _name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
+
+
+def recipe_for(request: Request, out: str | Path | None, *, resume: bool) -> Recipe:
+    """The recipe that is run for a request: a new one, or that of the run in ``out``, which goes on.
+
+    A job that SLURM has started again goes on with its run unasked.
+
+    Raises:
+        LocdistillError: One of its kinds, as `resolve` and `resumed_recipe`.
+    """
+    return resumed_recipe(request, out) if goes_on(out, resume=resume) else resolve(request)
+
+
+def goes_on(out: str | Path | None, *, resume: bool) -> bool:
+    """Whether the run in ``out`` is to go on: it is asked for, or SLURM has started its job again."""
+    return resume or (requeued() and out is not None and (Path(out) / RECIPE).is_file())
 
 
 def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:

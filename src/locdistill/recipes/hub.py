@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from locdistill.errors import LocdistillError, RunError, WeightsError
+from locdistill.errors import HubError, LocdistillError, RunError, WeightsError
 from locdistill.models.foreign import detector_settings
 from locdistill.models.weights import SUFFIX, read_metadata
 from locdistill.recipes.checksum import check_checksum, split_checksum
@@ -30,10 +30,6 @@ PUBLISHED = "published"
 CARD = "README.md"
 """The name under which a hub shows a model card."""
 _ADDRESS = re.compile(r"hf:/{1,2}(?P<repo_id>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
-
-
-class HubError(WeightsError):
-    """A model hub cannot be reached, does not let one in, or has not what was asked for."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from locdistill.errors import RecipeError
 from locdistill.recipes.overrides import apply_overrides
-from locdistill.recipes.recipe import ASSIGNER_OF, Recipe, supervised_terms
+from locdistill.recipes.recipe import Recipe, kind_of_detector, supervised_terms
 from locdistill.recipes.yaml_io import Inline, read_yaml_file, write_yaml
 from locdistill.settings import nearest, problems
 
@@ -98,8 +98,8 @@ def laid_over(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, 
     given = list(overrides)
     others = [o for o in given if (re.split("[.=]", o)[0].strip() if isinstance(o, str) else o[0][0]) != "terms"]
     if not data.get("terms") and len(others) < len(given):
-        model = (apply_overrides(data, others).get("detector") or {}).get("model", "gfl")
-        terms = supervised_terms(model) if model in ASSIGNER_OF else {}  # what is wrong is said when it is checked
+        model = kind_of_detector(apply_overrides(data, others))
+        terms = supervised_terms(model) if model is not None else {}
         data = data | {"terms": {name: term.model_dump() for name, term in terms.items()}}
     return apply_overrides(data, given)
 

@@ -63,7 +63,14 @@ def _merge_terms(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]
 def _merge_component(base: Any, change: Any) -> Any:
     base = {base: {}} if isinstance(base, str) else base
     if isinstance(base, dict) and isinstance(change, dict) and set(base) == set(change):
-        return {name: {**(base[name] or {}), **(change[name] or {})} for name in change}
+        return {name: _merge_options(base[name], change[name]) for name in change}
+    return copy.deepcopy(change)
+
+
+def _merge_options(base: Any, change: Any) -> Any:
+    """Options over options; what is no group takes their place, and is refused when the recipe is checked."""
+    if isinstance(base, dict | None) and isinstance(change, dict | None):
+        return {**(base or {}), **(change or {})}
     return copy.deepcopy(change)
 
 

@@ -74,8 +74,7 @@ def objects_by_doubt(scene: Scene, count: int) -> list[tuple[int, int]]:
     the mean entropy of their distributions.
     """
     assert scene.teacher is not None, "there is a teacher to compare with"
-    log_probs = scene.teacher.edge_logits.log_softmax(-1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1).mean(-1)
+    entropy = torch.special.entr(scene.teacher.edge_logits.softmax(-1)).sum(-1).mean(-1)
     score = scene.teacher.score_logits.amax(-1)
     best: dict[tuple[int, int], tuple[float, int]] = {}
     for image, location in scene.assignment.positive.nonzero().tolist():

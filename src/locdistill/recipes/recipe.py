@@ -17,7 +17,7 @@ from locdistill.distillation.presets import supervised
 from locdistill.engine.settings import EngineSettings
 from locdistill.models.settings import DetectorSettings, NormalisationSettings, Triple
 from locdistill.recipes.terms import Component, TermSettings, build_component, plain_component
-from locdistill.settings import Settings
+from locdistill.settings import Settings, group
 
 EMA = "ema"
 """``teacher.weights`` where the student teaches itself."""
@@ -172,7 +172,7 @@ def _input_of(data: dict[str, Any]) -> dict[str, int]:
     """The largest size of training, long and short side; nothing where ``sizes`` is not what it should be."""
     try:
         long, short = max((int(max(size)), int(min(size))) for size in data["sizes"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return {}
     return {"short": short, "long": long} | ({"pad_to": data["pad_to"]} if "pad_to" in data else {})
 
@@ -181,6 +181,16 @@ ASSIGNER_OF = {"gfl": "atss", "gflv2": "atss", "atss": "atss", "fcos": "fcos", "
 ASSIGNER_OF |= {"rotated_gfl": "atss", "rotated_retinanet": "max_iou"}
 """The published assigner of each kind of detector."""
 WITH_CENTERNESS = ("atss", "fcos")
+
+
+def kind_of_detector(recipe: dict[str, Any]) -> str | None:
+    """The kind of detector in a recipe's plain data; None where there is no such kind, which the check will say."""
+    return known_kind(group(recipe, "detector").get("model", "gfl"))
+
+
+def known_kind(model: Any) -> str | None:
+    """A kind of detector, or None where it is none."""
+    return model if isinstance(model, str) and model in ASSIGNER_OF else None
 
 
 def supervised_terms(model: str) -> dict[str, TermSettings]:
@@ -223,8 +233,8 @@ class Recipe(Settings):
             return values
         values = dict(values)
         given = values.get("detector")
-        model = given.model if isinstance(given, DetectorSettings) else (given or {}).get("model", "gfl")
-        if model in ASSIGNER_OF:
+        model = given.model if isinstance(given, DetectorSettings) else kind_of_detector(values)
+        if model is not None:
             values = {"terms": supervised_terms(model), "assigner": ASSIGNER_OF[model]} | {
                 key: value for key, value in values.items() if key not in ("terms", "assigner") or value is not None
             }

@@ -26,7 +26,6 @@ from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
 from locdistill.engine.devices import check_training_devices
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
-from locdistill.engine.signals import requeued
 from locdistill.engine.speed import Machine, Speed, choose
 from locdistill.engine.trainer import fit, process_count
 from locdistill.errors import RecipeError, TeacherError
@@ -37,7 +36,7 @@ from locdistill.objective.objective import Objective
 from locdistill.objective.term import Term
 from locdistill.recipes import folder, pictures
 from locdistill.recipes.compatible import MismatchError, check_start
-from locdistill.recipes.defaults import Request, resolve, resumed_recipe
+from locdistill.recipes.defaults import Request, goes_on, resolve, resumed_recipe
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.load import Override
 from locdistill.recipes.memory import Progress, with_memory
@@ -243,7 +242,7 @@ def _distillation(
 def _start(
     request: Request, verb: str, out: str | Path | None, resume: bool, preflight: Preflight | None = None
 ) -> RunResult:
-    if resume or (requeued() and out is not None and (Path(out) / folder.RECIPE).is_file()):
+    if goes_on(out, resume=resume):
         return run(resumed_recipe(request, out), out, resume=True)
     recipe = _resolved(request, verb)
     return run(recipe, folder.new_folder(out, f"{verb}-{recipe.name}"), preflight=preflight)

@@ -19,15 +19,17 @@ them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation import vocabulary
 from locdistill.objective.term import Term
-from locdistill.settings import Settings, suggestion
+from locdistill.settings import NumbersAreNoFlags, Settings, suggestion
 
 Kind = Literal["of", "on", "norm", "schedule", "assigner"]
 Component = str | dict[str, Any]
@@ -83,10 +85,18 @@ def build_component(kind: Kind, spec: Any) -> Any:
     if wrong:
         raise ValueError("; ".join(wrong))
     try:
-        return TypeAdapter(table[name]).validate_python(options)
+        return _checked(table[name])(options)
     except ValidationError as error:
         lines = [f"{'.'.join((name, *(str(p) for p in e['loc'][:1])))}: {_expected(e)}" for e in error.errors()]
         raise ValueError("; ".join(dict.fromkeys(lines))) from None
+
+
+@functools.cache
+def _checked(component: type) -> Callable[[dict[str, Any]], Any]:
+    """A function from options to the component; making it takes far longer than calling it."""
+    options: Any = Annotated[component, NumbersAreNoFlags]
+    check: Callable[[dict[str, Any]], Any] = TypeAdapter(options).validate_python
+    return check
 
 
 def _expected(error: Any) -> str:

@@ -15,6 +15,7 @@ import yaml
 
 from locdistill.errors import RecipeError
 
+_CORE = ("null", "bool", "int", "float", "str", "seq", "map")
 _SCALARS = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -29,19 +30,37 @@ _SCALARS = (
 
 
 class _Loader(yaml.SafeLoader):
-    """The safe loader, with duplicate keys refused."""
+    """The safe loader of the core schema: keys are words, none stands twice; no dates or sets, nothing in itself."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
+    yaml_constructors = {  # noqa: RUF012 - likewise
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.removeprefix("tag:yaml.org,2002:") in _CORE
+    }
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        """Construct the whole content at once, which fails where a list or mapping is inside itself."""
+        return self.construct_object(node, deep=True)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """Construct a value; a scalar that is not what its tag says (``!!int three``) is an error of the text."""
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, KeyError) as error:
+            problem = f"{node.value!r:.40} is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Construct a mapping whose keys all differ."""
+        """Construct a mapping whose keys are words and all differ."""
         seen: dict[Any, yaml.Mark] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
                 continue
             key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool):
-                continue
+            if not isinstance(key, str):
+                problem = f"expected a word as key, came {key!r:.40}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} stands twice (first in line {seen[key].line + 1})", key_node.start_mark
@@ -94,6 +113,8 @@ def read_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except RecursionError:
+        raise RecipeError(f"{where}: groups and lists are nested too deeply.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""

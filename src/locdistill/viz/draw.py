@@ -22,6 +22,8 @@ Point = tuple[float, float]
 Boxes: TypeAlias = Float[Tensor, "k d"] | Float[Tensor, "k 4 2"]
 """``x1, y1, x2, y2``, or rotated: ``cx, cy, w, h, theta``, or the four corners ``x, y``; in pixels of the image."""
 Style = Literal["predicted", "truth", "ignored"]
+MANY = 200
+"""Beyond so many boxes lines are thin, and beyond so many tags none is written: they would hide the picture."""
 
 
 class Layer(NamedTuple):
@@ -118,7 +120,7 @@ def draw_layers(
 ) -> Image.Image:
     """Draw several layers of boxes, the last on top; all tags lie over all boxes and avoid each other.
 
-    Arguments are those of ``draw_boxes``; ``classes=None`` draws no tags.
+    Arguments are those of ``draw_boxes``; ``classes=None`` draws no tags, as do more than ``MANY`` of them.
     """
     picture = (image if isinstance(image, Image.Image) else to_picture(image)).convert("RGB")
     factor = max(1, -(-min_side // max(picture.size)))
@@ -127,14 +129,15 @@ def draw_layers(
     else:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(picture)
-    width = max(1, round(max(picture.size) / 320))
+    many = sum(len(layer.labels) for layer in layers) > MANY
+    width = 1 if many else max(1, round(max(picture.size) / 320))
     size = max(9, min(16, round(max(picture.size) / 44)))
     tags: list[_Tag] = []
     for layer in layers:
         tags += _draw_layer(canvas, layer.scaled(factor), classes or (), width=width)
-    predicted = [tag for tag in tags if tag.filled]
-    if classes is not None:
-        _draw_tags(canvas, predicted or tags, size)
+    shown = [tag for tag in tags if tag.filled] or tags
+    if classes is not None and len(shown) <= MANY:
+        _draw_tags(canvas, shown, size)
     return picture
 
 
@@ -218,12 +221,12 @@ def _draw_tags(canvas: ImageDraw.ImageDraw, tags: Sequence[_Tag], size: int) -> 
     face, pad = font(size, bold=True), max(1, size // 6)
     ascent, descent = face.getmetrics()
     height = ascent + descent + 2 * pad - 1
-    taken: list[Rectangle] = []
+    taken = np.zeros(canvas.im.size[::-1], np.uint16)  # how many tags lie on each pixel
     for tag in sorted(tags, key=lambda t: -t.rank):
         width = round(face.getlength(tag.text)) + 2 * pad + 2
-        x, y = _free_place(tag.outline, (width, height), taken, canvas.im.size)
+        x, y = _free_place(tag.outline, (width, height), taken)
         place = (x, y, x + width - 1, y + height - 1)
-        taken.append(place)
+        taken[y : y + height, x : x + width] += 1
         if tag.filled:
             canvas.rectangle(place, fill=tag.colour)
             ink = ink_on(tag.colour)
@@ -233,10 +236,14 @@ def _draw_tags(canvas: ImageDraw.ImageDraw, tags: Sequence[_Tag], size: int) -> 
         canvas.text((x + pad + 1, y + pad - 1), tag.text, fill=ink, font=face)
 
 
-def _free_place(
-    outline: _Outline, size: tuple[int, int], taken: Sequence[Rectangle], picture: tuple[int, int]
-) -> tuple[float, float]:
-    """Top left corner for a tag: above its box, below it, or inside, wherever it covers the fewest other tags."""
+def _free_place(outline: _Outline, size: tuple[int, int], taken: np.ndarray) -> tuple[int, int]:
+    """Top left corner for a tag: above its box, below it, or inside, wherever it covers the least of other tags.
+
+    Args:
+        outline: Of its box.
+        size: Width and height of the tag.
+        taken: How many tags lie on each pixel of the picture: the search takes as long however many there are.
+    """
     x1, y1, x2, y2 = outline.around
     width, height = size
     beside = [max(x1, min(x - width / 2, x2 - width)) for x, _ in outline.tips]
@@ -250,17 +257,12 @@ def _free_place(
         (x2 - width + 1, y2 - height + 1),
         (x1, y2 - height + 1),
     ]
-    best, least = (x1, y1), float("inf")
+    best, least = (0, 0), float("inf")
     for wanted_x, wanted_y in corners:
-        x = max(0, min(wanted_x, picture[0] - width))
-        y = max(0, min(wanted_y, picture[1] - height))
+        x = max(0, min(round(wanted_x), taken.shape[1] - width))
+        y = max(0, min(round(wanted_y), taken.shape[0] - height))
         # Being pushed back into the picture costs a little, so that a free place of the tag's own wins.
-        cost = sum(_shared((x, y, x + width, y + height), other) for other in taken) + abs(y - wanted_y) / height
+        cost = int(taken[y : y + height, x : x + width].sum()) + abs(y - wanted_y) / height
         if cost < least:
             best, least = (x, y), cost
     return best
-
-
-def _shared(a: Rectangle, b: Rectangle) -> float:
-    """Area that a place has in common with a tag already written (whose last pixel belongs to it)."""
-    return max(0, min(a[2], b[2] + 1) - max(a[0], b[0])) * max(0, min(a[3], b[3] + 1) - max(a[1], b[1]))

@@ -6,12 +6,14 @@ import base64
 import io
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
 from pathlib import Path
 from typing import TypeAlias
 
 from PIL import Image
+
+from locdistill.images import open_picture
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,10 @@ def _table(table: Table) -> str:
 
 def _encode(picture: Picture) -> tuple[int, str]:
     """Width on the page and the picture as a data URL."""
-    image = picture.image if isinstance(picture.image, Image.Image) else Image.open(picture.image)
+    image = picture.image
+    if not isinstance(image, Image.Image):
+        with open_picture(image) as opened:
+            return _encode(replace(picture, image=opened))
     buffer = io.BytesIO()
     if picture.photo:
         image.convert("RGB").save(buffer, "JPEG", quality=88)

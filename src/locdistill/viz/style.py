@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image, ImageFont
 
+from locdistill.images import open_picture
+
 Colour = tuple[int, int, int]
 
 INK: Colour = (31, 35, 40)
@@ -93,7 +95,8 @@ def to_image(figure: Figure) -> Image.Image:
     """Render a chart to an RGB picture."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    return Image.open(buffer).convert("RGB")
+    with open_picture(buffer, "the chart") as picture:
+        return picture.convert("RGB")
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> Path:
