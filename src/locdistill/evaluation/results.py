@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ from torch import Tensor
 from locdistill.data.records import Dataset
 from locdistill.errors import DataError
 from locdistill.evaluation.arrays import found
+from locdistill.files import replacing
 from locdistill.geometry.kinds import kind_of
 from locdistill.types import Detections
 
@@ -44,17 +44,12 @@ def write_results(path: str | Path, dataset: Dataset, detections: Mapping[int, D
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            separator = "["
-            for entry in _entries(dataset, detections):
-                file.write(separator + json.dumps(entry))
-                separator = ",\n"
-            file.write("[]\n" if separator == "[" else "]\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        separator = "["
+        for entry in _entries(dataset, detections):
+            file.write(separator + json.dumps(entry))
+            separator = ",\n"
+        file.write("[]\n" if separator == "[" else "]\n")
     return path
 
 

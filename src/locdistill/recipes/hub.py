@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from locdistill.errors import LocdistillError, RunError, WeightsError
+from locdistill.files import replacing
 from locdistill.models.foreign import detector_settings
 from locdistill.models.weights import SUFFIX, read_metadata
 from locdistill.recipes.checksum import check_checksum, split_checksum
@@ -248,14 +249,11 @@ def _copy(found: Path, folder: Path) -> Path:
         if target.read_bytes() == found.read_bytes():
             return target
         raise RunError(f"{target} is there already and is another file; give another folder with --out DIR")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        shutil.copyfile(found, part)
-        os.replace(part, target)
+        with replacing(target) as part:
+            shutil.copyfile(found, part)
     except OSError as error:
         raise RunError(f"{target} cannot be written ({error.strerror or error}); give another folder") from error
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 

@@ -18,6 +18,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from locdistill.errors import RunError, WeightsError
@@ -257,16 +258,16 @@ def _write(
     Raises:
         RunError: The folder cannot be written to.
     """
-    part = folder / f".{name}.{os.getpid()}{files.SUFFIX}"
     try:
-        files.write(part, detector.state_dict(), settings=settings, extra=record)
-        sha256 = file_digest(part)
-        path = folder / f"{with_checksum(name, sha256)}{files.SUFFIX}"
-        os.replace(part, path)
+        with TemporaryDirectory(prefix=f".{name}.", dir=folder) as beside:
+            part = files.write(
+                Path(beside) / f"{name}{files.SUFFIX}", detector.state_dict(), settings=settings, extra=record
+            )
+            sha256 = file_digest(part)
+            path = folder / f"{with_checksum(name, sha256)}{files.SUFFIX}"
+            os.replace(part, path)
     except (OSError, WeightsError) as error:
         cause = error.__cause__ or error  # `write` speaks of a file that nobody is to see
         reason = getattr(cause, "strerror", None) or cause
         raise RunError(f"{folder} cannot be written to ({reason}); give another folder") from error
-    finally:
-        part.unlink(missing_ok=True)
     return path, sha256
