@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from locdistill.data.digest import object_digests
 from locdistill.data.loader import training_plan
 from locdistill.data.looks import Plan
 from locdistill.data.records import Dataset
@@ -29,7 +30,7 @@ from locdistill.recipes.parts import Parts
 from locdistill.recipes.recipe import Recipe
 
 CONTRACT = "contract"
-VERSION = 1
+VERSION = 2
 DIGEST = 16
 READERS = 8
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -221,15 +222,12 @@ def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Pr
             files[i] = digest
     if unread:
         store.note({names[i]: stamps[i] + files[i] for i in unread})
-    digests = bytearray()
-    for record, file in zip(dataset.records, files, strict=True):
-        whole = hashlib.blake2b(file, digest_size=DIGEST)
-        keep = np.full(len(record.ignored), True) if keep_ignored else ~record.ignored
-        for array in (record.boxes, record.labels, record.ignored, record.quads):
-            if array is not None:
-                whole.update(np.ascontiguousarray(array[keep]).tobytes())
-        digests += whole.digest()
-    return np.frombuffer(bytes(digests), np.uint8).reshape(-1, DIGEST)
+    seen = dataset.records if keep_ignored else [record.of(~record.ignored) for record in dataset.records]
+    digests = [
+        hashlib.blake2b(file + objects, digest_size=DIGEST).digest()
+        for file, objects in zip(files, object_digests(dataset, records=seen), strict=True)
+    ]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
 
 
 def _stamp(path: Path) -> bytes:

@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from locdistill.data.digest import data_digest
 from locdistill.data.records import Dataset
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
 from locdistill.recipes.apart import run_apart
 from locdistill.recipes.compare_arms import USE, chosen_seeds, flat
 from locdistill.recipes.defaults import Request, resolve
-from locdistill.recipes.folder import PARENT, data_digest, make_folder, write_text
-from locdistill.recipes.load import Override, build_recipe, dump_recipe
+from locdistill.recipes.folder import PARENT, make_folder, write_text
+from locdistill.recipes.load import Override, build_recipe, dump_recipe, laid_over
 from locdistill.recipes.opening import open_for
 from locdistill.recipes.recipe import OF_TEACHER, Recipe
 from locdistill.recipes.teaching import teacher_files
