@@ -123,9 +123,9 @@ def _load(path: Path) -> list[Any]:
         raise DataError(f"{path}: not a readable JSON file of COCO results: {error}") from error
     if not isinstance(entries, list):
         raise DataError(
-            f"{path}: COCO results are a list of detections, as 'locdistill evaluate --format-only' writes it; this is "
-            f"a {type(entries).__name__}. (Of such, 'locdistill data merge' reads the predictions.json of 'locdistill "
-            "predict', which has images and classes.)"
+            f"{path}: COCO results are a list of detections, as 'locdistill evaluate WEIGHTS --format-only FILE' "
+            f"writes it; this is a {type(entries).__name__}. (Of such, 'locdistill data merge' reads the "
+            "predictions.json of 'locdistill predict', which has images and classes.)"
         )
     return entries
 

@@ -7,8 +7,8 @@ without a network. Address, token and cache are the library's: ``HF_ENDPOINT``, 
 
 from __future__ import annotations
 
-import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -181,7 +181,8 @@ def _published_file(path: Path) -> Path:
             raise WeightsError(f"{path}: there is no such file or folder; expected published weights")
         if path.suffix != SUFFIX or split_checksum(path.stem)[1] is None:
             raise WeightsError(
-                f"{path}: expected published weights, NAME-<8 digits>{SUFFIX}; 'locdistill publish {path}' makes them"
+                f"{path}: expected published weights, NAME-<8 digits>{SUFFIX}; 'locdistill publish "
+                f"{shlex.quote(str(path))}' makes them"
             )
         return path
     for folder in (path, path / PUBLISHED):
@@ -190,7 +191,7 @@ def _published_file(path: Path) -> Path:
             raise WeightsError(f"{folder} has several published weights, name one: {', '.join(map(str, found))}")
         if found:
             return found[0]
-    raise WeightsError(f"{path} has no published weights; 'locdistill publish {path}' makes them")
+    raise WeightsError(f"{path} has no published weights; 'locdistill publish {shlex.quote(str(path))}' makes them")
 
 
 def _fetch(address: _Address, token: str | None) -> Path:

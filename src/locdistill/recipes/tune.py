@@ -248,12 +248,10 @@ def _write(plan: Plan, result: TuneResult) -> None:
 
 def _alone(recipe: Recipe) -> Recipe:
     """The recipe without teacher and without the terms that need one; it begins with the same weights."""
-    plain = recipe.model_dump(mode="json")
     start = str(teacher_files(recipe)[0]) if recipe.start == OF_TEACHER else recipe.start
-    terms = {name: plain["terms"][name] for name, term in recipe.terms.items() if not term.needs_teacher}
     name = f"{recipe.name}-alone"
-    changes = {"name": name, "teacher": None, "balance": None, "start": start, "terms": terms}
-    return build_recipe(plain | changes, name)
+    plain = laid_over(recipe.model_dump(mode="json"), [f"{setting}=null" for setting in recipe.of_teacher])
+    return build_recipe(plain | {"name": name, "start": start}, name)
 
 
 class _Study:
