@@ -312,7 +312,7 @@ def run(
         parts = seen
     else:
         parts = compose(recipe, fresh=fresh)
-    facts = folder.facts_of(parts.datasets)
+    facts = folder.facts_of(parts.datasets, recipe.engine)
     if parts.start is not None:
         facts["start"] = {"weights": str(parts.start), "sha256": folder.file_digest(parts.start)}
     facts["speed"] = asdict(parts.speed)
