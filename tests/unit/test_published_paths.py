@@ -62,8 +62,8 @@ def test_no_place_is_in_a_published_folder(run: Path, tmp_path: Path) -> None:
     recipe = load_recipe(made.recipe)
     assert recipe.teacher is not None
     assert (recipe.teacher.cache, recipe.teacher.weights, recipe.teacher.more[0].weights) == (None, None, None)
-    assert (recipe.start, recipe.detector.pretrained) == ("./best.safetensors", "./backbone.pth")
-    assert read_metadata(made.weights)["extra"]["start"]["weights"] == "./best.safetensors"
+    assert (recipe.start, recipe.detector.pretrained) == ("./best.safetensors", "backbone.pth")
+    assert read_metadata(made.weights)["extra"]["start"]["weights"] == "best.safetensors"
     again = publish(made.weights, out=tmp_path / "again")  # a file alone, whose metadata have the recipe
     assert again.recipe is not None
     assert load_recipe(again.recipe) == recipe

@@ -210,13 +210,14 @@ def shareable(recipe: Recipe) -> Recipe:
             there = other["weights"] is None or other["weights"] == EMA or is_address(other["weights"])
             other["weights"] = other["weights"] if there else None
     if recipe.start not in (None, OF_TEACHER):
-        plain["start"] = _name_alone(recipe.start)
+        name = _name_alone(recipe.start)
+        plain["start"] = name if is_address(name) else f"./{name}"  # such as ./teacher, which is a folder
     return build_recipe(plain, "the recipe without paths")
 
 
 def _name_alone(file: Any) -> Any:
     """A file without its folder; a hub's address, and what is no file, as it is."""
-    return f"./{PureWindowsPath(file).name}" if isinstance(file, str) and not is_address(file) else file
+    return PureWindowsPath(file).name if isinstance(file, str) and not is_address(file) else file
 
 
 def without_paths(value: Any) -> Any:
