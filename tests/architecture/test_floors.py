@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "locdistill"
 FLOORS = (
-    ("types", "errors", "settings", "dist"),
+    ("types", "errors", "settings", "dist", "files"),
     ("geometry", "images"),
     ("assign", "losses", "interop"),
     ("models", "data", "objective"),

@@ -120,7 +120,7 @@ def test_asked_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     assert process.returncode == 128 + number, output
     last = output.strip().splitlines()[-1]
     assert last.startswith(f"stopped by {number.name} after optimiser step")
-    assert last.endswith("Go on with the same command and --resume")
+    assert last.endswith(f"Go on with the same command and --resume --out {tmp_path / 'stopped'}")
     assert "Traceback" not in output
     stopped_at = torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["global_step"]
     assert 0 < stopped_at < 12

@@ -5,20 +5,26 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-from locdistill.data.loader import training_loader
+from locdistill.data.loader import training_loader, training_plan
 from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset, Record
+from locdistill.data.samplers import Draw
 from locdistill.data.settings import DataSettings
-from locdistill.distillation.cached import CachedTeacher
+from locdistill.distillation.cached import CachedTeacher, Recall
+from locdistill.distillation.kept import Layout
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_full, ld_sharp, supervised
 from locdistill.distillation.store import Store
@@ -30,9 +36,10 @@ from locdistill.errors import CacheError, RecipeError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.objective.term import Term
+from locdistill.recipes import memory
 from locdistill.recipes.cache import Forecast, build_cache_of, cache_info
 from locdistill.recipes.load import validate
-from locdistill.recipes.memory import contents
+from locdistill.recipes.memory import contents, missing_draws
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight import Preflight, examine
 from locdistill.recipes.recipe import CacheSettings, Recipe, TeacherSettings
@@ -220,12 +227,87 @@ def test_a_build_that_was_stopped_goes_on(data: Path, teachers: dict[str, Path],
     assert build_cache_of(whole, device="cpu").built == 0
 
 
-def test_parts_of_a_build_make_a_whole(data: Path, teachers: dict[str, Path], tmp_path: Path) -> None:
-    whole = recipe(data, teachers["gfl"], tmp_path / "cache")
-    first = build_cache_of(whole, device="cpu", part=(1, 2))
-    assert (first.built, first.complete) == (VIEWS // 2, False)
-    second = build_cache_of(whole, device="cpu")
-    assert (second.built, second.complete) == (VIEWS // 2, True)
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1), (2, 2, 3, 1)])
+@pytest.mark.parametrize("ranks", [False, True])
+def test_parts_of_a_build_make_a_whole_one_after_the_other(
+    order: tuple[int, ...],
+    ranks: bool,
+    data: Path,
+    teachers: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, built = recipe(data, teachers["gfl"], tmp_path / "cache"), 0
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    for share in order:
+        monkeypatch.setenv("RANK", str(share - 1))
+        report = build_cache_of(whole, device="cpu", part=None if ranks else (share, 3))
+        built += report.built
+        assert report.complete == (built == VIEWS)
+    assert built == VIEWS
+
+
+class _Known(Store):
+    """A cache of which the keys alone are there."""
+
+    keys: set[bytes]
+
+    def has(self, keys: Iterable[bytes]) -> list[bool]:
+        return [key in self.keys for key in keys]
+
+
+def _image(index: int) -> Record:
+    nothing = np.zeros((0, 4), np.float32)
+    return Record(Path(f"{index}.png"), index, 64, 48, nothing, np.zeros(0, np.int64), np.zeros(0, bool))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.data())
+def test_parts_cover_everything_whenever_each_begins_and_however_they_mix(choice: st.DataObject) -> None:
+    count, shares = choice.draw(st.integers(1, 12), label="images"), choice.draw(st.integers(1, 5), label="parts")
+    images = Dataset("d", (), tuple(_image(i) for i in range(count)), "coco", ())
+    whole = Recipe(name="a", data=DataSettings(flip=0.5))
+    store = _Known(Path("nowhere"))
+    object.__setattr__(store, "keys", set())
+    contents = np.arange(16 * count, dtype=np.uint8).reshape(count, 16)
+    recall = Recall(store, contents, Layout(strides=(8,), per_cell=1, pad_to=32))
+    plan = training_plan(whole.data, whole.engine.seed)
+
+    def look_at(draw: Draw) -> None:
+        look = plan.look(draw)
+        store.keys.add(recall.key(draw.image, look.size(48, 64), look))
+
+    for draw in missing_draws(recall, images, whole):
+        if choice.draw(st.booleans(), label="there before"):
+            look_at(draw)
+    waiting: dict[int, list[Draw] | None] = dict.fromkeys(range(1, shares + 1))
+    while waiting:  # a part begins, looks at one more image, or is over
+        part = choice.draw(st.sampled_from(sorted(waiting)))
+        todo = waiting[part]
+        if todo is None:
+            waiting[part] = missing_draws(recall, images, whole, (part, shares))
+        elif todo:
+            look_at(todo.pop())
+        else:
+            del waiting[part]
+    assert missing_draws(recall, images, whole) == []
+    assert len(store.keys) == 2 * count
+
+
+def test_of_two_caches_that_are_begun_at_once_the_second_is_refused(
+    data: Path, teachers: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = (recipe(data, teachers["gfl"], tmp_path / "cache", numbers=numbers) for numbers in ("half", "8bit"))
+    real = memory.contents
+
+    def meanwhile(*args: Any, **options: Any) -> Any:
+        monkeypatch.setattr(memory, "contents", real)
+        compose(one, fresh=False)
+        return real(*args, **options)
+
+    monkeypatch.setattr(memory, "contents", meanwhile)
+    with pytest.raises(CacheError, match="numbers half there, 8bit here"):
+        compose(two, fresh=False)
 
 
 def test_too_little_room_is_told_before(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from locdistill.engine.checkpoint import AtomicCheckpointIO, random_state, restore_random_state, write_atomically
+from locdistill.engine.checkpoint import AtomicCheckpointIO, random_state, restore_random_state
 from locdistill.engine.log import MetricsFile, read_metrics
 from locdistill.engine.meter import Meter, Ratios
 from locdistill.engine.result import FitResult, Progress
@@ -114,20 +114,6 @@ def test_stream_leaves_the_generator_alone() -> None:
 def test_stream_names_a_sampler_that_cannot_resume() -> None:
     with pytest.raises(TypeError, match="set_epoch"):
         list(Stream([1, 2], 0, 2))
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    path = tmp_path / "weights.bin"
-    write_atomically(path, lambda p: p.write_text("old"))
-
-    def fail(temporary: Path) -> None:
-        temporary.write_text("half of the n")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, fail)
-    assert path.read_text() == "old"
-    assert os.listdir(tmp_path) == ["weights.bin"]
 
 
 def test_checkpoints_hold_no_code(tmp_path: Path) -> None:

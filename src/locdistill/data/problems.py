@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
@@ -47,5 +48,5 @@ def error_of(problems: Sequence[Problem], name: str, path: str) -> DataError:
         return kind(str(problems[0]))
     lines = [f"{name}: {len(problems)} problems", *(f"  {problem}" for problem in problems[:LINES])]
     if len(problems) > LINES:
-        lines.append(f"  ... and {len(problems) - LINES} more; 'locdistill data check {path}' lists all")
+        lines.append(f"  ... and {len(problems) - LINES} more; 'locdistill data check {shlex.quote(path)}' lists all")
     return kind("\n".join(lines))

@@ -11,27 +11,30 @@ detector sees does not depend on how it resizes its input, and files stay small.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 from torchvision.io import encode_png
 
+from locdistill.data.digest import data_digest
 from locdistill.data.records import Dataset, Record
 from locdistill.errors import DataError
+from locdistill.files import replacing
 from locdistill.geometry.kinds import Rotated, kind_of
 from locdistill.geometry.rotated import part_inside, polygon_hull
 from locdistill.geometry.sweep import in_parts, overlapping_pairs
@@ -244,7 +247,8 @@ def cut(
     difficulty 2, an ignored one 1. Images and tiles without objects stay. Spaces in names of classes become dashes.
 
     Tiles are put together in a folder beside, which takes the name asked for when it is complete: what is there was
-    cut to the end. A cut that was interrupted goes on where it was; one that is complete is left as it is.
+    cut to the end. A cut that was interrupted goes on where it was; one that is complete is left as it is. Of several
+    processes that cut the same, one does it and the others wait.
 
     Args:
         dataset: The images; objects without corners have those of their boxes.
@@ -259,16 +263,43 @@ def cut(
     folder, oriented = Path(folder), dataset.oriented
     dataset = dataset.as_oriented(True)
     content = json.dumps(_content(dataset, settings) | {"oriented": oriented}, indent=1) + "\n"
-    if folder.exists():
-        if not (folder / WINDOWS).is_file() or (folder / WINDOWS).read_text(encoding="utf-8") != content:
-            raise DataError(
-                f"{folder}: is there, and holds something else than the tiles of '{dataset.name}' with these settings; "
-                "choose another folder, or remove this one"
-            )
-        return Tiles.read(folder)
-    unfinished = folder.with_name(f".{folder.name}.unfinished")
-    _start(unfinished, content)
-    tiles = Tiles.read(unfinished)
+    if not _is_cut(folder, content, dataset.name):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock = folder.with_name(f".{folder.name}.lock")
+        with FileLock(lock):
+            if not _is_cut(folder, content, dataset.name):  # by a process that this one waited for
+                unfinished = folder.with_name(f".{folder.name}.unfinished")
+                _start(unfinished, content)
+                _cut_all(Tiles.read(unfinished), dataset, threads, progress)
+                unfinished.rename(folder)
+        with suppress(OSError):
+            lock.unlink()
+    return Tiles.read(folder)
+
+
+def _is_cut(folder: Path, content: str, name: str) -> bool:
+    """Whether the tiles are there already.
+
+    Raises:
+        DataError: Something else is.
+    """
+    if not folder.exists():
+        return False
+    if not (folder / WINDOWS).is_file() or (folder / WINDOWS).read_text(encoding="utf-8") != content:
+        raise DataError(
+            f"{folder}: is there, and holds something else than the tiles of '{name}' with these settings; choose "
+            "another folder, or remove this one"
+        )
+    return True
+
+
+def _cut_all(
+    tiles: Tiles,
+    dataset: Dataset,
+    threads: int | None,
+    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
+) -> None:
+    """Write the tiles of all images that are not there."""
     jobs = _jobs(tiles, dataset)
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         try:
@@ -278,18 +309,13 @@ def cut(
         except BaseException:  # such as a broken image or Ctrl-C: what has not begun is left out
             pool.shutdown(cancel_futures=True)
             raise
-    unfinished.rename(folder)
-    return replace(tiles, folder=folder)
 
 
 def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
     """All that says what is in the tiles."""
     names = _names(dataset)
-    digest = hashlib.sha256()
     places, left_out = {}, 0
     for index, (record, name) in enumerate(zip(dataset.records, names, strict=True)):
-        for values in (record.quads, record.labels, record.ignored):
-            digest.update(np.ascontiguousarray(values).tobytes())
         own = windows(record.width, record.height, settings)
         left_out += _left_out(record, own, settings)
         for window in own:
@@ -303,7 +329,7 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
         "kind": dataset.kind,
         "classes": dataset.classes,
         "category_ids": dataset.category_ids,
-        "objects": digest.hexdigest(),
+        "objects": data_digest(dataset),
         "left_out": left_out,
         "images": [
             {"file": record.path.name, "image_id": record.image_id, "width": record.width, "height": record.height}
@@ -360,9 +386,8 @@ def _start(folder: Path, content: str) -> None:
 
 def _write(path: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(content)
-    part.replace(path)
+    with replacing(path, flush=False) as part:  # there are many, and a cut can be made again
+        part.write_bytes(content)
 
 
 _Job = tuple[Record, list[tuple[str, Window]]]

@@ -20,7 +20,6 @@ from locdistill.engine.checkpoint import (
     random_state,
     restore_random_state,
     seed_everything,
-    write_atomically,
 )
 from locdistill.engine.log import MetricsFile, Row, TensorBoard, Terminal
 from locdistill.engine.meter import Meter, Ratios
@@ -368,7 +367,7 @@ class Conductor(pl.Callback):
         watched = self.watched_since_evaluation.means()
         self.watched_since_evaluation.reset()
         if self.progress.note(row["epoch"], metrics | watched) and module.trainer.is_global_zero:
-            write_atomically(self.around.out / "best.safetensors", self.published(module).save)
+            self.published(module).save(self.around.out / "best.safetensors")
         self._write(row | {f"val/{name}": value for name, value in metrics.items()})
         shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in ("AP", "AP50", "AP75", "AP90") if name in metrics)
         marker = "  (best)" if self.progress.bad_evaluations == 0 else ""
@@ -386,7 +385,7 @@ class Conductor(pl.Callback):
         self._random = gathered(random_state())
         out = self.around.out
         if weights and trainer.is_global_zero:
-            write_atomically(out / "last.safetensors", self.published(module).save)
+            self.published(module).save(out / "last.safetensors")
             self.progress.write(out / "metrics.json", self.clock.seconds)
         trainer.save_checkpoint(out / "last.ckpt")
         self._random = None

@@ -1,11 +1,9 @@
-"""Files that are either whole or not there, and the state of all random generators."""
+"""Checkpoints that are either whole or not there, and the state of all random generators."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +14,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 
 from locdistill.dist import is_distributed
 from locdistill.errors import RunError
-
-
-def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then put it in place; a crash leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
-        write(temporary)
-        _flush_to_disk(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if os.name == "posix":
-        _flush_to_disk(path.parent)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from locdistill.files import replacing
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -45,7 +22,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
         """Write a checkpoint in one stroke."""
-        write_atomically(Path(path), lambda temporary: torch.save(checkpoint, temporary))
+        with replacing(path) as part:
+            torch.save(checkpoint, part)
 
     def load_checkpoint(
         self,

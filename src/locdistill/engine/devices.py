@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal
 
 import torch
@@ -35,6 +36,17 @@ def device_kind(settings: EngineSettings) -> Literal["cpu", "cuda", "mps"]:
     if settings.accelerator != "auto":
         return settings.accelerator
     return "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def device_name(settings: EngineSettings) -> str:
+    """The device that the first process trains on, in words."""
+    kind = device_kind(settings)
+    if kind == "cpu":
+        return f"cpu ({os.cpu_count()} cores)"
+    if kind == "mps":
+        return "mps"
+    index = 0 if isinstance(settings.devices, int | str) else settings.devices[0]
+    return torch.cuda.get_device_name(index)
 
 
 def check_training_devices(settings: EngineSettings) -> None:

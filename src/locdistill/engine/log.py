@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from locdistill.engine.checkpoint import write_atomically
+from locdistill.files import replacing
 
 logger = logging.getLogger("locdistill.engine")
 
@@ -53,13 +53,10 @@ class MetricsFile:
             csv.DictWriter(file, self._columns).writerow(_text(row))
 
     def _rewrite(self, rows: list[Row]) -> None:
-        def write(path: Path) -> None:
-            with path.open("w", newline="") as file:
-                writer = csv.DictWriter(file, self._columns)
-                writer.writeheader()
-                writer.writerows(_text(row) for row in rows)
-
-        write_atomically(self.path, write)
+        with replacing(self.path) as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns)
+            writer.writeheader()
+            writer.writerows(_text(row) for row in rows)
 
 
 def read_metrics(path: Path) -> list[Row]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from locdistill.engine.checkpoint import write_atomically
+from locdistill.files import replacing
 from locdistill.settings import finite
 
 
@@ -82,7 +82,8 @@ class Progress:
             "history": self.history,
         }
         text = json.dumps(finite(content), indent=2) + "\n"
-        write_atomically(path, lambda temporary: temporary.write_text(text))
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

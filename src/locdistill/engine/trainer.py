@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import signal
 import sys
 import warnings
@@ -204,7 +205,8 @@ def _leave(trainer: pl.Trainer, conductor: Conductor, out: Path) -> None:
         raise SystemExit(0)
     message = (
         f"stopped by {signal.Signals(number).name} after optimiser step {conductor.progress.step} of "
-        f"{conductor.plan.total_steps}; the checkpoint is {out / 'last.ckpt'}. Go on with the same command and --resume"
+        f"{conductor.plan.total_steps}; the checkpoint is {out / 'last.ckpt'}. "
+        f"Go on with the same command and --resume --out {shlex.quote(str(out))}"
     )
     if number == getattr(signal, "SIGUSR1", None) and requeue_job():
         message += " (SLURM runs the job again by itself)"

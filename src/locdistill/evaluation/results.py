@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +14,7 @@ from torch import Tensor
 from locdistill.data.records import Dataset
 from locdistill.errors import DataError
 from locdistill.evaluation.arrays import found
+from locdistill.files import replacing
 from locdistill.geometry.kinds import kind_of
 from locdistill.types import Detections
 
@@ -44,17 +44,12 @@ def write_results(path: str | Path, dataset: Dataset, detections: Mapping[int, D
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            separator = "["
-            for entry in _entries(dataset, detections):
-                file.write(separator + json.dumps(entry))
-                separator = ",\n"
-            file.write("[]\n" if separator == "[" else "]\n")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as part, part.open("w", encoding="utf-8") as file:
+        separator = "["
+        for entry in _entries(dataset, detections):
+            file.write(separator + json.dumps(entry))
+            separator = ",\n"
+        file.write("[]\n" if separator == "[" else "]\n")
     return path
 
 
@@ -128,9 +123,9 @@ def _load(path: Path) -> list[Any]:
         raise DataError(f"{path}: not a readable JSON file of COCO results: {error}") from error
     if not isinstance(entries, list):
         raise DataError(
-            f"{path}: COCO results are a list of detections, as 'locdistill evaluate --format-only' writes it; this is "
-            f"a {type(entries).__name__}. (Of such, 'locdistill data merge' reads the predictions.json of 'locdistill "
-            "predict', which has images and classes.)"
+            f"{path}: COCO results are a list of detections, as 'locdistill evaluate WEIGHTS --format-only FILE' "
+            f"writes it; this is a {type(entries).__name__}. (Of such, 'locdistill data merge' reads the "
+            "predictions.json of 'locdistill predict', which has images and classes.)"
         )
     return entries
 

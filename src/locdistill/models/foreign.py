@@ -175,7 +175,7 @@ class Foreign:
                 f"{self.report.source}: recognised as {own.model} with {own.backbone}, but its weights do not fit:",
                 *lines,
                 "Take the whole file; or, to go on with random values in their place, load_mmdet(..., strict=False), "
-                "'locdistill convert --partial'",
+                "'locdistill convert IN OUT --partial'",
             ]
         )
 
@@ -217,7 +217,7 @@ def read(
         raise WeightsError(
             f"{name}: recognised as {own.model} with {own.backbone}, which has no place for {len(unknown)} tensors: "
             f"{', '.join(unknown)}. If they are not needed: load_mmdet(..., strict=False), 'locdistill convert "
-            "--partial'"
+            "IN OUT --partial'"
         )
     skipped = (*unpacked.skipped, *(Skipped(key, 1, "the detector has no such tensor") for key in unknown))
     report = ImportReport(

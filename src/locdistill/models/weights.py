@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from locdistill.errors import RecipeError, WeightsError
+from locdistill.files import replacing
 from locdistill.interop.pickles import read_checkpoint
 
 SUFFIX = ".safetensors"
@@ -132,24 +133,18 @@ def write(
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write so that a file appears whole or not at all, with the usual mode; the folder is made.
+    """Where to write so that a file appears whole or not at all; the folder is made.
 
     Raises:
         WeightsError: The folder cannot be made, or the file not written.
     """
-    part = file_name(path).with_name(f".{path.name}.{os.getpid()}.part")
+    path = file_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            part.touch()
-            mode = part.stat().st_mode & 0o777  # what the umask allows; safetensors leaves files to their owner alone
+        with replacing(path) as part:
             yield part
-            part.chmod(mode)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
     except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be written ({_reason(error, part)}); give another file") from error
+        raise WeightsError(f"{path} cannot be written ({_reason(error, path)}); give another file") from error
 
 
 def file_name(path: str | Path) -> Path:
@@ -164,11 +159,11 @@ def file_name(path: str | Path) -> Path:
     return path
 
 
-def _reason(error: Exception, part: Path) -> str:
-    """Why something was not written, and where: not at a file that only lasts as long as it is written."""
+def _reason(error: Exception, path: Path) -> str:
+    """Why a file was not written, and where if the problem lies elsewhere."""
     reason = str(getattr(error, "strerror", None) or error)
     where = getattr(error, "filename", None)
-    return reason if where is None or Path(where) == part else f"{where}: {reason}"
+    return reason if where is None or Path(where) == path else f"{where}: {reason}"
 
 
 @contextmanager

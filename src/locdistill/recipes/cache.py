@@ -108,7 +108,8 @@ def build_cache(
         data: As there.
         cache: The folder; that of the recipe unless given.
         device: Such as ``cuda:0``; a GPU if there is one unless given.
-        part: ``(k, n)``: of what is missing, the ``k``-th of ``n`` shares, from 1.
+        part: ``(k, n)``: the ``k``-th of ``n`` shares, from 1. Shares are the same whatever is there already, so
+            that all together build the whole cache, whenever each of them runs.
         tell: Is told, before the build, how much there is to do.
         progress: From a label to what shows how far one is.
         words: ``model``, ``backbone``, ``methods``, ``recipe``, ``overrides`` and the other words of `distill`; they
@@ -144,9 +145,8 @@ def build_cache_of(
     where = existing_device(device or _own_device())
     parts = compose(recipe, fresh=False, progress=None if progress is None else progress("reading the images"))
     parts.detector.to(where)
-    share, shares = part or _own_part()
     assert parts.memory is not None
-    draws = missing_draws(parts.memory, parts.datasets["train"], parts.recipe)[share - 1 :: shares]
+    draws = missing_draws(parts.memory, parts.datasets["train"], parts.recipe, part or _own_part())
     report = _Builder(parts, where).build(draws, tell, None if progress is None else progress("teacher looks"))
     return replace(report, seconds=time.perf_counter() - start)
 

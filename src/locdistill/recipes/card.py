@@ -146,8 +146,21 @@ class Card:
         teacher = self._recipe["teacher"]
         if teacher.get("weights") == EMA:
             return f"the running average of the student, with decay {teacher.get('decay') or EMA_DECAY:g}"
-        digest = f"SHA-256 {teacher['sha256']}" if teacher.get("sha256") else ""
-        return ", ".join(part for part in (teacher.get("name"), digest) if part) or NOT_RECORDED
+        several = [teacher, *teacher.get("more", ())]
+        total = sum(each.get("share", 1) for each in several)
+        named = [
+            ", ".join(
+                part
+                for part in (
+                    each.get("name"),
+                    f"SHA-256 {each['sha256']}" if each.get("sha256") else "",
+                    f"a share of {each.get('share', 1) / total:.0%}" if len(several) > 1 else "",
+                )
+                if part
+            )
+            for each in several
+        ]
+        return "; ".join(named).strip() or NOT_RECORDED
 
     def _start(self) -> str:
         start = self.record.get("start")

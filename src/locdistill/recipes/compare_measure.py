@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
+from locdistill.data.digest import data_digest
 from locdistill.data.open import class_names
 from locdistill.data.records import Dataset
 from locdistill.errors import RunError
@@ -38,16 +38,7 @@ def evaluation_images(recipe: Recipe, data: str | Path | None) -> Dataset:
 
 def digest_of(dataset: Dataset) -> str:
     """Digest of images and objects, in whatever order classes and images come."""
-    lines = []
-    for record in dataset.records:
-        objects = sorted(
-            f"{dataset.classes[label]} {box} {ignored}"
-            for box, label, ignored in zip(
-                record.boxes.tolist(), record.labels.tolist(), record.ignored.tolist(), strict=True
-            )
-        )
-        lines.append(f"{record.image_id} {record.path.name} {record.width} {record.height} {objects}")
-    return hashlib.sha256("\n".join([*sorted(dataset.classes), *sorted(lines)]).encode()).hexdigest()
+    return data_digest(dataset, ordered=False)
 
 
 class Measuring:

@@ -14,10 +14,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from locdistill.data.digest import data_digest
 from locdistill.data.records import Dataset
+from locdistill.engine.devices import device_name
+from locdistill.engine.settings import EngineSettings
+from locdistill.engine.signals import in_slurm
 from locdistill.errors import RunError
+from locdistill.files import replacing
 from locdistill.recipes.load import dump_recipe, load_recipe
 from locdistill.recipes.recipe import Recipe
 
@@ -142,20 +145,25 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
-def facts_of(datasets: dict[str, Dataset]) -> dict[str, Any]:
-    """What a reader of the run folder wants to know beside the recipe, and what a resumed run must find unchanged."""
+def facts_of(datasets: dict[str, Dataset], engine: EngineSettings | None = None) -> dict[str, Any]:
+    """What a reader of the run folder wants to know beside the recipe, and what a resumed run must find unchanged.
+
+    Args:
+        datasets: By split.
+        engine: Says which device is trained on; the one that is chosen unless given.
+    """
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **({"job": os.environ["SLURM_JOB_ID"]} if in_slurm() else {}),
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("locdistill", "torch", "torchvision", "timm", "lightning")},
         },
-        "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu ({os.cpu_count()} cores)",
+        "device": device_name(engine or EngineSettings()),
         "data": {
             split: {"name": data.name, "images": len(data), "sha256": data_digest(data)}
             for split, data in datasets.items()
@@ -170,20 +178,23 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def data_digest(dataset: Dataset) -> str:
-    """Digest of the names, sizes, boxes and labels of a data set (not of the pixels)."""
-    digest = hashlib.sha256(json.dumps(dataset.classes).encode())
-    for record in dataset.records:
-        digest.update(f"{record.path.name} {record.image_id} {record.width} {record.height}".encode())
-        for array in (record.boxes, record.labels, record.ignored):
-            digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def runs_of_job(prefix: str) -> list[Path]:
+    """Folders of runs that this SLURM job began without a name for them, the first one first.
+
+    Args:
+        prefix: With which their names begin.
+    """
+    found = [path.parent for path in PARENT.glob(f"{prefix}*/{FACTS}")]
+    job = os.environ.get("SLURM_JOB_ID")
+    return sorted(
+        (path for path in found if read_facts(path).get("job") == job), key=lambda path: (len(path.name), path.name)
+    )
 
 
 def check_unchanged(path: Path, now: dict[str, Any]) -> None:

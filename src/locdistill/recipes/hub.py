@@ -7,8 +7,8 @@ without a network. Address, token and cache are the library's: ``HF_ENDPOINT``, 
 
 from __future__ import annotations
 
-import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from locdistill.errors import HubError, LocdistillError, RunError, WeightsError
+from locdistill.files import replacing
 from locdistill.models.foreign import detector_settings
 from locdistill.models.weights import SUFFIX, read_metadata
 from locdistill.recipes.checksum import check_checksum, split_checksum
@@ -176,7 +177,8 @@ def _published_file(path: Path) -> Path:
             raise WeightsError(f"{path}: there is no such file or folder; expected published weights")
         if path.suffix != SUFFIX or split_checksum(path.stem)[1] is None:
             raise WeightsError(
-                f"{path}: expected published weights, NAME-<8 digits>{SUFFIX}; 'locdistill publish {path}' makes them"
+                f"{path}: expected published weights, NAME-<8 digits>{SUFFIX}; 'locdistill publish "
+                f"{shlex.quote(str(path))}' makes them"
             )
         return path
     for folder in (path, path / PUBLISHED):
@@ -185,7 +187,7 @@ def _published_file(path: Path) -> Path:
             raise WeightsError(f"{folder} has several published weights, name one: {', '.join(map(str, found))}")
         if found:
             return found[0]
-    raise WeightsError(f"{path} has no published weights; 'locdistill publish {path}' makes them")
+    raise WeightsError(f"{path} has no published weights; 'locdistill publish {shlex.quote(str(path))}' makes them")
 
 
 def _fetch(address: _Address, token: str | None) -> Path:
@@ -244,14 +246,11 @@ def _copy(found: Path, folder: Path) -> Path:
         if target.read_bytes() == found.read_bytes():
             return target
         raise RunError(f"{target} is there already and is another file; give another folder with --out DIR")
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        shutil.copyfile(found, part)
-        os.replace(part, target)
+        with replacing(target) as part:
+            shutil.copyfile(found, part)
     except OSError as error:
         raise RunError(f"{target} cannot be written ({error.strerror or error}); give another folder") from error
-    finally:
-        part.unlink(missing_ok=True)
     return target
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from locdistill.files import replacing
 from locdistill.types import Detections
 
 _PARTS = Detections._fields
@@ -26,10 +27,8 @@ def write_detections(path: Path, stamp: str, found: Mapping[int, Sequence[Detect
     here = list(chain.from_iterable(found.values()))
     content: dict[str, Any] = {part: torch.cat([getattr(one, part) for one in here]).numpy() for part in _PARTS}
     counts = np.array([len(one.scores) for one in here]).reshape(len(found), -1)
-    unfinished = path.with_name(f".{path.name}")
-    with unfinished.open("wb") as file:
+    with replacing(path) as part, part.open("wb") as file:
         np.savez_compressed(file, stamp=np.array(stamp), images=list(found), counts=counts, **content)
-    unfinished.replace(path)
 
 
 def read_detections(path: Path, stamp: str) -> dict[int, list[Detections]] | None:

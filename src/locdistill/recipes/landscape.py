@@ -34,6 +34,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
+from locdistill.data.digest import data_digest
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.engine.devices import existing_device
@@ -42,7 +43,7 @@ from locdistill.evaluation.evaluator import Evaluator
 from locdistill.evaluation.tables import Table
 from locdistill.models.detector import Detector
 from locdistill.models.weights import locate
-from locdistill.recipes.folder import data_digest, file_digest, make_folder, write_text
+from locdistill.recipes.folder import file_digest, make_folder, write_text
 from locdistill.recipes.hub import resolve_hub
 from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.recipes.load import validate

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from locdistill.data.digest import object_digests
 from locdistill.data.loader import training_plan
 from locdistill.data.looks import Plan
 from locdistill.data.records import Dataset
@@ -29,7 +30,7 @@ from locdistill.recipes.parts import Parts
 from locdistill.recipes.recipe import Recipe
 
 CONTRACT = "contract"
-VERSION = 1
+VERSION = 2
 DIGEST = 16
 READERS = 8
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
@@ -59,7 +60,8 @@ def with_memory(parts: Parts, *, progress: Progress | None = None) -> Parts:
     store = store_in(settings.path)
     wanted = contract_of(recipe, keeping)
     there = store.about(CONTRACT)
-    same = there is None or json.loads(json.dumps(wanted)) == there
+    plain = json.loads(json.dumps(wanted))
+    same = there is None or plain == there
     if not same:
         _check_contract(store.path, there, wanted)
     recall = Recall(
@@ -72,8 +74,8 @@ def with_memory(parts: Parts, *, progress: Progress | None = None) -> Parts:
             "would add is less than what is kept there; complete it with the recipe that it was built for ('locdistill "
             "cache build'), or name another folder"
         )
-    if there is None:
-        store.claim(CONTRACT, wanted)
+    if there is None and store.claim(CONTRACT, wanted) != plain:
+        return with_memory(parts, progress=progress)  # another process was faster, and built another cache
     how = f"the teacher looks at the other {missing} as they come" if missing else "the teacher does not run"
     cached = CachedTeacher(teacher, store, keeping, detector.grid_for)
     cached.notes = (*teacher.notes, f"cache {store.path}: {views - missing} of {views} views are there; {how}")
@@ -174,13 +176,24 @@ def _check_padding(parts: Parts, layout: Layout) -> None:
         )
 
 
-def missing_draws(recall: Recall, dataset: Dataset, recipe: Recipe) -> list[Draw]:
-    """The ways of looking at the images of which nothing is kept yet; each once."""
+def missing_draws(recall: Recall, dataset: Dataset, recipe: Recipe, part: tuple[int, int] = (1, 1)) -> list[Draw]:
+    """The ways of looking at the images of which nothing is kept yet; each once.
+
+    Args:
+        recall: What is kept.
+        dataset: The images.
+        recipe: How they are looked at.
+        part: ``(k, n)``: only those of the ``k``-th of ``n`` shares, from 1. A share is the same whatever is kept
+            already, so that all of them together are everything, whenever each begins.
+    """
     keys: dict[bytes, Draw] = {}
     plan = training_plan(recipe.data, recipe.engine.seed)
     for draw, look, size in _sized(dataset, plan):
         keys.setdefault(recall.key(draw.image, size, look), draw)
-    return [draw for draw, there in zip(keys.values(), recall.store.has(keys), strict=True) if not there]
+    share, shares = part
+    own = list(keys.items())[share - 1 :: shares]
+    there = recall.store.has(key for key, _ in own)
+    return [draw for (_, draw), known in zip(own, there, strict=True) if not known]
 
 
 def ways_of(dataset: Dataset, recipe: Recipe) -> int:
@@ -221,15 +234,12 @@ def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Pr
             files[i] = digest
     if unread:
         store.note({names[i]: stamps[i] + files[i] for i in unread})
-    digests = bytearray()
-    for record, file in zip(dataset.records, files, strict=True):
-        whole = hashlib.blake2b(file, digest_size=DIGEST)
-        keep = np.full(len(record.ignored), True) if keep_ignored else ~record.ignored
-        for array in (record.boxes, record.labels, record.ignored, record.quads):
-            if array is not None:
-                whole.update(np.ascontiguousarray(array[keep]).tobytes())
-        digests += whole.digest()
-    return np.frombuffer(bytes(digests), np.uint8).reshape(-1, DIGEST)
+    seen = dataset.records if keep_ignored else [record.of(~record.ignored) for record in dataset.records]
+    digests = [
+        hashlib.blake2b(file + objects, digest_size=DIGEST).digest()
+        for file, objects in zip(files, object_digests(dataset, records=seen), strict=True)
+    ]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
 
 
 def _stamp(path: Path) -> bytes:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
+from locdistill.data.settings import DataSettings
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.models.settings import NormalisationSettings
 from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight_report import Network, Problem, in_words
 from locdistill.recipes.preflight_teacher import START, Hearing, Trial
-from locdistill.recipes.recipe import OF_TEACHER
+from locdistill.recipes.yaml_io import typed
 
 CHANCE, ENOUGH = 0.01, 50
 """AP50 below which a teacher is at chance level, and the objects from which on that, or a fault, is said."""
@@ -54,8 +55,7 @@ class Suspect:
         onnx, own = not isinstance(self.network, LiveTeacher), []
         for key, value in values.items():
             group = "teacher.onnx." if onnx else "teacher." if key == "classes" else "teacher.input."
-            text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
-            own.append(shlex.quote(f"{group}{key}=[{text}]") if isinstance(value, tuple) else f"{group}{key}={text}")
+            own.append(shlex.quote(f"{group}{key}={typed(value)}"))
         return tuple(own)
 
     @property
@@ -85,7 +85,7 @@ def doubts(suspect: Suspect) -> list[Problem]:
             Problem(
                 what=f"{suspect.name} cannot be judged: there are {heard.objects} objects of its classes on "
                 f"{heard.images} validation images",
-                remedy="measure it where there are more: locdistill evaluate",
+                remedy="measure it where there are more: locdistill evaluate WEIGHTS --data PATH",
             )
         ]
     found = _causes(suspect)
@@ -164,7 +164,7 @@ def _possible_causes(suspect: Suspect) -> list[Problem]:
         ),
         Problem(
             what="it may have been trained on pictures or objects of another kind",
-            remedy=f"train a teacher on these data: locdistill train --data {data.path} --backbone resnet50",
+            remedy=f"train a teacher on these data: {_training_on(data)} --backbone resnet50",
         ),
     ]
     if isinstance(net, LiveTeacher):
@@ -180,6 +180,15 @@ def _possible_causes(suspect: Suspect) -> list[Problem]:
                 ),
             )
     return causes
+
+
+def _training_on(data: DataSettings) -> str:
+    """The command that trains on the same data."""
+    where = ("format", "train", "val", "holdout", "ignore_classes")
+    given = {key: getattr(data, key) for key in where}
+    defaults = DataSettings()
+    words = [f"data.{key}={typed(value)}" for key, value in given.items() if value != getattr(defaults, key)]
+    return shlex.join(["locdistill", "train", "--data", data.path, *words])
 
 
 def no_better_than_start(hearings: dict[str, Hearing]) -> list[Problem]:
@@ -199,10 +208,7 @@ def no_better_than_start(hearings: dict[str, Hearing]) -> list[Problem]:
 
 def baseline(parts: Parts) -> str:
     """What a teacher's AP is to be compared with, and how."""
-    recipe = parts.recipe
-    taught = [f"terms.{name}=null" for name, term in recipe.terms.items() if term.needs_teacher]
-    start = ["start=null"] if recipe.start == OF_TEACHER else []
-    words = " ".join(["teacher=null", *taught, *start])
+    words = " ".join(f"{setting}=null" for setting in parts.recipe.of_teacher)
     return (
         "a teacher helps where it is clearly better than the student alone, which nobody knows before that is trained: "
         f"locdistill train RUN/recipe.yaml {words} --out ALONE, then locdistill compare ALONE RUN"

@@ -18,6 +18,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from locdistill.errors import RunError, WeightsError
@@ -30,7 +31,7 @@ from locdistill.recipes.checksum import split_checksum, with_checksum
 from locdistill.recipes.folder import METRICS, RECIPE, file_digest, make_folder, read_facts, write_text
 from locdistill.recipes.hub import PUBLISHED, is_address
 from locdistill.recipes.load import build_recipe, dump_recipe, load_recipe
-from locdistill.recipes.recipe import OF_TEACHER, Recipe
+from locdistill.recipes.recipe import EMA, OF_TEACHER, Recipe
 from locdistill.recipes.use import EvaluationResult, Progress, evaluate
 
 BEST, LAST = "best", "last"
@@ -108,6 +109,7 @@ def publish(
     folder = Path(out) if out is not None else source.run / PUBLISHED if source.run else source.file.parent
     evaluation = _evaluation(source.file, evaluate_on, progress)
     settings = without_paths(detector.settings.model_dump(mode="json"))
+    settings["pretrained"] = _name_alone(detector.settings.pretrained)
     make_folder(folder)
     path, sha256 = _write(folder, title, detector, settings, record)
     card = Card(
@@ -156,12 +158,14 @@ def _record(source: _Source) -> tuple[dict[str, Any], Recipe | None, tuple[str, 
     """What is known of how the weights came to be, without paths; the recipe of it; and what is missing."""
     if source.run is None:
         extra = {} if is_foreign(source.file) else files.read_metadata(source.file).get("extra") or {}
-        recipe = build_recipe(extra["recipe"], str(source.file)) if "recipe" in extra else None
-        unknown = "These weights do not come with their run: how they were trained is not recorded."
-        return without_paths(extra), recipe, () if recipe else (unknown,)
+        if "recipe" not in extra:
+            unknown = "These weights do not come with their run: how they were trained is not recorded."
+            return without_paths(extra), None, (unknown,)
+        recipe = shareable(build_recipe(extra["recipe"], str(source.file)))
+        return without_paths(extra | {"recipe": recipe.model_dump(mode="json")}), recipe, ()
     recipe = shareable(load_recipe(source.run / RECIPE))
     facts, metrics = read_facts(source.run), _metrics(source.run)
-    numbers = metrics.get(source.which)
+    numbers, start = metrics.get(source.which), facts.get("start")
     record = {
         "recipe": recipe.model_dump(mode="json"),
         "which": source.which,
@@ -170,7 +174,7 @@ def _record(source: _Source) -> tuple[dict[str, Any], Recipe | None, tuple[str, 
         "started": facts.get("started"),
         "versions": facts.get("versions", {}),
         "data": facts.get("data", {}),
-        "start": facts.get("start"),
+        "start": start | {"weights": _name_alone(start["weights"])} if start else None,
     }
     notes = []
     if not record["finished"]:
@@ -192,24 +196,28 @@ def _metrics(run: Path) -> dict[str, Any]:
 
 
 def shareable(recipe: Recipe) -> Recipe:
-    """A recipe without paths: data and teacher are named on the command line, as in the recipes of the package.
+    """A recipe without paths: data, teacher and cache are named on the command line, as in the package's recipes.
 
-    A teacher on a hub is for everybody and stays. Of weights that the student began with, the file's name stays, so
-    that a run without them is not taken for the same one.
+    A teacher on a hub is for everybody and stays. Of weights that the student or its backbone began with, the file's
+    name stays, so that a run without them is not taken for the same one.
     """
     plain = without_paths(recipe.model_dump(mode="json"))
     plain["data"]["path"] = ""
-    if recipe.teacher and not (recipe.teacher.follows or _on_hub(recipe.teacher.weights)):
-        plain["teacher"]["weights"] = None
-    for other in (plain["teacher"] or {}).get("more", ()):
-        other["weights"] = other["weights"] if _on_hub(other["weights"]) else None
-    if recipe.start not in (None, OF_TEACHER) and not _on_hub(recipe.start):
-        plain["start"] = f"./{PureWindowsPath(str(recipe.start)).name}"
+    plain["detector"]["pretrained"] = _name_alone(recipe.detector.pretrained)
+    if recipe.teacher is not None:
+        plain["teacher"]["cache"] = None
+        for other in (plain["teacher"], *plain["teacher"]["more"]):
+            there = other["weights"] is None or other["weights"] == EMA or is_address(other["weights"])
+            other["weights"] = other["weights"] if there else None
+    if recipe.start not in (None, OF_TEACHER):
+        name = _name_alone(recipe.start)
+        plain["start"] = name if is_address(name) else f"./{name}"  # such as ./teacher, which is a folder
     return build_recipe(plain, "the recipe without paths")
 
 
-def _on_hub(weights: str | None) -> bool:
-    return weights is not None and is_address(weights)
+def _name_alone(file: Any) -> Any:
+    """A file without its folder; a hub's address, and what is no file, as it is."""
+    return PureWindowsPath(file).name if isinstance(file, str) and not is_address(file) else file
 
 
 def without_paths(value: Any) -> Any:
@@ -257,16 +265,16 @@ def _write(
     Raises:
         RunError: The folder cannot be written to.
     """
-    part = folder / f".{name}.{os.getpid()}{files.SUFFIX}"
     try:
-        files.write(part, detector.state_dict(), settings=settings, extra=record)
-        sha256 = file_digest(part)
-        path = folder / f"{with_checksum(name, sha256)}{files.SUFFIX}"
-        os.replace(part, path)
+        with TemporaryDirectory(prefix=f".{name}.", dir=folder) as beside:
+            part = files.write(
+                Path(beside) / f"{name}{files.SUFFIX}", detector.state_dict(), settings=settings, extra=record
+            )
+            sha256 = file_digest(part)
+            path = folder / f"{with_checksum(name, sha256)}{files.SUFFIX}"
+            os.replace(part, path)
     except (OSError, WeightsError) as error:
         cause = error.__cause__ or error  # `write` speaks of a file that nobody is to see
         reason = getattr(cause, "strerror", None) or cause
         raise RunError(f"{folder} cannot be written to ({reason}); give another folder") from error
-    finally:
-        part.unlink(missing_ok=True)
     return path, sha256

@@ -307,6 +307,13 @@ class Recipe(Settings):
         return self
 
     @property
+    def of_teacher(self) -> list[str]:
+        """The settings that are null in the recipe of the student alone."""
+        taught = [f"terms.{name}" for name, term in self.terms.items() if term.needs_teacher]
+        others = {"balance": self.balance is not None, "start": self.start == OF_TEACHER}
+        return ["teacher", *taught, *(name for name, there in others.items() if there)]
+
+    @property
     def distils(self) -> bool:
         """Whether a teacher takes part."""
         return self.teacher is not None

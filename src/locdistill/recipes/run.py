@@ -26,9 +26,10 @@ from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
 from locdistill.engine.devices import check_training_devices
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
+from locdistill.engine.signals import requeued
 from locdistill.engine.speed import Machine, Speed, choose
 from locdistill.engine.trainer import fit, process_count
-from locdistill.errors import RecipeError, TeacherError
+from locdistill.errors import LocdistillError, RecipeError, TeacherError
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.models.detector import Detector
 from locdistill.models.weights import load_strict, locate
@@ -242,10 +243,23 @@ def _distillation(
 def _start(
     request: Request, verb: str, out: str | Path | None, resume: bool, preflight: Preflight | None = None
 ) -> RunResult:
+    if out is None and not resume and requeued():
+        out = _begun_before(request, verb)
     if goes_on(out, resume=resume):
         return run(resumed_recipe(request, out), out, resume=True)
     recipe = _resolved(request, verb)
     return run(recipe, folder.new_folder(out, f"{verb}-{recipe.name}"), preflight=preflight)
+
+
+def _begun_before(request: Request, verb: str) -> Path | None:
+    """The folder in which this job began a run with these words before SLURM put it back into the queue."""
+    for path in folder.runs_of_job(f"{verb}-"):
+        try:
+            resumed_recipe(request, path)
+        except LocdistillError:  # another run of the same job
+            continue
+        return path
+    return None
 
 
 def _resolved(request: Request, verb: str) -> Recipe:
@@ -297,7 +311,7 @@ def run(
         parts = seen
     else:
         parts = compose(recipe, fresh=fresh)
-    facts = folder.facts_of(parts.datasets)
+    facts = folder.facts_of(parts.datasets, recipe.engine)
     if parts.start is not None:
         facts["start"] = {"weights": str(parts.start), "sha256": folder.file_digest(parts.start)}
     facts["speed"] = asdict(parts.speed)

@@ -18,14 +18,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from locdistill.data.digest import data_digest
 from locdistill.data.records import Dataset
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
 from locdistill.recipes.apart import run_apart
 from locdistill.recipes.arms import Arm, Tell, Train, train_arms
 from locdistill.recipes.compare_arms import USE, chosen_seeds, flat
 from locdistill.recipes.defaults import Request, resolve
-from locdistill.recipes.folder import PARENT, data_digest, make_folder, write_text
-from locdistill.recipes.load import Override, build_recipe, dump_recipe
+from locdistill.recipes.folder import PARENT, make_folder, write_text
+from locdistill.recipes.load import Override, build_recipe, dump_recipe, laid_over
 from locdistill.recipes.opening import open_for
 from locdistill.recipes.recipe import OF_TEACHER, Recipe
 from locdistill.recipes.teaching import teacher_files
@@ -247,12 +248,10 @@ def _write(plan: Plan, result: TuneResult) -> None:
 
 def _alone(recipe: Recipe) -> Recipe:
     """The recipe without teacher and without the terms that need one; it begins with the same weights."""
-    plain = recipe.model_dump(mode="json")
     start = str(teacher_files(recipe)[0]) if recipe.start == OF_TEACHER else recipe.start
-    terms = {name: plain["terms"][name] for name, term in recipe.terms.items() if not term.needs_teacher}
     name = f"{recipe.name}-alone"
-    changes = {"name": name, "teacher": None, "balance": None, "start": start, "terms": terms}
-    return build_recipe(plain | changes, name)
+    plain = laid_over(recipe.model_dump(mode="json"), [f"{setting}=null" for setting in recipe.of_teacher])
+    return build_recipe(plain | {"name": name, "start": start}, name)
 
 
 class _Study:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import shlex
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -132,10 +133,10 @@ class TuneResult:
     def commands(self) -> tuple[str, str]:
         """What uses the best settings, and what tells whether they help."""
         names = [*([ALONE] if self.alone else []), AS_IS, *([BEST] if self.best is not self.as_is else [])]
-        files = " ".join(str(self.out / f"{name}.yaml") for name in names)
-        verb = "distill" if self.recipe.distils else "train"
-        use = f"locdistill {verb} {self.out / f'{BEST}.yaml'}"
-        return use, f"locdistill compare {files} --seeds 3 --out {self.out / 'compared'}" if len(names) > 1 else ""
+        files = [str(self.out / f"{name}.yaml") for name in names]
+        use = shlex.join(["locdistill", "distill" if self.recipe.distils else "train", str(self.out / f"{BEST}.yaml")])
+        judge = ["locdistill", "compare", *files, "--seeds", "3", "--out", str(self.out / "compared")]
+        return use, shlex.join(judge) if len(names) > 1 else ""
 
     def table(self) -> Table:
         """One row per trial, the highest AP first."""

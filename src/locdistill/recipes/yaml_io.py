@@ -6,6 +6,7 @@ is a string and ``1:30`` is ninety. Here a scalar is what the core schema of YAM
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Hashable
 from pathlib import Path
@@ -120,6 +121,23 @@ def read_yaml(text: str, where: str) -> Any:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{where}{place}: not readable as YAML: {what}.") from None
+
+
+def typed(value: Any) -> str:
+    """A plain value as it is typed behind ``key=``, so that :func:`read_yaml` gives it back."""
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(typed, value)) + "]"
+    if value is None or isinstance(value, bool) or (isinstance(value, str) and not _is_plain(value)):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether a text is read as itself, also within a list."""
+    try:
+        return bool(read_yaml(f"[{text}]", "a value") == [text])
+    except RecipeError:
+        return False
 
 
 def read_yaml_file(path: Path) -> Any:

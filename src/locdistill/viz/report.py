@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
@@ -13,6 +12,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
+from locdistill.files import replacing
 from locdistill.images import open_picture
 
 
@@ -98,9 +98,8 @@ def write_page(path: str | Path, title: str, sections: Sequence[Section], *, sub
     """Write ``render_page`` to a file, complete or not at all; its folder is created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    unfinished.write_text(render_page(title, sections, subtitle=subtitle), encoding="utf-8")
-    unfinished.replace(path)
+    with replacing(path) as part:
+        part.write_text(render_page(title, sections, subtitle=subtitle), encoding="utf-8")
     return path
 
 

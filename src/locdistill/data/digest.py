@@ -1,0 +1,65 @@
+"""The digest by which two data sets are the same: all that training and evaluation read of them, but for the pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from locdistill.data.records import Dataset, Record
+
+_SIZE = 16
+
+
+def data_digest(dataset: Dataset, *, ordered: bool = True) -> str:
+    """Digest of a data set: its format, classes, images (name, identifier, size) and objects.
+
+    What the data set is called, where it lies, and the numbers of its categories do not matter.
+
+    Args:
+        dataset: The data set.
+        ordered: Whether the order of classes, images and objects matters, as it does for training.
+    """
+    images = [
+        json.dumps([record.path.name, record.image_id, record.width, record.height]).encode() + objects
+        for record, objects in zip(dataset.records, object_digests(dataset, ordered=ordered), strict=True)
+    ]
+    classes = list(dataset.classes) if ordered else sorted(dataset.classes)
+    whole = hashlib.sha256(json.dumps([dataset.kind, dataset.oriented, classes]).encode())
+    for image in images if ordered else sorted(images):
+        whole.update(hashlib.sha256(image).digest())
+    return whole.hexdigest()
+
+
+def object_digests(dataset: Dataset, *, ordered: bool = True, records: Sequence[Record] | None = None) -> list[bytes]:
+    """Digests of the objects of each image, 16 bytes each: boxes, names of classes, marks, areas, quadrilaterals.
+
+    Args:
+        dataset: The data set.
+        ordered: Whether the order of the objects of an image matters.
+        records: In place of those of the data set.
+    """
+    names = [hashlib.blake2b(name.encode(), digest_size=_SIZE).digest() for name in dataset.classes]
+    table = np.frombuffer(b"".join(names), np.uint8).reshape(-1, _SIZE)
+    return [_digest(record, table, ordered) for record in (dataset.records if records is None else records)]
+
+
+def _digest(record: Record, names: np.ndarray, ordered: bool) -> bytes:
+    count = len(record.labels)
+    columns = [
+        np.ascontiguousarray(values).view(np.uint8).reshape(count, -1)
+        for values in (
+            record.boxes.astype(np.float32),
+            record.ignored.astype(bool),
+            record.areas.astype(np.float32),
+            *(() if record.quads is None else (record.quads.astype(np.float32),)),
+        )
+        if count
+    ]
+    whole = hashlib.blake2b(b"boxes" if record.quads is None else b"quads", digest_size=_SIZE)
+    if count:
+        rows = np.concatenate([names[record.labels], *columns], axis=1)
+        whole.update(rows.tobytes() if ordered else b"".join(sorted(row.tobytes() for row in rows)))
+    return whole.digest()
