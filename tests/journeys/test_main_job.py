@@ -170,7 +170,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert len(losses(run)) < len(losses(student))
     error = here("distill", "--resume", "--out", run, "engine.lr=1", code=2)
     assert "engine.lr" in error
-    command(place, *words, "--resume")
+    here(*words, "--resume")
     assert losses(run) == losses(student)
     same = (
         safetensors.torch.load_file(run / "last.safetensors"),

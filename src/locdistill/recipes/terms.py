@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import cache
 from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
@@ -33,6 +34,7 @@ Kind = Literal["of", "on", "norm", "schedule", "assigner"]
 Component = str | dict[str, Any]
 """A name, or ``{name: {option: value}}``."""
 
+_validator = cache(TypeAdapter)  # of a component's options; to make one takes longer than to use it
 _WHAT = {"of": "divergence", "on": "region", "norm": "normaliser", "schedule": "schedule", "assigner": "assigner"}
 
 
@@ -83,7 +85,7 @@ def build_component(kind: Kind, spec: Any) -> Any:
     if wrong:
         raise ValueError("; ".join(wrong))
     try:
-        return TypeAdapter(table[name]).validate_python(options)
+        return _validator(table[name]).validate_python(options)
     except ValidationError as error:
         lines = [f"{'.'.join((name, *(str(p) for p in e['loc'][:1])))}: {_expected(e)}" for e in error.errors()]
         raise ValueError("; ".join(dict.fromkeys(lines))) from None
