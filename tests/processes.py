@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable
 from contextlib import chdir
 from multiprocessing import forkserver
@@ -67,14 +68,26 @@ class Child:
 
 
 def _call(printed: str, variables: dict[str, str], function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
-    """Begin as a process does: a group of its own, its environment, its streams."""
+    """Begin and end as a process does: a group of its own, its environment, its streams, its way to start others.
+
+    What the function held on to, such as the workers of a loader, is gone before the exit, which waits for them.
+    """
+    multiprocessing.set_start_method(None, force=True)
     os.setsid()
     os.chdir(ROOT)
     os.environ.update(variables)
     sys.stdout = sys.stderr = open(printed, "w", buffering=1)  # noqa: SIM115 - until the process ends
     for number in (1, 2):
         os.dup2(sys.stdout.fileno(), number)
-    function(*arguments)
+    code: Any = 0
+    try:
+        function(*arguments)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.exit(code)
 
 
 def _execute(script: str) -> None:

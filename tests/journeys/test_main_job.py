@@ -107,7 +107,7 @@ def student(place: Path, tiny_coco: Path, teacher: Path) -> Path:
 
 
 def distill_words(data: Path, teacher: Path) -> tuple[object, ...]:
-    return ("--teacher", teacher / "best", "--data", data, *WORDS, "--epochs", 12, *DETECTOR[:3], *RUN)
+    return ("--teacher", teacher / "best", "--data", data, *WORDS, "--epochs", 6, *DETECTOR[:3], *RUN)
 
 
 def test_training_leaves_a_whole_folder(teacher: Path) -> None:
