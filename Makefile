@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check golden bench zoo clean
+.PHONY: setup demo test test-all check golden bench zoo clean
 
 setup: $(READY)
 
@@ -18,6 +18,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-all: $(READY)
+	$(BIN)/python -m tests.full_run
 
 golden: $(READY)
 	$(BIN)/python -m pytest -m golden

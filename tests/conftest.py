@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable
+
+# Read once, when PyTorch is imported; workers of xdist and processes that tests start inherit them. With one thread,
+# sums are the same here and there, and two test processes fill two cores. Threads that wait sleep.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +23,6 @@ from PIL import Image, ImageDraw
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("locdistill", deadline=None, max_examples=50, derandomize=True, suppress_health_check=SLOW)
 settings.load_profile("locdistill")
-# One thread: sums are then the same here and in the processes that tests start, and two test processes fill two cores.
-os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
 SHARED = Path(os.environ.get("LOCDISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -100,6 +104,19 @@ def write_tiny_coco(folder: Path, *, train: int = 8, val: int = 4, seed: int = 0
 def tiny_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A seeded COCO folder of eight training and four validation images; treat as read-only."""
     return write_tiny_coco(tmp_path_factory.mktemp("tiny_coco"))
+
+
+@pytest.fixture(scope="module")
+def no_curves() -> Iterator[None]:
+    """Runs leave out their curves, which take half the time of a tiny one.
+
+    Journeys look at them in the folders of the main job and of agreement; test_viz_charts draws them.
+    """
+    from locdistill.recipes import pictures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "curves", lambda *_: None)
+        yield
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """What every recipe has to do: train three steps on photographs, stop in between, go on, and evaluate.
 
-Of the recipes that share student and teacher, and differ in their terms, one is tried as it is, and the others with
-backbones of a few channels.
+`make test` trains the recipes of `TRAINED`, with networks of few channels; `make test-all` trains every recipe as it is
+(of those that share student and teacher, and differ in their terms, the first).
 """
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import math
@@ -15,6 +14,7 @@ import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,22 +22,108 @@ from locdistill.engine.log import read_metrics
 from locdistill.engine.module import TrainingModule
 from locdistill.errors import TeacherError
 from locdistill.models.detector import Detector
+from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.load import load_recipe, recipe_names
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.run import run
 
 STEPS = 3
-FEW_CHANNELS = ("detector.backbone=test_resnet",)
+TRAINED = (
+    "atss_r50_1x",
+    "bckd_r50_from_r101",
+    "crosskd_pkd_r50_from_r101",
+    "cwd_r50_from_r101",
+    "defeat_r50_from_r101",
+    "dist_r50_from_r101",
+    "fcos_r50_1x",
+    "fgd_r50_from_r101",
+    "fine_grained_r50_from_r101",
+    "fitnets_r18_from_r101",
+    "gfl_r101dcn_2x",
+    "gfl_r18_1x",
+    "gfl_x101_2x",
+    "gfl_x101dcn_2x",
+    "gflv2_r101dcn_2x",
+    "gflv2_r2n101dcn_2x",
+    "gflv2_r50_1x",
+    "gflv2_x101_64x4d_2x",
+    "gflv2_x101dcn_1x",
+    "ld_atss_r50_from_r101",
+    "ld_fcos_r50_from_r101",
+    "ld_gflv2_r101_from_r101dcn_2x",
+    "ld_gflv2_r101_from_r2n101dcn_2x",
+    "ld_gflv2_r50_from_r101",
+    "ld_gflv2_x101dcn_from_r2n101dcn_2x",
+    "ld_gi_r18_from_r101_voc",
+    "ld_r101_from_r101dcn_2x",
+    "ld_retinanet_r50_from_r101",
+    "ld_retinanet_r50_from_r101_joint",
+    "main_region_r50_from_r101",
+    "mgd_r50_from_r101",
+    "pkd_r50_from_r101",
+    "retinanet_r50_1x",
+    "rotated_gfl_r18_1x",
+    "rotated_ld_gfl_r18_from_r50",
+    "rotated_ld_gwd_r18_from_r50",
+    "rotated_ld_jdet_r18_from_r50",
+    "rotated_retinanet_jdet_r18_1x",
+    "rotated_retinanet_kld_r18_1x",
+    "self_ld_gflv2_r2n101dcn_2x",
+    "self_ld_x101dcn",
+)
+"""Recipes in which every part of every recipe occurs (see `parts`)."""
 SMALL = (
     *("data.format=coco", "data.sizes=[[96, 64]]", "data.size_mode=value", "data.batch_per_device=2"),
     *("data.workers=0", "data.repeat=1", "detector.pretrained=false", f"engine.steps={STEPS}", "engine.epochs=1"),
     *("engine.milestones=[0.9]", "engine.checkpoint_every_steps=1", "engine.log_every=1", "engine.progress=false"),
 )
+OTHER_BACKBONE = ("detector.backbone=test_resnet",)
+FEW_CHANNELS = {
+    "resnet": ("resnet26", "{layers: [1, 1, 1, 1], channels: [8, 8, 16, 24]}"),
+    "resnext": (
+        "resnext50_32x4d",
+        "{layers: [1, 1, 1, 1], channels: [16, 16, 32, 32], cardinality: 2, base_width: 32}",
+    ),
+    "res2net": ("res2net50d", "{layers: [1, 1, 1, 1], channels: [24, 24, 24, 32]}"),
+}
+"""By family, a backbone of the same blocks, and its arguments."""
 
 
-def names_of(model: str) -> list[str]:
-    """Recipes of a kind of detector."""
-    return [name for name in recipe_names() if load_recipe(name).detector.model == model]
+def family(detector: DetectorSettings) -> str:
+    """The residual network without its depth: ``resnet``, ``resnext`` or ``res2net``."""
+    found = re.match(r"resnext|res2net|resnet", detector.backbone)
+    assert found, detector.backbone
+    return found.group()
+
+
+def few_channels(recipe: Recipe) -> tuple[str, ...]:
+    """Settings that keep the blocks of a detector's network and leave out its size."""
+    backbone, arguments = FEW_CHANNELS[family(recipe.detector)]
+    groups = min(recipe.detector.norm_groups, 4)
+    head = ("detector.channels=16", "detector.depth=1", f"detector.norm_groups={groups}")
+    return (f"detector.backbone={backbone}", f"detector.backbone_args={arguments}", *head)
+
+
+def named(component: Any) -> str:
+    """A component with those of its options that are no numbers: what is computed, not with which strength."""
+    ((name, options),) = component.items()
+    words = [f"{key}={value}" for key, value in options.items() if isinstance(value, bool | str)]
+    return f"{name}({', '.join(words)})"
+
+
+def looks(detector: DetectorSettings) -> str:
+    """The kind of a detector and of its network."""
+    how = (detector.predictor, detector.angles, detector.angle_bins) if detector.model.startswith("rotated") else ()
+    return " ".join(map(str, (detector.model, family(detector), "deformable"[: 10 * bool(detector.deformable)], *how)))
+
+
+def parts(name: str) -> set[str]:
+    """What a recipe is made of."""
+    recipe = load_recipe(name)
+    student = looks(recipe.detector)
+    teacher = looks(teacher_recipe(recipe, ()).detector) if recipe.teacher else "nobody"
+    terms = {f"{named(term.of)} on {named(term.on)} by {named(term.norm)}" for term in recipe.terms.values()}
+    return {f"{student} taught by {teacher}", recipe.data.format, named(recipe.assigner)} | terms
 
 
 def photographs(shared: Path, folder: Path) -> Path:
@@ -89,24 +175,52 @@ def teacher_weights(recipe: Recipe, folder: Path, settings: Sequence[str]) -> Pa
     return file if file.is_file() else Detector(detector).save(file)
 
 
-def check(name: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Build, train, stop after two steps, resume, evaluate; what was written is removed, for it is a gigabyte."""
+def as_it_is(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Settings of student and teacher for a short run; of a pair that was trained before, with another backbone."""
+    settings = SMALL if pairs()[name] == name else (*SMALL, *OTHER_BACKBONE)
+    return settings, settings
+
+
+def made_small(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Settings of student and teacher for a short run of small networks."""
+    recipe = load_recipe(name)
+    student = (*SMALL, *few_channels(recipe))
+    return student, (*SMALL, *few_channels(teacher_recipe(recipe, ()))) if recipe.teacher else ()
+
+
+def check_refusal(name: str, folder: Path) -> None:
+    """A recipe whose teacher is not named says how to get it."""
+    with pytest.raises(TeacherError, match=r"--teacher(.|\n)*How to get it"):
+        run(load_recipe(name), folder)
+    assert not folder.exists()
+
+
+def check(
+    name: str,
+    settings: tuple[tuple[str, ...], tuple[str, ...]],
+    data: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Build, train, stop after two steps, resume, evaluate; what was written is removed, for it can be a gigabyte."""
     try:
-        _check(name, data, folder, monkeypatch)
+        _check(name, settings, data, folder, monkeypatch)
     finally:
         shutil.rmtree(folder / "run", ignore_errors=True)
-        gc.collect()
 
 
-def _check(name: str, data: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = SMALL if pairs()[name] == name else (*SMALL, *FEW_CHANNELS)
-    recipe = load_recipe(name, (*settings, f"data.path={data}"))
+def _check(
+    name: str,
+    settings: tuple[tuple[str, ...], tuple[str, ...]],
+    data: Path,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = (*settings[0], f"data.path={data}")
+    recipe = load_recipe(name, own)
     if recipe.teacher is not None:
-        with pytest.raises(TeacherError, match=r"--teacher(.|\n)*How to get it"):
-            run(recipe, folder / "without")
-        assert not (folder / "without").exists()
-        weights = teacher_weights(recipe, data.parent, settings)
-        recipe = load_recipe(name, (*settings, f"data.path={data}", f"teacher.weights={weights}"))
+        weights = teacher_weights(recipe, data.parent, settings[1])
+        recipe = load_recipe(name, (*own, f"teacher.weights={weights}"))
     out = folder / "run"
     step = TrainingModule.training_step
 

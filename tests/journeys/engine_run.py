@@ -1,4 +1,4 @@
-"""A training run as a script of its own: ``python -m tests.journeys.engine_run OUT '{"settings": {...}}'``.
+"""A training run as a process of its own: `main`, or ``python -m tests.journeys.engine_run OUT '{"settings": {...}}'``.
 
 It can be told to kill itself at a batch, or to wait at one until it was signalled: until a file ``go`` lies beside OUT.
 """
@@ -169,13 +169,17 @@ def distill(
     )
 
 
-if __name__ == "__main__":
+def main(out: Path, arguments: dict[str, Any]) -> None:
+    """Run, and end as the command line does."""
     try:
-        arguments = json.loads(sys.argv[2])
-        (distill if "data" in arguments else run)(Path(sys.argv[1]), **arguments)
+        (distill if "data" in arguments else run)(out, **arguments)
     except RunInterrupted as interrupted:
         print(interrupted)
         sys.exit(interrupted.exit_code)
     except LocdistillError as error:
         print(f"{type(error).__name__}: {error}")
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -12,7 +12,7 @@ import pytest
 import locdistill
 from locdistill.cli import main
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
 
 RECIPE = """
 name: {name}

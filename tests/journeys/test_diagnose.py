@@ -17,7 +17,7 @@ from locdistill.recipes.run import distill, train
 from locdistill.recipes.use import evaluate
 from tests.conftest import Answer
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
 
 SMALL = (
     *("detector.channels=16", "detector.depth=1", "detector.levels=[3, 4, 5]", "data.sizes=[[128, 96]]"),

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from locdistill.cli import main
 from locdistill.recipes.use import evaluate
-from tests.processes import STUCK
+from tests.processes import together
 from tests.unit.test_augment import detector_of
 
 pytestmark = pytest.mark.journey
@@ -20,18 +18,9 @@ pytestmark = pytest.mark.journey
 def test_two_processes_share_the_images(tiny_coco: Path, tmp_path: Path) -> None:
     weights = detector_of().save(tmp_path / "w")
     words = ["evaluate", str(weights), "--data", str(tiny_coco), "data.workers=0", "--tta"]
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "locdistill"]
-    environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK")}
     results = tmp_path / "results.json"
-    answer = subprocess.run(
-        [sys.executable, *launcher, *words, "--format-only", str(results)],
-        capture_output=True,
-        text=True,
-        env=environment | {"OMP_NUM_THREADS": "1"},
-        timeout=STUCK,
-        check=False,
-    )
-    assert answer.returncode == 0, answer.stderr
+    code, output = together(main, [*words, "--format-only", str(results)])
+    assert code == 0, output
     alone = tmp_path / "alone.json"
     views = "detections.augment={scales: [0.8, 1.0, 1.2], flip: true}"
     evaluate(weights, tiny_coco, overrides=["data.workers=0", views], format_only=alone)

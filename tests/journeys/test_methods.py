@@ -29,7 +29,7 @@ from tests.conftest import CLASSES, Answer
 from .engine_run import distill, small_detector
 from .test_resume import told
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
 NAMES = ("fitnets", "inside_gt", "main_region", "fine_grained", "defeat", "gi", "pkd", "cwd", "mgd", "fgd", "dist")
 STEPS = (
     *("engine.steps=3", "engine.log_every=1", "engine.progress=false", "engine.accelerator=cpu"),

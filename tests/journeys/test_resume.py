@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +14,18 @@ from safetensors.torch import load_file
 
 from locdistill.engine import FitResult
 from locdistill.engine.log import Row, read_metrics
-from tests.processes import STUCK, wait_until
+from tests.processes import Child, Running, wait_until
 
-from .engine_run import distill, run
+from .engine_run import distill, main, run
 
 pytestmark = pytest.mark.journey
-ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(out: Path, *, variables: dict[str, str] | None = None, **arguments: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "tests.journeys.engine_run", str(out), json.dumps(arguments)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (variables or {})
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # a group of its own, which can be signalled as a whole
-    )
+def start(out: Path, *, variables: dict[str, str] | None = None, **arguments: Any) -> Child:
+    return Child(main, out, arguments, variables=variables)
 
 
-def wait_for_rows(process: subprocess.Popen[str], out: Path, count: int) -> None:
+def wait_for_rows(process: Running, out: Path, count: int) -> None:
     metrics = out / "metrics.csv"
     wait_until(lambda: metrics.exists() and len(read_metrics(metrics)) >= count, process)
 
@@ -70,8 +57,8 @@ def assert_same_run(ours: FitResult, theirs: FitResult) -> None:
 )
 def test_killed_and_resumed(tmp_path: Path, name: str, settings: dict[str, Any], kill_at: int, rows_left: int) -> None:
     process = start(tmp_path / "killed", settings=settings, kill_at=kill_at)
-    output, _ = process.communicate(timeout=STUCK)
-    assert process.returncode == -signal.SIGKILL, output
+    code, output = process.end()
+    assert code == -signal.SIGKILL, output
     if rows_left:
         saved = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
         assert saved["callbacks"]["Conductor"]["progress"]["step"] == rows_left
@@ -86,8 +73,8 @@ def test_killed_and_resumed(tmp_path: Path, name: str, settings: dict[str, Any],
 def test_a_teacher_that_follows_goes_on_where_it_was(tmp_path: Path) -> None:
     settings = {"checkpoint_every_steps": 1, "log_every": 3}
     process = start(tmp_path / "killed", settings=settings, kill_at=7, pupil=True)
-    output, _ = process.communicate(timeout=STUCK)
-    assert process.returncode == -signal.SIGKILL, output
+    code, output = process.end()
+    assert code == -signal.SIGKILL, output
     resumed = run(tmp_path / "killed", settings, resume=True, pupil=True)
     whole = run(tmp_path / "whole", settings, pupil=True)
     assert_same_run(resumed, whole)
@@ -103,8 +90,7 @@ def test_killed_twice(tmp_path: Path) -> None:
     settings = {"checkpoint_every_steps": 1, "ema": 0.5}
     for kill_at in (3, 4):
         process = start(tmp_path / "killed", settings=settings, kill_at=kill_at, resume=kill_at == 4)
-        process.communicate(timeout=STUCK)
-        assert process.returncode == -signal.SIGKILL
+        assert process.end().code == -signal.SIGKILL
     resumed = run(tmp_path / "killed", settings, resume=True)
     assert_same_run(resumed, run(tmp_path / "whole", settings))
     assert resumed.steps == 12
@@ -114,10 +100,10 @@ def test_killed_twice(tmp_path: Path) -> None:
 def test_asked_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path / "stopped", settings={}, hold_at=4)
     wait_for_rows(process, tmp_path / "stopped", 2)
-    process.send_signal(number)
+    process.signal(number)
     (tmp_path / "go").touch()
-    output, _ = process.communicate(timeout=STUCK)
-    assert process.returncode == 128 + number, output
+    code, output = process.end()
+    assert code == 128 + number, output
     last = output.strip().splitlines()[-1]
     assert last.startswith(f"stopped by {number.name} after optimiser step")
     assert last.endswith(f"Go on with the same command and --resume --out {tmp_path / 'stopped'}")
@@ -134,9 +120,9 @@ def test_the_whole_group_is_asked_to_stop(tmp_path: Path, tiny_coco: Path, numbe
     job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "workers": 2}
     process = start(tmp_path / "stopped", settings={"epochs": 500}, **job)
     wait_for_rows(process, tmp_path / "stopped", 2)
-    os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=STUCK)
-    assert process.returncode == 128 + number, output
+    process.signal(number, group=True)
+    code, output = process.end()
+    assert code == 128 + number, output
     assert "Traceback" not in output
     assert torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["global_step"] > 0
 
@@ -152,10 +138,10 @@ def test_preempted_by_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     job["PATH"] = f"{scontrol.parent}:{os.environ['PATH']}"
     process = start(tmp_path / "job", settings={}, hold_at=4, variables=job)
     wait_for_rows(process, tmp_path / "job", 2)
-    process.send_signal(signal.SIGUSR1)
+    process.signal(signal.SIGUSR1)
     (tmp_path / "go").touch()
-    output, _ = process.communicate(timeout=STUCK)
-    assert process.returncode == 128 + signal.SIGUSR1, output
+    code, output = process.end()
+    assert code == 128 + signal.SIGUSR1, output
     assert "(SLURM runs the job again by itself)" in output
     assert (tmp_path / "asked").read_text() == "requeue 17017\n"
     monkeypatch.setenv("SLURM_JOB_ID", "17017")
@@ -169,8 +155,8 @@ def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco:
     job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "workers": 2} | methods
     settings = {"epochs": 2, "checkpoint_every_steps": 1, "accumulate": 3}  # four batches an epoch, three steps in all
     process = start(tmp_path / "killed", settings=settings, kill_at=7, **job)
-    output, _ = process.communicate(timeout=STUCK)
-    assert process.returncode == -signal.SIGKILL, output
+    code, output = process.end()
+    assert code == -signal.SIGKILL, output
     assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 2
     resumed = distill(tmp_path / "killed", settings, resume=True, **job)
     assert_same_run(resumed, distill(tmp_path / "whole", settings, **job))
@@ -195,8 +181,8 @@ def test_a_student_that_teaches_itself_killed_and_resumed(tmp_path: Path, tiny_c
     job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "average": 0.5}
     settings = {"epochs": 2, "checkpoint_every_steps": 1, "log_every": 3, "lr": 0.1}  # eight steps
     process = start(tmp_path / "killed", settings=settings, kill_at=5, **job)
-    output, _ = process.communicate(timeout=STUCK)
-    assert process.returncode == -signal.SIGKILL, output
+    code, output = process.end()
+    assert code == -signal.SIGKILL, output
     resumed = distill(tmp_path / "killed", settings, resume=True, **job)
     whole = distill(tmp_path / "whole", settings, **job)
     assert_same_run(resumed, whole)

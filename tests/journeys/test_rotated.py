@@ -19,7 +19,7 @@ from locdistill.models.detector import Detector
 from locdistill.recipes.run import distill
 from tests.conftest import Answer
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
 Cli = Callable[..., Answer]
 SIZE = (160, 128)
 SMALL = (

@@ -14,7 +14,7 @@ from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.run import run
 from tests.conftest import Answer
 
-pytestmark = pytest.mark.journey
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
 
 RECIPE = """
 name: {name}

@@ -5,16 +5,11 @@ In processes of their own, where no type checker wraps the functions.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.processes import printed_by
+
 COMMON = """
-import json, sys
 import torch
 from torch._dynamo.utils import counters
 from locdistill.assign.slots import bucketed
@@ -79,11 +74,7 @@ print(agree("gfl", objective_of("gfl", ["ld"]), batches=[(size, n) for size in s
 
 
 def graphs(script: str) -> int:
-    done = subprocess.run(
-        [sys.executable, "-c", COMMON + script], cwd=ROOT, check=False, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return int(json.loads(done.stdout))
+    return int(printed_by(COMMON + script).splitlines()[-1])
 
 
 @pytest.mark.parametrize("model", ["gfl", "retinanet"])

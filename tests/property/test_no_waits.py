@@ -142,7 +142,7 @@ def test_the_watch_lets_pass_what_does_not(device: str, name: str):
 # ----------------------------------------------------------------------------------------------------- a whole step
 
 
-def detector(model: str, *, width: int = 8, **changes: Any) -> Detector:
+def detector(model: str, *, width: int = 8, levels: tuple[int, ...] = (5, 6), **changes: Any) -> Detector:
     return Detector(
         DetectorSettings(
             model=model,
@@ -151,8 +151,8 @@ def detector(model: str, *, width: int = 8, **changes: Any) -> Detector:
             classes=changes.pop("classes", CLASSES),
             channels=width,
             norm_groups=2,
-            depth=2,
-            levels=(3, 4, 5, 6),
+            depth=1,
+            levels=levels,
             **changes,
         )
     )
@@ -269,7 +269,7 @@ def several(student: Detector) -> FrozenTeacher:
 
 
 def enlarging(student: Detector) -> FrozenTeacher:
-    return LiveTeacher(detector("gfl"), levels=(4, 5, 6), scale=2)
+    return LiveTeacher(detector("gfl", levels=(3, 4, 5, 6)), levels=(4, 5, 6), scale=2)
 
 
 def its_own_average(student: Detector) -> FrozenTeacher:
@@ -288,7 +288,7 @@ def test_no_teacher_waits(teacher: Callable[[Detector], FrozenTeacher], device: 
 
 @devices
 def test_a_teacher_of_some_levels_does_not_wait(device: str, monkeypatch: pytest.MonkeyPatch):
-    student = Detector(detector("gfl").settings.model_copy(update={"levels": (3, 4, 5)}))
+    student = detector("gfl", levels=(3, 4, 5))
     check(Run(objective_of("gfl", "ld"), student, enlarging(student), device), monkeypatch)
 
 

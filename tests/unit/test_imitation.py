@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -34,6 +31,7 @@ from locdistill.objective.scene import Scene
 from locdistill.objective.term import Term
 from locdistill.recipes.terms import TermSettings
 from locdistill.types import Dense, Instances
+from tests.processes import printed_by
 from tests.scenes import instances_of
 
 SHAPES = ((8, 10), (4, 5), (2, 3))
@@ -400,6 +398,4 @@ print("one graph")
 
 def test_imitation_compiles_into_one_graph():
     """No value of the data decides a branch. In its own process, where no type checker wraps the functions."""
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=root, check=False, capture_output=True, text=True)
-    assert "one graph" in done.stdout, done.stderr
+    assert "one graph" in printed_by(COMPILE)

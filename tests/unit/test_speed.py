@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +21,7 @@ from locdistill.errors import RecipeError
 from locdistill.recipes.load import build_recipe, dump_recipe, load_recipe
 from locdistill.recipes.overrides import apply_overrides
 from locdistill.types import Instances
+from tests.processes import printed_by
 
 CPU, OLD_CPU = Machine(device="cpu", bf16=True), Machine(device="cpu", triton=True)
 GPU, OLD_GPU = Machine(device="cuda", bf16=True, triton=True), Machine(device="cuda")
@@ -327,10 +325,9 @@ print("equal")
 
 def test_a_compiled_step_is_the_plain_one_for_images_of_any_size() -> None:
     """Student and objective: a graph each for the first size, and few for all others."""
-    root = Path(__file__).resolve().parents[2]  # a process of its own, where no type checker wraps the functions
-    done = subprocess.run([sys.executable, "-c", COMPILE], cwd=root, check=False, capture_output=True, text=True)
-    assert "equal" in done.stdout, done.stderr
-    assert "is not compiled" not in done.stderr
+    printed = printed_by(COMPILE)  # where no type checker wraps the functions
+    assert "equal" in printed
+    assert "is not compiled" not in printed
 
 
 @pytest.mark.parametrize(("slots", "expected"), [(0, 8), (1, 8), (8, 8), (9, 16), (40, 64)])
