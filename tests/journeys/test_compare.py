@@ -68,10 +68,22 @@ def cli(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
     return call
 
 
+def no_pictures_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out what the detectors see, which takes longer than the rest and is looked at once."""
+    monkeypatch.setattr("locdistill.recipes.compare.pictures", lambda *_, **__: [])
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_pictures_of(monkeypatch)
+
+
 WORDS = ("compare", "alone.yaml", "taught.yaml", "--seeds", 2, "--resamples", 50, "--out", "all", "--equal-time")
 
 
-def test_recipes_are_trained_compared_and_not_trained_again(place: Path, cli: Callable[..., str]) -> None:
+def test_recipes_are_trained_compared_and_not_trained_again(
+    place: Path, cli: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     printed = cli(*WORDS)
     for expected in ("training: alone, seed 0", "AP75", "95 % interval", "over images alone", "AP by class", "Note:"):
         assert expected in printed, printed
@@ -92,8 +104,9 @@ def test_recipes_are_trained_compared_and_not_trained_again(place: Path, cli: Ca
     assert last["AP50"] > 0
     assert run["metrics"]["AP50"] == pytest.approx(100 * last["AP50"], abs=1e-6)
     assert "| taught |" in (out / "compare.md").read_text()
-    assert (out / "report.html").read_text().count("data:image/") == 2  # nothing was evaluated on the way: no curves
+    assert (out / "report.html").read_text().count("data:image/") == 6  # nothing was evaluated on the way: no curves
 
+    no_pictures_of(monkeypatch)
     shutil.rmtree(out / "alone-1")
     stamps = {path: path.stat().st_mtime_ns for path in (*out.rglob("*.safetensors"), *out.rglob("*.npz"))}
     again = cli(*WORDS)
@@ -105,6 +118,7 @@ def test_recipes_are_trained_compared_and_not_trained_again(place: Path, cli: Ca
     assert repeated["differences"]["taught"]["as_trained"] == content["differences"]["taught"]["as_trained"]
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_finished_folders_are_grouped_by_recipe(place: Path, cli: Callable[..., str]) -> None:
     if not (place / "all").exists():
         cli(*WORDS)
@@ -139,6 +153,7 @@ def test_bad_input_is_said_before_anything_is_trained(place: Path, cli: Callable
     assert "holds no run" in cli("compare", "teacher", "empty", code=2)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_trainings_of_several_processes_have_a_command_of_their_own(cli: Callable[..., str], place: Path) -> None:
     """Each process begins with the command that was given, which must not be the whole comparison."""
     two = "engine.devices=2", "engine.launch=subprocess", "engine.steps=2"

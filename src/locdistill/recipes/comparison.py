@@ -162,7 +162,7 @@ class Comparison:
         return "\n".join(self.verdicts.values())
 
     def _verdict(self, arm: Arm) -> str:
-        here, there = (self.runs[name][0].run.steps for name in (arm.name, self.first.name))
+        here, there = (_steps_of(self, each) for each in (arm, self.first))
         condition = "At equal steps" if here == there else f"At {here} steps against {there}"
         words = Wording(f"{arm.label}", f"{self.first.label}", condition)
         timed = self.difference(arm.name, equal_time=True) if arm.name in self.equal_time else None
@@ -202,6 +202,10 @@ def summary_table(result: Comparison) -> Table:
     return Table(title, header, tuple(rows))
 
 
+def _steps_of(result: Comparison, arm: Arm) -> int:
+    return result.runs[arm.name][0].run.steps
+
+
 def _steps(runs: list[Run]) -> list[int]:
     return sorted({run.steps for run in runs})
 
@@ -214,12 +218,13 @@ def difference_table(result: Comparison) -> Table:
     """Each arm less the first, metric by metric."""
     rows = []
     for arm in result.others:
+        as_trained = "at equal steps" if _steps_of(result, arm) == _steps_of(result, result.first) else "as trained"
         for timed in (False, True):
             if timed and arm.name not in result.equal_time:
                 continue
             for metric in result.metrics:
                 pair = result.difference(arm.name, metric, equal_time=timed)
-                condition = "at equal time" if timed else "as trained"
+                condition = "at equal time" if timed else as_trained
                 rows.append((f"{arm.label}: {metric} {condition}", *_cells(pair)))
     return Table(f"Less {result.first.label}, in percentage points", (*_DIFFERENCE,), tuple(rows))
 
