@@ -30,17 +30,15 @@ from pathlib import Path
 
 from locdistill.cli.threads import SHORT_SPIN
 
-EXTRA: dict[str, dict[str, str]] = {f"spin {n}": {"GOMP_SPINCOUNT": str(n)} for n in (1000, 3000)}
 WAYS: dict[str, dict[str, str]] = {
     "spinning": {},
     "short spin": SHORT_SPIN,
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
-    **EXTRA,
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 NETWORKS = {"small": (192, 192, 4), "resnet18": (192, 256, 1)}
 """Height, width and images of a step: of the demonstration's student, and of GFL with a ResNet-18."""
-NEIGHBOURS = tuple(map(int, os.environ.get("NB", "012")))
+NEIGHBOURS = (0, 1, 2)
 BUSY = "while True: pass"
 STEPS = 3
 """Fewest steps that are timed."""
