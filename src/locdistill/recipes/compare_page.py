@@ -66,7 +66,7 @@ def _seeds(result: Comparison) -> Image.Image:
     taught = {arm.name: arm.recipe(arm.seeds[0]).distils for arm in result.arms}
     columns = [
         SeedColumn(
-            textwrap.fill(label, 14, max_lines=4),
+            textwrap.fill(label, max(30 // len(result.labels), 8), max_lines=4),
             {m.run.seed: m.run.metrics for m in result.runs[name]},
             taught=taught.get(name, taught[result.first.name]),
         )
