@@ -110,7 +110,6 @@ def measure(network: str, rounds: int, seconds: float) -> dict[str, dict[int, fl
             for name, way in WAYS.items():
                 with busy(count):
                     found[name][count].append(ask(network, way, seconds))
-                    print(network, name, count, found[name][count][-1], file=sys.stderr, flush=True)
     return {name: {n: statistics.median(ms) for n, ms in by.items()} for name, by in found.items()}
 
 

@@ -28,10 +28,10 @@ def environment(**given: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        ({}, "PASSIVE 1000 -"),
+        ({}, "PASSIVE 3000 -"),
         ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE - -"),
         ({"GOMP_SPINCOUNT": "7"}, "- 7 -"),
-        ({"OMP_NUM_THREADS": "1"}, "PASSIVE 1000 1"),
+        ({"OMP_NUM_THREADS": "1"}, "PASSIVE 3000 1"),
     ],
 )
 def test_the_command_line_does_not_spin(given: dict[str, str], expected: str) -> None:
