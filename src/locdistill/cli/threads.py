@@ -8,7 +8,7 @@ import sys
 from locdistill.data.resources import allowed_cores, visible_cores
 
 SHORT_SPIN = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
-"""Look three thousand times (some microseconds), then sleep: one of the ways that `benchmarks/neighbours.py` measures."""
+"""Look three thousand times (some microseconds), then sleep; `benchmarks/neighbours.py` measures what that costs."""
 
 
 def share_politely() -> None:
