@@ -106,6 +106,20 @@ def tiny_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def zero_weights() -> Iterator[None]:
+    """Networks begin at zero: random values take most of the time of building large ones, where others replace them."""
+
+    def zero(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        with torch.no_grad():
+            return tensor.zero_()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "xavier_uniform_"):
+            patch.setattr(torch.nn.init, name, zero)
+        yield
+
+
+@pytest.fixture(scope="module")
 def no_curves() -> Iterator[None]:
     """Runs leave out their curves, which take half the time of a tiny one.
 
