@@ -9,7 +9,10 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import ctypes
+import gc
 import json
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,8 +29,31 @@ torch.set_num_threads(1)
 
 SHARED = Path(os.environ.get("LOCDISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 CLASSES = ("disc", "box", "bar")
+GROWTH = 100 * 2**20
+_kept = [0]
 Answer = tuple[int, str, str]
 """Exit code, standard output and standard error of a command."""
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where that cannot be read."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Give memory back once tests have left some: networks in the tracebacks of expected errors, pages of the heap.
+
+    Looking for garbage after each test would take longer than most of them.
+    """
+    yield
+    if _resident() - _kept[0] > GROWTH:
+        gc.collect()
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+        _kept[0] = _resident()
 
 
 @pytest.fixture(scope="session")
