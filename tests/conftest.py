@@ -9,7 +9,10 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import ctypes
+import gc
 import json
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,8 +30,31 @@ torch.set_num_threads(1)
 
 SHARED = Path(os.environ.get("LOCDISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 CLASSES = ("disc", "box", "bar")
+GROWTH = 100 * 2**20
+_kept = [0]
 Answer = tuple[int, str, str]
 """Exit code, standard output and standard error of a command."""
+
+
+def _resident() -> int:
+    """Bytes of this process in memory; 0 where that cannot be read."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    except OSError:
+        return 0
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """Give memory back once tests have left some: networks in the tracebacks of expected errors, pages of the heap.
+
+    Looking for garbage after each test would take longer than most of them.
+    """
+    yield
+    if _resident() - _kept[0] > GROWTH:
+        gc.collect()
+        getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
+        _kept[0] = _resident()
 
 
 @pytest.fixture(scope="session")
@@ -104,6 +130,20 @@ def write_tiny_coco(folder: Path, *, train: int = 8, val: int = 4, seed: int = 0
 def tiny_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A seeded COCO folder of eight training and four validation images; treat as read-only."""
     return write_tiny_coco(tmp_path_factory.mktemp("tiny_coco"))
+
+
+@pytest.fixture(scope="module")
+def zero_weights() -> Iterator[None]:
+    """Networks begin at zero: random values take most of the time of building large ones, where others replace them."""
+
+    def zero(tensor: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        with torch.no_grad():
+            return tensor.zero_()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "xavier_uniform_"):
+            patch.setattr(torch.nn.init, name, zero)
+        yield
 
 
 @pytest.fixture(scope="module")

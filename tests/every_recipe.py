@@ -89,6 +89,12 @@ FEW_CHANNELS = {
 """By family, a backbone of the same blocks, and its arguments."""
 
 
+@cache
+def published(name: str) -> Recipe:
+    """A recipe as it comes with the package."""
+    return load_recipe(name)
+
+
 def family(detector: DetectorSettings) -> str:
     """The residual network without its depth: ``resnet``, ``resnext`` or ``res2net``."""
     found = re.match(r"resnext|res2net|resnet", detector.backbone)
@@ -119,7 +125,7 @@ def looks(detector: DetectorSettings) -> str:
 
 def parts(name: str) -> set[str]:
     """What a recipe is made of."""
-    recipe = load_recipe(name)
+    recipe = published(name)
     student = looks(recipe.detector)
     teacher = looks(teacher_recipe(recipe, ()).detector) if recipe.teacher else "nobody"
     terms = {f"{named(term.of)} on {named(term.on)} by {named(term.norm)}" for term in recipe.terms.values()}
@@ -149,8 +155,8 @@ def pairs() -> dict[str, str]:
     first: dict[str, str] = {}
     found = {}
     for name in recipe_names():
-        recipe = load_recipe(name)
-        teacher = teacher_recipe(recipe).name if recipe.teacher else ""
+        recipe = published(name)
+        teacher = teacher_recipe(recipe, ()).name if recipe.teacher else ""
         found[name] = first.setdefault(f"{recipe.detector} {teacher}", name)
     return found
 
@@ -163,7 +169,7 @@ def teacher_recipe(recipe: Recipe, settings: Sequence[str] = SMALL) -> Recipe:
     assert recipe.teacher is not None
     named = re.search(r"the recipe (\w+)", recipe.teacher.where)
     assert named, recipe.teacher.where
-    return load_recipe(named.group(1), settings)
+    return load_recipe(named.group(1), settings) if settings else published(named.group(1))
 
 
 def teacher_weights(recipe: Recipe, folder: Path, settings: Sequence[str]) -> Path:
@@ -183,7 +189,7 @@ def as_it_is(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 def made_small(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Settings of student and teacher for a short run of small networks."""
-    recipe = load_recipe(name)
+    recipe = published(name)
     student = (*SMALL, *few_channels(recipe))
     return student, (*SMALL, *few_channels(teacher_recipe(recipe, ()))) if recipe.teacher else ()
 
@@ -191,7 +197,7 @@ def made_small(name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
 def check_refusal(name: str, folder: Path) -> None:
     """A recipe whose teacher is not named says how to get it."""
     with pytest.raises(TeacherError, match=r"--teacher(.|\n)*How to get it"):
-        run(load_recipe(name), folder)
+        run(published(name), folder)
     assert not folder.exists()
 
 

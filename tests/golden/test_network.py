@@ -144,7 +144,7 @@ def double(detector: Detector) -> None:
 
 
 @pytest.fixture(scope="module", params=list(NETWORKS))
-def network(request: pytest.FixtureRequest) -> tuple[Network, Detector]:
+def network(request: pytest.FixtureRequest, zero_weights: None) -> tuple[Network, Detector]:
     expected = NETWORKS[request.param]
     values = {"pretrained": False, "classes": tuple(str(index) for index in range(80)), "frozen_stages": 1}
     return expected, Detector(DetectorSettings.model_validate(values | expected.settings)).eval()

@@ -33,9 +33,9 @@ def runs(tiny_coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     words = {"backbone": "test_resnet", "data": tiny_coco}
     train(out=folder / "teacher", overrides=(*SMALL, "engine.steps=30"), **words)  # type: ignore[arg-type]
-    own = (*SMALL, "engine.steps=20", "engine.seed=1")
+    own = (*SMALL, "engine.steps=15", "engine.seed=1")
     train(out=folder / "alone", overrides=own, **words)  # type: ignore[arg-type]
-    for name, teacher, steps in (("student", folder / "teacher", 20), ("self", "ema", 5)):
+    for name, teacher, steps in (("student", folder / "teacher", 15), ("self", "ema", 3)):
         terms = ("terms.ld.on.positives.by=ones", f"engine.steps={steps}")
         distill(teacher, out=folder / name, overrides=(*own, *terms), **words)  # type: ignore[arg-type]
     return folder

@@ -1,6 +1,7 @@
 """The main job through the real command line: train, distil, kill, resume, evaluate, predict; and all of it in Python.
 
-Training runs as processes of its own; what only reads weights is called in this process, which saves start-up time.
+Training runs in processes of its own, which Python starts for the teacher and the run that is killed; what only reads
+weights is called in this process, which saves start-up time.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from PIL import Image
 
 import locdistill
 from locdistill.cli import main
-from tests.processes import STUCK
+from tests.processes import STUCK, Child
 
 pytestmark = pytest.mark.journey
 
@@ -75,6 +76,17 @@ def command(folder: Path, *words: object) -> str:
     return out
 
 
+def beside(folder: Path, *words: object) -> None:
+    """The same without a start of Python: in a process that has imported the package, where nothing checks types."""
+    code, output = Child(_in_folder, folder, [str(word) for word in words]).end()
+    assert code == 0, output
+
+
+def _in_folder(folder: Path, words: list[str]) -> None:
+    os.chdir(folder)
+    main(words)
+
+
 @pytest.fixture
 def here(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Run in this process; standard output, or standard error where an exit code is expected."""
@@ -118,7 +130,7 @@ def teacher(place: Path, tiny_coco: Path) -> Path:
 @pytest.fixture(scope="module")
 def student(place: Path, tiny_coco: Path, teacher: Path) -> Path:
     run = place / "student"
-    command(place, "distill", *distill_words(tiny_coco, teacher), "--out", run)
+    beside(place, "distill", *distill_words(tiny_coco, teacher), "--out", run)
     return run
 
 
@@ -183,7 +195,7 @@ def test_killed_and_resumed_equals_uninterrupted(
     assert len(losses(run)) < len(losses(student))
     error = here("distill", "--resume", "--out", run, "engine.lr=1", code=2)
     assert "engine.lr" in error
-    here(*words, "--resume")
+    beside(place, *words, "--resume")
     assert losses(run) == losses(student)
     same = (
         safetensors.torch.load_file(run / "last.safetensors"),

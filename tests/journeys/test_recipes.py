@@ -11,10 +11,21 @@ import torch
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.compatible import Needs, check_teacher
-from locdistill.recipes.load import load_recipe, recipe_names
+from locdistill.recipes.load import recipe_names
 from locdistill.recipes.run import objective_of
-from tests.every_recipe import TRAINED, as_it_is, check, check_refusal, made_small, parts, photographs, teacher_recipe
+from tests.every_recipe import (
+    TRAINED,
+    as_it_is,
+    check,
+    check_refusal,
+    made_small,
+    parts,
+    photographs,
+    published,
+    teacher_recipe,
+)
 
+CLASSES = {"classes": ("RBC", "WBC", "Platelets")}
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
 
 
@@ -44,16 +55,16 @@ def without_values(settings: str) -> Detector:
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_can_be_built(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name, ["detector.classes=[RBC, WBC, Platelets]"])
-    detector = without_values(recipe.detector.model_dump_json())
+    recipe = published(name)
+    detector = without_values(recipe.detector.model_copy(update=CLASSES).model_dump_json())
     objective = objective_of(recipe, detector)
     assert set(objective.terms) == set(recipe.terms)
     assert objective.needs_teacher == recipe.distils
     if recipe.distils:
         check_refusal(name, tmp_path / "run")
-        teacher = teacher_recipe(recipe, ["detector.classes=[RBC, WBC, Platelets]"]).detector
+        teacher = teacher_recipe(recipe, ()).detector.model_copy(update=CLASSES)
         assert without_values(teacher.model_dump_json()).bins.count == teacher.reg_max + 1
-        bridge = check_teacher(recipe.detector, teacher, "its teacher", needs=Needs.of(objective.terms.values()))
+        bridge = check_teacher(detector.settings, teacher, "its teacher", needs=Needs.of(objective.terms.values()))
         assert bridge.comparable
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,22 +79,11 @@ def same(one: Detector, other: Detector) -> bool:
     return equal and all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _quick() -> Iterator[None]:
-    """Leave out random initial values: they take most of the time, and `build` or what is loaded replaces them."""
-
-    def zero(tensor: Tensor, *_: Any, **__: Any) -> Tensor:
-        with torch.no_grad():
-            return tensor.zero_()
-
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("kaiming_normal_", "kaiming_uniform_", "normal_", "uniform_", "xavier_uniform_"):
-            patch.setattr(torch.nn.init, name, zero)
-        yield
+pytestmark = pytest.mark.usefixtures("zero_weights")  # `build` or what is loaded replaces them
 
 
 @pytest.fixture(scope="module")
-def gfl(_quick: None) -> Detector:
+def gfl(zero_weights: None) -> Detector:
     return build()
 
 
