@@ -27,11 +27,12 @@ from real import pretrained
 
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.evaluation.tables import Table
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.demo import short_run
-from locdistill.recipes.recipe import Recipe, TeacherSettings, supervised_terms
+from locdistill.recipes.recipe import Recipe, supervised_terms
 from locdistill.recipes.run import run
 from locdistill.recipes.terms import TermSettings
 from locdistill.viz.curves import compare_agreement, read_metrics

@@ -32,6 +32,7 @@ from benchmarks.real import Scale, pretrained, small_detector
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.distillation.methods import METHODS
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.term import Term
 from locdistill.recipes.apart import run_apart
@@ -39,7 +40,7 @@ from locdistill.recipes.arms import Arm, train_arms
 from locdistill.recipes.compare import compare
 from locdistill.recipes.comparison import difference_table, summary_table
 from locdistill.recipes.demo import Role, short_run
-from locdistill.recipes.recipe import Recipe, TeacherSettings
+from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.terms import TermSettings
 
 WIDTH = 64

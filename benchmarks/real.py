@@ -26,12 +26,13 @@ from pathlib import Path
 
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes.arms import Arm
 from locdistill.recipes.compare import Plan, carry_out
 from locdistill.recipes.comparison import difference_table, summary_table
 from locdistill.recipes.demo import Role, short_run
-from locdistill.recipes.recipe import Recipe, TeacherSettings
+from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.terms import TermSettings
 
 

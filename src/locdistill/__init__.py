@@ -32,14 +32,16 @@ if TYPE_CHECKING:
     from locdistill.recipes.comparison import Comparison
     from locdistill.recipes.diagnose import diagnose
     from locdistill.recipes.diagnosis import Diagnosis
-    from locdistill.recipes.hub import PushResult, pull, push
+    from locdistill.recipes.fit import RunResult
+    from locdistill.recipes.hub import pull
     from locdistill.recipes.landscape import LandscapeResult, landscape
     from locdistill.recipes.load import dump_recipe, load_recipe
     from locdistill.recipes.preflight import Preflight
     from locdistill.recipes.preflight_report import PreflightReport
     from locdistill.recipes.publish import PublishedModel, publish
+    from locdistill.recipes.push import PushResult, push
     from locdistill.recipes.recipe import Recipe
-    from locdistill.recipes.run import RunResult, distill, preflight, run, train
+    from locdistill.recipes.run import distill, preflight, run, train
     from locdistill.recipes.tiling import TilingResult, merge, tile
     from locdistill.recipes.tune import tune
     from locdistill.recipes.tune_result import TuneResult
@@ -114,9 +116,9 @@ _HOMES = {
     "Preflight": "recipes.preflight",
     "PreflightReport": "recipes.preflight_report",
     "PublishedModel": "recipes.publish",
-    "PushResult": "recipes.hub",
+    "PushResult": "recipes.push",
     "Recipe": "recipes.recipe",
-    "RunResult": "recipes.run",
+    "RunResult": "recipes.fit",
     "Term": "objective.term",
     "TilingResult": "recipes.tiling",
     "TuneResult": "recipes.tune_result",
@@ -136,7 +138,7 @@ _HOMES = {
     "preflight": "recipes.run",
     "publish": "recipes.publish",
     "pull": "recipes.hub",
-    "push": "recipes.hub",
+    "push": "recipes.push",
     "run": "recipes.run",
     "save_mmdet": "models.mmdet",
     "tile": "recipes.tiling",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 import torch
@@ -51,3 +52,11 @@ def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
         dist.broadcast(together, src=0)
         for tensor, values in zip(alike, torch.split(together, [tensor.numel() for tensor in alike]), strict=True):
             tensor.copy_(values.view_as(tensor))
+
+
+def process_rank() -> int:
+    """Rank of this process among those that were started together, before any process group is up."""
+    names = ["RANK", "LOCAL_RANK"]
+    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        names.append("SLURM_PROCID")
+    return int(next((os.environ[name] for name in names if os.environ.get(name)), "0"))

@@ -8,13 +8,16 @@ angle as a fifth), ``n`` bins of an edge distribution, ``g`` ground-truth slots 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]
+"""Pass on the items of an iterable of this length, showing how far it is."""
 
 
 class Dense(NamedTuple):

@@ -12,7 +12,7 @@ from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.compatible import Needs, check_teacher
 from locdistill.recipes.load import recipe_names
-from locdistill.recipes.run import objective_of
+from locdistill.recipes.prepare import objective_of
 from tests.every_recipe import (
     TRAINED,
     as_it_is,

@@ -27,6 +27,7 @@ from locdistill.distillation.cached import CachedTeacher, Recall
 from locdistill.distillation.kept import Layout
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_full, ld_sharp, supervised
+from locdistill.distillation.settings import CacheSettings, TeacherSettings
 from locdistill.distillation.store import Store
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.engine.module import TrainingModule
@@ -40,10 +41,9 @@ from locdistill.recipes import memory
 from locdistill.recipes.cache import Forecast, build_cache_of, cache_info
 from locdistill.recipes.load import validate
 from locdistill.recipes.memory import contents, missing_draws
-from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight import Preflight, examine
-from locdistill.recipes.recipe import CacheSettings, Recipe, TeacherSettings
-from locdistill.recipes.run import compose
+from locdistill.recipes.prepare import Parts, compose
+from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.terms import TermSettings
 from locdistill.types import Batch
 from tests.conftest import write_tiny_coco
@@ -277,7 +277,7 @@ def test_parts_cover_everything_whenever_each_begins_and_however_they_mix(choice
         look = plan.look(draw)
         store.keys.add(recall.key(draw.image, look.size(48, 64), look))
 
-    for draw in missing_draws(recall, images, whole):
+    for draw in missing_draws(recall, images, plan):
         if choice.draw(st.booleans(), label="there before"):
             look_at(draw)
     waiting: dict[int, list[Draw] | None] = dict.fromkeys(range(1, shares + 1))
@@ -285,12 +285,12 @@ def test_parts_cover_everything_whenever_each_begins_and_however_they_mix(choice
         part = choice.draw(st.sampled_from(sorted(waiting)))
         todo = waiting[part]
         if todo is None:
-            waiting[part] = missing_draws(recall, images, whole, (part, shares))
+            waiting[part] = missing_draws(recall, images, plan, (part, shares))
         elif todo:
             look_at(todo.pop())
         else:
             del waiting[part]
-    assert missing_draws(recall, images, whole) == []
+    assert missing_draws(recall, images, plan) == []
     assert len(store.keys) == 2 * count
 
 

@@ -14,6 +14,7 @@ import torch
 
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError, RunError, TeacherError
 from locdistill.evaluation import Evaluator, image_weights
@@ -28,7 +29,7 @@ from locdistill.recipes.defaults import Request
 from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.recipes.load import dump_recipe
 from locdistill.recipes.paired import OverImages, Paired
-from locdistill.recipes.recipe import Recipe, TeacherSettings
+from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.terms import TermSettings
 from locdistill.types import Detections
 from tests.unit.test_evaluation_coco import dataset, detections, record

@@ -15,7 +15,7 @@ from torch import nn
 from locdistill.engine.checkpoint import AtomicCheckpointIO, random_state, restore_random_state
 from locdistill.engine.log import MetricsFile, read_metrics
 from locdistill.engine.meter import Meter, Ratios
-from locdistill.engine.result import FitResult, Progress
+from locdistill.engine.result import FitResult, RunState
 from locdistill.engine.signals import StopSignals, requeued
 from locdistill.engine.stream import Stream
 from locdistill.errors import RunError
@@ -120,7 +120,7 @@ def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
     io = AtomicCheckpointIO()
     io.save_checkpoint({"a": torch.ones(2), "b": [1, (2, "x")], "random": random_state()}, tmp_path / "good.ckpt")
     assert io.load_checkpoint(tmp_path / "good.ckpt")["b"] == [1, (2, "x")]
-    torch.save({"a": Progress()}, tmp_path / "object.ckpt")
+    torch.save({"a": RunState()}, tmp_path / "object.ckpt")
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "good.ckpt").read_bytes()[:300])
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
     for name in ("object", "cut", "text"):
@@ -159,7 +159,7 @@ def test_metrics_file_grows_columns_and_forgets_the_future(tmp_path: Path) -> No
 
 
 def test_progress_chooses_the_best_and_survives_nan(tmp_path: Path) -> None:
-    progress = Progress()
+    progress = RunState()
     courses = [float("nan"), 0.2, 0.1, float("nan"), 0.3]
     assert [progress.note(i, {"AP": ap}) for i, ap in enumerate(courses)] == [True, True, False, False, True]
     progress.write(tmp_path / "metrics.json", 12.0)

@@ -22,11 +22,11 @@ from locdistill.data.records import Dataset, Record
 from locdistill.data.tiling import TilingSettings, cut
 from locdistill.engine.checkpoint import AtomicCheckpointIO
 from locdistill.engine.log import MetricsFile
-from locdistill.engine.result import Progress
+from locdistill.engine.result import RunState
 from locdistill.evaluation.results import read_results, write_results
+from locdistill.files import write_text
 from locdistill.images import read_image
 from locdistill.models import weights
-from locdistill.recipes.folder import write_text
 from locdistill.recipes.hub import _copy
 from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.types import Detections
@@ -56,7 +56,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "weights.safetensors": lambda path: weights.write(path, {"w": torch.zeros(100_000)}, settings={}),
     "checkpoint": lambda path: AtomicCheckpointIO().save_checkpoint({"w": torch.zeros(100_000)}, path),
     "metrics.csv": lambda path: MetricsFile(path).start(0),
-    "metrics.json": lambda path: Progress().write(path, 1.0),
+    "metrics.json": lambda path: RunState().write(path, 1.0),
     "results.json": lambda path: write_results(path, DATA, FOUND),
     "detections.npz": lambda path: write_detections(path, "stamp", {1: [FOUND[1]]}),
     "pulled": _hub_copy,

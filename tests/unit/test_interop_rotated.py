@@ -29,9 +29,9 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.compatible import check_teacher
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.load import load_recipe
+from locdistill.recipes.prepare import teacher_of
 from locdistill.recipes.publish import publish
 from locdistill.recipes.run import run
-from locdistill.recipes.teaching import teacher_of
 from tests.conftest import Answer, write_tiny_coco
 
 CLASSES, ANCHORS, BINS_OF_EACH = 15, 9, 9

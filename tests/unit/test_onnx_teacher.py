@@ -17,14 +17,15 @@ import torch
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.bridges import AdaptedTeacher
 from locdistill.distillation.onnx_teacher import Layout, OnnxTeacher, recognise
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.interop.classes import COCO
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.compatible import Needs, check_teacher
 from locdistill.recipes.defaults import Request, resolve
-from locdistill.recipes.recipe import Recipe, TeacherSettings
-from locdistill.recipes.teaching import with_teacher
+from locdistill.recipes.prepare import with_teacher
+from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.terms import TermSettings
 from locdistill.types import Batch, Instances
 

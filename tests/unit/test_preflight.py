@@ -23,14 +23,12 @@ from locdistill.errors import TeacherError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings, NormalisationSettings
 from locdistill.recipes.defaults import Request, resolve
-from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight import Preflight
 from locdistill.recipes.preflight_data import look_at_data, look_at_regions, region_problems
 from locdistill.recipes.preflight_judge import Suspect, doubts, no_better_than_start, stopping
 from locdistill.recipes.preflight_report import PreflightReport, Problem
 from locdistill.recipes.preflight_teacher import START, Heard, Hearing, Trial, judged, usual
-from locdistill.recipes.run import compose, objective_of
-from locdistill.recipes.teaching import teacher_of
+from locdistill.recipes.prepare import Parts, compose, objective_of, teacher_of
 from locdistill.types import Batch, Detections, Instances
 from tests.conftest import CLASSES, write_tiny_coco
 

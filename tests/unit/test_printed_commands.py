@@ -18,8 +18,8 @@ from locdistill.cli import app, options
 from locdistill.data.settings import DataSettings
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.load import dump_recipe, load_recipe
-from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight_judge import Suspect, _training_on, baseline
+from locdistill.recipes.prepare import Parts
 from locdistill.recipes.run import _resolved
 from locdistill.recipes.tune import _alone
 from locdistill.recipes.yaml_io import read_yaml, typed

@@ -24,9 +24,10 @@ from locdistill.models.weights import read_metadata, read_tensors
 from locdistill.recipes.card import Card
 from locdistill.recipes.checksum import check_checksum, split_checksum, with_checksum
 from locdistill.recipes.defaults import Request, resolve
-from locdistill.recipes.hub import pull, push, resolve_hub
+from locdistill.recipes.hub import find, pull
 from locdistill.recipes.load import load_recipe
 from locdistill.recipes.publish import PublishedModel, publish, without_paths
+from locdistill.recipes.push import push
 from locdistill.recipes.run import distill, train
 from locdistill.recipes.use import evaluate, predict
 from tests.unit.hub_fake import TOKEN, FakeHub, Repository
@@ -450,17 +451,17 @@ def test_weights_by_their_name_on_the_hub(
 def test_addresses(hub: FakeHub, published: PublishedModel, tmp_path: Path) -> None:
     first = push(published.weights, "me/tiny").commit
     hub.repositories["me/tiny"].commit("main", {published.weights.name: b"x"}, "broken")
-    found = resolve_hub(f"hf://me/tiny@{first}")
+    found = find(f"hf://me/tiny@{first}")
     assert found.read_bytes() == published.weights.read_bytes()
-    assert resolve_hub(f"hf://me/tiny@{first}/{published.weights.name}") == found
-    assert resolve_hub(Path(f"hf://me/tiny@{first}")) == found  # a Path drops one of the slashes
+    assert find(f"hf://me/tiny@{first}/{published.weights.name}") == found
+    assert find(Path(f"hf://me/tiny@{first}")) == found  # a Path drops one of the slashes
     assert pull("me/tiny", revision=first) == pull(f"hf://me/tiny@{first}") == found
-    assert resolve_hub("runs/x/best") == Path("runs/x/best")
+    assert find(published.weights) == published.weights
     for wrong in ("hf://tiny", "hf:///tiny", "hf://a/b@"):
         with pytest.raises(HubError, match="expected hf://OWNER/NAME"):
-            resolve_hub(wrong)
+            find(wrong)
     with pytest.raises(HubError, match="there is no revision 'v9'"):
-        resolve_hub("hf://me/tiny@v9")
+        find("hf://me/tiny@v9")
 
 
 def test_a_file_that_was_changed_is_not_taken(hub: FakeHub, published: PublishedModel, tmp_path: Path) -> None:
@@ -564,7 +565,7 @@ def test_without_a_network(hub: FakeHub, published: PublishedModel, tiny_coco: P
     fetched = pull("me/tiny")
     hub.stop()
     assert pull("me/tiny") == fetched  # from the cache
-    assert resolve_hub(f"hf://me/tiny/{published.weights.name}") == fetched
+    assert find(f"hf://me/tiny/{published.weights.name}") == fetched
     with pytest.raises(
         HubError, match=r"no answer from the model hub at http.*refused.*copy the file here and name it by"
     ):

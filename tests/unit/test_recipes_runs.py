@@ -22,6 +22,7 @@ from locdistill.distillation.bridges import Facts, MapClasses, Rebin, Soften
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_sharp, supervised
 from locdistill.errors import DataError, ImageError, RecipeError, RunError, TeacherError, WeightsError
+from locdistill.files import make_folder
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.rotated import hull
 from locdistill.models.detector import Detector
@@ -30,7 +31,8 @@ from locdistill.recipes import folder
 from locdistill.recipes.compatible import Bridge, Needs, check_start, check_teacher
 from locdistill.recipes.defaults import Request, median_size, resolve, resumed_recipe
 from locdistill.recipes.load import load_recipe
-from locdistill.recipes.run import distill, objective_of, run, train
+from locdistill.recipes.prepare import objective_of
+from locdistill.recipes.run import distill, run, train
 from locdistill.recipes.use import PartialImageError, evaluate, evaluation_batch, list_images, predict
 from locdistill.types import Instances
 
@@ -367,7 +369,7 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.
 
     monkeypatch.setattr(Path, "mkdir", denied)
     with pytest.raises(RunError, match=r"a cannot be made or written to \(there: Permission denied\)"):
-        folder.make_folder(tmp_path / "a")
+        make_folder(tmp_path / "a")
 
 
 def test_processes_beside_the_first_take_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from locdistill.errors import LocdistillError, RunError
+from locdistill.files import write_text
 from locdistill.recipes import folder, run
 from locdistill.recipes.defaults import _MAY_CHANGE, Request, resolve, resumed_recipe
+from locdistill.recipes.fit import RunResult
 from locdistill.recipes.load import load_recipe, recipe_data
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.run import RunResult
 
 NAME = "ld_r50_from_r101"
 BASE = Request(
@@ -294,7 +295,7 @@ def test_a_job_that_was_preempted_goes_on_with_its_run(
     verb = "distill" if recipe.distils else "train"
     path = folder.new_folder(out, f"{verb}-{recipe.name}")
     saved = begun(words, path)
-    folder.write_text(path / "run.json", json.dumps(folder.facts_of({})))
+    write_text(path / "run.json", json.dumps(folder.facts_of({})))
     for number in (16, 18):  # runs of other jobs
         other = Path(f"runs/{verb}-{recipe.name}-{number}")
         folder.write_start(other, saved, {"job": str(number)})

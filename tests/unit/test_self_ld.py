@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from locdistill.cli import main
 from locdistill.distillation.presets import ld_sharp, supervised
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.engine.log import read_metrics
 from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.models.detector import Detector
@@ -19,7 +20,7 @@ from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes.compatible import Needs, check_start, check_teacher
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.load import build_recipe, dump_recipe, load_recipe, validate
-from locdistill.recipes.recipe import Recipe, TeacherSettings
+from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.run import distill, train
 from locdistill.recipes.yaml_io import read_yaml
 

@@ -13,6 +13,7 @@ from locdistill.cli import main
 from locdistill.distillation.bridges import AdaptedTeacher, SeveralTeachers
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_sharp, supervised
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.engine.log import read_metrics
 from locdistill.errors import RecipeError, TeacherError
@@ -21,11 +22,12 @@ from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.load import build_recipe, dump_recipe, validate
 from locdistill.recipes.methods import method_terms
+from locdistill.recipes.prepare import objective_of, with_teacher
 from locdistill.recipes.publish import shareable
-from locdistill.recipes.recipe import Recipe, TeacherSettings
+from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.reopen import reopen
-from locdistill.recipes.run import objective_of, run
-from locdistill.recipes.teaching import teacher_files, with_teacher
+from locdistill.recipes.run import run
+from locdistill.recipes.teaching import teacher_files
 from locdistill.recipes.terms import TermSettings
 from locdistill.recipes.yaml_io import read_yaml
 from locdistill.types import Batch, Instances
@@ -167,7 +169,7 @@ def recipe_of(teacher: dict[str, Any], terms: dict[str, TermSettings] | None = N
 def test_several_teachers_are_averaged_in_the_students_terms(trained: Path, tmp_path: Path) -> None:
     other = saved(tmp_path, "other", 5, classes=("disc", "cat"), reg_max=4)
     recipe = recipe_of({"weights": str(trained), "share": 3, "more": [{"weights": str(other)}]})
-    known, teacher = with_teacher(recipe, teacher_files(recipe))
+    known, teacher = with_teacher(recipe, teacher_files(recipe.teacher, recipe.name))
     assert isinstance(teacher, SeveralTeachers)
     assert teacher.shares == (0.75, 0.25)
     said = teacher(a_batch())
@@ -183,9 +185,13 @@ def test_several_teachers_are_averaged_in_the_students_terms(trained: Path, tmp_
     assert None not in digests
     assert shareable(known).teacher.more[0].weights is None  # type: ignore[union-attr]
     with pytest.raises(TeacherError, match="the terms pkd look at a teacher's feature maps or head"):
-        with_teacher(recipe_of(recipe.teacher.model_dump(), method_terms(["ld", "pkd"], "gfl")), teacher_files(recipe))
+        with_teacher(
+            recipe_of(recipe.teacher.model_dump(), method_terms(["ld", "pkd"], "gfl")),
+            teacher_files(recipe.teacher, recipe.name),
+        )
+    two = recipe_of({"weights": str(trained), "more": [{}]})
     with pytest.raises(TeacherError, match="has 2 teachers; name all of them"):
-        teacher_files(recipe_of({"weights": str(trained), "more": [{}]}))
+        teacher_files(two.teacher, two.name)
 
 
 # ---------------------------------------------------------------------------------------- levels, and what is looked at
@@ -193,7 +199,7 @@ def test_several_teachers_are_averaged_in_the_students_terms(trained: Path, tmp_
 
 def test_levels_that_only_the_teacher_has_are_left_out(trained: Path) -> None:
     recipe = recipe_of({"weights": str(trained)}, levels=(4, 5))
-    teacher = with_teacher(recipe, teacher_files(recipe))[1]
+    teacher = with_teacher(recipe, teacher_files(recipe.teacher, recipe.name))[1]
     whole = LiveTeacher(Detector.load(trained))(a_batch(), features=True, towers=True)
     part = teacher(a_batch(), features=True, towers=True)
     assert torch.equal(part.cls_logits, whole.cls_logits[:, 8 * 12 :])
@@ -206,7 +212,7 @@ def test_levels_that_only_the_teacher_has_are_left_out(trained: Path) -> None:
 def test_a_teacher_that_looks_at_larger_images(tmp_path: Path) -> None:
     deep = saved(tmp_path, "deep", 5, levels=(4, 5))
     recipe = recipe_of({"weights": str(deep), "scale": 2}, levels=(3, 4))
-    teacher = with_teacher(recipe, teacher_files(recipe))[1]
+    teacher = with_teacher(recipe, teacher_files(recipe.teacher, recipe.name))[1]
     assert teacher(a_batch()).cls_logits.shape == (2, 8 * 12 + 4 * 6, 3)
     with pytest.raises(TeacherError, match=r"strides \[8, 16\], it has \[16, 32\].*teacher.scale=2"):
         with_teacher(recipe_of({"weights": str(deep)}, levels=(3, 4)), (deep,))

@@ -17,11 +17,12 @@ import pytest
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.distillation.methods import METHODS
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.load import load_recipe
-from locdistill.recipes.recipe import Recipe, TeacherSettings, supervised_terms
+from locdistill.recipes.recipe import Recipe, supervised_terms
 from locdistill.recipes.terms import TermSettings
 from locdistill.recipes.tune import Plan, run_plan, shortened, tune
 from locdistill.recipes.tune_result import expected_best, seed_noise

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from locdistill.data.check import CheckReport
+from locdistill.dist import process_rank
 from locdistill.errors import RecipeError
 from locdistill.evaluation.tables import percent
-from locdistill.recipes.folder import process_rank
+from locdistill.recipes.fit import RunResult
 from locdistill.recipes.preflight_report import PreflightReport
-from locdistill.recipes.run import RunResult
 from locdistill.recipes.summary import published_aps
 from locdistill.recipes.tiling import TilingResult
 from locdistill.recipes.use import EvaluationResult, Prediction

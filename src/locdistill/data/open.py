@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from locdistill.data.tiling import image_name
 from locdistill.data.voc import image_sets, read_voc, year_folders
 from locdistill.data.yolo import find_yaml, read_yolo, yaml_splits
 from locdistill.errors import AnnotationError
-from locdistill.geometry.rotated import fit
+from locdistill.geometry.rotated import AngleRange, fit
 
 SPLITS = ("train", "val", "test")
 EMPTY = "images without objects, left out"
@@ -50,7 +51,21 @@ class Scan:
     seen: dict[Path, Seen] = field(default_factory=dict)
 
 
-def open_dataset(settings: DataSettings, split: str, *, training: bool | None = None) -> Dataset:
+class BoxKind(Protocol):
+    """The kind of boxes that a detector has; its settings say so."""
+
+    @property
+    def rotated(self) -> bool:
+        """Whether they are rotated."""
+
+    @property
+    def angles(self) -> AngleRange:
+        """The range of their angles."""
+
+
+def open_dataset(
+    settings: DataSettings, split: str, *, training: bool | None = None, boxes: BoxKind | None = None
+) -> Dataset:
     """Open a split for training or evaluation.
 
     For training, boxes that do not touch the image, have an area of zero, or short sides (`DataSettings.min_box_side`)
@@ -64,6 +79,8 @@ def open_dataset(settings: DataSettings, split: str, *, training: bool | None = 
         settings: Where, and which classes.
         split: ``train`` and ``val`` are what the settings say; any other name is taken as it is.
         training: Whether to leave out what cannot be trained on; ``None``: for the split ``train``.
+        boxes: The kind of boxes that objects are to have: a rotated object is circumscribed by an axis-aligned box, an
+            axis-aligned one is a rectangle like any other. None leaves them as they are.
 
     Raises:
         AnnotationError: There is no such data set, or annotations are broken; all that were found are listed.
@@ -75,7 +92,8 @@ def open_dataset(settings: DataSettings, split: str, *, training: bool | None = 
     if not scan.dataset.records:
         raise AnnotationError(_nothing_left(scan, settings))
     classes = len(scan.dataset.classes)
-    return replace(scan.dataset, records=tuple(_of_each_class(record, classes) for record in scan.dataset.records))
+    dataset = replace(scan.dataset, records=tuple(_of_each_class(record, classes) for record in scan.dataset.records))
+    return dataset if boxes is None else dataset.as_oriented(boxes.rotated, boxes.angles)
 
 
 def _of_each_class(record: Record, classes: int) -> Record:

@@ -94,3 +94,11 @@ class Dataset:
 def corners(boxes: np.ndarray) -> np.ndarray:
     """Corners of axis-aligned boxes, clockwise on screen from the upper left one."""
     return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
+
+
+def evenly(dataset: Dataset, images: int | None) -> Dataset:
+    """So many images at equal distances; all where there are no more, or None is asked for."""
+    count = len(dataset)
+    if images is None or images >= count:
+        return dataset
+    return replace(dataset, records=tuple(dataset.records[i * count // images] for i in range(images)))

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from locdistill.distillation.settings import SoftTarget
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import DISTANCES, Coding
@@ -26,7 +26,6 @@ from locdistill.types import Batch, Dense
 
 UNKNOWN = -20.0
 """Logit of a class that a teacher does not know. It means nothing: see ``Dense.known``."""
-SoftTarget = Literal["two_hot", "gaussian"]
 Step = Callable[[Dense], Dense]
 
 

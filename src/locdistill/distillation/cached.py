@@ -12,18 +12,8 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from locdistill.data.transforms import Look
-from locdistill.distillation.kept import (
-    MAPS,
-    MOMENTS,
-    ROWS,
-    Layout,
-    Numbers,
-    Record,
-    dense_of,
-    joined,
-    record_errors,
-    record_of,
-)
+from locdistill.distillation.kept import MAPS, MOMENTS, ROWS, Layout, Record, dense_of, joined, record_errors, record_of
+from locdistill.distillation.settings import Numbers
 from locdistill.distillation.store import Store
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.grid import Grid

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from locdistill.distillation.settings import Numbers
 from locdistill.types import Dense
 
-Numbers = Literal["half", "8bit"]
 Record = dict[str, Tensor]
 INDEX, ROWS, MAPS, MOMENTS = "index", ("cls", "edge", "quality"), ("features", "towers"), "moments"
 LOW, STEP = ".low", ".step"

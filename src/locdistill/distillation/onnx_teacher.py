@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from locdistill.distillation.bridges import Facts
+from locdistill.distillation.settings import OnnxSettings
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.errors import TeacherError
 from locdistill.geometry.bins import Bins
@@ -331,3 +332,15 @@ class OnnxTeacher(FrozenTeacher):
         grid = Grid.build(shapes, self.layout.strides, offset=self.offset, device=boxes.device)
         pixels = boxes if self.boxes == "pixels" else encode(grid.points, boxes)
         return pixels / grid.strides[:, None]
+
+
+def onnx_teacher(file: Path, settings: OnnxSettings | None) -> OnnxTeacher:
+    """The teacher in an ONNX file.
+
+    Raises:
+        TeacherError: ONNX Runtime is not installed, or the file's inputs or outputs are not those of a detector.
+    """
+    own = settings or OnnxSettings()
+    return OnnxTeacher(
+        file, classes=own.classes, mean=own.mean, std=own.std, bgr=own.bgr, offset=own.offset, boxes=own.boxes
+    )

@@ -26,7 +26,7 @@ from locdistill.engine.meter import Meter, Ratios
 from locdistill.engine.module import TrainingModule, as_module
 from locdistill.engine.optim import scaled_lr, schedule, warmup_length
 from locdistill.engine.plan import Plan
-from locdistill.engine.result import Progress
+from locdistill.engine.result import RunState
 from locdistill.engine.roles import Student, Teacher
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import StopSignals
@@ -92,7 +92,7 @@ class Conductor(pl.Callback):
     def __init__(self, settings: EngineSettings, around: Surroundings) -> None:
         self.settings = settings
         self.around = around
-        self.progress = Progress()
+        self.progress = RunState()
         self.meter = Meter()
         self.watched = Ratios()
         self.watched_since_evaluation = Ratios()

@@ -15,7 +15,7 @@ from locdistill.assign.slots import bucketed
 from locdistill.engine.compiled import Compiled
 from locdistill.engine.optim import build_optimizer, laid_out, parameter_groups, scaled_lr, schedule
 from locdistill.engine.plan import Plan
-from locdistill.engine.result import Progress
+from locdistill.engine.result import RunState
 from locdistill.engine.roles import Goal, Student, Teacher, Watch
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.speed import Machine, Speed, choose, set_backends
@@ -91,7 +91,7 @@ class TrainingModule(pl.LightningModule):
         self.guidance = Guidance(objective, teacher if objective.needs_teacher else None, watch)
         self.learned = self._learned() if objective.learns else None
         self.plan: Plan | None = None
-        self.progress = Progress()
+        self.progress = RunState()
         self.stream: Iterable[Batch] | None = None
 
     def _learned(self) -> Learned:

@@ -15,7 +15,7 @@ from locdistill.settings import finite
 
 
 @dataclass(slots=True)
-class Progress:
+class RunState:
     """The part of a run's state that is about results.
 
     Attributes:
@@ -111,7 +111,7 @@ class FitResult:
     metrics: dict[str, float]
 
     @classmethod
-    def of(cls, progress: Progress, train_seconds: float, out: Path) -> FitResult:
+    def of(cls, progress: RunState, train_seconds: float, out: Path) -> FitResult:
         """The result of a run that this process took part in."""
         return cls(
             best=None if progress.best_at is None else out / "best.safetensors",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -20,14 +20,16 @@ from types import FrameType
 import torch
 
 from locdistill.data.resources import cores
+from locdistill.dist import process_rank
 from locdistill.engine.trainer import started_by_command
 from locdistill.errors import RunError, RunInterrupted
-from locdistill.recipes.arms import Train
-from locdistill.recipes.folder import make_folder, process_rank, write_text
+from locdistill.files import make_folder, write_text
 from locdistill.recipes.load import dump_recipe
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.run import run
 
+Train = Callable[[Recipe, Path, bool], object]
+"""Trains a recipe into a folder, or goes on with what is there, and leaves ``metrics.json`` when it has finished."""
 _STOPPED = "stopped; start the same command again to go on"
 _LOOK_EVERY = 0.5
 """Seconds between two looks of a training whether the others were asked to stop."""

@@ -21,7 +21,9 @@ from typing import Any
 import torch
 
 from locdistill.errors import RunError, RunInterrupted
-from locdistill.recipes.folder import clear_start, write_text
+from locdistill.files import write_text
+from locdistill.recipes.apart import Train
+from locdistill.recipes.folder import clear_start
 from locdistill.recipes.paired import Paired
 from locdistill.recipes.recipe import Recipe
 
@@ -29,8 +31,6 @@ NOTHING = "–"  # noqa: RUF001 - what one seed cannot tell
 METRICS = ("AP", "AP50", "AP75", "AP90")
 CACHE = "cache"
 
-Train = Callable[[Recipe, Path, bool], object]
-"""Trains a recipe into a folder, or goes on with what is there, and leaves ``metrics.json`` when it has finished."""
 Tell = Callable[[str], None]
 Remember = Callable[[Recipe], float]
 """Lets the teacher of a recipe look at all images and keeps what it says; returns the seconds that took."""

@@ -16,6 +16,7 @@ from locdistill.data.files import images_below
 from locdistill.engine.devices import existing_device
 from locdistill.engine.speed import Precision
 from locdistill.errors import ImageError, LocdistillError, RunError, WeightsError
+from locdistill.files import make_folder, write_text, writing
 from locdistill.images import pad_together, read_image, resize_to
 from locdistill.interop.classes import COCO
 from locdistill.models.count import multiply_adds, parameters
@@ -23,8 +24,7 @@ from locdistill.models.detector import Detector
 from locdistill.recipes.benchmark_engines import ENGINES, Tell, precision_of
 from locdistill.recipes.benchmark_measure import COMPARED, Answer, Pictures, Work, difference
 from locdistill.recipes.benchmark_result import NOISE, RANDOM, BenchmarkResult, EngineResult, notes
-from locdistill.recipes.folder import make_folder, write_text, writing
-from locdistill.recipes.hub import resolve_hub
+from locdistill.recipes.hub import find
 from locdistill.recipes.load import load_recipe, recipe_names
 from locdistill.recipes.use import default_device
 from locdistill.settings import finite, nearest
@@ -173,7 +173,7 @@ def _open(model: str | Path, device: torch.device) -> tuple[Detector, bool]:
     name = str(model)
     if name not in recipe_names() and Path(name).suffix not in RECIPE_SUFFIXES:
         try:
-            return Detector.load(resolve_hub(model), device), False
+            return Detector.load(find(model), device), False
         except WeightsError as error:
             if Path(name).exists():
                 raise

@@ -13,17 +13,18 @@ from typing import Any, Unpack
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
-from locdistill.data.loader import every_look_loader
+from locdistill.data.loader import every_look_loader, training_plan
 from locdistill.data.samplers import Draw
 from locdistill.distillation.cached import CachedTeacher, Recall, noted_errors
 from locdistill.engine.devices import existing_device
 from locdistill.errors import CacheError
 from locdistill.models.fold import Haste
-from locdistill.recipes.memory import CONTRACT, Progress, missing_draws, store_in, ways_of
-from locdistill.recipes.parts import Parts
+from locdistill.recipes.memory import CONTRACT, missing_draws, store_in, ways_of
+from locdistill.recipes.prepare import Parts, compose
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.run import Words, compose, distillation_recipe
+from locdistill.recipes.run import Words, distillation_recipe
 from locdistill.recipes.use import default_device
+from locdistill.types import Progress
 
 SAMPLE = 16
 """Views that are looked at to tell how long the rest will take, and how much space."""
@@ -146,7 +147,9 @@ def build_cache_of(
     parts = compose(recipe, fresh=False, progress=None if progress is None else progress("reading the images"))
     parts.detector.to(where)
     assert parts.memory is not None
-    draws = missing_draws(parts.memory, parts.datasets["train"], parts.recipe, part or _own_part())
+    draws = missing_draws(
+        parts.memory, parts.datasets["train"], training_plan(recipe.data, recipe.engine.seed), part or _own_part()
+    )
     report = _Builder(parts, where).build(draws, tell, None if progress is None else progress("teacher looks"))
     return replace(report, seconds=time.perf_counter() - start)
 
@@ -203,7 +206,11 @@ class _Builder:
         self._look(rest, progress)
         dataset, recipe = self.parts.datasets["train"], self.parts.recipe
         report = cache_info(self.store.path)
-        return replace(report, built=len(draws), complete=not missing_draws(self.memory, dataset, recipe))
+        return replace(
+            report,
+            built=len(draws),
+            complete=not missing_draws(self.memory, dataset, training_plan(recipe.data, recipe.engine.seed)),
+        )
 
     def _try(self, draws: Sequence[Draw], missing: int) -> Forecast:
         before, start = self.store.bytes_on_disk, time.perf_counter()
@@ -213,7 +220,9 @@ class _Builder:
         steady = sum(seconds[1:]) / max(len(draws) - self.parts.recipe.data.batch_per_device, 1)
         grown = (self.store.bytes_on_disk - before) / len(draws)
         return Forecast(
-            views=ways_of(self.parts.datasets["train"], self.parts.recipe),
+            views=ways_of(
+                self.parts.datasets["train"], training_plan(self.parts.recipe.data, self.parts.recipe.engine.seed)
+            ),
             missing=missing,
             bytes_per_view=max(grown, PAGE),
             seconds_per_view=steady if len(seconds) > 1 else (time.perf_counter() - start) / len(draws),

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from locdistill.distillation.settings import EMA, EMA_DECAY
 from locdistill.evaluation.tables import percent
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipes.recipe import EMA, EMA_DECAY
 from locdistill.recipes.summary import spelled
 from locdistill.recipes.use import EvaluationResult
 from locdistill.recipes.yaml_io import write_yaml

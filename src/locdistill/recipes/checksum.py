@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 
 from locdistill.errors import WeightsError
-from locdistill.recipes.folder import file_digest
+from locdistill.files import file_digest
 
 _ENDING = re.compile(r"(?P<name>.+)-(?P<checksum>[0-9a-f]{8})")
 

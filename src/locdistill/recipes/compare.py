@@ -18,29 +18,21 @@ from pathlib import Path
 from typing import Any
 
 from locdistill.data.records import Dataset
+from locdistill.distillation.settings import CacheSettings
 from locdistill.errors import DataError, RecipeError, RunError
+from locdistill.files import make_folder, write_text
 from locdistill.recipes import compare_page
-from locdistill.recipes.apart import run_apart, side_by_side
-from locdistill.recipes.arms import (
-    CACHE,
-    Arm,
-    Remember,
-    Tell,
-    Train,
-    equal_time_steps,
-    fixed_steps,
-    remembered,
-    train_arms,
-)
+from locdistill.recipes.apart import Train, run_apart, side_by_side
+from locdistill.recipes.arms import CACHE, Arm, Remember, Tell, equal_time_steps, fixed_steps, remembered, train_arms
 from locdistill.recipes.cache import cache_seconds
 from locdistill.recipes.compare_arms import USE, arms_of, changes, chosen_seeds, flat
 from locdistill.recipes.compare_measure import Measure, Measuring, digest_of, evaluation_images
 from locdistill.recipes.compare_pictures import pictures
 from locdistill.recipes.comparison import Comparison, EqualTime, Measured, as_json, as_markdown
 from locdistill.recipes.defaults import Request
-from locdistill.recipes.folder import PARENT, make_folder, read_facts, write_text
+from locdistill.recipes.folder import PARENT, read_facts
 from locdistill.recipes.load import Override
-from locdistill.recipes.recipe import CacheSettings, Recipe
+from locdistill.recipes.recipe import Recipe
 from locdistill.viz import report
 
 FEW_IMAGES = 100

@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.errors import RecipeError, RunError
 from locdistill.recipes.arms import NOTHING, Arm
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.folder import METRICS, RECIPE
 from locdistill.recipes.load import Override, build_recipe, load_recipe
 from locdistill.recipes.overrides import apply_overrides
-from locdistill.recipes.recipe import Recipe, TeacherSettings
+from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.summary import spelled_term
 from locdistill.recipes.teaching import teacher_files
 
@@ -135,7 +136,7 @@ def _recipe(item: str | Path | Recipe, request: Request) -> Recipe:
         recipe = recipe.model_copy(
             update={"teacher": recipe.teacher.model_copy(update={"weights": str(request.teacher)})}
         )
-    teacher_files(recipe)  # looked for before anything is trained: hours later would be late
+    teacher_files(recipe.teacher, recipe.name)  # looked for before anything is trained: hours later would be late
     return recipe
 
 

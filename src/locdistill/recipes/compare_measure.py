@@ -7,16 +7,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from locdistill.data.digest import data_digest
-from locdistill.data.open import class_names
+from locdistill.data.open import class_names, open_dataset
 from locdistill.data.records import Dataset
 from locdistill.errors import RunError
 from locdistill.evaluation.evaluator import Evaluator
+from locdistill.files import file_digest, make_folder
 from locdistill.recipes.arms import finished_run
 from locdistill.recipes.comparison import Measured
-from locdistill.recipes.folder import RECIPE, file_digest, make_folder
+from locdistill.recipes.folder import RECIPE
 from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.recipes.load import Override, load_recipe
-from locdistill.recipes.opening import open_for
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.use import evaluate
 from locdistill.types import Detections
@@ -33,7 +33,7 @@ def evaluation_images(recipe: Recipe, data: str | Path | None) -> Dataset:
     """
     settings = recipe.data if data is None else recipe.data.model_copy(update={"path": str(data)})
     classes = recipe.detector.classes or settings.classes or class_names(settings, "train")
-    return open_for(recipe.detector, settings.model_copy(update={"classes": classes}), "val", training=False)
+    return open_dataset(settings.model_copy(update={"classes": classes}), "val", training=False, boxes=recipe.detector)
 
 
 def digest_of(dataset: Dataset) -> str:

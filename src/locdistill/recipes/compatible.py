@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from locdistill.distillation.bridges import Facts, MapClasses, Rebin, Soften, SoftTarget, Step
+from locdistill.distillation.bridges import Facts, MapClasses, Rebin, Soften, Step
+from locdistill.distillation.settings import SoftTarget
 from locdistill.errors import TeacherError, WeightsError
 from locdistill.geometry.bins import Bins
 from locdistill.interop.recognise import numbered

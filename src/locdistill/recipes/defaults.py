@@ -29,28 +29,19 @@ from locdistill.data.open import class_names, open_dataset, recognise
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
-from locdistill.distillation.onnx_teacher import SUFFIX
+from locdistill.distillation.onnx_teacher import SUFFIX, onnx_teacher
+from locdistill.distillation.settings import EMA, OnnxSettings
 from locdistill.engine.settings import SpeedSettings
 from locdistill.engine.signals import requeued
 from locdistill.errors import RecipeError, RunError
 from locdistill.models.foreign import detector_settings
 from locdistill.models.settings import ROTATED, DetectorSettings, InputSettings
-from locdistill.models.weights import locate
 from locdistill.recipes.folder import RECIPE, saved_recipe
-from locdistill.recipes.hub import resolve_hub
+from locdistill.recipes.hub import find
 from locdistill.recipes.load import Override, build_recipe, laid_over, recipe_data, validate
 from locdistill.recipes.methods import method_terms
 from locdistill.recipes.overrides import apply_overrides, parse_override
-from locdistill.recipes.recipe import (
-    EMA,
-    OF_TEACHER,
-    OnnxSettings,
-    Recipe,
-    kind_of_detector,
-    known_kind,
-    supervised_terms,
-)
-from locdistill.recipes.teaching import onnx_teacher
+from locdistill.recipes.recipe import OF_TEACHER, Recipe, kind_of_detector, known_kind, supervised_terms
 from locdistill.recipes.terms import TermSettings
 from locdistill.settings import group
 
@@ -224,13 +215,13 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
 
 
 def _settings_of(weights: str | Path, onnx: Any = None) -> DetectorSettings:
-    file = resolve_hub(weights)
+    file = find(weights)
     return _settings_of_onnx(file, onnx) if file.suffix == SUFFIX else detector_settings(file)
 
 
 def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
     """Those of a detector that a teacher in an ONNX file can teach without bridges, but for its name."""
-    teacher = onnx_teacher(locate(file), None if given is None else validate(OnnxSettings, given, "teacher.onnx"))
+    teacher = onnx_teacher(file, None if given is None else validate(OnnxSettings, given, "teacher.onnx"))
     facts, size = teacher.facts, teacher.size
     settings = DetectorSettings(
         backbone=file.stem, classes=facts.classes, levels=tuple(stride.bit_length() - 1 for stride in facts.strides)

@@ -28,15 +28,16 @@ from locdistill.data.resources import cores
 from locdistill.data.settings import DataSettings
 from locdistill.data.shapes import ShapesSettings, write_shapes
 from locdistill.distillation import presets
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RunError
+from locdistill.files import write_text
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes.arms import Arm
 from locdistill.recipes.compare import Plan, carry_out
 from locdistill.recipes.comparison import Comparison
-from locdistill.recipes.folder import write_text
 from locdistill.recipes.pace import seconds_per_step
-from locdistill.recipes.recipe import Recipe, TeacherSettings
+from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.terms import TermSettings
 from locdistill.settings import Settings
 

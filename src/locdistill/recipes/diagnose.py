@@ -22,24 +22,22 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from locdistill.data.loader import evaluation_loader, training_loader
-from locdistill.data.records import Dataset
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset, evenly
 from locdistill.engine.devices import existing_device
 from locdistill.engine.module import TrainingModule
 from locdistill.evaluation.agreement import Agreement, Reliability, agreement_sums, edge_errors, no_sums, reliability
 from locdistill.evaluation.gradients import Pull, pulls
-from locdistill.models.weights import locate
+from locdistill.files import make_folder, write_text
 from locdistill.objective.moment import Moment
 from locdistill.objective.scene import Scene
 from locdistill.recipes import diagnose_page
 from locdistill.recipes.diagnosis import ALONE, MAIN, OTHER, REGIONS, START, STUDENT, TEACHER, VALUABLE, Diagnosis
-from locdistill.recipes.folder import make_folder, write_text
-from locdistill.recipes.hub import resolve_hub
-from locdistill.recipes.landscape import evenly
-from locdistill.recipes.opening import open_for
+from locdistill.recipes.hub import find
 from locdistill.recipes.reopen import Reopened, reopen
-from locdistill.recipes.use import Progress, default_device, evaluation_batch
+from locdistill.recipes.use import default_device, evaluation_batch
 from locdistill.settings import finite
-from locdistill.types import Batch
+from locdistill.types import Batch, Progress
 
 DEFAULT_FOLDER, JSON = "diagnosis", "diagnose.json"
 _BATCH = 8  # images at once
@@ -75,7 +73,7 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
         LocdistillError: One of its kinds, where run, teacher, data or device are not to be had, or do not fit.
     """
     found = reopen(run, against=against, teacher=teacher, data=data, device=existing_device(device or default_device()))
-    splits = {split: open_for(found.recipe.detector, found.recipe.data, split) for split in ("train", "val")}
+    splits = {split: open_dataset(found.recipe.data, split, boxes=found.recipe.detector) for split in ("train", "val")}
     looked = evenly(splits["val"], images)
     agreement, reliable, objects = _compare(found, _validation(found, looked, progress))
     settings = found.recipe.teacher
@@ -85,7 +83,7 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
     diagnosis = Diagnosis(
         run=found.weights,
         teacher="the running average of the student" if settings.follows else str(settings.weights),
-        against=None if against is None else locate(resolve_hub(against)),
+        against=None if against is None else find(against),
         out=found.folder / DEFAULT_FOLDER if out is None else Path(out),
         images=len(looked),
         objects=objects,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -16,11 +15,12 @@ from typing import Any
 
 from locdistill.data.digest import data_digest
 from locdistill.data.records import Dataset
+from locdistill.dist import process_rank
 from locdistill.engine.devices import device_name
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import in_slurm
 from locdistill.errors import RunError
-from locdistill.files import replacing
+from locdistill.files import make_folder, write_text, writing
 from locdistill.recipes.load import dump_recipe, load_recipe
 from locdistill.recipes.recipe import Recipe
 
@@ -28,14 +28,6 @@ RECIPE, FACTS, LOG, METRICS = "recipe.yaml", "run.json", "log.txt", "metrics.jso
 PARENT = Path("runs")
 _ENV = "LOCDISTILL_OUT"
 log = logging.getLogger("locdistill")
-
-
-def process_rank() -> int:
-    """Rank of this process among those that were started together, before any process group is up."""
-    names = ["RANK", "LOCAL_RANK"]
-    if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-        names.append("SLURM_PROCID")
-    return int(next((os.environ[name] for name in names if os.environ.get(name)), "0"))
 
 
 def new_folder(out: str | Path | None, name: str) -> Path:
@@ -68,32 +60,6 @@ def _check_writable(path: Path) -> None:
         raise RunError(f"{path} cannot be made, for {above} is a file; expected a folder: give another one")
     if not os.access(above, os.W_OK | os.X_OK):
         raise RunError(f"{path} cannot be written to, for {above} is not writable; give another folder")
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there.
-
-    Raises:
-        RunError: It cannot be made.
-    """
-    with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into an error for the user.
-
-    Raises:
-        RunError: Nothing can be made or written there.
-    """
-    try:
-        yield
-    except OSError as error:
-        where = error.filename or path
-        raise RunError(
-            f"{path} cannot be made or written to ({where}: {error.strerror or error}); give another folder"
-        ) from error
 
 
 def announce(path: Path) -> None:
@@ -143,12 +109,6 @@ def read_facts(path: Path) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
-
-
 def facts_of(datasets: dict[str, Dataset], engine: EngineSettings | None = None) -> dict[str, Any]:
     """What a reader of the run folder wants to know beside the recipe, and what a resumed run must find unchanged.
 
@@ -176,12 +136,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "unknown"
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def runs_of_job(prefix: str) -> list[Path]:

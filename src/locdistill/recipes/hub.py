@@ -8,7 +8,6 @@ without a network. Address, token and cache are the library's: ``HF_ENDPOINT``, 
 from __future__ import annotations
 
 import re
-import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,40 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from locdistill.errors import HubError, LocdistillError, RunError, WeightsError
-from locdistill.files import replacing
+from locdistill.errors import HubError, LocdistillError, RunError
+from locdistill.files import make_folder, replacing
 from locdistill.models.foreign import detector_settings
-from locdistill.models.weights import SUFFIX, read_metadata
+from locdistill.models.weights import SUFFIX, locate
 from locdistill.recipes.checksum import check_checksum, split_checksum
-from locdistill.recipes.folder import RECIPE, make_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi, ModelInfo
 
-PUBLISHED = "published"
-"""The folder in a run's folder that published files go to."""
-CARD = "README.md"
-"""The name under which a hub shows a model card."""
 _ADDRESS = re.compile(r"hf:/{1,2}(?P<repo_id>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
-
-
-@dataclass(frozen=True)
-class PushResult:
-    """What was uploaded.
-
-    Attributes:
-        repo_id: ``OWNER/NAME``.
-        url: Of the repository.
-        commit: Of the upload, as the hub names it.
-        files: Names in the repository.
-        others: Weights that were in the repository already and are still there.
-    """
-
-    repo_id: str
-    url: str
-    commit: str
-    files: tuple[str, ...]
-    others: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -57,57 +32,6 @@ class _Address:
     repo_id: str
     revision: str | None = None
     file: str | None = None
-
-
-def push(
-    path: str | Path,
-    repo_id: str,
-    *,
-    private: bool = False,
-    revision: str | None = None,
-    message: str | None = None,
-    token: str | None = None,
-) -> PushResult:
-    """Upload published weights with their card (as ``README.md``) and recipe (as ``recipe.yaml``), in one commit.
-
-    The repository is made if it is not there. Weights that were pushed before stay beside the new ones, under their own
-    names; card and recipe are replaced.
-
-    Args:
-        path: A file that :func:`locdistill.publish` wrote, the folder it is in, or the run's folder.
-        repo_id: ``OWNER/NAME``.
-        private: Make a private repository; one that is there must be private then.
-        revision: A branch of the repository; its main one unless given.
-        message: Of the commit.
-        token: Of the hub; the one that is logged in unless given.
-
-    Raises:
-        WeightsError: Nothing published is there, or it was changed since.
-        HubError: The hub cannot be reached, or does not let one write.
-    """
-    weights = _published_file(Path(path))
-    check_checksum(weights)
-    read_metadata(weights)
-    sources = {weights.name: weights, CARD: weights.with_suffix(".md"), RECIPE: weights.with_suffix(".yaml")}
-    if not sources[CARD].is_file():
-        raise WeightsError(f"{weights}: its model card {sources[CARD].name} is not beside it; publish it again")
-    sources = {name: source for name, source in sources.items() if source.is_file()}
-    with _asking(repo_id, revision):
-        from huggingface_hub import CommitOperationAdd  # noqa: PLC0415 - heavy, and only here
-
-        api = _api(token)
-        url = api.create_repo(repo_id, exist_ok=True, private=private or None)
-        before = api.model_info(repo_id, revision=revision)
-        if private and not before.private:
-            raise HubError(f"{repo_id} is there already and public; nothing was uploaded: make it private on the hub")
-        commit = api.create_commit(
-            repo_id,
-            [CommitOperationAdd(path_in_repo=name, path_or_fileobj=source) for name, source in sources.items()],
-            commit_message=message or f"locdistill: {weights.stem}",
-            revision=revision,
-        )
-    others = sorted(name for name in _names(before) if name.endswith(SUFFIX) and name != weights.name)
-    return PushResult(repo_id, str(url), str(commit.oid), tuple(sources), tuple(others))
 
 
 def pull(
@@ -140,15 +64,19 @@ def pull(
     return found if out is None else _copy(found, Path(out))
 
 
-def resolve_hub(weights: str | Path) -> Path:
-    """The file behind ``hf://OWNER/NAME[@REVISION][/FILE]``, fetched if need be; any other path as it is.
+def find(weights: str | Path) -> Path:
+    """Return the file of weights that a user means.
+
+    Args:
+        weights: A file, a path without its suffix, a run folder (its best), or ``hf://OWNER/NAME[@REVISION][/FILE]``,
+            which is fetched if need be.
 
     Raises:
         HubError: The hub cannot be reached, or has no such thing.
-        WeightsError: The file is damaged, or no detector of this package.
+        WeightsError: There is no such file, or what was fetched is damaged or no detector of this package.
     """
     address = _address(str(weights))
-    return Path(weights) if address is None else _fetch(address, token=None)
+    return locate(weights) if address is None else _fetch(address, token=None)
 
 
 def is_address(text: str) -> bool:
@@ -170,30 +98,10 @@ def _address(text: str) -> _Address | None:
     return _Address(found["repo_id"], found["revision"], found["file"])
 
 
-def _published_file(path: Path) -> Path:
-    """The published weights that a path means."""
-    if not path.is_dir():
-        if not path.is_file():
-            raise WeightsError(f"{path}: there is no such file or folder; expected published weights")
-        if path.suffix != SUFFIX or split_checksum(path.stem)[1] is None:
-            raise WeightsError(
-                f"{path}: expected published weights, NAME-<8 digits>{SUFFIX}; 'locdistill publish "
-                f"{shlex.quote(str(path))}' makes them"
-            )
-        return path
-    for folder in (path, path / PUBLISHED):
-        found = sorted(p for p in folder.glob(f"*{SUFFIX}") if split_checksum(p.stem)[1] is not None)
-        if len(found) > 1:
-            raise WeightsError(f"{folder} has several published weights, name one: {', '.join(map(str, found))}")
-        if found:
-            return found[0]
-    raise WeightsError(f"{path} has no published weights; 'locdistill publish {shlex.quote(str(path))}' makes them")
-
-
 def _fetch(address: _Address, token: str | None) -> Path:
     """Download a file, or find it in the cache, and check it."""
-    with _asking(address.repo_id, address.revision):
-        api = _api(token)
+    with asking(address.repo_id, address.revision):
+        api = hub_api(token)
         file = address.file or _only_weights(address.repo_id, _files(api, address))
         found = Path(api.hf_hub_download(address.repo_id, file, revision=address.revision))
     check_checksum(found)
@@ -207,7 +115,9 @@ def _files(api: HfApi, address: _Address) -> list[str]:
     from huggingface_hub import errors  # noqa: PLC0415 - heavy
 
     try:
-        return _names(api.model_info(address.repo_id, revision=address.revision))  # its listing of files tries for long
+        return file_names(
+            api.model_info(address.repo_id, revision=address.revision)
+        )  # its listing of files tries for long
     except _failed_connection() as error:
         if isinstance(error, errors.HfHubHTTPError):  # there was an answer
             raise
@@ -220,7 +130,8 @@ def _files(api: HfApi, address: _Address) -> list[str]:
         return [path.relative_to(str(folder)).as_posix() for path in Path(str(folder)).rglob(f"*{SUFFIX}")]
 
 
-def _names(info: ModelInfo) -> list[str]:
+def file_names(info: ModelInfo) -> list[str]:
+    """Return the names of a repository's files."""
     return [file.rfilename for file in info.siblings or ()]
 
 
@@ -254,7 +165,8 @@ def _copy(found: Path, folder: Path) -> Path:
     return target
 
 
-def _api(token: str | None) -> HfApi:
+def hub_api(token: str | None) -> HfApi:
+    """Return the hub's interface."""
     from huggingface_hub import HfApi  # noqa: PLC0415 - heavy
 
     return HfApi(token=token, library_name="locdistill")
@@ -268,7 +180,7 @@ def _failed_connection() -> tuple[type[Exception], ...]:
 
 
 @contextmanager
-def _asking(repo_id: str, revision: str | None) -> Iterator[None]:
+def asking(repo_id: str, revision: str | None) -> Iterator[None]:
     """Say what went wrong at the hub, and what can be done.
 
     Raises:

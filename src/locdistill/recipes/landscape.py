@@ -24,7 +24,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice, product
 from pathlib import Path
@@ -35,22 +35,21 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from locdistill.data.digest import data_digest
-from locdistill.data.records import Dataset
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset, evenly
 from locdistill.data.settings import DataSettings
 from locdistill.engine.devices import existing_device
 from locdistill.errors import RecipeError, RunError, WeightsError
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.evaluation.tables import Table
+from locdistill.files import file_digest, make_folder, write_text
 from locdistill.models.detector import Detector
-from locdistill.models.weights import locate
-from locdistill.recipes.folder import file_digest, make_folder, write_text
-from locdistill.recipes.hub import resolve_hub
+from locdistill.recipes.hub import find
 from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.recipes.load import validate
-from locdistill.recipes.opening import open_for
-from locdistill.recipes.use import Progress, data_of, default_device, validation_loader, with_classes
+from locdistill.recipes.use import data_of, default_device, validation_loader, with_classes
 from locdistill.settings import finite
-from locdistill.types import Batch, Detections
+from locdistill.types import Batch, Detections, Progress
 from locdistill.viz.landscape import plot_landscape
 from locdistill.viz.style import save_picture
 
@@ -165,13 +164,13 @@ def landscape(  # noqa: PLR0913 - the words of the command line
     points = sorted(product(_weights(gamma1, grid, "gamma1"), _weights(gamma2, grid, "gamma2")))
     if head not in (1, 2):
         raise RecipeError(f"head: expected 1 or 2, the detector whose head is evaluated, came {head}")
-    files = [locate(resolve_hub(weights)) for weights in (first, second)]
+    files = [find(weights) for weights in (first, second)]
     where = existing_device(device or default_device())
     mixture = Mixture(*(Detector.load(file, where) for file in files), head=head)
     check_mixable(*mixture.detectors, names=[str(file) for file in files])
     settings = validate(DataSettings, data_of(files[head - 1], data), "data")
     settings = with_classes(settings, split, mixture.chosen.settings.classes)
-    dataset = evenly(open_for(mixture.chosen.settings, settings, split, training=False), images)
+    dataset = evenly(open_dataset(settings, split, training=False, boxes=mixture.chosen.settings), images)
     path = Path(out) if out is not None else Path("runs") / f"landscape-{_name(files[0])}-{_name(files[1])}-head{head}"
     folder = _Folder.claim(path, _facts(files, dataset, split, mixture))
     loader = validation_loader(dataset, mixture.chosen.settings, batch=batch, workers=settings.workers)
@@ -235,14 +234,6 @@ def check_mixable(first: Detector, second: Detector, *, names: Sequence[str]) ->
             f"feature maps of these detectors cannot be mixed, which is done level by level and channel by channel; "
             f"take two of equal detector.levels and detector.channels:\n  {lines}"
         )
-
-
-def evenly(dataset: Dataset, images: int | None) -> Dataset:
-    """So many images at equal distances; all where there are no more, or None is asked for."""
-    count = len(dataset)
-    if images is None or images >= count:
-        return dataset
-    return replace(dataset, records=tuple(dataset.records[i * count // images] for i in range(images)))
 
 
 def parse_weights(text: str, name: str) -> tuple[float, ...]:

@@ -7,9 +7,9 @@ import json
 import logging
 import os
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,54 +20,82 @@ from locdistill.data.loader import training_plan
 from locdistill.data.looks import Plan
 from locdistill.data.records import Dataset
 from locdistill.data.samplers import Draw
+from locdistill.data.settings import DataSettings
 from locdistill.data.transforms import Look
 from locdistill.distillation.cached import CachedTeacher, Keeping, Recall
 from locdistill.distillation.kept import Layout
+from locdistill.distillation.settings import TeacherSettings
 from locdistill.distillation.store import Store
+from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.errors import CacheError, ImageError
+from locdistill.models.detector import Detector
 from locdistill.models.kinds import KINDS
-from locdistill.recipes.parts import Parts
-from locdistill.recipes.recipe import Recipe
+from locdistill.objective.objective import Objective
+from locdistill.types import Progress
 
 CONTRACT = "contract"
 VERSION = 2
 DIGEST = 16
 READERS = 8
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 log = logging.getLogger("locdistill")
 
 
-def with_memory(parts: Parts, *, progress: Progress | None = None) -> Parts:
-    """A run whose teacher is remembered in the cache that its recipe names.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheUse:
+    """What decides what a cache holds, and what is read from it.
+
+    Attributes:
+        settings: The teachers and the cache.
+        teacher: Who teaches, run at each step as yet.
+        student: Who is taught.
+        objective: The student's loss.
+        dataset: The training images.
+        data: How they are shown.
+        precision: Of the teacher's multiplications.
+        seed: Of the order and the views of the images.
+    """
+
+    settings: TeacherSettings
+    teacher: FrozenTeacher
+    student: Detector
+    objective: Objective
+    dataset: Dataset
+    data: DataSettings
+    precision: str
+    seed: int
+
+    @property
+    def plan(self) -> Plan:
+        """How the images are shown."""
+        return training_plan(self.data, self.seed)
+
+
+def open_cache(use: CacheUse, *, progress: Progress | None = None) -> tuple[CachedTeacher, Recall]:
+    """Open the cache of a run: a teacher that is run for what is missing alone, and what it said before.
 
     Args:
-        parts: The run, its teacher as yet asked at each step.
+        use: The run.
         progress: Shows how far the images are read, where their content is not known yet.
 
     Raises:
         CacheError: The cache is another one's, incomplete where it cannot be added to, or cannot be read or written.
         ImageError: An image cannot be read.
     """
-    recipe, teacher, detector = parts.recipe, parts.teacher, parts.detector
-    assert recipe.teacher is not None
-    assert recipe.teacher.cache is not None
-    assert teacher is not None
-    settings, dataset = recipe.teacher.cache, parts.datasets["train"]
-    grid = detector.grid_for((64, 64))
-    layout = Layout(strides=grid.level_strides, per_cell=grid.per_cell, pad_to=recipe.data.pad_to)
-    keeping = Keeping.of(parts.objective, layout, comparable=teacher.comparable, numbers=settings.numbers)
-    _check_padding(parts, layout)
+    teacher, dataset, settings = use.teacher, use.dataset, use.settings.cache
+    assert settings is not None
+    grid = use.student.grid_for((64, 64))
+    layout = Layout(strides=grid.level_strides, per_cell=grid.per_cell, pad_to=use.data.pad_to)
+    keeping = Keeping.of(use.objective, layout, comparable=teacher.comparable, numbers=settings.numbers)
+    _check_padding(use, layout)
     store = store_in(settings.path)
-    wanted = contract_of(recipe, keeping)
+    wanted = contract_of(use, keeping)
     there = store.about(CONTRACT)
     plain = json.loads(json.dumps(wanted))
     same = there is None or plain == there
     if not same:
         _check_contract(store.path, there, wanted)
-    recall = Recall(
-        store, contents(dataset, store, keep_ignored=recipe.data.hands_on_ignored, progress=progress), layout
-    )
-    missing, views = len(missing_draws(recall, dataset, recipe)), ways_of(dataset, recipe)
+    recall = Recall(store, contents(dataset, store, keep_ignored=use.data.hands_on_ignored, progress=progress), layout)
+    missing, views = len(missing_draws(recall, dataset, use.plan)), ways_of(dataset, use.plan)
     if missing and not same:
         raise CacheError(
             f"{store.path} holds more than this run needs, but lacks {missing} of its {views} views, and what this run "
@@ -75,11 +103,11 @@ def with_memory(parts: Parts, *, progress: Progress | None = None) -> Parts:
             "cache build'), or name another folder"
         )
     if there is None and store.claim(CONTRACT, wanted) != plain:
-        return with_memory(parts, progress=progress)  # another process was faster, and built another cache
+        return open_cache(use, progress=progress)  # another process was faster, and built another cache
     how = f"the teacher looks at the other {missing} as they come" if missing else "the teacher does not run"
-    cached = CachedTeacher(teacher, store, keeping, detector.grid_for)
+    cached = CachedTeacher(teacher, store, keeping, use.student.grid_for)
     cached.notes = (*teacher.notes, f"cache {store.path}: {views - missing} of {views} views are there; {how}")
-    return replace(parts, teacher=cached, memory=recall)
+    return cached, recall
 
 
 def store_in(path: str | Path) -> Store:
@@ -97,10 +125,9 @@ def store_in(path: str | Path) -> Store:
     return store
 
 
-def contract_of(recipe: Recipe, keeping: Keeping) -> dict[str, Any]:
+def contract_of(use: CacheUse, keeping: Keeping) -> dict[str, Any]:
     """All that decides what a teacher says of an image, and what of it is kept, as plain data."""
-    teacher, student = recipe.teacher, recipe.detector
-    assert teacher is not None
+    teacher, student = use.settings, use.student.settings
     own = ("sha256", "share", "classes", "input", "onnx")
     return {
         "version": VERSION,
@@ -115,8 +142,8 @@ def contract_of(recipe: Recipe, keeping: Keeping) -> dict[str, Any]:
             "reg_max": student.reg_max,
             "meaning": repr(KINDS[student.model].meaning(student)),
         },
-        "pad_to": recipe.data.pad_to,
-        "precision": recipe.engine.precision,
+        "pad_to": use.data.pad_to,
+        "precision": use.precision,
         "numbers": keeping.numbers,
         "assigner": repr(keeping.objective.assigner),
         "regions": list(keeping.regions) if keeping.predictions else ["nowhere"],
@@ -155,16 +182,16 @@ def _brief(value: Any) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def _check_padding(parts: Parts, layout: Layout) -> None:
+def _check_padding(use: CacheUse, layout: Layout) -> None:
     """Terms that look at the padding need batches without any.
 
     Raises:
         CacheError: A term looks at the padding that a batch adds, and what is kept cannot hold it.
     """
-    terms = [name for name, term in parts.objective.terms.items() if term.sees_padding]
+    terms = [name for name, term in use.objective.terms.items() if term.sees_padding]
     if not terms:
         return
-    dataset, plan = parts.datasets["train"], training_plan(parts.recipe.data, parts.recipe.engine.seed)
+    dataset, plan = use.dataset, use.plan
     shapes: dict[bool, set[tuple[int, int]]] = {}
     for draw, _, size in _sized(dataset, plan):
         record = dataset.records[draw.image]
@@ -176,18 +203,17 @@ def _check_padding(parts: Parts, layout: Layout) -> None:
         )
 
 
-def missing_draws(recall: Recall, dataset: Dataset, recipe: Recipe, part: tuple[int, int] = (1, 1)) -> list[Draw]:
+def missing_draws(recall: Recall, dataset: Dataset, plan: Plan, part: tuple[int, int] = (1, 1)) -> list[Draw]:
     """The ways of looking at the images of which nothing is kept yet; each once.
 
     Args:
         recall: What is kept.
         dataset: The images.
-        recipe: How they are looked at.
+        plan: How they are shown.
         part: ``(k, n)``: only those of the ``k``-th of ``n`` shares, from 1. A share is the same whatever is kept
             already, so that all of them together are everything, whenever each begins.
     """
     keys: dict[bytes, Draw] = {}
-    plan = training_plan(recipe.data, recipe.engine.seed)
     for draw, look, size in _sized(dataset, plan):
         keys.setdefault(recall.key(draw.image, size, look), draw)
     share, shares = part
@@ -196,9 +222,9 @@ def missing_draws(recall: Recall, dataset: Dataset, recipe: Recipe, part: tuple[
     return [draw for (_, draw), known in zip(own, there, strict=True) if not known]
 
 
-def ways_of(dataset: Dataset, recipe: Recipe) -> int:
+def ways_of(dataset: Dataset, plan: Plan) -> int:
     """Number of images times ways to look at each."""
-    return len(dataset) * (training_plan(recipe.data, recipe.engine.seed).ways or 0)
+    return len(dataset) * (plan.ways or 0)
 
 
 def _sized(dataset: Dataset, plan: Plan) -> Iterator[tuple[Draw, Look, tuple[int, int]]]:

@@ -9,8 +9,8 @@ import torch
 from locdistill.data.loader import training_loader
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.plan import Plan
+from locdistill.recipes.prepare import compose
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.run import compose
 
 _WARM_UP, _TIMED = 2, 6
 

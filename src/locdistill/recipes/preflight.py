@@ -20,7 +20,6 @@ from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.stream import torch_rng_kept
 from locdistill.errors import TeacherError
-from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight_data import in_words, look_at_data, look_at_regions, region_problems
 from locdistill.recipes.preflight_judge import Suspect, baseline, doubts, no_better_than_start, stopping
 from locdistill.recipes.preflight_report import (
@@ -32,8 +31,10 @@ from locdistill.recipes.preflight_report import (
     network,
 )
 from locdistill.recipes.preflight_teacher import Heard, Hearing, measure, members
+from locdistill.recipes.prepare import Parts
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.use import Progress, default_device
+from locdistill.recipes.use import default_device
+from locdistill.types import Progress
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.models.settings import NormalisationSettings
-from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight_report import Network, Problem, in_words
 from locdistill.recipes.preflight_teacher import START, Hearing, Trial
+from locdistill.recipes.prepare import Parts
 from locdistill.recipes.yaml_io import typed
 
 CHANCE, ENOUGH = 0.01, 50

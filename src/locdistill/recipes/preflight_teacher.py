@@ -18,7 +18,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from locdistill.data.loader import evaluation_loader
-from locdistill.data.records import Dataset
+from locdistill.data.records import Dataset, evenly
 from locdistill.distillation.bridges import SeveralTeachers
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.evaluation.evaluator import Evaluator
@@ -26,12 +26,11 @@ from locdistill.geometry.boxes import pairwise_iou
 from locdistill.geometry.kinds import kind_of
 from locdistill.models.detector import Detector
 from locdistill.models.settings import InputSettings, NormalisationSettings
-from locdistill.recipes.landscape import evenly
-from locdistill.recipes.parts import Parts
 from locdistill.recipes.preflight_report import Network, network
+from locdistill.recipes.prepare import Parts
 from locdistill.recipes.recipe import OF_TEACHER
-from locdistill.recipes.use import Progress, evaluation_batch, per_class
-from locdistill.types import Batch, Dense, Detections
+from locdistill.recipes.use import evaluation_batch, per_class
+from locdistill.types import Batch, Dense, Detections, Progress
 
 TRIED = 32
 """Images on which other normalisations are tried too."""

@@ -21,24 +21,29 @@ from pathlib import Path, PureWindowsPath
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from locdistill.distillation.settings import EMA
 from locdistill.errors import RunError, WeightsError
+from locdistill.files import file_digest, make_folder, write_text
 from locdistill.models import weights as files
 from locdistill.models.detector import Detector
 from locdistill.models.foreign import is_foreign
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipes.card import Card
 from locdistill.recipes.checksum import split_checksum, with_checksum
-from locdistill.recipes.folder import METRICS, RECIPE, file_digest, make_folder, read_facts, write_text
-from locdistill.recipes.hub import PUBLISHED, is_address
+from locdistill.recipes.folder import METRICS, RECIPE, read_facts
+from locdistill.recipes.hub import is_address
 from locdistill.recipes.load import build_recipe, dump_recipe, load_recipe
-from locdistill.recipes.recipe import EMA, OF_TEACHER, Recipe
-from locdistill.recipes.use import EvaluationResult, Progress, evaluate
+from locdistill.recipes.recipe import OF_TEACHER, Recipe
+from locdistill.recipes.use import EvaluationResult, evaluate
+from locdistill.types import Progress
 
 BEST, LAST = "best", "last"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 # Two or more parts, so that "and/or" and "1333/800" stay; not what follows a word, a scheme (https://) or a host.
 _PATH_IN_TEXT = re.compile(r"(?<![\w.:])(?<!:/)(?:file:/{1,3}|~|[A-Za-z]:)?(?:[/\\][^\s/\\,;:'\")]+){2,}")
 _WHOLE_PATH = re.compile(r"(~?[/\\]|[A-Za-z]:[/\\]).*", re.DOTALL)
+PUBLISHED = "published"
+"""The folder in a run's folder that published files go to."""
 
 
 @dataclass(frozen=True)

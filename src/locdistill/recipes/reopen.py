@@ -9,21 +9,20 @@ from typing import Any
 import torch
 
 from locdistill.distillation.regions import valuable_region
+from locdistill.distillation.settings import EMA_DECAY, TeacherSettings
 from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
 from locdistill.engine.checkpoint import AtomicCheckpointIO
 from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.models.detector import Detector
-from locdistill.models.weights import locate
 from locdistill.objective.objective import Objective
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import Region
 from locdistill.recipes.diagnosis import ALONE, START, STUDENT
 from locdistill.recipes.folder import RECIPE
-from locdistill.recipes.hub import resolve_hub
+from locdistill.recipes.hub import find
 from locdistill.recipes.load import load_recipe
-from locdistill.recipes.recipe import EMA_DECAY, OF_TEACHER, Recipe, TeacherSettings
-from locdistill.recipes.run import objective_of
-from locdistill.recipes.teaching import teacher_of
+from locdistill.recipes.prepare import objective_of, teacher_of
+from locdistill.recipes.recipe import OF_TEACHER, Recipe
 from locdistill.types import Batch, Dense
 
 CHECKPOINT = "last.ckpt"
@@ -111,7 +110,7 @@ def reopen(
         TeacherError: The teacher cannot be had, or does not fit.
         WeightsError: Weights cannot be read.
     """
-    weights = locate(resolve_hub(run))
+    weights = find(run)
     if not (weights.parent / RECIPE).is_file():
         raise RunError(f"{weights.parent} is no run folder: expected {RECIPE} beside the weights; give a run's folder")
     recipe = _renamed(load_recipe(weights.parent / RECIPE), teacher, data)
@@ -119,7 +118,7 @@ def reopen(
     teaching = _teacher(recipe, student, weights.parent).to(device)
     students = {STUDENT: student}
     if against is not None:
-        students[ALONE] = Detector.load(resolve_hub(against), device)
+        students[ALONE] = Detector.load(find(against), device)
         _check_alike(student, students[ALONE], str(against))
     notes = []
     try:
@@ -205,7 +204,7 @@ def _start(recipe: Recipe) -> Detector:
     """
     if recipe.start is not None:
         file = recipe.teacher.weights if recipe.start == OF_TEACHER and recipe.teacher else recipe.start
-        return Detector.load(locate(resolve_hub(str(file))))
+        return Detector.load(find(str(file)))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.engine.seed)
         return Detector(recipe.detector)

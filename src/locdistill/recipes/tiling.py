@@ -18,11 +18,11 @@ from locdistill.data.tiling import WINDOWS, Tiles, TilingSettings, cut, written_
 from locdistill.errors import DataError
 from locdistill.evaluation.results import read_results, write_results
 from locdistill.evaluation.task1 import write_task1
-from locdistill.recipes.folder import make_folder, writing
+from locdistill.files import make_folder, writing
 from locdistill.recipes.load import Override, validate
 from locdistill.recipes.overrides import apply_overrides
-from locdistill.recipes.use import EvaluationResult, Progress
-from locdistill.types import Detections
+from locdistill.recipes.use import EvaluationResult
+from locdistill.types import Detections, Progress
 
 log = logging.getLogger("locdistill")
 ROTATED_IOU, UPRIGHT_IOU = 0.1, 0.3

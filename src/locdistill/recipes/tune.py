@@ -19,15 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from locdistill.data.digest import data_digest
+from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
-from locdistill.recipes.apart import run_apart
-from locdistill.recipes.arms import Arm, Tell, Train, train_arms
+from locdistill.files import make_folder, write_text
+from locdistill.recipes.apart import Train, run_apart
+from locdistill.recipes.arms import Arm, Tell, train_arms
 from locdistill.recipes.compare_arms import USE, chosen_seeds, flat
 from locdistill.recipes.defaults import Request, resolve
-from locdistill.recipes.folder import PARENT, make_folder, write_text
+from locdistill.recipes.folder import PARENT
 from locdistill.recipes.load import Override, build_recipe, dump_recipe, laid_over
-from locdistill.recipes.opening import open_for
 from locdistill.recipes.recipe import OF_TEACHER, Recipe
 from locdistill.recipes.teaching import teacher_files
 from locdistill.recipes.tune_result import ALONE, AS_IS, BEST, LABELS, Trial, TuneResult, best_of, describe
@@ -133,14 +134,14 @@ def tune(  # noqa: PLR0913 - the words of the command line
     full = resolve(request)
     if not full.data.path:
         raise RecipeError(f"{full.name}: no data are named; expected --data FOLDER, or data.path in the recipe")
-    teacher_files(full)  # looked for before anything is trained
+    teacher_files(full.teacher, full.name)  # looked for before anything is trained
     space = tuple(parse_search(text, full) for text in search) or default_space(full)
     check_space(space, full)
     held = full.model_copy(update={"data": full.data.model_copy(update={"holdout": holdout})})
     held = build_recipe(held.model_dump(mode="json"), "the settings")  # a share that is none is said
-    training = open_for(full.detector, held.data, "train")
+    training = open_dataset(held.data, "train", boxes=full.detector)
     settings = held.data.model_copy(update={"classes": full.detector.classes or full.data.classes or training.classes})
-    judging = open_for(full.detector, settings, "val")
+    judging = open_dataset(settings, "val", boxes=full.detector)
     plan = Plan(
         recipe=full,
         short=shortened(held, len(training), epochs=epochs, steps=steps),
@@ -248,7 +249,7 @@ def _write(plan: Plan, result: TuneResult) -> None:
 
 def _alone(recipe: Recipe) -> Recipe:
     """The recipe without teacher and without the terms that need one; it begins with the same weights."""
-    start = str(teacher_files(recipe)[0]) if recipe.start == OF_TEACHER else recipe.start
+    start = str(teacher_files(recipe.teacher, recipe.name)[0]) if recipe.start == OF_TEACHER else recipe.start
     name = f"{recipe.name}-alone"
     plain = laid_over(recipe.model_dump(mode="json"), [f"{setting}=null" for setting in recipe.of_teacher])
     return build_recipe(plain | {"name": name, "start": start}, name)

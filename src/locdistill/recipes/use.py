@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from locdistill.data.files import images_below
 from locdistill.data.loader import evaluation_loader
-from locdistill.data.open import class_names
+from locdistill.data.open import class_names, open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.dist import rank, world_size
@@ -31,19 +31,18 @@ from locdistill.evaluation.results import rounded, write_results
 from locdistill.evaluation.rotated import published_sum, published_table
 from locdistill.evaluation.tables import Table
 from locdistill.evaluation.voc import VocResult
+from locdistill.files import make_folder, write_text
 from locdistill.images import ImageSource, View, keep_ratio_size, read_image
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectionSettings, DetectorSettings, InputSettings
 from locdistill.models.weights import locate
-from locdistill.recipes.folder import RECIPE, make_folder, write_text
-from locdistill.recipes.hub import resolve_hub
+from locdistill.recipes.folder import RECIPE
+from locdistill.recipes.hub import find
 from locdistill.recipes.load import Override, load_recipe, validate
-from locdistill.recipes.opening import open_for
 from locdistill.recipes.overrides import apply_overrides
-from locdistill.types import Batch, Detections
+from locdistill.types import Batch, Detections, Progress
 from locdistill.viz.draw import draw_detections
 
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Wraps something to go through, of a known length, to show how far one is."""
 
 
@@ -180,14 +179,14 @@ def evaluate(
         RecipeError: An override is wrong.
         RunError: There is no such device.
     """
-    weights = resolve_hub(weights)
+    weights = find(weights)
     with _processes() as local:
         where = existing_device(device or local or default_device())
         detector = Detector.load(weights, where)
         detector.settings, others = _adjust(detector.settings, overrides, data=data_of(weights, data))
         settings = validate(DataSettings, others["data"], "data")
         settings = with_classes(settings, split, detector.settings.classes)
-        dataset = open_for(detector.settings, settings, split, training=False)
+        dataset = open_dataset(settings, split, training=False, boxes=detector.settings)
         loader: Iterable[Batch] = validation_loader(
             dataset,
             detector.settings,
@@ -284,7 +283,7 @@ def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
         return {"path": str(data)}
     beside = locate(weights).parent / RECIPE
     if not beside.is_file():
-        raise RecipeError(f"on which data? {beside} is not there to say it; name them with --data FOLDER")
+        raise RecipeError(f"no data set given, and {beside} does not exist; pass --data FOLDER")
     return load_recipe(beside).data.model_dump(mode="json")
 
 
@@ -364,7 +363,7 @@ def predict(
     if isinstance(weights, Detector):
         detector = weights
     else:
-        detector = Detector.load(resolve_hub(weights), existing_device(device or default_device()))
+        detector = Detector.load(find(weights), existing_device(device or default_device()))
     settings = _reporting_from(threshold, _adjust(detector.settings, overrides)[0])
     targets = _targets(files, Path(save)) if save is not None else {}
     if save is not None:
