@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from locdistill.recipes.hub import pull
     from locdistill.recipes.landscape import LandscapeResult, landscape
     from locdistill.recipes.load import dump_recipe, load_recipe
+    from locdistill.recipes.predict import Prediction, predict
     from locdistill.recipes.preflight import Preflight
     from locdistill.recipes.preflight_report import PreflightReport
     from locdistill.recipes.publish import PublishedModel, publish
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from locdistill.recipes.tiling import TilingResult, merge, tile
     from locdistill.recipes.tune import tune
     from locdistill.recipes.tune_result import TuneResult
-    from locdistill.recipes.use import EvaluationResult, Prediction, evaluate, predict
+    from locdistill.recipes.use import EvaluationResult, evaluate
     from locdistill.types import Batch, Dense, Detections, Instances
 
 __all__ = [
@@ -112,7 +113,7 @@ _HOMES = {
     "LandscapeResult": "recipes.landscape",
     "LocdistillError": "errors",
     "Objective": "objective.objective",
-    "Prediction": "recipes.use",
+    "Prediction": "recipes.predict",
     "Preflight": "recipes.preflight",
     "PreflightReport": "recipes.preflight_report",
     "PublishedModel": "recipes.publish",
@@ -134,7 +135,7 @@ _HOMES = {
     "load_mmdet": "models.mmdet",
     "load_recipe": "recipes.load",
     "merge": "recipes.tiling",
-    "predict": "recipes.use",
+    "predict": "recipes.predict",
     "preflight": "recipes.run",
     "publish": "recipes.publish",
     "pull": "recipes.hub",

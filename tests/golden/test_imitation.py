@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from locdistill.assign.atss import ATSS
-from locdistill.distillation.features import FeatureL2
-from locdistill.distillation.imitation import FineGrained, GatedLevelMean, GeneralInstances, OutsideBoxes
+from locdistill.distillation.imitation import FeatureL2, FineGrained, GatedLevelMean, GeneralInstances, OutsideBoxes
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.objective.regions import InsideBoxes

@@ -11,7 +11,7 @@ import torch
 
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import centre_offset, clip, paired_giou, paired_iof, paired_iou, pairwise_iou
-from locdistill.geometry.edges import decode, encode
+from locdistill.geometry.coding import decode, encode
 from locdistill.losses.distribution import distribution_focal_loss, softened_kl
 from locdistill.losses.focal import focal_loss, quality_focal_loss
 from locdistill.losses.overlap import overlap_loss

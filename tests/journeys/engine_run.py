@@ -20,12 +20,12 @@ import torch
 from locdistill.data.loader import evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
-from locdistill.distillation.agreement import agreement
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_full, supervised
 from locdistill.distillation.teacher import AverageTeacher, LiveTeacher
 from locdistill.engine import EngineSettings, FitResult, RunInterrupted, TrainingModule, fit
 from locdistill.errors import LocdistillError
+from locdistill.evaluation.agreement import agreement
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings

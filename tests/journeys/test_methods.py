@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from locdistill.distillation.features import FeatureL2
-from locdistill.distillation.imitation import Everywhere
+from locdistill.distillation.imitation import Everywhere, FeatureL2
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import supervised
 from locdistill.distillation.teacher import LiveTeacher
@@ -23,7 +22,8 @@ from locdistill.models.detector import Detector
 from locdistill.objective.normalisers import ImageLevelMean
 from locdistill.objective.objective import Objective
 from locdistill.objective.term import Term
-from locdistill.recipes.defaults import Request, resumed_recipe
+from locdistill.recipes.defaults import Request
+from locdistill.recipes.resume import resumed_recipe
 from tests.conftest import CLASSES, Answer
 
 from .engine_run import distill, small_detector

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import paired_ciou, paired_diou, paired_giou, paired_iou
-from locdistill.geometry.edges import decode, encode
+from locdistill.geometry.coding import decode, encode
 from locdistill.losses.distribution import softened_kl
 
 seeds = st.integers(0, 2**31 - 1)

@@ -21,7 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from locdistill.assign.vocabulary import ASSIGNERS
-from locdistill.distillation.agreement import agreement
 from locdistill.distillation.bridges import AdaptedTeacher, MapClasses, Rebin, SeveralTeachers, Soften
 from locdistill.distillation.imitation import GatedLevelMean, GeneralInstances
 from locdistill.distillation.methods import METHODS
@@ -31,6 +30,7 @@ from locdistill.engine.meter import Meter, Ratios
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.optim import build_optimizer, parameter_groups
 from locdistill.engine.settings import EngineSettings
+from locdistill.evaluation.agreement import agreement
 from locdistill.geometry.bins import Bins
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings

@@ -16,13 +16,13 @@ from locdistill.assign.atss import ATSS
 from locdistill.assign.fcos import FCOSPoints
 from locdistill.assign.ignore import in_ignored
 from locdistill.assign.max_iou import MaxIoU
-from locdistill.assign.slots import bucketed
 from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation.focus import BackgroundCells, ObjectCells
 from locdistill.distillation.imitation import FineGrained
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import supervised
 from locdistill.distillation.regions import ValuableLocations
+from locdistill.engine.compiled import bucketed
 from locdistill.geometry import objects
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import centre_offset, paired_iof, pairwise_iou

@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from locdistill.distillation.agreement import agreement
 from locdistill.distillation.logits import ClassBinary, ClassKL, EdgeKL, TeacherOverlap
 from locdistill.distillation.regions import ScoreGap, TeacherConfidence
 from locdistill.distillation.relations import ChannelKL
-from locdistill.evaluation.agreement import agreement_sums
+from locdistill.evaluation.agreement import agreement, agreement_sums
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.losses.distribution import distribution_focal_loss, softened_kl

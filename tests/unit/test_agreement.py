@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from locdistill.assign.atss import ATSS
-from locdistill.distillation.agreement import agreement
+from locdistill.evaluation.agreement import agreement
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.models.kinds import KINDS

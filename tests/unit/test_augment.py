@@ -21,8 +21,9 @@ from locdistill.evaluation.evaluator import Evaluator
 from locdistill.images import View, read_image
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
+from locdistill.recipes.predict import predict
 from locdistill.recipes.run import train
-from locdistill.recipes.use import evaluate, evaluation_batch, predict
+from locdistill.recipes.use import evaluate, evaluation_batch
 from locdistill.types import Detections
 
 ALL_VIEWS = "detections.augment={scales: [0.75, 1, 1.5], flip: true}"

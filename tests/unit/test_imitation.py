@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from locdistill.assign.atss import ATSS
-from locdistill.distillation.features import FeatureL2
 from locdistill.distillation.imitation import (
     Everywhere,
+    FeatureL2,
     FineGrained,
     GatedLevelMean,
     GeneralInstances,

@@ -14,9 +14,8 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from locdistill.distillation.features import FeatureL2
 from locdistill.distillation.generation import MaskedGeneration
-from locdistill.distillation.imitation import Everywhere
+from locdistill.distillation.imitation import Everywhere, FeatureL2
 from locdistill.distillation.logits import EdgeKL
 from locdistill.engine import EngineSettings, TrainingModule, fit
 from locdistill.engine.log import read_metrics

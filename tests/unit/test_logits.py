@@ -8,7 +8,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from locdistill.distillation.agreement import agreement
 from locdistill.distillation.logits import ClassBinary, ClassKL, EdgeKL, TeacherOverlap
 from locdistill.distillation.presets import supervised
 from locdistill.distillation.regions import ScoreGap, TeacherConfidence, ValuableLocations
@@ -16,6 +15,7 @@ from locdistill.distillation.teacher import AverageTeacher, LiveTeacher, like
 from locdistill.engine import EngineSettings, TrainingModule
 from locdistill.engine.plan import Plan
 from locdistill.errors import TeacherError
+from locdistill.evaluation.agreement import agreement
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
 from locdistill.models.detector import Detector

@@ -13,7 +13,6 @@ from torch.nn.functional import kl_div
 
 from locdistill.assign.atss import ATSS
 from locdistill.distillation.adapters import paired, shares
-from locdistill.distillation.features import FeatureL2
 from locdistill.distillation.focus import (
     Attention,
     AttentionL1,
@@ -24,7 +23,7 @@ from locdistill.distillation.focus import (
     ObjectCells,
 )
 from locdistill.distillation.generation import Generator, MaskedGeneration
-from locdistill.distillation.imitation import Everywhere
+from locdistill.distillation.imitation import Everywhere, FeatureL2
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.relations import ChannelKL, Correlation
 from locdistill.errors import TeacherError

@@ -26,10 +26,11 @@ from locdistill.recipes.checksum import check_checksum, split_checksum, with_che
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.hub import find, pull
 from locdistill.recipes.load import load_recipe
+from locdistill.recipes.predict import predict
 from locdistill.recipes.publish import PublishedModel, publish, without_paths
 from locdistill.recipes.push import push
 from locdistill.recipes.run import distill, train
-from locdistill.recipes.use import evaluate, predict
+from locdistill.recipes.use import evaluate
 from tests.unit.hub_fake import TOKEN, FakeHub, Repository
 
 BACKBONE = "mobilenetv3_small_050"

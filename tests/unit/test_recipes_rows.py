@@ -14,9 +14,9 @@ import torch
 from locdistill.assign.atss import ATSS
 from locdistill.assign.max_iou import MaxIoU
 from locdistill.assign.vocabulary import ASSIGNERS
-from locdistill.distillation.features import FeatureL2
 from locdistill.distillation.imitation import (
     Everywhere,
+    FeatureL2,
     FineGrained,
     GatedLevelMean,
     GeneralInstances,
@@ -36,10 +36,10 @@ from locdistill.objective.normalisers import ImageLevelMean, Normaliser, PerImag
 from locdistill.objective.regions import Counted, Positives
 from locdistill.objective.supervised import Overlap, ValueL1
 from locdistill.objective.term import Term
+from locdistill.recipes.catalogue import published_aps, recipe_summaries, recipe_summary
 from locdistill.recipes.compatible import check_teacher
 from locdistill.recipes.load import load_recipe, recipe_names
 from locdistill.recipes.recipe import ASSIGNER_OF, Published, Recipe
-from locdistill.recipes.summary import published_aps, recipe_summaries, recipe_summary
 from locdistill.recipes.terms import build_component
 
 COCO_1X = {"gfl_r18_1x": 35.8, "gfl_r34_1x": 38.9, "gfl_r50_1x": 40.1, "gfl_r101_1x": None}

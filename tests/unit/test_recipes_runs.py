@@ -29,11 +29,13 @@ from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes import folder
 from locdistill.recipes.compatible import Bridge, Needs, check_start, check_teacher
-from locdistill.recipes.defaults import Request, median_size, resolve, resumed_recipe
+from locdistill.recipes.defaults import Request, median_size, resolve
 from locdistill.recipes.load import load_recipe
+from locdistill.recipes.predict import PartialImageError, list_images, predict
 from locdistill.recipes.prepare import objective_of
+from locdistill.recipes.resume import resumed_recipe
 from locdistill.recipes.run import distill, run, train
-from locdistill.recipes.use import PartialImageError, evaluate, evaluation_batch, list_images, predict
+from locdistill.recipes.use import evaluate, evaluation_batch
 from locdistill.types import Instances
 
 TINY = DetectorSettings(

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from locdistill.errors import LocdistillError, RecipeError
-from locdistill.recipes.defaults import Request, resolve, resumed_recipe
+from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.load import build_recipe, dump_recipe, laid_over, load_recipe, recipe_data
 from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.resume import resumed_recipe
 from locdistill.recipes.terms import Kind, TermSettings, build_component, names, plain_component
 from locdistill.recipes.yaml_io import write_yaml
 from tests.conftest import Answer

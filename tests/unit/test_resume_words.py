@@ -13,10 +13,11 @@ import pytest
 from locdistill.errors import LocdistillError, RunError
 from locdistill.files import write_text
 from locdistill.recipes import folder, run
-from locdistill.recipes.defaults import _MAY_CHANGE, Request, resolve, resumed_recipe
+from locdistill.recipes.defaults import _MAY_CHANGE, Request, resolve
 from locdistill.recipes.fit import RunResult
 from locdistill.recipes.load import load_recipe, recipe_data
 from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.resume import resumed_recipe
 
 NAME = "ld_r50_from_r101"
 BASE = Request(

@@ -11,9 +11,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from locdistill.assign.slots import bucketed
 from locdistill.engine import compiled, speed
-from locdistill.engine.compiled import Compiled
+from locdistill.engine.compiled import Compiled, bucketed
 from locdistill.engine.optim import build_optimizer, laid_out
 from locdistill.engine.settings import EngineSettings, SpeedSettings
 from locdistill.engine.speed import Machine, Speed, choose, own_backends, set_backends

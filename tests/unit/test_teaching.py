@@ -21,14 +21,13 @@ from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.load import build_recipe, dump_recipe, validate
-from locdistill.recipes.methods import method_terms
 from locdistill.recipes.prepare import objective_of, with_teacher
 from locdistill.recipes.publish import shareable
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.reopen import reopen
 from locdistill.recipes.run import run
 from locdistill.recipes.teaching import teacher_files
-from locdistill.recipes.terms import TermSettings
+from locdistill.recipes.terms import TermSettings, method_terms
 from locdistill.recipes.yaml_io import read_yaml
 from locdistill.types import Batch, Instances
 

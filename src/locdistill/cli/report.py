@@ -15,11 +15,12 @@ from locdistill.data.check import CheckReport
 from locdistill.dist import process_rank
 from locdistill.errors import RecipeError
 from locdistill.evaluation.tables import percent
+from locdistill.recipes.catalogue import published_aps
 from locdistill.recipes.fit import RunResult
+from locdistill.recipes.predict import Prediction
 from locdistill.recipes.preflight_report import PreflightReport
-from locdistill.recipes.summary import published_aps
 from locdistill.recipes.tiling import TilingResult
-from locdistill.recipes.use import EvaluationResult, Prediction
+from locdistill.recipes.use import EvaluationResult
 from locdistill.settings import finite
 
 _METRICS = ("AP", "AP50", "AP75", "AP90")

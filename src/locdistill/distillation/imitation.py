@@ -1,6 +1,6 @@
 """Where to imitate features: the regions of the methods that the LD paper compares with, and their normaliser.
 
-All are terms of :class:`~locdistill.distillation.features.FeatureL2`:
+All are terms of :class:`~locdistill.distillation.imitation.FeatureL2`:
 
 =================================  =============================================================================
 FitNets (Romero et al. 2015)       on :class:`Everywhere`
@@ -20,8 +20,9 @@ from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
+from locdistill.distillation.adapters import OfMaps, per_location
 from locdistill.distillation.logits import common_classes
 from locdistill.geometry.boxes import paired_iou
 from locdistill.geometry.grid import Grid
@@ -201,3 +202,21 @@ class GatedLevelMean:
         grid, positive = scene.grid, scene.assignment.positive.any(0)
         count = weights.new_zeros(len(grid.shapes)).index_add(0, grid.levels, positive.to(weights.dtype))
         return LevelMean()(weights, scene).masked_fill(count[grid.levels] == 0, torch.inf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureL2(OfMaps):
+    """Squared difference of the student's and the teacher's features, the mean over channels.
+
+    The divergence of FitNets (Romero et al. 2015) and of the methods after it, which differ in the *region* where they
+    imitate; see :mod:`locdistill.distillation.imitation`. The reference has no adapter: both its pyramids have 256
+    channels. Locations of one cell share its feature: with the nine anchors of a RetinaNet cell, a region weighs the
+    cell by the number of its anchors that lie in the region.
+    """
+
+    local: ClassVar[bool] = True
+
+    def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
+        """Zero where both features agree (the student's through its adapter); without gradient to the teacher."""
+        levels = [(p.student - p.teacher).square().mean(1, keepdim=True) for p in self.pairs(scene, own)]
+        return per_location(levels, scene.grid)

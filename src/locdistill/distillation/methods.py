@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from locdistill.distillation import presets
-from locdistill.distillation.features import FeatureL2
 from locdistill.distillation.focus import AttentionL1, AttentiveL2, BackgroundCells, ContextL2, ObjectCells
 from locdistill.distillation.generation import MaskedGeneration
-from locdistill.distillation.imitation import Everywhere, FineGrained, GeneralInstances, OutsideBoxes
+from locdistill.distillation.imitation import Everywhere, FeatureL2, FineGrained, GeneralInstances, OutsideBoxes
 from locdistill.distillation.logits import ClassBinary, EdgeKL, TeacherOverlap
 from locdistill.distillation.regions import ScoreGap, TeacherConfidence
 from locdistill.distillation.relations import ChannelKL, Correlation

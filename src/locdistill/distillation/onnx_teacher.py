@@ -19,7 +19,7 @@ from locdistill.distillation.settings import OnnxSettings
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.errors import TeacherError
 from locdistill.geometry.bins import Bins
-from locdistill.geometry.edges import encode
+from locdistill.geometry.coding import encode
 from locdistill.geometry.grid import Grid
 from locdistill.images import normalised
 from locdistill.interop.classes import COCO, VOC

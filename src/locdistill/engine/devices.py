@@ -83,3 +83,8 @@ def _here() -> str:
     if torch.backends.mps.is_available():
         found.append("mps")
     return f"this machine has {', '.join(found)}"
+
+
+def default_device() -> str:
+    """A GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"

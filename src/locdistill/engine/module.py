@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from locdistill.assign.slots import bucketed
-from locdistill.engine.compiled import Compiled
+from locdistill.engine.compiled import Compiled, bucketed
 from locdistill.engine.optim import build_optimizer, laid_out, parameter_groups, scaled_lr, schedule
 from locdistill.engine.plan import Plan
 from locdistill.engine.result import RunState

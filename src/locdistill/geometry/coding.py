@@ -9,7 +9,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locdistill.geometry.edges import decode, encode
 from locdistill.geometry.grid import Grid
 from locdistill.geometry.kinds import HORIZONTAL, BoxKind, Rotated
 from locdistill.geometry.rotated import in_frame
@@ -147,3 +146,13 @@ class AnchorDeltas:
 
 
 DISTANCES = Distances()
+
+
+def decode(points: Float[Tensor, "l 2"], distances: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
+    """Box ``x1, y1, x2, y2`` of a location and its distances to the left, top, right and bottom edge, in one unit."""
+    return torch.cat((points - distances[..., :2], points + distances[..., 2:]), -1)
+
+
+def encode(points: Float[Tensor, "l 2"], boxes: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
+    """Distances from a location to the left, top, right and bottom edge; negative where it lies outside the box."""
+    return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), -1)

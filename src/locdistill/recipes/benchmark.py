@@ -13,7 +13,7 @@ from typing import Any, get_args
 import torch
 
 from locdistill.data.files import images_below
-from locdistill.engine.devices import existing_device
+from locdistill.engine.devices import default_device, existing_device
 from locdistill.engine.speed import Precision
 from locdistill.errors import ImageError, LocdistillError, RunError, WeightsError
 from locdistill.files import make_folder, write_text, writing
@@ -26,7 +26,6 @@ from locdistill.recipes.benchmark_measure import COMPARED, Answer, Pictures, Wor
 from locdistill.recipes.benchmark_result import NOISE, RANDOM, BenchmarkResult, EngineResult, notes
 from locdistill.recipes.hub import find
 from locdistill.recipes.load import load_recipe, recipe_names
-from locdistill.recipes.use import default_device
 from locdistill.settings import finite, nearest
 
 WARM_UP = 5

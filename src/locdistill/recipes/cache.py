@@ -16,14 +16,13 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from locdistill.data.loader import every_look_loader, training_plan
 from locdistill.data.samplers import Draw
 from locdistill.distillation.cached import CachedTeacher, Recall, noted_errors
-from locdistill.engine.devices import existing_device
+from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import CacheError
 from locdistill.models.fold import Haste
 from locdistill.recipes.memory import CONTRACT, missing_draws, store_in, ways_of
 from locdistill.recipes.prepare import Parts, compose
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.run import Words, distillation_recipe
-from locdistill.recipes.use import default_device
 from locdistill.types import Progress
 
 SAMPLE = 16

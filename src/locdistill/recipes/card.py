@@ -10,7 +10,7 @@ from typing import Any
 from locdistill.distillation.settings import EMA, EMA_DECAY
 from locdistill.evaluation.tables import percent
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipes.summary import spelled
+from locdistill.recipes.catalogue import spelled
 from locdistill.recipes.use import EvaluationResult
 from locdistill.recipes.yaml_io import write_yaml
 

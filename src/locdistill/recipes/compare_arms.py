@@ -11,12 +11,12 @@ from typing import Any
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.errors import RecipeError, RunError
 from locdistill.recipes.arms import NOTHING, Arm
+from locdistill.recipes.catalogue import spelled_term
 from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.folder import METRICS, RECIPE
 from locdistill.recipes.load import Override, build_recipe, load_recipe
 from locdistill.recipes.overrides import apply_overrides
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.summary import spelled_term
 from locdistill.recipes.teaching import teacher_files
 
 SEEDS = (0, 1, 2)

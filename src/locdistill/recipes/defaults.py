@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import re
 import statistics
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,14 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.distillation.onnx_teacher import SUFFIX, onnx_teacher
 from locdistill.distillation.settings import EMA, OnnxSettings
-from locdistill.engine.settings import SpeedSettings
-from locdistill.engine.signals import requeued
-from locdistill.errors import RecipeError, RunError
+from locdistill.errors import RecipeError
 from locdistill.models.foreign import detector_settings
 from locdistill.models.settings import ROTATED, DetectorSettings, InputSettings
-from locdistill.recipes.folder import RECIPE, saved_recipe
 from locdistill.recipes.hub import find
 from locdistill.recipes.load import Override, build_recipe, laid_over, recipe_data, validate
-from locdistill.recipes.methods import method_terms
 from locdistill.recipes.overrides import apply_overrides, parse_override
 from locdistill.recipes.recipe import OF_TEACHER, Recipe, kind_of_detector, known_kind, supervised_terms
-from locdistill.recipes.terms import TermSettings
+from locdistill.recipes.terms import TermSettings, method_terms
 from locdistill.settings import group
 
 log = logging.getLogger("locdistill")
@@ -51,19 +47,6 @@ MILESTONES = [2 / 3, 11 / 12]
 MANY_EPOCHS = 1e9
 LARGEST, LARGEST_ROTATED = (1333, 800), (1024, 1024)
 _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
-_MAY_CHANGE = {
-    *("data.path", "data.workers", "data.cache", "teacher.weights", "teacher.more.weights", "teacher.cache.path"),
-    *("engine.accelerator", "engine.launch", "engine.progress", "engine.profile"),
-    *(f"engine.speed.{part}" for part in SpeedSettings.model_fields),
-    *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes"),
-}
-"""What may differ when a run is resumed: where things lie and how the machine is used, nothing of the mathematics."""
-_CHOSEN = {
-    *("detector.classes", "detector.mean", "detector.std", "data.classes"),
-    *("teacher.sha256", "teacher.more.sha256", "engine.precision"),
-}
-"""What a run fills in when it begins, and keeps, where its recipe leaves it open."""
-_UNSET: tuple[Any, ...] = (None, [], "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +96,10 @@ def resolve(request: Request) -> Recipe:
             "neither data nor a recipe is given; expected --data FOLDER, or --recipe NAME ('locdistill recipes' lists "
             "them), or both"
         )
-    return build_recipe(laid_over(data, [*_words(request, data), *request.overrides]), where)
+    return build_recipe(laid_over(data, [*request_words(request, data), *request.overrides]), where)
 
 
-def _words(request: Request, data: dict[str, Any]) -> list[Override]:
+def request_words(request: Request, data: dict[str, Any]) -> list[Override]:
     """The request's own words as overrides."""
     words: list[Override] = []
     for path, value in (
@@ -137,7 +120,7 @@ def _words(request: Request, data: dict[str, Any]) -> list[Override]:
 
 def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
     """The terms of the methods, in place of all that compare with a teacher."""
-    asked = _override(request, "detector.model") or request.model
+    asked = override_of(request, "detector.model") or request.model
     model = kind_of_detector(data) if asked is None else known_kind(asked)
     if model is None:  # what is wrong is said when the recipe is checked
         return []
@@ -175,8 +158,10 @@ def _for_data(request: Request) -> dict[str, Any]:
     settings = _data_settings(request)
     if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
         settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
-    backbone = _override(request, "detector.backbone") or request.backbone or (start.backbone if start else "resnet18")
-    asked = _override(request, "detector.model") or request.model
+    backbone = (
+        override_of(request, "detector.backbone") or request.backbone or (start.backbone if start else "resnet18")
+    )
+    asked = override_of(request, "detector.model") or request.model
     model = asked or (first.model if first is not None else _model_for(settings))
     known = known_kind(model) or "gfl"  # what is wrong is said when the recipe is checked
     recipe: dict[str, Any] = {
@@ -208,7 +193,7 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
     teacher = start = None
     if request.teacher is not None and str(request.teacher) != EMA:
         teacher = _settings_of(request.teacher, _overridden(request, "teacher", {}).get("onnx"))
-    asked = _override(request, "start") or request.start
+    asked = override_of(request, "start") or request.start
     if isinstance(asked, str | Path):  # what is wrong is said when the recipe is checked
         start = teacher if str(asked) == OF_TEACHER else _settings_of(asked)
     return teacher, start
@@ -244,17 +229,19 @@ def _data_settings(request: Request) -> DataSettings:
 
 def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, Any]:
     """A group of settings under the request's own overrides of it."""
-    mine = [parsed for o in request.overrides if (parsed := _parsed(o))[0][0] == key and len(parsed[0]) > 1]
+    mine = [parsed for o in request.overrides if (parsed := parsed_override(o))[0][0] == key and len(parsed[0]) > 1]
     changed: dict[str, Any] = apply_overrides({key: group}, mine)[key]
     return changed
 
 
-def _parsed(override: Override) -> tuple[tuple[str, ...], Any]:
+def parsed_override(override: Override) -> tuple[tuple[str, ...], Any]:
+    """Return path and value of an override, which may be text."""
     return parse_override(override) if isinstance(override, str) else override
 
 
-def _override(request: Request, key: str) -> Any:
-    found = [value for path, value in map(_parsed, request.overrides) if ".".join(path) == key]
+def override_of(request: Request, key: str) -> Any:
+    """Return what a request's overrides set a field to; None if none does."""
+    found = [value for path, value in map(parsed_override, request.overrides) if ".".join(path) == key]
     return found[-1] if found else None
 
 
@@ -295,105 +282,3 @@ def median_size(dataset: Dataset) -> tuple[int, int]:
 
 def _name(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
-
-
-def recipe_for(request: Request, out: str | Path | None, *, resume: bool) -> Recipe:
-    """The recipe that is run for a request: a new one, or that of the run in ``out``, which goes on.
-
-    A job that SLURM has started again goes on with its run unasked.
-
-    Raises:
-        LocdistillError: One of its kinds, as `resolve` and `resumed_recipe`.
-    """
-    return resumed_recipe(request, out) if goes_on(out, resume=resume) else resolve(request)
-
-
-def goes_on(out: str | Path | None, *, resume: bool) -> bool:
-    """Whether the run in ``out`` is to go on: it is asked for, or SLURM has started its job again."""
-    return resume or (requeued() and out is not None and (Path(out) / RECIPE).is_file())
-
-
-def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
-    """The saved recipe of a run, with those of the request's settings that may change within a run.
-
-    Giving the same words again, with ``--resume`` behind them, is fine.
-
-    Raises:
-        RunError: There is no run, or the request asks for something else than what the run began with.
-    """
-    saved = saved_recipe(out)
-    name = _override(request, "name") or (recipe_data(request.recipe)["name"] if request.recipe is not None else None)
-    if name not in (None, saved.name):
-        raise RunError(f"{out} is a run of the recipe {saved.name}, not of {name}; leave --recipe out to resume it")
-    plain = saved.model_dump(mode="json")
-    asked = apply_overrides(plain, [*_words_again(request, plain), *_overrides_again(request, plain)])
-    try:
-        now = build_recipe(asked, f"{out}/recipe.yaml").model_dump(mode="json")
-    except RecipeError:
-        _check_same(out, _differences(plain, asked))
-        raise
-    differences = _differences(plain, now)
-    _check_same(out, differences)
-    for path, _, value in differences:
-        if _setting(path) not in _CHOSEN:
-            _put(plain, path, value)
-    return build_recipe(plain, f"{out}/recipe.yaml")
-
-
-def _words_again(request: Request, plain: dict[str, Any]) -> list[Override]:
-    """A request's own words, to be laid over the recipe of a run; its milestones are where they belong."""
-    words = _words(replace(request, epochs=None), plain)
-    return words if request.epochs is None else [(("engine", "epochs"), request.epochs), *words]
-
-
-def _overrides_again(request: Request, plain: dict[str, Any]) -> list[Override]:
-    """A request's overrides, without those of terms that the last of them takes out and the run does not have."""
-    parsed = [_parsed(override) for override in request.overrides]
-    gone = {path[1] for path, _ in parsed if path[0] == "terms" and len(path) > 1 and path[1] not in plain["terms"]}
-    gone = {name for name in gone if [value for path, value in parsed if path == ("terms", name)][-1:] == [None]}
-    return [(path, value) for path, value in parsed if not (path[0] == "terms" and path[1:2] and path[1] in gone)]
-
-
-def _check_same(out: str | Path | None, differences: list[_Difference]) -> None:
-    """Refuse to resume a run with settings that may not change.
-
-    Raises:
-        RunError: There are some.
-    """
-    changed = [
-        f"{_setting(path)}: {before!r} in the run, {after!r} asked for"
-        for path, before, after in differences
-        if _setting(path) not in _MAY_CHANGE and not (_setting(path) in _CHOSEN and after in _UNSET)
-    ]
-    if changed:
-        listed = "\n  ".join(changed)
-        raise RunError(f"{out} is resumed as it began; leave these settings out, or start a new run:\n  {listed}")
-
-
-_Path = tuple[str | int, ...]
-_Difference = tuple[_Path, Any, Any]
-
-
-def _differences(before: Any, after: Any, path: _Path = ()) -> list[_Difference]:
-    """Where plain data differ, with both values; lists of groups are compared group by group."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = dict.fromkeys((*before, *after))
-        return [d for key in keys for d in _differences(before.get(key), after.get(key), (*path, key))]
-    if _groups(before) and _groups(after) and len(before) == len(after):
-        return [d for i in range(len(before)) for d in _differences(before[i], after[i], (*path, i))]
-    return [] if before == after else [(path, before, after)]
-
-
-def _groups(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
-
-
-def _setting(path: _Path) -> str:
-    """The name of a setting, whichever member of a list it is of."""
-    return ".".join(part for part in path if isinstance(part, str))
-
-
-def _put(data: Any, path: _Path, value: Any) -> None:
-    for part in path[:-1]:
-        data = data[part]
-    data[path[-1]] = value

@@ -24,7 +24,7 @@ from torch import Tensor
 from locdistill.data.loader import evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, evenly
-from locdistill.engine.devices import existing_device
+from locdistill.engine.devices import default_device, existing_device
 from locdistill.engine.module import TrainingModule
 from locdistill.evaluation.agreement import Agreement, Reliability, agreement_sums, edge_errors, no_sums, reliability
 from locdistill.evaluation.gradients import Pull, pulls
@@ -35,7 +35,7 @@ from locdistill.recipes import diagnose_page
 from locdistill.recipes.diagnosis import ALONE, MAIN, OTHER, REGIONS, START, STUDENT, TEACHER, VALUABLE, Diagnosis
 from locdistill.recipes.hub import find
 from locdistill.recipes.reopen import Reopened, reopen
-from locdistill.recipes.use import default_device, evaluation_batch
+from locdistill.recipes.use import evaluation_batch
 from locdistill.settings import finite
 from locdistill.types import Batch, Progress
 

@@ -12,10 +12,10 @@ from torch.utils.data import DataLoader
 
 from locdistill.data.loader import training_loader
 from locdistill.dist import process_rank
-from locdistill.distillation.agreement import agreement
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
 from locdistill.engine.trainer import fit
+from locdistill.evaluation.agreement import agreement
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.models.detector import Detector
 from locdistill.recipes import pictures

@@ -38,7 +38,7 @@ from locdistill.data.digest import data_digest
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, evenly
 from locdistill.data.settings import DataSettings
-from locdistill.engine.devices import existing_device
+from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import RecipeError, RunError, WeightsError
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.evaluation.tables import Table
@@ -47,7 +47,7 @@ from locdistill.models.detector import Detector
 from locdistill.recipes.hub import find
 from locdistill.recipes.kept import read_detections, write_detections
 from locdistill.recipes.load import validate
-from locdistill.recipes.use import data_of, default_device, validation_loader, with_classes
+from locdistill.recipes.use import data_of, validation_loader, with_classes
 from locdistill.settings import finite
 from locdistill.types import Batch, Detections, Progress
 from locdistill.viz.landscape import plot_landscape

@@ -17,6 +17,7 @@ import torch
 from locdistill.distillation.cached import CachedTeacher
 from locdistill.distillation.onnx_teacher import OnnxTeacher
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
+from locdistill.engine.devices import default_device
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.stream import torch_rng_kept
 from locdistill.errors import TeacherError
@@ -33,7 +34,6 @@ from locdistill.recipes.preflight_report import (
 from locdistill.recipes.preflight_teacher import Heard, Hearing, measure, members
 from locdistill.recipes.prepare import Parts
 from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.use import default_device
 from locdistill.types import Progress
 
 

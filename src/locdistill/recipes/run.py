@@ -23,13 +23,14 @@ from locdistill.errors import LocdistillError, RecipeError, TeacherError
 from locdistill.files import file_digest, write_text
 from locdistill.recipes import folder
 from locdistill.recipes.compatible import MismatchError
-from locdistill.recipes.defaults import Request, goes_on, resolve, resumed_recipe
+from locdistill.recipes.defaults import Request, resolve
 from locdistill.recipes.fit import RunResult, fit_run
 from locdistill.recipes.load import Override
 from locdistill.recipes.preflight import LOOK, Preflight, examine
 from locdistill.recipes.preflight_report import PreflightReport, refused
 from locdistill.recipes.prepare import Parts, compose
 from locdistill.recipes.recipe import Recipe
+from locdistill.recipes.resume import goes_on, resumed_recipe
 
 PREFLIGHT, PREFLIGHT_JSON = "preflight.txt", "preflight.json"
 log = logging.getLogger("locdistill")

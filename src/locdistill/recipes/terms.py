@@ -12,7 +12,7 @@ first three is a name, or a name with options::
 The weight may follow the run, with a ``schedule`` of the same form (``cosine``, or ``{linear: {first: 1, last: 0,
 start: 0.5}}``); or give way to ``balance``, the term's gradient in multiples of the supervised terms'.
 
-The names are the keys of :mod:`locdistill.distillation.vocabulary`; the options are the fields of the classes behind
+The names are the keys of :mod:`locdistill.recipes.vocabulary`; the options are the fields of the classes behind
 them.
 """
 
@@ -21,14 +21,15 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
-from locdistill.assign.vocabulary import ASSIGNERS
-from locdistill.distillation import vocabulary
+from locdistill.distillation.methods import METHODS
+from locdistill.errors import RecipeError
 from locdistill.objective.term import Term
+from locdistill.recipes import vocabulary
 from locdistill.settings import NumbersAreNoFlags, Settings, suggestion
 
 Kind = Literal["of", "on", "norm", "schedule", "assigner"]
@@ -45,7 +46,7 @@ def names(kind: Kind) -> dict[str, type]:
         "on": vocabulary.REGIONS,
         "norm": vocabulary.NORMALISERS,
         "schedule": vocabulary.SCHEDULES,
-        "assigner": ASSIGNERS,
+        "assigner": vocabulary.ASSIGNERS,
     }
     return tables[kind]
 
@@ -178,3 +179,28 @@ class TermSettings(Settings):
             schedule=None if term.schedule is None else plain_component("schedule", term.schedule),
             balance=term.balance,
         )
+
+
+def method_terms(methods: Iterable[str], model: str) -> dict[str, TermSettings]:
+    """The terms of one or several methods together; a name that several have is preceded by the method's.
+
+    Args:
+        methods: Their names; the same twice is once.
+        model: Kind of the student.
+
+    Raises:
+        RecipeError: There is no such method.
+    """
+    chosen = list(dict.fromkeys(methods))
+    if unknown := [name for name in chosen if name not in METHODS]:
+        raise RecipeError(
+            f"no method is called {', '.join(map(repr, unknown))}; {suggestion(unknown[0], METHODS)} "
+            "('locdistill methods' lists them)"
+        )
+    found = {method: METHODS[method](model) for method in chosen}
+    names = [name for terms in found.values() for name in terms]
+    return {
+        f"{method}_{name}" if names.count(name) > 1 else name: TermSettings.of_term(term)
+        for method, terms in found.items()
+        for name, term in terms.items()
+    }

@@ -1,4 +1,4 @@
-"""What a recipe is, in short."""
+"""What there is: recipes and methods, in short."""
 
 from __future__ import annotations
 
@@ -6,9 +6,39 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from locdistill.distillation.methods import METHODS
+from locdistill.objective.term import Term
+from locdistill.recipes.compatible import Needs
 from locdistill.recipes.load import load_recipe, recipe_names
 from locdistill.recipes.recipe import Recipe
 from locdistill.recipes.terms import Component, Kind, TermSettings, names, split_component
+
+
+def method_summaries(model: str = "gfl") -> list[dict[str, Any]]:
+    """All methods as plain data: what each is, its terms for a kind of detector, and what it asks for."""
+    return [_method_summary(name, model) for name in METHODS]
+
+
+def _method_summary(name: str, model: str) -> dict[str, Any]:
+    terms = METHODS[name](model)
+    words = (METHODS[name].__doc__ or "").strip().split("\n\n")
+    return {
+        "name": name,
+        "what": " ".join(words[0].split()),
+        "notes": " ".join(" ".join(words[1:]).split()),
+        "needs": _method_needs(tuple(terms.values())),
+        "terms": {key: TermSettings.of_term(term).model_dump(mode="json") for key, term in terms.items()},
+    }
+
+
+def _method_needs(terms: tuple[Term, ...]) -> dict[str, bool]:
+    needs = Needs.of(terms)
+    return {
+        "features": needs.features,
+        "teachers_head": needs.cross,
+        "learned_parts": any(term.learns or term.needs_cross for term in terms),
+        "distributions": needs.distributions,
+    }
 
 
 def recipe_summaries() -> list[dict[str, Any]]:
