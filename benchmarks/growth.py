@@ -32,12 +32,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
 
-from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation.presets import ld_full, supervised
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
+from locdistill.recipe.vocabulary import ASSIGNERS
 from locdistill.types import Batch, Dense, Instances
 
 CLASSES = tuple(f"class {i}" for i in range(80))

@@ -31,10 +31,10 @@ from locdistill.distillation.settings import TeacherSettings
 from locdistill.evaluation.tables import Table
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipes.demo import short_run
-from locdistill.recipes.recipe import Recipe, supervised_terms
-from locdistill.recipes.run import run
-from locdistill.recipes.terms import TermSettings
+from locdistill.recipe.recipe import Recipe, supervised_terms
+from locdistill.recipe.terms import TermSettings
+from locdistill.study.demo import short_run
+from locdistill.train.train import run
 from locdistill.viz.curves import compare_agreement, read_metrics
 
 PARTS = 10

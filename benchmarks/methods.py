@@ -35,13 +35,13 @@ from locdistill.distillation.methods import METHODS
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.term import Term
-from locdistill.recipes.apart import run_apart
-from locdistill.recipes.arms import Arm, train_arms
-from locdistill.recipes.compare import compare
-from locdistill.recipes.comparison import difference_table, summary_table
-from locdistill.recipes.demo import Role, short_run
-from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.terms import TermSettings
+from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.terms import TermSettings
+from locdistill.study.arms import Arm, train_arms
+from locdistill.study.compare.compare import compare
+from locdistill.study.compare.result import difference_table, summary_table
+from locdistill.study.demo import Role, short_run
+from locdistill.train.separately import run_apart
 
 WIDTH = 64
 """Of all heads."""

@@ -28,12 +28,12 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.models.settings import DetectorSettings, InputSettings
-from locdistill.recipes.arms import Arm
-from locdistill.recipes.compare import Plan, carry_out
-from locdistill.recipes.comparison import difference_table, summary_table
-from locdistill.recipes.demo import Role, short_run
-from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.terms import TermSettings
+from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.terms import TermSettings
+from locdistill.study.arms import Arm
+from locdistill.study.compare.compare import Plan, carry_out
+from locdistill.study.compare.result import difference_table, summary_table
+from locdistill.study.demo import Role, short_run
 
 
 @dataclass(frozen=True)

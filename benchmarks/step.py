@@ -42,10 +42,11 @@ from locdistill.data.loader import training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
-from locdistill.distillation.cached import CachedTeacher, Keeping, Recall
-from locdistill.distillation.kept import Layout
+from locdistill.distillation.cache.open import contents
+from locdistill.distillation.cache.record import Layout
+from locdistill.distillation.cache.store import Store
+from locdistill.distillation.cache.teacher import CachedTeacher, Keeping, Recall
 from locdistill.distillation.presets import ld_full, supervised
-from locdistill.distillation.store import Store
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.plan import Plan
@@ -54,7 +55,6 @@ from locdistill.engine.speed import own_backends, set_backends
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
-from locdistill.recipes.memory import contents
 from locdistill.types import Batch
 
 CLASSES = tuple(f"class {i}" for i in range(80))

@@ -27,9 +27,9 @@ from locdistill.models.count import multiply_adds, parameters
 from locdistill.models.detector import Detector
 from locdistill.models.mmdet import load_mmdet
 from locdistill.models.settings import ROTATED, DetectorSettings
-from locdistill.recipes.catalogue import published_aps, recipe_summary
-from locdistill.recipes.load import load_recipe, recipe_names
-from locdistill.recipes.recipe import Recipe
+from locdistill.recipe.catalogue import published_aps, recipe_summary
+from locdistill.recipe.load import load_recipe, recipe_names
+from locdistill.recipe.recipe import Recipe
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "zoo.md"
 SIZE = (800, 1280)

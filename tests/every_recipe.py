@@ -23,9 +23,9 @@ from locdistill.engine.module import TrainingModule
 from locdistill.errors import TeacherError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipes.load import load_recipe, recipe_names
-from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.run import run
+from locdistill.recipe.load import load_recipe, recipe_names
+from locdistill.recipe.recipe import Recipe
+from locdistill.train.train import run
 
 STEPS = 3
 TRAINED = (

@@ -20,33 +20,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from locdistill.errors import LocdistillError
+    from locdistill.inference.benchmark.benchmark import benchmark
+    from locdistill.inference.benchmark.result import BenchmarkResult
+    from locdistill.inference.evaluate import EvaluationResult, evaluate
+    from locdistill.inference.predict import Prediction, predict
+    from locdistill.inference.tiles import TilingResult, merge, tile
     from locdistill.models.detector import Detector
+    from locdistill.models.hub import pull
     from locdistill.models.mmdet import load_mmdet, save_mmdet
     from locdistill.models.settings import DetectorSettings
     from locdistill.objective.objective import Objective
     from locdistill.objective.term import Term
-    from locdistill.recipes.benchmark import benchmark
-    from locdistill.recipes.benchmark_result import BenchmarkResult
-    from locdistill.recipes.cache import CacheReport, build_cache, cache_info
-    from locdistill.recipes.compare import compare
-    from locdistill.recipes.comparison import Comparison
-    from locdistill.recipes.diagnose import diagnose
-    from locdistill.recipes.diagnosis import Diagnosis
-    from locdistill.recipes.fit import RunResult
-    from locdistill.recipes.hub import pull
-    from locdistill.recipes.landscape import LandscapeResult, landscape
-    from locdistill.recipes.load import dump_recipe, load_recipe
-    from locdistill.recipes.predict import Prediction, predict
-    from locdistill.recipes.preflight import Preflight
-    from locdistill.recipes.preflight_report import PreflightReport
-    from locdistill.recipes.publish import PublishedModel, publish
-    from locdistill.recipes.push import PushResult, push
-    from locdistill.recipes.recipe import Recipe
-    from locdistill.recipes.run import distill, preflight, run, train
-    from locdistill.recipes.tiling import TilingResult, merge, tile
-    from locdistill.recipes.tune import tune
-    from locdistill.recipes.tune_result import TuneResult
-    from locdistill.recipes.use import EvaluationResult, evaluate
+    from locdistill.publish.publish import PublishedModel, publish
+    from locdistill.publish.push import PushResult, push
+    from locdistill.recipe.load import dump_recipe, load_recipe
+    from locdistill.recipe.recipe import Recipe
+    from locdistill.study.compare.compare import compare
+    from locdistill.study.compare.result import Comparison
+    from locdistill.study.diagnose.diagnose import diagnose
+    from locdistill.study.diagnose.result import Diagnosis
+    from locdistill.study.landscape import LandscapeResult, landscape
+    from locdistill.study.tune.result import TuneResult
+    from locdistill.study.tune.tune import tune
+    from locdistill.train.build_cache import CacheReport, build_cache, cache_info
+    from locdistill.train.fit import RunResult
+    from locdistill.train.preflight.look import Preflight
+    from locdistill.train.preflight.report import PreflightReport
+    from locdistill.train.train import distill, preflight, run, train
     from locdistill.types import Batch, Dense, Detections, Instances
 
 __all__ = [
@@ -100,51 +100,51 @@ __all__ = [
 
 _HOMES = {
     "Batch": "types",
-    "BenchmarkResult": "recipes.benchmark_result",
-    "CacheReport": "recipes.cache",
-    "Comparison": "recipes.comparison",
+    "BenchmarkResult": "inference.benchmark.result",
+    "CacheReport": "train.build_cache",
+    "Comparison": "study.compare.result",
     "Dense": "types",
     "Detections": "types",
     "Detector": "models.detector",
     "DetectorSettings": "models.settings",
-    "Diagnosis": "recipes.diagnosis",
-    "EvaluationResult": "recipes.use",
+    "Diagnosis": "study.diagnose.result",
+    "EvaluationResult": "inference.evaluate",
     "Instances": "types",
-    "LandscapeResult": "recipes.landscape",
+    "LandscapeResult": "study.landscape",
     "LocdistillError": "errors",
     "Objective": "objective.objective",
-    "Prediction": "recipes.predict",
-    "Preflight": "recipes.preflight",
-    "PreflightReport": "recipes.preflight_report",
-    "PublishedModel": "recipes.publish",
-    "PushResult": "recipes.push",
-    "Recipe": "recipes.recipe",
-    "RunResult": "recipes.fit",
+    "Prediction": "inference.predict",
+    "Preflight": "train.preflight.look",
+    "PreflightReport": "train.preflight.report",
+    "PublishedModel": "publish.publish",
+    "PushResult": "publish.push",
+    "Recipe": "recipe.recipe",
+    "RunResult": "train.fit",
     "Term": "objective.term",
-    "TilingResult": "recipes.tiling",
-    "TuneResult": "recipes.tune_result",
-    "benchmark": "recipes.benchmark",
-    "build_cache": "recipes.cache",
-    "cache_info": "recipes.cache",
-    "compare": "recipes.compare",
-    "diagnose": "recipes.diagnose",
-    "distill": "recipes.run",
-    "dump_recipe": "recipes.load",
-    "evaluate": "recipes.use",
-    "landscape": "recipes.landscape",
+    "TilingResult": "inference.tiles",
+    "TuneResult": "study.tune.result",
+    "benchmark": "inference.benchmark.benchmark",
+    "build_cache": "train.build_cache",
+    "cache_info": "train.build_cache",
+    "compare": "study.compare.compare",
+    "diagnose": "study.diagnose.diagnose",
+    "distill": "train.train",
+    "dump_recipe": "recipe.load",
+    "evaluate": "inference.evaluate",
+    "landscape": "study.landscape",
     "load_mmdet": "models.mmdet",
-    "load_recipe": "recipes.load",
-    "merge": "recipes.tiling",
-    "predict": "recipes.predict",
-    "preflight": "recipes.run",
-    "publish": "recipes.publish",
-    "pull": "recipes.hub",
-    "push": "recipes.push",
-    "run": "recipes.run",
+    "load_recipe": "recipe.load",
+    "merge": "inference.tiles",
+    "predict": "inference.predict",
+    "preflight": "train.train",
+    "publish": "publish.publish",
+    "pull": "models.hub",
+    "push": "publish.push",
+    "run": "train.train",
     "save_mmdet": "models.mmdet",
-    "tile": "recipes.tiling",
-    "train": "recipes.run",
-    "tune": "recipes.tune",
+    "tile": "inference.tiles",
+    "train": "train.train",
+    "tune": "study.tune.tune",
 }
 
 

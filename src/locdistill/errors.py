@@ -4,13 +4,13 @@ LocdistillError
 ├── DataError            a data set that cannot be read as what it claims to be
 │   ├── AnnotationError  broken annotations; lists all offenders that were found
 │   └── ImageError       an image that cannot be decoded, or lies outside its folder
-│       └── PartialImageError  likewise, where the other images were looked at (recipes/use.py)
+│       └── PartialImageError  likewise, where the other images were looked at (inference/evaluate.py)
 ├── RecipeError          a run description with an unknown key, a wrong type or an impossible combination
 ├── WeightsError         weights that are absent, truncated, foreign, or would run code
 │   └── HubError         a model hub that cannot be reached, or does not have what is asked for
 ├── TeacherError         a teacher that cannot teach this student
 │   ├── CacheError       a cache of its predictions that is another one's, incomplete, or cannot be written
-│   └── MismatchError    a teacher whose predictions cannot be brought to the student's form (recipes/compatible.py)
+│   └── MismatchError    a teacher that does not match its student, beyond a bridge (distillation/compatible.py)
 ├── RunError             a run folder that is in the way or cannot be resumed, or a device that is not there
 ├── RunInterrupted       a run that a signal asked to stop, and that stopped after a checkpoint
 └── NonFiniteLossError   a loss term became NaN or infinite

@@ -9,12 +9,16 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "locdistill"
 FLOORS = (
-    ("types", "errors", "settings", "dist", "files"),
+    ("errors",),
+    ("types", "settings", "dist", "files"),
     ("geometry", "images"),
-    ("assign", "losses", "interop"),
-    ("models", "data", "objective"),
-    ("distillation", "engine", "evaluation", "viz"),
-    ("recipes",),
+    ("assign", "losses", "interop", "viz"),
+    ("data", "models", "objective"),
+    ("distillation", "evaluation", "engine"),
+    ("recipe",),
+    ("inference",),
+    ("train", "publish"),
+    ("study",),
     ("cli",),
     ("__main__",),
 )

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from locdistill.assign.atss import adaptive_thresholds
-from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation.presets import ld_full
 from locdistill.distillation.regions import ValuableLocations
 from locdistill.geometry.bins import Bins
 from locdistill.objective.scene import Scene
+from locdistill.recipe.vocabulary import ASSIGNERS
 from locdistill.types import Dense
 from tests.golden.test_vectors import GTS, LABELS
 from tests.scenes import (

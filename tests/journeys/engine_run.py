@@ -32,7 +32,7 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
 from locdistill.objective.schedules import Linear
 from locdistill.objective.term import Term
-from tests.unit.engine_fakes import FakeDetector, FakeObjective, FakePupil, FakeTeacher, Judge, Loaders, watch
+from tests.unit.engine.fakes import FakeDetector, FakeObjective, FakePupil, FakeTeacher, Judge, Loaders, watch
 
 
 class Fated(FakeObjective):

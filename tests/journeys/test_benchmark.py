@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Answer
-from tests.unit.test_postprocess import detector_of
+from tests.unit.models.test_postprocess import detector_of
 
 pytestmark = pytest.mark.journey
 

@@ -70,7 +70,7 @@ def cli(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
 
 def no_pictures_of(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out what the detectors see, which takes longer than the rest and is looked at once."""
-    monkeypatch.setattr("locdistill.recipes.compare.pictures", lambda *_, **__: [])
+    monkeypatch.setattr("locdistill.study.compare.compare.pictures", lambda *_, **__: [])
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ import pytest
 
 from locdistill.cli.demo import NEXT
 from locdistill.errors import RunError
-from locdistill.recipes.compare import Plan
-from locdistill.recipes.comparison import Comparison
-from locdistill.recipes.demo import FAST, DemoSettings, Pace, _fitting, demo_plan, run_demo
+from locdistill.study.compare.compare import Plan
+from locdistill.study.compare.result import Comparison
+from locdistill.study.demo import FAST, DemoSettings, Pace, _fitting, demo_plan, run_demo
 from tests.conftest import Answer
 from tests.processes import STUCK, wait_until
 
@@ -93,11 +93,11 @@ def test_what_was_chosen_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         plans.append(plan)
         return Comparison(plan.arms, {})
 
-    monkeypatch.setattr("locdistill.recipes.demo.carry_out", carry_out)
-    monkeypatch.setattr("locdistill.recipes.demo.measured_pace", lambda *_: Pace(teacher=9, student=9, jobs=2))
+    monkeypatch.setattr("locdistill.study.demo.carry_out", carry_out)
+    monkeypatch.setattr("locdistill.study.demo.measured_pace", lambda *_: Pace(teacher=9, student=9, jobs=2))
     slow = FAST.model_copy(update={"student_steps": 40, "seeds": 3})
     run_demo(tmp_path, slow, minutes=0.1, tell=lambda _: None)
-    monkeypatch.setattr("locdistill.recipes.demo.measured_pace", lambda *_: Pace(teacher=0, student=0, jobs=2))
+    monkeypatch.setattr("locdistill.study.demo.measured_pace", lambda *_: Pace(teacher=0, student=0, jobs=2))
     run_demo(tmp_path, slow, minutes=60, tell=lambda _: None)
     run_demo(tmp_path, slow.model_copy(update={"seeds": 5}), minutes=60, fixed_seeds=True, tell=lambda _: None)
     assert [plan.arms[0].recipe(0).engine.steps for plan in plans] == [20, 20, 20]

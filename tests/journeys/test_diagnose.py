@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from locdistill.geometry.coding import DISTANCES
+from locdistill.inference.evaluate import evaluate
 from locdistill.models.detector import Detector
-from locdistill.recipes.run import distill, train
-from locdistill.recipes.use import evaluate
+from locdistill.train.train import distill, train
 from tests.conftest import Answer
 
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from locdistill.cli import main
-from locdistill.recipes.use import evaluate
+from locdistill.inference.evaluate import evaluate
 from tests.processes import together
-from tests.unit.test_augment import detector_of
+from tests.unit.inference.test_augment import detector_of
 
 pytestmark = pytest.mark.journey
 

@@ -22,8 +22,8 @@ from locdistill.models.detector import Detector
 from locdistill.objective.normalisers import ImageLevelMean
 from locdistill.objective.objective import Objective
 from locdistill.objective.term import Term
-from locdistill.recipes.defaults import Request
-from locdistill.recipes.resume import resumed_recipe
+from locdistill.recipe.defaults import Request
+from locdistill.train.resume import resumed_recipe
 from tests.conftest import CLASSES, Answer
 
 from .engine_run import distill, small_detector

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from locdistill.distillation.compatible import Needs, check_teacher
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipes.compatible import Needs, check_teacher
-from locdistill.recipes.load import recipe_names
-from locdistill.recipes.prepare import objective_of
+from locdistill.recipe.load import recipe_names
+from locdistill.train.prepare import objective_of
 from tests.every_recipe import (
     TRAINED,
     as_it_is,

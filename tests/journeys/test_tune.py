@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import locdistill
-from locdistill.recipes import tune as module
-from locdistill.recipes.recipe import Recipe
-from locdistill.recipes.run import run
+from locdistill.recipe.recipe import Recipe
+from locdistill.study.tune import tune as module
+from locdistill.train.train import run
 from tests.conftest import Answer
 
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]

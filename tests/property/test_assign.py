@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from locdistill.assign.atss import ATSS, Candidates, nearest_in_window, nearest_of_allowed
-from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.geometry.boxes import centres
 from locdistill.geometry.grid import Grid
+from locdistill.recipe.vocabulary import ASSIGNERS
 from locdistill.types import Instances
 from tests.scenes import instances_of
 

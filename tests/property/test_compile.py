@@ -16,7 +16,7 @@ from locdistill.assign.slots import bucketed
 from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import supervised
-from locdistill.objective.moment import Moment
+from locdistill.objective.learned import Moment
 from locdistill.objective.objective import Objective
 from locdistill.types import Dense
 from tests.scenes import ASSIGNER_OF, grid_of_kind, instances_of

@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from locdistill.assign.vocabulary import ASSIGNERS
-from locdistill.distillation.generation import Generator, MaskedGeneration
 from locdistill.distillation.methods import METHODS
+from locdistill.distillation.mgd import Generator, MaskedGeneration
 from locdistill.distillation.presets import supervised
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
-from locdistill.objective.moment import Learned, Moment
+from locdistill.objective.learned import Learned, Moment
 from locdistill.objective.objective import Objective
 from locdistill.objective.term import Term
+from locdistill.recipe.vocabulary import ASSIGNERS
 from locdistill.types import Dense, Instances
 from tests.scenes import ASSIGNER_OF, grid_of_kind, instances_of
 

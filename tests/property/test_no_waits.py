@@ -20,7 +20,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation.bridges import AdaptedTeacher, MapClasses, Rebin, SeveralTeachers, Soften
 from locdistill.distillation.imitation import GatedLevelMean, GeneralInstances
 from locdistill.distillation.methods import METHODS
@@ -36,6 +35,7 @@ from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
 from locdistill.objective.schedules import Cosine
+from locdistill.recipe.vocabulary import ASSIGNERS
 from locdistill.types import Batch, Dense, Instances
 from tests.scenes import ASSIGNER_OF, ROTATED_ASSIGNER_OF, meaning_of, turned
 

@@ -16,8 +16,7 @@ from locdistill.assign.atss import ATSS
 from locdistill.assign.fcos import FCOSPoints
 from locdistill.assign.ignore import in_ignored
 from locdistill.assign.max_iou import MaxIoU
-from locdistill.assign.vocabulary import ASSIGNERS
-from locdistill.distillation.focus import BackgroundCells, ObjectCells
+from locdistill.distillation.fgd import BackgroundCells, ObjectCells
 from locdistill.distillation.imitation import FineGrained
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import supervised
@@ -27,10 +26,11 @@ from locdistill.geometry import objects
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import centre_offset, paired_iof, pairwise_iou
 from locdistill.geometry.grid import Grid
-from locdistill.objective.moment import Moment
+from locdistill.objective.learned import Moment
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import InsideBoxes
 from locdistill.objective.scene import Scene
+from locdistill.recipe.vocabulary import ASSIGNERS
 from locdistill.types import Dense, Instances
 from tests.scenes import ASSIGNER_OF, grid_of_kind
 

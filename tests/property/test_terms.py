@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation.logits import ClassKL, EdgeKL
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_full, ld_main, supervised
@@ -23,6 +22,7 @@ from locdistill.objective.normalisers import Constant, ImageLevelMean, PerImage
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import Positives
 from locdistill.objective.term import Term
+from locdistill.recipe.vocabulary import ASSIGNERS
 from locdistill.types import Dense, Instances
 from tests.processes import SERVER, printed_by
 from tests.scenes import (

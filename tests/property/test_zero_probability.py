@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from locdistill.distillation.logits import ClassBinary, ClassKL, EdgeKL, TeacherOverlap
+from locdistill.distillation.patterns import ChannelKL
 from locdistill.distillation.regions import ScoreGap, TeacherConfidence
-from locdistill.distillation.relations import ChannelKL
 from locdistill.evaluation.agreement import agreement, agreement_sums
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
@@ -22,7 +22,7 @@ from locdistill.objective.objective import Objective
 from locdistill.objective.regions import Counted
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import Term
-from locdistill.recipes.pictures import objects_by_doubt
+from locdistill.train.pictures import objects_by_doubt
 from locdistill.types import Dense
 from tests.scenes import instances_of
 

@@ -23,12 +23,12 @@ from locdistill.data.tiling import TilingSettings, cut
 from locdistill.engine.checkpoint import AtomicCheckpointIO
 from locdistill.engine.log import MetricsFile
 from locdistill.engine.result import RunState
+from locdistill.evaluation.detections_file import read_detections, write_detections
 from locdistill.evaluation.results import read_results, write_results
 from locdistill.files import write_text
 from locdistill.images import read_image
 from locdistill.models import weights
-from locdistill.recipes.hub import _copy
-from locdistill.recipes.kept import read_detections, write_detections
+from locdistill.models.hub import _copy
 from locdistill.types import Detections
 from locdistill.viz.report import write_page
 
@@ -159,7 +159,7 @@ def test_nobody_else_moves_files_into_place() -> None:
         )
     }
     # weights are named by their content, and a folder of tiles is one thing; both are beside the target until then
-    assert moving == {"files.py", "recipes/publish.py", "data/tiling.py", "models/foreign.py"}
+    assert moving == {"files.py", "publish/publish.py", "data/tiling.py", "models/foreign.py"}
 
 
 def test_processes_that_cut_the_same_tiles_leave_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,7 @@ def benchmark(
     from rich.markup import escape  # noqa: PLC0415 - heavy
 
     from locdistill.cli.report import console, print_json  # noqa: PLC0415 - heavy
-    from locdistill.recipes.benchmark import benchmark as run  # noqa: PLC0415 - heavy
+    from locdistill.inference.benchmark.benchmark import benchmark as run  # noqa: PLC0415 - heavy
 
     result = run(
         model,

@@ -76,9 +76,9 @@ def compare(
     from rich.console import Console  # noqa: PLC0415 - heavy
 
     from locdistill.cli.report import console, print_json  # noqa: PLC0415 - heavy
-    from locdistill.recipes.compare import compare as run  # noqa: PLC0415 - heavy
-    from locdistill.recipes.comparison import as_json as plain  # noqa: PLC0415 - heavy
-    from locdistill.recipes.comparison import class_table, difference_table, summary_table  # noqa: PLC0415 - heavy
+    from locdistill.study.compare.compare import compare as run  # noqa: PLC0415 - heavy
+    from locdistill.study.compare.result import as_json as plain  # noqa: PLC0415 - heavy
+    from locdistill.study.compare.result import class_table, difference_table, summary_table  # noqa: PLC0415 - heavy
 
     start, screen = time.monotonic(), Console(stderr=True, highlight=False) if as_json else console()
 

@@ -70,7 +70,7 @@ def convert(
     """
     from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
     from locdistill.models.mmdet import convert as run  # noqa: PLC0415 - heavy
-    from locdistill.recipes.overrides import apply_overrides  # noqa: PLC0415 - heavy
+    from locdistill.recipe.overrides import apply_overrides  # noqa: PLC0415 - heavy
 
     path, report = run(
         source,

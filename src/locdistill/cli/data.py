@@ -37,8 +37,8 @@ def check(
     from locdistill.cli.report import report_check  # noqa: PLC0415 - heavy
     from locdistill.data.check import check as run  # noqa: PLC0415 - heavy
     from locdistill.data.settings import DataSettings  # noqa: PLC0415 - heavy
-    from locdistill.recipes.load import validate  # noqa: PLC0415 - heavy
-    from locdistill.recipes.overrides import apply_overrides  # noqa: PLC0415 - heavy
+    from locdistill.recipe.load import validate  # noqa: PLC0415 - heavy
+    from locdistill.recipe.overrides import apply_overrides  # noqa: PLC0415 - heavy
 
     plain = apply_overrides({"data": {"path": path}}, [*(settings or ()), *(words or ())])
     report = run(validate(DataSettings, plain["data"], "data"))
@@ -81,7 +81,7 @@ def tile(
     locdistill data tile folder tiles --split val --size 512 tiling.part=0.5
     """
     from locdistill.cli.report import progress, report_tiling  # noqa: PLC0415 - heavy
-    from locdistill.recipes.tiling import tile as run  # noqa: PLC0415 - heavy
+    from locdistill.inference.tiles import tile as run  # noqa: PLC0415 - heavy
 
     result = run(
         data,
@@ -141,7 +141,7 @@ def merge(
     locdistill data merge out/predictions.json tiles --split test --out merged
     """
     from locdistill.cli.report import report_evaluation  # noqa: PLC0415 - heavy
-    from locdistill.recipes.tiling import merge as run  # noqa: PLC0415 - heavy
+    from locdistill.inference.tiles import merge as run  # noqa: PLC0415 - heavy
 
     result = run(results, tiles, out, split=split, data=data, iou=iou, overrides=[*(settings or ()), *(words or ())])
     report_evaluation(result, as_json=as_json, eleven_point=eleven_point, published_sum=published_sum)

@@ -36,8 +36,8 @@ def demo(
     import time  # noqa: PLC0415 - beside the heavy ones
 
     from locdistill.cli.report import console  # noqa: PLC0415 - heavy
-    from locdistill.recipes.comparison import difference_table, summary_table  # noqa: PLC0415 - heavy
-    from locdistill.recipes.demo import FAST, MINUTES, DemoSettings, run_demo  # noqa: PLC0415 - heavy
+    from locdistill.study.compare.result import difference_table, summary_table  # noqa: PLC0415 - heavy
+    from locdistill.study.demo import FAST, MINUTES, DemoSettings, run_demo  # noqa: PLC0415 - heavy
 
     start, screen = time.monotonic(), console()
 

@@ -42,8 +42,8 @@ def diagnose(
     locdistill diagnose runs/student/last --teacher moved/teacher --json
     """
     from locdistill.cli.report import console, print_json, progress  # noqa: PLC0415 - heavy
-    from locdistill.recipes.diagnose import diagnose as look  # noqa: PLC0415 - heavy
-    from locdistill.recipes.diagnosis import in_words, region_table  # noqa: PLC0415 - heavy
+    from locdistill.study.diagnose.diagnose import diagnose as look  # noqa: PLC0415 - heavy
+    from locdistill.study.diagnose.result import in_words, region_table  # noqa: PLC0415 - heavy
 
     found = look(
         run,

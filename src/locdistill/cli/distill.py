@@ -57,11 +57,11 @@ def distill(
     from math import inf  # noqa: PLC0415
 
     from locdistill.cli.report import progress, report_preflight, report_run  # noqa: PLC0415 - heavy
-    from locdistill.recipes import run  # noqa: PLC0415 - heavy
-    from locdistill.recipes.preflight import Preflight  # noqa: PLC0415 - heavy
+    from locdistill.train import train  # noqa: PLC0415 - heavy
+    from locdistill.train.preflight.look import Preflight  # noqa: PLC0415 - heavy
 
     recipe, overrides = options.request_words(words, recipe, settings)
-    asked = run.Words(
+    asked = train.Words(
         model=model,
         backbone=backbone,
         epochs=epochs,
@@ -78,7 +78,7 @@ def distill(
     if images is not None:
         how = replace(how, images=images, seconds=inf)
     if dry_run:
-        report = run.preflight(teacher, data, how=how, **asked)
+        report = train.preflight(teacher, data, how=how, **asked)
         report_preflight(report, stops=True)
         raise typer.Exit(bool(report.stops))
-    report_run(run.distill(teacher, data, out=out, resume=resume, preflight=how if preflight else None, **asked))
+    report_run(train.distill(teacher, data, out=out, resume=resume, preflight=how if preflight else None, **asked))

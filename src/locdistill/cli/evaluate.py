@@ -44,7 +44,7 @@ def evaluate(
     locdistill evaluate runs/rotated --data DOTA-tiles --published-sum
     """
     from locdistill.cli.report import progress, report_evaluation  # noqa: PLC0415 - heavy
-    from locdistill.recipes.use import evaluate as run  # noqa: PLC0415 - heavy
+    from locdistill.inference.evaluate import evaluate as run  # noqa: PLC0415 - heavy
 
     result = run(
         weights,

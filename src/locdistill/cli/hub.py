@@ -34,7 +34,7 @@ def push(
     locdistill push shared/r18-coco-1a2b3c4d.safetensors me/r18-coco --private
     """
     from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
-    from locdistill.recipes.push import push as run  # noqa: PLC0415 - heavy
+    from locdistill.publish.push import push as run  # noqa: PLC0415 - heavy
 
     done = run(path, repo, private=private, revision=revision, message=message)
     if as_json:
@@ -68,7 +68,7 @@ def pull(
     locdistill distill --teacher hf://me/r101-coco@v2 --data path/to/data
     """
     from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
-    from locdistill.recipes.hub import pull as run  # noqa: PLC0415 - heavy
+    from locdistill.models.hub import pull as run  # noqa: PLC0415 - heavy
 
     found = run(repo, revision=revision, file=file, out=out)
     print_json({"weights": str(found)}) if as_json else print(found)

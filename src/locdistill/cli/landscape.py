@@ -49,8 +49,8 @@ def landscape(
     locdistill landscape a b --gamma1 0:1.2:0.2 --gamma2 0:1.2:0.2 -o runs/map
     """
     from locdistill.cli.report import console, print_json, progress  # noqa: PLC0415 - heavy
-    from locdistill.recipes.landscape import PICTURE  # noqa: PLC0415 - heavy
-    from locdistill.recipes.landscape import landscape as run  # noqa: PLC0415 - heavy
+    from locdistill.study.landscape import PICTURE  # noqa: PLC0415 - heavy
+    from locdistill.study.landscape import landscape as run  # noqa: PLC0415 - heavy
 
     result = run(
         first,

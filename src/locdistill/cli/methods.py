@@ -15,6 +15,6 @@ def methods(as_json: options.Json = False) -> None:
     locdistill distill --method ld --method pkd --teacher runs/teacher --data bccd
     """
     from locdistill.cli.report import report_methods  # noqa: PLC0415 - heavy
-    from locdistill.recipes.catalogue import method_summaries  # noqa: PLC0415 - heavy
+    from locdistill.recipe.catalogue import method_summaries  # noqa: PLC0415 - heavy
 
     report_methods(method_summaries(), as_json=as_json)

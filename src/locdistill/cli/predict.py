@@ -37,8 +37,8 @@ def predict(
     locdistill predict runs/student folder/ --tta -s detections.nms=voting_cluster_diou
     """
     from locdistill.cli.report import progress, report_predictions  # noqa: PLC0415 - heavy
-    from locdistill.recipes.predict import PartialImageError  # noqa: PLC0415 - heavy
-    from locdistill.recipes.predict import predict as run  # noqa: PLC0415 - heavy
+    from locdistill.inference.predict import PartialImageError  # noqa: PLC0415 - heavy
+    from locdistill.inference.predict import predict as run  # noqa: PLC0415 - heavy
 
     try:
         found = run(

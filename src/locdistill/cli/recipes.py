@@ -15,6 +15,6 @@ def recipes(as_json: options.Json = False) -> None:
     locdistill config ld_r50_from_r101
     """
     from locdistill.cli.report import report_recipes  # noqa: PLC0415 - heavy
-    from locdistill.recipes.catalogue import recipe_summaries  # noqa: PLC0415 - heavy
+    from locdistill.recipe.catalogue import recipe_summaries  # noqa: PLC0415 - heavy
 
     report_recipes(recipe_summaries(), as_json=as_json)

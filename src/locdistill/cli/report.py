@@ -15,13 +15,13 @@ from locdistill.data.check import CheckReport
 from locdistill.dist import process_rank
 from locdistill.errors import RecipeError
 from locdistill.evaluation.tables import percent
-from locdistill.recipes.catalogue import published_aps
-from locdistill.recipes.fit import RunResult
-from locdistill.recipes.predict import Prediction
-from locdistill.recipes.preflight_report import PreflightReport
-from locdistill.recipes.tiling import TilingResult
-from locdistill.recipes.use import EvaluationResult
+from locdistill.inference.evaluate import EvaluationResult
+from locdistill.inference.predict import Prediction
+from locdistill.inference.tiles import TilingResult
+from locdistill.recipe.catalogue import published_aps
 from locdistill.settings import finite
+from locdistill.train.fit import RunResult
+from locdistill.train.preflight.report import PreflightReport
 
 _METRICS = ("AP", "AP50", "AP75", "AP90")
 _WIDTH = 160

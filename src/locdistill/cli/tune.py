@@ -73,7 +73,7 @@ def tune(
     from rich.markup import escape  # noqa: PLC0415 - heavy
 
     from locdistill.cli.report import console, print_json  # noqa: PLC0415 - heavy
-    from locdistill.recipes.tune import tune as run  # noqa: PLC0415 - heavy
+    from locdistill.study.tune.tune import tune as run  # noqa: PLC0415 - heavy
 
     start, screen = time.monotonic(), Console(stderr=True, highlight=False) if as_json else console()
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from locdistill.errors import TeacherError
 from locdistill.geometry.grid import Grid
-from locdistill.objective.moment import adapters
+from locdistill.objective.learned import adapters
 from locdistill.objective.scene import Scene
 from locdistill.types import Dense
 

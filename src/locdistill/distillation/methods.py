@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from locdistill.distillation import presets
-from locdistill.distillation.focus import AttentionL1, AttentiveL2, BackgroundCells, ContextL2, ObjectCells
-from locdistill.distillation.generation import MaskedGeneration
+from locdistill.distillation.fgd import AttentionL1, AttentiveL2, BackgroundCells, ContextL2, ObjectCells
 from locdistill.distillation.imitation import Everywhere, FeatureL2, FineGrained, GeneralInstances, OutsideBoxes
 from locdistill.distillation.logits import ClassBinary, EdgeKL, TeacherOverlap
+from locdistill.distillation.mgd import MaskedGeneration
+from locdistill.distillation.patterns import ChannelKL, Correlation
 from locdistill.distillation.regions import ScoreGap, TeacherConfidence
-from locdistill.distillation.relations import ChannelKL, Correlation
 from locdistill.objective.normalisers import ImageLevelMean, ImagePositiveCount, ImageWeightSum, PerImage
 from locdistill.objective.regions import InsideBoxes, Positives
 from locdistill.objective.term import Region, Term

@@ -22,7 +22,7 @@ from locdistill.errors import TeacherError
 from locdistill.geometry.grid import Grid
 from locdistill.models.fold import Haste
 from locdistill.models.recompute import recompute
-from locdistill.objective.moment import Learned, Moment
+from locdistill.objective.learned import Learned, Moment
 from locdistill.types import Batch, Dense, Instances
 
 EXAMPLE_SIDE = 256

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from locdistill.geometry.grid import Grid
 from locdistill.models.fold import Haste
-from locdistill.objective.moment import Learned, Moment
+from locdistill.objective.learned import Learned, Moment
 from locdistill.objective.scene import Scene
 from locdistill.types import Batch, Dense, Detections, Instances
 

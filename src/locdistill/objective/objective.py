@@ -16,7 +16,7 @@ from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.grid import Grid
 from locdistill.losses.overlap import kinds_for
 from locdistill.objective.balance import Balance
-from locdistill.objective.moment import NO_RUN, Learned, Moment, adapters
+from locdistill.objective.learned import NO_RUN, Learned, Moment, adapters
 from locdistill.objective.scene import Assigner, Scene
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances

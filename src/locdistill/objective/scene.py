@@ -15,7 +15,7 @@ from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.constant import indices
 from locdistill.geometry.grid import Grid
 from locdistill.losses.centerness import centerness
-from locdistill.objective.moment import NO_RUN, Moment
+from locdistill.objective.learned import NO_RUN, Moment
 from locdistill.types import Dense, Instances
 
 Assigner = Callable[[Grid, Instances], Assignment]

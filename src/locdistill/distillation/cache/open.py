@@ -1,0 +1,281 @@
+"""The cache of a teacher's predictions that a recipe names: whose it is, and what is in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from locdistill.data.digest import object_digests
+from locdistill.data.loader import training_plan
+from locdistill.data.looks import Plan
+from locdistill.data.records import Dataset
+from locdistill.data.samplers import Draw
+from locdistill.data.settings import DataSettings
+from locdistill.data.transforms import Look
+from locdistill.distillation.cache.record import Layout
+from locdistill.distillation.cache.store import Store
+from locdistill.distillation.cache.teacher import CachedTeacher, Keeping, Recall
+from locdistill.distillation.settings import TeacherSettings
+from locdistill.distillation.teacher import FrozenTeacher
+from locdistill.errors import CacheError, ImageError
+from locdistill.models.detector import Detector
+from locdistill.models.kinds import KINDS
+from locdistill.objective.objective import Objective
+from locdistill.types import Progress
+
+CONTRACT = "contract"
+VERSION = 2
+DIGEST = 16
+READERS = 8
+log = logging.getLogger("locdistill")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheUse:
+    """What decides what a cache holds, and what is read from it.
+
+    Attributes:
+        settings: The teachers and the cache.
+        teacher: Who teaches, run at each step as yet.
+        student: Who is taught.
+        objective: The student's loss.
+        dataset: The training images.
+        data: How they are shown.
+        precision: Of the teacher's multiplications.
+        seed: Of the order and the views of the images.
+    """
+
+    settings: TeacherSettings
+    teacher: FrozenTeacher
+    student: Detector
+    objective: Objective
+    dataset: Dataset
+    data: DataSettings
+    precision: str
+    seed: int
+
+    @property
+    def plan(self) -> Plan:
+        """How the images are shown."""
+        return training_plan(self.data, self.seed)
+
+
+def open_cache(use: CacheUse, *, progress: Progress | None = None) -> tuple[CachedTeacher, Recall]:
+    """Open the cache of a run: a teacher that is run for what is missing alone, and what it said before.
+
+    Args:
+        use: The run.
+        progress: Shows how far the images are read, where their content is not known yet.
+
+    Raises:
+        CacheError: The cache is another one's, incomplete where it cannot be added to, or cannot be read or written.
+        ImageError: An image cannot be read.
+    """
+    teacher, dataset, settings = use.teacher, use.dataset, use.settings.cache
+    assert settings is not None
+    grid = use.student.grid_for((64, 64))
+    layout = Layout(strides=grid.level_strides, per_cell=grid.per_cell, pad_to=use.data.pad_to)
+    keeping = Keeping.of(use.objective, layout, comparable=teacher.comparable, numbers=settings.numbers)
+    _check_padding(use, layout)
+    store = store_in(settings.path)
+    wanted = contract_of(use, keeping)
+    there = store.about(CONTRACT)
+    plain = json.loads(json.dumps(wanted))
+    same = there is None or plain == there
+    if not same:
+        _check_contract(store.path, there, wanted)
+    recall = Recall(store, contents(dataset, store, keep_ignored=use.data.hands_on_ignored, progress=progress), layout)
+    missing, views = len(missing_draws(recall, dataset, use.plan)), ways_of(dataset, use.plan)
+    if missing and not same:
+        raise CacheError(
+            f"{store.path} holds more than this run needs, but lacks {missing} of its {views} views, and what this run "
+            "would add is less than what is kept there; complete it with the recipe that it was built for ('locdistill "
+            "cache build'), or name another folder"
+        )
+    if there is None and store.claim(CONTRACT, wanted) != plain:
+        return open_cache(use, progress=progress)  # another process was faster, and built another cache
+    how = f"the teacher looks at the other {missing} as they come" if missing else "the teacher does not run"
+    cached = CachedTeacher(teacher, store, keeping, use.student.grid_for)
+    cached.notes = (*teacher.notes, f"cache {store.path}: {views - missing} of {views} views are there; {how}")
+    return cached, recall
+
+
+def store_in(path: str | Path) -> Store:
+    """The store in a folder, which may be new.
+
+    Raises:
+        CacheError: It is a file, or a folder of something else.
+    """
+    folder = Path(path)
+    if folder.exists() and not folder.is_dir():
+        raise CacheError(f"{folder} is a file; expected the folder of a cache, or a new one")
+    store = Store(folder)
+    if folder.is_dir() and not store.exists and any(not file.name.endswith(".mdb") for file in folder.iterdir()):
+        raise CacheError(f"{folder} is a folder of something else; expected that of a cache, or a new or empty one")
+    return store
+
+
+def contract_of(use: CacheUse, keeping: Keeping) -> dict[str, Any]:
+    """All that decides what a teacher says of an image, and what of it is kept, as plain data."""
+    teacher, student = use.settings, use.student.settings
+    own = ("sha256", "share", "classes", "input", "onnx")
+    return {
+        "version": VERSION,
+        "teachers": [each.model_dump(mode="json", include=set(own)) for each in (teacher, *teacher.more)],
+        "scale": teacher.scale,
+        "soft_target": teacher.soft_target,
+        "soft_width": teacher.soft_width,
+        "student": {
+            "model": student.model,
+            "classes": list(student.classes),
+            "strides": list(student.strides),
+            "reg_max": student.reg_max,
+            "meaning": repr(KINDS[student.model].meaning(student)),
+        },
+        "pad_to": use.data.pad_to,
+        "precision": use.precision,
+        "numbers": keeping.numbers,
+        "assigner": repr(keeping.objective.assigner),
+        "regions": list(keeping.regions) if keeping.predictions else ["nowhere"],
+        "maps": list(keeping.maps),
+    }
+
+
+def _check_contract(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse a cache of something else; one that holds more will do.
+
+    Raises:
+        CacheError: It is another teacher's or student's, or lacks something.
+    """
+    differs = [
+        f"{name} {_brief(there.get(name))} there, {_brief(value)} here"
+        for name, value in wanted.items()
+        if name not in ("regions", "maps") and there.get(name) != value
+    ]
+    for name in ("regions", "maps"):
+        lacks = [each for each in wanted[name] if each not in there[name] and "everywhere" not in there[name]]
+        if lacks and lacks != ["nowhere"]:
+            differs.append(f"{name} {', '.join(there[name]) or 'none'} there, {', '.join(lacks)} asked for")
+    if differs:
+        raise CacheError(
+            f"{path} is the cache of another run, and would teach something else: {'; '.join(differs)}. Name another "
+            "folder (--cache DIR), remove this one, or give the settings that it was built with"
+        )
+
+
+def _brief(value: Any) -> str:
+    """Plain data in a few words; digests shortened."""
+    if isinstance(value, list):
+        return "[" + ", ".join(_brief(each) for each in value) + "]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k}: {_brief(v)}" for k, v in value.items() if v is not None) + "}"
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+def _check_padding(use: CacheUse, layout: Layout) -> None:
+    """Terms that look at the padding need batches without any.
+
+    Raises:
+        CacheError: A term looks at the padding that a batch adds, and what is kept cannot hold it.
+    """
+    terms = [name for name, term in use.objective.terms.items() if term.sees_padding]
+    if not terms:
+        return
+    dataset, plan = use.dataset, use.plan
+    shapes: dict[bool, set[tuple[int, int]]] = {}
+    for draw, _, size in _sized(dataset, plan):
+        record = dataset.records[draw.image]
+        shapes.setdefault(record.width > record.height, set()).add(layout.extents(size))
+    if any(len(each) > 1 for each in shapes.values()):
+        raise CacheError(
+            f"the terms {', '.join(terms)} look at the padding that an image gets from the others in its batch, and a "
+            f"cache knows images one by one; set terms.{terms[0]}.on.padding=false (or per=image), or use no cache"
+        )
+
+
+def missing_draws(recall: Recall, dataset: Dataset, plan: Plan, part: tuple[int, int] = (1, 1)) -> list[Draw]:
+    """The ways of looking at the images of which nothing is kept yet; each once.
+
+    Args:
+        recall: What is kept.
+        dataset: The images.
+        plan: How they are shown.
+        part: ``(k, n)``: only those of the ``k``-th of ``n`` shares, from 1. A share is the same whatever is kept
+            already, so that all of them together are everything, whenever each begins.
+    """
+    keys: dict[bytes, Draw] = {}
+    for draw, look, size in _sized(dataset, plan):
+        keys.setdefault(recall.key(draw.image, size, look), draw)
+    share, shares = part
+    own = list(keys.items())[share - 1 :: shares]
+    there = recall.store.has(key for key, _ in own)
+    return [draw for (_, draw), known in zip(own, there, strict=True) if not known]
+
+
+def ways_of(dataset: Dataset, plan: Plan) -> int:
+    """Number of images times ways to look at each."""
+    return len(dataset) * (plan.ways or 0)
+
+
+def _sized(dataset: Dataset, plan: Plan) -> Iterator[tuple[Draw, Look, tuple[int, int]]]:
+    """All ways of looking at all images, with the height and width that they get."""
+    assert plan.ways is not None, "the recipe's checks refuse what cannot be counted"
+    for image, record in enumerate(dataset.records):
+        for way, look in enumerate(plan.looks(image)):
+            yield Draw(image, way=way), look, look.size(record.height, record.width)
+
+
+def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Progress | None = None) -> np.ndarray:
+    """A digest of each image's file and objects, ``(n, 16)`` uint8.
+
+    A file whose size and time of change are those that the store has noted is not read again.
+
+    Raises:
+        ImageError: A file cannot be read.
+        CacheError: The store cannot be read or written.
+    """
+    names = [
+        hashlib.blake2b(os.fsencode(record.path.absolute()), digest_size=DIGEST).digest() for record in dataset.records
+    ]
+    stamps = [_stamp(record.path) for record in dataset.records]
+    noted = store.notes(names)
+    files = [
+        note[len(stamp) :] if note and note.startswith(stamp) else b""
+        for note, stamp in zip(noted, stamps, strict=True)
+    ]
+    unread = [i for i, digest in enumerate(files) if not digest]
+    with ThreadPoolExecutor(READERS) as readers:
+        found: Iterable[bytes] = readers.map(_digest, (dataset.records[i].path for i in unread))
+        for i, digest in zip(unread, found if progress is None else progress(found, len(unread)), strict=True):
+            files[i] = digest
+    if unread:
+        store.note({names[i]: stamps[i] + files[i] for i in unread})
+    seen = dataset.records if keep_ignored else [record.of(~record.ignored) for record in dataset.records]
+    digests = [
+        hashlib.blake2b(file + objects, digest_size=DIGEST).digest()
+        for file, objects in zip(files, object_digests(dataset, records=seen), strict=True)
+    ]
+    return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
+
+
+def _stamp(path: Path) -> bytes:
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read ({error.strerror}); check the data set") from error
+    return struct.pack("<QQ", facts.st_size, facts.st_mtime_ns)
+
+
+def _digest(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).digest()

@@ -1,0 +1,186 @@
+"""From the teacher that settings name to one that its student understands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from locdistill.data.settings import DataSettings
+from locdistill.distillation.bridges import AdaptedTeacher, Facts, SeveralTeachers
+from locdistill.distillation.compatible import Needs, check_teacher
+from locdistill.distillation.onnx_teacher import SUFFIX, OnnxTeacher, onnx_teacher
+from locdistill.distillation.settings import Colleague, TeacherSettings
+from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
+from locdistill.errors import TeacherError
+from locdistill.files import file_digest
+from locdistill.models.detector import Detector
+from locdistill.models.hub import find
+from locdistill.models.settings import DetectorSettings, NormalisationSettings
+from locdistill.objective.term import Term
+
+
+def teacher_files(settings: TeacherSettings | None, recipe: str) -> tuple[Path, ...]:
+    """Find the weights files of all teachers; none where there is no teacher, or it is made of the student.
+
+    Args:
+        settings: The teacher.
+        recipe: Name of the recipe that asks for it, in messages.
+
+    Raises:
+        TeacherError: There is a teacher, but a file is not named.
+        WeightsError: There is no such file.
+    """
+    if settings is None or settings.follows:
+        return ()
+    if settings.weights is None:
+        name = settings.name or "a trained detector"
+        how = f" How to get it: {settings.where}" if settings.where else ""
+        raise TeacherError(f"recipe {recipe} needs its teacher ({name}); name it with --teacher FILE.{how}")
+    if any(other.weights is None for other in settings.more):
+        raise TeacherError(
+            f"recipe {recipe} has {1 + len(settings.more)} teachers; name all of them, with "
+            "teacher.weights=[FILE, FILE]"
+        )
+    named = (settings.weights, *(other.weights for other in settings.more))
+    return tuple(find(str(weights)) for weights in named)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pupil:
+    """Who is taught.
+
+    Attributes:
+        detector: The student.
+        terms: What compares it with its teacher, and the rest of its loss.
+        data: The images that both see.
+    """
+
+    detector: DetectorSettings
+    terms: Mapping[str, Term]
+    data: DataSettings
+
+
+def load_teacher(
+    settings: TeacherSettings, files: tuple[Path, ...], pupil: Pupil
+) -> tuple[TeacherSettings, FrozenTeacher]:
+    """Load the teachers, record which files they were, and bridge what differs from the student; see their ``notes``.
+
+    Args:
+        settings: Who teaches.
+        files: Where their weights are; see :func:`teacher_files`.
+        pupil: Who is taught.
+
+    Raises:
+        TeacherError: A file is another one than in the run, or cannot teach this student.
+        WeightsError: A file cannot be read.
+    """
+    several = bool(settings.more)
+    if several:
+        _check_no_maps(pupil.terms)
+    own: tuple[TeacherSettings | Colleague, ...] = (settings, *settings.more)
+    digests = [_digest(file, each) for file, each in zip(files, own, strict=True)]
+    teachers = [_load(settings, file, each, pupil) for file, each in zip(files, own, strict=True)]
+    more = tuple(o.model_copy(update={"sha256": d}) for o, d in zip(settings.more, digests[1:], strict=True))
+    known = settings.model_copy(update={"sha256": digests[0], "more": more})
+    teacher = SeveralTeachers(teachers, [each.share for each in own]) if several else teachers[0]
+    teacher.notes = tuple(note for each in teachers for note in each.notes)
+    return known, teacher
+
+
+def _check_no_maps(terms: Mapping[str, Term]) -> None:
+    """Terms that look at maps need one teacher.
+
+    Raises:
+        TeacherError: There is such a term.
+    """
+    needs = {name: Needs.of([term]) for name, term in terms.items()}
+    if names := [name for name, need in needs.items() if need.features or need.cross]:
+        raise TeacherError(
+            f"the terms {', '.join(names)} look at a teacher's feature maps or head, and of several teachers only the "
+            "predictions can be averaged; leave these terms out, or name one teacher"
+        )
+
+
+def _digest(file: Path, settings: TeacherSettings | Colleague) -> str:
+    digest = file_digest(file)
+    if settings.sha256 not in (None, digest):
+        raise TeacherError(
+            f"{file} is not the teacher that the recipe was run with (sha256 {digest[:12]}..., expected "
+            f"{str(settings.sha256)[:12]}...): put the file back, or accept the new one in a new run with "
+            "teacher.sha256=null"
+        )
+    return digest
+
+
+def _load(options: TeacherSettings, file: Path, own: TeacherSettings | Colleague, pupil: Pupil) -> FrozenTeacher:
+    """Load one teacher, its predictions in the student's terms."""
+    foreign = None
+    teaches: DetectorSettings | Facts
+    if file.suffix == SUFFIX:
+        if own.input is not None or own.classes is not None:
+            raise TeacherError(
+                f"{file}: what an ONNX file does not say is set by teacher.onnx, and not by teacher.input or "
+                "teacher.classes"
+            )
+        foreign = onnx_teacher(file, own.onnx)
+        teaches = foreign.facts
+    else:
+        detector = _detector(file, own)
+        teaches = detector.settings
+    bridge = check_teacher(
+        pupil.detector,
+        teaches,
+        str(file),
+        needs=Needs.of(pupil.terms.values()),
+        scale=options.scale,
+        soft=options.soft_target,
+        soft_width=options.soft_width,
+    )
+    teacher: FrozenTeacher
+    if foreign is not None:
+        _check_input(foreign, options.scale, pupil.data)
+        teacher = foreign.looking(bridge.strides, options.scale)
+    else:
+        levels = [stride.bit_length() - 1 for stride in bridge.strides]
+        teacher = LiveTeacher(detector, levels=levels, scale=options.scale)
+    if bridge.steps:
+        teacher = AdaptedTeacher(teacher, *bridge.steps)
+    teacher.notes, teacher.comparable = tuple(f"{file.name}: {note}" for note in bridge.notes), bridge.comparable
+    return teacher
+
+
+def _detector(file: Path, own: TeacherSettings | Colleague) -> Detector:
+    """The detector in a weights file, with what the recipe knows better than the file.
+
+    Raises:
+        TeacherError: The recipe names another number of classes.
+    """
+    detector = Detector.load(file)
+    there = detector.settings.classes
+    if own.classes is not None and len(own.classes) != len(there):
+        raise TeacherError(
+            f"teacher.classes names {len(own.classes)} classes, and {file} has {len(there)}: {list(there)}"
+        )
+    if own.classes is not None:
+        detector.settings = detector.settings.model_copy(update={"classes": own.classes})
+    detector.normalise_as(own.input or NormalisationSettings())
+    return detector
+
+
+def _check_input(teacher: OnnxTeacher, scale: int, data: DataSettings) -> None:
+    """Images must fit into a file with a fixed input size; before the first step, and not in the middle of a run.
+
+    Raises:
+        TeacherError: They do not.
+    """
+    if teacher.size is None:
+        return
+    pad = data.pad_to
+    long = max(-(-max(size) // pad) * pad for size in data.sizes) * scale
+    if long > max(teacher.size):
+        limits = [side // scale // pad * pad for side in (max(teacher.size), min(teacher.size))]
+        raise TeacherError(
+            f"{teacher.file} looks at images of {teacher.size[0]}x{teacher.size[1]} (height x width), and those of the "
+            f"recipe may be {long} long for it; set data.sizes=[[{limits[0]}, {limits[1]}]]"
+        )

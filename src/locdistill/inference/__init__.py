@@ -1,0 +1,1 @@
+"""What a trained detector does: evaluate, predict, tiles, benchmark."""

@@ -1,0 +1,239 @@
+"""How fast a detector is: latency, throughput, memory and cost, with PyTorch and ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any, get_args
+
+import torch
+
+from locdistill.data.files import images_below
+from locdistill.engine.devices import default_device, existing_device
+from locdistill.engine.speed import Precision
+from locdistill.errors import ImageError, LocdistillError, RunError, WeightsError
+from locdistill.files import make_folder, write_text, writing
+from locdistill.images import pad_together, read_image, resize_to
+from locdistill.inference.benchmark.engines import ENGINES, Tell, precision_of
+from locdistill.inference.benchmark.measure import COMPARED, Answer, Pictures, Work, difference
+from locdistill.inference.benchmark.result import NOISE, RANDOM, BenchmarkResult, EngineResult, notes
+from locdistill.interop.classes import COCO
+from locdistill.models.count import multiply_adds, parameters
+from locdistill.models.detector import Detector
+from locdistill.models.hub import find
+from locdistill.recipe.load import load_recipe, recipe_names
+from locdistill.settings import finite, nearest
+
+WARM_UP = 5
+"""Calls that do not count, as in the reference's benchmark."""
+STEPS = {"cpu": 20}
+STEPS_ON_GPU = 200
+HELD = 32
+"""Pictures kept in memory and looked at in turn."""
+TRAINED = "as trained"
+RECIPE_SUFFIXES = (".yaml", ".yml")
+CLASSES = len(COCO)
+"""Of a recipe that does not name them, because its data do."""
+
+
+def benchmark(  # noqa: PLR0913 - what can be asked for
+    model: str | Path,
+    *,
+    input: str | None = None,
+    batch: int = 8,
+    device: str | None = None,
+    precision: str = "32",
+    steps: int | None = None,
+    engines: Sequence[str] | None = None,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    tell: Tell = lambda _: None,
+) -> BenchmarkResult:
+    """Measure how fast a detector is, post-processing included, and what it costs.
+
+    Images are in memory, resized, when time begins; reading and resizing do not count, as in the reference's
+    benchmark. The first calls do not count either.
+
+    Args:
+        model: A weights file, a run folder, ``run/best``, an address on a hub, or the name of a recipe, whose detector
+            then has random weights.
+        input: Width and height, such as ``1333x800``; what the detector was made for unless given. Padded as always.
+        batch: Number of images at once for the throughput.
+        device: Such as ``cuda:0``; a GPU if there is one unless given.
+        precision: What PyTorch multiplies in: ``32``, ``bf16`` or ``fp16``.
+        steps: Calls that are timed; 20 on a CPU and 200 on a GPU unless given.
+        engines: Some of ``eager``, ``compiled`` and ``onnxruntime``; all that are there unless given.
+        data: Folder of images to look at, each made to fit the input; noise unless given.
+        out: Write the result to this JSON file.
+        tell: Is told what is done, for it can take minutes.
+
+    Raises:
+        RunError: The input, the device or an engine is wrong, an engine that was asked for is not there, or ``out``
+            cannot be written.
+        WeightsError: There is neither such a file nor such a recipe.
+        ImageError: The folder has no images, or one cannot be read.
+    """
+    where = existing_device(device or default_device())
+    _check_engines(engines)
+    if out is not None:
+        _check_out(Path(out))
+    detector, random = _open(model, where)
+    limits = detector.settings.input
+    inner = (limits.short, limits.long) if input is None else parse_size(input)
+    size = _padded(inner, limits.pad_to)
+    pictures = _noise(inner, size, max(batch, COMPARED)) if data is None else _read(Path(data), inner, size, batch)
+    work = Work(
+        detector=detector,
+        pictures=pictures,
+        precision=_known(precision, where),
+        batch=batch,
+        calls=steps or STEPS.get(where.type, STEPS_ON_GPU),
+        warm_up=WARM_UP,
+    )
+    results, missing, answers = _run(work, engines, tell)
+    facts = _facts(work, answers) | {
+        "weights": RANDOM if random else TRAINED,
+        "images": NOISE if data is None else str(data),
+    }
+    result = BenchmarkResult(
+        model=str(model),
+        size=size,
+        facts=facts,
+        parameters=parameters(detector),
+        multiply_adds=multiply_adds(detector.settings, size),
+        engines=results,
+        missing=missing,
+        notes=notes(facts, results),
+    )
+    if out is not None:
+        with writing(Path(out)):
+            write_text(Path(out), json.dumps(finite(result.as_dict()), indent=2) + "\n")
+    return result
+
+
+def _run(
+    work: Work, engines: Sequence[str] | None, tell: Tell
+) -> tuple[dict[str, EngineResult], dict[str, str], list[Answer]]:
+    """Results, engines that cannot be used and why, and the answers of the first that can."""
+    results: dict[str, EngineResult] = {}
+    missing: dict[str, str] = {}
+    first: list[Answer] = []
+    for name in engines or ENGINES:
+        tell(f"{name}: {work.calls} calls with one image" + (f", then with {work.batch}" if work.batch > 1 else ""))
+        try:
+            measured = work.measured(ENGINES[name], tell)
+        except LocdistillError as error:
+            missing[name] = str(error)
+        except Exception as error:  # compilers and runtimes raise what they like
+            missing[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
+        else:
+            results[name] = EngineResult(
+                precision=precision_of(name, work.precision),
+                single=measured.single,
+                batched=measured.batched,
+                memory_mb=measured.memory_mb,
+                difference=difference(work.detector, first, measured.answers) if first else None,
+            )
+            first = first or measured.answers
+    if not results or (engines is not None and missing):
+        raise RunError("; ".join(f"engine '{name}' cannot be used: {reason}" for name, reason in missing.items()))
+    return results, missing, first
+
+
+def _check_engines(engines: Sequence[str] | None) -> None:
+    unknown = [name for name in engines or () if name not in ENGINES]
+    if unknown:
+        raise RunError(f"--engine {unknown[0]}: expected one of {', '.join(ENGINES)}")
+
+
+def _check_out(out: Path) -> None:
+    """Look whether the file can be written, before minutes are spent on what is to be in it."""
+    make_folder(out.absolute().parent)
+    if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
+        raise RunError(f"--out {out}: expected a file in a folder that can be written to")
+
+
+def _known(precision: str, device: torch.device) -> Precision:
+    names: tuple[Precision, ...] = get_args(Precision)
+    found = next((name for name in names if name == precision), None)
+    if found is None:
+        raise RunError(f"--precision {precision}: expected one of {', '.join(names)}")
+    if found == "fp16" and device.type == "cpu":
+        raise RunError("--precision fp16 is for GPUs; on a CPU take bf16 or 32")
+    return found
+
+
+def _open(model: str | Path, device: torch.device) -> tuple[Detector, bool]:
+    """The detector, and whether its weights are random."""
+    name = str(model)
+    if name not in recipe_names() and Path(name).suffix not in RECIPE_SUFFIXES:
+        try:
+            return Detector.load(find(model), device), False
+        except WeightsError as error:
+            if Path(name).exists():
+                raise
+            close = nearest(name, recipe_names())
+            hint = f", such as {close}" if close else ""
+            raise WeightsError(f"{error}; or the name of a recipe{hint} ('locdistill recipes' lists them)") from error
+    settings = load_recipe(name).detector
+    named = settings.classes or tuple(f"class {c}" for c in range(CLASSES))
+    detector = Detector(settings.model_copy(update={"classes": named}), pretrained=False)
+    return detector.eval().to(device), True
+
+
+def _padded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
+    height, width = (-(-side // multiple) * multiple for side in size)
+    return height, width
+
+
+def _noise(inner: tuple[int, int], size: tuple[int, int], count: int) -> Pictures:
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(0, 256, (3, *inner), dtype=torch.uint8, generator=generator) for _ in range(count)]
+    sizes = torch.tensor(inner).expand(count, -1)
+    return Pictures(pad_together(images, height=size[0], width=size[1]), sizes, sizes)
+
+
+def _read(folder: Path, inner: tuple[int, int], size: tuple[int, int], batch: int) -> Pictures:
+    """Pictures of a folder, each as large as fits."""
+    files = images_below(folder)[: max(batch, HELD)]
+    if not files:
+        raise ImageError(f"{folder}: there is no image in this folder; name one with images, or leave out --data")
+    originals = [read_image(file) for file in files]
+    images = []
+    for picture in originals:
+        height, width = picture.shape[-2:]
+        scale = min(inner[0] / height, inner[1] / width)
+        images.append(resize_to(picture, (max(round(height * scale), 1), max(round(width * scale), 1))))
+    sizes, before = (torch.tensor([image.shape[-2:] for image in some]) for some in (images, originals))
+    return Pictures(pad_together(images, height=size[0], width=size[1]), sizes, before)
+
+
+def _facts(work: Work, answers: Sequence[Answer]) -> dict[str, Any]:
+    settings, device = work.detector.settings, work.detector.device
+    return {
+        "detector": {"model": settings.model, "backbone": settings.backbone, "classes": len(settings.classes)},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "batch": work.batch,
+        "warm_up": work.warm_up,
+        "candidates": mean(len(found.scores) for answer in answers for found in answer.candidates),
+        "detections": mean(len(found.scores) for answer in answers for found in answer.detections),
+    }
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Height and width from ``1333x800``, which is width by height.
+
+    Raises:
+        RunError: It is something else.
+    """
+    found = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
+    width, height = map(int, found.groups()) if found else (0, 0)
+    if min(width, height) < 1:
+        raise RunError(f"--input {text}: expected width and height in pixels, such as 1333x800")
+    return height, width

@@ -1,0 +1,163 @@
+"""What ``locdistill benchmark`` found: plain data, tables and notes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from locdistill.engine.speed import Precision
+from locdistill.evaluation.tables import UNDEFINED, Table
+from locdistill.inference.benchmark.measure import Difference, Times
+
+RANDOM, NOISE = "random", "noise"
+TOLERANCE: dict[Precision, float] = {"32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
+"""Of the difference of a score between two engines, the coarser of whose precisions decides."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineResult:
+    """What was measured with one engine.
+
+    Attributes:
+        precision: What it multiplied in.
+        single: One image at a time.
+        batched: As many images at a time as were asked for; None if that is one.
+        memory_mb: Peak memory in 2^20 bytes; None where it cannot be told.
+        difference: From the answers of the first engine; None of the first.
+    """
+
+    precision: Precision
+    single: Times
+    batched: Times | None
+    memory_mb: float | None
+    difference: Difference | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "precision": self.precision,
+            "fps": self.single.per_second,
+            "latency": self.single.as_dict(),
+            "throughput": None if self.batched is None else self.batched.as_dict(),
+            "peak_memory_mb": self.memory_mb,
+            "difference": None if self.difference is None else asdict(self.difference),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchmarkResult:
+    """How fast a detector is.
+
+    Attributes:
+        model: As it was named.
+        size: Height and width of the padded images.
+        facts: What it was measured on and with: plain data.
+        parameters: Number of them, frozen ones included.
+        multiply_adds: In the forward pass of one image, post-processing apart. One is two FLOPs.
+        engines: By name, in the order measured.
+        missing: Engines that could not be measured, with the reason.
+        notes: What a reader has to know.
+    """
+
+    model: str
+    size: tuple[int, int]
+    facts: dict[str, Any]
+    parameters: int
+    multiply_adds: int
+    engines: dict[str, EngineResult]
+    missing: dict[str, str]
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "model": self.model,
+            "padded_input": {"height": self.size[0], "width": self.size[1]},
+            **self.facts,
+            "parameters": self.parameters,
+            "gflops": {"multiply_adds": self.multiply_adds / 1e9, "flops": 2 * self.multiply_adds / 1e9},
+            "engines": {name: result.as_dict() for name, result in self.engines.items()},
+            "missing": self.missing,
+            "notes": list(self.notes),
+        }
+
+    def tables(self) -> tuple[Table, ...]:
+        """What it costs, how fast it is, how far the engines are from each other."""
+        batch = self.facts["batch"]
+        cost = Table(
+            f"{self.model}, {self.size[1]}x{self.size[0]} (padded), {self.facts['device']}",
+            ("parameters (M)", "multiply-adds (G)", "FLOPs (G)", "candidates an image", "detections an image"),
+            (
+                (
+                    f"{self.parameters / 1e6:.2f}",
+                    f"{self.multiply_adds / 1e9:.2f}",
+                    f"{2 * self.multiply_adds / 1e9:.2f}",
+                    f"{self.facts['candidates']:.1f}",
+                    f"{self.facts['detections']:.1f}",
+                ),
+            ),
+        )
+        percentiles = (f"{name} ms" for name in next(iter(self.engines.values())).single.percentiles)
+        header = ("engine", "precision", "FPS", *percentiles, f"images/s at {batch}", "peak MB")
+        rows = tuple(_speed_row(name, result) for name, result in self.engines.items())
+        speed = Table("One image at a time, post-processing included", header, rows)
+        first, *others = self.engines
+        columns = (f"against {first}", "score differs by", "edge by (px)", "detections", "without a partner")
+        cells = tuple(_difference_row(name, self.engines[name].difference) for name in others)
+        same = Table("Do they detect the same? Largest differences at any location", columns, cells)
+        return (cost, speed, same) if others else (cost, speed)
+
+
+def _speed_row(name: str, result: EngineResult) -> tuple[str, ...]:
+    return (
+        name,
+        result.precision,
+        f"{result.single.per_second:.2f}",
+        *(f"{value:.1f}" for value in result.single.percentiles.values()),
+        f"{(result.batched or result.single).per_second:.2f}",
+        UNDEFINED if result.memory_mb is None else f"{result.memory_mb:.0f}",
+    )
+
+
+def _difference_row(name: str, apart: Difference | None) -> tuple[str, ...]:
+    if apart is None:
+        return (name, *(UNDEFINED,) * 4)
+    return (name, f"{apart.score:.1e}", f"{apart.edge_px:.1e}", str(apart.detections), str(apart.unmatched))
+
+
+def notes(facts: Mapping[str, Any], engines: Mapping[str, EngineResult]) -> tuple[str, ...]:
+    """What a reader has to know."""
+    found = [
+        f"Timed from images in memory to boxes; reading and resizing are not in it, nor are the first "
+        f"{facts['warm_up']} images. FPS is images per second with one image at a time.",
+        "Multiply-adds are what tools of the field print as FLOPs; PyTorch's counter counts each as two. They are of "
+        "the network alone: no post-processing, no teacher.",
+    ]
+    unreal = [what for what, of in (("random weights", "weights"), ("noise", "images")) if facts[of] in (RANDOM, NOISE)]
+    if unreal:
+        found.append(
+            f"Measured with {' and '.join(unreal)}: the network takes as long with any, but post-processing takes "
+            "longer the more candidates there are. Trained weights and --data FOLDER give their real number."
+        )
+    if "compiled" in engines:
+        found.append("compiled: batch normalisation is folded into the convolutions; compiling is not in the times.")
+    if "onnxruntime" in engines:
+        found.append(
+            "onnxruntime: the dense network runs in ONNX Runtime, in float32; normalising and post-processing in "
+            "PyTorch."
+        )
+    if facts["device"] == "cpu":
+        found.append("Peak MB is how much the process grew with the engine, its own copy of the weights included.")
+    return (*found, *_disagreements(engines))
+
+
+def _disagreements(engines: Mapping[str, EngineResult]) -> Iterator[str]:
+    first = next(iter(engines))
+    for name, result in engines.items():
+        apart, allowed = result.difference, max(TOLERANCE[engines[some].precision] for some in (first, name))
+        if apart is not None and (apart.score > allowed or apart.unmatched):
+            yield (
+                f"{name} does not quite detect what {first} does: scores differ by up to {apart.score:.1e} (expected: "
+                f"{allowed:g}), {apart.unmatched} of {apart.detections} detections have no partner."
+            )

@@ -1,0 +1,222 @@
+"""Trained weights look at pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from locdistill.data.files import images_below
+from locdistill.engine.devices import default_device, existing_device
+from locdistill.errors import ImageError, RunError
+from locdistill.evaluation.results import rounded
+from locdistill.files import make_folder, write_text
+from locdistill.images import ImageSource, read_image
+from locdistill.inference.evaluate import adjusted
+from locdistill.models.detector import Detector
+from locdistill.models.hub import find
+from locdistill.models.settings import DetectorSettings
+from locdistill.recipe.load import Override
+from locdistill.types import Detections, Progress
+from locdistill.viz.draw import draw_detections
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was detected in one picture.
+
+    Attributes:
+        path: The picture.
+        height: In pixels.
+        width: In pixels.
+        detections: Those with at least the threshold's score.
+        classes: Names by label.
+        picture: The drawn picture, if one was saved.
+    """
+
+    path: Path
+    height: int
+    width: int
+    detections: Detections
+    classes: tuple[str, ...] = field(repr=False)
+    picture: Path | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        detections = [
+            {"class": self.classes[label], "label": label, "score": round(score, 5), "box": rounded(box)}
+            for box, score, label in zip(*(value.tolist() for value in self.detections), strict=True)
+        ]
+        return {
+            "image": str(self.path),
+            "width": self.width,
+            "height": self.height,
+            "detections": detections,
+        }
+
+
+class PartialImageError(ImageError):
+    """Some images cannot be read; the others were looked at.
+
+    Attributes:
+        found: The predictions for those.
+    """
+
+    def __init__(self, message: str, found: list[Prediction]) -> None:
+        super().__init__(message)
+        self.found = found
+
+
+def predict(
+    weights: str | Path | Detector,
+    images: str | Path | Iterable[str | Path],
+    *,
+    save: str | Path | None = None,
+    threshold: float = 0.3,
+    batch: int = 8,
+    device: str | None = None,
+    overrides: Sequence[Override] = (),
+    progress: Progress | None = None,
+) -> list[Prediction]:
+    """Detect objects in image files.
+
+    Args:
+        weights: A weights file, a run folder, ``run/best``, or a detector in memory.
+        images: Files, or folders that are searched for images.
+        save: Folder for the drawn pictures and ``predictions.json``.
+        threshold: Lowest score that is reported and drawn; where it is below the detector's own
+            ``detections.score_threshold``, it takes its place.
+        batch: Images at once.
+        device: Such as ``cuda:0``; a GPU if there is one unless given. A detector in memory stays where it is.
+        overrides: Settings of ``input`` and ``detections``, as in `evaluate`; a detector in memory keeps its own.
+        progress: Shows how far one is.
+
+    Raises:
+        WeightsError: The weights cannot be read.
+        RecipeError: An override is wrong.
+        ImageError: Something that is named is not there; nothing was done then.
+        PartialImageError: Images could not be decoded; the others are done, and saved if asked for.
+        RunError: There is no such device, a drawn picture would replace one of the images, or ``save`` cannot be
+            written to.
+    """
+    files = list_images(images)
+    if isinstance(weights, Detector):
+        detector = weights
+    else:
+        detector = Detector.load(find(weights), existing_device(device or default_device()))
+    settings = _reporting_from(threshold, adjusted(detector.settings, overrides)[0])
+    targets = _targets(files, Path(save)) if save is not None else {}
+    if save is not None:
+        make_folder(Path(save))
+    chunks: Iterable[list[Path]] = [[f for f, _ in files[i : i + batch]] for i in range(0, len(files), batch)]
+    if progress is not None:
+        chunks = progress(chunks, -(-len(files) // batch))
+    unreadable: list[ImageError] = []
+    with _set_to(detector, settings):
+        found = [p for chunk in chunks for p in _predict_some(detector, chunk, threshold, targets, unreadable)]
+    if save is not None:
+        content: dict[str, Any] = {
+            "weights": None if isinstance(weights, Detector) else str(weights),
+            "threshold": threshold,
+            "classes": list(detector.settings.classes),
+            "images": [prediction.as_dict() for prediction in found],
+        }
+        write_text(Path(save) / "predictions.json", json.dumps(content, indent=1) + "\n")
+    if unreadable:
+        raise PartialImageError(
+            _listed(f"{len(found)} of {len(files)} images are done, these cannot be read", unreadable), found
+        )
+    return found
+
+
+def _reporting_from(threshold: float, settings: DetectorSettings) -> DetectorSettings:
+    """Settings that keep whatever scores at least this, if they would drop some of it."""
+    lowest = min(threshold, settings.detections.score_threshold)
+    detections = settings.detections.model_copy(update={"score_threshold": lowest})
+    return settings.model_copy(update={"detections": detections})
+
+
+@contextmanager
+def _set_to(detector: Detector, settings: DetectorSettings) -> Iterator[None]:
+    """Let a detector follow other settings for a while."""
+    own = detector.settings
+    detector.settings = settings
+    try:
+        yield
+    finally:
+        detector.settings = own
+
+
+def _predict_some(
+    detector: Detector, files: list[Path], threshold: float, targets: dict[Path, Path], unreadable: list[ImageError]
+) -> Iterator[Prediction]:
+    """Predictions of some images; what is wrong with the others is added to ``unreadable``."""
+    pictures: dict[Path, Tensor] = {}
+    for file in files:
+        try:
+            pictures[file] = read_image(file)
+        except ImageError as error:
+            unreadable.append(error)
+    sources: list[ImageSource] = list(pictures.values())
+    classes = detector.settings.classes
+    for (file, picture), all_found in zip(pictures.items(), detector.detect(sources, batch=len(files)), strict=True):
+        kept = all_found.scores >= threshold
+        found = Detections(*(value[kept].cpu() for value in all_found))
+        target = targets.get(file)
+        if target is not None:
+            make_folder(target.parent)
+            draw_detections(picture, found, classes=classes, threshold=threshold).save(target)
+        yield Prediction(file, picture.shape[-2], picture.shape[-1], found, classes, target)
+
+
+def list_images(images: str | Path | Iterable[str | Path]) -> list[tuple[Path, Path]]:
+    """Image files, each once, and the name by which each is to be saved: its path below the folder that was given.
+
+    Raises:
+        ImageError: Paths do not exist, or folders hold no image; all of them are listed.
+    """
+    problems: list[str] = []
+    given = [images] if isinstance(images, str | Path) else list(images)
+    files: dict[Path, Path] = {}
+    for item in map(Path, given):
+        if item.is_dir():
+            below = images_below(item)
+            if not below:
+                problems.append(f"{item}: there is no image in this folder")
+            files |= {file: file.relative_to(item) for file in below if file not in files}
+        elif item.is_file():
+            files.setdefault(item, Path(item.name))
+        else:
+            problems.append(f"{item}: there is no such file or folder")
+    if problems:
+        raise ImageError(_listed("nothing was done", problems) if len(problems) > 1 else problems[0])
+    if not files:
+        raise ImageError("no images are given; name files or folders")
+    return list(files.items())
+
+
+def _listed(heading: str, problems: Sequence[object]) -> str:
+    return "\n  ".join([f"{heading}:", *map(str, problems)])
+
+
+def _targets(files: list[tuple[Path, Path]], save: Path) -> dict[Path, Path]:
+    """Where each drawn picture goes: JPEG for JPEG, PNG for the rest, numbered where names coincide."""
+    inputs = {file.resolve() for file, _ in files}
+    taken: set[Path] = set()
+    targets = {}
+    for file, name in files:
+        suffix = file.suffix if file.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
+        target, number = (save / name).with_suffix(suffix), 1
+        while target in taken:
+            number += 1
+            target = (save / name).with_name(f"{name.stem}-{number}{suffix}")
+        if target.resolve() in inputs:
+            raise RunError(f"{target} is one of the images and would be replaced by its drawing; choose another folder")
+        taken.add(target)
+        targets[file] = target
+    return targets

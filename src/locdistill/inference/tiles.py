@@ -1,0 +1,245 @@
+"""Large images: cut into tiles to train and detect on, and the detections on tiles put together again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from locdistill.data.open import available_splits, open_dataset
+from locdistill.data.records import Dataset
+from locdistill.data.settings import DataSettings
+from locdistill.data.tiling import WINDOWS, Tiles, TilingSettings, cut, written_class
+from locdistill.errors import DataError
+from locdistill.evaluation.results import read_results, write_results
+from locdistill.evaluation.task1 import write_task1
+from locdistill.files import make_folder, writing
+from locdistill.inference.evaluate import EvaluationResult
+from locdistill.recipe.load import Override, validate
+from locdistill.recipe.overrides import apply_overrides
+from locdistill.types import Detections, Progress
+
+log = logging.getLogger("locdistill")
+ROTATED_IOU, UPRIGHT_IOU = 0.1, 0.3
+"""Overlap above which the worse of two detections goes: MMRotate's of rotated boxes, the DOTA kit's of upright ones."""
+RESULTS = "results.json"
+
+
+@dataclass(frozen=True)
+class TilingResult:
+    """What was cut.
+
+    Attributes:
+        out: The folder of the tiles, which is a data set in DOTA's layout.
+        splits: The tiles of each split.
+    """
+
+    out: Path
+    splits: dict[str, Tiles]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        counts = {
+            name: {
+                "images": len(tiles.original),
+                "tiles": len(tiles.windows),
+                "left_out": tiles.left_out,
+                "folder": str(tiles.folder),
+            }
+            for name, tiles in self.splits.items()
+        }
+        return {"out": str(self.out), "splits": counts}
+
+
+def tile(
+    data: str | Path,
+    out: str | Path,
+    *,
+    splits: Sequence[str] = (),
+    size: int = 1024,
+    overlap: int = 200,
+    scales: Sequence[float] = (1.0,),
+    overrides: Sequence[Override] = (),
+    progress: Progress | None = None,
+) -> TilingResult:
+    """Cut the images of a data set into overlapping square tiles; the tiles are a data set in DOTA's layout.
+
+    Any data set will do. Upright boxes have their corners for a quadrilateral, and are read back as upright boxes. A
+    call that was interrupted goes on where it was. Classes of ``data.ignore_classes`` stay what they are: what is to be
+    ignored is said to whoever uses the tiles, as it would be with whole images.
+
+    Args:
+        data: Folder of the data set, as for training.
+        out: Folder for the tiles: ``out/SPLIT/images``, ``out/SPLIT/labelTxt`` and ``out/SPLIT/windows.json``.
+        splits: Which to cut; all of train, val and test that are there unless given.
+        size: Height and width of a tile.
+        overlap: What neighbouring tiles have in common, in pixels of the tile.
+        scales: Images are cut once at each of these sizes.
+        overrides: Settings of ``data``, such as ``"data.classes=[ship]"``, and of ``tiling`` (see
+            :class:`locdistill.data.tiling.TilingSettings`), such as ``"tiling.pad=[0, 0, 0]"``.
+        progress: Shows how far one is.
+
+    Raises:
+        DataError: The data cannot be read, or a folder of ``out`` holds something else.
+        RecipeError: A setting is wrong.
+        RunError: ``out`` cannot be written to.
+    """
+    numbers = {"size": size, "overlap": overlap, "scales": list(scales)}
+    plain = apply_overrides({"data": {"path": str(data)}, "tiling": numbers}, overrides)
+    settings = validate(DataSettings, plain["data"], "data")
+    how = validate(TilingSettings, plain["tiling"], "tiling")
+    names = splits or available_splits(settings)
+    if not names:
+        raise DataError(f"{data}: has none of the splits train, val and test; name those to cut with --split")
+    datasets = {name: open_dataset(_all_classes(settings), name, training=False) for name in names}
+    out = Path(out)
+    make_folder(out)
+    tiles = {}
+    for name, dataset in datasets.items():
+        with writing(out):
+            tiles[name] = cut(dataset, out / Path(name).stem, how, progress=progress)
+    return TilingResult(out, tiles)
+
+
+def _all_classes(settings: DataSettings) -> DataSettings:
+    """The settings with classes that are to be ignored as classes like others."""
+    classes = None if settings.classes is None else (*settings.classes, *settings.ignore_classes)
+    return settings.model_copy(update={"classes": classes, "ignore_classes": ()})
+
+
+def merge(
+    results: str | Path | Mapping[int, Detections],
+    tiles: str | Path,
+    out: str | Path,
+    *,
+    split: str = "val",
+    data: str | Path | None = None,
+    iou: float | None = None,
+    overrides: Sequence[Override] = (),
+) -> EvaluationResult:
+    """Put detections on tiles together to those of the whole images, and evaluate these if there are annotations.
+
+    Detections are moved to where they are in the image; of those of one class that overlap the best one stays. Written
+    are ``results.json`` and, of rotated boxes, the ``Task1_*.txt`` files of DOTA and ``Task1.zip`` of them.
+
+    Args:
+        results: What was found on the tiles: the file of ``evaluate --format-only``, or ``predictions.json`` of
+            ``predict --save``, or in memory by the identifier of the tile as :func:`locdistill.evaluate` has it.
+        tiles: The folder that :func:`tile` wrote, or that of one split in it.
+        out: Folder for what is written.
+        split: The split of the tiles.
+        data: The data set that was cut, to evaluate on.
+        iou: Overlap from which on the worse of two detections goes: 0.1 for rotated boxes and 0.3 for upright ones
+            unless given.
+        overrides: Settings of ``data``, such as ``data.ignore_classes``, as they were given to train on the tiles.
+
+    Raises:
+        DataError: Results, tiles or data cannot be read, or do not belong together.
+        RecipeError: A setting is wrong.
+        RunError: ``out`` cannot be written to.
+    """
+    folder = Path(tiles) / Path(split).stem
+    if not folder.is_dir():
+        there = sorted(file.parent.name for file in Path(tiles).glob(f"*/{WINDOWS}"))
+        if there:
+            raise DataError(f"{tiles}: no tiles of a split '{split}', but of {', '.join(there)}; name one with --split")
+        folder, split = Path(tiles), Path(tiles).resolve().name
+    cut_up = Tiles.read(folder)
+    dataset = cut_up.original if data is None else _original(data, split, cut_up, overrides)
+    found = _by_tile(results, cut_up, dataset.classes)
+    numbers = {here.boxes.shape[1] for here in found.values() if len(here.boxes)}
+    rotated = 5 in numbers if numbers else cut_up.oriented
+    if iou is None:
+        iou = ROTATED_IOU if rotated else UPRIGHT_IOU
+    joined = cut_up.joined(found, iou=iou)
+    dataset = dataset.as_oriented(rotated)
+    out = Path(out)
+    with writing(out):
+        file = write_results(out / RESULTS, dataset, joined)
+        archive = write_task1(dataset, joined, out) if rotated else None
+    result = EvaluationResult({}, {}, (), joined, dataset, file, archive)
+    return result if data is None else result.judged()
+
+
+def _by_tile(
+    results: str | Path | Mapping[int, Detections], tiles: Tiles, wanted: tuple[str, ...]
+) -> dict[str, Detections]:
+    """Detections by the name of the tile, labelled by the wanted classes; others are left out."""
+    content = _predictions(results)
+    if content is not None:
+        if threshold := content.get("threshold"):
+            log.warning(
+                "%s holds what 'predict --threshold %g' shows; AP wants lower scores as well (predict --threshold 0)",
+                results,
+                threshold,
+            )
+        classes = tuple(content["classes"])
+        named = {Path(image["image"]).stem: _in_memory(image["detections"]) for image in content["images"]}
+    else:
+        settings = DataSettings(path=str(tiles.folder.parent), format="dota")
+        dataset = open_dataset(settings, tiles.folder.name, training=False)
+        classes = dataset.classes
+        by_id = results if isinstance(results, Mapping) else read_results(results, dataset)
+        names = {record.image_id: record.path.stem for record in dataset.records}
+        named = {names.get(image_id, str(image_id)): here for image_id, here in by_id.items()}
+    strangers = [name for name in named if name not in tiles.windows]
+    if strangers:
+        raise DataError(
+            f"{tiles.folder}: has no tile {strangers[0]!r} ({len(strangers)} such); name the folder of the tiles and "
+            "the --split that these detections were made on"
+        )
+    own = {written_class(name): label for label, name in enumerate(wanted)}
+    labels = torch.tensor([own.get(written_class(name), -1) for name in classes] or [-1])
+    return {name: _relabelled(here, labels) for name, here in named.items()}
+
+
+def _predictions(results: object) -> dict[str, Any] | None:
+    """What ``predict`` wrote, if it is that."""
+    if not isinstance(results, str | Path):
+        return None
+    try:
+        content = json.loads(Path(results).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{results}: not a readable JSON file of detections: {error}") from error
+    return content if isinstance(content, dict) and {"images", "classes"} <= content.keys() else None
+
+
+def _in_memory(entries: list[dict[str, Any]]) -> Detections:
+    boxes = torch.tensor([entry["box"] for entry in entries], dtype=torch.float32)
+    return Detections(
+        boxes if len(boxes) else boxes.reshape(0, 4),
+        torch.tensor([entry["score"] for entry in entries], dtype=torch.float32),
+        torch.tensor([entry["label"] for entry in entries], dtype=torch.int64),
+    )
+
+
+def _relabelled(here: Detections, labels: torch.Tensor) -> Detections:
+    own = labels[here.labels]
+    boxes, scores, _ = here
+    return Detections(boxes[own >= 0], scores[own >= 0], own[own >= 0])
+
+
+def _original(path: str | Path, split: str, tiles: Tiles, overrides: Sequence[Override]) -> Dataset:
+    """The data set that was cut, with its objects.
+
+    Raises:
+        DataError: It is another one.
+    """
+    plain = apply_overrides({"data": {"path": str(path)}}, overrides)["data"]
+    settings = validate(DataSettings, plain, "data")
+    if settings.classes is None:
+        classes = tuple(name for name in tiles.original.classes if name not in settings.ignore_classes)
+        settings = settings.model_copy(update={"classes": classes})
+    dataset = open_dataset(settings, split, training=False)
+    there, asked = ({r.image_id: r.path.name for r in data.records} for data in (dataset, tiles.original))
+    if there != asked:
+        raise DataError(
+            f"{path}: the images of {dataset.name} are not those that were cut into {tiles.folder} "
+            f"({len(there)} and {len(asked)} images); name that data set and split"
+        )
+    return dataset

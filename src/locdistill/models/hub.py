@@ -1,0 +1,223 @@
+"""Published weights on a model hub, through ``huggingface_hub``: up, down, and by name wherever weights are named.
+
+A hub is never needed: every path that begins with ``hf://`` can be a file instead. What was fetched once is found again
+without a network. Address, token and cache are the library's: ``HF_ENDPOINT``, ``HF_TOKEN`` or ``hf auth login``,
+``HF_HOME``, ``HF_HUB_OFFLINE``.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from locdistill.errors import HubError, LocdistillError, RunError
+from locdistill.files import make_folder, replacing
+from locdistill.models.checksum import check_checksum, split_checksum
+from locdistill.models.foreign import detector_settings
+from locdistill.models.weights import SUFFIX, locate
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi, ModelInfo
+
+_ADDRESS = re.compile(r"hf:/{1,2}(?P<repo_id>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
+
+
+@dataclass(frozen=True)
+class _Address:
+    repo_id: str
+    revision: str | None = None
+    file: str | None = None
+
+
+def pull(
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    file: str | None = None,
+    out: str | Path | None = None,
+    token: str | None = None,
+) -> Path:
+    """Fetch published weights, and check that they are what their name says.
+
+    Args:
+        repo_id: ``OWNER/NAME``, or ``hf://OWNER/NAME[@REVISION][/FILE]``.
+        revision: A branch, tag or commit; the main branch unless given.
+        file: Which file of the repository; the only weights in it unless given.
+        out: Folder to put the file in; it stays in the hub's cache unless given.
+        token: Of the hub, for a private repository; the one that is logged in unless given.
+
+    Returns:
+        The file, for :meth:`locdistill.Detector.load` and whatever else takes weights.
+
+    Raises:
+        HubError: The hub cannot be reached, or has no such repository, revision or file, or none that is clearly meant.
+        WeightsError: The file is damaged, or no detector of this package.
+        RunError: ``out`` cannot be written to, or another file of this name is in the way.
+    """
+    named = _address(repo_id) or _Address(repo_id)
+    found = _fetch(_Address(named.repo_id, revision or named.revision, file or named.file), token)
+    return found if out is None else _copy(found, Path(out))
+
+
+def find(weights: str | Path) -> Path:
+    """Return the file of weights that a user means.
+
+    Args:
+        weights: A file, a path without its suffix, a run folder (its best), or ``hf://OWNER/NAME[@REVISION][/FILE]``,
+            which is fetched if need be.
+
+    Raises:
+        HubError: The hub cannot be reached, or has no such thing.
+        WeightsError: There is no such file, or what was fetched is damaged or no detector of this package.
+    """
+    address = _address(str(weights))
+    return locate(weights) if address is None else _fetch(address, token=None)
+
+
+def is_address(text: str) -> bool:
+    """Whether a text names something on a hub, and no path."""
+    return text.startswith("hf:/")
+
+
+def _address(text: str) -> _Address | None:
+    """What a hub address names; None if the text is a path.
+
+    Raises:
+        HubError: It begins like an address and is none.
+    """
+    if not is_address(text):
+        return None
+    found = _ADDRESS.fullmatch(text)
+    if found is None:
+        raise HubError(f"{text}: expected hf://OWNER/NAME, with @REVISION or /FILE behind it where they are needed")
+    return _Address(found["repo_id"], found["revision"], found["file"])
+
+
+def _fetch(address: _Address, token: str | None) -> Path:
+    """Download a file, or find it in the cache, and check it."""
+    with asking(address.repo_id, address.revision):
+        api = hub_api(token)
+        file = address.file or _only_weights(address.repo_id, _files(api, address))
+        found = Path(api.hf_hub_download(address.repo_id, file, revision=address.revision))
+    check_checksum(found)
+    if found.suffix == SUFFIX:
+        detector_settings(found)
+    return found
+
+
+def _files(api: HfApi, address: _Address) -> list[str]:
+    """Names of the files of a repository; where the hub cannot be reached, of those that were fetched before."""
+    from huggingface_hub import errors  # noqa: PLC0415 - heavy
+
+    try:
+        return file_names(
+            api.model_info(address.repo_id, revision=address.revision)
+        )  # its listing of files tries for long
+    except _failed_connection() as error:
+        if isinstance(error, errors.HfHubHTTPError):  # there was an answer
+            raise
+        try:
+            folder = api.snapshot_download(
+                address.repo_id, revision=address.revision, local_files_only=True, allow_patterns=f"*{SUFFIX}"
+            )
+        except errors.LocalEntryNotFoundError:
+            raise error from None
+        return [path.relative_to(str(folder)).as_posix() for path in Path(str(folder)).rglob(f"*{SUFFIX}")]
+
+
+def file_names(info: ModelInfo) -> list[str]:
+    """Return the names of a repository's files."""
+    return [file.rfilename for file in info.siblings or ()]
+
+
+def _only_weights(repo_id: str, files: list[str]) -> str:
+    """The weights that are meant where no file is named: the only published ones, or the only ones."""
+    there = [name for name in files if name.endswith(SUFFIX)]
+    published = [name for name in there if split_checksum(PurePosixPath(name).stem)[1] is not None]
+    for candidates in (published, there):
+        if len(candidates) == 1:
+            return candidates[0]
+    if not there:
+        listed = ", ".join(files[:10]) or "nothing"
+        raise HubError(f"{repo_id} has no weights ({SUFFIX}); it has {listed}")
+    listed = "\n  ".join(sorted(published or there))
+    raise HubError(f"{repo_id} has several weights; name one with --file, or as hf://{repo_id}/FILE:\n  {listed}")
+
+
+def _copy(found: Path, folder: Path) -> Path:
+    """Put a copy into a folder, whole or not at all; another file of its name is not replaced."""
+    make_folder(folder)
+    target = folder / found.name
+    if target.exists():
+        if target.read_bytes() == found.read_bytes():
+            return target
+        raise RunError(f"{target} is there already and is another file; give another folder with --out DIR")
+    try:
+        with replacing(target) as part:
+            shutil.copyfile(found, part)
+    except OSError as error:
+        raise RunError(f"{target} cannot be written ({error.strerror or error}); give another folder") from error
+    return target
+
+
+def hub_api(token: str | None) -> HfApi:
+    """Return the hub's interface."""
+    from huggingface_hub import HfApi  # noqa: PLC0415 - heavy
+
+    return HfApi(token=token, library_name="locdistill")
+
+
+def _failed_connection() -> tuple[type[Exception], ...]:
+    """What a failed connection raises; the hub's library changed its HTTP client more than once."""
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415 - heavy
+
+    return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
+
+
+@contextmanager
+def asking(repo_id: str, revision: str | None) -> Iterator[None]:
+    """Say what went wrong at the hub, and what can be done.
+
+    Raises:
+        HubError: Something did.
+    """
+    from huggingface_hub import errors  # noqa: PLC0415 - heavy
+
+    failures: tuple[type[Exception], ...] = (ValueError, RuntimeError, *_failed_connection())
+    try:
+        yield
+    except LocdistillError:
+        raise
+    except errors.RevisionNotFoundError as error:
+        raise HubError(f"{repo_id}: there is no revision {revision!r}; expected a branch, a tag or a commit") from error
+    except errors.HFValidationError as error:
+        raise HubError(f"{repo_id!r}: expected a model as OWNER/NAME ({error})") from error
+    except failures as error:
+        raise HubError(f"{repo_id}: {_explained(error)}") from error
+
+
+def _explained(error: Exception) -> str:
+    """What an error of the hub's library means for the user."""
+    from huggingface_hub import constants, errors  # noqa: PLC0415 - heavy
+
+    said = (getattr(error, "server_message", None) or str(error).strip() or type(error).__name__).splitlines()[0]
+    log_in = "log in with 'hf auth login' or set HF_TOKEN"
+    answer = getattr(error, "response", None)
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"there is no such model at {constants.ENDPOINT}, or it is private: check the name, or {log_in}"
+    if answer is not None and answer.status_code == 404:
+        return f"there is no such file: {answer.url}"
+    if answer is not None and answer.status_code in (401, 403):
+        return f"the hub does not allow it ({said}): {log_in}, with a token that may"
+    if answer is not None or not isinstance(error, _failed_connection()):
+        return f"the hub or its library reports: {said}"
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else said
+    return (
+        f"no answer from the model hub at {constants.ENDPOINT} ({reason}). It needs a network once, then its cache "
+        "will do; HF_ENDPOINT names another hub. Without one, copy the file here and name it by its path"
+    )

@@ -1,0 +1,285 @@
+"""From a run to files that can be given away: the student's weights under a name with a checksum, a card, the recipe.
+
+Nothing of the machine that they were trained on goes with them: data set and teacher appear by name and digest, paths
+are cut down to their last part. The weights file says what was trained, in its metadata under ``extra``::
+
+    {"recipe": {...}, "which": "best", "metrics": {"epoch": 12, "AP": 0.4, ...}, "finished": true,
+     "started": "2026-01-31T09:00:00+0000", "versions": {...}, "data": {"val": {"name": ..., "images": ..., ...}, ...},
+     "start": {"weights": ..., "sha256": ...}}
+
+It depends on the run alone, so publishing a run twice gives the same file; only the card tells of an evaluation that
+was made while publishing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path, PureWindowsPath
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from locdistill.distillation.settings import EMA
+from locdistill.errors import RunError, WeightsError
+from locdistill.files import file_digest, make_folder, write_text
+from locdistill.inference.evaluate import EvaluationResult, evaluate
+from locdistill.models import weights as files
+from locdistill.models.checksum import split_checksum, with_checksum
+from locdistill.models.detector import Detector
+from locdistill.models.foreign import is_foreign
+from locdistill.models.hub import is_address
+from locdistill.models.settings import DetectorSettings
+from locdistill.publish.card import Card
+from locdistill.recipe.load import build_recipe, dump_recipe, load_recipe
+from locdistill.recipe.recipe import OF_TEACHER, Recipe
+from locdistill.recipe.run_folder import METRICS, RECIPE, read_facts
+from locdistill.types import Progress
+
+BEST, LAST = "best", "last"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+# Two or more parts, so that "and/or" and "1333/800" stay; not what follows a word, a scheme (https://) or a host.
+_PATH_IN_TEXT = re.compile(r"(?<![\w.:])(?<!:/)(?:file:/{1,3}|~|[A-Za-z]:)?(?:[/\\][^\s/\\,;:'\")]+){2,}")
+_WHOLE_PATH = re.compile(r"(~?[/\\]|[A-Za-z]:[/\\]).*", re.DOTALL)
+PUBLISHED = "published"
+"""The folder in a run's folder that published files go to."""
+
+
+@dataclass(frozen=True)
+class PublishedModel:
+    """Files that can be given away.
+
+    Attributes:
+        weights: ``NAME-<first 8 digits of its SHA-256>.safetensors``, which :meth:`locdistill.Detector.load` reads.
+        card: The model card, in Markdown.
+        recipe: The resolved recipe without paths; None where the weights do not come from a run.
+        sha256: Of the weights file.
+        notes: What is missing or unusual.
+    """
+
+    weights: Path
+    card: Path
+    recipe: Path | None
+    sha256: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Weights, and the run that they are of if there is one."""
+
+    file: Path
+    run: Path | None
+
+    @property
+    def which(self) -> str:
+        return self.file.stem
+
+
+def publish(
+    run: str | Path,
+    *,
+    out: str | Path | None = None,
+    name: str | None = None,
+    which: str = BEST,
+    license: str | None = None,
+    evaluate_on: bool | str | Path = False,
+    progress: Progress | None = None,
+) -> PublishedModel:
+    """Write a run's student to a file that can be given away, with a model card and the recipe beside it.
+
+    The file holds the detector alone, as it was evaluated: the running average if the run kept one
+    (``engine.ema``); no teacher, no optimiser, no paths.
+
+    Args:
+        run: A run folder; or a weights file, of which less is known.
+        out: Folder for the files; ``published`` in the run folder unless given, beside a weights file.
+        name: Of the model; the recipe's name unless given.
+        which: ``best`` or ``last`` weights of a run folder.
+        license: As the hub calls it, such as ``apache-2.0``; the card says that none is stated unless given.
+        evaluate_on: Evaluate the weights now, which gives the card its tables by class: True on the run's own data, or
+            the folder of a data set.
+        progress: Shows how far the evaluation is.
+
+    Raises:
+        WeightsError: There are no weights, or they are not whole.
+        RunError: The name is none, or ``out`` cannot be written to.
+        LocdistillError: Another of its kinds, where the weights cannot be evaluated.
+    """
+    source = _find(Path(run), which)
+    detector = Detector.load(source.file)
+    record, recipe, notes = _record(source)
+    title = _title(name, source, recipe, detector.settings)
+    folder = Path(out) if out is not None else source.run / PUBLISHED if source.run else source.file.parent
+    evaluation = _evaluation(source.file, evaluate_on, progress)
+    settings = without_paths(detector.settings.model_dump(mode="json"))
+    settings["pretrained"] = _name_alone(detector.settings.pretrained)
+    make_folder(folder)
+    path, sha256 = _write(folder, title, detector, settings, record)
+    card = Card(
+        file=path.name,
+        sha256=sha256,
+        settings=DetectorSettings.model_validate(settings),
+        parameters=sum(parameter.numel() for parameter in detector.parameters()),
+        record=record,
+        license=license,
+        evaluation=evaluation,
+        notes=notes,
+    )
+    recipe_file = None
+    if recipe is not None:
+        recipe_file = path.with_suffix(".yaml")
+        write_text(recipe_file, dump_recipe(recipe))
+    write_text(path.with_suffix(".md"), card.text())
+    return PublishedModel(path, path.with_suffix(".md"), recipe_file, sha256, notes)
+
+
+def _find(path: Path, which: str) -> _Source:
+    """The weights that are meant, and their run.
+
+    Raises:
+        WeightsError: There are none.
+        RunError: ``which`` is neither.
+    """
+    if which not in (BEST, LAST):
+        raise RunError(f"which weights? expected {BEST} or {LAST}, came {which!r}")
+    if not path.is_dir():
+        file = files.locate(path)
+        is_run = (file.parent / RECIPE).is_file() and file.stem in (BEST, LAST)
+        return _Source(file, file.parent if is_run else None)
+    file, is_run = path / f"{which}{files.SUFFIX}", (path / RECIPE).is_file()
+    if file.is_file():
+        return _Source(file, path if is_run else None)
+    if not is_run:
+        raise WeightsError(f"{path}: no run, for it has no {RECIPE} and no {file.name}; name a run folder or a file")
+    other = LAST if which == BEST else BEST
+    if (path / f"{other}{files.SUFFIX}").is_file():
+        raise WeightsError(f"{path}: the run has no {which} weights, but the {other}: --which {other} publishes them")
+    raise WeightsError(f"{path}: the run has saved no weights yet; publish it after its first evaluation")
+
+
+def _record(source: _Source) -> tuple[dict[str, Any], Recipe | None, tuple[str, ...]]:
+    """What is known of how the weights came to be, without paths; the recipe of it; and what is missing."""
+    if source.run is None:
+        extra = {} if is_foreign(source.file) else files.read_metadata(source.file).get("extra") or {}
+        if "recipe" not in extra:
+            unknown = "These weights do not come with their run: how they were trained is not recorded."
+            return without_paths(extra), None, (unknown,)
+        recipe = shareable(build_recipe(extra["recipe"], str(source.file)))
+        return without_paths(extra | {"recipe": recipe.model_dump(mode="json")}), recipe, ()
+    recipe = shareable(load_recipe(source.run / RECIPE))
+    facts, metrics = read_facts(source.run), _metrics(source.run)
+    numbers, start = metrics.get(source.which), facts.get("start")
+    record = {
+        "recipe": recipe.model_dump(mode="json"),
+        "which": source.which,
+        "metrics": numbers,
+        "finished": bool(metrics.get("stopped")),
+        "started": facts.get("started"),
+        "versions": facts.get("versions", {}),
+        "data": facts.get("data", {}),
+        "start": start | {"weights": _name_alone(start["weights"])} if start else None,
+    }
+    notes = []
+    if not record["finished"]:
+        notes.append("The run had not ended when this was published; its numbers are those of its last checkpoint.")
+    if not numbers:
+        notes.append("The run has no evaluation of these weights.")
+    return without_paths(record), recipe, tuple(notes)
+
+
+def _metrics(run: Path) -> dict[str, Any]:
+    """The content of ``metrics.json``; empty before the first epoch is over."""
+    try:
+        content = json.loads((run / METRICS).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{run / METRICS}: cannot be read ({error}); is this a run folder?") from error
+    return dict(content)
+
+
+def shareable(recipe: Recipe) -> Recipe:
+    """A recipe without paths: data, teacher and cache are named on the command line, as in the package's recipes.
+
+    A teacher on a hub is for everybody and stays. Of weights that the student or its backbone began with, the file's
+    name stays, so that a run without them is not taken for the same one.
+    """
+    plain = without_paths(recipe.model_dump(mode="json"))
+    plain["data"]["path"] = ""
+    plain["detector"]["pretrained"] = _name_alone(recipe.detector.pretrained)
+    if recipe.teacher is not None:
+        plain["teacher"]["cache"] = None
+        for other in (plain["teacher"], *plain["teacher"]["more"]):
+            there = other["weights"] is None or other["weights"] == EMA or is_address(other["weights"])
+            other["weights"] = other["weights"] if there else None
+    if recipe.start not in (None, OF_TEACHER):
+        name = _name_alone(recipe.start)
+        plain["start"] = name if is_address(name) else f"./{name}"  # such as ./teacher, which is a folder
+    return build_recipe(plain, "the recipe without paths")
+
+
+def _name_alone(file: Any) -> Any:
+    """A file without its folder; a hub's address, and what is no file, as it is."""
+    return PureWindowsPath(file).name if isinstance(file, str) and not is_address(file) else file
+
+
+def without_paths(value: Any) -> Any:
+    """Plain data in which every absolute path is cut down to its last part; names of classes are left alone."""
+    if isinstance(value, dict):
+        return {key: item if key == "classes" else without_paths(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if _WHOLE_PATH.fullmatch(value):
+        return PureWindowsPath(value).name
+    return _PATH_IN_TEXT.sub(lambda found: PureWindowsPath(found[0]).name, value)
+
+
+def _title(name: str | None, source: _Source, recipe: Recipe | None, settings: DetectorSettings) -> str:
+    """Name of the model, without checksum.
+
+    Raises:
+        RunError: The name that was given cannot be one of a file.
+    """
+    if name is not None:
+        if not _NAME.fullmatch(name):
+            raise RunError(f"{name!r} is no name for a model; expected letters, digits and . _ + -, such as r18-coco")
+        return name
+    own = split_checksum(source.file.stem)[0]
+    if source.run is None and own not in (BEST, LAST):
+        return re.sub(r"[^A-Za-z0-9._+-]+", "_", own).lstrip("._+-") or settings.model
+    if recipe is not None:
+        return recipe.name
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{settings.model}_{settings.backbone}")
+
+
+def _evaluation(file: Path, on: bool | str | Path, progress: Progress | None) -> EvaluationResult | None:
+    if on is False:
+        return None
+    return evaluate(file, None if on is True else on, progress=progress)
+
+
+def _write(
+    folder: Path, name: str, detector: Detector, settings: dict[str, Any], record: dict[str, Any]
+) -> tuple[Path, str]:
+    """Write the weights, then name them by their content; the file and its digest.
+
+    Raises:
+        RunError: The folder cannot be written to.
+    """
+    try:
+        with TemporaryDirectory(prefix=f".{name}.", dir=folder) as beside:
+            part = files.write(
+                Path(beside) / f"{name}{files.SUFFIX}", detector.state_dict(), settings=settings, extra=record
+            )
+            sha256 = file_digest(part)
+            path = folder / f"{with_checksum(name, sha256)}{files.SUFFIX}"
+            os.replace(part, path)
+    except (OSError, WeightsError) as error:
+        cause = error.__cause__ or error  # `write` speaks of a file that nobody is to see
+        reason = getattr(cause, "strerror", None) or cause
+        raise RunError(f"{folder} cannot be written to ({reason}); give another folder") from error
+    return path, sha256

@@ -1,0 +1,1 @@
+"""A whole run as data: schema, terms, defaults, catalogue, run folder."""

@@ -1,0 +1,123 @@
+"""What there is: recipes and methods, in short."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from locdistill.distillation.compatible import Needs
+from locdistill.distillation.methods import METHODS
+from locdistill.objective.term import Term
+from locdistill.recipe.load import load_recipe, recipe_names
+from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.terms import Component, Kind, TermSettings, names, split_component
+
+
+def method_summaries(model: str = "gfl") -> list[dict[str, Any]]:
+    """All methods as plain data: what each is, its terms for a kind of detector, and what it asks for."""
+    return [_method_summary(name, model) for name in METHODS]
+
+
+def _method_summary(name: str, model: str) -> dict[str, Any]:
+    terms = METHODS[name](model)
+    words = (METHODS[name].__doc__ or "").strip().split("\n\n")
+    return {
+        "name": name,
+        "what": " ".join(words[0].split()),
+        "notes": " ".join(" ".join(words[1:]).split()),
+        "needs": _method_needs(tuple(terms.values())),
+        "terms": {key: TermSettings.of_term(term).model_dump(mode="json") for key, term in terms.items()},
+    }
+
+
+def _method_needs(terms: tuple[Term, ...]) -> dict[str, bool]:
+    needs = Needs.of(terms)
+    return {
+        "features": needs.features,
+        "teachers_head": needs.cross,
+        "learned_parts": any(term.learns or term.needs_cross for term in terms),
+        "distributions": needs.distributions,
+    }
+
+
+def recipe_summaries() -> list[dict[str, Any]]:
+    """All recipes that come with the package, as plain data."""
+    return [recipe_summary(load_recipe(name)) for name in recipe_names()]
+
+
+def recipe_summary(recipe: Recipe) -> dict[str, Any]:
+    """Name, detector, teacher, terms, schedule and published AP of a recipe, as plain data."""
+    engine, data = recipe.engine, recipe.data
+    return {
+        "name": recipe.name,
+        "description": recipe.description,
+        "detector": {"model": recipe.detector.model, "backbone": recipe.detector.backbone},
+        "teacher": None if recipe.teacher is None else {"name": recipe.teacher.name, "where": recipe.teacher.where},
+        "terms": {name: _term(term) for name, term in recipe.terms.items()},
+        "schedule": {
+            "epochs": engine.epochs,
+            "passes_per_epoch": data.repeat,
+            "schedule": engine.schedule,
+            "milestones": list(engine.milestones),
+            "lr_for_16_images": engine.lr,
+            "batch_per_device": data.batch_per_device,
+            "sizes": [list(size) for size in data.sizes],
+            "size_mode": data.size_mode,
+        },
+        "published_ap": recipe.published.ap if recipe.published else None,
+        "published": recipe.published.model_dump(mode="json") if recipe.published else None,
+    }
+
+
+def published_aps(published: Mapping[str, Any] | None) -> tuple[str, str]:
+    """AP as published, and that without a teacher, in words; empty where the literature has none.
+
+    In parentheses the corrected number, where there is one; AP50 where nothing else is published.
+    """
+    known = {key: f"{value:.1f}" for key, value in (published or {}).items() if isinstance(value, float)}
+
+    def said(name: str, corrected: str, at_50: str) -> str:
+        if name in known:
+            return known[name] + (f" ({known[corrected]})" if corrected in known else "")
+        return f"AP50 {known[at_50]}" if at_50 in known else ""
+
+    return said("ap", "corrected", "ap50"), said("baseline", "corrected_baseline", "baseline50")
+
+
+def _term(term: TermSettings) -> dict[str, Any]:
+    """The parts of a term; schedule and balance where it has them."""
+    found: dict[str, Any] = {
+        "divergence": _brief("of", term.of),
+        "region": _brief("on", term.on),
+        "normaliser": _brief("norm", term.norm),
+        "weight": term.weight,
+    }
+    if term.schedule is not None:
+        found["schedule"] = _brief("schedule", term.schedule)
+    if term.balance is not None:
+        found["balance"] = term.balance
+    return found
+
+
+def spelled(component: Any) -> str:
+    """A component in words: its name, and the options that are given, as ``edge_kl (temperature 1.0)``."""
+    name, options = split_component(component)
+    listed = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
+    return f"{name} ({listed})" if listed else name
+
+
+def spelled_term(term: Mapping[str, Any]) -> str:
+    """A term of a resolved recipe in words, without what is at its defaults."""
+    of, on, norm = (spelled(_brief(part, term[part])) for part in ("of", "on", "norm"))
+    strength = f"weight {term['weight']:g}" if term.get("balance") is None else f"balance {term['balance']:g}"
+    schedule = f", {spelled(_brief('schedule', term['schedule']))}" if term.get("schedule") else ""
+    return f"{of} on {on} over {norm}, {strength}{schedule}"
+
+
+def _brief(kind: Kind, component: Component) -> Component:
+    """A component as one would write it: its name, and the options that are not at their defaults."""
+    name, options = split_component(component)
+    usual = {field.name: field.default for field in dataclasses.fields(names(kind)[name])}
+    own = {key: value for key, value in options.items() if value != usual[key]}
+    return {name: own} if own else name

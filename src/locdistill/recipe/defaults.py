@@ -1,0 +1,284 @@
+"""From a few words on the command line to a whole recipe: what is chosen for a user's own data, and why.
+
+Where no recipe is named, these are the choices:
+
+- kind of detector: GFL, with rotated boxes where the data have such; with a teacher, the teacher's kind;
+- classes: those of the data; with a teacher of the same classes, in its order (others are matched by name);
+- input size: the median size of the training images, both sides rounded to a multiple of 32 and shrunk to fit 1333 x
+  800; with a teacher, the size that it was trained at;
+- with weights to start from, their detector's architecture, order of classes and input size;
+- four images per step and device, and a learning rate in proportion (0.01 for 16 images); decay by ten after two thirds
+  and eleven twelfths of the run, as in the published 12-epoch schedule;
+- with a teacher, localization distillation on the main and the valuable region as it measured best on the data sets of
+  ``docs/results.md`` (temperature 1, weight 4, no class distillation). The published settings, tuned on COCO, are those
+  of the recipes.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from locdistill.data.open import class_names, open_dataset, recognise
+from locdistill.data.records import Dataset
+from locdistill.data.settings import DataSettings
+from locdistill.distillation import presets
+from locdistill.distillation.onnx_teacher import SUFFIX, onnx_teacher
+from locdistill.distillation.settings import EMA, OnnxSettings
+from locdistill.errors import RecipeError
+from locdistill.models.foreign import detector_settings
+from locdistill.models.hub import find
+from locdistill.models.settings import ROTATED, DetectorSettings, InputSettings
+from locdistill.recipe.load import Override, build_recipe, laid_over, recipe_data, validate
+from locdistill.recipe.overrides import apply_overrides, parse_override
+from locdistill.recipe.recipe import OF_TEACHER, Recipe, kind_of_detector, known_kind, supervised_terms
+from locdistill.recipe.terms import TermSettings, method_terms
+from locdistill.settings import group
+
+log = logging.getLogger("locdistill")
+BATCH = 4
+MILESTONES = [2 / 3, 11 / 12]
+MANY_EPOCHS = 1e9
+LARGEST, LARGEST_ROTATED = (1333, 800), (1024, 1024)
+_PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for; everything left out is chosen.
+
+    Attributes:
+        data: Folder of the data set.
+        model: Kind of detector.
+        backbone: A timm name.
+        epochs: Passes over the data. Milestones of a named recipe move in proportion.
+        pretrained: ``hub``, ``none`` or a file of backbone weights.
+        recipe: Name or file of a recipe to start from instead of the defaults for the data.
+        teacher: Weights file or run folder of a trained detector; ``ema`` for the running average of the student.
+        start: Weights file or run folder that the detector begins with; ``teacher`` for its teacher's.
+        methods: Names of distillation methods, whose terms take the place of those that compare with a teacher.
+        overrides: Settings laid over everything else, in order.
+    """
+
+    data: str | Path | None = None
+    model: str | None = None
+    backbone: str | None = None
+    epochs: int | None = None
+    pretrained: str | bool | None = None
+    recipe: str | Path | None = None
+    teacher: str | Path | None = None
+    start: str | Path | None = None
+    methods: tuple[str, ...] = ()
+    overrides: tuple[Override, ...] = ()
+
+
+def resolve(request: Request) -> Recipe:
+    """The recipe that a request stands for.
+
+    Raises:
+        RecipeError: Something is unknown, wrong or missing.
+        DataError: The data cannot be read; only where its images decide on settings.
+        WeightsError: The teacher's weights cannot be read.
+    """
+    if request.recipe is not None:
+        data = recipe_data(request.recipe)
+        where = str(request.recipe)
+    elif request.data is not None:
+        data, where = _for_data(request), "the settings"
+    else:
+        raise RecipeError(
+            "neither data nor a recipe is given; expected --data FOLDER, or --recipe NAME ('locdistill recipes' lists "
+            "them), or both"
+        )
+    return build_recipe(laid_over(data, [*request_words(request, data), *request.overrides]), where)
+
+
+def request_words(request: Request, data: dict[str, Any]) -> list[Override]:
+    """The request's own words as overrides."""
+    words: list[Override] = []
+    for path, value in (
+        (("data", "path"), request.data),
+        (("detector", "model"), request.model),
+        (("detector", "backbone"), request.backbone),
+        (("teacher", "weights"), request.teacher),
+        (("start",), request.start),
+    ):
+        if value is not None:
+            words.append((path, str(value)))
+    if request.pretrained is not None:
+        words.append((("detector", "pretrained"), _PRETRAINED.get(request.pretrained, request.pretrained)))
+    if request.epochs is not None:
+        words += _epochs(request.epochs, group(data, "engine"))
+    return words + (_methods(request, data) if request.methods else [])
+
+
+def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
+    """The terms of the methods, in place of all that compare with a teacher."""
+    asked = override_of(request, "detector.model") or request.model
+    model = kind_of_detector(data) if asked is None else known_kind(asked)
+    if model is None:  # what is wrong is said when the recipe is checked
+        return []
+    new = method_terms(request.methods, model)
+    old = [name for name, term in group(data, "terms").items() if name not in new and _compares(term)]
+    words: list[Override] = [(("terms", name), None) for name in old]
+    return [*words, *((("terms", name), term.model_dump()) for name, term in new.items())]
+
+
+def _compares(term: Any) -> bool:
+    """Whether a term of plain data compares with a teacher; a wrong one is found when the recipe is checked."""
+    try:
+        return TermSettings.model_validate(term).needs_teacher
+    except ValidationError:
+        return False
+
+
+def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
+    """Another number of epochs, with the milestones (unless they are shares of the run) at the same shares of it."""
+    words: list[Override] = [(("engine", "epochs"), epochs)]
+    before, milestones = engine.get("epochs"), engine.get("milestones")
+    if not isinstance(milestones, list) or not milestones or epochs == before:
+        return words
+    if all(isinstance(n, int | float) and 1 <= n <= MANY_EPOCHS for n in (epochs, before, *milestones)):
+        moved = [round(m * epochs / before, 3) for m in milestones]
+        shares = [m / before for m in milestones]
+        words.append((("engine", "milestones"), moved if all(m >= 1 for m in moved) else shares))
+    return words
+
+
+def _for_data(request: Request) -> dict[str, Any]:
+    """Plain data of the recipe that is chosen where none is named."""
+    teacher, start = _known_settings(request)
+    first = start or teacher  # whose kind, classes and input size the student has
+    settings = _data_settings(request)
+    if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
+        settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
+    backbone = (
+        override_of(request, "detector.backbone") or request.backbone or (start.backbone if start else "resnet18")
+    )
+    asked = override_of(request, "detector.model") or request.model
+    model = asked or (first.model if first is not None else _model_for(settings))
+    known = known_kind(model) or "gfl"  # what is wrong is said when the recipe is checked
+    recipe: dict[str, Any] = {
+        "name": _name(f"{model}_{backbone}"),
+        "detector": (_architecture(start) if start else {}) | {"model": model, "backbone": backbone},
+        "data": {"path": settings.path, "batch_per_device": BATCH, "sizes": [_size(settings, first)]},
+        "engine": {"milestones": MILESTONES},
+        "terms": {name: term.model_dump() for name, term in supervised_terms(known).items()},
+    }
+    if request.teacher is not None:
+        recipe["name"] = _name(f"ld_{backbone}_from_{teacher.backbone if teacher else EMA}")
+        recipe["teacher"] = {"name": f"{teacher.model} {teacher.backbone}" if teacher else "the student's average"}
+        recipe["terms"] |= {name: TermSettings.of_term(t).model_dump() for name, t in presets.ld_sharp(known).items()}
+    if teacher is not None:
+        recipe["detector"] |= {
+            name: value
+            for name, value in teacher.model_dump(mode="json").items()
+            if name in ("levels", "reg_max", "anchor_scale", "angles", "angle_bins", "angle_unit")
+        }
+    if known in ROTATED or recognise(settings) == "dota":
+        recipe["data"]["crowd"] = "ignore"  # cut and difficult objects can be seen: they are no background
+    if first is not None and settings.classes is not None:
+        recipe["data"]["classes"] = list(settings.classes)
+    return recipe
+
+
+def _known_settings(request: Request) -> tuple[DetectorSettings | None, DetectorSettings | None]:
+    """What is known of the teacher, and of the weights that the student begins with; None where there is no file."""
+    teacher = start = None
+    if request.teacher is not None and str(request.teacher) != EMA:
+        teacher = _settings_of(request.teacher, _overridden(request, "teacher", {}).get("onnx"))
+    asked = override_of(request, "start") or request.start
+    if isinstance(asked, str | Path):  # what is wrong is said when the recipe is checked
+        start = teacher if str(asked) == OF_TEACHER else _settings_of(asked)
+    return teacher, start
+
+
+def _settings_of(weights: str | Path, onnx: Any = None) -> DetectorSettings:
+    file = find(weights)
+    return _settings_of_onnx(file, onnx) if file.suffix == SUFFIX else detector_settings(file)
+
+
+def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
+    """Those of a detector that a teacher in an ONNX file can teach without bridges, but for its name."""
+    teacher = onnx_teacher(file, None if given is None else validate(OnnxSettings, given, "teacher.onnx"))
+    facts, size = teacher.facts, teacher.size
+    settings = DetectorSettings(
+        backbone=file.stem, classes=facts.classes, levels=tuple(stride.bit_length() - 1 for stride in facts.strides)
+    )
+    known: dict[str, Any] = {"reg_max": facts.bins.reg_max} if facts.bins else {}
+    if size is not None:
+        known["input"] = InputSettings(short=min(size), long=max(size))
+    return settings.model_copy(update=known)
+
+
+def _architecture(settings: DetectorSettings) -> dict[str, Any]:
+    """A detector's settings without those that belong to its data or to how it is used."""
+    return settings.model_dump(mode="json", exclude={"classes", "pretrained", "input", "detections"})
+
+
+def _data_settings(request: Request) -> DataSettings:
+    """Enough of the data settings to open the training images: the request's path and its own data settings."""
+    return validate(DataSettings, _overridden(request, "data", {"path": str(request.data)}), "data")
+
+
+def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, Any]:
+    """A group of settings under the request's own overrides of it."""
+    mine = [parsed for o in request.overrides if (parsed := parsed_override(o))[0][0] == key and len(parsed[0]) > 1]
+    changed: dict[str, Any] = apply_overrides({key: group}, mine)[key]
+    return changed
+
+
+def parsed_override(override: Override) -> tuple[tuple[str, ...], Any]:
+    """Return path and value of an override, which may be text."""
+    return parse_override(override) if isinstance(override, str) else override
+
+
+def override_of(request: Request, key: str) -> Any:
+    """Return what a request's overrides set a field to; None if none does."""
+    found = [value for path, value in map(parsed_override, request.overrides) if ".".join(path) == key]
+    return found[-1] if found else None
+
+
+def _size(settings: DataSettings, teacher: DetectorSettings | None) -> list[int]:
+    """Long and short side."""
+    if "sizes" in settings.model_fields_set:
+        return list(settings.sizes[0])
+    if teacher is not None:
+        return [teacher.input.long, teacher.input.short]
+    return list(median_size(open_dataset(settings, "train")))
+
+
+def _model_for(settings: DataSettings) -> str:
+    """The kind of detector that fits the objects."""
+    if not open_dataset(settings, "train").oriented:
+        return "gfl"
+    log.info("the objects are rotated, and so are the detector's boxes; detector.model=gfl has axis-aligned ones")
+    return "rotated_gfl"
+
+
+def median_size(dataset: Dataset) -> tuple[int, int]:
+    """Long and short side of the median image, rounded to multiples of 32 (if below the largest).
+
+    It is shrunk to fit 1333 x 800, as is usual for COCO, or 1024 x 1024 where objects are rotated, as for DOTA.
+    """
+    if not dataset.records:
+        raise RecipeError(f"{dataset.name}: there are no training images to choose the input size by")
+    long = statistics.median(max(record.width, record.height) for record in dataset.records)
+    short = statistics.median(min(record.width, record.height) for record in dataset.records)
+    largest = LARGEST_ROTATED if dataset.oriented else LARGEST
+    scale = min(1.0, largest[0] / long, largest[1] / short)
+    longest, shortest = (
+        min(limit, max(32, int(side * scale / 32 + 0.5) * 32))
+        for side, limit in zip((long, short), largest, strict=True)
+    )
+    return max(longest, shortest), shortest
+
+
+def _name(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)

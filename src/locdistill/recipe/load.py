@@ -1,0 +1,143 @@
+"""From a name or a file to a checked recipe, and back to YAML."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from locdistill.errors import RecipeError
+from locdistill.recipe.overrides import apply_overrides
+from locdistill.recipe.recipe import Recipe, kind_of_detector, supervised_terms
+from locdistill.recipe.yaml_io import Inline, read_yaml_file, write_yaml
+from locdistill.settings import nearest, problems
+
+_PUBLISHED = Path(__file__).with_name("published")
+_Model = TypeVar("_Model", bound=BaseModel)
+_OWN = ("name", "description", "published")
+"""What a recipe never takes from its base: these speak of one run."""
+Override = str | tuple[tuple[str, ...], Any]
+"""``"a.b=value"``, or the path and the value."""
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(_published(), key=_natural)
+
+
+@functools.cache
+def _published() -> dict[str, Path]:
+    """Files of the recipes that come with the package, by name."""
+    return {path.stem: path for path in _PUBLISHED.glob("*/*.yaml")}
+
+
+def _natural(name: str) -> list[int | str]:
+    """Sort key by which r50 comes before r101."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+
+
+def recipe_path(name_or_path: str | Path) -> Path:
+    """The file behind a recipe's name, a path to a YAML file, or a run folder.
+
+    Raises:
+        RecipeError: There is no such recipe.
+    """
+    text, path = str(name_or_path), Path(name_or_path)
+    if path.is_dir() and (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    if path.suffix in (".yaml", ".yml") or path.parent != Path():
+        if path.is_file():
+            return path
+        raise RecipeError(f"{text}: there is no such recipe file; 'locdistill recipes' lists the recipes by name.")
+    if text in _published():
+        return _published()[text]
+    close = nearest(text, recipe_names())
+    hint = f" Did you mean {close!r}?" if close else ""
+    raise RecipeError(f"no recipe is called {text!r}.{hint} 'locdistill recipes' lists them; a file ends in .yaml.")
+
+
+def load_recipe(name_or_path: str | Path, overrides: Iterable[Override] = ()) -> Recipe:
+    """Load a recipe that comes with the package, or a YAML file, and lay ``key.path=value`` settings over it.
+
+    Raises:
+        RecipeError: No such recipe, not readable, or wrong; the message lists every problem with its dotted path, what
+            was expected, what came, and the nearest valid key.
+    """
+    return build_recipe(laid_over(recipe_data(name_or_path), overrides), str(name_or_path))
+
+
+def recipe_data(name_or_path: str | Path) -> dict[str, Any]:
+    """The plain data of a recipe, laid over those of its ``base`` (the name of a recipe, or a path beside the file)."""
+    return _with_bases(recipe_path(name_or_path), ())
+
+
+def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise RecipeError(f"{path}: 'base' goes in a circle: {' -> '.join(p.stem for p in (*seen, path))}.")
+    data = read_yaml_file(path)
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: expected a mapping with keys such as detector, data and engine, came {data!r}.")
+    base = data.pop("base", None)
+    data.setdefault("name", path.stem)
+    if base is None:
+        return data
+    if not isinstance(base, str):
+        raise RecipeError(f"{path}: base: expected the name or path of one recipe, came {base!r}.")
+    beside = path.parent / base
+    below = _with_bases(beside if beside.is_file() else recipe_path(base), (*seen, path))
+    inherited = {key: value for key, value in below.items() if key not in _OWN}
+    return laid_over(inherited, [((key,), value) for key, value in data.items()])
+
+
+def laid_over(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
+    """Lay settings over the plain data of a recipe; those of terms over the published loss where it has no terms.
+
+    A recipe without terms means the published loss of its detector, and so does one that is added to: a term of
+    distillation does not take its place.
+
+    Raises:
+        RecipeError: A setting cannot be laid over it (see :func:`locdistill.recipe.overrides.apply_overrides`).
+    """
+    given = list(overrides)
+    others = [o for o in given if (re.split("[.=]", o)[0].strip() if isinstance(o, str) else o[0][0]) != "terms"]
+    if not data.get("terms") and len(others) < len(given):
+        model = kind_of_detector(apply_overrides(data, others))
+        terms = supervised_terms(model) if model is not None else {}
+        data = data | {"terms": {name: term.model_dump() for name, term in terms.items()}}
+    return apply_overrides(data, given)
+
+
+def build_recipe(data: dict[str, Any], where: str = "the recipe") -> Recipe:
+    """Check plain data and build the recipe.
+
+    Raises:
+        RecipeError: Something is wrong; the message lists every problem.
+    """
+    return validate(Recipe, data, where)
+
+
+def validate(model: type[_Model], data: Any, where: str) -> _Model:
+    """Build settings from plain data, with one readable error that lists all problems.
+
+    Raises:
+        RecipeError: Something is wrong.
+    """
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        wrong = problems(error, model, data)
+        head = f"{where}: {len(wrong)} problem{'s' if len(wrong) > 1 else ''}:"
+        raise RecipeError("\n  ".join([head, *wrong])) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The resolved recipe as YAML, every setting spelled out; loading it gives an equal recipe."""
+    data = recipe.model_dump(mode="json")
+    for term in data["terms"].values():
+        for part in ("of", "on", "norm"):
+            term[part] = Inline((name, Inline(options)) for name, options in term[part].items())
+    return write_yaml(data)

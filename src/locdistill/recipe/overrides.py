@@ -1,0 +1,130 @@
+"""Changes to a recipe from the command line: ``engine.lr=0.02``, ``terms.ld.weight=2``, ``terms.kd=null``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from locdistill.engine.settings import spelled_out
+from locdistill.errors import RecipeError
+from locdistill.recipe.yaml_io import read_yaml
+from locdistill.settings import suggestion
+
+_COMPONENTS = ("of", "on", "norm")
+
+
+def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
+    """Split ``a.b=value`` into the path ``("a", "b")`` and the value, which is read as YAML.
+
+    Raises:
+        RecipeError: There is no ``=``, the path has an empty part, or the value is no YAML.
+    """
+    key, sign, value = text.partition("=")
+    path = tuple(part.strip() for part in key.split("."))
+    if not sign or not all(path):
+        raise RecipeError(
+            f"{text!r} is no setting; expected key.path=value, for example engine.lr=0.02 or terms.ld.weight=2."
+        )
+    return path, read_yaml(value, f"the value of {key}")
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """Lay ``change`` over ``base``: groups are merged key by key, lists and values replaced; terms merge by name.
+
+    The assigner, and ``of``, ``on`` and ``norm`` of a term, are merged only if they name the same thing; a term that is
+    null is taken out. Neither argument is changed.
+    """
+    merged = copy.deepcopy(base)
+    for key, value in change.items():
+        if key == "assigner":
+            merged[key] = _merge_component(merged.get(key), value)
+        elif key == "terms" and isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge_terms(merged[key], value)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = copy.deepcopy(value)
+    return merged
+
+
+def _merge_terms(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for name, value in change.items():
+        if value is None:
+            merged.pop(name, None)
+        elif isinstance(value, dict) and isinstance(merged.get(name), dict):
+            merged[name] = {**merged[name], **{k: _merge_component(merged[name].get(k), v) for k, v in value.items()}}
+        else:
+            merged[name] = copy.deepcopy(value)
+    return merged
+
+
+def _merge_component(base: Any, change: Any) -> Any:
+    base = {base: {}} if isinstance(base, str) else base
+    if isinstance(base, dict) and isinstance(change, dict) and set(base) == set(change):
+        return {name: _merge_options(base[name], change[name]) for name in change}
+    return copy.deepcopy(change)
+
+
+def _merge_options(base: Any, change: Any) -> Any:
+    """Options over options; what is no group takes their place, and is refused when the recipe is checked."""
+    if isinstance(base, dict | None) and isinstance(change, dict | None):
+        return {**(base or {}), **(change or {})}
+    return copy.deepcopy(change)
+
+
+def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
+    """Lay settings, given as text or already parsed, over the plain data of a recipe, in order.
+
+    Raises:
+        RecipeError: A setting cannot be parsed, goes through something that is no group, or names a term that the
+            recipe does not have; all such problems in one message.
+    """
+    problems = []
+    for override in overrides:
+        try:
+            path, value = parse_override(override) if isinstance(override, str) else override
+            data = _with_parts(data, path)
+            _check_path(data, path, value)
+            data = merge(data, _nested(path, value))
+        except RecipeError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return data
+
+
+def _with_parts(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
+    """The data with ``engine.speed`` as a group, where it is ``auto`` or ``off`` and one of its parts is to be set."""
+    engine = data.get("engine")
+    if path[:2] != ("engine", "speed") or len(path) < 3 or not isinstance(engine, dict):
+        return data
+    speed = engine.get("speed")
+    return {**data, "engine": {**engine, "speed": spelled_out(speed)}} if speed in ("auto", "off") else data
+
+
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    for key in reversed(path):
+        value = {key: value}
+    return value  # type: ignore[no-any-return]  # a path has at least one part
+
+
+def _check_path(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    terms = data.get("terms")
+    if path[0] == "terms" and len(path) > 1 and isinstance(terms, dict) and path[1] not in terms:
+        whole = len(path) == 2 and isinstance(value, dict)
+        if not whole:
+            raise RecipeError(
+                f"terms.{path[1]}: the recipe has no such term; {suggestion(path[1], terms)}. "
+                f"A new term is given whole: 'terms.{path[1]}={{of: edge_kl, on: positives, weight: 1}}'"
+            )
+    group: Any = data
+    for depth, key in enumerate(path[:-1]):
+        group = group.get(key)
+        component = (path[0] == "terms" and depth == 2 and key in _COMPONENTS) or (key == "assigner" and depth == 0)
+        if group is None or (component and isinstance(group, str)):
+            return
+        if not isinstance(group, dict):
+            at = ".".join(path[: depth + 1])
+            raise RecipeError(f"{'.'.join(path)}: {at} is the value {group!r}, not a group with keys")

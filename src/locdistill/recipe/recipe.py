@@ -1,0 +1,194 @@
+"""The typed description of one whole run: detector, teacher, data, engine and loss terms.
+
+A recipe is data. It is written as YAML (:mod:`locdistill.recipe.load`), or composed in Python, and the resolved recipe
+that is saved beside every run gives the same run again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+
+from locdistill.data.settings import DataSettings
+from locdistill.distillation.presets import supervised
+from locdistill.distillation.settings import TeacherSettings
+from locdistill.engine.settings import EngineSettings
+from locdistill.models.settings import DetectorSettings
+from locdistill.recipe.terms import Component, TermSettings, build_component, plain_component
+from locdistill.settings import Settings, group
+
+OF_TEACHER = "teacher"
+"""``start`` where the student begins with its teacher's weights."""
+
+
+class Published(Settings):
+    """The number in the literature that belongs to a recipe."""
+
+    ap: float | None = None
+    """AP, in percent, over the thresholds 0.5 to 0.95."""
+    ap50: float | None = None
+    ap75: float | None = None
+    baseline: float | None = None
+    """AP of the same detector trained without a teacher."""
+    baseline50: float | None = None
+    """AP50, likewise."""
+    corrected: float | None = None
+    """AP as it would be without an error of the published evaluation that is known."""
+    corrected_baseline: float | None = None
+    """Likewise without a teacher."""
+    source: str = ""
+    """Where the number stands, and on which split it was measured."""
+    note: str = ""
+    """In what the recipe differs from the run behind the number, if known."""
+
+
+def _input_of(data: dict[str, Any]) -> dict[str, int]:
+    """The largest size of training, long and short side; nothing where ``sizes`` is not what it should be."""
+    try:
+        long, short = max((int(max(size)), int(min(size))) for size in data["sizes"])
+    except (TypeError, ValueError, OverflowError):
+        return {}
+    return {"short": short, "long": long} | ({"pad_to": data["pad_to"]} if "pad_to" in data else {})
+
+
+ASSIGNER_OF = {"gfl": "atss", "gflv2": "atss", "atss": "atss", "fcos": "fcos", "retinanet": "max_iou"}
+ASSIGNER_OF |= {"rotated_gfl": "atss", "rotated_retinanet": "max_iou"}
+"""The published assigner of each kind of detector."""
+WITH_CENTERNESS = ("atss", "fcos")
+
+
+def kind_of_detector(recipe: dict[str, Any]) -> str | None:
+    """The kind of detector in a recipe's plain data; None where there is no such kind, which the check will say."""
+    return known_kind(group(recipe, "detector").get("model", "gfl"))
+
+
+def known_kind(model: Any) -> str | None:
+    """A kind of detector, or None where it is none."""
+    return model if isinstance(model, str) and model in ASSIGNER_OF else None
+
+
+def supervised_terms(model: str) -> dict[str, TermSettings]:
+    """The published loss of a kind of detector, without a teacher."""
+    return {name: TermSettings.of_term(term) for name, term in supervised(model).items()}
+
+
+class Recipe(Settings):
+    """A whole run."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    """Names the run folder as well."""
+    description: str = ""
+    detector: DetectorSettings = DetectorSettings()
+    teacher: TeacherSettings | None = None
+    start: str | None = None
+    """What the student begins with: a weights file, or a run folder (its best), of a detector of the same architecture
+    and classes; ``teacher`` is the teacher's own file (a folder of this name is ``./teacher``). None begins with
+    ``detector.pretrained``. A resumed run goes on from its checkpoint instead."""
+    data: DataSettings = DataSettings()
+    engine: EngineSettings = EngineSettings()
+    terms: dict[str, TermSettings] = Field(default_factory=dict, min_length=1)
+    """The objective: the loss is the sum of these; the published loss of ``detector.model`` unless given."""
+    balance: float | None = Field(default=None, gt=0)
+    """That of every term which compares with a teacher and has none of its own: the norm of its gradient on what the
+    student says, in multiples of the supervised terms'. Weights then need no tuning: they cancel. None keeps them."""
+    assigner: Component = ""
+    """Which locations answer for an object: ``atss``, ``fcos`` or ``max_iou``, with options; that of ``detector.model``
+    unless given. Where ``data.crowd`` is ``ignore``, it leaves crowds and difficult objects out."""
+    published: Published | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in(cls, values: Any) -> Any:
+        """Settings that follow from others unless they are given.
+
+        The input size outside training is the training's; loss and assigner are those of the kind of detector.
+        """
+        if not isinstance(values, dict):
+            return values
+        values = dict(values)
+        given = values.get("detector")
+        model = given.model if isinstance(given, DetectorSettings) else kind_of_detector(values)
+        if model is not None:
+            values = {"terms": supervised_terms(model), "assigner": ASSIGNER_OF[model]} | {
+                key: value for key, value in values.items() if key not in ("terms", "assigner") or value is not None
+            }
+        data, detector, engine = (values.get(key, {}) for key in ("data", "detector", "engine"))
+        own_input = detector.get("input", {}) if isinstance(detector, dict) else None
+        if isinstance(data, dict) and data.get("sizes") and isinstance(own_input, dict):
+            values["detector"] = {**detector, "input": _input_of(data) | own_input}
+        if isinstance(engine, dict) and engine.get("precision") in (16, 32):
+            values["engine"] = {**engine, "precision": {16: "fp16", 32: "32"}[engine["precision"]]}
+        return values
+
+    @field_validator("terms")
+    @classmethod
+    def _check_term_names(cls, terms: dict[str, TermSettings]) -> dict[str, TermSettings]:
+        bad = [name for name in terms if not name.isidentifier()]
+        if bad:
+            raise ValueError(f"names of terms are words (letters, digits, underscores), came {bad}")
+        return terms
+
+    @field_validator("assigner", mode="before")
+    @classmethod
+    def _spell_out(cls, spec: Any) -> Component:
+        return plain_component("assigner", build_component("assigner", spec))
+
+    @model_validator(mode="after")
+    def _check_quality(self) -> Recipe:
+        model, trained = self.detector.model, [name for name, term in self.terms.items() if term.needs_quality]
+        if model in WITH_CENTERNESS and not trained:
+            raise ValueError(
+                f"{model} ranks its detections by a centerness, which no term trains; start from a recipe of {model} "
+                "('locdistill recipes'), or give no terms"
+            )
+        if model not in (*WITH_CENTERNESS, "gflv2") and trained:
+            raise ValueError(f"the term {trained[0]} trains a quality, which {model} does not predict; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _check_teacher(self) -> Recipe:
+        taught = [name for name, term in self.terms.items() if term.needs_teacher]
+        if taught and self.teacher is None:
+            raise ValueError(
+                f"the terms {', '.join(taught)} need a teacher and there is none; name it with teacher.weights, or "
+                f"remove the terms (terms.{taught[0]}=null)"
+            )
+        if self.teacher is not None and not taught:
+            raise ValueError("there is a teacher but no term uses it; add a term such as ld, or set teacher=null")
+        if self.balance is not None and not taught:
+            raise ValueError(
+                "balance is that of terms which compare with a teacher, and there is none; set balance=null"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_cache(self) -> Recipe:
+        if self.teacher is None or self.teacher.cache is None:
+            return self
+        data = self.data
+        if data.ranges and data.views is None:
+            raise ValueError(
+                f"a cache holds what the teacher says of an image at each size and turn, and data.{data.ranges[0]} has "
+                "too many of them; say how many of each image to use, for example data.views=8"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_start(self) -> Recipe:
+        if self.start == OF_TEACHER and (self.teacher is None or self.teacher.follows):
+            why = "there is no teacher" if self.teacher is None else "the teacher is made of the student"
+            raise ValueError(f"start is 'teacher', but {why}; name a weights file or a run folder")
+        return self
+
+    @property
+    def of_teacher(self) -> list[str]:
+        """The settings that are null in the recipe of the student alone."""
+        taught = [f"terms.{name}" for name, term in self.terms.items() if term.needs_teacher]
+        others = {"balance": self.balance is not None, "start": self.start == OF_TEACHER}
+        return ["teacher", *taught, *(name for name, there in others.items() if there)]
+
+    @property
+    def distils(self) -> bool:
+        """Whether a teacher takes part."""
+        return self.teacher is not None

@@ -1,0 +1,225 @@
+"""The folder of a run: never overwritten, complete enough to say what was done and to do it again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from locdistill.data.digest import data_digest
+from locdistill.data.records import Dataset
+from locdistill.dist import process_rank
+from locdistill.engine.devices import device_name
+from locdistill.engine.settings import EngineSettings
+from locdistill.engine.signals import in_slurm
+from locdistill.errors import RunError
+from locdistill.files import make_folder, write_text, writing
+from locdistill.recipe.load import dump_recipe, load_recipe
+from locdistill.recipe.recipe import Recipe
+
+RECIPE, FACTS, LOG, METRICS = "recipe.yaml", "run.json", "log.txt", "metrics.json"
+PARENT = Path("runs")
+_ENV = "LOCDISTILL_OUT"
+log = logging.getLogger("locdistill")
+
+
+def new_folder(out: str | Path | None, name: str) -> Path:
+    """Where a new run goes: ``out``, which must not hold anything yet, or ``runs/<name>``, ``runs/<name>-2``, ...
+
+    Processes other than the first of a run take the first one's answer.
+
+    Raises:
+        RunError: The folder is in use or cannot be made, or several processes were started without ``out``.
+    """
+    known = out or os.environ.get(_ENV)
+    started_together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun: none of them is the first to choose
+    if known is None and (process_rank() > 0 or started_together):
+        raise RunError("several processes were started: give them one run folder with --out DIR")
+    if process_rank() > 0:
+        return Path(str(known))
+    with writing(Path(out) if out is not None else PARENT / name):
+        path = Path(out) if out is not None else _free(PARENT / name)
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            hint = f"'--resume --out {path}' continues it; " if (path / RECIPE).is_file() else ""
+            raise RunError(f"{path} is there already and is not overwritten; {hint}give another folder with --out DIR")
+        _check_writable(path)
+    return path
+
+
+def _check_writable(path: Path) -> None:
+    """Look whether a folder could be made, without making it: a run that fails early leaves nothing behind."""
+    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not above.is_dir():
+        raise RunError(f"{path} cannot be made, for {above} is a file; expected a folder: give another one")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise RunError(f"{path} cannot be written to, for {above} is not writable; give another folder")
+
+
+def announce(path: Path) -> None:
+    """Let processes that this one starts know the run folder."""
+    os.environ[_ENV] = str(path.resolve())
+
+
+def _free(path: Path) -> Path:
+    number, candidate = 1, path
+    while candidate.exists():
+        number += 1
+        candidate = path.with_name(f"{path.name}-{number}")
+    return candidate
+
+
+def saved_recipe(path: str | Path | None) -> Recipe:
+    """The recipe of a run that is to be resumed.
+
+    Raises:
+        RunError: No folder is named, or it holds no run.
+    """
+    if path is None:
+        raise RunError("which run is to be resumed? Name its folder: --resume --out DIR")
+    if not (Path(path) / RECIPE).is_file():
+        raise RunError(f"{path} holds no run to resume: expected {RECIPE} in it; leave out --resume to start one")
+    return load_recipe(Path(path) / RECIPE)
+
+
+def write_start(path: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
+    """Write the resolved recipe and the facts of the run.
+
+    Raises:
+        RunError: The folder cannot be made or written to.
+    """
+    make_folder(path)
+    with writing(path):
+        write_text(path / RECIPE, dump_recipe(recipe))
+        write_text(path / FACTS, json.dumps(facts, indent=2) + "\n")
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What was written when the run began; empty if it cannot be read."""
+    try:
+        facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
+
+
+def facts_of(datasets: dict[str, Dataset], engine: EngineSettings | None = None) -> dict[str, Any]:
+    """What a reader of the run folder wants to know beside the recipe, and what a resumed run must find unchanged.
+
+    Args:
+        datasets: By split.
+        engine: Says which device is trained on; the one that is chosen unless given.
+    """
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        **({"job": os.environ["SLURM_JOB_ID"]} if in_slurm() else {}),
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("locdistill", "torch", "torchvision", "timm", "lightning")},
+        },
+        "device": device_name(engine or EngineSettings()),
+        "data": {
+            split: {"name": data.name, "images": len(data), "sha256": data_digest(data)}
+            for split, data in datasets.items()
+        },
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def runs_of_job(prefix: str) -> list[Path]:
+    """Folders of runs that this SLURM job began without a name for them, the first one first.
+
+    Args:
+        prefix: With which their names begin.
+    """
+    found = [path.parent for path in PARENT.glob(f"{prefix}*/{FACTS}")]
+    job = os.environ.get("SLURM_JOB_ID")
+    return sorted(
+        (path for path in found if read_facts(path).get("job") == job), key=lambda path: (len(path.name), path.name)
+    )
+
+
+def check_unchanged(path: Path, now: dict[str, Any]) -> None:
+    """Refuse to resume a run whose data changed.
+
+    Raises:
+        RunError: A split is not what it was when the run began.
+    """
+    before = read_facts(path).get("data", {})
+    for split, facts in now["data"].items():
+        known = before.get(split, {}).get("sha256")
+        if known is not None and known != facts["sha256"]:
+            raise RunError(
+                f"{path}: the {split} data are not those that the run began with ({before[split].get('images')} images "
+                f"then, {facts['images']} now, or other boxes): put them back, or start a new run"
+            )
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Copy the package's log messages to ``log.txt`` while the run lasts; only in the first process."""
+    if process_rank() > 0:
+        yield
+        return
+    handler = logging.FileHandler(path / LOG, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    level = log.level
+    log.addHandler(handler)
+    if log.getEffectiveLevel() > logging.INFO:
+        log.setLevel(logging.INFO)
+    try:
+        yield
+    except BaseException as error:
+        log.error("stopped: %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+        handler.close()
+
+
+_STARTED = frozenset({RECIPE, FACTS, LOG, "preflight.txt", "preflight.json", "metrics.csv", "train_batch.png"})
+"""Files that a run writes before its first checkpoint, beside the events of TensorBoard in ``logs``."""
+
+
+def clear_start(path: Path) -> None:
+    """Remove what a run left behind that stopped before its first checkpoint, and nothing else.
+
+    Raises:
+        RunError: Anything else is there.
+    """
+    if not path.exists():
+        return
+    found = sorted(path.rglob("*")) if path.is_dir() else [path]
+    foreign = [entry for entry in found if not _of_start(entry, path)]
+    if foreign:
+        raise RunError(
+            f"{path} is in the way: {foreign[0]} is not of a run that can be gone on with; move it, or choose another "
+            "folder with --out"
+        )
+    for entry in reversed(found):
+        entry.rmdir() if entry.is_dir() else entry.unlink()
+
+
+def _of_start(entry: Path, path: Path) -> bool:
+    """Whether a file or folder in a run's folder is one that a run writes before its first checkpoint, or a part."""
+    name, place = entry.name, entry.relative_to(path).parts[:-1]
+    if entry.is_symlink() or (entry.is_dir() and (name, place) != ("logs", ())):
+        return False
+    if place == ("logs",):
+        return name.startswith("events.out.tfevents.")
+    return place == () and (
+        name in _STARTED | {"logs"} or (name[:1] == "." and any(known in name for known in _STARTED))
+    )

@@ -1,0 +1,206 @@
+"""Loss terms between YAML and objects, both ways.
+
+In a recipe a term is ``of`` (a divergence), ``on`` (a region), ``norm`` (a normaliser) and ``weight``. Each of the
+first three is a name, or a name with options::
+
+    ld:
+      of: {edge_kl: {temperature: 10}}
+      on: {positives: {by: student_confidence}}
+      norm: {per_image: {reference_batch: 3, divisor: 1}}
+      weight: 0.25
+
+The weight may follow the run, with a ``schedule`` of the same form (``cosine``, or ``{linear: {first: 1, last: 0,
+start: 0.5}}``); or give way to ``balance``, the term's gradient in multiples of the supervised terms'.
+
+The names are the keys of :mod:`locdistill.recipe.vocabulary`; the options are the fields of the classes behind
+them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError, field_validator
+
+from locdistill.distillation.methods import METHODS
+from locdistill.errors import RecipeError
+from locdistill.objective.term import Term
+from locdistill.recipe import vocabulary
+from locdistill.settings import NumbersAreNoFlags, Settings, suggestion
+
+Kind = Literal["of", "on", "norm", "schedule", "assigner"]
+Component = str | dict[str, Any]
+"""A name, or ``{name: {option: value}}``."""
+
+_WHAT = {"of": "divergence", "on": "region", "norm": "normaliser", "schedule": "schedule", "assigner": "assigner"}
+
+
+def names(kind: Kind) -> dict[str, type]:
+    """The classes that may stand under ``of``, ``on``, ``norm``, ``schedule`` or ``assigner``, by name."""
+    tables: dict[str, dict[str, type]] = {
+        "of": vocabulary.DIVERGENCES,
+        "on": vocabulary.REGIONS,
+        "norm": vocabulary.NORMALISERS,
+        "schedule": vocabulary.SCHEDULES,
+        "assigner": vocabulary.ASSIGNERS,
+    }
+    return tables[kind]
+
+
+def split_component(spec: Any) -> tuple[str, dict[str, Any]]:
+    """Name and options of a component as it stands in YAML.
+
+    Raises:
+        ValueError: Neither a name nor ``{name: options}``.
+    """
+    if isinstance(spec, str):
+        return spec, {}
+    if isinstance(spec, dict) and len(spec) == 1:
+        ((name, options),) = spec.items()
+        if isinstance(name, str) and (options is None or isinstance(options, dict)):
+            return name, options or {}
+    raise ValueError(f"expected a name or {{name: {{option: value}}}} with one name, came {spec!r}")
+
+
+def build_component(kind: Kind, spec: Any) -> Any:
+    """Build the divergence, region, normaliser, schedule or assigner that a component describes.
+
+    Raises:
+        ValueError: The name or an option does not exist, or a value is impossible; all problems in one message.
+    """
+    name, options = split_component(spec)
+    table = names(kind)
+    if name not in table:
+        raise ValueError(f"no {_WHAT[kind]} is called {name!r}; {suggestion(name, table)}")
+    fields = [field.name for field in dataclasses.fields(table[name])]
+    wrong = [f"{name} has no option {key!r}; {suggestion(str(key), fields)}" for key in options if key not in fields]
+    wrong += [
+        f"{name}.{key}: expected a finite number, came {value}"
+        for key, value in options.items()
+        if isinstance(value, float) and not math.isfinite(value)
+    ]
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    try:
+        return _checked(table[name])(options)
+    except ValidationError as error:
+        lines = [f"{'.'.join((name, *(str(p) for p in e['loc'][:1])))}: {_expected(e)}" for e in error.errors()]
+        raise ValueError("; ".join(dict.fromkeys(lines))) from None
+
+
+@functools.cache
+def _checked(component: type) -> Callable[[dict[str, Any]], Any]:
+    """A function from options to the component; making it takes far longer than calling it."""
+    options: Any = Annotated[component, NumbersAreNoFlags]
+    check: Callable[[dict[str, Any]], Any] = TypeAdapter(options).validate_python
+    return check
+
+
+def _expected(error: Any) -> str:
+    if error["type"] == "missing":
+        return "is required"
+    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return f"{message[0].lower()}{message[1:]}, came {error['input']!r}"
+
+
+def plain_component(kind: Kind, component: Any) -> dict[str, Any]:
+    """Describe a component with all its options: the reverse of :func:`build_component`.
+
+    Raises:
+        ValueError: Its class is not in the vocabulary.
+    """
+    for name, kind_class in names(kind).items():
+        if type(component) is kind_class:
+            options = {field.name: getattr(component, field.name) for field in dataclasses.fields(kind_class)}
+            return {name: {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
+    raise ValueError(f"{type(component).__name__} is no {_WHAT[kind]} of the vocabulary ({', '.join(names(kind))})")
+
+
+class TermSettings(Settings):
+    """One term of the objective; stored with all options spelled out, so that equal terms compare equal."""
+
+    of: Component
+    """What is measured at each location: a divergence."""
+    on: Component
+    """Where, and how strongly: a region."""
+    norm: Component = Field(default="weight_sum", validate_default=True)
+    """What the weighted sum is divided by: a normaliser."""
+    weight: float = 1.0
+    schedule: Component | None = None
+    """How the weight follows the run; None for a constant one."""
+    balance: float | None = Field(default=None, gt=0)
+    """The norm of the term's gradient in multiples of the supervised terms', in place of the weight."""
+
+    @field_validator("of", "on", "norm", mode="before")
+    @classmethod
+    def _spell_out(cls, spec: Any, info: Any) -> Component:
+        return plain_component(info.field_name, build_component(info.field_name, spec))
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _spell_out_schedule(cls, spec: Any) -> Component | None:
+        if spec is None or spec == "constant":
+            return None
+        return plain_component("schedule", build_component("schedule", spec))
+
+    def build(self) -> Term:
+        """The term itself."""
+        return Term(
+            of=build_component("of", self.of),
+            on=build_component("on", self.on),
+            norm=build_component("norm", self.norm),
+            weight=self.weight,
+            schedule=None if self.schedule is None else build_component("schedule", self.schedule),
+            balance=self.balance,
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the term compares with a teacher."""
+        return self.build().needs_teacher
+
+    @property
+    def needs_quality(self) -> bool:
+        """Whether the term looks at a quality beside the class score, such as centerness."""
+        return self.build().needs_quality
+
+    @classmethod
+    def of_term(cls, term: Term) -> TermSettings:
+        """Describe a term that was composed in Python."""
+        return cls(
+            of=plain_component("of", term.of),
+            on=plain_component("on", term.on),
+            norm=plain_component("norm", term.norm),
+            weight=term.weight,
+            schedule=None if term.schedule is None else plain_component("schedule", term.schedule),
+            balance=term.balance,
+        )
+
+
+def method_terms(methods: Iterable[str], model: str) -> dict[str, TermSettings]:
+    """The terms of one or several methods together; a name that several have is preceded by the method's.
+
+    Args:
+        methods: Their names; the same twice is once.
+        model: Kind of the student.
+
+    Raises:
+        RecipeError: There is no such method.
+    """
+    chosen = list(dict.fromkeys(methods))
+    if unknown := [name for name in chosen if name not in METHODS]:
+        raise RecipeError(
+            f"no method is called {', '.join(map(repr, unknown))}; {suggestion(unknown[0], METHODS)} "
+            "('locdistill methods' lists them)"
+        )
+    found = {method: METHODS[method](model) for method in chosen}
+    names = [name for terms in found.values() for name in terms]
+    return {
+        f"{method}_{name}" if names.count(name) > 1 else name: TermSettings.of_term(term)
+        for method, terms in found.items()
+        for name, term in terms.items()
+    }

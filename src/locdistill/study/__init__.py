@@ -1,0 +1,1 @@
+"""Several runs, or a finished one looked into."""

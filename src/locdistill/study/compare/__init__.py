@@ -1,0 +1,1 @@
+"""Students of several arms compared, seed by seed."""

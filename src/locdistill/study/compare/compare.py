@@ -1,0 +1,357 @@
+"""``compare``: which of several recipes is better, over seeds and images.
+
+Recipes are trained at several seeds where that was not done yet, or finished run folders are taken as they are; folders
+of one recipe with different seeds belong together. All are then measured on the same images, in the same way, and each
+is compared with the first (see :mod:`locdistill.study.compare.result`).
+
+The training, its order and its resumption are those of :mod:`locdistill.study.arms`.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from locdistill.data.records import Dataset
+from locdistill.distillation.settings import CacheSettings
+from locdistill.errors import DataError, RecipeError, RunError
+from locdistill.files import make_folder, write_text
+from locdistill.recipe.defaults import Request
+from locdistill.recipe.load import Override
+from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.run_folder import PARENT, read_facts
+from locdistill.study.arms import CACHE, Arm, Remember, Tell, equal_time_steps, fixed_steps, remembered, train_arms
+from locdistill.study.compare import page
+from locdistill.study.compare.arms import USE, arms_of, changes, chosen_seeds, flat
+from locdistill.study.compare.measure import Measure, Measuring, digest_of, evaluation_images
+from locdistill.study.compare.pictures import pictures
+from locdistill.study.compare.result import Comparison, EqualTime, Measured, as_json, as_markdown
+from locdistill.train.build_cache import cache_seconds
+from locdistill.train.separately import Train, run_apart, side_by_side
+from locdistill.viz import report
+
+FEW_IMAGES = 100
+Show = Callable[[Comparison], list[report.Section]]
+_NEAR = 0.01  # recipes whose time differs by less take the same
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be compared, checked.
+
+    Attributes:
+        arms: The first is what the others are compared with.
+        out: Folder of the comparison.
+        equal_time: Whether the first recipe is trained for as long as each of the others took, too.
+        resamples: Of the images.
+        command: What the reader types to get the same.
+        cache: Whether what teachers say is kept, so that each looks at an image once for all seeds of a recipe.
+        teacher: Trained before the others, with one seed, and shown beside them.
+        jobs: Trainings at a time.
+        title: Heading of the page; the labels of the arms unless given.
+        about: What the data and the detectors are, in a few sentences.
+    """
+
+    arms: tuple[Arm, ...]
+    out: Path
+    teacher: Arm | None = None
+    jobs: int = 1
+    title: str = ""
+    about: str = ""
+    equal_time: bool = False
+    resamples: int = 2000
+    command: str = ""
+    cache: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything beside finished folders is needed."""
+        return self.equal_time or any(seed not in arm.there for arm in self.arms for seed in arm.seeds)
+
+
+def compare(  # noqa: PLR0913 - the words of the command line
+    *recipes: str | Path | Recipe,
+    seeds: int | Sequence[int] | None = None,
+    data: str | Path | None = None,
+    teacher: str | Path | None = None,
+    out: str | Path | None = None,
+    equal_time: bool = False,
+    cache: bool = False,
+    jobs: int = 1,
+    resamples: int = 2000,
+    overrides: Sequence[Override] = (),
+    device: str | None = None,
+    command: str = "",
+    tell: Tell = print,
+) -> Comparison:
+    """Compare recipes, each with the first: train what is missing, measure, and write tables and a page.
+
+    What has finished in ``out`` is not trained again, and what was interrupted goes on: start the same again. Recipes
+    and seeds can be added later.
+
+    Args:
+        recipes: Names or files of recipes, recipes in memory, or folders of finished runs; those of one recipe with
+            different seeds are grouped. At least two different ones.
+        seeds: How many (0, 1, ...), or which; three unless given. Of finished folders alone, those that are there
+            unless given; others are trained.
+        data: Folder of the data set, for all recipes; for finished folders, where their data lie now.
+        teacher: Weights of the teacher of those recipes that distil and name none.
+        out: Folder of the comparison; ``runs/compare-<names>`` unless given.
+        equal_time: Train the first recipe also for as many steps as fit into the time of each other one.
+        cache: Let the teacher of a recipe look at each image once, for all seeds; what it says is kept in ``out``. At
+            equal time the runs of the recipe share the time that takes.
+        jobs: Trainings at a time, in processes that share the cores; for small detectors on a CPU.
+        resamples: How often the images are drawn anew for the intervals.
+        overrides: ``"key.path=value"``, for all recipes; finished folders stay what they are.
+        device: On which to measure, such as ``cuda:0``; a GPU if there is one unless given.
+        command: What the reader of the page types to get the same.
+        tell: Gets a line of progress now and then.
+
+    Raises:
+        RecipeError: A recipe is wrong, or there is nothing to compare.
+        RunError: A folder holds no finished run, or runs cannot be compared: other images, no common seed.
+        TeacherError: A recipe needs a teacher and names none.
+        DataError: The data cannot be read, or are not the same for all.
+    """
+    if resamples < 2:
+        raise RecipeError(f"resamples is {resamples}; an interval needs at least 2, and 1000 to be steady")
+    if jobs < 1:
+        raise RecipeError(f"jobs is {jobs}; at least one training at a time is needed")
+    chosen = chosen_seeds(seeds)
+    arms = arms_of(recipes, Request(data=data, teacher=teacher, overrides=tuple(overrides)), chosen)
+    name = "compare-" + "-".join(arm.name for arm in arms)
+    plan = Plan(
+        arms=arms,
+        out=Path(out) if out is not None else PARENT / name[:100],
+        equal_time=equal_time,
+        resamples=resamples,
+        command=command,
+        cache=cache,
+        jobs=jobs,
+    )
+    _check_images(plan.arms, data)
+    return carry_out(plan, data=data, device=device, tell=tell)
+
+
+def carry_out(
+    plan: Plan, *, data: str | Path | None = None, device: str | None = None, tell: Tell = print
+) -> Comparison:
+    """Train, measure and write what was planned; arguments and errors as of :func:`compare`."""
+    measure = Measuring(plan.out, data, device)
+    show = functools.partial(pictures, data=data)
+    with side_by_side(plan.jobs) as train:
+        return run_plan(plan, train=train, measure=measure, tell=tell, remember=cache_seconds, show=show)
+
+
+def no_pictures(_result: Comparison) -> list[report.Section]:
+    """Show nothing."""
+    return []
+
+
+def run_plan(
+    plan: Plan,
+    *,
+    train: Train,
+    measure: Measure,
+    tell: Tell = print,
+    remember: Remember | None = None,
+    show: Show = no_pictures,
+) -> Comparison:
+    """Train what is not yet trained, measure, and write ``compare.json``, ``compare.md`` and ``report.html``.
+
+    Args:
+        plan: What to compare.
+        train: Trains a recipe into a folder.
+        measure: Measures a finished run.
+        tell: Gets a line of progress now and then.
+        remember: Builds the cache of a recipe's teacher; without it the first run does.
+        show: Makes the sections of the page that need the detectors.
+
+    Raises:
+        RunError: The folder holds a comparison of other recipes of these names, or runs cannot be compared.
+    """
+    _claim(plan)
+    arms = [_remembering(arm, plan.out) for arm in plan.arms] if plan.cache else plan.arms
+    teachers = [] if plan.teacher is None else train_arms([plan.teacher], plan.out, train=run_apart, tell=tell)
+    beforehand = {arm.name: _beforehand(arm, plan.out, remember, tell) for arm in arms}
+    runs = train_arms(arms, plan.out, train=train, tell=tell, jobs=plan.jobs)
+    trained = {arm.name: [r for r in runs if r.arm == arm.name] for arm in plan.arms}
+    equal_time: dict[str, EqualTime] = {}
+    first = plan.arms[0]
+    for arm in plan.arms[1:] if plan.equal_time else ():
+        stamp = plan.out / f"equal_time-{arm.name}.json"
+        steps = equal_time_steps(trained[first.name], trained[arm.name], beforehand=beforehand[arm.name])
+        steps = fixed_steps(stamp, steps)
+        own = trained[first.name][0].steps
+        if abs(steps - own) <= _NEAR * own:
+            equal_time[arm.name] = EqualTime(first.name, own)
+            continue
+        longer = _longer(first, arm, steps)
+        trained[longer.name] = train_arms([longer], plan.out, train=train, tell=tell, jobs=plan.jobs)
+        equal_time[arm.name] = EqualTime(longer.name, steps)
+    measured: dict[str, tuple[Measured, ...]] = {}
+    for name, of_arm in trained.items():
+        tell(f"measuring: {name}, {len(of_arm)} run(s)")
+        measured[name] = tuple(measure(name, r.seed, r.folder) for r in of_arm)
+    teacher = None if plan.teacher is None else measure(plan.teacher.name, teachers[0].seed, teachers[0].folder)
+    _check_comparable(measured)
+    result = Comparison(
+        arms=plan.arms,
+        runs=measured,
+        equal_time=equal_time,
+        settings={arm.name: changes(first, arm) for arm in plan.arms[1:]},
+        resamples=plan.resamples,
+        notes=(*_notes(plan, measured), *_remembered_notes(beforehand)),
+        teacher=teacher,
+        out=plan.out,
+        command=plan.command,
+        title=plan.title,
+        about=plan.about,
+    )
+    tell(f"resampling: {len(next(iter(measured.values()))[0].judgement.images)} images, {plan.resamples} times")
+    write_text(plan.out / "compare.json", json.dumps(as_json(result), indent=1) + "\n")
+    write_text(plan.out / "compare.md", as_markdown(result))
+    tell("writing the page")
+    page.write_page(result, show(result))
+    return result
+
+
+def _remembering(arm: Arm, out: Path) -> Arm:
+    """An arm whose teacher is remembered, if it has one that can be."""
+
+    def recipe(seed: int) -> Recipe:
+        own = arm.recipe(seed)
+        if own.teacher is None or own.teacher.follows or own.teacher.cache is not None:
+            return own
+        kept = CacheSettings(path=str(out / f"{CACHE}-{arm.name}"))
+        return own.model_copy(update={"teacher": own.teacher.model_copy(update={"cache": kept})})
+
+    return replace(arm, recipe=recipe)
+
+
+def _beforehand(arm: Arm, out: Path, remember: Remember | None, tell: Tell) -> float:
+    """Seconds that an arm's teacher takes once for all seeds; 0 where nothing is kept, or nothing is trained."""
+    recipe = arm.recipe(arm.seeds[0])
+    trains = any(seed not in arm.there for seed in arm.seeds)
+    if remember is None or not trains or recipe.teacher is None or recipe.teacher.cache is None:
+        return 0.0
+    return remembered(recipe, out / f"{CACHE}-{arm.name}.json", remember=remember, tell=tell)
+
+
+def _longer(first: Arm, other: Arm, steps: int) -> Arm:
+    """The first recipe for as many steps as fit into the time of another."""
+
+    def recipe(seed: int) -> Recipe:
+        short = first.recipe(seed)
+        return short.model_copy(update={"engine": short.engine.model_copy(update={"steps": steps})})
+
+    seeds = tuple(seed for seed in first.seeds if seed in other.seeds)
+    return Arm(f"{first.name}-as-long-as-{other.name}", f"{first.label}, as long as {other.label}", recipe, seeds)
+
+
+def _claim(plan: Plan) -> None:
+    """Note in the folder what its names stand for; refuse one in which they stand for something else."""
+    for arm in plan.arms[1:]:
+        if not set(arm.seeds) & set(plan.arms[0].seeds):
+            raise RunError(
+                f"{plan.arms[0].name} was trained with the seeds {list(plan.arms[0].seeds)} and {arm.name} with "
+                f"{list(arm.seeds)}; differences are taken seed by seed: train both with the same (engine.seed), or "
+                "let --seeds N train what is missing"
+            )
+    make_folder(plan.out)
+    stamp = plan.out / "arms.json"
+    known: dict[str, Any] = json.loads(stamp.read_text(encoding="utf-8")) if stamp.is_file() else {}
+    for arm in (*plan.arms, *([] if plan.teacher is None else [plan.teacher])):
+        settings = json.loads(json.dumps(flat(arm.recipe(0), without=USE)))
+        before = known.setdefault(arm.name, settings)
+        changed = [key for key in dict.fromkeys((*before, *settings)) if before.get(key) != settings.get(key)]
+        if changed:
+            raise RunError(
+                f"{plan.out} holds a comparison in which {arm.name} has another {', '.join(changed[:3])} (see "
+                f"{stamp}); choose another folder with --out, or another name for the recipe"
+            )
+    write_text(stamp, json.dumps(known, indent=1) + "\n")
+
+
+def _remembered_notes(beforehand: Mapping[str, float]) -> Iterator[str]:
+    for name, seconds in beforehand.items():
+        if seconds:
+            yield (
+                f"The teacher of {name} looked at all images once, in {seconds:.1f} s, before its runs: this is not in "
+                "their seconds, and at equal time they share it."
+            )
+
+
+def _check_images(arms: Sequence[Arm], data: str | Path | None) -> None:
+    """Look before anything is trained whether all are evaluated on the same.
+
+    Raises:
+        DataError: They are not.
+    """
+    first: tuple[Arm, Dataset, str] | None = None
+    for arm in arms:
+        dataset = evaluation_images(arm.recipe(arm.seeds[0]), data)
+        digest = digest_of(dataset)
+        if first is None:
+            first = (arm, dataset, digest)
+            continue
+        other, known, expected = first
+        if set(dataset.classes) != set(known.classes):
+            raise DataError(
+                f"{other.name} and {arm.name} cannot be compared: they have the classes {list(known.classes)} and "
+                f"{list(dataset.classes)}; compare recipes of the same classes (data.classes)"
+            )
+        if digest != expected:
+            raise DataError(
+                f"{other.name} and {arm.name} cannot be compared: they are evaluated on other images or objects, "
+                f"{known.name} ({len(known)} images) and {dataset.name} ({len(dataset)}); name the same data.path and "
+                "data.val for both (--data FOLDER for all)"
+            )
+
+
+def _check_comparable(measured: Mapping[str, tuple[Measured, ...]]) -> None:
+    """Raises a RunError where runs were measured on other images, or there is nothing to find on them."""
+    (first, known), *others = [(m.run.folder, m) for of_arm in measured.values() for m in of_arm]
+    for folder, other in others:
+        if other.images != known.images:
+            raise RunError(
+                f"{first} and {folder} cannot be compared: they are evaluated on other images, objects or classes"
+            )
+    if any(math.isnan(m.run.metrics["AP"]) for m in (known, *(m for _, m in others))):
+        raise RunError(f"{first}: there is no object to find on the images to evaluate on, so no AP to compare")
+
+
+def _notes(plan: Plan, measured: Mapping[str, tuple[Measured, ...]]) -> Iterator[str]:
+    """What a reader has to know before believing a number."""
+    if plan.jobs > 1:
+        yield (
+            f"{plan.jobs} trainings ran at a time and shared the cores: their seconds are those of a busy machine, for "
+            "all alike."
+        )
+    images = len(measured[plan.arms[0].name][0].judgement.images)
+    if images < FEW_IMAGES:
+        yield (
+            f"There are only {images} images to evaluate on: their share of the error is itself uncertain, and rather "
+            "too small than too large."
+        )
+    if len(plan.arms) > 2:
+        yield (
+            f"{len(plan.arms) - 1} recipes are compared with the first, each by itself: of twenty that change nothing, "
+            "one is expected to look as if it did."
+        )
+    for arm in plan.arms[1:]:
+        alone = set(plan.arms[0].seeds) ^ set(arm.seeds)
+        if alone:
+            yield f"Seeds that {plan.arms[0].name} and {arm.name} do not share ({sorted(alone)}) are in means alone."
+    facts = [read_facts(m.run.folder) for of_arm in measured.values() for m in of_arm]
+    devices = sorted({str(fact["device"]) for fact in facts if "device" in fact})
+    if len(devices) > 1:
+        yield f"The runs were made on different machines ({'; '.join(devices)}): their times cannot be compared."
+    training = {fact.get("data", {}).get("train", {}).get("sha256") for fact in facts} - {None}
+    if len(training) > 1:
+        yield "The runs were not all trained on the same images, or not with classes in the same order."

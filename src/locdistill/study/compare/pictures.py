@@ -1,0 +1,142 @@
+"""What the detectors of a comparison see on the same pictures, and where a teacher acted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from locdistill.data.records import Dataset
+from locdistill.errors import LocdistillError
+from locdistill.images import read_image
+from locdistill.models.detector import Detector
+from locdistill.objective.regions import Positives
+from locdistill.study.compare.measure import evaluation_images
+from locdistill.study.compare.result import Comparison
+from locdistill.study.diagnose.page import Views, look
+from locdistill.study.diagnose.reopen import reopen
+from locdistill.study.diagnose.result import ALONE, STUDENT
+from locdistill.train.pictures import THRESHOLD, miss, objects_by_doubt, spread, truth_layer
+from locdistill.viz import report
+from locdistill.viz.distributions import plot_edges
+from locdistill.viz.draw import Layer, draw_detections, draw_layers
+from locdistill.viz.mosaic import mosaic
+from locdistill.viz.regions import draw_regions
+
+_IMAGES = 6
+_MOST_COLUMNS = 5
+_CELL = 300
+
+
+def pictures(result: Comparison, data: str | Path | None = None) -> list[report.Section]:
+    """Sections of the page that need the detectors: of each arm the run of the first seed that all have.
+
+    Args:
+        result: What was compared.
+        data: Where the images lie now, if not where the recipes say.
+    """
+    seeds = set.intersection(*({m.run.seed for m in result.runs[arm.name]} for arm in result.arms))
+    if not seeds:
+        return []
+    seed = min(seeds)
+    runs = {arm.name: next(m.run for m in result.runs[arm.name] if m.run.seed == seed) for arm in result.arms}
+    dataset = evaluation_images(result.first.recipe(seed), data)
+    shown = {arm.label: runs[arm.name].weights for arm in result.arms[:_MOST_COLUMNS]}
+    if result.teacher is not None:
+        shown = {"teacher": result.teacher.run.weights} | shown
+    caption = (
+        f"Images spread evenly over the validation split. Solid: detections with a score of at least {THRESHOLD}; "
+        f"dashed: truth. Runs of seed {seed}."
+    )
+    picture = report.Picture(_side_by_side(shown, dataset), caption, photo=True)
+    sections = [report.Section("The same images", [picture])]
+    taught = next((arm for arm in result.others if arm.recipe(seed).distils), None)
+    if taught is not None:
+        alone = None if result.first.recipe(seed).distils else runs[result.first.name].weights
+        sections += _taught(runs[taught.name].weights, alone, dataset, data)
+    return sections
+
+
+def _side_by_side(weights: dict[str, Path], dataset: Dataset) -> Image.Image:
+    """A row for each image: truth, and what each detector finds."""
+    records = spread(dataset.records, _IMAGES)
+    detectors = {label: Detector.load(path) for label, path in weights.items()}
+    found = {label: detector.detect([r.path for r in records]) for label, detector in detectors.items()}
+    cells, captions = [], []
+    for i, record in enumerate(records):
+        image, truth = read_image(record.path), truth_layer(record)
+        cells.append(draw_layers(image, [truth], classes=dataset.classes, min_side=_CELL))
+        captions.append(f"truth, {record.path.name}")
+        for label, detector in detectors.items():
+            classes = detector.settings.classes
+            cells.append(
+                draw_detections(
+                    image, found[label][i], classes=classes, threshold=THRESHOLD, truth=truth, min_side=_CELL
+                )
+            )
+            captions.append(label)
+    return mosaic(cells, captions, columns=1 + len(detectors), cell=_CELL)
+
+
+def _taught(weights: Path, alone: Path | None, dataset: Dataset, data: str | Path | None) -> list[report.Section]:
+    """Edges of an object and the regions of an image, of a run with a teacher and the one without."""
+    try:
+        found = reopen(weights, against=alone, data=data, device=torch.device("cpu"))
+        views = look(found, dataset, _IMAGES)
+    except LocdistillError as error:
+        return [report.Section("Where distillation acts", [report.Text(f"Not shown: {error}", note=True)])]
+    return [
+        report.Section("The edges of one object", _edges(views)),
+        report.Section("Where distillation acts", [_regions(views)]),
+    ]
+
+
+def _edges(views: Views) -> list[report.Block]:
+    """The edge distributions of one object, by each student, each beside the teacher."""
+    blocks: list[report.Block] = [
+        report.Text(
+            "Of the images above, the object whose edges the teacher finds hardest to place, seen from the location "
+            "that answers for it with the teacher's highest score. A wide distribution says that the edge is hard to "
+            "place, and localization distillation passes that on."
+        )
+    ]
+    for image, location in objects_by_doubt(views.scenes[STUDENT], 1):
+        for name, label in ((ALONE, "student alone"), (STUDENT, "student with its teacher")):
+            if name not in views.scenes:
+                continue
+            scene = views.scenes[name]
+            assert scene.teacher is not None, "there is a teacher to compare with"
+            picture = plot_edges(
+                scene.student.edge_logits[image, location],
+                scene.teacher.edge_logits[image, location],
+                truth=scene.target_values[image, location],
+                bins=scene.bins,
+                coding=scene.coding,
+                title=label,
+            )
+            caption = f"{label} (bars) and teacher (line). {miss(scene, image, location)}."
+            blocks.append(report.Picture(picture, caption, density=2))
+    return blocks
+
+
+def _regions(views: Views) -> report.Picture:
+    """Both regions of the image with the most valuable locations."""
+    scene, valuable = views.scenes[STUDENT], views.valuable
+    image = int(valuable.sum(-1).argmax())
+    height, width = views.batch.sizes[image].tolist()
+    objects = views.batch.instances
+    present = objects.present[image]
+    picture = draw_regions(
+        views.batch.images[image, :, :height, :width],
+        scene.grid,
+        main=Positives(by="student_confidence")(scene)[image],
+        valuable=valuable[image],
+        truth=Layer(objects.targets[image][present], objects.labels[image][present], style="truth"),
+        first_level=views.first_level,
+    )
+    caption = (
+        "Locations of each pyramid level on one image. Main region: locations that answer for an object, weighted by "
+        "the student's confidence. Valuable region: locations whose anchor nearly reaches an object. Dashed: objects."
+    )
+    return report.Picture(picture, caption, photo=True)

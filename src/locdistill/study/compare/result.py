@@ -1,0 +1,364 @@
+"""What a comparison found: recipes at several seeds, each against the first, as tables and as plain data.
+
+A difference is taken seed by seed and its interval is that of :mod:`locdistill.evaluation.paired`: for other seeds and
+for other images. The images are resampled once, and every run is measured on the same resamples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from locdistill.evaluation.bootstrap import Judgement, Numbers, image_weights
+from locdistill.evaluation.paired import OverImages, Paired, Wording, verdict
+from locdistill.evaluation.tables import UNDEFINED, Table
+from locdistill.settings import finite
+from locdistill.study.arms import METRICS, NOTHING, Arm, Run, environment, paired_cells, spread
+
+SIZES = ("APs", "APm", "APl")
+_MARK = ", AP of class "
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A finished run, and how it did on the images to evaluate on.
+
+    Attributes:
+        run: With all metrics, in percent.
+        classes: AP by class in percent, NaN for a class without objects.
+        judgement: Which of its detections are true.
+        images: Digest of images and objects; runs of one comparison have the same.
+    """
+
+    run: Run
+    classes: dict[str, float]
+    judgement: Judgement
+    images: str
+
+
+@dataclass(frozen=True)
+class EqualTime:
+    """The first recipe, trained for as long as another one took.
+
+    Attributes:
+        name: Of the runs that stand for it; those of the first recipe itself where both take the same time.
+        steps: That were taken.
+    """
+
+    name: str
+    steps: int
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """Recipes at several seeds.
+
+    Attributes:
+        arms: What was compared; all others with the first.
+        runs: By arm, in the order of the seeds; also those at equal time.
+        equal_time: By arm, the first recipe for as long; empty where it was not asked for.
+        settings: By arm, the settings in which it differs from the first: name, there, here.
+        resamples: Of the images.
+        notes: What a reader has to know.
+        teacher: A run that is shown beside the others, and compared with none.
+        out: Folder of ``compare.json``, ``compare.md`` and ``report.html``.
+        command: What the reader types to get the same.
+        title: Heading; of the labels unless given.
+        about: What the data and the detectors are.
+    """
+
+    arms: tuple[Arm, ...]
+    runs: Mapping[str, tuple[Measured, ...]]
+    equal_time: Mapping[str, EqualTime] = field(default_factory=dict)
+    settings: Mapping[str, tuple[tuple[str, str, str], ...]] = field(default_factory=dict)
+    resamples: int = 2000
+    notes: tuple[str, ...] = ()
+    teacher: Measured | None = None
+    out: Path = Path()
+    command: str = ""
+    title: str = ""
+    about: str = ""
+
+    @property
+    def first(self) -> Arm:
+        """What the others are compared with."""
+        return self.arms[0]
+
+    @property
+    def others(self) -> tuple[Arm, ...]:
+        """What is compared with the first."""
+        return self.arms[1:]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Labels of all arms, those at equal time included."""
+        labels = {arm.name: arm.label for arm in self.arms}
+        longer = {time.name: f"{self.first.label}, as long as {labels[arm]}" for arm, time in self.equal_time.items()}
+        return labels | {name: label for name, label in longer.items() if name not in labels}
+
+    @functools.cached_property
+    def metrics(self) -> tuple[str, ...]:
+        """AP, AP50, AP75 and AP90, and those sizes of which there are objects."""
+        everything = [m.run.metrics for measured in self.runs.values() for m in measured]
+        sizes = (name for name in SIZES if not any(math.isnan(metrics.get(name, math.nan)) for metrics in everything))
+        return (*METRICS, *sizes)
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Classes with objects to find."""
+        measured = self.runs[self.first.name][0]
+        return tuple(name for name, value in measured.classes.items() if not math.isnan(value))
+
+    def values(self, arm: str, metric: str = "AP") -> list[float]:
+        """A metric over the seeds of an arm, in percent; that of a class by ``class_metric``."""
+        return [_value(measured, metric) for measured in self.runs[arm]]
+
+    def difference(self, arm: str, metric: str = "AP", *, equal_time: bool = False) -> Paired:
+        """An arm less the first one, seed by seed, over the seeds that both have.
+
+        Args:
+            arm: Name of the other arm.
+            metric: Such as ``AP75``, ``APs`` or ``class_metric("cat")``.
+            equal_time: Compare with the first recipe at equal time.
+        """
+        against = self.equal_time[arm].name if equal_time else self.first.name
+        here, there = ({m.run.seed: m for m in self.runs[name]} for name in (arm, against))
+        seeds = [seed for seed in here if seed in there]
+        return Paired.of(
+            [_value(here[seed], metric) for seed in seeds],
+            [_value(there[seed], metric) for seed in seeds],
+            self._over_images([here[seed] for seed in seeds], [there[seed] for seed in seeds], metric),
+        )
+
+    def _over_images(self, here: list[Measured], there: list[Measured], metric: str) -> OverImages | None:
+        pairs = zip(here, there, strict=True)
+        gaps = [_of(self._numbers[a.run.folder], metric) - _of(self._numbers[b.run.folder], metric) for a, b in pairs]
+        return OverImages.of(100 * np.mean(gaps, 0))
+
+    @functools.cached_property
+    def _numbers(self) -> dict[Path, Numbers]:
+        """Every run on the same resamples."""
+        measured = [m for measured in self.runs.values() for m in measured]
+        weights = image_weights(len(measured[0].judgement.images), self.resamples)
+        return {m.run.folder: m.judgement.numbers(weights) for m in measured}
+
+    @functools.cached_property
+    def verdicts(self) -> dict[str, str]:
+        """By arm, what may be concluded, in a sentence or two."""
+        return {arm.name: self._verdict(arm) for arm in self.others}
+
+    @property
+    def verdict(self) -> str:
+        """All of them."""
+        return "\n".join(self.verdicts.values())
+
+    def _verdict(self, arm: Arm) -> str:
+        here, there = (_steps_of(self, each) for each in (arm, self.first))
+        condition = "At equal steps" if here == there else f"At {here} steps against {there}"
+        words = Wording(f"{arm.label}", f"{self.first.label}", condition)
+        timed = self.difference(arm.name, equal_time=True) if arm.name in self.equal_time else None
+        return f"{arm.label} against {self.first.label}: {verdict(self.difference(arm.name), timed, words)}"
+
+
+def class_metric(name: str) -> str:
+    """The name under which AP of a class is asked for."""
+    return f"{_MARK}{name}"
+
+
+def _value(measured: Measured, metric: str) -> float:
+    if metric.startswith(_MARK):
+        return measured.classes[metric.removeprefix(_MARK)]
+    return measured.run.metrics[metric]
+
+
+def _of(numbers: Numbers, metric: str) -> NDArray[np.float64]:
+    return numbers.classes[metric.removeprefix(_MARK)] if metric.startswith(_MARK) else numbers.means[metric]
+
+
+def summary_table(result: Comparison) -> Table:
+    """One row per arm: mean over seeds and standard deviation of each metric, and what it costs."""
+    first = _seconds_per_step([m.run for m in result.runs[result.first.name]])
+    shown = {label: result.runs[name] for name, label in result.labels.items()}
+    if result.teacher is not None:
+        shown = {"teacher": (result.teacher,)} | shown
+    rows = []
+    for label, measured in shown.items():
+        runs = [each.run for each in measured]
+        cells = [spread([run.metrics[metric] for run in runs]) for metric in result.metrics]
+        cost = f"{_seconds_per_step(runs) / first:.2f}" if first > 0 else UNDEFINED
+        seconds = spread([run.seconds for run in runs])
+        rows.append((label, *cells, seconds, cost, "/".join(map(str, _steps(runs))), str(len(runs))))
+    header = ("", *result.metrics, "seconds", "per step", "steps", "seeds")
+    title = "Mean over seeds ± standard deviation, in percent; time per step relative to the first"
+    return Table(title, header, tuple(rows))
+
+
+def _steps_of(result: Comparison, arm: Arm) -> int:
+    return result.runs[arm.name][0].run.steps
+
+
+def _steps(runs: list[Run]) -> list[int]:
+    return sorted({run.steps for run in runs})
+
+
+def _seconds_per_step(runs: list[Run]) -> float:
+    return statistics.median(run.seconds / max(run.steps, 1) for run in runs)
+
+
+def difference_table(result: Comparison) -> Table:
+    """Each arm less the first, metric by metric."""
+    rows = []
+    for arm in result.others:
+        as_trained = "at equal steps" if _steps_of(result, arm) == _steps_of(result, result.first) else "as trained"
+        for timed in (False, True):
+            if timed and arm.name not in result.equal_time:
+                continue
+            for metric in result.metrics:
+                pair = result.difference(arm.name, metric, equal_time=timed)
+                condition = "at equal time" if timed else as_trained
+                rows.append((f"{arm.label}: {metric} {condition}", *_cells(pair)))
+    return Table(f"Less {result.first.label}, in percentage points", (*_DIFFERENCE,), tuple(rows))
+
+
+_DIFFERENCE = ("", "mean", "deviation", "95 % interval", "over images alone", "seed by seed")
+
+
+def _cells(pair: Paired) -> tuple[str, ...]:
+    mean, deviation, interval, seeds = paired_cells(pair)
+    images = NOTHING if pair.images is None else f"{pair.images.low:+z.1f} to {pair.images.high:+z.1f}"
+    return mean, deviation, interval, images, seeds
+
+
+def class_table(result: Comparison) -> Table:
+    """AP of each class: mean over seeds of each arm, and the difference of each from the first with its interval."""
+    rows = []
+    for name in result.classes:
+        metric = class_metric(name)
+        cells = [spread(result.values(arm.name, metric)) for arm in result.arms]
+        for arm in result.others:
+            mean, _, interval, _, _ = _cells(result.difference(arm.name, metric))
+            cells.append(mean if interval == NOTHING else f"{mean} ({interval})")
+        rows.append((name, *cells))
+    gains = (f"{arm.label} less the first" for arm in result.others)
+    return Table("AP by class", ("class", *(arm.label for arm in result.arms), *gains), tuple(rows))
+
+
+def runs_table(result: Comparison) -> Table:
+    """Every run."""
+    labels, rows = result.labels, []
+    for name, measured in result.runs.items():
+        for run in (m.run for m in measured):
+            numbers = (f"{run.metrics[metric]:.2f}" for metric in result.metrics)
+            rows.append((labels[name], str(run.seed), str(run.steps), f"{run.seconds:.1f}", *numbers, str(run.folder)))
+    return Table("Every run", ("", "seed", "steps", "seconds", *result.metrics, "folder"), tuple(rows))
+
+
+def settings_table(result: Comparison) -> Table:
+    """In what the recipes differ from the first."""
+    labels = {arm.name: arm.label for arm in result.arms}
+    rows = [(labels[arm], *row) for arm, changes in result.settings.items() for row in changes]
+    return Table("What differs", ("", "setting", result.first.label, "here"), tuple(rows))
+
+
+def explanation(result: Comparison) -> str:
+    """How to read the numbers."""
+    images = len(result.runs[result.first.name][0].judgement.images)
+    return (
+        f"Weights at the end of each run are compared, on {images} images. Differences are taken seed by seed. The 95 "
+        f"% interval is for other seeds and other images: the error over seeds and that over {result.resamples} "
+        "resamples of the images (the same for both sides), put together; the column beside it is for other images "
+        "alone, with these very weights. Seconds are training time, without evaluation and the training of a teacher."
+    )
+
+
+def as_json(result: Comparison) -> dict[str, Any]:
+    """Everything measured, as plain data."""
+    content: dict[str, Any] = {
+        "command": result.command,
+        "environment": environment(),
+        "first": result.first.label,
+        "verdicts": {arm.label: result.verdicts[arm.name] for arm in result.others},
+        "notes": list(result.notes),
+        "resamples": result.resamples,
+        "images": len(result.runs[result.first.name][0].judgement.images),
+        "teacher": None if result.teacher is None else _run_json(result.teacher.run),
+        "arms": {label: _arm_json(result, name) for name, label in result.labels.items()},
+        "differences": {arm.label: _difference_json(result, arm) for arm in result.others},
+        "settings": {
+            arm.label: {key: {"first": there, "here": here} for key, there, here in result.settings.get(arm.name, ())}
+            for arm in result.others
+        },
+        "runs": [_run_json(m.run) for of in result.runs.values() for m in of],
+    }
+    without_nan: dict[str, Any] = finite(content)
+    return without_nan
+
+
+def _run_json(run: Run) -> dict[str, Any]:
+    return {**dataclasses.asdict(run), "folder": str(run.folder)}
+
+
+def _arm_json(result: Comparison, name: str) -> dict[str, Any]:
+    """Mean and standard deviation of everything about an arm."""
+    measured = result.runs[name]
+
+    def both(values: list[float]) -> dict[str, float]:
+        deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+        return {"mean": statistics.fmean(values), "deviation": deviation}
+
+    return {
+        "seeds": [m.run.seed for m in measured],
+        "steps": _steps([m.run for m in measured]),
+        "seconds": both([m.run.seconds for m in measured]),
+        "seconds_per_step": _seconds_per_step([m.run for m in measured]),
+        "metrics": {metric: both(result.values(name, metric)) for metric in result.metrics},
+        "classes": {c: both(result.values(name, class_metric(c))) for c in result.classes},
+    }
+
+
+def _difference_json(result: Comparison, arm: Arm) -> dict[str, Any]:
+    def plain(pair: Paired) -> dict[str, Any]:
+        return {**dataclasses.asdict(pair), "finding": pair.finding}
+
+    def compared(metrics: Mapping[str, str], timed: bool) -> dict[str, Any]:
+        pick: Callable[[str], Paired] = functools.partial(result.difference, arm.name, equal_time=timed)
+        return {shown: plain(pick(metric)) for shown, metric in metrics.items()}
+
+    of_all = {metric: metric for metric in result.metrics}
+    content = {
+        "as_trained": compared(of_all, timed=False),
+        "classes": compared({name: class_metric(name) for name in result.classes}, timed=False),
+    }
+    return content | ({"equal_time": compared(of_all, timed=True)} if arm.name in result.equal_time else {})
+
+
+def as_markdown(result: Comparison) -> str:
+    """The verdict and the tables, to be put into a document."""
+    about = "; ".join(f"{key} {value}" for key, value in environment().items())
+    tables = (summary_table, difference_table, class_table, settings_table, runs_table)
+    about_data = [result.about] if result.about else []
+    parts = [
+        "# " + heading(result),
+        *about_data,
+        *result.verdicts.values(),
+        *(f"Note: {note}" for note in result.notes),
+    ]
+    parts += [table(result).markdown() for table in tables]
+    parts += [f"{explanation(result)} {about}."]
+    if result.command:
+        parts.append(f"```\n{result.command}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def heading(result: Comparison) -> str:
+    """Title of page and document."""
+    return result.title or f"{', '.join(arm.label for arm in result.others)} against {result.first.label}"

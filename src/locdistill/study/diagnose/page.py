@@ -1,0 +1,206 @@
+"""The page of a diagnosis: words, tables, and pictures on a few images of the validation split."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from PIL import Image
+from torch import Tensor
+
+from locdistill.data.loader import evaluation_loader
+from locdistill.data.records import Dataset
+from locdistill.objective.regions import Positives
+from locdistill.objective.scene import Scene
+from locdistill.recipe.load import dump_recipe
+from locdistill.study.charts import block
+from locdistill.study.diagnose import result as words
+from locdistill.study.diagnose.reopen import Reopened
+from locdistill.study.diagnose.result import ALONE, START, STUDENT, Diagnosis
+from locdistill.train.pictures import miss, objects_by_doubt, spread
+from locdistill.types import Batch
+from locdistill.viz import report
+from locdistill.viz.calibration import plot_reliability, plot_shares
+from locdistill.viz.distributions import plot_edges
+from locdistill.viz.draw import Layer, draw_layers
+from locdistill.viz.regions import draw_regions
+from locdistill.viz.style import save_picture
+
+_IMAGES = 3  # that are shown with their regions
+_OBJECTS = 3  # that are shown with their edges
+_CELL = 480
+# Colours of classes that are those of teacher, student and truth elsewhere (see viz.style).
+_BOXES = {"student": 1, "truth": 3, "teacher": 6}
+
+
+@dataclass(frozen=True)
+class Views:
+    """What the pictures are made of.
+
+    Attributes:
+        dataset: The images that are shown.
+        batch: The same, for the detectors.
+        scenes: What each student says of them, beside the teacher; on the CPU's memory or the device's.
+        valuable: Weights of the valuable region.
+        first_level: Number of the finest pyramid level.
+        recipe: Of the run, as YAML.
+    """
+
+    dataset: Dataset
+    batch: Batch
+    scenes: dict[str, Scene]
+    valuable: Float[Tensor, "b l"]
+    first_level: int
+    recipe: str
+
+
+@torch.no_grad()
+def look(found: Reopened, dataset: Dataset, images: int = _IMAGES) -> Views:
+    """Show some images to all detectors; with objects, where there are enough of those."""
+    shown = dataclasses.replace(dataset, records=tuple(spread(dataset.records, images)))
+    limits = found.student.settings.input
+    loader = evaluation_loader(shown, limits, batch=len(shown), workers=0)
+    batch = move_data_to_device(next(iter(loader)), found.device)
+    taught = found.teacher(batch)
+    scenes = {who: found.scene(who, batch, taught) for who in found.students}
+    return Views(
+        dataset=shown,
+        batch=batch,
+        scenes=scenes,
+        valuable=found.valuable(scenes[STUDENT]),
+        first_level=found.student.settings.levels[0],
+        recipe=dump_recipe(found.recipe),
+    )
+
+
+def write_page(found: Diagnosis, views: Views) -> Path:
+    """Write ``report.html``, which needs no other file, and its pictures beside it; return its path."""
+    sections = [
+        report.Section("In words", [report.Text("\n\n".join(words.in_words(found))), *_conditions(found)]),
+        report.Section("Agreement with the teacher", _agreement(found)),
+        report.Section("Do the edges know how sure they may be?", _calibration(found)),
+        report.Section("Which term pulls how hard?", _gradients(found)),
+        report.Section("Where distillation acts", _regions(found, views)),
+        report.Section("Edges of the same objects", _edges(found, views)),
+        report.Section("Recipe", [report.Preformatted(views.recipe)]),
+    ]
+    subtitle = f"{found.run}, taught by {found.teacher}"
+    return report.write_page(found.page, "Diagnosis of a distillation run", sections, subtitle=subtitle)
+
+
+def _conditions(found: Diagnosis) -> list[report.Block]:
+    about = f"{found.images} images with {found.objects} objects of the validation split"
+    against = f"; student alone: {found.against}" if found.against else ""
+    batches = f"{found.batches} training batches for the gradients{against}."
+    notes = " ".join(found.notes)
+    return [report.Text(f"{about}; {batches} {notes}".strip(), note=True)]
+
+
+def _agreement(found: Diagnosis) -> list[report.Block]:
+    note = (
+        "Main region: locations that answer for an object. Valuable region: locations whose anchor nearly reaches one, "
+        "main region excluded. Other: the rest of the image, where nothing trains the edges of either detector, so "
+        "that they may well differ there. Edge KL: divergence of the student's distribution from the teacher's at "
+        "temperature 1. Distances are counted in bins. Score difference: the largest over the classes."
+    )
+    tables = (words.region_table(found), words.edge_table(found))
+    return [report.Text(note, note=True), *map(block, tables)]
+
+
+def _calibration(found: Diagnosis) -> list[report.Block]:
+    curves = {who: [(b.deviation, b.error) for b in r.bins] for who, r in found.reliability.items()}
+    picture = save_picture(plot_reliability(curves), found.out / "calibration.png")
+    caption = (
+        "Edges of the main region in groups of equal number, by their predicted standard deviation. On the dashed line "
+        "a detector errs as much as it says; above it it is too sure of itself, below it modest. Both are counted in "
+        "bins: those of horizontal boxes are a stride apart, those of rotated ones have a distance of their own for "
+        "each edge and the angle. Between two bins a distribution has a deviation of up to half a bin however sure it "
+        "is, so that where errors are smaller than that every detector looks modest. What localization distillation "
+        "has to pass on is in the slope: a level line says nothing."
+    )
+    tables = (words.reliability_table(found), words.bins_table(found))
+    return [report.Picture(picture, caption, density=2), *map(block, tables)]
+
+
+def _gradients(found: Diagnosis) -> list[report.Block]:
+    bars = {
+        f"{target}, {'before' if moment == START else 'after'}": found.shares(moment, target)
+        for target in next(iter(found.gradients.values()), {})
+        for moment in found.gradients
+    }
+    picture = save_picture(plot_shares(bars), found.out / "gradients.png")
+    caption = (
+        "Norm of each term's gradient as a share of the sum of norms, weights included, before the first step of the "
+        "run and with the weights that are diagnosed. Terms that pull against each other both count in full; the "
+        "cosine tells where a term points, compared with the terms that learn from labels."
+    )
+    return [report.Picture(picture, caption, density=2), block(words.gradient_table(found))]
+
+
+def _regions(found: Diagnosis, views: Views) -> list[report.Block]:
+    scene = views.scenes[STUDENT]
+    main = Positives(by="student_confidence")(scene)
+    blocks: list[report.Block] = []
+    for i, record in enumerate(views.dataset.records):
+        height, width = views.batch.sizes[i].tolist()
+        objects = views.batch.instances
+        present = objects.present[i]
+        picture = draw_regions(
+            views.batch.images[i, :, :height, :width].cpu(),
+            scene.grid,
+            main=main[i],
+            valuable=views.valuable[i],
+            truth=Layer(objects.targets[i][present].cpu(), objects.labels[i][present].cpu(), style="truth"),
+            first_level=views.first_level,
+        )
+        path = save_picture(picture, found.out / f"regions-{i + 1}.png")
+        blocks.append(
+            report.Picture(path, f"{record.path.name}; dashed: objects. A location may be in both regions.", photo=True)
+        )
+    return blocks
+
+
+def _edges(found: Diagnosis, views: Views) -> list[report.Block]:
+    """A few objects with the edges of all detectors, each at the location that answers for the object."""
+    note = (
+        "The objects whose edges the teacher finds hardest, middling and easiest to place, of those on the images "
+        "above. Bars: the student; line: the teacher."
+    )
+    blocks: list[report.Block] = [report.Text(note, note=True)]
+    order = [who for who in (START, ALONE, STUDENT) if who in views.scenes]
+    for number, (image, location) in enumerate(objects_by_doubt(views.scenes[STUDENT], _OBJECTS), 1):
+        picture = save_picture(_boxes(views, image, location), found.out / f"object-{number}.png")
+        caption = f"Object {number}, on {views.dataset.records[image].path.name}: as student and teacher place it."
+        blocks.append(report.Picture(picture, caption, photo=True))
+        for who in order:
+            scene = views.scenes[who]
+            assert scene.teacher is not None, "there is a teacher to compare with"
+            drawn = plot_edges(
+                scene.student.edge_logits[image, location],
+                scene.teacher.edge_logits[image, location],
+                truth=scene.target_values[image, location],
+                bins=scene.bins,
+                coding=scene.coding,
+                title=f"Object {number}: {who}",
+            )
+            path = save_picture(drawn, found.out / f"edges-{number}-{who.replace(' ', '-')}.png")
+            blocks.append(report.Picture(path, miss(scene, image, location), density=2))
+    return blocks
+
+
+def _boxes(views: Views, image: int, location: int) -> Image.Image:
+    """The object as truth, teacher and student place it."""
+    scene = views.scenes[STUDENT]
+    stride = float(scene.grid.strides[location])
+    names = [next((name for name, label in _BOXES.items() if label == i), "") for i in range(max(_BOXES.values()) + 1)]
+    height, width = views.batch.sizes[image].tolist()
+    boxes = {"truth": scene.target_boxes, "teacher": scene.teacher_boxes, "student": scene.boxes}
+    layers = [
+        Layer(box[image, location][None].cpu(), torch.tensor([_BOXES[name]])).scaled(stride)
+        for name, box in boxes.items()
+    ]
+    return draw_layers(views.batch.images[image, :, :height, :width].cpu(), layers, classes=names, min_side=_CELL)

@@ -1,0 +1,230 @@
+"""A finished run put together again: the student as it is and as it began, its teacher, its loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from locdistill.distillation.regions import valuable_region
+from locdistill.distillation.settings import EMA_DECAY, TeacherSettings
+from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
+from locdistill.engine.checkpoint import AtomicCheckpointIO
+from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError, WeightsError
+from locdistill.models.detector import Detector
+from locdistill.models.hub import find
+from locdistill.objective.objective import Objective
+from locdistill.objective.scene import Scene
+from locdistill.objective.term import Region
+from locdistill.recipe.load import load_recipe
+from locdistill.recipe.recipe import OF_TEACHER, Recipe
+from locdistill.recipe.run_folder import RECIPE
+from locdistill.study.diagnose.result import ALONE, START, STUDENT
+from locdistill.train.prepare import objective_of, teacher_of
+from locdistill.types import Batch, Dense
+
+CHECKPOINT = "last.ckpt"
+
+
+@dataclass(frozen=True)
+class Reopened:
+    """A run put together again.
+
+    Attributes:
+        recipe: Its recipe, with the data and the teacher as they are named now.
+        folder: Where it lies.
+        weights: The student's.
+        students: By name: ``student`` as it was at the end; ``student alone``, trained without the teacher, if one was
+            named; ``student before`` training, if it can be built again. In evaluation mode.
+        teacher: What taught it.
+        objective: The loss.
+        device: Where all of them are.
+        notes: What is not as the run was.
+    """
+
+    recipe: Recipe
+    folder: Path
+    weights: Path
+    students: dict[str, Detector]
+    teacher: FrozenTeacher
+    objective: Objective
+    device: torch.device
+    notes: tuple[str, ...]
+
+    @property
+    def student(self) -> Detector:
+        """The student as it was at the end."""
+        return self.students[STUDENT]
+
+    @property
+    def valuable(self) -> Region:
+        """The valuable region: that of the run's own terms, or the published one."""
+        return valuable_region(self.objective)
+
+    def scene(self, who: str, batch: Batch, taught: Dense) -> Scene:
+        """What one of the students says of a batch on the device, beside what the teacher says.
+
+        Objects are those of the classes that the teacher knows: of others there is nothing to compare.
+        """
+        detector = self.students[who]
+        return self.objective.unchecked(
+            detector(detector.normalise(batch.images, batch.sizes)),
+            taught,
+            grid=self.student.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1]))),
+            instances=batch.instances,
+        ).taught
+
+    def learned(self) -> dict[str, Any]:
+        """What terms with weights of their own had learned at the end.
+
+        Raises:
+            RunError: The checkpoint of the run is no longer there.
+        """
+        prefix = "learned."
+        state = _checkpoint(self.folder)["state_dict"]
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def reopen(
+    run: str | Path,
+    *,
+    against: str | Path | None = None,
+    teacher: str | Path | None = None,
+    data: str | Path | None = None,
+    device: torch.device,
+) -> Reopened:
+    """Put a run together again from its folder.
+
+    Args:
+        run: Run folder of the student, or ``run/last``; its best weights unless said otherwise.
+        against: Run folder or weights of the same student, trained alone.
+        teacher: The teacher's weights, where they are no longer what the recipe says.
+        data: The data set, likewise.
+        device: Where to put the detectors.
+
+    Raises:
+        RunError: There is no run.
+        RecipeError: The run had no teacher and none is named, or ``against`` looks at other locations.
+        TeacherError: The teacher cannot be had, or does not fit.
+        WeightsError: Weights cannot be read.
+    """
+    weights = find(run)
+    if not (weights.parent / RECIPE).is_file():
+        raise RunError(f"{weights.parent} is no run folder: expected {RECIPE} beside the weights; give a run's folder")
+    recipe = _renamed(load_recipe(weights.parent / RECIPE), teacher, data)
+    student = Detector.load(weights, device)
+    teaching = _teacher(recipe, student, weights.parent).to(device)
+    students = {STUDENT: student}
+    if against is not None:
+        students[ALONE] = Detector.load(find(against), device)
+        _check_alike(student, students[ALONE], str(against))
+    notes = []
+    try:
+        students[START] = _start(recipe).to(device).eval()
+    except LocdistillError as error:
+        notes.append(f"The student before training is left out, for it cannot be built again: {error}")
+    return Reopened(
+        recipe=recipe,
+        folder=weights.parent,
+        weights=weights,
+        students=students,
+        teacher=teaching,
+        objective=objective_of(recipe, student),
+        device=device,
+        notes=tuple(notes),
+    )
+
+
+def _renamed(recipe: Recipe, teacher: str | Path | None, data: str | Path | None) -> Recipe:
+    """The recipe with teacher and data as they are named now.
+
+    Raises:
+        RecipeError: There is no teacher.
+    """
+    changes: dict[str, Any] = {}
+    if data is not None:
+        changes["data"] = recipe.data.model_copy(update={"path": str(data)})
+    if teacher is not None:
+        named = recipe.teacher or TeacherSettings()
+        changes["teacher"] = named.model_copy(update={"weights": str(teacher), "sha256": None})
+    elif recipe.teacher is None:
+        raise RecipeError(
+            f"recipe {recipe.name} has no teacher, and a diagnosis compares with one; give the folder of a "
+            "distillation run, or name a teacher with --teacher FILE"
+        )
+    return recipe.model_copy(update=changes)
+
+
+def _teacher(recipe: Recipe, student: Detector, folder: Path) -> FrozenTeacher:
+    """The teacher; one that followed the student is in the run's checkpoint and nowhere else."""
+    assert recipe.teacher is not None
+    if not recipe.teacher.follows:
+        try:
+            teacher = teacher_of(recipe)
+        except WeightsError as error:
+            raise TeacherError(
+                f"the teacher of the run cannot be had: {error}. If it lies elsewhere now, say where with --teacher"
+            ) from error
+        if not teacher.comparable:
+            raise TeacherError(
+                f"the teacher of {folder} taught by its feature maps alone: its predictions are not in the student's "
+                "terms (classes, locations or levels differ), so there is nothing to compare"
+            )
+        return teacher
+    average = AverageTeacher(student, recipe.teacher.decay or EMA_DECAY)
+    states = [state.get("teacher") for state in _checkpoint(folder)["callbacks"].values() if isinstance(state, dict)]
+    state = next((state for state in states if state), None)
+    if state is None:
+        raise TeacherError(f"{folder / CHECKPOINT} holds no running average of the student; name one with --teacher")
+    average.load_state_dict(state)
+    return average
+
+
+def _checkpoint(folder: Path) -> dict[str, Any]:
+    """The run's last checkpoint.
+
+    Raises:
+        RunError: It is not there.
+    """
+    if not (folder / CHECKPOINT).is_file():
+        raise RunError(
+            f"{folder / CHECKPOINT} is not there, and what the run learned beside the student (a teacher that is its "
+            "running average, adapters of terms) is in no other file"
+        )
+    return AtomicCheckpointIO().load_checkpoint(folder / CHECKPOINT)
+
+
+def _start(recipe: Recipe) -> Detector:
+    """The student as it was before the first step, from the same seed.
+
+    Raises:
+        LocdistillError: Weights that it began with cannot be had.
+    """
+    if recipe.start is not None:
+        file = recipe.teacher.weights if recipe.start == OF_TEACHER and recipe.teacher else recipe.start
+        return Detector.load(find(str(file)))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.engine.seed)
+        return Detector(recipe.detector)
+
+
+def _check_alike(student: Detector, alone: Detector, where: str) -> None:
+    """Both students must look at the same locations and speak of the same classes and bins.
+
+    Raises:
+        RecipeError: They do not; the message names each difference.
+    """
+    pairs: dict[str, tuple[object, ...]] = {
+        key: tuple(getattr(detector.settings, key) for detector in (student, alone)) for key in ("classes", "levels")
+    }
+    pairs["locations of a cell"] = tuple((d.kind.offset, d.kind.octaves, d.kind.ratios) for d in (student, alone))
+    pairs["predicted numbers"] = tuple((d.coding, d.bins) for d in (student, alone))
+    differ = [f"{key}: the student has {mine}, this one {its}" for key, (mine, its) in pairs.items() if mine != its]
+    if differ:
+        lines = "\n  ".join(differ)
+        raise RecipeError(
+            f"{where} cannot be compared with the student location by location; name a student of the same kind and "
+            f"settings, trained alone:\n  {lines}"
+        )

@@ -1,0 +1,423 @@
+"""The AP landscape: what lies between two detectors, seen by the head of one of them.
+
+The maps of the two feature pyramids are mixed level by level, ``F = gamma1 * F1 + gamma2 * F2``, and one head detects
+on the mixture; its AP over the two weights is a landscape. Two detectors whose features mean the same to a head have a
+plateau between them, others a valley; a distilled student is expected to lie closer to its teacher than one that was
+trained alone. A head that begins with a group normalisation after a convolution without bias, as those of GFL, ATSS and
+FCOS do, does not see the length of its features: for it the landscape is the same along each ray from the origin, and
+what there is to see is the way from one detector to the other.
+
+The reference implementation has this as scripts whose weights are constants in the code (0.7 and 0.9), evaluates the
+head of the second detector while its README speaks of the first's, and fails outside a process group. Here the weights
+are a grid, the head is named, each picture goes through each backbone once for all weights, and what was interrupted
+goes on.
+
+In the folder of a landscape lie ``landscape.json`` (what was asked, and all metrics), ``landscape.csv``,
+``landscape.png``, and while it is not finished ``partial``.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice, product
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor
+
+from locdistill.data.digest import data_digest
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset, evenly
+from locdistill.data.settings import DataSettings
+from locdistill.engine.devices import default_device, existing_device
+from locdistill.errors import RecipeError, RunError, WeightsError
+from locdistill.evaluation.detections_file import read_detections, write_detections
+from locdistill.evaluation.evaluator import Evaluator
+from locdistill.evaluation.tables import Table
+from locdistill.files import file_digest, make_folder, write_text
+from locdistill.inference.evaluate import data_of, validation_loader, with_classes
+from locdistill.models.detector import Detector
+from locdistill.models.hub import find
+from locdistill.recipe.load import validate
+from locdistill.settings import finite
+from locdistill.types import Batch, Detections, Progress
+from locdistill.viz.landscape import plot_landscape
+from locdistill.viz.style import save_picture
+
+Point = tuple[float, float]
+"""Weights of the first and of the second detector's features."""
+CSV, STAMP, PICTURE, PARTIAL = "landscape.csv", "landscape.json", "landscape.png", "partial"
+_KEPT = 32  # images whose detections, at all points, wait in memory to be written
+_DIGITS = 6  # of a weight: two that agree so far are one
+
+
+@dataclass(frozen=True)
+class LandscapeResult:
+    """What was found.
+
+    Attributes:
+        gamma1: Weights of the first detector's features, rising.
+        gamma2: Those of the second's.
+        head: Whose head detected, 1 or 2.
+        metrics: Named numbers between 0 and 1, by point.
+        images: Number of images.
+        out: The folder.
+    """
+
+    gamma1: tuple[float, ...]
+    gamma2: tuple[float, ...]
+    head: int
+    metrics: dict[Point, dict[str, float]]
+    images: int
+    out: Path
+
+    @property
+    def best(self) -> Point:
+        """The point of the highest AP; of several, the one whose weights sum to 1 most nearly."""
+        return max(self.metrics, key=lambda point: (_rank(self.metrics[point]["AP"]), -abs(sum(point) - 1)))
+
+    def table(self, metric: str = "AP") -> Table:
+        """A metric in percent: a row per weight of the first detector, a column per weight of the second."""
+        rows = [
+            (f"gamma1 {g1:g}", *(f"{100 * self.metrics[g1, g2][metric]:.1f}" for g2 in self.gamma2))
+            for g1 in self.gamma1
+        ]
+        title = f"{metric} (%) of head {self.head} on gamma1 * F1 + gamma2 * F2, {self.images} images"
+        return Table(title, ("", *(f"gamma2 {g2:g}" for g2 in self.gamma2)), tuple(rows))
+
+    @property
+    def in_words(self) -> str:
+        """Where it is best, and how deep the valley on the way between the detectors is, if the grid crosses it."""
+        of = {point: 100 * metrics["AP"] for point, metrics in self.metrics.items()}
+        best = self.best
+        where = f"best with gamma1 {best[0]:g} and gamma2 {best[1]:g}: AP {of[best]:.1f}"
+        if len({_rank(value) for value in of.values()}) == 1:
+            where = f"the same everywhere: AP {of[best]:.1f}"
+        text = f"Head {self.head}, the one of the {('first', 'second')[self.head - 1]} detector, is {where}."
+        ends = {(1.0, 0.0), (0.0, 1.0)}
+        way = [value for point, value in of.items() if abs(sum(point) - 1) < 2 * 10**-_DIGITS and point not in ends]
+        if not ends <= of.keys() or not way:
+            return text
+        own, other = ((1.0, 0.0), (0.0, 1.0)) if self.head == 1 else ((0.0, 1.0), (1.0, 0.0))
+        return (
+            f"{text} On its own features it has AP {of[own]:.1f}, on the other detector's {of[other]:.1f}; "
+            f"between them (gamma1 + gamma2 = 1) the lowest is {min(way):.1f}."
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        points = [{"gamma1": g1, "gamma2": g2, **metrics} for (g1, g2), metrics in self.metrics.items()]
+        return {"head": self.head, "images": self.images, "points": points, "out": str(self.out)}
+
+
+def landscape(  # noqa: PLR0913 - the words of the command line
+    first: str | Path,
+    second: str | Path,
+    data: str | Path | None = None,
+    *,
+    grid: int = 5,
+    gamma1: str | Sequence[float] | None = None,
+    gamma2: str | Sequence[float] | None = None,
+    head: int = 1,
+    images: int | None = None,
+    split: str = "val",
+    out: str | Path | None = None,
+    batch: int = 8,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> LandscapeResult:
+    """Evaluate the head of one detector on mixtures of two detectors' features.
+
+    What a folder of the same landscape holds already is taken over, so that an interrupted one goes on, and further
+    points can be added.
+
+    Args:
+        first: Weights file, run folder, or ``run/best``.
+        second: The other.
+        data: Folder of the data set; that of the evaluated head's run unless given.
+        grid: Number of weights of each detector, from 0 to 1, where they are not given.
+        gamma1: Weights of the first detector's features: ``start:stop:step`` (the stop belongs to them), or numbers.
+        gamma2: Those of the second's.
+        head: Whose head detects, 1 or 2. Its input size is used for both; each normalises images in its own way.
+        images: Number of images, spread evenly over the split; all unless given.
+        split: ``val``, or any other.
+        out: Folder; ``runs/landscape-<first>-<second>-head<head>`` unless given.
+        batch: Images at once, if all have the same size.
+        device: Such as ``cuda:0``; a GPU if there is one unless given.
+        progress: Shows how far one is.
+
+    Raises:
+        RecipeError: Weights of features are not numbers, or the head is neither 1 nor 2.
+        WeightsError: A detector cannot be read, or the two have no maps of equal levels and width.
+        DataError: The data cannot be read, or lack a class that the head knows.
+        RunError: The folder holds another landscape, or there is no such device.
+    """
+    points = sorted(product(_weights(gamma1, grid, "gamma1"), _weights(gamma2, grid, "gamma2")))
+    if head not in (1, 2):
+        raise RecipeError(f"head: expected 1 or 2, the detector whose head is evaluated, came {head}")
+    files = [find(weights) for weights in (first, second)]
+    where = existing_device(device or default_device())
+    mixture = Mixture(*(Detector.load(file, where) for file in files), head=head)
+    check_mixable(*mixture.detectors, names=[str(file) for file in files])
+    settings = validate(DataSettings, data_of(files[head - 1], data), "data")
+    settings = with_classes(settings, split, mixture.chosen.settings.classes)
+    dataset = evenly(open_dataset(settings, split, training=False, boxes=mixture.chosen.settings), images)
+    path = Path(out) if out is not None else Path("runs") / f"landscape-{_name(files[0])}-{_name(files[1])}-head{head}"
+    folder = _Folder.claim(path, _facts(files, dataset, split, mixture))
+    loader = validation_loader(dataset, mixture.chosen.settings, batch=batch, workers=settings.workers)
+    missing = [point for point in points if point not in folder.metrics]
+    if missing:
+        shown = progress(loader, len(loader)) if progress else loader
+        folder.collect(missing, partial(_detect, mixture, missing, shown, where), Evaluator(dataset))
+    return _finish(folder, points, head, len(dataset), names=(_name(files[0]), _name(files[1])))
+
+
+class Mixture:
+    """Two detectors, and the head of one of them on a mixture of their feature maps.
+
+    Args:
+        first: In evaluation mode.
+        second: Likewise.
+        head: Whose head detects, 1 or 2.
+    """
+
+    def __init__(self, first: Detector, second: Detector, *, head: int) -> None:
+        self.detectors, self.head = (first, second), head
+
+    @property
+    def chosen(self) -> Detector:
+        """The detector whose head is evaluated."""
+        return self.detectors[self.head - 1]
+
+    @torch.no_grad()
+    def maps(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """The feature maps of both, of a batch on their device: computed once for all weights."""
+        first, second = (d.pyramid(d.normalise(batch.images, batch.sizes)) for d in self.detectors)
+        return first, second
+
+    @torch.no_grad()
+    def candidates(self, batch: Batch, maps: tuple[list[Tensor], list[Tensor]], point: Point) -> list[Detections]:
+        """What the head may detect on ``gamma1 * F1 + gamma2 * F2``, before suppression."""
+        mixed = [point[0] * ours + point[1] * theirs for ours, theirs in zip(*maps, strict=True)]
+        grid = self.chosen.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        dense = self.chosen.head(mixed)
+        return self.chosen.candidates(dense, grid, batch.sizes, batch.original_sizes, flipped=batch.flipped)
+
+
+def check_mixable(first: Detector, second: Detector, *, names: Sequence[str]) -> None:
+    """Both must have maps of the same levels and the same width.
+
+    Raises:
+        WeightsError: They do not; the message names each difference.
+    """
+    one, other = first.settings, second.settings
+    problems = [
+        f"{what}: {names[0]} has {mine}, {names[1]} has {its}"
+        for what, mine, its in (
+            ("pyramid levels", list(one.levels), list(other.levels)),
+            ("width of the pyramid (detector.channels)", one.channels, other.channels),
+        )
+        if mine != its
+    ]
+    if problems:
+        lines = "\n  ".join(problems)
+        raise WeightsError(
+            f"feature maps of these detectors cannot be mixed, which is done level by level and channel by channel; "
+            f"take two of equal detector.levels and detector.channels:\n  {lines}"
+        )
+
+
+def parse_weights(text: str, name: str) -> tuple[float, ...]:
+    """Numbers from ``start:stop:step``, the stop belonging to them, or from a list with commas.
+
+    Raises:
+        RecipeError: They are not of that form.
+    """
+    try:
+        if ":" in text:
+            start, stop, step = (float(part) for part in text.split(":"))
+            if step <= 0 or stop < start or not math.isfinite(start + stop):
+                raise ValueError
+            return tuple(start + i * step for i in range(math.floor((stop - start) / step + 1e-9) + 1))
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise RecipeError(
+            f"{name}: expected start:stop:step with a positive step, such as 0:1:0.25, or numbers such as 0,0.5,1; "
+            f"came {text!r}"
+        ) from None
+
+
+def _weights(given: str | Sequence[float] | None, grid: int, name: str) -> tuple[float, ...]:
+    """The weights of one detector, rising, each once.
+
+    Raises:
+        RecipeError: There is none, or one is not finite.
+    """
+    if given is None:
+        if grid < 2:
+            raise RecipeError(f"grid: expected at least 2 weights from 0 to 1, came {grid}; name them with {name}")
+        given = [i / (grid - 1) for i in range(grid)]
+    numbers = parse_weights(given, name) if isinstance(given, str) else [float(value) for value in given]
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise RecipeError(f"{name}: expected one or more finite numbers, came {given!r}")
+    return tuple(sorted({round(value, _DIGITS) for value in numbers}))
+
+
+def _name(file: Path) -> str:
+    """What a weights file is called in the name of a folder: its run, where it lies in one."""
+    return file.parent.name if file.stem in ("best", "last") else file.stem
+
+
+def _facts(files: Sequence[Path], dataset: Dataset, split: str, mixture: Mixture) -> dict[str, Any]:
+    """What makes two landscapes the same one."""
+    return {
+        "head": mixture.head,
+        "models": [{"weights": str(file), "sha256": file_digest(file)} for file in files],
+        "data": {"name": dataset.name, "split": split, "images": len(dataset), "sha256": data_digest(dataset)},
+        "input": mixture.chosen.settings.input.model_dump(mode="json"),
+        "detections": mixture.chosen.settings.detections.model_dump(mode="json"),
+    }
+
+
+def _detect(
+    mixture: Mixture, points: Sequence[Point], batches: Iterable[Batch], device: torch.device, done: Set[int]
+) -> Iterator[tuple[int, list[Detections]]]:
+    """Identifier and detections at each point of the images that are not done.
+
+    Views of the same images, which follow each other, are put together, as in a plain evaluation.
+    """
+    for ids, views in groupby(batches, key=lambda batch: tuple(batch.image_ids.tolist())):
+        if done >= set(ids):
+            continue
+        found: list[list[list[Detections]]] = [[] for _ in points]
+        for view in views:
+            batch = move_data_to_device(view, device)
+            maps = mixture.maps(batch)
+            for at, point in zip(found, points, strict=True):
+                at.append(mixture.candidates(batch, maps, point))
+        by_point = [mixture.chosen.suppress(at) for at in found]
+        for i, image_id in enumerate(ids):
+            if image_id not in done:
+                yield image_id, [Detections(*(part.cpu() for part in one[i])) for one in by_point]
+
+
+@dataclass
+class _Folder:
+    """The folder of a landscape: which one it is, what is known of it, and detections of one that is not finished.
+
+    Attributes:
+        path: Where it lies.
+        facts: What makes it this landscape.
+        metrics: By point, what is known.
+    """
+
+    path: Path
+    facts: dict[str, Any]
+    metrics: dict[Point, dict[str, float]]
+
+    @classmethod
+    def claim(cls, path: Path, facts: dict[str, Any]) -> _Folder:
+        """Make the folder, or go on with it.
+
+        Raises:
+            RunError: It holds something else.
+        """
+        stamp = path / STAMP
+        facts = json.loads(json.dumps(facts))
+        if not stamp.is_file():
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise RunError(f"{path} is there already and holds no landscape; give another folder with --out DIR")
+            make_folder(path)
+            return cls(path, facts, {})
+        known = json.loads(stamp.read_text(encoding="utf-8"))
+        if differ := [key for key in facts if known.get(key) != facts[key]]:
+            raise RunError(
+                f"{path} holds another landscape (it differs in {', '.join(differ)}; see {stamp}); give another folder "
+                "with --out DIR"
+            )
+        return cls(path, facts, {(p.pop("gamma1"), p.pop("gamma2")): _numbers(p) for p in known["points"]})
+
+    def collect(
+        self,
+        points: Sequence[Point],
+        detect: Callable[[Set[int]], Iterable[tuple[int, list[Detections]]]],
+        evaluate: Evaluator,
+    ) -> None:
+        """Detect at points, evaluate each, and write what is known after each.
+
+        Detections wait in files, a few images to each, so that memory holds those of one point only, and an
+        interrupted landscape goes on behind the last file.
+        """
+        self.write()
+        stamp = json.dumps(points)
+        parts = self.path / PARTIAL / hashlib.sha256(stamp.encode()).hexdigest()[:16]  # other points, another folder
+        make_folder(parts)
+        files = sorted(parts.glob("*.npz"))
+        done = {image_id for file in files for image_id in read_detections(file, stamp) or ()}
+        for piece in _pieces(detect(done)):
+            files.append(parts / f"{len(files):06d}.npz")
+            write_detections(files[-1], stamp, dict(piece))
+        for i, point in enumerate(points):
+            pieces = (read_detections(file, stamp) or {} for file in files)
+            self.metrics[point] = evaluate({image_id: at[i] for piece in pieces for image_id, at in piece.items()})
+            self.write()
+        shutil.rmtree(self.path / PARTIAL)
+
+    def write(self) -> None:
+        """Write all that is known."""
+        points = [{"gamma1": g1, "gamma2": g2, **m} for (g1, g2), m in sorted(self.metrics.items())]
+        write_text(self.path / STAMP, json.dumps({**self.facts, "points": finite(points)}, indent=1) + "\n")
+
+
+def _numbers(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if value is None else float(value) for name, value in values.items()}
+
+
+def _pieces(items: Iterable[tuple[int, list[Detections]]]) -> Iterator[list[tuple[int, list[Detections]]]]:
+    """Some at a time."""
+    waiting = iter(items)
+    while piece := list(islice(waiting, _KEPT)):
+        yield piece
+
+
+def _finish(
+    folder: _Folder, points: Sequence[Point], head: int, images: int, *, names: tuple[str, str]
+) -> LandscapeResult:
+    """Write table and picture."""
+    gammas = [tuple(sorted({point[axis] for point in points})) for axis in (0, 1)]
+    result = LandscapeResult(
+        gamma1=gammas[0],
+        gamma2=gammas[1],
+        head=head,
+        metrics={point: folder.metrics[point] for point in points},
+        images=images,
+        out=folder.path,
+    )
+    columns = list(dict.fromkeys(name for metrics in folder.metrics.values() for name in metrics))
+    with (folder.path / CSV).open("w", newline="", encoding="utf-8") as file:
+        lines = csv.writer(file)
+        lines.writerow(["gamma1", "gamma2", "head", *columns])
+        for (g1, g2), metrics in sorted(folder.metrics.items()):
+            lines.writerow([f"{g1:g}", f"{g2:g}", head, *(_cell(metrics.get(name)) for name in columns)])
+    # Without any features there is nothing to see: the scale is for the other points.
+    values = [[100 * result.metrics[g1, g2]["AP"] if g1 or g2 else math.nan for g2 in gammas[1]] for g1 in gammas[0]]
+    title = f"AP of the head of {names[head - 1]} on mixed features"
+    save_picture(plot_landscape(gammas[0], gammas[1], values, title=title, names=names), folder.path / PICTURE)
+    return result
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.6g}"
+
+
+def _rank(value: float) -> float:
+    return -math.inf if math.isnan(value) else value

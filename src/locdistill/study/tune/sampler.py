@@ -1,0 +1,62 @@
+"""Which values to try next; the one place that knows optuna."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from locdistill.errors import RunError
+from locdistill.study.tune.space import Searched, Value, Values, draw
+
+
+def sampler() -> Any:
+    """Optuna.
+
+    Raises:
+        RunError: It is not installed.
+    """
+    try:
+        return importlib.import_module("optuna")
+    except ImportError:
+        raise RunError("tuning needs optuna, which is not installed: pip install 'locdistill[tune]'") from None
+
+
+def propose(space: Sequence[Searched], finished: Sequence[tuple[Values, float]], number: int) -> Values:
+    """Values that are worth a trial, by the tree-structured Parzen estimator (Bergstra et al. 2011).
+
+    What it says follows from its arguments alone, so that a search that was interrupted goes on as if it had not been:
+    the study is made anew each time, and the sampler's seed is the number of the trial. The first ten are drawn by
+    chance.
+
+    Args:
+        space: What is searched.
+        finished: Values and AP so far.
+        number: Of the trial, from 1.
+
+    Raises:
+        RunError: Optuna is not installed.
+    """
+    optuna = sampler()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=number))
+    distributions = {searched.name: _distribution(optuna.distributions, searched) for searched in space}
+    for values, ap in finished:
+        known = {name: distributions[name] for name in values}
+        study.add_trial(optuna.trial.create_trial(params=values, distributions=known, value=ap))
+    trial = study.ask()
+
+    def pick(searched: Searched) -> Value:
+        if searched.choices:
+            return str(trial.suggest_categorical(searched.name, searched.choices))
+        suggest = trial.suggest_int if searched.integer else trial.suggest_float
+        return searched.rounded(suggest(searched.name, searched.low, searched.high, log=searched.log))
+
+    return draw(space, pick)
+
+
+def _distribution(kinds: Any, searched: Searched) -> Any:
+    if searched.choices:
+        return kinds.CategoricalDistribution(searched.choices)
+    kind = kinds.IntDistribution if searched.integer else kinds.FloatDistribution
+    return kind(searched.low, searched.high, log=searched.log)

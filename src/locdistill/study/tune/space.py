@@ -1,0 +1,242 @@
+"""What ``tune`` searches: settings of a recipe, each over a range or a list of choices.
+
+A searched setting is an override whose value is not said yet::
+
+    terms.ld.weight=0.25..16:log                                     a range, here of the logarithm
+    terms.ld.of.edge_kl.temperature,terms.ld_vlr.of.edge_kl.temperature=1..10    one number for both
+    terms.ld_vlr.on.valuable_locations.metric=iof_diou|diou          choices
+    terms.ld_vlr=on|off                                              with the term, or without it
+
+Whatever lies below a term that is switched off is left out of that trial.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from locdistill.errors import RecipeError
+from locdistill.recipe.load import Override, build_recipe
+from locdistill.recipe.overrides import apply_overrides
+from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.terms import split_component
+from locdistill.recipe.yaml_io import read_yaml
+
+Value = float | int | str
+"""A number of a range, or a choice as it was written."""
+Values = dict[str, Value]
+"""By the name of the searched setting."""
+FACTOR = 10.0
+"""How far weights are searched to both sides of the recipe's, unless something is named."""
+TEMPERATURES = (1.0, 10.0)
+"""Of what measured best on small data, and of the published recipes."""
+_RANGE = re.compile(r"(?P<low>[^|:]+?)\.\.(?P<high>[^|:]+?)(?P<log>:log)?")
+_OFF, _ON = "off", "on"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A setting, or several that take the same value.
+
+    Attributes:
+        keys: Dotted paths.
+        low: Lower end of a range.
+        high: Its upper end.
+        log: Whether ratios count in the range, not differences.
+        integer: Whether the range has whole numbers only.
+        choices: As written in YAML, in place of a range.
+    """
+
+    keys: tuple[str, ...]
+    low: float = 0.0
+    high: float = 0.0
+    log: bool = False
+    integer: bool = False
+    choices: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its keys."""
+        return ",".join(self.keys)
+
+    @property
+    def label(self) -> str:
+        """In short, for tables: what several keys have in common, without the parts that every term has."""
+        ends = [key.split(".") for key in self.keys]
+        while len({tuple(parts) for parts in ends}) > 1 and all(len(parts) > 1 for parts in ends):
+            ends = [parts[1:] for parts in ends]
+        names = {".".join(part for part in parts if part not in ("terms", "of", "on", "norm")) for parts in ends}
+        return ", ".join(sorted(names))
+
+    @property
+    def switch(self) -> bool:
+        """Whether it takes terms in and out."""
+        return set(self.choices) == {_ON, _OFF} and all(re.fullmatch(r"terms\.\w+", key) for key in self.keys)
+
+    @property
+    def extremes(self) -> tuple[Value, ...]:
+        """Values that must all be possible for the search to be."""
+        return self.choices or (self.rounded(self.low), self.rounded(self.high))
+
+    def rounded(self, value: float) -> Value:
+        """A number of the range with four digits, which can be read and written without loss."""
+        if self.integer:
+            return round(value)
+        return min(max(float(f"{value:.4g}"), self.low), self.high)
+
+    def overrides(self, value: Value, off: set[str]) -> list[Override]:
+        """The settings that a value stands for; none below the terms that are off."""
+        if self.switch:
+            return [f"{key}=null" for key in self.keys] if value == _OFF else []
+        keys = [key for key in self.keys if _term(key) not in off]
+        return [f"{key}={value}" if self.choices else (tuple(key.split(".")), value) for key in keys]
+
+    def __str__(self) -> str:
+        """As on the command line."""
+        value = "|".join(self.choices) or f"{self.low:g}..{self.high:g}{':log' if self.log else ''}"
+        return f"{self.name}={value}"
+
+
+def parse_search(text: str, recipe: Recipe) -> Searched:
+    """Read ``KEY[,KEY...]=LOW..HIGH[:log]`` or ``KEY=A|B``; a setting that is a whole number stays one.
+
+    Raises:
+        RecipeError: It is neither.
+    """
+    key, sign, value = text.partition("=")
+    keys, choices = tuple(part.strip() for part in key.split(",")), tuple(part.strip() for part in value.split("|"))
+    found = _RANGE.fullmatch(value.strip())
+    if not sign or not all(keys) or (found is None and (len(choices) < 2 or len(set(choices)) < len(choices))):
+        raise RecipeError(
+            f"{text!r} cannot be searched; expected KEY=LOW..HIGH, KEY=LOW..HIGH:log or KEY=A|B, for example "
+            "terms.ld.weight=0.25..16:log or terms.ld_vlr=on|off"
+        )
+    if found is None:
+        return Searched(keys, choices=choices)
+    plain = recipe.model_dump(mode="json")
+    integer = all(type(_at(plain, key)) is int for key in keys)
+    low, high = (read_yaml(found[end], f"the {end} end of {key}") for end in ("low", "high"))
+    fits = all(isinstance(end, int if integer else int | float) and not isinstance(end, bool) for end in (low, high))
+    if not fits or not low < high or (found["log"] and low <= 0):
+        what = "whole numbers" if integer else "numbers"
+        above = ", LOW above 0" if found["log"] else ""
+        raise RecipeError(f"{text!r} cannot be searched; expected {what} LOW..HIGH, LOW below HIGH{above}")
+    return Searched(keys, low=low, high=high, log=bool(found["log"]), integer=integer)
+
+
+def check_space(space: Sequence[Searched], recipe: Recipe) -> None:
+    """Look whether every end of a range and every choice gives a recipe.
+
+    Raises:
+        RecipeError: One does not, or a setting is searched twice.
+    """
+    plain = recipe.model_dump(mode="json")
+    keys = [key for searched in space for key in searched.keys]
+    twice = sorted({key for key in keys if keys.count(key) > 1})
+    if twice:
+        raise RecipeError(f"{twice[0]} is searched twice; name each setting once")
+    for searched in space:
+        for value in searched.extremes:
+            build_recipe(apply_overrides(plain, searched.overrides(value, set())), f"{searched.name}={value}")
+
+
+def default_space(recipe: Recipe) -> tuple[Searched, ...]:
+    """What is searched of a recipe that distils, where nothing is named.
+
+    Of the terms that compare with a teacher: the temperature, one for all that have the same divergence and the same
+    temperature; each weight, or the balance in its place, a factor of ten to both sides of the recipe's; and whether
+    those after the first are there at all, which for LD is the choice between the main region and both.
+
+    Raises:
+        RecipeError: The recipe has no such term.
+    """
+    taught = {name: term for name, term in recipe.terms.items() if term.needs_teacher}
+    if not taught:
+        raise RecipeError(
+            f"{recipe.name} has no term that compares with a teacher, which would be searched; name a teacher with "
+            "--teacher, or what to search with --search KEY=LOW..HIGH"
+        )
+    together: dict[tuple[str, float], list[str]] = {}
+    strengths: dict[str, float] = {}
+    for name, term in taught.items():
+        divergence, options = split_component(term.of)
+        if "temperature" in options:
+            key = f"terms.{name}.of.{divergence}.temperature"
+            together.setdefault((divergence, options["temperature"]), []).append(key)
+        if term.balance is not None:
+            strengths[f"terms.{name}.balance"] = term.balance
+        elif recipe.balance is None:
+            strengths[f"terms.{name}.weight"] = term.weight
+        else:
+            strengths["balance"] = recipe.balance
+    temperatures = [
+        Searched(tuple(keys), low=min(own, TEMPERATURES[0]), high=max(own, TEMPERATURES[1]), log=True)
+        for (_, own), keys in together.items()
+    ]
+    ranges = [
+        Searched((key,), low=own / FACTOR, high=own * FACTOR, log=True) for key, own in strengths.items() if own > 0
+    ]
+    switches = [Searched((f"terms.{name}",), choices=(_ON, _OFF)) for name in list(taught)[1:]]
+    return (*temperatures, *ranges, *switches)
+
+
+def draw(space: Sequence[Searched], pick: Callable[[Searched], Value]) -> Values:
+    """Let each setting be picked, terms first; nothing below a term that is off."""
+    values: Values = {}
+    for searched in sorted(space, key=lambda one: not one.switch):
+        off = switched_off(space, values)
+        if searched.switch or not all(_term(key) in off for key in searched.keys):
+            values[searched.name] = pick(searched)
+    return values
+
+
+def switched_off(space: Sequence[Searched], values: Values) -> set[str]:
+    """The terms that these values leave out."""
+    switches = [searched for searched in space if searched.switch and values.get(searched.name) == _OFF]
+    return {key for searched in switches for key in searched.keys}
+
+
+def with_values(recipe: Recipe, space: Sequence[Searched], values: Values) -> Recipe:
+    """The recipe with these values.
+
+    Raises:
+        RecipeError: Together they make none.
+    """
+    off = switched_off(space, values)
+    words = [w for one in space if one.name in values for w in one.overrides(values[one.name], off)]
+    return build_recipe(apply_overrides(recipe.model_dump(mode="json"), words), recipe.name)
+
+
+def own_values(recipe: Recipe, space: Sequence[Searched]) -> Values | None:
+    """The recipe itself as a point of the space; None where it lies outside."""
+    plain = recipe.model_dump(mode="json")
+
+    def own(searched: Searched) -> Value:
+        if searched.switch:
+            return _ON
+        here = _at(plain, searched.keys[0])
+        if any(_at(plain, key) != here for key in searched.keys):
+            raise LookupError
+        if searched.choices:
+            return next(c for c in searched.choices if read_yaml(c, searched.name) == here)
+        if not isinstance(here, int | float) or not searched.low <= here <= searched.high:
+            raise LookupError
+        return here
+
+    try:
+        return draw(space, own)
+    except (LookupError, StopIteration):
+        return None
+
+
+def _term(key: str) -> str:
+    """``terms.NAME`` of a key below a term."""
+    return ".".join(key.split(".")[:2])
+
+
+def _at(plain: Any, key: str) -> Any:
+    for part in key.split("."):
+        plain = plain.get(part) if isinstance(plain, dict) else None
+    return plain

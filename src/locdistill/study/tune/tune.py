@@ -1,0 +1,314 @@
+"""``tune``: settings of a recipe by trial, in short runs, resumable.
+
+Every trial is an ordinary run, with the seeds of all others, and a share of the training images is held out to judge
+it, so that the validation images stay unseen. The student alone and the recipe as it is are trained in the same way, or
+nobody could say whether the search brought anything. The highest AP of many is too high; what the settings are worth
+says ``compare``, on the validation images and at full length, with the recipes that are written here.
+
+In the folder of a search lie ``study.json`` (what was asked, and the values of each trial), a folder for each run,
+``tune.json``, ``tune.csv``, ``tune.png``, and the recipes ``alone.yaml``, ``as_is.yaml`` and ``best.yaml``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from locdistill.data.digest import data_digest
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset
+from locdistill.distillation.load import teacher_files
+from locdistill.errors import NonFiniteLossError, RecipeError, RunError
+from locdistill.files import make_folder, write_text
+from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.load import Override, build_recipe, dump_recipe, laid_over
+from locdistill.recipe.recipe import OF_TEACHER, Recipe
+from locdistill.recipe.run_folder import PARENT
+from locdistill.study.arms import Arm, Tell, train_arms
+from locdistill.study.compare.arms import USE, chosen_seeds, flat
+from locdistill.study.tune.result import ALONE, AS_IS, BEST, LABELS, Trial, TuneResult, best_of, describe
+from locdistill.study.tune.sampler import propose, sampler
+from locdistill.study.tune.space import Searched, check_space, default_space, own_values, parse_search, with_values
+from locdistill.train.separately import Train, run_apart
+
+SHARE = 0.25
+"""Length of a trial in that of the recipe, unless given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be searched, checked.
+
+    Attributes:
+        recipe: At its full length.
+        short: As it is trained here.
+        space: What is searched.
+        trials: How many, beside the student alone and the recipe as it is.
+        seeds: Of every trial.
+        judged_on: The images that AP is measured on, in words.
+        images: Their digest.
+        out: Folder of the search.
+    """
+
+    recipe: Recipe
+    short: Recipe
+    space: tuple[Searched, ...]
+    trials: int
+    seeds: tuple[int, ...]
+    judged_on: str
+    images: str
+    out: Path
+
+
+def tune(  # noqa: PLR0913 - the words of the command line
+    teacher: str | Path | None = None,
+    data: str | Path | None = None,
+    *,
+    model: str | None = None,
+    backbone: str | None = None,
+    pretrained: str | bool | None = None,
+    methods: Sequence[str] = (),
+    recipe: str | Path | None = None,
+    search: Sequence[str] = (),
+    trials: int = 20,
+    seeds: int | Sequence[int] = 1,
+    epochs: int | None = None,
+    steps: int | None = None,
+    holdout: float = 0.2,
+    out: str | Path | None = None,
+    overrides: Sequence[Override] = (),
+    tell: Tell = print,
+) -> TuneResult:
+    """Search settings of a recipe by short runs, and write tables, a picture and the recipe with the best ones.
+
+    What has finished in ``out`` is not trained again, and what was interrupted goes on: start the same again. Trials
+    and seeds can be added later.
+
+    Args:
+        teacher: As for :func:`locdistill.distill`; also the words that are not named here.
+        data: Folder of the data set.
+        model: Kind of the student.
+        backbone: The student's.
+        pretrained: Weights of the student's backbone.
+        methods: Names of distillation methods.
+        recipe: Name or file of a recipe to start from.
+        search: ``"KEY=LOW..HIGH"``, ``"KEY=LOW..HIGH:log"`` or ``"KEY=A|B"`` (see
+            :mod:`locdistill.study.tune.space`); temperatures, weights and regions of the distillation unless given.
+        trials: How many, beside the student alone and the recipe as it is.
+        seeds: How many (0, 1, ...), or which, for each trial.
+        epochs: Passes over the data of a trial; a quarter of the recipe's unless given. Milestones and warm-up are
+            moved in proportion.
+        steps: Optimiser steps of a trial instead.
+        holdout: Share of the training images that is held out to judge the trials; 0 judges them on the validation
+            images, whose AP then says less afterwards.
+        out: Folder of the search; ``runs/tune-<name>`` unless given.
+        overrides: ``"key.path=value"``, any field of the recipe.
+        tell: Gets a line of progress now and then.
+
+    Raises:
+        LocdistillError: One of its kinds, when something is wrong with recipe, search, data, weights or folder; a
+            :class:`RunError` where optuna is missing.
+    """
+    sampler()  # missed here, not after hours
+    request = Request(
+        data=data,
+        model=model,
+        backbone=backbone,
+        pretrained=pretrained,
+        recipe=recipe,
+        teacher=teacher,
+        methods=(methods,) if isinstance(methods, str) else tuple(methods),
+        overrides=tuple(overrides),
+    )
+    full = resolve(request)
+    if not full.data.path:
+        raise RecipeError(f"{full.name}: no data are named; expected --data FOLDER, or data.path in the recipe")
+    teacher_files(full.teacher, full.name)  # looked for before anything is trained
+    space = tuple(parse_search(text, full) for text in search) or default_space(full)
+    check_space(space, full)
+    held = full.model_copy(update={"data": full.data.model_copy(update={"holdout": holdout})})
+    held = build_recipe(held.model_dump(mode="json"), "the settings")  # a share that is none is said
+    training = open_dataset(held.data, "train", boxes=full.detector)
+    settings = held.data.model_copy(update={"classes": full.detector.classes or full.data.classes or training.classes})
+    judging = open_dataset(settings, "val", boxes=full.detector)
+    plan = Plan(
+        recipe=full,
+        short=shortened(held, len(training), epochs=epochs, steps=steps),
+        space=space,
+        trials=trials,
+        seeds=chosen_seeds(seeds) or (0,),
+        judged_on=_judged_on(judging, training, held),
+        images=data_digest(judging),
+        out=Path(out) if out is not None else PARENT / f"tune-{full.name}",
+    )
+    return run_plan(plan, train=run_apart, tell=tell)
+
+
+def shortened(recipe: Recipe, images: int, *, epochs: int | None = None, steps: int | None = None) -> Recipe:
+    """The recipe at another length, evaluated at its end, with milestones and warm-up at the same shares of it.
+
+    Args:
+        recipe: At its full length.
+        images: To train on. They matter where a length in steps takes the place of one in epochs, or the other way
+            round; one process is assumed then.
+        epochs: Passes over the data; a quarter of the recipe's length unless either is given.
+        steps: Optimiser steps.
+
+    Raises:
+        RecipeError: Both are given, or they make no length.
+    """
+    engine, data = recipe.engine, recipe.data
+    if epochs is not None and steps is not None:
+        raise RecipeError(f"{epochs} epochs and {steps} steps are given; a trial has one length: leave one out")
+    if epochs is None and steps is None:
+        if engine.steps is None:
+            epochs = max(1, round(SHARE * engine.epochs))
+        else:
+            steps = max(1, round(SHARE * engine.steps))
+    per_epoch = math.ceil(images * data.repeat / data.batch_per_device) / engine.accumulate
+    before = engine.steps or engine.epochs * per_epoch
+    share = (steps or (epochs or 0) * per_epoch) / before
+    milestones = [m if m < 1 else m * per_epoch / before for m in engine.milestones]
+    changes = {
+        **({"epochs": epochs, "steps": None} if steps is None else {"steps": steps}),
+        "milestones": [m for m in milestones if m < 1],
+        "warmup_steps": round(share * engine.warmup_steps),
+        "eval_every": 0,
+        "patience": None,
+    }
+    plain = recipe.model_dump(mode="json")
+    return build_recipe(plain | {"engine": plain["engine"] | changes}, "the settings of a trial")
+
+
+def _judged_on(judging: Dataset, training: Dataset, recipe: Recipe) -> str:
+    if recipe.data.holdout:
+        return f"{len(judging)} training images of {training.name} that are held out; {len(training)} are trained on"
+    return f"the {len(judging)} validation images of {judging.name}, which are no longer unseen"
+
+
+def run_plan(plan: Plan, *, train: Train, tell: Tell = print) -> TuneResult:
+    """Train what is not yet trained, and write what was found.
+
+    Args:
+        plan: What to search.
+        train: Trains a recipe into a folder.
+        tell: Gets a line of progress now and then.
+
+    Raises:
+        RunError: The folder holds another search, or no trial could be trained.
+    """
+    study = _Study(plan, train, tell)
+    tell(f"searching {', '.join(map(str, plan.space))}; AP is that on {plan.judged_on}")
+    alone = study.attempt(ALONE, _alone(plan.short), {}) if plan.short.distils else None
+    own = own_values(plan.short, plan.space)
+    as_is = study.attempt(AS_IS, plan.short, own or {})
+    trials: list[Trial] = []
+    shown = as_is
+    for number in range(1, plan.trials + 1):
+        trials.append(study.trial(number, [as_is, *trials]))
+        if trials[-1].ap > shown.ap or (trials[-1].runs and not shown.runs):
+            shown = trials[-1]
+            tell(f"best so far: {shown.label}, AP {shown.ap:.1f} ({describe(plan.space, shown.values)})")
+    best = best_of([as_is, *trials])
+    tuned = plan.recipe if best is as_is else with_values(plan.recipe, plan.space, best.values)
+    result = TuneResult(
+        recipe=tuned,
+        space=plan.space,
+        alone=alone,
+        as_is=as_is,
+        trials=tuple(trials),
+        judged_on=plan.judged_on,
+        held_out=plan.short.data.holdout > 0,
+        out=plan.out,
+    )
+    _write(plan, result)
+    return result
+
+
+def _write(plan: Plan, result: TuneResult) -> None:
+    recipes = {AS_IS: plan.recipe, BEST: result.recipe.model_copy(update={"name": f"{plan.recipe.name}-tuned"})}
+    if plan.recipe.distils:
+        recipes[ALONE] = _alone(plan.recipe)
+    for name, recipe in recipes.items():
+        write_text(plan.out / f"{name}.yaml", dump_recipe(recipe))
+    write_text(plan.out / "tune.json", json.dumps(result.as_dict(), indent=1) + "\n")
+    write_text(plan.out / "tune.csv", result.as_csv())
+    result.draw(plan.out / "tune.png")
+
+
+def _alone(recipe: Recipe) -> Recipe:
+    """The recipe without teacher and without the terms that need one; it begins with the same weights."""
+    start = str(teacher_files(recipe.teacher, recipe.name)[0]) if recipe.start == OF_TEACHER else recipe.start
+    name = f"{recipe.name}-alone"
+    plain = laid_over(recipe.model_dump(mode="json"), [f"{setting}=null" for setting in recipe.of_teacher])
+    return build_recipe(plain | {"name": name, "start": start}, name)
+
+
+class _Study:
+    """The folder of a search: values are noted before they are trained with.
+
+    Raises:
+        RunError: The folder holds another search.
+    """
+
+    def __init__(self, plan: Plan, train: Train, tell: Tell) -> None:
+        self.plan, self.train, self.tell = plan, train, tell
+        self.stamp = plan.out / "study.json"
+        asked: dict[str, Any] = flat(plan.short, without=USE) | {
+            "full length": plan.recipe.engine.model_dump(mode="json", include={"epochs", "steps"}),
+            "search": [str(searched) for searched in plan.space],
+            "images": plan.images,
+        }
+        asked = json.loads(json.dumps(asked))
+        self.state: dict[str, Any] = {"asked": asked, "trials": [], "failed": {}}
+        if self.stamp.is_file():
+            self.state = json.loads(self.stamp.read_text(encoding="utf-8"))
+        before = self.state["asked"]
+        changed = [key for key in dict.fromkeys((*before, *asked)) if before.get(key) != asked.get(key)]
+        if changed:
+            raise RunError(
+                f"{plan.out} holds a search with another {', '.join(changed[:3])} (see {self.stamp}); choose another "
+                "folder with --out"
+            )
+        make_folder(plan.out)
+        self._save()
+
+    def _save(self) -> None:
+        write_text(self.stamp, json.dumps(self.state, indent=1) + "\n")
+
+    def trial(self, number: int, before: Sequence[Trial]) -> Trial:
+        """Train with the values that were noted for a trial, or with new ones."""
+        name, plan = f"trial-{number:03d}", self.plan
+        if len(self.state["trials"]) < number:
+            finished = [(t.values, t.ap) for t in before if t.values and not math.isnan(t.ap)]
+            self.state["trials"].append(propose(plan.space, finished, number))
+            self._save()
+        values = self.state["trials"][number - 1]
+        try:
+            recipe = with_values(plan.short, plan.space, values)
+        except RecipeError as error:  # each value is possible, but not together
+            return Trial(name, values, failed=str(error))
+        return self.attempt(name, recipe, values)
+
+    def attempt(self, name: str, recipe: Recipe, values: dict[str, Any]) -> Trial:
+        """Train a recipe with every seed; a loss that is not finite is a result, too."""
+
+        def at(seed: int) -> Recipe:
+            return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"seed": seed})})
+
+        failed: dict[str, str] = self.state["failed"]
+        words = f" ({describe(self.plan.space, values)})" if values else ""
+        arm = Arm(name, f"{LABELS.get(name, name)}{words}", at, self.plan.seeds)
+        try:
+            runs = [] if name in failed else train_arms([arm], self.plan.out, train=self.train, tell=self.tell)
+        except NonFiniteLossError as error:
+            self.tell(f"failed: {arm.label}: {error}")
+            runs, failed[name] = [], str(error)
+            self._save()
+        for finished in runs:
+            (finished.folder / "last.ckpt").unlink(missing_ok=True)  # to resume from, and there is nothing to
+        return Trial(name, values, tuple(runs), failed.get(name, ""))

@@ -1,0 +1,265 @@
+"""A teacher looks at all images beforehand, so that any number of trainings can do without it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+
+from locdistill.data.loader import every_look_loader, training_plan
+from locdistill.data.samplers import Draw
+from locdistill.distillation.cache.open import CONTRACT, missing_draws, store_in, ways_of
+from locdistill.distillation.cache.teacher import CachedTeacher, Recall, noted_errors
+from locdistill.engine.devices import default_device, existing_device
+from locdistill.errors import CacheError
+from locdistill.models.fold import Haste
+from locdistill.recipe.recipe import Recipe
+from locdistill.train.prepare import Parts, compose
+from locdistill.train.train import Words, distillation_recipe
+from locdistill.types import Progress
+
+SAMPLE = 16
+"""Views that are looked at to tell how long the rest will take, and how much space."""
+PAGE = 4096
+ROOM = 1.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What is to be done, as far as a few views tell.
+
+    Attributes:
+        views: Ways of looking at an image, of all images, that are in the cache in the end.
+        missing: Those of them that this process has to look at.
+        bytes_per_view: Of disk.
+        seconds_per_view: Of this process.
+    """
+
+    views: int
+    missing: int
+    bytes_per_view: float
+    seconds_per_view: float
+
+    @property
+    def bytes(self) -> float:
+        """Of disk, for what is missing."""
+        return self.missing * self.bytes_per_view
+
+    @property
+    def seconds(self) -> float:
+        """For what is missing."""
+        return self.missing * self.seconds_per_view
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheReport:
+    """What is in a cache.
+
+    Attributes:
+        path: Its folder.
+        views: Records in it.
+        built: Those that were added now.
+        seconds: That this took, reading images and a first look at their content included.
+        bytes: Size of its file.
+        errors: Largest rounding error of what is kept, by name: of class and edge logits, qualities and maps.
+        contract: Whose predictions they are, and which of them.
+        complete: Whether every view of the training images is there; None where nobody asked.
+    """
+
+    path: Path
+    views: int
+    bytes: int
+    contract: dict[str, Any]
+    built: int = 0
+    seconds: float = 0.0
+    errors: dict[str, float] | None = None
+    complete: bool | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {**vars(self), "path": str(self.path)}
+
+
+def build_cache(
+    teacher: str | Path | None = None,
+    data: str | Path | None = None,
+    *,
+    cache: str | Path | None = None,
+    device: str | None = None,
+    part: tuple[int, int] | None = None,
+    tell: Callable[[Forecast], None] | None = None,
+    progress: Callable[[str], Progress] | None = None,
+    **words: Unpack[Words],
+) -> CacheReport:
+    """Let a teacher look at the training images in all ways in which training does, and keep what it says.
+
+    What is there already stays, so that a build that was stopped goes on. Several processes may build one cache, each
+    its part; under ``torchrun`` each takes its own.
+
+    Args:
+        teacher: As for `distill`; also the rest.
+        data: As there.
+        cache: The folder; that of the recipe unless given.
+        device: Such as ``cuda:0``; a GPU if there is one unless given.
+        part: ``(k, n)``: the ``k``-th of ``n`` shares, from 1. Shares are the same whatever is there already, so
+            that all together build the whole cache, whenever each of them runs.
+        tell: Is told, before the build, how much there is to do.
+        progress: From a label to what shows how far one is.
+        words: ``model``, ``backbone``, ``methods``, ``recipe``, ``overrides`` and the other words of `distill`; they
+            say what is kept.
+
+    Raises:
+        CacheError: The cache is another one's, cannot be written, or the disk has no room for it.
+        LocdistillError: One of its kinds, as `distill`.
+    """
+    folder = [] if cache is None else [f"teacher.cache.path={cache}"]
+    asked: Words = {**words, "overrides": [*words.get("overrides", ()), *folder]}
+    return build_cache_of(
+        distillation_recipe(teacher, data, **asked), device=device, part=part, tell=tell, progress=progress
+    )
+
+
+def build_cache_of(
+    recipe: Recipe,
+    *,
+    device: str | None = None,
+    part: tuple[int, int] | None = None,
+    tell: Callable[[Forecast], None] | None = None,
+    progress: Callable[[str], Progress] | None = None,
+) -> CacheReport:
+    """The cache that a recipe names, built for it; see :func:`build_cache`.
+
+    Raises:
+        CacheError: The recipe names none, or as there.
+    """
+    if recipe.teacher is None or recipe.teacher.cache is None:
+        raise CacheError("where is the cache to be? Name its folder with --cache DIR, or teacher.cache in the recipe")
+    start = time.perf_counter()
+    where = existing_device(device or _own_device())
+    parts = compose(recipe, fresh=False, progress=None if progress is None else progress("reading the images"))
+    parts.detector.to(where)
+    assert parts.memory is not None
+    draws = missing_draws(
+        parts.memory, parts.datasets["train"], training_plan(recipe.data, recipe.engine.seed), part or _own_part()
+    )
+    report = _Builder(parts, where).build(draws, tell, None if progress is None else progress("teacher looks"))
+    return replace(report, seconds=time.perf_counter() - start)
+
+
+def cache_seconds(recipe: Recipe) -> float:
+    """Build the cache that a recipe names; the seconds that took."""
+    return build_cache_of(recipe).seconds
+
+
+def cache_info(path: str | Path) -> CacheReport:
+    """What is in a cache.
+
+    Raises:
+        CacheError: There is none, or it cannot be read.
+    """
+    store = store_in(path)
+    contract = store.about(CONTRACT)
+    if contract is None:
+        raise CacheError(f"{path} holds no cache; expected a folder that 'locdistill cache build' made")
+    return CacheReport(
+        path=store.path,
+        views=len(store),
+        bytes=store.bytes_on_disk,
+        contract=contract,
+        errors=noted_errors(store),
+    )
+
+
+class _Builder:
+    """A teacher at work on what is missing of its cache."""
+
+    def __init__(self, parts: Parts, device: torch.device) -> None:
+        self.parts, self.device = parts, device
+        assert isinstance(parts.teacher, CachedTeacher)
+        assert isinstance(parts.memory, Recall)
+        self.teacher, self.memory = parts.teacher, parts.memory
+        self.store = self.memory.store
+
+    def build(
+        self, draws: list[Draw], tell: Callable[[Forecast], None] | None, progress: Progress | None
+    ) -> CacheReport:
+        speed = self.parts.speed
+        self.teacher.to(self.device)
+        self.teacher.hasten(Haste(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last))
+        apart = max(len(draws) // SAMPLE, 1)
+        first = draws[::apart][:SAMPLE]
+        chosen = set(first)
+        rest = [draw for draw in draws if draw not in chosen]
+        if draws:
+            forecast = self._try(first, len(draws))
+            if tell is not None:
+                tell(forecast)
+            self._check_room(forecast)
+        self._look(rest, progress)
+        dataset, recipe = self.parts.datasets["train"], self.parts.recipe
+        report = cache_info(self.store.path)
+        return replace(
+            report,
+            built=len(draws),
+            complete=not missing_draws(self.memory, dataset, training_plan(recipe.data, recipe.engine.seed)),
+        )
+
+    def _try(self, draws: Sequence[Draw], missing: int) -> Forecast:
+        before, start = self.store.bytes_on_disk, time.perf_counter()
+        seconds: list[float] = []
+        self._look(draws, None, seconds)
+        # The first batch takes longer: processes start, memory is set aside. Pages that were free are used up first.
+        steady = sum(seconds[1:]) / max(len(draws) - self.parts.recipe.data.batch_per_device, 1)
+        grown = (self.store.bytes_on_disk - before) / len(draws)
+        return Forecast(
+            views=ways_of(
+                self.parts.datasets["train"], training_plan(self.parts.recipe.data, self.parts.recipe.engine.seed)
+            ),
+            missing=missing,
+            bytes_per_view=max(grown, PAGE),
+            seconds_per_view=steady if len(seconds) > 1 else (time.perf_counter() - start) / len(draws),
+        )
+
+    def _look(self, draws: Sequence[Draw], progress: Progress | None, seconds: list[float] | None = None) -> None:
+        if not draws:
+            return
+        parts = self.parts
+        loader: Iterable[Any] = every_look_loader(
+            parts.datasets["train"], parts.recipe.data, seed=parts.recipe.engine.seed, draws=draws, memory=self.memory
+        )
+        if progress is not None:
+            loader = progress(loader, len(loader))  # type: ignore[arg-type]
+        precision = parts.speed.dtype
+        start = time.perf_counter()
+        for batch in loader:
+            with torch.autocast(self.device.type, precision, enabled=precision is not None):
+                self.teacher(move_data_to_device(batch, self.device))
+            if seconds is not None:
+                seconds.append(time.perf_counter() - start)
+                start = time.perf_counter()
+
+    def _check_room(self, forecast: Forecast) -> None:
+        free = shutil.disk_usage(self.store.path).free
+        if forecast.bytes * ROOM > free:
+            raise CacheError(
+                f"{self.store.path}: about {forecast.bytes / 1e9:.3g} GB are needed for {forecast.missing} views, and "
+                f"the disk has {free / 1e9:.3g} GB free; name a folder on another disk (--cache DIR), keep less "
+                "(teacher.cache.numbers=8bit, fewer sizes or data.views), or make room. What is there stays"
+            )
+
+
+def _own_part() -> tuple[int, int]:
+    """The share of this process among those that torchrun started."""
+    return int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _own_device() -> str:
+    here = default_device()
+    return f"{here}:{os.environ['LOCAL_RANK']}" if here == "cuda" and "LOCAL_RANK" in os.environ else here

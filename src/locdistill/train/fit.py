@@ -1,0 +1,106 @@
+"""The training of a run that is put together, and the pictures beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from locdistill.data.loader import training_loader
+from locdistill.dist import process_rank
+from locdistill.engine.module import TrainingModule
+from locdistill.engine.result import FitResult
+from locdistill.engine.trainer import fit
+from locdistill.evaluation.agreement import agreement
+from locdistill.evaluation.evaluator import Evaluator
+from locdistill.inference.evaluate import validation_loader
+from locdistill.models.detector import Detector
+from locdistill.recipe.run_folder import METRICS
+from locdistill.train import pictures
+from locdistill.train.prepare import Parts
+from locdistill.types import Batch
+
+log = logging.getLogger("locdistill")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run left behind.
+
+    Attributes:
+        out: The run folder.
+        best: Weights with the best AP; None if nothing was evaluated.
+        last: Weights at the end.
+        metrics: The content of ``metrics.json``.
+    """
+
+    out: Path
+    best: Path | None
+    last: Path
+    metrics: dict[str, Any]
+
+
+def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
+    """Train what was put together, and draw what it saw and found."""
+    recipe, detector, datasets = parts.recipe, parts.detector, parts.datasets
+    log.info("%s: %d training images, %d to evaluate on, %d classes", *_headline(parts))
+
+    def train_loader(rank: int, world_size: int) -> DataLoader[Batch]:
+        return training_loader(
+            datasets["train"],
+            recipe.data,
+            seed=recipe.engine.seed,
+            rank=rank,
+            world_size=world_size,
+            memory=parts.memory,
+        )
+
+    def val_loader(rank: int, world_size: int) -> DataLoader[Batch]:
+        return validation_loader(
+            datasets["val"],
+            detector.settings,
+            batch=recipe.data.batch_per_device,
+            workers=recipe.data.workers,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    first = process_rank() == 0
+    if first and not resume:
+        _draw_batch(parts, out / "train_batch.png")
+    watch = agreement if parts.teacher is None or parts.teacher.comparable else None
+    module = TrainingModule(detector, parts.objective, parts.teacher, recipe.engine, watch=watch, speed=parts.speed)
+    fitted = fit(
+        module,
+        make_train_loader=train_loader,
+        make_val_loader=val_loader,
+        evaluate=Evaluator(datasets["val"]),
+        out=out,
+        settings=recipe.engine,
+        resume=resume,
+    )
+    if first:
+        _draw_results(parts, out, fitted)
+    metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
+    return RunResult(out=out, best=fitted.best, last=fitted.last, metrics=metrics)
+
+
+def _draw_batch(parts: Parts, path: Path) -> None:
+    settings = parts.recipe.data.model_copy(update={"workers": 0})
+    loader = training_loader(parts.datasets["train"], settings, seed=parts.recipe.engine.seed)
+    pictures.training_batch(path, next(iter(loader)), parts.recipe.detector.classes)
+
+
+def _draw_results(parts: Parts, out: Path, fitted: FitResult) -> None:
+    detector = Detector.load(fitted.best or fitted.last)
+    pictures.predictions(out / "val_predictions.png", detector, parts.datasets["val"])
+    pictures.curves(out / "metrics.csv", out / "curves.png")
+
+
+def _headline(parts: Parts) -> tuple[str, int, int, int]:
+    datasets = parts.datasets
+    return parts.recipe.name, len(datasets["train"]), len(datasets["val"]), len(parts.recipe.detector.classes)

@@ -1,0 +1,1 @@
+"""The look at a run before its first step."""

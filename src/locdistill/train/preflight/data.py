@@ -1,0 +1,270 @@
+"""What the data and the regions of a run look like before its first step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from locdistill.data.loader import training_loader
+from locdistill.data.records import Dataset
+from locdistill.data.samplers import GroupedSampler
+from locdistill.distillation.regions import valuable_region
+from locdistill.engine.trainer import device_count
+from locdistill.objective.scene import Scene
+from locdistill.train.preflight.report import Problem
+from locdistill.train.prepare import Parts
+from locdistill.types import Batch, Dense
+
+IMAGES, BATCH = 64, 8
+"""Training images whose regions are looked at, and how many at once."""
+FEW = 0.1
+"""Share of objects without a location, or of edges beyond the bins, that is worth a warning."""
+REPEATED = 1.5
+"""Images that are drawn in an epoch, in multiples of those that there are, which is worth a warning."""
+
+
+@dataclass(frozen=True)
+class Regions:
+    """Where a run has something to learn, on some of its training batches.
+
+    Attributes:
+        images: That were looked at.
+        locations: In an image.
+        main: Of these, those that answer for an object.
+        valuable: Of these, those of the valuable region beside them.
+        sides: The square root of each object's area, in pixels of the resized image.
+        missed: Likewise of the objects for which no location answers.
+        distances: From each location of the main region to its object's edges, in strides; no columns where that is not
+            what a location predicts.
+    """
+
+    images: int
+    locations: float
+    main: float
+    valuable: float
+    sides: Float[Tensor, " n"]
+    missed: Float[Tensor, " k"]
+    distances: Float[Tensor, "p e"]
+
+    def beyond(self, largest: float) -> float:
+        """The share of these edges that are further away than a bin can say."""
+        return float((self.distances > largest).float().mean()) if self.distances.numel() else 0.0
+
+
+def look_at_data(parts: Parts) -> tuple[dict[str, str], dict[str, int], list[Problem]]:
+    """Images, and those without boxes: in words, in numbers, and what is wrong with them."""
+    train, val = parts.datasets["train"], parts.datasets["val"]
+    there, without, bare = len(train) + train.empty, train.empty + _empty(train), _empty(val)
+    used = "left out" if train.empty else "trained on as background"
+    looked = {
+        "training images": f"{there}, of which {without} ({without / there:.0%}) have no box"
+        + f" and are {used}" * (without > 0),
+        "validation images": f"{len(val)}, of which {bare} ({bare / max(1, len(val)):.0%}) have no box",
+    }
+    numbers = {"train_images": there, "train_images_without_boxes": without}
+    numbers |= {"val_images": len(val), "val_images_without_boxes": bare}
+    return looked, numbers, [*_split_problems(val, bare), *_batch_problems(parts, train), *_empty_problems(train)]
+
+
+def _empty(data: Dataset) -> int:
+    return sum(not len(record.boxes) for record in data.records)
+
+
+def _split_problems(val: Dataset, bare: int) -> list[Problem]:
+    if bare < len(val):
+        return []
+    return [
+        Problem(
+            what=f"no image of the validation split ({val.name}) has a box: AP will be undefined in the whole run, and "
+            "no best weights can be chosen",
+            remedy="name another split with data.val=NAME, or hold out some of the training images",
+            settings=("data.holdout=0.1",),
+        )
+    ]
+
+
+def _batch_problems(parts: Parts, train: Dataset) -> list[Problem]:
+    data, (devices, nodes) = parts.recipe.data, device_count(parts.recipe.engine)
+    world = nodes * (devices if isinstance(devices, int) else len(devices))
+    wide = [record.width > record.height for record in train.records]
+    sampler = GroupedSampler(wide, batch=data.batch_per_device, world_size=world, repeat=data.repeat)
+    step = data.batch_per_device * world
+    drawn, there = len(sampler) * step, len(train) * data.repeat
+    if drawn < REPEATED * there:
+        return []
+    return [
+        Problem(
+            what=f"an epoch draws {drawn} images where there are {there}: batches of {step} wide or {step} upright "
+            "images are filled up with the same ones again",
+            remedy="take fewer images at once",
+            settings=(f"data.batch_per_device={max(1, min(data.batch_per_device, len(train) // (2 * world)))}",),
+        )
+    ]
+
+
+def _empty_problems(train: Dataset) -> list[Problem]:
+    bare = _empty(train)
+    if bare <= len(train) / 2:
+        return []
+    return [
+        Problem(
+            what=f"{bare / len(train):.0%} of the images that are trained on have no box; they teach nothing of where "
+            "edges are",
+            remedy="leave them out",
+            settings=("data.filter_empty=true",),
+        )
+    ]
+
+
+@torch.no_grad()
+def look_at_regions(parts: Parts) -> Regions:
+    """The regions of some training batches; the student need not be asked, for neither depends on what it says."""
+    settings = parts.recipe.data
+    few = settings.model_copy(update={"workers": 0, "batch_per_device": min(BATCH, settings.batch_per_device)})
+    loader = training_loader(parts.datasets["train"], few, seed=parts.recipe.engine.seed)
+    region = valuable_region(parts.objective)
+    images, inside, main, valuable = 0, 0, 0, 0
+    sides, missed, distances = [], [], []
+    for batch in islice(loader, min(len(loader), max(1, IMAGES // few.batch_per_device))):
+        scene = _scene(parts, batch)
+        assignment, present = scene.assignment, scene.instances.present
+        images += len(batch.images)
+        inside += int(assignment.inside.sum())
+        main += int(assignment.positive.sum())
+        valuable += int(((region(scene) > 0) & ~assignment.positive).sum())
+        slots = torch.arange(present.shape[1])
+        answered = (assignment.gt_index[..., None] == slots).any(1)
+        side = (scene.instances.boxes[..., 2:] - scene.instances.boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
+        sides.append(side[present])
+        missed.append(side[present & ~answered])
+        distances.append(
+            scene.coding.distances(scene.coding.encode(scene.grid, scene.target_boxes))[assignment.positive]
+        )
+    return Regions(
+        images=images,
+        locations=inside / images,
+        main=main / images,
+        valuable=valuable / images,
+        sides=torch.cat(sides),
+        missed=torch.cat(missed),
+        distances=torch.cat(distances),
+    )
+
+
+def _scene(parts: Parts, batch: Batch) -> Scene:
+    """A batch with a student that says nothing."""
+    detector = parts.detector
+    grid = detector.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+    images, locations = len(batch.images), len(grid.points)
+    silent = Dense(
+        torch.zeros(images, locations, len(detector.settings.classes)),
+        torch.zeros(images, locations, detector.settings.edges, detector.bins.count),
+    )
+    return parts.objective.unchecked(silent, None, grid=grid, instances=batch.instances)
+
+
+def in_words(regions: Regions) -> dict[str, str]:
+    """The regions in words."""
+    share = {name: getattr(regions, name) / max(1.0, regions.locations) for name in ("main", "valuable")}
+    on = f"(of {regions.images} training images)"
+    return {
+        "main region": f"{regions.main:.1f} locations in an image, {share['main']:.2%} of all {on}; "
+        f"{len(regions.missed)} of {len(regions.sides)} objects have none",
+        "valuable region": f"{regions.valuable:.1f} locations beside it, {share['valuable']:.2%} of all",
+    }
+
+
+def region_problems(
+    parts: Parts, regions: Regions, its_largest: float | None, *, seen: float = math.inf
+) -> list[Problem]:
+    """What is wrong with the regions, and with bins for objects of this size.
+
+    Args:
+        parts: The run.
+        regions: Of some training batches.
+        its_largest: Position of the teacher's last bin, in strides; None where it has no bins.
+        seen: Longest side of the images, as the student sees them, that every teacher can look at.
+    """
+    if not len(regions.sides):
+        return []
+    problems = []
+    if len(regions.missed) > FEW * len(regions.sides):
+        problems.append(_missed(parts, regions, seen))
+    named = [name for name, term in parts.objective.terms.items() if term.on == valuable_region(parts.objective)]
+    if not regions.valuable and named:
+        problems.append(_no_valuable(parts, regions, named))
+    return problems + _short_bins(parts, regions, its_largest)
+
+
+def _missed(parts: Parts, regions: Regions, seen: float) -> Problem:
+    """Objects for which no location answers."""
+    share, median = len(regions.missed) / len(regions.sides), float(regions.missed.median())
+    settings = parts.detector.settings
+    stride = settings.strides[0]
+    what = (
+        f"{share:.0%} of the objects have no location that answers for them, so that nothing is learned of them; their "
+        f"median side is {median:.0f} pixels, the finest stride {stride}"
+    )
+    if median < 2 * stride:
+        given = parts.recipe.data.sizes
+        wanted = min(4, max(2, round(2 * stride / max(median, 1))))
+        factor = min(wanted, seen / max(max(size) for size in given))
+        if factor <= 1:
+            return Problem(
+                what=what, remedy="enlarge the images, for which a teacher must be found that looks at larger ones"
+            )
+        sizes = ",".join(f"[{int(long * factor)},{int(short * factor)}]" for long, short in given)
+        limit = ", as far as the teacher can look" if factor < wanted else ""
+        return Problem(
+            what=what, remedy=f"enlarge the images, here {factor:g} times{limit}", settings=(f"data.sizes=[{sizes}]",)
+        )
+    return Problem(
+        what=what,
+        remedy=f"bring the anchors, {settings.anchor_scale * stride:g} pixels on that level, nearer to the objects",
+        settings=(f"detector.anchor_scale={_fitting_scale(regions, stride):g}",),
+    )
+
+
+def _no_valuable(parts: Parts, regions: Regions, named: list[str]) -> Problem:
+    settings = parts.detector.settings
+    sizes = [settings.anchor_scale * stride for stride in settings.strides]
+    return Problem(
+        what=f"the valuable region is empty: {', '.join(named)} will teach nothing. The objects' median side is "
+        f"{float(regions.sides.median()):.0f} pixels, the anchors' sides go from {sizes[0]:g} to {sizes[-1]:g}",
+        remedy="bring the anchors nearer to the objects",
+        settings=(f"detector.anchor_scale={_fitting_scale(regions, settings.strides[0]):g}",),
+    )
+
+
+def _fitting_scale(regions: Regions, stride: int) -> float:
+    """The scale with which the smallest anchor is as large as the smaller objects (their lower quartile)."""
+    return max(1, round(float(regions.sides.quantile(0.25)) / stride))
+
+
+def _short_bins(parts: Parts, regions: Regions, its_largest: float | None) -> list[Problem]:
+    """Edges that are further away than the bins of the student, or of the teacher, can say."""
+    reg_max, problems = parts.detector.settings.reg_max, []
+    needed = int(regions.distances.flatten().quantile(0.99).ceil()) if regions.distances.numel() else 0
+    if regions.beyond(reg_max) > FEW:
+        problems.append(
+            Problem(
+                what=f"too few bins: {regions.beyond(reg_max):.0%} of the edges of the main region are further than "
+                f"the student's last bin ({reg_max} strides), and cannot be learned",
+                remedy=f"give it more bins (99 % of the edges are within {needed} strides)",
+                settings=(f"detector.reg_max={needed}",),
+            )
+        )
+    if its_largest is not None and its_largest < reg_max and regions.beyond(its_largest) > FEW:
+        problems.append(
+            Problem(
+                what=f"the teacher has too few bins: {regions.beyond(its_largest):.0%} of the edges of the main region "
+                f"are further than its last ({its_largest:g} strides); there it teaches an edge that is too near",
+                remedy="take a teacher with more bins, or let it teach the classes only (--method kd)",
+            )
+        )
+    return problems

@@ -1,0 +1,283 @@
+"""How well a teacher finds the objects of a run's validation images, as its student will hear it.
+
+The teacher's predictions take the way that they take in training (its own normalisation, the bridges into the student's
+classes, bins and locations), and become detections as the student's do: what spoils them there shows here.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import nan
+
+import numpy as np
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+
+from locdistill.data.loader import evaluation_loader
+from locdistill.data.records import Dataset, evenly
+from locdistill.distillation.bridges import SeveralTeachers
+from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
+from locdistill.evaluation.evaluator import Evaluator
+from locdistill.geometry.boxes import pairwise_iou
+from locdistill.geometry.kinds import kind_of
+from locdistill.inference.evaluate import evaluation_batch, per_class
+from locdistill.models.detector import Detector
+from locdistill.models.settings import InputSettings, NormalisationSettings
+from locdistill.recipe.recipe import OF_TEACHER
+from locdistill.train.preflight.report import Network, network
+from locdistill.train.prepare import Parts
+from locdistill.types import Batch, Dense, Detections, Progress
+
+TRIED = 32
+"""Images on which other normalisations are tried too."""
+SEEN = 3
+"""Found objects of a class from which on it is said what they are called."""
+ALL, START = "all teachers together", "the student as it begins"
+Listen = Callable[[Batch], Dense]
+_USUAL = {
+    "ImageNet statistics, RGB": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
+    "ImageNet statistics, BGR": ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), True),
+    "Detectron's (Caffe): BGR, divided by 1": ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0), True),
+    "0 to 1, RGB": ((0.0, 0.0, 0.0), (255.0, 255.0, 255.0), False),
+    "-1 to 1, RGB": ((127.5, 127.5, 127.5), (127.5, 127.5, 127.5), False),
+    "0 to 255, BGR": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), True),
+}
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What was found on some images.
+
+    Attributes:
+        ap: Mean over the classes that are known and have objects; NaN where there is none.
+        ap50: Likewise.
+        objects: To find, of the known classes.
+        images: That were looked at.
+        found: Objects that were found, whatever it was said that they are.
+        right: Of these, the share with the right class.
+        called: Of each class that was mostly called another: what it was called.
+    """
+
+    ap: float
+    ap50: float
+    objects: int
+    images: int
+    found: int = 0
+    right: float = nan
+    called: tuple[tuple[str, str], ...] = ()
+
+    def __str__(self) -> str:
+        """In words, percent."""
+        return f"AP {100 * self.ap:.1f}, AP50 {100 * self.ap50:.1f}"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Another normalisation, on fewer images.
+
+    Attributes:
+        name: What it is.
+        how: The normalisation.
+        heard: What was found with it.
+        own: What was found with the teacher's own, on the same images.
+    """
+
+    name: str
+    how: NormalisationSettings
+    heard: Heard
+    own: Heard
+
+
+@dataclass(frozen=True)
+class Hearing:
+    """A teacher, measured.
+
+    Attributes:
+        heard: What it found, in numbers.
+        found: Its detections, by image.
+        trials: The same with other normalisations.
+    """
+
+    heard: Heard
+    found: dict[int, Detections] = field(repr=False, default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Listener:
+    """Someone who looks at the batches: a teacher, or one that looks through another normalisation."""
+
+    name: str
+    say: Listen
+    through: str = ""
+    how: NormalisationSettings | None = None
+
+
+def members(teacher: FrozenTeacher) -> tuple[FrozenTeacher, ...]:
+    """The single teachers."""
+    return teacher.teachers if isinstance(teacher, SeveralTeachers) else (teacher,)
+
+
+def measure(
+    parts: Parts,
+    teachers: dict[str, FrozenTeacher],
+    *,
+    images: int,
+    seconds: float,
+    device: torch.device,
+    progress: Progress | None = None,
+) -> dict[str, Hearing]:
+    """AP of each teacher, of several together, and of the student where it begins with other trained weights.
+
+    Args:
+        parts: The run; its student stays as it is.
+        teachers: The single teachers by name.
+        images: Validation images, spread evenly over the split; fewer where they would take too long.
+        seconds: After so long no further images are looked at; half of it may go into other normalisations.
+        device: Where the teachers look; they stay there.
+        progress: Shows how far one is.
+    """
+    assert parts.teacher is not None
+    everybody = teachers if len(teachers) == 1 else teachers | {ALL: parts.teacher}
+    if parts.start is not None and parts.recipe.start != OF_TEACHER:
+        everybody = everybody | {START: LiveTeacher(copy.deepcopy(parts.detector))}
+    listeners = [_Listener(name, each.to(device)) for name, each in everybody.items()]
+    for name, each in teachers.items():
+        net = network(each)
+        listeners += [_Listener(name, _through(net, how, each), label, how) for label, how in usual(net.normalisation)]
+    data = parts.recipe.data
+    dataset, limits = _in_any_order(evenly(parts.datasets["val"], images)), _limits(parts)
+    batch = evaluation_batch(dataset, limits, data.batch_per_device)
+    loader = evaluation_loader(dataset, limits, batch=batch, workers=data.workers)
+    batches: Iterable[Batch] = progress(loader, len(loader)) if progress is not None else loader
+    found, known = _listen(parts.detector, batches, listeners, seconds=seconds, device=device)
+    result: dict[str, Hearing] = {}
+    for listener, seen in zip(listeners, found, strict=True):
+        heard = judged(dataset, seen, known[listener.name])
+        if not listener.through:
+            result[listener.name] = Hearing(heard, seen)
+            continue
+        base = result[listener.name]
+        own = judged(dataset, {image: base.found[image] for image in seen}, known[listener.name])
+        assert listener.how is not None
+        trial = Trial(listener.through, listener.how, heard, own)
+        result[listener.name] = replace(base, trials=(*base.trials, trial))
+    return result
+
+
+def usual(own: NormalisationSettings) -> list[tuple[str, NormalisationSettings]]:
+    """Normalisations that are often mistaken for each other, but for the teacher's own."""
+    assert own.mean is not None, "a detector that was built has both"
+    assert own.std is not None
+    order = "RGB" if own.bgr else "BGR"
+    swapped = NormalisationSettings(mean=own.mean[::-1], std=own.std[::-1], bgr=not own.bgr)
+    others = {f"the other order of channels, {order}": swapped} | {
+        name: NormalisationSettings(mean=mean, std=std, bgr=bgr) for name, (mean, std, bgr) in _USUAL.items()
+    }
+    chosen: list[tuple[str, NormalisationSettings]] = []
+    for name, how in others.items():
+        if not any(_alike(how, known) for known in (own, *(known for _, known in chosen))):
+            chosen.append((name, how))
+    return chosen
+
+
+def _alike(one: NormalisationSettings, other: NormalisationSettings) -> bool:
+    """Whether an image looks nearly the same through both."""
+    if one.bgr != other.bgr:
+        return False
+    ours, theirs = (np.array((how.mean, how.std)) for how in (one, other))
+    return bool((np.abs(ours[0] - theirs[0]) < 3).all() and (np.abs(ours[1] / theirs[1] - 1) < 0.05).all())
+
+
+def _through(net: Network, how: NormalisationSettings, say: Listen) -> Listen:
+    """The same teacher, looking through another normalisation."""
+
+    def listen(batch: Batch) -> Dense:
+        own = net.normalisation
+        net.normalise_as(how)
+        try:
+            return say(batch)
+        finally:
+            net.normalise_as(own)
+
+    return listen
+
+
+def _limits(parts: Parts) -> InputSettings:
+    """The largest size of training."""
+    data = parts.recipe.data
+    long, short = max(data.sizes)
+    return InputSettings(long=long, short=short, pad_to=data.pad_to)
+
+
+def _in_any_order(dataset: Dataset) -> Dataset:
+    """The images so that the first of them are spread over the split, however many are looked at in time."""
+    order = np.random.default_rng(0).permutation(len(dataset))
+    return replace(dataset, records=tuple(dataset.records[i] for i in order))
+
+
+def _listen(
+    student: Detector, batches: Iterable[Batch], listeners: Sequence[_Listener], *, seconds: float, device: torch.device
+) -> tuple[list[dict[int, Detections]], dict[str, tuple[int, ...] | None]]:
+    """Detections by image of each listener, and the classes that each knows.
+
+    All look at the same images, one after the other, so that a trial and the teacher's own have the same ones.
+    """
+    found: list[dict[int, Detections]] = [{} for _ in listeners]
+    known: dict[str, tuple[int, ...] | None] = {}
+    begun = time.monotonic()
+    for batch in batches:
+        grid = student.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        spent, moved = time.monotonic() - begun, move_data_to_device(batch, device)
+        trying = len(found[0]) < TRIED and spent < seconds / 2
+        for listener, mine in zip(listeners, found, strict=True):
+            if listener.through and not trying:
+                continue
+            dense = move_data_to_device(listener.say(moved), torch.device("cpu"))
+            known[listener.name] = dense.known
+            detections = student.detections(dense, grid, batch.sizes, batch.original_sizes)
+            mine.update(zip(batch.image_ids.tolist(), detections, strict=True))
+        if time.monotonic() - begun > seconds:
+            break
+    return found, known
+
+
+def judged(dataset: Dataset, found: dict[int, Detections], known: tuple[int, ...] | None) -> Heard:
+    """What detections on some images of a data set are worth, over the classes that are known."""
+    looked = replace(dataset, records=tuple(r for r in dataset.records if r.image_id in found))
+    names = dataset.classes if known is None else tuple(dataset.classes[i] for i in known)
+    by_class = per_class(Evaluator(looked).result(found))
+    ap, ap50 = (_mean([by_class[name][metric] for name in names]) for metric in ("AP", "AP50"))
+    objects = int(sum(by_class[name]["objects"] or 0 for name in names))
+    said = _said(looked, found, {dataset.classes.index(name) for name in names})
+    total, right = sum(c.total() for c in said.values()), sum(count[label] for label, count in said.items())
+    mostly = {label: count.most_common(1)[0][0] for label, count in said.items() if count.total() >= SEEN}
+    called = tuple((dataset.classes[label], dataset.classes[o]) for label, o in sorted(mostly.items()) if o != label)
+    return Heard(ap, ap50, objects, len(looked), total, right / total if total else nan, called)
+
+
+def _mean(values: Iterable[float | None]) -> float:
+    defined = [value for value in values if value is not None]
+    return sum(defined) / len(defined) if defined else nan
+
+
+def _said(dataset: Dataset, found: dict[int, Detections], known: set[int]) -> dict[int, Counter[int]]:
+    """Of the objects of each class, what the detections say that they are.
+
+    An object is found where a detection of any class overlaps it by half (of rotated ones the boxes that circumscribe
+    them); the one with the highest score counts.
+    """
+    said: dict[int, Counter[int]] = {label: Counter() for label in known}
+    for record in dataset.records:
+        detections = found[record.image_id]
+        boxes = kind_of(detections.boxes).hull(detections.boxes.float())
+        near = pairwise_iou(torch.from_numpy(record.boxes), boxes) >= 0.5
+        best = (detections.scores * near).max(-1) if near.shape[-1] else None
+        for i, label in enumerate(record.labels.tolist()):
+            if best is not None and near[i].any() and label in known and not record.ignored[i]:
+                said[label][int(detections.labels[best.indices[i]])] += 1
+    return said

@@ -1,0 +1,203 @@
+"""A run put together, before its first step."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from locdistill.data.open import open_dataset
+from locdistill.data.records import Dataset
+from locdistill.distillation.cache.open import CacheUse, open_cache
+from locdistill.distillation.cache.teacher import Recall
+from locdistill.distillation.compatible import check_start
+from locdistill.distillation.load import Pupil, load_teacher, teacher_files
+from locdistill.distillation.settings import EMA_DECAY
+from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
+from locdistill.engine.speed import Machine, Speed, choose
+from locdistill.engine.trainer import process_count
+from locdistill.errors import RecipeError
+from locdistill.models.detector import Detector
+from locdistill.models.hub import find
+from locdistill.models.weights import load_strict
+from locdistill.objective.objective import Objective
+from locdistill.objective.term import Term
+from locdistill.recipe.recipe import OF_TEACHER, Recipe
+from locdistill.recipe.terms import build_component
+from locdistill.types import Progress
+
+log = logging.getLogger("locdistill")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A run put together: the recipe with everything filled in, and what it is made of.
+
+    Attributes:
+        recipe: What is run.
+        datasets: The splits ``train`` and ``val``.
+        detector: The student.
+        objective: The loss.
+        teacher: Who teaches, in the student's terms; None without distillation.
+        start: The weights file that the student begins with; None for those of its backbone.
+        speed: How the machine is made use of.
+        memory: What is remembered of the teacher's predictions; None where it is asked at each step.
+    """
+
+    recipe: Recipe
+    datasets: dict[str, Dataset]
+    detector: Detector
+    objective: Objective
+    teacher: FrozenTeacher | None
+    start: Path | None
+    speed: Speed
+    memory: Recall | None = None
+
+
+def compose(recipe: Recipe, *, fresh: bool, progress: Progress | None = None) -> Parts:
+    """Open the data, read the teacher, build the detector, and fill in what the recipe left to them.
+
+    Args:
+        recipe: What is to be run.
+        fresh: Whether weights are fetched for the student; a checkpoint holds them all.
+        progress: Shows how far the images are read, where the teacher has a cache that does not know them yet.
+    """
+    files = teacher_files(recipe.teacher, recipe.name)
+    start = _start_file(recipe, files) if fresh else None
+    recipe, datasets = _with_data(recipe)
+    recipe, speed = _with_speed(recipe, datasets["train"])
+    teacher: FrozenTeacher | None = None
+    if files:
+        recipe, teacher = with_teacher(recipe, files)
+    torch.manual_seed(recipe.engine.seed)
+    detector = Detector(recipe.detector, pretrained=fresh and start is None)
+    if start is not None:
+        _begin_with(detector, start)
+    if recipe.teacher is not None and recipe.teacher.follows:
+        teacher = AverageTeacher(detector, recipe.teacher.decay or EMA_DECAY)
+    recipe = recipe.model_copy(update={"detector": detector.settings})
+    objective = objective_of(recipe, detector)
+    parts = Parts(
+        recipe=recipe,
+        datasets=datasets,
+        detector=detector,
+        objective=objective,
+        teacher=teacher,
+        start=start,
+        speed=speed,
+    )
+    if recipe.teacher is None or recipe.teacher.cache is None:
+        return parts
+    assert teacher is not None
+    use = CacheUse(
+        settings=recipe.teacher,
+        teacher=teacher,
+        student=detector,
+        objective=objective,
+        dataset=datasets["train"],
+        data=recipe.data,
+        precision=recipe.engine.precision,
+        seed=recipe.engine.seed,
+    )
+    teacher, memory = open_cache(use, progress=progress)
+    return replace(parts, teacher=teacher, memory=memory)
+
+
+def _start_file(recipe: Recipe, teachers: tuple[Path, ...]) -> Path | None:
+    """The weights file that the student begins with; None for those of its backbone.
+
+    Raises:
+        WeightsError: There is no such file.
+    """
+    if recipe.start == OF_TEACHER:
+        return teachers[0]
+    return None if recipe.start is None else find(recipe.start)
+
+
+def _begin_with(detector: Detector, file: Path) -> None:
+    """Give a detector the weights of a file.
+
+    Raises:
+        WeightsError: They are of another detector.
+    """
+    weights = Detector.load(file)
+    check_start(detector.settings, weights.settings, str(file))
+    load_strict(detector, weights.state_dict(), str(file))
+    log.info("the student begins with the weights of %s", file)
+
+
+def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
+    """Open both splits, which raises all that is wrong with them, and take the classes from the training data."""
+    if not recipe.data.path:
+        raise RecipeError("no data are named; expected --data FOLDER or data.path")
+    settings = recipe.data
+    if settings.classes is None and recipe.detector.classes:
+        settings = settings.model_copy(update={"classes": recipe.detector.classes})
+    detector = recipe.detector
+    train_set = open_dataset(settings, "train", boxes=detector)
+    settings = settings.model_copy(update={"classes": train_set.classes})
+    val_set = open_dataset(settings, "val", boxes=detector)
+    if detector.classes and detector.classes != train_set.classes:
+        raise RecipeError(
+            f"detector.classes {list(detector.classes)} are not those of the data, {list(train_set.classes)}; "
+            "leave detector.classes out, or name the same in data.classes"
+        )
+    detector = detector.model_copy(update={"classes": train_set.classes})
+    return recipe.model_copy(update={"data": settings, "detector": detector}), {"train": train_set, "val": val_set}
+
+
+def _with_speed(recipe: Recipe, train: Dataset) -> tuple[Recipe, Speed]:
+    """Choose how the machine is made use of, and fill in the precision, which the run keeps on other machines."""
+    engine, data = recipe.engine, recipe.data
+    batch = data.batch_per_device * engine.accumulate * process_count(engine)
+    steps = engine.steps or engine.epochs * data.repeat * len(train) // batch
+    one_size = len(data.sizes) == 1 and len({(record.width, record.height) for record in train.records}) == 1
+    speed = choose(engine, Machine.here(engine), steps=steps, one_size=one_size)
+    if engine.precision == "auto":
+        recipe = recipe.model_copy(update={"engine": engine.model_copy(update={"precision": speed.precision})})
+    return recipe, speed
+
+
+def objective_of(recipe: Recipe, detector: Detector) -> Objective:
+    """The recipe's loss for a detector."""
+    assigner = build_component("assigner", recipe.assigner)
+    return Objective(
+        terms={name: _balanced(term.build(), recipe.balance) for name, term in recipe.terms.items()},
+        bins=detector.bins,
+        coding=detector.coding,
+        assigner=assigner.ignoring() if recipe.data.hands_on_ignored else assigner,
+    )
+
+
+def _balanced(term: Term, balance: float | None) -> Term:
+    """A term with the balance of its recipe, unless it learns from labels or has its own."""
+    return replace(term, balance=balance) if term.needs_teacher and term.balance is None else term
+
+
+def with_teacher(recipe: Recipe, files: tuple[Path, ...]) -> tuple[Recipe, FrozenTeacher]:
+    """Load a recipe's teachers, and note in the recipe which files they were.
+
+    Raises:
+        TeacherError: A file is another one than in the run, or cannot teach this student.
+        WeightsError: A file cannot be read.
+    """
+    assert recipe.teacher is not None
+    terms = {name: term.build() for name, term in recipe.terms.items()}
+    settings, teacher = load_teacher(
+        recipe.teacher, files, Pupil(detector=recipe.detector, terms=terms, data=recipe.data)
+    )
+    return recipe.model_copy(update={"teacher": settings}), teacher
+
+
+def teacher_of(recipe: Recipe) -> FrozenTeacher:
+    """Load the teacher of a recipe that names one, to look at what it taught.
+
+    Raises:
+        TeacherError: There is no such file, it is another one than in the run, or it cannot teach this student.
+        WeightsError: The file cannot be read.
+    """
+    files = teacher_files(recipe.teacher, recipe.name)
+    assert files, "a teacher that follows the student is made of it"
+    return with_teacher(recipe, files)[1]
