@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from benchmarks.breakdown import write_pictures
 from benchmarks.machine import about
-from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from locdistill.data.loader import training_loader
@@ -95,7 +95,7 @@ class Setting:
         )
         module.arrange()
         module.to(self.device)
-        module.on_fit_start()
+        module.make_haste(self.device)
         return module
 
 
@@ -105,13 +105,13 @@ Arm = Callable[[Batch], Tensor | None]
 
 def training(module: TrainingModule) -> Arm:
     """Steps of a module."""
-    optimizer = module.configure_optimizers()["optimizer"]
+    optimizer = module.optimizer()
     speed = module.speed
 
     def step(batch: Batch) -> Tensor | None:
         set_backends(tf32=speed.tf32, cudnn_benchmark=speed.cudnn_benchmark)
         with autocast(module):
-            loss = module.training_step(batch, 0)["loss"]
+            loss = module(batch).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

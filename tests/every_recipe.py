@@ -19,13 +19,14 @@ from typing import Any
 import pytest
 
 from locdistill.engine.log import read_metrics
-from locdistill.engine.module import TrainingModule
+from locdistill.engine.module import Losses, TrainingModule
 from locdistill.errors import TeacherError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.recipe.recipe import Recipe
 from locdistill.train.train import run
+from locdistill.types import Batch
 
 STEPS = 3
 TRAINED = (
@@ -228,15 +229,15 @@ def _check(
         weights = teacher_weights(recipe, data.parent, settings[1])
         recipe = load_recipe(name, (*own, f"teacher.weights={weights}"))
     out = folder / "run"
-    step = TrainingModule.training_step
+    step = TrainingModule.forward
 
-    def stop_at_the_third(self: TrainingModule, batch: object, index: int) -> object:
-        if index == STEPS - 1:
+    def stop_at_the_third(self: TrainingModule, batch: Batch) -> Losses:
+        if self.progress.step == STEPS - 1:
             raise InterruptedError
-        return step(self, batch, index)  # type: ignore[arg-type]
+        return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "training_step", stop_at_the_third)
+        patch.setattr(TrainingModule, "forward", stop_at_the_third)
         with pytest.raises(InterruptedError):
             run(recipe, out)
     assert (out / "last.ckpt").is_file()

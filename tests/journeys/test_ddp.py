@@ -121,7 +121,7 @@ def test_two_processes_resume_exactly(tmp_path: Path) -> None:
     assert code == -signal.SIGKILL, output
     saved = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 3
-    assert len(saved["callbacks"]["Conductor"]["random"]) == 2
+    assert len(saved["run"]["random"]) == 2
     code, output = two_processes(tmp_path / "killed", settings=settings, batch=2, resume=True)
     assert code == 0, output
     code, output = two_processes(tmp_path / "whole", settings=settings, batch=2)

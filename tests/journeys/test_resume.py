@@ -61,7 +61,7 @@ def test_killed_and_resumed(tmp_path: Path, name: str, settings: dict[str, Any],
     assert code == -signal.SIGKILL, output
     if rows_left:
         saved = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
-        assert saved["callbacks"]["Conductor"]["progress"]["step"] == rows_left
+        assert saved["run"]["state"]["step"] == rows_left
     torch.manual_seed(99)  # the state of this process must not matter
     resumed = run(tmp_path / "killed", settings, resume=True)
     whole = run(tmp_path / "whole", settings)
@@ -79,8 +79,7 @@ def test_a_teacher_that_follows_goes_on_where_it_was(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", settings, pupil=True)
     assert_same_run(resumed, whole)
     taught = [
-        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["callbacks"]["Conductor"]["teacher"]
-        for name in ("killed", "whole")
+        torch.load(tmp_path / name / "last.ckpt", weights_only=True)["run"]["teacher"] for name in ("killed", "whole")
     ]
     assert all(torch.equal(taught[0][name], value) for name, value in taught[1].items())
     assert {"agree/mean_id", "agree/odd_id"} <= set(whole.history[-1])
@@ -172,7 +171,7 @@ def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco:
 
 def taught(out: Path) -> dict[str, torch.Tensor]:
     """Weights of a teacher that follows the student."""
-    saved = torch.load(out / "last.ckpt", weights_only=True)["callbacks"]["Conductor"]["teacher"]
+    saved = torch.load(out / "last.ckpt", weights_only=True)["run"]["teacher"]
     assert saved["updates"] == torch.load(out / "last.ckpt", weights_only=True)["global_step"]
     return saved["model"]
 

@@ -199,14 +199,14 @@ class Run:
 
     def step(self, batch: Batch) -> None:
         """Forward passes, loss, what is logged of it, backward pass, update, and what the teacher makes of that."""
-        out = self.module.training_step(batch, 0)
-        out["loss"].backward()
+        out = self.module(batch)
+        out.total.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), 10.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.teacher.after_step(self.student)
-        self.meter.add(out["names"], out["terms"], step=0, image_ids=batch.image_ids)
-        self.ratios.add(out["watched"])
+        self.meter.add(out.names, out.terms, step=0, image_ids=batch.image_ids)
+        self.ratios.add(out.watched)
         self.meter.any_broken()
 
 

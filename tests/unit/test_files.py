@@ -20,7 +20,7 @@ import torch
 import locdistill
 from locdistill.data.records import Dataset, Record
 from locdistill.data.tiling import TilingSettings, cut
-from locdistill.engine.checkpoint import AtomicCheckpointIO
+from locdistill.engine.checkpoint import load_checkpoint, write_checkpoint
 from locdistill.engine.log import MetricsFile
 from locdistill.engine.result import RunState
 from locdistill.evaluation.detections_file import read_detections, write_detections
@@ -54,7 +54,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "text": lambda path: write_text(path, "x" * SIZE),
     "page": lambda path: write_page(path, "title", []),
     "weights.safetensors": lambda path: weights.write(path, {"w": torch.zeros(100_000)}, settings={}),
-    "checkpoint": lambda path: AtomicCheckpointIO().save_checkpoint({"w": torch.zeros(100_000)}, path),
+    "checkpoint": lambda path: write_checkpoint({"w": torch.zeros(100_000)}, path),
     "metrics.csv": lambda path: MetricsFile(path).start(0),
     "metrics.json": lambda path: RunState().write(path, 1.0),
     "results.json": lambda path: write_results(path, DATA, FOUND),
@@ -91,7 +91,7 @@ def test_what_threads_left_can_be_read(tmp_path: Path) -> None:
         gate = threading.Barrier(4)
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _, name=name, gate=gate: _write_often(name, tmp_path / name, gate), range(4)))
-    assert AtomicCheckpointIO().load_checkpoint(tmp_path / "checkpoint")["w"].shape == (100_000,)
+    assert load_checkpoint(tmp_path / "checkpoint")["w"].shape == (100_000,)
     assert len(read_detections(tmp_path / "detections.npz", "stamp")[1][0].scores) == 2000
     assert len(read_results(tmp_path / "results.json", DATA)[1].scores) == 2000
 

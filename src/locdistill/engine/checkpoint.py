@@ -10,44 +10,32 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from lightning.pytorch.plugins.io import CheckpointIO
 
 from locdistill.dist import is_distributed
 from locdistill.errors import RunError
 from locdistill.files import replacing
 
 
-class AtomicCheckpointIO(CheckpointIO):
-    """Engine checkpoints that survive a crash while they are written, and that cannot run code when read."""
+def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
+    """Write a checkpoint, whole or not at all."""
+    with replacing(path) as part:
+        torch.save(content, part)
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:  # noqa: ARG002
-        """Write a checkpoint in one stroke."""
-        with replacing(path) as part:
-            torch.save(checkpoint, part)
 
-    def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Any = None,  # noqa: ARG002
-        weights_only: bool | None = None,  # noqa: ARG002
-    ) -> dict[str, Any]:
-        """Read a checkpoint to the CPU, as tensors and plain values only.
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU, as tensors and plain values only: nothing in it is run.
 
-        Raises:
-            RunError: The file is damaged, or holds anything else.
-        """
-        try:
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
-            raise RunError(
-                f"{path}: not a checkpoint that a run can be resumed from ({str(error).splitlines()[0]}). "
-                "Delete it to start the run again, or start in another folder from the weights in *.safetensors"
-            ) from error
-        return content
-
-    def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint."""
-        Path(path).unlink(missing_ok=True)
+    Raises:
+        RunError: The file is damaged, or holds anything else.
+    """
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        raise RunError(
+            f"{path}: not a checkpoint that a run can be resumed from ({str(error).splitlines()[0]}). "
+            "Delete it to start the run again, or start in another folder from the weights in *.safetensors"
+        ) from error
+    return content
 
 
 def random_state() -> dict[str, Any]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from locdistill.engine.compiled import Compiled, bucketed
-from locdistill.engine.optim import build_optimizer, laid_out, parameter_groups, scaled_lr, schedule
+from locdistill.engine.optim import build_optimizer, parameter_groups, scaled_lr
 from locdistill.engine.plan import Plan
 from locdistill.engine.result import RunState
 from locdistill.engine.roles import Goal, Student, Teacher, Watch
@@ -46,7 +45,23 @@ class Work:
     compare: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
-class TrainingModule(pl.LightningModule):
+class Losses(NamedTuple):
+    """What a batch gave.
+
+    Attributes:
+        total: Their sum, to be minimised.
+        names: Of the terms.
+        terms: ``(t,)``, without gradient.
+        watched: What is logged beside them: by name, a sum over the batch and what to divide the sums by.
+    """
+
+    total: Float[Tensor, ""]
+    names: tuple[str, ...]
+    terms: Float[Tensor, " t"]
+    watched: dict[str, Tensor]
+
+
+class TrainingModule(nn.Module):
     """A detector in training.
 
     Its submodules are ``detector``, and ``learned`` where terms of the objective own weights or a running state (an
@@ -91,7 +106,6 @@ class TrainingModule(pl.LightningModule):
         self.learned = self._learned() if objective.learns else None
         self.plan: Plan | None = None
         self.progress = RunState()
-        self.stream: Iterable[Batch] | None = None
 
     def _learned(self) -> Learned:
         """New weights for the terms, drawn by the run's seed; the generators and the student are left as they were."""
@@ -120,12 +134,12 @@ class TrainingModule(pl.LightningModule):
         if self.speed.checkpointing and isinstance(backbone := getattr(student, "backbone", None), nn.Module):
             recompute(backbone)
 
-    def on_fit_start(self) -> None:
-        """Bring the teacher to where the student is, and make haste as was chosen."""
+    def make_haste(self, device: torch.device) -> None:
+        """Bring the teacher to where the student is, and speed both up as was chosen."""
         speed = self.speed
         set_backends(tf32=speed.tf32, cudnn_benchmark=speed.cudnn_benchmark)
         if self.guidance.teacher is not None:
-            self.guidance.teacher.to(self.device)
+            self.guidance.teacher.to(device)
             self.guidance.teacher.hasten(
                 Haste(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last, wrap=self._compiled)
             )
@@ -140,22 +154,9 @@ class TrainingModule(pl.LightningModule):
         mode = "reduce-overhead" if speed.cuda_graphs else None
         return Compiled(function, name, whole=whole, must=speed.must_compile, mode=mode)
 
-    def on_train_start(self) -> None:
-        """Give the state of the optimiser, which may come from a checkpoint, the layout of the weights."""
-        optimizers = self.optimizers(use_pl_optimizer=False)
-        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
-            laid_out(optimizer)
-
-    def train_dataloader(self) -> Iterable[Batch]:
-        """The stream of batches that ``fit`` prepared."""
-        assert self.stream is not None
-        return self.stream
-
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Sum of the objective's terms; the terms go along, detached, for the log, and so does what is watched."""
+    def forward(self, batch: Batch) -> Losses:
+        """Compare student, teacher and labels on a batch."""
         graphs = self.speed.cuda_graphs
-        if graphs and batch_idx % self.settings.accumulate == 0:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # their results may go
         student, teacher = self.predictions(batch)
         cross = self._crossed(student, teacher)
         grid = self.detector.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
@@ -166,7 +167,7 @@ class TrainingModule(pl.LightningModule):
         if graphs:
             watched = {name: value.clone() for name, value in watched.items()}
         values = torch.stack(list(terms.values()))
-        return {"loss": values.sum(), "names": tuple(terms), "terms": values.detach(), "watched": watched}
+        return Losses(values.sum(), tuple(terms), values.detach(), watched)
 
     def compare(
         self,
@@ -210,18 +211,12 @@ class TrainingModule(pl.LightningModule):
             return None
         return self.guidance.teacher.cross(student if self.learned is None else self.learned.crossing(student), teacher)
 
-    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
-        """The optimiser, and a schedule that moves at every optimiser step."""
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Return a new optimiser of all that learns, at the full learning rate."""
         assert self.plan is not None
         lr = scaled_lr(self.settings, self.plan.images_per_step)
         groups = parameter_groups(self.detector, self.settings, lr, self.learned)
-        optimizer = build_optimizer(groups, self.settings, fused=self.speed.fused)
-        scheduler = LambdaLR(optimizer, schedule(self.settings, self.plan))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave Lightning's own loop counters out: the stream of batches begins where the run stopped."""
-        checkpoint.pop("loops", None)
+        return build_optimizer(groups, self.settings, fused=self.speed.fused)
 
 
 def unheard(_part: str) -> None:

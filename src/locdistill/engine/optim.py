@@ -58,7 +58,8 @@ def parameter_groups(
             {
                 "params": [],
                 "name": key,
-                "lr": lr * factor * (settings.bias_lr_factor if own_rate else 1.0),
+                "lr": (rate := lr * factor * (settings.bias_lr_factor if own_rate else 1.0)),
+                "full_lr": rate,
                 "weight_decay": settings.weight_decay if decays else 0.0,
             },
         )
@@ -80,6 +81,12 @@ def build_optimizer(
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=how)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=how)
+
+
+def set_rate(optimizer: Any, factor: float) -> None:
+    """Set the learning rate of each group to its full rate times a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["full_lr"] * factor
 
 
 def laid_out(optimizer: torch.optim.Optimizer) -> None:

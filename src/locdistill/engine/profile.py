@@ -1,24 +1,23 @@
 """Which side of training waits for the other, and where the time of a step goes."""
-# ruff: noqa: ARG002 (the signatures of hooks are Lightning's)
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from locdistill.engine.callbacks import Conductor
 from locdistill.engine.checkpoint import gathered
-from locdistill.engine.module import TrainingModule
 from locdistill.types import Batch
+
+if TYPE_CHECKING:
+    from locdistill.engine.training import Training
 
 TEXT, TRACE = "profile.txt", "profile.json"
 WARM_UP = 10
@@ -127,38 +126,48 @@ class StepTimes:
         return "\n".join([*lines, self.verdict()])
 
 
-class Profile(pl.Callback):
+class Profile:
     """Measures the run, and writes ``profile.txt`` and ``profile.json`` (a trace for Chrome or Perfetto) beside it.
 
-    It comes before the conductor, whose evaluations and checkpoints are left out. The first batches are not counted,
-    nor are those that are looked into.
+    Evaluations and checkpoints are left out. The first batches are not counted, nor are those that are looked into.
+
+    Args:
+        training: The run.
     """
 
-    def __init__(self, conductor: Conductor) -> None:
-        self._conductor = conductor
+    def __init__(self, training: Training) -> None:
+        self._training = training
         self._profiler: profile | None = None
         self._operations = ""
         self._done = 0
+        self._first = 0
+        self.laps = Laps(training.fabric.device)
+        training.module.lap = self.laps.lap
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to the stream of batches and to the step."""
-        assert isinstance(pl_module, TrainingModule)
-        self.laps = Laps(pl_module.device)
-        pl_module.stream, pl_module.lap = self, self.laps.lap
+    def start(self) -> None:
+        """Decide which batches are looked into: the first ones after the warm-up, of a short run earlier ones."""
+        batches = len(self._training.stream)
+        skipped, looked = min(WARM_UP, batches // 4), min(LOOKED_INTO, max(batches // 4, 1))
+        self._first = skipped + 1 + looked
+        if self._training.fabric.is_global_zero:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it calls a machine without a GPU an error
+            on_cuda = self._training.fabric.device.type == "cuda"
+            self._profiler = profile(
+                activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])],
+                schedule=schedule(wait=skipped, warmup=1, active=looked, repeat=1),
+                on_trace_ready=self._keep,
+            )
+            self._profiler.start()
 
-    def __len__(self) -> int:
-        """Batches that are left."""
-        return len(self._conductor.stream)
-
-    def __iter__(self) -> Iterator[Batch]:
-        """The batches, with the time until each is there."""
-        batches, clock = iter(self._conductor.stream), self._conductor.clock
-        every = self._conductor.settings.log_every * self._conductor.plan.accumulate
+    def watched(self, stream: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass on the batches, measuring the time until each is there and what is done between them."""
+        batches, clock = iter(stream), self._training.clock
+        every = self._training.settings.log_every * self._training.plan.accumulate
         paused = clock.seconds
         while True:
             self.laps.lap("between" if clock.seconds == paused else None)  # an evaluation or a checkpoint came between
             paused = clock.seconds
-            if self._done % every == 0:  # the conductor has just waited for the device to write its log
+            if self._done % every == 0:  # the device has just been waited for, to write the log
                 self.laps.settle()
             batch = next(batches, None)
             self.laps.lap("loader")
@@ -166,74 +175,46 @@ class Profile(pl.Callback):
                 return
             yield batch
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Decide which batches are looked into: the first ones after the warm-up, of a short run earlier ones."""
-        batches = len(self)
-        skipped, looked = min(WARM_UP, batches // 4), min(LOOKED_INTO, max(batches // 4, 1))
-        self._first = skipped + 1 + looked
-        if trainer.is_global_zero:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it calls a machine without a GPU an error
-            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if pl_module.device.type == "cuda" else [])]
-            self._profiler = profile(
-                activities=activities,
-                schedule=schedule(wait=skipped, warmup=1, active=looked, repeat=1),
-                on_trace_ready=self._keep,
-            )
-            self._profiler.start()
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """The batch is where the student is."""
-        self.laps.lap("copy")
-
-    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Gradients are there."""
-        self.laps.lap("backward")
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """The step is over; the counting begins once enough of them are."""
-        self.laps.lap("update")
+    def lap(self, part: str) -> None:
+        """Note that a part of a step is over; its update is its end, and the measuring begins once enough are over."""
+        self.laps.lap(part)
+        if part != "update":
+            return
         self._done += 1
         if self._profiler is not None:
             self._profiler.step()
         if self._done == self._first:
-            self._stop()
+            self.stop()
             self.laps.reset()
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Stop recording."""
         if self._profiler is not None:
             self._profiler.stop()
             self._profiler = None
 
     def _keep(self, found: profile) -> None:
         """Write the trace, and keep the operations that took longest."""
-        found.export_chrome_trace(str(self._conductor.around.out / TRACE))
+        found.export_chrome_trace(str(self._training.around.out / TRACE))
         by = f"self_{'device' if ProfilerActivity.CUDA in found.activities else 'cpu'}_time_total"
         self._operations = found.key_averages().table(sort_by=by, row_limit=OPERATIONS, max_name_column_width=60)
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def write(self) -> None:
         """Write what was found, and say the gist of it."""
-        self._stop()
+        self.stop()
         self.laps.settle()
-        every = gathered(self.laps.seconds)
+        every, training = gathered(self.laps.seconds), self._training
         times = StepTimes(
             steps=max(self._done - self._first, 0),
-            images=self._conductor.plan.images_per_step // self._conductor.plan.accumulate,
+            images=training.plan.images_per_step // training.plan.accumulate,
             parts=max(every, key=lambda parts: parts.get("loader", 0.0)),
-            workers=getattr(self._conductor.stream.loader, "num_workers", 0),
-            memory=_peak_memory(pl_module.device),
+            workers=getattr(training.stream.loader, "num_workers", 0),
+            memory=_peak_memory(training.fabric.device),
         )
-        if trainer.is_global_zero:
-            path = self._conductor.around.out / TEXT
+        if training.fabric.is_global_zero:
+            path = training.around.out / TEXT
             path.write_text(f"{times.table()}\n\n{self._operations}".rstrip() + "\n", encoding="utf-8")
-            self._conductor.terminal.line(f"profile: {times.verdict()} (more in {path})")
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Stop recording, however the run ended."""
-        self._stop()
+            training.terminal.line(f"profile: {times.verdict()} (more in {path})")
 
 
 def _event() -> Any:

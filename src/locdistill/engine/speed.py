@@ -165,11 +165,17 @@ def set_backends(*, tf32: bool, cudnn_benchmark: bool) -> None:
 
 
 @contextmanager
-def own_backends() -> Iterator[None]:
-    """Whatever is set inside, it is as before afterwards."""
+def own_backends(*, deterministic: bool = False) -> Iterator[None]:
+    """Restore afterwards what is PyTorch's own, whatever is set inside; inside, be deterministic if asked to."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])
         torch.backends.cudnn.benchmark = before[1]
+        if deterministic:
+            torch.use_deterministic_algorithms(strict[0], warn_only=strict[1])

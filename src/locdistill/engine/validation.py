@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from jaxtyping import Float
-from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from locdistill.dist import broadcast_from_first, is_distributed, rank

@@ -121,7 +121,7 @@ def facts_of(datasets: dict[str, Dataset], engine: EngineSettings | None = None)
         **({"job": os.environ["SLURM_JOB_ID"]} if in_slurm() else {}),
         "versions": {
             "python": platform.python_version(),
-            **{name: _version(name) for name in ("locdistill", "torch", "torchvision", "timm", "lightning")},
+            **{name: _version(name) for name in ("locdistill", "torch", "torchvision", "timm", "lightning-fabric")},
         },
         "device": device_name(engine or EngineSettings()),
         "data": {

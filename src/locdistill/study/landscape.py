@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from locdistill.data.digest import data_digest

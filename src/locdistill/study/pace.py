@@ -27,14 +27,14 @@ def seconds_per_step(recipe: Recipe) -> float:
     loader = training_loader(parts.datasets["train"], parts.recipe.data, seed=engine.seed)
     batch = parts.recipe.data.batch_per_device
     module.plan = Plan(batches_per_epoch=len(loader), accumulate=1, batch_per_device=batch, world=1, total_steps=1000)
-    optimizer = module.configure_optimizers()["optimizer"]
+    optimizer = module.optimizer()
     batches, dtype = iter(loader), parts.speed.dtype
     begun = 0.0
     for step in range(_WARM_UP + _TIMED):
         if step == _WARM_UP:
             begun = time.perf_counter()
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-            loss = module.training_step(next(batches), step)["loss"]
+            loss = module(next(batches)).total
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

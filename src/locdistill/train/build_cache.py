@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning_fabric.utilities.apply_func import move_data_to_device
 
 from locdistill.data.loader import every_look_loader, training_plan
 from locdistill.data.samplers import Draw

@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 
 from locdistill.data.loader import training_loader
 from locdistill.dist import process_rank
+from locdistill.engine.loop import fit
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
-from locdistill.engine.trainer import fit
 from locdistill.evaluation.agreement import agreement
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.inference.evaluate import validation_loader

@@ -16,8 +16,8 @@ from locdistill.distillation.compatible import check_start
 from locdistill.distillation.load import Pupil, load_teacher, teacher_files
 from locdistill.distillation.settings import EMA_DECAY
 from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
+from locdistill.engine.launch import process_count
 from locdistill.engine.speed import Machine, Speed, choose
-from locdistill.engine.trainer import process_count
 from locdistill.errors import RecipeError
 from locdistill.models.detector import Detector
 from locdistill.models.hub import find

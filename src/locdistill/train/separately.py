@@ -21,7 +21,7 @@ import torch
 
 from locdistill.data.resources import cores
 from locdistill.dist import process_rank
-from locdistill.engine.trainer import started_by_command
+from locdistill.engine.launch import started_by_command
 from locdistill.errors import RunError, RunInterrupted
 from locdistill.files import make_folder, write_text
 from locdistill.recipe.load import dump_recipe

@@ -112,15 +112,15 @@ def batches(parts: Parts) -> Iterator[Batch]:
 def module_of(parts: Parts) -> TrainingModule:
     module = TrainingModule(parts.detector, parts.objective, parts.teacher, parts.recipe.engine)
     module.plan = Plan(batches_per_epoch=1, accumulate=1, batch_per_device=2, world=1, total_steps=1)
-    module.on_fit_start()
+    module.make_haste(torch.device("cpu"))
     return module
 
 
 def losses(parts: Parts) -> list[dict[str, float]]:
     """The terms of some batches, without learning anything."""
     module = module_of(parts)
-    steps = [module.training_step(batch, 0) for batch in islice(batches(parts), 2)]
-    return [dict(zip(step["names"], step["terms"].tolist(), strict=True)) for step in steps]
+    steps = [module(batch) for batch in islice(batches(parts), 2)]
+    return [dict(zip(step.names, step.terms.tolist(), strict=True)) for step in steps]
 
 
 # --------------------------------------------------------------------------------------------- what is taught is equal
@@ -220,7 +220,7 @@ def test_a_build_that_was_stopped_goes_on(data: Path, teachers: dict[str, Path],
     whole = recipe(data, teachers["gfl"], tmp_path / "cache")
     parts = compose(recipe(data, teachers["gfl"], tmp_path / "cache"), fresh=False)
     batch = next(batches(parts))
-    module_of(parts).training_step(batch, 0)
+    module_of(parts)(batch)
     assert cache_info(tmp_path / "cache").views == 2
     report = build_cache_of(whole, device="cpu")
     assert (report.built, report.views) == (VIEWS - 2, VIEWS)

@@ -270,9 +270,9 @@ def test_unequal_widths_are_bridged_before_the_teachers_head(batch: Batch) -> No
     assert len(own) == 12
     assert not any(name.startswith("learned") for name in student.state_dict())
     module.plan = Plan(batches_per_epoch=1, accumulate=1, batch_per_device=2, world=1, total_steps=1)
-    learning = {id(p) for group in module.configure_optimizers()["optimizer"].param_groups for p in group["params"]}
+    learning = {id(p) for group in module.optimizer().param_groups for p in group["params"]}
     assert {id(p) for p in module.learned.parameters()} <= learning
-    module.training_step(batch, 0)["loss"].backward()
+    module(batch).total.backward()
     # Those of the coarsest level see one cell each, which has the teacher's mean whatever it is.
     assert all(float(m.weight.grad.abs().sum()) > 0 for m in module.learned.cross[:4])
     assert [name for name, p in module.named_parameters() if p.requires_grad and p.grad is None] == []  # DDP waits

@@ -229,7 +229,7 @@ def test_a_run_that_teaches_itself(tiny_coco: Path, tmp_path: Path) -> None:
     assert {"agree/edge_kl", "agree/box_iou"} <= set(rows[0])
     assert all(torch.isfinite(torch.tensor(list(row.values()))).all() for row in rows)
     saved = torch.load(result.out / "last.ckpt", weights_only=True)
-    learned = saved["callbacks"]["Conductor"]["teacher"]
+    learned = saved["run"]["teacher"]
     names = set(Detector.load(result.last).state_dict())
     assert learned["updates"] == 2
     assert set(learned["model"]) == names

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import DDPStrategy
+from lightning_fabric.strategies.ddp import DDPStrategy
 
-from locdistill.engine import trainer
+from locdistill.engine import launch
 from locdistill.engine.devices import check_training_devices, existing_device
+from locdistill.engine.launch import device_count, strategy
 from locdistill.engine.settings import EngineSettings
-from locdistill.engine.trainer import device_count, strategy
 from locdistill.errors import RunError
 
 OUTSIDE = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_JOB_NAME", "SLURM_NNODES")
@@ -58,8 +58,8 @@ def test_slurm_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
     assert device_count(EngineSettings()) == (2, 3)
-    plugins = trainer._plugins()
-    assert [getattr(p, "auto_requeue", None) for p in plugins] == [None, False]  # our own handler saves between steps
+    plugins = launch.slurm()
+    assert [plugin.auto_requeue for plugin in plugins] == [False]  # our own handler saves between steps
 
 
 def test_one_device_needs_no_strategy() -> None:
@@ -67,7 +67,7 @@ def test_one_device_needs_no_strategy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("launch", "interactive", "method"),
+    ("how", "interactive", "method"),
     [
         ("auto", False, "popen"),
         ("auto", True, "fork"),
@@ -76,9 +76,9 @@ def test_one_device_needs_no_strategy() -> None:
         ("fork", False, "fork"),
     ],
 )
-def test_several_devices(monkeypatch: pytest.MonkeyPatch, launch: Any, interactive: bool, method: str) -> None:
-    monkeypatch.setattr(trainer, "_interactive", lambda: interactive)
-    chosen = strategy(EngineSettings(launch=launch), 2, 1)
+def test_several_devices(monkeypatch: pytest.MonkeyPatch, how: Any, interactive: bool, method: str) -> None:
+    monkeypatch.setattr(launch, "_interactive", lambda: interactive)
+    chosen = strategy(EngineSettings(launch=how), 2, 1)
     assert isinstance(chosen, DDPStrategy)
     assert chosen._start_method == method
     assert chosen._ddp_kwargs == {"find_unused_parameters": False}

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from locdistill.engine import EngineSettings, FitResult, TrainingModule, callbacks, fit
+from locdistill.engine import EngineSettings, FitResult, TrainingModule, fit, training
 from locdistill.engine.log import read_metrics
 from locdistill.engine.optim import schedule
 from locdistill.engine.plan import Plan
@@ -88,17 +88,20 @@ def test_the_optimizer_follows_the_schedule(tmp_path: Path) -> None:
     rates = [row["lr"] for row in read_metrics(tmp_path / "run" / "metrics.csv") if "lr" in row]
     assert rates == pytest.approx([0.2 * 4 / 16 * factor(k) for k in range(12)])
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
-    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == pytest.approx(0.05 * factor(12))
+    assert saved["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.05 * factor(11))
 
 
-def test_the_logged_rate_is_the_one_that_was_used(tmp_path: Path) -> None:
+def test_the_logged_rate_is_the_one_that_was_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     used: list[float] = []
+    step = torch.optim.SGD.step
 
-    class Spy(TrainingModule):
-        def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-            used.append(optimizer.param_groups[0]["lr"])
+    def spy(optimizer: torch.optim.SGD, *rest: Any) -> Any:
+        used.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer, *rest)
 
-    module = Spy(FakeDetector(), FakeObjective(), None, settings_of(warmup_steps=1, accumulate=2, milestones=(1,)))
+    monkeypatch.setattr(torch.optim.SGD, "step", spy)
+    settings = settings_of(warmup_steps=1, accumulate=2, milestones=(1,))
+    module = TrainingModule(FakeDetector(), FakeObjective(), None, settings)
     fit(module, make_train_loader=Loaders(), out=tmp_path / "run")
     assert used == [row["lr"] for row in read_metrics(tmp_path / "run" / "metrics.csv")]
     assert len(used) == 4
@@ -115,7 +118,7 @@ def test_the_teacher_is_in_no_checkpoint_and_no_optimizer(tmp_path: Path) -> Non
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
     assert set(saved["state_dict"]) == {f"detector.{name}" for name in module.detector.state_dict()}
     learning = sum(p.requires_grad for p in module.detector.parameters())
-    assert sum(len(g["params"]) for g in saved["optimizer_states"][0]["param_groups"]) == learning
+    assert sum(len(g["params"]) for g in saved["optimizer"]["param_groups"]) == learning
     assert set(load_file(tmp_path / "run" / "best.safetensors")) == set(module.detector.state_dict())
     assert "train/ld" in read_metrics(tmp_path / "run" / "metrics.csv")[0]
 
@@ -151,7 +154,7 @@ def test_a_teacher_that_follows_is_in_the_checkpoint_and_in_no_weights(tmp_path:
     teacher, objective = FakePupil(), FakeObjective(needs_teacher=True)
     module, result = run(tmp_path / "run", settings_of(steps=1, warmup_steps=0), teacher=teacher, objective=objective)
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
-    learned = saved["callbacks"]["Conductor"]["teacher"]
+    learned = saved["run"]["teacher"]
     expected = (FakePupil().detector.head.weight + module.detector.state_dict()["head.weight"]) / 2
     torch.testing.assert_close(learned["head.weight"], expected)  # once, after the step
     assert set(saved["state_dict"]) == {f"detector.{name}" for name in module.detector.state_dict()}
@@ -204,7 +207,7 @@ def test_the_average_is_what_is_evaluated_and_published(tmp_path: Path) -> None:
     detector = FakeDetector()
     module, result = run(tmp_path / "run", settings_of(ema=0.9), evaluate=judge, detector=detector)
     saved = torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)
-    average = saved["callbacks"]["Conductor"]["average"]
+    average = saved["run"]["average"]
     published, raw = load_file(result.last), module.detector.state_dict()
     assert average["updates"] == 8
     for name, value in average["model"].items():
@@ -258,7 +261,7 @@ def test_early_stopping_by_patience(tmp_path: Path) -> None:
 
 def test_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     moments = count(step=0.25)
-    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(moments)))  # it passes as it is read
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(moments)))  # it passes as it is read
     _, result = run(tmp_path / "run", settings_of(epochs=10_000, time_limit_seconds=20, eval_every=0))
     assert result.stopped == "time"
     assert 20 <= result.train_seconds < 25
@@ -287,7 +290,7 @@ def test_checkpoints_by_the_clock(tmp_path: Path) -> None:
         run(tmp_path / "run", settings, objective=FakeObjective(breaks_on=13))
     broken_at = int(str(caught.value).split("optimiser step ")[1].split(" ")[0])
     assert 1 < broken_at <= 4
-    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["global_step"] == broken_at - 1
+    assert torch.load(tmp_path / "run" / "last.ckpt", weights_only=True)["run"]["state"]["step"] == broken_at - 1
 
 
 def test_broken_weights_are_never_saved(tmp_path: Path) -> None:

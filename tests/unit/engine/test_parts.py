@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from locdistill.engine.checkpoint import AtomicCheckpointIO, random_state, restore_random_state
+from locdistill.engine.checkpoint import load_checkpoint, random_state, restore_random_state, write_checkpoint
 from locdistill.engine.log import MetricsFile, read_metrics
 from locdistill.engine.meter import Meter, Ratios
 from locdistill.engine.result import FitResult, RunState
@@ -116,22 +116,20 @@ def test_stream_names_a_sampler_that_cannot_resume() -> None:
 
 
 def test_checkpoints_hold_no_code(tmp_path: Path) -> None:
-    io = AtomicCheckpointIO()
-    io.save_checkpoint({"a": torch.ones(2), "b": [1, (2, "x")], "random": random_state()}, tmp_path / "good.ckpt")
-    assert io.load_checkpoint(tmp_path / "good.ckpt")["b"] == [1, (2, "x")]
+    write_checkpoint({"a": torch.ones(2), "b": [1, (2, "x")], "random": random_state()}, tmp_path / "good.ckpt")
+    assert load_checkpoint(tmp_path / "good.ckpt")["b"] == [1, (2, "x")]
     torch.save({"a": RunState()}, tmp_path / "object.ckpt")
     (tmp_path / "cut.ckpt").write_bytes((tmp_path / "good.ckpt").read_bytes()[:300])
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
     for name in ("object", "cut", "text"):
         with pytest.raises(RunError, match=f"{name}.ckpt: not a checkpoint that a run can be resumed from"):
-            io.load_checkpoint(tmp_path / f"{name}.ckpt")
+            load_checkpoint(tmp_path / f"{name}.ckpt")
 
 
 def test_random_state_comes_back(tmp_path: Path) -> None:
-    io = AtomicCheckpointIO()
-    io.save_checkpoint(random_state(), tmp_path / "r")
+    write_checkpoint(random_state(), tmp_path / "r")
     first = (random.random(), np.random.rand(), torch.rand(1).item())  # noqa: NPY002
-    restore_random_state(io.load_checkpoint(tmp_path / "r"))
+    restore_random_state(load_checkpoint(tmp_path / "r"))
     assert (random.random(), np.random.rand(), torch.rand(1).item()) == first  # noqa: NPY002
 
 

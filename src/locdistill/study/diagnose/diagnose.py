@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
-from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from locdistill.data.loader import evaluation_loader, training_loader
@@ -187,7 +187,7 @@ def _gradients(found: Reopened, moment: str, dataset: Dataset, batches: int) -> 
     with torch.random.fork_rng():
         torch.manual_seed(found.recipe.engine.seed)
         for batch in islice(training_loader(dataset, few, seed=found.recipe.engine.seed), batches):
-            module.training_step(move_data_to_device(batch, found.device), 0)
+            module(move_data_to_device(batch, found.device))
     return _mean(measured)
 
 

@@ -11,7 +11,7 @@ import torch
 from locdistill.distillation.regions import valuable_region
 from locdistill.distillation.settings import EMA_DECAY, TeacherSettings
 from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
-from locdistill.engine.checkpoint import AtomicCheckpointIO
+from locdistill.engine.checkpoint import load_checkpoint
 from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.models.detector import Detector
 from locdistill.models.hub import find
@@ -193,7 +193,7 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
             f"{folder / CHECKPOINT} is not there, and what the run learned beside the student (a teacher that is its "
             "running average, adapters of terms) is in no other file"
         )
-    return AtomicCheckpointIO().load_checkpoint(folder / CHECKPOINT)
+    return load_checkpoint(folder / CHECKPOINT)
 
 
 def _start(recipe: Recipe) -> Detector:

@@ -14,7 +14,7 @@ from locdistill.data.loader import training_loader
 from locdistill.data.records import Dataset
 from locdistill.data.samplers import GroupedSampler
 from locdistill.distillation.regions import valuable_region
-from locdistill.engine.trainer import device_count
+from locdistill.engine.launch import device_count
 from locdistill.objective.scene import Scene
 from locdistill.train.preflight.report import Problem
 from locdistill.train.prepare import Parts

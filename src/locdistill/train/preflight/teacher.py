@@ -15,7 +15,7 @@ from math import nan
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning_fabric.utilities.apply_func import move_data_to_device
 
 from locdistill.data.loader import evaluation_loader
 from locdistill.data.records import Dataset, evenly

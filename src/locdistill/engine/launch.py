@@ -1,0 +1,141 @@
+"""The processes and devices of a run: how many, started by whom."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
+
+from locdistill.engine.settings import EngineSettings
+from locdistill.engine.signals import requeue_job
+from locdistill.engine.speed import Speed
+from locdistill.errors import RunInterrupted
+
+logger = logging.getLogger("locdistill.engine")
+
+
+def build_fabric(settings: EngineSettings, speed: Speed) -> Fabric:
+    """Return what knows the device, the precision and the other processes; nothing is started yet."""
+    devices, nodes = device_count(settings)
+    return Fabric(
+        accelerator="gpu" if settings.accelerator == "cuda" else settings.accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy(settings, devices, nodes),
+        precision=_precision(settings, speed),
+        plugins=slurm(),
+    )
+
+
+def slurm() -> list[Any]:
+    """Return what knows the processes of a SLURM job; it leaves being stopped to `StopSignals`, between two steps."""
+    found = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    return [SLURMEnvironment(auto_requeue=False)] if found else []
+
+
+def device_count(settings: EngineSettings) -> tuple[int | list[int], int]:
+    """Devices per machine, and machines: those that torchrun or SLURM started, or else those of the settings."""
+    environment = os.environ
+    if TorchElasticEnvironment.detect():
+        local = int(environment.get("LOCAL_WORLD_SIZE", "1"))
+        return local, int(environment["WORLD_SIZE"]) // local
+    if SLURMEnvironment.detect():
+        nodes = int(environment.get("SLURM_NNODES", environment.get("SLURM_JOB_NUM_NODES", "1")))
+        return max(1, int(environment["SLURM_NTASKS"]) // nodes), nodes
+    if settings.devices == "auto":
+        return 1, settings.nodes
+    if isinstance(settings.devices, int):
+        return settings.devices, settings.nodes
+    on_cpu = settings.accelerator == "cpu" or not torch.cuda.is_available()
+    return len(settings.devices) if on_cpu else list(settings.devices), settings.nodes
+
+
+def strategy(settings: EngineSettings, devices: int | list[int], nodes: int) -> Any:
+    """One device alone, or distributed data parallel training without a search for unused parameters."""
+    if _processes(devices, nodes) == 1:
+        return "auto"
+    methods = {"subprocess": "popen", "spawn": "spawn", "fork": "fork"}
+    return DDPStrategy(find_unused_parameters=False, start_method=methods[_launch(settings)])  # type: ignore[arg-type]
+
+
+def started_by_command(settings: EngineSettings) -> bool:
+    """Whether training starts further processes by giving the command of this one again."""
+    return process_count(settings) > 1 and not _started_outside() and _launch(settings) == "subprocess"
+
+
+def process_count(settings: EngineSettings) -> int:
+    """Processes that train together."""
+    return _processes(*device_count(settings))
+
+
+def _processes(devices: int | list[int], nodes: int) -> int:
+    return nodes * (devices if isinstance(devices, int) else len(devices))
+
+
+def _launch(settings: EngineSettings) -> str:
+    if _started_outside():
+        return "subprocess"
+    if settings.launch == "auto":
+        return "fork" if _interactive() else "subprocess"
+    return settings.launch
+
+
+def _started_outside() -> bool:
+    return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
+
+
+def _interactive() -> bool:
+    return hasattr(sys, "ps1") or not hasattr(sys.modules["__main__"], "__file__")
+
+
+def _precision(settings: EngineSettings, speed: Speed) -> Any:
+    if settings.precision == "fp16" and speed.precision == "bf16":
+        logger.warning("precision fp16 is not there for training on CPU: bf16 is used")
+    return {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[speed.precision]
+
+
+def leave(number: int, step: int, total: int, out: Path, *, first: bool) -> NoReturn:
+    """End after a signal: say how to go on; processes beside the first leave quietly.
+
+    Raises:
+        RunInterrupted: In the first process.
+    """
+    if not first:
+        raise SystemExit(0)
+    message = (
+        f"stopped by {signal.Signals(number).name} after optimiser step {step} of {total}; the checkpoint is "
+        f"{out / 'last.ckpt'}. Go on with the same command and --resume --out {shlex.quote(str(out))}"
+    )
+    if number == getattr(signal, "SIGUSR1", None) and requeue_job():
+        message += " (SLURM runs the job again by itself)"
+    raise RunInterrupted(message, number)
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's tips to itself; its errors pass."""
+    names = ("lightning_fabric", "lightning_fabric.utilities.rank_zero")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [log.level for log in loggers]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"lightning_fabric\..*")
+        try:
+            for log in loggers:
+                log.setLevel(logging.ERROR)
+            yield
+        finally:
+            for log, level in zip(loggers, levels, strict=True):
+                log.setLevel(level)

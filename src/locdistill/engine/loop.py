@@ -1,0 +1,142 @@
+"""Training from the first step to the last: the loop, on one device or many."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from lightning_fabric import Fabric
+
+from locdistill.engine.devices import check_training_devices
+from locdistill.engine.launch import build_fabric, leave, quiet_lightning
+from locdistill.engine.module import TrainingModule
+from locdistill.engine.optim import set_rate
+from locdistill.engine.result import FitResult
+from locdistill.engine.settings import EngineSettings
+from locdistill.engine.signals import requeued
+from locdistill.engine.speed import Machine, choose, own_backends
+from locdistill.engine.training import CHECKPOINT, Decisions, End, MakeLoader, Surroundings, Training
+from locdistill.engine.validation import Evaluate
+from locdistill.errors import RunError
+
+logger = logging.getLogger("locdistill.engine")
+
+
+def fit(
+    module: TrainingModule,
+    *,
+    make_train_loader: MakeLoader,
+    make_val_loader: MakeLoader | None = None,
+    evaluate: Evaluate | None = None,
+    out: Path,
+    settings: EngineSettings | None = None,
+    resume: bool = False,
+) -> FitResult:
+    """Train, evaluate and save until the end of the schedule; or go on with a run that was stopped.
+
+    A resumed run takes the same steps, with the same losses on the same hardware, as one that was never stopped; if
+    it was killed before its first checkpoint, it begins again. A run that is over goes on if it is given more epochs,
+    time or patience than before. SLURM jobs that are preempted and run again resume by
+    themselves.
+
+    The folder gets ``last.ckpt`` (to resume from), ``best.safetensors`` and ``last.safetensors`` (the student; its
+    averaged weights if ``ema`` is set), ``metrics.csv``, ``metrics.json`` and ``logs/`` for TensorBoard. What a teacher
+    learned from the student is in ``last.ckpt`` alone. Files are replaced in one stroke, so that a crash never leaves
+    half of one.
+
+    Args:
+        module: The detector with its objective and teacher.
+        make_train_loader: From rank and number of processes to the loader of the training batches; its batch sampler
+            has ``set_epoch``, ``skip`` and ``batch_size``.
+        make_val_loader: Likewise for the images to evaluate on, each process a share.
+        evaluate: From all detections by image to metrics, among them ``AP``; called on the first process only.
+        out: Folder of the run.
+        settings: How to train; by default the module's.
+        resume: Go on with the run in ``out``.
+
+    Raises:
+        RunError: ``out`` holds a run and ``resume`` is not set, or the run in it is not the same; or a device that is
+            asked for is not there.
+        NonFiniteLossError: A loss term became NaN or infinite.
+        RunInterrupted: A signal asked to stop; the checkpoint is written.
+    """
+    if settings is not None and settings != module.settings:
+        module.settings, module.speed = settings, choose(settings, Machine.here(settings))
+    check_training_devices(module.settings)
+    out = Path(out)
+    resume = resume or requeued()
+    if (out / CHECKPOINT).exists() and not resume:
+        raise RunError(f"{out} holds a run already: resume it (--resume), or choose another folder (--out)")
+    if resume and not (out / CHECKPOINT).exists():
+        logger.warning("%s has no checkpoint yet: the run begins at its first step", out)
+    out.mkdir(parents=True, exist_ok=True)
+    around = Surroundings(
+        make_train_loader=make_train_loader, make_val_loader=make_val_loader, evaluate=evaluate, out=out
+    )
+    with quiet_lightning(), own_backends(deterministic=module.settings.deterministic):
+        fabric = build_fabric(module.settings, module.speed)
+        end: End = fabric.launch(train, module, around)  # type: ignore[arg-type]  # its own type forgets the arguments
+    if end.interrupted:
+        leave(end.interrupted, end.result.steps, end.steps, out, first=fabric.global_rank == 0)
+    return end.result
+
+
+def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
+    """Run the loop in this process, from the checkpoint in the run's folder or from the first step.
+
+    What is done between two steps is always done in this order, because it makes a resumed run equal to one that never
+    stopped: a checkpoint holds all that came before it, and nothing that comes after.
+    """
+    settings = module.settings
+    training = Training(fabric, module, around)
+    plan, state, student = training.plan, training.state, training.student
+    try:
+        model, optimizer = training.set_up()
+        for number, batch in enumerate(training.batches()):
+            begins, completes = number % plan.accumulate == 0, (number + 1) % plan.accumulate == 0
+            if begins and module.speed.cuda_graphs:
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # their results may go
+            with fabric.no_backward_sync(model, enabled=not completes):
+                losses = model(batch)
+                fabric.backward(losses.total / plan.accumulate)
+            training.lap("backward")
+            training.note(losses, batch)
+            if not completes:
+                training.lap("update")
+                continue
+
+            if settings.clip_norm is not None:
+                fabric.clip_gradients(model, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
+            set_rate(optimizer, training.factor(state.step))
+            optimizer.step()
+            optimizer.zero_grad()
+            state.step += 1
+            if training.average is not None:
+                training.average.update(student)
+            if training.teacher is not None:
+                training.teacher.after_step(student)
+            training.lap("update")
+
+            step = state.step
+            ends, evaluates = step >= plan.total_steps, plan.evaluates(step, settings.eval_every)
+            boundary = evaluates or plan.ends_epoch(step)
+            due = settings.checkpoint_every_steps is not None and step % settings.checkpoint_every_steps == 0
+            asks = boundary or due or step % training.agrees_every == 0
+            decisions = training.agree() if asks else Decisions()
+            if step % settings.log_every == 0 or ends:
+                training.log()
+            training.terminal.advance(step)
+            if ends or decisions.time_is_up:
+                state.stopped = "finished" if ends else "time"
+            if evaluates or state.stopped:
+                training.evaluate()  # which may end the run, by patience
+            over = bool(state.stopped) or decisions.stop > 0
+            if boundary or over or due or decisions.save:
+                training.save(weights=boundary or over)
+            if over:
+                state.interrupted = decisions.stop
+                break
+        return training.end()
+    finally:
+        training.close()

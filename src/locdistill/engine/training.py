@@ -1,0 +1,448 @@
+"""A run in progress: where it is, what its checkpoint holds, and what is done between its steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+
+from locdistill.dist import is_distributed
+from locdistill.engine.checkpoint import (
+    gathered,
+    load_checkpoint,
+    random_state,
+    restore_random_state,
+    seed_everything,
+    write_checkpoint,
+)
+from locdistill.engine.log import MetricsFile, Row, TensorBoard, Terminal
+from locdistill.engine.meter import Meter, Ratios
+from locdistill.engine.module import Losses, TrainingModule, as_module
+from locdistill.engine.optim import laid_out, scaled_lr, schedule, warmup_length
+from locdistill.engine.plan import Plan
+from locdistill.engine.profile import Profile
+from locdistill.engine.result import FitResult, RunState
+from locdistill.engine.roles import Student
+from locdistill.engine.signals import StopSignals
+from locdistill.engine.speed import own_backends, set_backends
+from locdistill.engine.stream import Stream
+from locdistill.engine.validation import Evaluate, evaluate_together
+from locdistill.errors import NonFiniteLossError, RunError
+from locdistill.models.average import Average
+from locdistill.types import Batch
+
+MakeLoader = Callable[[int, int], Any]
+MONITOR = "AP"
+CHECKPOINT = "last.ckpt"
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds that were spent training; stopped during evaluation and saving."""
+
+    seconds: float = 0.0
+    _since: float | None = None
+
+    def start(self) -> None:
+        """Go on."""
+        self._since = time.monotonic()
+
+    def stop(self) -> None:
+        """Pause."""
+        self.seconds, self._since = self.read(), None
+
+    def read(self) -> float:
+        """Seconds until now."""
+        return self.seconds + (0.0 if self._since is None else time.monotonic() - self._since)
+
+
+@dataclass(slots=True, kw_only=True)
+class Surroundings:
+    """What a run is given besides the module: its data, its judge, its folder."""
+
+    make_train_loader: MakeLoader
+    make_val_loader: MakeLoader | None
+    evaluate: Evaluate | None
+    out: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """Decisions shared by all processes after a step.
+
+    Attributes:
+        stop: The signal that asked to stop; 0 is none.
+        save: Whether a checkpoint is due by the clock.
+        time_is_up: Whether the time limit is reached.
+    """
+
+    stop: int = 0
+    save: bool = False
+    time_is_up: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended in a process.
+
+    Attributes:
+        result: What it gave.
+        interrupted: The signal that stopped it early; 0 is none.
+        steps: Optimiser steps of the whole run.
+    """
+
+    result: FitResult
+    interrupted: int
+    steps: int
+
+
+class Training:
+    """A run in progress, in one of its processes; :func:`locdistill.engine.loop.train` takes its steps.
+
+    Args:
+        fabric: The device and the other processes.
+        module: Student, teacher and objective.
+        around: Data, evaluation and folder.
+    """
+
+    def __init__(self, fabric: Fabric, module: TrainingModule, around: Surroundings) -> None:
+        self.fabric, self.module, self.around = fabric, module, around
+        self.settings = settings = module.settings
+        module.arrange()
+        loader = around.make_train_loader(fabric.global_rank, fabric.world_size)
+        self.plan = Plan.of(loader, settings, fabric.world_size)
+        self.state = RunState()
+        module.plan, module.progress = self.plan, self.state
+        self.stream = Stream(loader, 0, self.plan.total_steps * self.plan.accumulate)
+        self.lr = scaled_lr(settings, self.plan.images_per_step)
+        self.factor = schedule(settings, self.plan)
+        self.meter, self.watched, self.watched_since_evaluation = Meter(), Ratios(), Ratios()
+        self.clock, self.signals = Stopwatch(), StopSignals()
+        self.teacher = module.guidance.teacher
+        self.average = None if settings.ema is None else Average(self.student, settings.ema)
+        self.terminal = Terminal(self.plan.total_steps, show=settings.progress and fabric.is_global_zero)
+        self.profile = Profile(self) if settings.profile else None
+        self._val_loader = None
+        if around.make_val_loader is not None and around.evaluate is not None:
+            self._val_loader = around.make_val_loader(fabric.global_rank, fabric.world_size)
+        self._table: MetricsFile | None = None
+        self._board: TensorBoard | None = None
+        self._saved_at, self._saved_time = -1, 0.0
+        self._window = (0.0, 0)
+
+    @property
+    def student(self) -> torch.nn.Module:
+        """The detector in training."""
+        return as_module(self.module.detector)
+
+    @property
+    def published(self) -> Student:
+        """The weights that are evaluated and published: the average if there is one."""
+        if self.average is None:
+            return self.module.detector
+        student = self.average.model
+        assert isinstance(student, Student)
+        return student
+
+    # ---------------------------------------------------------------------------------------------- begin and resume
+
+    def set_up(self) -> tuple[Any, Any]:
+        """Bring everything to the device, and go on from the checkpoint if there is one.
+
+        Returns:
+            Module and optimiser, which know of the device, the precision and the other processes.
+        """
+        saved = load_checkpoint(path) if (path := self.around.out / CHECKPOINT).exists() else None
+        if saved is not None:
+            self._check_same(saved)
+            self.module.load_state_dict(saved["state_dict"])
+        model, optimizer = self.fabric.setup(self.module, self.module.optimizer())
+        if self.average is not None:
+            self.average.to(self.fabric.device)
+        self.module.make_haste(self.fabric.device)
+        self.optimizer = optimizer
+        if saved is not None:
+            optimizer.load_state_dict(saved["optimizer"])
+            laid_out(optimizer.optimizer)
+            self.fabric.strategy.precision.load_state_dict(saved["precision"])
+            self._load(saved["run"])
+        self.student.train()  # it may come from a file, in evaluation mode
+        seed_everything(self.settings.seed, self.fabric.global_rank)
+        if saved is not None:
+            restore_random_state(saved["run"]["random"][self.fabric.global_rank])
+        self._start()
+        return model, optimizer
+
+    def _check_same(self, saved: dict[str, Any]) -> None:
+        """Refuse to go on with another run.
+
+        Raises:
+            RunError: The data, the processes or the settings are not those of the run that was saved.
+        """
+        run = saved.get("run")
+        if run is None:
+            raise RunError(
+                f"{self.around.out / CHECKPOINT} was written by an older version and cannot be resumed. Start a new "
+                "run; with --start it can begin with the weights of this one"
+            )
+        ours, theirs = self.plan.fingerprint(self.settings.seed), run["fingerprint"]
+        differs = [
+            f"{name}: {theirs.get(name)} then, {ours[name]} now" for name in ours if theirs.get(name) != ours[name]
+        ]
+        if (self.average is None) != (run["average"] is None):
+            differs.append(f"ema: {'on' if run['average'] else 'off'} then, {self.settings.ema} now")
+        follows = {True: "follows the student", False: "frozen"}
+        then, now = bool(run["teacher"]), bool(self._teacher_state())
+        if then != now:
+            differs.append(f"teacher: {follows[then]} then, {follows[now]} now")
+        if differs:
+            raise RunError(
+                f"{self.around.out} cannot be resumed, because the run is no longer the same ({'; '.join(differs)}). "
+                "Use the same data, processes and settings, or start a new run from its weights"
+            )
+
+    def _teacher_state(self) -> dict[str, Any]:
+        return {} if self.teacher is None else self.teacher.state_dict()
+
+    def _load(self, run: dict[str, Any]) -> None:
+        self.state.load_state_dict(run["state"])
+        self.clock.seconds = run["seconds"]
+        self.meter.load_state_dict(run["meter"])
+        self.watched.load_state_dict(run["watched"])
+        self.watched_since_evaluation.load_state_dict(run["watched_since_evaluation"])
+        if self.average is not None:
+            self.average.load_state_dict(run["average"])
+        if self.teacher is not None and run["teacher"]:
+            self.teacher.load_state_dict(run["teacher"])
+        if not self._is_over():
+            self.state.stopped = ""
+        self.stream.start = self.stream.end if self.state.stopped else self.state.step * self.plan.accumulate
+        self._saved_at = self.state.step
+
+    def _is_over(self) -> bool:
+        """Whether what ended the saved run still holds: it goes on if it is now given more steps, time or patience."""
+        limit, patience = self.settings.time_limit_seconds, self.settings.patience
+        return {
+            "": False,
+            "finished": self.state.step >= self.plan.total_steps,
+            "time": limit is not None and self.clock.seconds >= limit,
+            "patience": patience is not None and self.state.bad_evaluations >= patience,
+        }[self.state.stopped]
+
+    def _start(self) -> None:
+        """Open the log, listen to signals, and let the time run."""
+        done = self.state.step
+        if self.fabric.is_global_zero:
+            self._table = MetricsFile(self.around.out / "metrics.csv")
+            self._table.start(done)
+            self._board = TensorBoard(self.around.out / "logs", done)
+        self.terminal.start(done)
+        self._announce(done)
+        self.signals.listen()
+        if self.profile is not None:
+            self.profile.start()
+        self._saved_time, self._window = time.monotonic(), (self.clock.seconds, done)
+        self.clock.start()
+
+    def _announce(self, done: int) -> None:
+        plan, settings, world = self.plan, self.settings, self.fabric.world_size
+        where = f"resuming after step {done} of" if done else "training"
+        self.terminal.line(
+            f"{where} {plan.total_steps} steps of {plan.images_per_step} images "
+            f"({plan.total_steps * plan.accumulate / plan.batches_per_epoch:.4g} epochs, {world} "
+            f"process{'es' if world > 1 else ''}), learning rate {self.lr:.4g}"
+        )
+        warmup = warmup_length(settings, plan.total_steps)
+        if warmup < settings.warmup_steps:
+            self.terminal.line(
+                f"warm-up shortened from {settings.warmup_steps} to {warmup} steps, a fifth of this short run"
+            )
+        self.terminal.line(f"speed: {self.module.speed.words(settings.optimizer)}")
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches that are left, on the device."""
+        for batch in self.stream if self.profile is None else self.profile.watched(self.stream):
+            moved = self.fabric.to_device(batch)
+            self.lap("copy")
+            yield moved
+
+    # ------------------------------------------------------------------------------------------------ after each step
+
+    def lap(self, part: str) -> None:
+        """Note, if the run is profiled, that a part of a step is over."""
+        if self.profile is not None:
+            self.profile.lap(part)
+
+    def note(self, losses: Losses, batch: Batch) -> None:
+        """Take in the losses of a batch, without waiting for the device."""
+        self.meter.add(losses.names, losses.terms, step=self.state.step, image_ids=batch.image_ids)
+        self.watched.add(losses.watched)
+        self.watched_since_evaluation.add(losses.watched)
+
+    def agree(self) -> Decisions:
+        """Find out what at least one process wants, known to all; raise if a loss of any was not finite.
+
+        Asked every step on a lone CPU, else every ``log_every`` steps and before anything is saved, because the answer
+        waits for the device.
+
+        Raises:
+            NonFiniteLossError: Some term became NaN or infinite.
+        """
+        every, limit = self.settings.checkpoint_every_minutes, self.settings.time_limit_seconds
+        broken = self.meter.any_broken()
+        votes = torch.tensor(
+            [
+                float(self.signals.received or 0),
+                float(every is not None and time.monotonic() - self._saved_time >= every * 60),
+                float(limit is not None and self.clock.read() >= limit),
+                0.0,
+            ],
+            device=self.fabric.device,
+        )
+        if broken is not None:
+            votes[3] = broken
+        if is_distributed():
+            dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+        stop, save, time_is_up, any_broken = votes.tolist()
+        if any_broken:
+            raise NonFiniteLossError(self._explain())
+        self.meter.forget()
+        return Decisions(stop=int(stop), save=bool(save), time_is_up=bool(time_is_up))
+
+    @property
+    def agrees_every(self) -> int:
+        """Steps between two agreements."""
+        lone_cpu = self.fabric.device.type == "cpu" and not is_distributed()
+        return 1 if lone_cpu else self.settings.log_every
+
+    def _explain(self) -> str:
+        found = next(found for found in gathered(self.meter.broken()) if found is not None)
+        names, step, image_ids = found
+        rate, settings = self.lr * self.factor(step), self.settings
+        terms = " and ".join(repr(name) for name in names)
+        last = self.around.out / CHECKPOINT
+        return (
+            f"loss term{'s' if len(names) > 1 else ''} {terms} became NaN or infinite at optimiser step {step + 1} of "
+            f"{self.plan.total_steps}, at learning rate {rate:.3g}, on the images with ids {image_ids}. "
+            f"Lower engine.lr ({settings.lr:g}), lengthen engine.warmup_steps, clip gradients "
+            f"(engine.clip_norm={settings.clip_norm or 10:g}"
+            f"{' or less' if settings.clip_norm else ''}), or use engine.precision=32 or bf16 "
+            f"(now {self.module.speed.precision}); 'locdistill data check' looks for broken boxes. "
+            + (f"The last checkpoint before it is {last}" if last.exists() else "No checkpoint was written before it")
+        )
+
+    def log(self) -> None:
+        """Write a row of the log: means since the last one."""
+        terms, watched = self.meter.means(), self.watched.means()
+        self.meter.reset()
+        self.watched.reset()
+        row = self._row()
+        seconds, steps = row["seconds"] - self._window[0], self.state.step - self._window[1]
+        self._window = (row["seconds"], self.state.step)
+        row["lr"] = self.lr * self.factor(self.state.step - 1)
+        row["images_per_second"] = steps * self.plan.images_per_step / seconds if seconds > 0 else math.nan
+        row |= {f"train/{name}": value for name, value in terms.items()} | {"train/total": sum(terms.values())}
+        row |= watched
+        self._write(row)
+        self.terminal.losses(row)
+
+    def _row(self) -> Row:
+        step = self.state.step
+        epoch = step * self.plan.accumulate / self.plan.batches_per_epoch
+        return {"step": step, "epoch": epoch, "seconds": self.clock.read()}
+
+    def _write(self, row: Row) -> None:
+        if self._table is not None:
+            self._table.write(row)
+        if self._board is not None:
+            self._board.write(row)
+
+    def evaluate(self) -> None:
+        """Evaluate, keep the best weights, and see whether patience is over."""
+        if self._val_loader is None or self.around.evaluate is None:
+            return
+        self._pause()
+        with own_backends():
+            set_backends(tf32=False, cudnn_benchmark=False)
+            metrics = evaluate_together(self.published, self._val_loader, self.around.evaluate, self.fabric.device)
+        if MONITOR not in metrics:
+            raise RunError(f"the evaluation gave {sorted(metrics)}, without {MONITOR!r}, which the best is chosen by")
+        row = self._row()
+        watched = self.watched_since_evaluation.means()
+        self.watched_since_evaluation.reset()
+        if self.state.note(row["epoch"], metrics | watched) and self.fabric.is_global_zero:
+            self.published.save(self.around.out / "best.safetensors")
+        self._write(row | {f"val/{name}": value for name, value in metrics.items()})
+        shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in ("AP", "AP50", "AP75", "AP90") if name in metrics)
+        marker = "  (best)" if self.state.bad_evaluations == 0 else ""
+        self.terminal.line(f"evaluation after step {self.state.step}, epoch {row['epoch']:.4g}: {shown}{marker}")
+        patience = self.settings.patience
+        if patience is not None and self.state.bad_evaluations >= patience and not self.state.stopped:
+            self.state.stopped = "patience"
+            self.terminal.line(f"no better {MONITOR} in {patience} evaluations: stopping")
+        self.clock.start()
+
+    def save(self, *, weights: bool) -> None:
+        """Write the checkpoint, which holds all that came before it; with ``weights`` those of the student too."""
+        if self._saved_at == self.state.step:
+            return
+        self._pause()
+        random, out = gathered(random_state()), self.around.out
+        if weights and self.fabric.is_global_zero:
+            self.published.save(out / "last.safetensors")
+            self.state.write(out / "metrics.json", self.clock.seconds)
+        content = {
+            "state_dict": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "precision": self.fabric.strategy.precision.state_dict(),
+            "run": {
+                "fingerprint": self.plan.fingerprint(self.settings.seed),
+                "state": self.state.state_dict(),
+                "seconds": self.clock.seconds,
+                "meter": self.meter.state_dict(),
+                "watched": self.watched.state_dict(),
+                "watched_since_evaluation": self.watched_since_evaluation.state_dict(),
+                "teacher": self._teacher_state(),
+                "average": None if self.average is None else self.average.state_dict(),
+                "random": random,
+            },
+        }
+        if self.fabric.is_global_zero:
+            write_checkpoint(content, out / CHECKPOINT)
+        self.fabric.barrier()
+        self._saved_at, self._saved_time = self.state.step, time.monotonic()
+        self.clock.start()
+
+    def _pause(self) -> None:
+        """Stop the clock once the device has done what it was asked to."""
+        if self.fabric.device.type == "cuda":
+            torch.cuda.synchronize(self.fabric.device)
+        self.clock.stop()
+
+    # ------------------------------------------------------------------------------------------------------- the end
+
+    def end(self) -> End:
+        """Return what the run gave; write the profile."""
+        self.clock.stop()
+        if self.profile is not None:
+            self.profile.write()
+        result = FitResult.of(self.state, self.clock.seconds, self.around.out)
+        return End(result, 0 if self.state.stopped else self.state.interrupted, self.plan.total_steps)
+
+    def close(self) -> None:
+        """Give back the terminal, the signals and the files, however the run ended."""
+        self.clock.stop()
+        if self.profile is not None:
+            self.profile.stop()
+        self.terminal.stop()
+        self.signals.restore()
+        if self._board is not None:
+            self._board.close()
+            self._board = None
