@@ -34,7 +34,7 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.recipe import Recipe, supervised_terms
 from locdistill.recipe.terms import TermSettings
 from locdistill.study.demo import short_run
-from locdistill.train.train import run
+from locdistill.training.train import run
 from locdistill.viz.curves import compare_agreement, read_metrics
 
 PARTS = 10

@@ -41,7 +41,7 @@ from locdistill.study.arms import Arm, train_arms
 from locdistill.study.compare.compare import compare
 from locdistill.study.compare.result import difference_table, summary_table
 from locdistill.study.demo import Role, short_run
-from locdistill.train.separately import run_apart
+from locdistill.training.separately import run_apart
 
 WIDTH = 64
 """Of all heads."""

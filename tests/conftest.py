@@ -152,7 +152,7 @@ def no_curves() -> Iterator[None]:
 
     Journeys look at them in the folders of the main job and of agreement; test_viz_charts draws them.
     """
-    from locdistill.train import pictures
+    from locdistill.training import pictures
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "curves", lambda *_: None)

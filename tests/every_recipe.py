@@ -25,7 +25,7 @@ from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.recipe.recipe import Recipe
-from locdistill.train.train import run
+from locdistill.training.train import run
 from locdistill.types import Batch
 
 STEPS = 3

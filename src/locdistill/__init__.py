@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from locdistill.models.settings import DetectorSettings
     from locdistill.objective.objective import Objective
     from locdistill.objective.term import Term
-    from locdistill.publish.publish import PublishedModel, publish
-    from locdistill.publish.push import PushResult, push
+    from locdistill.publishing.publish import PublishedModel, publish
+    from locdistill.publishing.push import PushResult, push
     from locdistill.recipe.load import dump_recipe, load_recipe
     from locdistill.recipe.recipe import Recipe
     from locdistill.study.compare.compare import compare
@@ -42,11 +42,11 @@ if TYPE_CHECKING:
     from locdistill.study.landscape import LandscapeResult, landscape
     from locdistill.study.tune.result import TuneResult
     from locdistill.study.tune.tune import tune
-    from locdistill.train.build_cache import CacheReport, build_cache, cache_info
-    from locdistill.train.fit import RunResult
-    from locdistill.train.preflight.look import Preflight
-    from locdistill.train.preflight.report import PreflightReport
-    from locdistill.train.train import distill, preflight, run, train
+    from locdistill.training.build_cache import CacheReport, build_cache, cache_info
+    from locdistill.training.fit import RunResult
+    from locdistill.training.preflight.look import Preflight
+    from locdistill.training.preflight.report import PreflightReport
+    from locdistill.training.train import distill, preflight, run, train
     from locdistill.types import Batch, Dense, Detections, Instances
 
 __all__ = [
@@ -101,7 +101,7 @@ __all__ = [
 _HOMES = {
     "Batch": "types",
     "BenchmarkResult": "inference.benchmark.result",
-    "CacheReport": "train.build_cache",
+    "CacheReport": "training.build_cache",
     "Comparison": "study.compare.result",
     "Dense": "types",
     "Detections": "types",
@@ -114,21 +114,21 @@ _HOMES = {
     "LocdistillError": "errors",
     "Objective": "objective.objective",
     "Prediction": "inference.predict",
-    "Preflight": "train.preflight.look",
-    "PreflightReport": "train.preflight.report",
-    "PublishedModel": "publish.publish",
-    "PushResult": "publish.push",
+    "Preflight": "training.preflight.look",
+    "PreflightReport": "training.preflight.report",
+    "PublishedModel": "publishing.publish",
+    "PushResult": "publishing.push",
     "Recipe": "recipe.recipe",
-    "RunResult": "train.fit",
+    "RunResult": "training.fit",
     "Term": "objective.term",
     "TilingResult": "inference.tiles",
     "TuneResult": "study.tune.result",
     "benchmark": "inference.benchmark.benchmark",
-    "build_cache": "train.build_cache",
-    "cache_info": "train.build_cache",
+    "build_cache": "training.build_cache",
+    "cache_info": "training.build_cache",
     "compare": "study.compare.compare",
     "diagnose": "study.diagnose.diagnose",
-    "distill": "train.train",
+    "distill": "training.train",
     "dump_recipe": "recipe.load",
     "evaluate": "inference.evaluate",
     "landscape": "study.landscape",
@@ -136,14 +136,14 @@ _HOMES = {
     "load_recipe": "recipe.load",
     "merge": "inference.tiles",
     "predict": "inference.predict",
-    "preflight": "train.train",
-    "publish": "publish.publish",
+    "preflight": "training.train",
+    "publish": "publishing.publish",
     "pull": "models.hub",
-    "push": "publish.push",
-    "run": "train.train",
+    "push": "publishing.push",
+    "run": "training.train",
     "save_mmdet": "models.mmdet",
     "tile": "inference.tiles",
-    "train": "train.train",
+    "train": "training.train",
     "tune": "study.tune.tune",
 }
 

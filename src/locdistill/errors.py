@@ -4,7 +4,7 @@ LocdistillError
 ├── DataError            a data set that cannot be read as what it claims to be
 │   ├── AnnotationError  broken annotations; lists all offenders that were found
 │   └── ImageError       an image that cannot be decoded, or lies outside its folder
-│       └── PartialImageError  likewise, where the other images were looked at (inference/evaluate.py)
+│       └── PartialImageError  likewise, where the other images were looked at (inference/predict.py)
 ├── RecipeError          a run description with an unknown key, a wrong type or an impossible combination
 ├── WeightsError         weights that are absent, truncated, foreign, or would run code
 │   └── HubError         a model hub that cannot be reached, or does not have what is asked for

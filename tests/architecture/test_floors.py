@@ -17,7 +17,7 @@ FLOORS = (
     ("distillation", "evaluation", "engine"),
     ("recipe",),
     ("inference",),
-    ("train", "publish"),
+    ("training", "publishing"),
     ("study",),
     ("cli",),
     ("__main__",),

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from locdistill.engine.log import Row, read_metrics
-from locdistill.train.train import distill, train
+from locdistill.training.train import distill, train
 from locdistill.viz.curves import plot_run
 
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]

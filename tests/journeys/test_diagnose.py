@@ -14,7 +14,7 @@ from PIL import Image
 from locdistill.geometry.coding import DISTANCES
 from locdistill.inference.evaluate import evaluate
 from locdistill.models.detector import Detector
-from locdistill.train.train import distill, train
+from locdistill.training.train import distill, train
 from tests.conftest import Answer
 
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]

@@ -23,7 +23,7 @@ from locdistill.objective.normalisers import ImageLevelMean
 from locdistill.objective.objective import Objective
 from locdistill.objective.term import Term
 from locdistill.recipe.defaults import Request
-from locdistill.train.resume import resumed_recipe
+from locdistill.training.resume import resumed_recipe
 from tests.conftest import CLASSES, Answer
 
 from .engine_run import distill, small_detector

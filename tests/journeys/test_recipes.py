@@ -12,7 +12,7 @@ from locdistill.distillation.compatible import Needs, check_teacher
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.load import recipe_names
-from locdistill.train.prepare import objective_of
+from locdistill.training.prepare import objective_of
 from tests.every_recipe import (
     TRAINED,
     as_it_is,

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from locdistill.errors import TeacherError
 from locdistill.geometry.rotated import corners
 from locdistill.models.detector import Detector
-from locdistill.train.train import distill
+from locdistill.training.train import distill
 from tests.conftest import Answer
 
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
@@ -95,7 +95,7 @@ def test_train_distil_evaluate_predict(data: Path, place: Path, cli: Cli, tmp_pa
 
 def test_an_upright_teacher_is_refused(data: Path, place: Path) -> None:
     """Axis-aligned boxes have four numbers and rotated ones five: an error that says so, and no NaN."""
-    from locdistill.train.train import train
+    from locdistill.training.train import train
 
     upright = ["engine.steps=1", "engine.epochs=1", "data.batch_per_device=4", *SMALL]
     train(data, model="gfl", backbone="test_resnet", pretrained="none", out=place / "upright", overrides=upright)

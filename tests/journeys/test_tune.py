@@ -11,7 +11,7 @@ import pytest
 import locdistill
 from locdistill.recipe.recipe import Recipe
 from locdistill.study.tune import tune as module
-from locdistill.train.train import run
+from locdistill.training.train import run
 from tests.conftest import Answer
 
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]

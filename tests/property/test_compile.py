@@ -12,7 +12,7 @@ from tests.processes import printed_by
 COMMON = """
 import torch
 from torch._dynamo.utils import counters
-from locdistill.assign.slots import bucketed
+from locdistill.engine.compiled import bucketed
 from locdistill.assign.vocabulary import ASSIGNERS
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import supervised

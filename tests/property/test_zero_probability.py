@@ -22,7 +22,7 @@ from locdistill.objective.objective import Objective
 from locdistill.objective.regions import Counted
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import Term
-from locdistill.train.pictures import objects_by_doubt
+from locdistill.training.pictures import objects_by_doubt
 from locdistill.types import Dense
 from tests.scenes import instances_of
 

@@ -159,7 +159,7 @@ def test_nobody_else_moves_files_into_place() -> None:
         )
     }
     # weights are named by their content, and a folder of tiles is one thing; both are beside the target until then
-    assert moving == {"files.py", "publish/publish.py", "data/tiling.py", "models/foreign.py"}
+    assert moving == {"files.py", "publishing/publish.py", "data/tiling.py", "models/foreign.py"}
 
 
 def test_processes_that_cut_the_same_tiles_leave_one_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

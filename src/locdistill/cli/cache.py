@@ -10,7 +10,7 @@ from locdistill.cli import options
 from locdistill.errors import RecipeError
 
 if TYPE_CHECKING:
-    from locdistill.train.build_cache import CacheReport, Forecast
+    from locdistill.training.build_cache import CacheReport, Forecast
 
 app = typer.Typer(
     help="Keep what a teacher says, so that it looks at each image once.", no_args_is_help=True, rich_markup_mode="rich"
@@ -62,7 +62,7 @@ def build(
     locdistill cache build --teacher runs/teacher --data coco --cache cache teacher.cache.numbers=8bit data.views=8
     """
     from locdistill.cli.report import print_json, progress  # noqa: PLC0415 - heavy
-    from locdistill.train.build_cache import build_cache  # noqa: PLC0415 - heavy
+    from locdistill.training.build_cache import build_cache  # noqa: PLC0415 - heavy
 
     recipe, overrides = options.request_words(words, recipe, settings)
     report = build_cache(
@@ -97,7 +97,7 @@ def info(path: Folder, as_json: options.Json = False) -> None:
     locdistill cache info runs/cache
     """
     from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
-    from locdistill.train.build_cache import cache_info  # noqa: PLC0415 - heavy
+    from locdistill.training.build_cache import cache_info  # noqa: PLC0415 - heavy
 
     report = cache_info(path)
     if as_json:

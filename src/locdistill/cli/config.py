@@ -50,7 +50,7 @@ def config(
     from locdistill.recipe.defaults import Request  # noqa: PLC0415 - heavy
     from locdistill.recipe.load import build_recipe, dump_recipe  # noqa: PLC0415 - heavy
     from locdistill.recipe.overrides import apply_overrides  # noqa: PLC0415 - heavy
-    from locdistill.train.resume import recipe_for  # noqa: PLC0415 - heavy
+    from locdistill.training.resume import recipe_for  # noqa: PLC0415 - heavy
 
     recipe, overrides = options.request_words(words, recipe, settings)
     short_cuts = options.short_cuts(

@@ -57,8 +57,8 @@ def distill(
     from math import inf  # noqa: PLC0415
 
     from locdistill.cli.report import progress, report_preflight, report_run  # noqa: PLC0415 - heavy
-    from locdistill.train import train  # noqa: PLC0415 - heavy
-    from locdistill.train.preflight.look import Preflight  # noqa: PLC0415 - heavy
+    from locdistill.training import train  # noqa: PLC0415 - heavy
+    from locdistill.training.preflight.look import Preflight  # noqa: PLC0415 - heavy
 
     recipe, overrides = options.request_words(words, recipe, settings)
     asked = train.Words(

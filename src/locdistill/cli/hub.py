@@ -34,7 +34,7 @@ def push(
     locdistill push shared/r18-coco-1a2b3c4d.safetensors me/r18-coco --private
     """
     from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
-    from locdistill.publish.push import push as run  # noqa: PLC0415 - heavy
+    from locdistill.publishing.push import push as run  # noqa: PLC0415 - heavy
 
     done = run(path, repo, private=private, revision=revision, message=message)
     if as_json:

@@ -43,7 +43,7 @@ def publish(
     locdistill publish teacher.safetensors --data path/to/data --out shared/
     """
     from locdistill.cli.report import print_json, progress  # noqa: PLC0415 - heavy
-    from locdistill.publish.publish import publish as run_publish  # noqa: PLC0415 - heavy
+    from locdistill.publishing.publish import publish as run_publish  # noqa: PLC0415 - heavy
 
     found = run_publish(
         run,

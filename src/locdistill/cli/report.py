@@ -20,8 +20,8 @@ from locdistill.inference.predict import Prediction
 from locdistill.inference.tiles import TilingResult
 from locdistill.recipe.catalogue import published_aps
 from locdistill.settings import finite
-from locdistill.train.fit import RunResult
-from locdistill.train.preflight.report import PreflightReport
+from locdistill.training.fit import RunResult
+from locdistill.training.preflight.report import PreflightReport
 
 _METRICS = ("AP", "AP50", "AP75", "AP90")
 _WIDTH = 160

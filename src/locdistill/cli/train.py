@@ -38,7 +38,7 @@ def train(
     locdistill train --resume --out runs/a
     """
     from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy
-    from locdistill.train.train import train as run  # noqa: PLC0415 - heavy
+    from locdistill.training.train import train as run  # noqa: PLC0415 - heavy
 
     recipe, overrides = options.request_words(words, recipe, settings)
     result = run(

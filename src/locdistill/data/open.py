@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class Scan:
     seen: dict[Path, Seen] = field(default_factory=dict)
 
 
+@runtime_checkable
 class BoxKind(Protocol):
     """The kind of boxes that a detector has; its settings say so."""
 

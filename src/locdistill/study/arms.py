@@ -25,7 +25,7 @@ from locdistill.evaluation.paired import Paired
 from locdistill.files import write_text
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.run_folder import clear_start
-from locdistill.train.separately import Train
+from locdistill.training.separately import Train
 
 NOTHING = "–"  # noqa: RUF001 - what one seed cannot tell
 METRICS = ("AP", "AP50", "AP75", "AP90")

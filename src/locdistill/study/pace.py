@@ -10,7 +10,7 @@ from locdistill.data.loader import training_loader
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.plan import Plan
 from locdistill.recipe.recipe import Recipe
-from locdistill.train.prepare import compose
+from locdistill.training.prepare import compose
 
 _WARM_UP, _TIMED = 2, 6
 
@@ -19,7 +19,7 @@ def seconds_per_step(recipe: Recipe) -> float:
     """Seconds of an optimiser step of a recipe on the CPU, reading of images included; nothing is kept or written.
 
     Raises:
-        LocdistillError: As :func:`locdistill.train.train.run`.
+        LocdistillError: As :func:`locdistill.training.train.run`.
     """
     parts = compose(recipe, fresh=True)
     engine = parts.recipe.engine

@@ -20,9 +20,9 @@ from locdistill.recipe.defaults import Request, resolve
 from locdistill.recipe.load import dump_recipe, load_recipe
 from locdistill.recipe.yaml_io import read_yaml, typed
 from locdistill.study.tune.tune import _alone
-from locdistill.train.preflight.judge import Suspect, _training_on, baseline
-from locdistill.train.prepare import Parts
-from locdistill.train.train import _resolved
+from locdistill.training.preflight.judge import Suspect, _training_on, baseline
+from locdistill.training.prepare import Parts
+from locdistill.training.train import _resolved
 
 PACKAGE = Path(locdistill.__file__).parent
 QUOTED = re.compile(r"'(locdistill [^']+)'")

@@ -42,9 +42,9 @@ from locdistill.objective.term import Term
 from locdistill.recipe.load import validate
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.terms import TermSettings
-from locdistill.train.build_cache import Forecast, build_cache_of, cache_info
-from locdistill.train.preflight.look import Preflight, examine
-from locdistill.train.prepare import Parts, compose
+from locdistill.training.build_cache import Forecast, build_cache_of, cache_info
+from locdistill.training.preflight.look import Preflight, examine
+from locdistill.training.prepare import Parts, compose
 from locdistill.types import Batch
 from tests.conftest import write_tiny_coco
 

@@ -26,7 +26,7 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.defaults import Request, resolve
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.terms import TermSettings
-from locdistill.train.prepare import with_teacher
+from locdistill.training.prepare import with_teacher
 from locdistill.types import Batch, Instances
 
 NANODET = [(1, 2704, 80), (1, 676, 80), (1, 169, 80), (1, 2704, 32), (1, 676, 32), (1, 169, 32)]

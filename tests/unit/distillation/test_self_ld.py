@@ -22,7 +22,7 @@ from locdistill.recipe.defaults import Request, resolve
 from locdistill.recipe.load import build_recipe, dump_recipe, load_recipe, validate
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.yaml_io import read_yaml
-from locdistill.train.train import distill, train
+from locdistill.training.train import distill, train
 
 SMALL = DetectorSettings(
     backbone="test_resnet",

@@ -20,15 +20,15 @@ from locdistill.engine.log import read_metrics
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
-from locdistill.publish.publish import shareable
+from locdistill.publishing.publish import shareable
 from locdistill.recipe.defaults import Request, resolve
 from locdistill.recipe.load import build_recipe, dump_recipe, validate
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.terms import TermSettings, method_terms
 from locdistill.recipe.yaml_io import read_yaml
 from locdistill.study.diagnose.reopen import reopen
-from locdistill.train.prepare import objective_of, with_teacher
-from locdistill.train.train import run
+from locdistill.training.prepare import objective_of, with_teacher
+from locdistill.training.train import run
 from locdistill.types import Batch, Instances
 
 SMALL = DetectorSettings(

@@ -27,11 +27,11 @@ from locdistill.models.detector import Detector
 from locdistill.models.foreign import detector_settings, read
 from locdistill.models.mmdet import load_mmdet, save_mmdet
 from locdistill.models.settings import DetectorSettings
-from locdistill.publish.publish import publish
+from locdistill.publishing.publish import publish
 from locdistill.recipe.defaults import Request, resolve
 from locdistill.recipe.load import load_recipe
-from locdistill.train.prepare import teacher_of
-from locdistill.train.train import run
+from locdistill.training.prepare import teacher_of
+from locdistill.training.train import run
 from tests.conftest import Answer, write_tiny_coco
 
 CLASSES, ANCHORS, BINS_OF_EACH = 15, 9, 9

@@ -33,9 +33,9 @@ from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipe import run_folder
 from locdistill.recipe.defaults import Request, median_size, resolve
 from locdistill.recipe.load import load_recipe
-from locdistill.train.prepare import objective_of
-from locdistill.train.resume import resumed_recipe
-from locdistill.train.train import distill, run, train
+from locdistill.training.prepare import objective_of
+from locdistill.training.resume import resumed_recipe
+from locdistill.training.train import distill, run, train
 from locdistill.types import Instances
 
 TINY = DetectorSettings(

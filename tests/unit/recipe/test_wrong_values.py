@@ -23,7 +23,7 @@ from locdistill.recipe.load import build_recipe, dump_recipe, laid_over, load_re
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.terms import Kind, TermSettings, build_component, names, plain_component
 from locdistill.recipe.yaml_io import write_yaml
-from locdistill.train.resume import resumed_recipe
+from locdistill.training.resume import resumed_recipe
 from tests.conftest import Answer
 
 Keys = tuple[str, ...]

@@ -35,7 +35,7 @@ from locdistill.recipe.load import load_recipe
 from locdistill.study.diagnose.diagnose import regions_of
 from locdistill.study.diagnose.reopen import Reopened
 from locdistill.study.diagnose.result import ALONE, MAIN, OTHER, STUDENT, TEACHER, VALUABLE, Diagnosis, in_words
-from locdistill.train.pictures import miss
+from locdistill.training.pictures import miss
 from locdistill.types import Dense
 from tests.scenes import grid_of_kind, instances_of, meaning_of, settings_of, turned
 

@@ -31,8 +31,8 @@ from locdistill.study.compare.arms import USE, arms_of, changes, chosen_seeds, f
 from locdistill.study.compare.measure import Measure, Measuring, digest_of, evaluation_images
 from locdistill.study.compare.pictures import pictures
 from locdistill.study.compare.result import Comparison, EqualTime, Measured, as_json, as_markdown
-from locdistill.train.build_cache import cache_seconds
-from locdistill.train.separately import Train, run_apart, side_by_side
+from locdistill.training.build_cache import cache_seconds
+from locdistill.training.separately import Train, run_apart, side_by_side
 from locdistill.viz import report
 
 FEW_IMAGES = 100

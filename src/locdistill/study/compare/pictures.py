@@ -17,7 +17,7 @@ from locdistill.study.compare.result import Comparison
 from locdistill.study.diagnose.page import Views, look
 from locdistill.study.diagnose.reopen import reopen
 from locdistill.study.diagnose.result import ALONE, STUDENT
-from locdistill.train.pictures import THRESHOLD, miss, objects_by_doubt, spread, truth_layer
+from locdistill.training.pictures import THRESHOLD, miss, objects_by_doubt, spread, truth_layer
 from locdistill.viz import report
 from locdistill.viz.distributions import plot_edges
 from locdistill.viz.draw import Layer, draw_detections, draw_layers

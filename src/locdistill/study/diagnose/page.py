@@ -21,7 +21,7 @@ from locdistill.study.charts import block
 from locdistill.study.diagnose import result as words
 from locdistill.study.diagnose.reopen import Reopened
 from locdistill.study.diagnose.result import ALONE, START, STUDENT, Diagnosis
-from locdistill.train.pictures import miss, objects_by_doubt, spread
+from locdistill.training.pictures import miss, objects_by_doubt, spread
 from locdistill.types import Batch
 from locdistill.viz import report
 from locdistill.viz.calibration import plot_reliability, plot_shares

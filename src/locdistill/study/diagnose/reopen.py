@@ -22,7 +22,7 @@ from locdistill.recipe.load import load_recipe
 from locdistill.recipe.recipe import OF_TEACHER, Recipe
 from locdistill.recipe.run_folder import RECIPE
 from locdistill.study.diagnose.result import ALONE, START, STUDENT
-from locdistill.train.prepare import objective_of, teacher_of
+from locdistill.training.prepare import objective_of, teacher_of
 from locdistill.types import Batch, Dense
 
 CHECKPOINT = "last.ckpt"

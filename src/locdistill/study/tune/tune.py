@@ -33,7 +33,7 @@ from locdistill.study.compare.arms import USE, chosen_seeds, flat
 from locdistill.study.tune.result import ALONE, AS_IS, BEST, LABELS, Trial, TuneResult, best_of, describe
 from locdistill.study.tune.sampler import propose, sampler
 from locdistill.study.tune.space import Searched, check_space, default_space, own_values, parse_search, with_values
-from locdistill.train.separately import Train, run_apart
+from locdistill.training.separately import Train, run_apart
 
 SHARE = 0.25
 """Length of a trial in that of the recipe, unless given."""

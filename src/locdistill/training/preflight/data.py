@@ -16,8 +16,8 @@ from locdistill.data.samplers import GroupedSampler
 from locdistill.distillation.regions import valuable_region
 from locdistill.engine.launch import device_count
 from locdistill.objective.scene import Scene
-from locdistill.train.preflight.report import Problem
-from locdistill.train.prepare import Parts
+from locdistill.training.preflight.report import Problem
+from locdistill.training.prepare import Parts
 from locdistill.types import Batch, Dense
 
 IMAGES, BATCH = 64, 8

@@ -28,8 +28,8 @@ from locdistill.inference.evaluate import evaluation_batch, per_class
 from locdistill.models.detector import Detector
 from locdistill.models.settings import InputSettings, NormalisationSettings
 from locdistill.recipe.recipe import OF_TEACHER
-from locdistill.train.preflight.report import Network, network
-from locdistill.train.prepare import Parts
+from locdistill.training.preflight.report import Network, network
+from locdistill.training.prepare import Parts
 from locdistill.types import Batch, Dense, Detections, Progress
 
 TRIED = 32

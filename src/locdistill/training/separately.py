@@ -26,7 +26,7 @@ from locdistill.errors import RunError, RunInterrupted
 from locdistill.files import make_folder, write_text
 from locdistill.recipe.load import dump_recipe
 from locdistill.recipe.recipe import Recipe
-from locdistill.train.train import run
+from locdistill.training.train import run
 
 Train = Callable[[Recipe, Path, bool], object]
 """Trains a recipe into a folder, or goes on with what is there, and leaves ``metrics.json`` when it has finished."""
@@ -50,7 +50,7 @@ def run_apart(recipe: Recipe, out: Path, resume: bool = False) -> None:
     Raises:
         RunError: Several processes were started from outside, each of which would train everything; or the command did
             not succeed.
-        LocdistillError: As :func:`locdistill.train.train.run`.
+        LocdistillError: As :func:`locdistill.training.train.run`.
     """
     if process_rank() > 0:
         raise RunError(

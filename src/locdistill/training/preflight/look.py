@@ -22,9 +22,9 @@ from locdistill.engine.settings import EngineSettings
 from locdistill.engine.stream import torch_rng_kept
 from locdistill.errors import TeacherError
 from locdistill.recipe.recipe import Recipe
-from locdistill.train.preflight.data import in_words, look_at_data, look_at_regions, region_problems
-from locdistill.train.preflight.judge import Suspect, baseline, doubts, no_better_than_start, stopping
-from locdistill.train.preflight.report import (
+from locdistill.training.preflight.data import in_words, look_at_data, look_at_regions, region_problems
+from locdistill.training.preflight.judge import Suspect, baseline, doubts, no_better_than_start, stopping
+from locdistill.training.preflight.report import (
     Column,
     PreflightReport,
     Problem,
@@ -32,8 +32,8 @@ from locdistill.train.preflight.report import (
     facts_of_settings,
     network,
 )
-from locdistill.train.preflight.teacher import Heard, Hearing, measure, members
-from locdistill.train.prepare import Parts
+from locdistill.training.preflight.teacher import Heard, Hearing, measure, members
+from locdistill.training.prepare import Parts
 from locdistill.types import Progress
 
 

@@ -13,8 +13,8 @@ from locdistill.engine.settings import EngineSettings
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import read_metadata
-from locdistill.publish.card import Card
-from locdistill.publish.publish import publish, shareable
+from locdistill.publishing.card import Card
+from locdistill.publishing.publish import publish, shareable
 from locdistill.recipe import run_folder
 from locdistill.recipe.load import load_recipe
 from locdistill.recipe.recipe import Recipe

@@ -15,10 +15,9 @@ from locdistill.files import write_text
 from locdistill.recipe import run_folder
 from locdistill.recipe.load import load_recipe, recipe_data
 from locdistill.recipe.recipe import Recipe
-from locdistill.train import train
-from locdistill.train.fit import RunResult
-from locdistill.train.resume import _MAY_CHANGE, Request, resolve, resumed_recipe
-from locdistill.train.train import run
+from locdistill.training import train
+from locdistill.training.fit import RunResult
+from locdistill.training.resume import _MAY_CHANGE, Request, resolve, resumed_recipe
 
 NAME = "ld_r50_from_r101"
 BASE = Request(
@@ -283,7 +282,7 @@ def _noted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Recipe, Path, bool]]:
         began.append((recipe, Path(out), resume))
         return RunResult(Path(out), None, Path(out), {})
 
-    monkeypatch.setattr(run, "run", note)
+    monkeypatch.setattr(train, "run", note)
     return began
 
 

@@ -20,8 +20,8 @@ from locdistill.evaluation.evaluator import Evaluator
 from locdistill.inference.evaluate import validation_loader
 from locdistill.models.detector import Detector
 from locdistill.recipe.run_folder import METRICS
-from locdistill.train import pictures
-from locdistill.train.prepare import Parts
+from locdistill.training import pictures
+from locdistill.training.prepare import Parts
 from locdistill.types import Batch
 
 log = logging.getLogger("locdistill")

@@ -31,7 +31,7 @@ from locdistill.models.detector import Detector
 from locdistill.models.foreign import is_foreign
 from locdistill.models.hub import is_address
 from locdistill.models.settings import DetectorSettings
-from locdistill.publish.card import Card
+from locdistill.publishing.card import Card
 from locdistill.recipe.load import build_recipe, dump_recipe, load_recipe
 from locdistill.recipe.recipe import OF_TEACHER, Recipe
 from locdistill.recipe.run_folder import METRICS, RECIPE, read_facts

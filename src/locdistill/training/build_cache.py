@@ -21,8 +21,8 @@ from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import CacheError
 from locdistill.models.fold import Haste
 from locdistill.recipe.recipe import Recipe
-from locdistill.train.prepare import Parts, compose
-from locdistill.train.train import Words, distillation_recipe
+from locdistill.training.prepare import Parts, compose
+from locdistill.training.train import Words, distillation_recipe
 from locdistill.types import Progress
 
 SAMPLE = 16

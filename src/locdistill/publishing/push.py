@@ -10,7 +10,7 @@ from locdistill.errors import HubError, WeightsError
 from locdistill.models.checksum import check_checksum, split_checksum
 from locdistill.models.hub import asking, file_names, hub_api
 from locdistill.models.weights import SUFFIX, read_metadata
-from locdistill.publish.publish import PUBLISHED
+from locdistill.publishing.publish import PUBLISHED
 from locdistill.recipe.run_folder import RECIPE
 
 CARD = "README.md"

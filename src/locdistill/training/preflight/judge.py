@@ -9,9 +9,9 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.models.settings import NormalisationSettings
 from locdistill.recipe.yaml_io import typed
-from locdistill.train.preflight.report import Network, Problem, in_words
-from locdistill.train.preflight.teacher import START, Hearing, Trial
-from locdistill.train.prepare import Parts
+from locdistill.training.preflight.report import Network, Problem, in_words
+from locdistill.training.preflight.teacher import START, Hearing, Trial
+from locdistill.training.prepare import Parts
 
 CHANCE, ENOUGH = 0.01, 50
 """AP50 below which a teacher is at chance level, and the objects from which on that, or a fault, is said."""

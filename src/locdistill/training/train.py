@@ -26,11 +26,11 @@ from locdistill.recipe import run_folder
 from locdistill.recipe.defaults import Request, resolve
 from locdistill.recipe.load import Override
 from locdistill.recipe.recipe import Recipe
-from locdistill.train.fit import RunResult, fit_run
-from locdistill.train.preflight.look import LOOK, Preflight, examine
-from locdistill.train.preflight.report import PreflightReport, refused
-from locdistill.train.prepare import Parts, compose
-from locdistill.train.resume import goes_on, resumed_recipe
+from locdistill.training.fit import RunResult, fit_run
+from locdistill.training.preflight.look import LOOK, Preflight, examine
+from locdistill.training.preflight.report import PreflightReport, refused
+from locdistill.training.prepare import Parts, compose
+from locdistill.training.resume import goes_on, resumed_recipe
 
 PREFLIGHT, PREFLIGHT_JSON = "preflight.txt", "preflight.json"
 log = logging.getLogger("locdistill")
@@ -153,7 +153,7 @@ def preflight(
     how: Preflight = LOOK,
     **words: Unpack[Words],
 ) -> PreflightReport:
-    """Look at a distillation run before its first step, without running it; see :mod:`locdistill.train.preflight.look`.
+    """Look at a distillation run without running it; see :mod:`locdistill.training.preflight.look`.
 
     Args:
         teacher: As for :func:`distill`; also the rest.

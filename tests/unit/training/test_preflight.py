@@ -23,12 +23,12 @@ from locdistill.errors import TeacherError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings, NormalisationSettings
 from locdistill.recipe.defaults import Request, resolve
-from locdistill.train.preflight.data import look_at_data, look_at_regions, region_problems
-from locdistill.train.preflight.judge import Suspect, doubts, no_better_than_start, stopping
-from locdistill.train.preflight.look import Preflight
-from locdistill.train.preflight.report import PreflightReport, Problem
-from locdistill.train.preflight.teacher import START, Heard, Hearing, Trial, judged, usual
-from locdistill.train.prepare import Parts, compose, objective_of, teacher_of
+from locdistill.training.preflight.data import look_at_data, look_at_regions, region_problems
+from locdistill.training.preflight.judge import Suspect, doubts, no_better_than_start, stopping
+from locdistill.training.preflight.look import Preflight
+from locdistill.training.preflight.report import PreflightReport, Problem
+from locdistill.training.preflight.teacher import START, Heard, Hearing, Trial, judged, usual
+from locdistill.training.prepare import Parts, compose, objective_of, teacher_of
 from locdistill.types import Batch, Detections, Instances
 from tests.conftest import CLASSES, write_tiny_coco
 
@@ -458,7 +458,7 @@ def test_looking_changes_nothing_of_the_run(untrained: Path, data: Path) -> None
     torch.manual_seed(11)
     want = torch.rand(3)
     torch.manual_seed(11)
-    report = locdistill.train.preflight.look.examine(parts, replace(LOOK, images=4))
+    report = locdistill.training.preflight.look.examine(parts, replace(LOOK, images=4))
     assert torch.equal(torch.rand(3), want)
     assert parts.detector.training
     assert all(torch.equal(before[name], value) for name, value in parts.detector.state_dict().items())

@@ -28,7 +28,7 @@ class Card:
         sha256: Its digest.
         settings: Of the detector.
         parameters: Number of its weights.
-        record: What the file says about its training (see :mod:`locdistill.publish.publish`); parts may be missing.
+        record: What the file says about its training (see :mod:`locdistill.publishing.publish`); parts may be missing.
         license: As the hub calls it; None where the publisher does not say.
         evaluation: An evaluation that was made for the card.
         notes: What a reader has to know first.

@@ -25,13 +25,13 @@ from locdistill.models.detector import Detector
 from locdistill.models.hub import find, pull
 from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import read_metadata, read_tensors
-from locdistill.publish.card import Card
-from locdistill.publish.publish import PublishedModel, publish, without_paths
-from locdistill.publish.push import push
+from locdistill.publishing.card import Card
+from locdistill.publishing.publish import PublishedModel, publish, without_paths
+from locdistill.publishing.push import push
 from locdistill.recipe.defaults import Request, resolve
 from locdistill.recipe.load import load_recipe
-from locdistill.train.train import distill, train
-from tests.unit.publish.hub_fake import TOKEN, FakeHub, Repository
+from locdistill.training.train import distill, train
+from tests.unit.publishing.hub_fake import TOKEN, FakeHub, Repository
 
 BACKBONE = "mobilenetv3_small_050"
 SMALL = (
