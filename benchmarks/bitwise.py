@@ -13,6 +13,8 @@ import json
 import math
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,39 +85,40 @@ def result_of(out: Path) -> dict[str, Any]:
     assert len(rows) == STEPS, out
     digest = hashlib.sha256()
     for name, tensor in sorted(load_file(out / "last.safetensors").items()):
-        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(name.encode() + tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     losses = {name: [row[name] for row in rows] for name in rows[0] if name.startswith(("train/", "agree/", "lr"))}
     return {"losses": losses, "weights": digest.hexdigest()}
 
 
-def measure(folder: Path) -> dict[str, Any]:
-    """Run all cases, and return their results by name."""
+def measure(folder: Path, only: str) -> dict[str, Any]:
+    """Run the cases whose names hold a text, and return their results by name."""
     shapes = write_shapes(folder / "shapes", ShapesSettings(train=12, val=4, size=SIDE))
     rotated = write_rotated(shapes, folder / "rotated")
     teacher, found = small_teacher(folder), {}
 
-    def keep(name: str, run: Any) -> None:
-        found[name] = result_of(run.out)
+    def keep(name: str, run: Callable[[], Any]) -> None:
+        if only not in name:
+            return
+        found[name] = result_of(run().out)
         print(f"{name:24} {found[name]['losses']['train/total'][-1]:.6f}  {found[name]['weights'][:12]}", flush=True)
 
     big = locdistill.load_recipe("gfl_r101_2x").detector.model_copy(update={"classes": CLASSES, "pretrained": False})
     torch.manual_seed(0)
     weights = locdistill.Detector(big).save(folder / "r101.safetensors")
     own = (*RUN, f"data.path={shapes}", "data.format=coco", f"teacher.weights={weights}")
-    keep("ld_r18_from_r101", locdistill.run(locdistill.load_recipe("ld_r18_from_r101", own), folder / "published"))
+    recipe = locdistill.load_recipe("ld_r18_from_r101", own)
+    keep("ld_r18_from_r101", partial(locdistill.run, recipe, folder / "published"))
     own = (*RUN, f"data.path={rotated}", "data.format=dota")
-    keep("rotated_gfl_r18_1x", locdistill.run(locdistill.load_recipe("rotated_gfl_r18_1x", own), folder / "turned"))
+    recipe = locdistill.load_recipe("rotated_gfl_r18_1x", own)
+    keep("rotated_gfl_r18_1x", partial(locdistill.run, recipe, folder / "turned"))
     for method in METHODS:
-        run = locdistill.distill(
-            teacher, shapes, methods=(method,), out=folder / f"method_{method}", overrides=(*RUN, *SMALL)
-        )
-        keep(method, run)
+        words = {"methods": (method,), "out": folder / f"method_{method}", "overrides": (*RUN, *SMALL)}
+        keep(method, partial(locdistill.distill, teacher, shapes, **words))
     for name, habits in HABITS.items():
-        run = locdistill.distill(teacher, shapes, out=folder / name, overrides=(*RUN, *SMALL, *habits))
-        keep(name, run)
+        words = {"out": folder / name, "overrides": (*RUN, *SMALL, *habits)}
+        keep(name, partial(locdistill.distill, teacher, shapes, **words))
     for model in ("gflv2", "atss", "fcos", "retinanet"):
-        run = locdistill.train(shapes, model=model, out=folder / model, overrides=(*RUN, *SMALL))
-        keep(model, run)
+        keep(model, partial(locdistill.train, shapes, model=model, out=folder / model, overrides=(*RUN, *SMALL)))
     return found
 
 
@@ -124,16 +127,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="file to write")
     parser.add_argument("--against", type=Path, help="file of another version to compare with")
+    parser.add_argument("--only", default="", help="run the cases whose names hold this text")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(Path(folder))
+        found = measure(Path(folder), arguments.only)
     arguments.out.write_text(json.dumps({"about": about(), "cases": found}, indent=1) + "\n")
     if arguments.against is None:
         return 0
     before = json.loads(arguments.against.read_text())["cases"]
-    differ = sorted(name for name in before.keys() | found.keys() if before.get(name) != found.get(name))
-    print(f"{len(found) - len(differ)} of {len(before.keys() | found.keys())} cases are equal to the last bit")
+    names = {name for name in before.keys() | found.keys() if arguments.only in name}
+    differ = sorted(name for name in names if before.get(name) != found.get(name))
+    print(f"{len(names) - len(differ)} of {len(names)} cases are equal to the last bit")
     if differ:
         print("different:", ", ".join(differ))
     return int(bool(differ))

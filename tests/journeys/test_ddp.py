@@ -120,7 +120,7 @@ def test_two_processes_resume_exactly(tmp_path: Path) -> None:
     code, output = two_processes(tmp_path / "killed", settings=settings, batch=2, kill_at=7)
     assert code == -signal.SIGKILL, output
     saved = torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 3
+    assert saved["run"]["state"]["step"] == 3
     assert len(saved["run"]["random"]) == 2
     code, output = two_processes(tmp_path / "killed", settings=settings, batch=2, resume=True)
     assert code == 0, output
@@ -153,7 +153,7 @@ def test_two_processes_stop_together(tmp_path: Path) -> None:
     output, _ = process.communicate(timeout=STUCK)
     assert process.returncode == 128 + signal.SIGTERM, output
     assert output.count("stopped by SIGTERM after optimiser step") == 1
-    assert 0 < torch.load(out / "last.ckpt", weights_only=True)["global_step"] < 6
+    assert 0 < torch.load(out / "last.ckpt", weights_only=True)["run"]["state"]["step"] < 6
 
 
 def test_a_loss_that_breaks_on_one_process_stops_both(tmp_path: Path) -> None:

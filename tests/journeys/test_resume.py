@@ -107,7 +107,7 @@ def test_asked_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     assert last.startswith(f"stopped by {number.name} after optimiser step")
     assert last.endswith(f"Go on with the same command and --resume --out {tmp_path / 'stopped'}")
     assert "Traceback" not in output
-    stopped_at = torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["global_step"]
+    stopped_at = torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["run"]["state"]["step"]
     assert 0 < stopped_at < 12
     assert json.loads((tmp_path / "stopped" / "metrics.json").read_text())["stopped"] is None
     assert_same_run(run(tmp_path / "stopped", {}, resume=True), run(tmp_path / "whole", {}))
@@ -123,7 +123,7 @@ def test_the_whole_group_is_asked_to_stop(tmp_path: Path, tiny_coco: Path, numbe
     code, output = process.end()
     assert code == 128 + number, output
     assert "Traceback" not in output
-    assert torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["global_step"] > 0
+    assert torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["run"]["state"]["step"] > 0
 
 
 def test_preempted_by_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco:
     process = start(tmp_path / "killed", settings=settings, kill_at=7, **job)
     code, output = process.end()
     assert code == -signal.SIGKILL, output
-    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["global_step"] == 2
+    assert torch.load(tmp_path / "killed" / "last.ckpt", weights_only=True)["run"]["state"]["step"] == 2
     resumed = distill(tmp_path / "killed", settings, resume=True, **job)
     assert_same_run(resumed, distill(tmp_path / "whole", settings, **job))
     ours, theirs = (
@@ -172,7 +172,7 @@ def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco:
 def taught(out: Path) -> dict[str, torch.Tensor]:
     """Weights of a teacher that follows the student."""
     saved = torch.load(out / "last.ckpt", weights_only=True)["run"]["teacher"]
-    assert saved["updates"] == torch.load(out / "last.ckpt", weights_only=True)["global_step"]
+    assert saved["updates"] == torch.load(out / "last.ckpt", weights_only=True)["run"]["state"]["step"]
     return saved["model"]
 
 

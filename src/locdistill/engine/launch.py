@@ -17,11 +17,14 @@ import torch
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning_fabric.plugins.precision.amp import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 
+from locdistill.engine.devices import device_kind
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import requeue_job
 from locdistill.engine.speed import Speed
+from locdistill.engine.training import End
 from locdistill.errors import RunInterrupted
 
 logger = logging.getLogger("locdistill.engine")
@@ -35,9 +38,28 @@ def build_fabric(settings: EngineSettings, speed: Speed) -> Fabric:
         devices=devices,
         num_nodes=nodes,
         strategy=strategy(settings, devices, nodes),
-        precision=_precision(settings, speed),
-        plugins=slurm(),
+        plugins=[*slurm(), *_precision(settings, speed)],
     )
+
+
+class Mixed(MixedPrecision):
+    """Mixed precision with two habits unlike Fabric's own.
+
+    The batch stays as it is, for the boxes of objects would be rounded too. Weights are cast anew wherever they are
+    used: gradients of a head that all levels share are then added up in float32, and not in half precision.
+    """
+
+    def forward_context(self) -> torch.autocast:
+        """Return the context of the forward pass."""
+        return torch.autocast(self.device, dtype=self._desired_input_dtype, cache_enabled=False)
+
+    def convert_input(self, data: Any) -> Any:
+        """Return the data."""
+        return data
+
+    def convert_output(self, data: Any) -> Any:
+        """Return the data."""
+        return data
 
 
 def slurm() -> list[Any]:
@@ -101,13 +123,15 @@ def _interactive() -> bool:
     return hasattr(sys, "ps1") or not hasattr(sys.modules["__main__"], "__file__")
 
 
-def _precision(settings: EngineSettings, speed: Speed) -> Any:
+def _precision(settings: EngineSettings, speed: Speed) -> list[MixedPrecision]:
     if settings.precision == "fp16" and speed.precision == "bf16":
         logger.warning("precision fp16 is not there for training on CPU: bf16 is used")
-    return {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[speed.precision]
+    if speed.precision == "32":
+        return []
+    return [Mixed("bf16-mixed" if speed.precision == "bf16" else "16-mixed", device_kind(settings))]
 
 
-def leave(number: int, step: int, total: int, out: Path, *, first: bool) -> NoReturn:
+def leave(end: End, out: Path, *, first: bool) -> NoReturn:
     """End after a signal: say how to go on; processes beside the first leave quietly.
 
     Raises:
@@ -116,12 +140,12 @@ def leave(number: int, step: int, total: int, out: Path, *, first: bool) -> NoRe
     if not first:
         raise SystemExit(0)
     message = (
-        f"stopped by {signal.Signals(number).name} after optimiser step {step} of {total}; the checkpoint is "
-        f"{out / 'last.ckpt'}. Go on with the same command and --resume --out {shlex.quote(str(out))}"
+        f"stopped by {signal.Signals(end.interrupted).name} after optimiser step {end.step} of {end.total}; the "
+        f"checkpoint is {out / 'last.ckpt'}. Go on with the same command and --resume --out {shlex.quote(str(out))}"
     )
-    if number == getattr(signal, "SIGUSR1", None) and requeue_job():
+    if end.interrupted == getattr(signal, "SIGUSR1", None) and requeue_job():
         message += " (SLURM runs the job again by itself)"
-    raise RunInterrupted(message, number)
+    raise RunInterrupted(message, end.interrupted)
 
 
 @contextmanager

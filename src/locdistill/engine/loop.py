@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -74,12 +75,12 @@ def fit(
     around = Surroundings(
         make_train_loader=make_train_loader, make_val_loader=make_val_loader, evaluate=evaluate, out=out
     )
-    with quiet_lightning(), own_backends(deterministic=module.settings.deterministic):
+    with quiet_lightning():
         fabric = build_fabric(module.settings, module.speed)
         end: End = fabric.launch(train, module, around)  # type: ignore[arg-type]  # its own type forgets the arguments
     if end.interrupted:
-        leave(end.interrupted, end.result.steps, end.steps, out, first=fabric.global_rank == 0)
-    return end.result
+        leave(end, out, first=fabric.global_rank == 0)
+    return FitResult.read(out)
 
 
 def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
@@ -91,7 +92,7 @@ def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
     settings = module.settings
     training = Training(fabric, module, around)
     plan, state, student = training.plan, training.state, training.student
-    try:
+    with quiet_lightning(), own_backends(deterministic=settings.deterministic), closing(training):
         model, optimizer = training.set_up()
         for number, batch in enumerate(training.batches()):
             begins, completes = number % plan.accumulate == 0, (number + 1) % plan.accumulate == 0
@@ -138,5 +139,3 @@ def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
                 state.interrupted = decisions.stop
                 break
         return training.end()
-    finally:
-        training.close()

@@ -111,20 +111,6 @@ class FitResult:
     metrics: dict[str, float]
 
     @classmethod
-    def of(cls, progress: RunState, train_seconds: float, out: Path) -> FitResult:
-        """The result of a run that this process took part in."""
-        return cls(
-            best=None if progress.best_at is None else out / "best.safetensors",
-            last=out / "last.safetensors",
-            seconds=progress.wall_seconds,
-            train_seconds=train_seconds,
-            steps=progress.step,
-            stopped=progress.stopped,
-            history=tuple(progress.history),
-            metrics={} if progress.best_at is None else progress.history[progress.best_at],
-        )
-
-    @classmethod
     def read(cls, out: Path) -> FitResult:
         """The result of the run in this folder, as its ``metrics.json`` tells it."""
         content = json.loads((out / "metrics.json").read_text())

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -28,7 +28,7 @@ from locdistill.engine.module import Losses, TrainingModule, as_module
 from locdistill.engine.optim import laid_out, scaled_lr, schedule, warmup_length
 from locdistill.engine.plan import Plan
 from locdistill.engine.profile import Profile
-from locdistill.engine.result import FitResult, RunState
+from locdistill.engine.result import RunState
 from locdistill.engine.roles import Student
 from locdistill.engine.signals import StopSignals
 from locdistill.engine.speed import own_backends, set_backends
@@ -88,19 +88,18 @@ class Decisions:
     time_is_up: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class End:
-    """How a run ended in a process.
+class End(NamedTuple):
+    """How a run ended.
 
     Attributes:
-        result: What it gave.
         interrupted: The signal that stopped it early; 0 is none.
-        steps: Optimiser steps of the whole run.
+        step: Optimiser steps done.
+        total: Optimiser steps of the whole run.
     """
 
-    result: FitResult
     interrupted: int
-    steps: int
+    step: int
+    total: int
 
 
 class Training:
@@ -429,12 +428,11 @@ class Training:
     # ------------------------------------------------------------------------------------------------------- the end
 
     def end(self) -> End:
-        """Return what the run gave; write the profile."""
+        """Write the profile, and return how far the run came."""
         self.clock.stop()
         if self.profile is not None:
             self.profile.write()
-        result = FitResult.of(self.state, self.clock.seconds, self.around.out)
-        return End(result, 0 if self.state.stopped else self.state.interrupted, self.plan.total_steps)
+        return End(0 if self.state.stopped else self.state.interrupted, self.state.step, self.plan.total_steps)
 
     def close(self) -> None:
         """Give back the terminal, the signals and the files, however the run ended."""

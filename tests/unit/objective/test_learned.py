@@ -87,7 +87,7 @@ def test_what_terms_learn_is_trained_and_kept_but_not_published(tmp_path: Path):
     assert all(not torch.equal(saved["state_dict"][name], value) for name, value in own.items())
     assert set(load_file(result.last)) == detector
     count = sum(p.requires_grad for p in module.parameters())
-    assert sum(len(g["params"]) for g in saved["optimizer_states"][0]["param_groups"]) == count
+    assert sum(len(g["params"]) for g in saved["optimizer"]["param_groups"]) == count
     rows = read_metrics(tmp_path / "run" / "metrics.csv")
     assert {"train/im", "train/mgd"} <= set(rows[0])
     assert rows[-1]["train/im"] < rows[0]["train/im"]
@@ -153,7 +153,7 @@ def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path):
     with pytest.raises(OSError, match="power cut"):
         fit(module_of(Stops(objective, 7), settings), make_train_loader=Loaders(), out=tmp_path / "cut")
     saved = torch.load(tmp_path / "cut" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == 3
+    assert saved["run"]["state"]["step"] == 3
     torch.manual_seed(99)
     resumed = module_of(Stops(objective, None), settings)
     fit(resumed, make_train_loader=Loaders(), out=tmp_path / "cut", resume=True)
