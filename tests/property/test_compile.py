@@ -13,7 +13,7 @@ COMMON = """
 import torch
 from torch._dynamo.utils import counters
 from locdistill.engine.compiled import bucketed
-from locdistill.assign.vocabulary import ASSIGNERS
+from locdistill.recipe.vocabulary import ASSIGNERS
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import supervised
 from locdistill.objective.learned import Moment

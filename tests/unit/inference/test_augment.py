@@ -238,7 +238,7 @@ def test_a_run_is_evaluated_as_its_weights_will_be(
             judged.append(detections)
             return super().__call__(detections)
 
-    monkeypatch.setattr("locdistill.training.train.Evaluator", Watched)
+    monkeypatch.setattr("locdistill.training.fit.Evaluator", Watched)
     views = "detector.detections.augment={scales: [0.5, 1], flip: true}"
     threshold = "detector.detections.score_threshold=0.001"
     small = ["detector.channels=8", "detector.depth=1", "detector.norm_groups=4", "detector.levels=[3, 4]"]
