@@ -43,7 +43,7 @@ PARTS = 10
 
 def detector(kind: str, backbone: str, head: int, options: argparse.Namespace) -> DetectorSettings:
     """A small detector of a kind; RetinaNet keeps its head without normalisation and its own anchors."""
-    plain = pretrained(backbone, options.weights, head, (options.long, options.short)).model_dump()
+    plain = pretrained(backbone, options.weights, head, (options.long, options.short), "bccd").model_dump()
     own = {"norm_groups": 0} if kind == "retinanet" else {}
     return DetectorSettings.model_validate(plain | {"model": kind} | own)
 
