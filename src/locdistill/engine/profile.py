@@ -8,19 +8,16 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning_fabric import Fabric
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from locdistill.engine.checkpoint import gathered
-from locdistill.engine.log import Terminal
-from locdistill.engine.plan import Plan
-from locdistill.engine.settings import EngineSettings
-from locdistill.engine.stream import Stream
 from locdistill.types import Batch
+
+if TYPE_CHECKING:
+    from locdistill.engine.training import Training
 
 TEXT, TRACE = "profile.txt", "profile.json"
 WARM_UP = 10
@@ -129,24 +126,6 @@ class StepTimes:
         return "\n".join([*lines, self.verdict()])
 
 
-@runtime_checkable
-class Measured(Protocol):
-    """The run that is measured; `locdistill.engine.training.Training` is one."""
-
-    fabric: Fabric
-    settings: EngineSettings
-    plan: Plan
-    stream: Stream
-    terminal: Terminal
-
-    @property
-    def out(self) -> Path:
-        """Its folder."""
-
-    def seconds(self) -> float:
-        """Return the seconds of training before the last pause."""
-
-
 class Profile:
     """Measures the run, and writes ``profile.txt`` and ``profile.json`` (a trace for Chrome or Perfetto) beside it.
 
@@ -156,13 +135,14 @@ class Profile:
         training: The run.
     """
 
-    def __init__(self, training: Measured) -> None:
+    def __init__(self, training: Training) -> None:
         self._training = training
         self._profiler: profile | None = None
         self._operations = ""
         self._done = 0
         self._first = 0
         self.laps = Laps(training.fabric.device)
+        training.module.lap = self.laps.lap
 
     def start(self) -> None:
         """Decide which batches are looked into: the first ones after the warm-up, of a short run earlier ones."""
@@ -181,12 +161,12 @@ class Profile:
 
     def watched(self, stream: Iterable[Batch]) -> Iterator[Batch]:
         """Pass on the batches, measuring the time until each is there and what is done between them."""
-        batches, seconds = iter(stream), self._training.seconds
+        batches, clock = iter(stream), self._training.clock
         every = self._training.settings.log_every * self._training.plan.accumulate
-        paused = seconds()
+        paused = clock.seconds
         while True:
-            self.laps.lap("between" if seconds() == paused else None)  # an evaluation or a checkpoint came between
-            paused = seconds()
+            self.laps.lap("between" if clock.seconds == paused else None)  # an evaluation or a checkpoint came between
+            paused = clock.seconds
             if self._done % every == 0:  # the device has just been waited for, to write the log
                 self.laps.settle()
             batch = next(batches, None)
@@ -215,7 +195,7 @@ class Profile:
 
     def _keep(self, found: profile) -> None:
         """Write the trace, and keep the operations that took longest."""
-        found.export_chrome_trace(str(self._training.out / TRACE))
+        found.export_chrome_trace(str(self._training.around.out / TRACE))
         by = f"self_{'device' if ProfilerActivity.CUDA in found.activities else 'cpu'}_time_total"
         self._operations = found.key_averages().table(sort_by=by, row_limit=OPERATIONS, max_name_column_width=60)
 
@@ -232,7 +212,7 @@ class Profile:
             memory=_peak_memory(training.fabric.device),
         )
         if training.fabric.is_global_zero:
-            path = training.out / TEXT
+            path = training.around.out / TEXT
             path.write_text(f"{times.table()}\n\n{self._operations}".rstrip() + "\n", encoding="utf-8")
             training.terminal.line(f"profile: {times.verdict()} (more in {path})")
 

@@ -128,8 +128,6 @@ class Training:
         self.average = None if settings.ema is None else Average(self.student, settings.ema)
         self.terminal = Terminal(self.plan.total_steps, show=settings.progress and fabric.is_global_zero)
         self.profile = Profile(self) if settings.profile else None
-        if self.profile is not None:
-            module.lap = self.profile.laps.lap
         self._val_loader = None
         if around.make_val_loader is not None and around.evaluate is not None:
             self._val_loader = around.make_val_loader(fabric.global_rank, fabric.world_size)
@@ -137,15 +135,6 @@ class Training:
         self._board: TensorBoard | None = None
         self._saved_at, self._saved_time = -1, 0.0
         self._window = (0.0, 0)
-
-    @property
-    def out(self) -> Path:
-        """The folder of the run."""
-        return self.around.out
-
-    def seconds(self) -> float:
-        """Return the seconds of training before the last pause."""
-        return self.clock.seconds
 
     @property
     def student(self) -> torch.nn.Module:
@@ -169,7 +158,7 @@ class Training:
         Returns:
             Module and optimiser, which know of the device, the precision and the other processes.
         """
-        saved = load_checkpoint(path) if (path := self.out / CHECKPOINT).exists() else None
+        saved = load_checkpoint(path) if (path := self.around.out / CHECKPOINT).exists() else None
         if saved is not None:
             self._check_same(saved)
             self.module.load_state_dict(saved["state_dict"])
@@ -199,7 +188,7 @@ class Training:
         run = saved.get("run")
         if run is None:
             raise RunError(
-                f"{self.out / CHECKPOINT} was written by an older version and cannot be resumed. Start a new "
+                f"{self.around.out / CHECKPOINT} was written by an older version and cannot be resumed. Start a new "
                 "run; with --start it can begin with the weights of this one"
             )
         ours, theirs = self.plan.fingerprint(self.settings.seed), run["fingerprint"]
@@ -214,7 +203,7 @@ class Training:
             differs.append(f"teacher: {follows[then]} then, {follows[now]} now")
         if differs:
             raise RunError(
-                f"{self.out} cannot be resumed, because the run is no longer the same ({'; '.join(differs)}). "
+                f"{self.around.out} cannot be resumed, because the run is no longer the same ({'; '.join(differs)}). "
                 "Use the same data, processes and settings, or start a new run from its weights"
             )
 
@@ -250,9 +239,9 @@ class Training:
         """Open the log, listen to signals, and let the time run."""
         done = self.state.step
         if self.fabric.is_global_zero:
-            self._table = MetricsFile(self.out / "metrics.csv")
+            self._table = MetricsFile(self.around.out / "metrics.csv")
             self._table.start(done)
-            self._board = TensorBoard(self.out / "logs", done)
+            self._board = TensorBoard(self.around.out / "logs", done)
         self.terminal.start(done)
         self._announce(done)
         self.signals.listen()
@@ -337,7 +326,7 @@ class Training:
         names, step, image_ids = found
         rate, settings = self.lr * self.factor(step), self.settings
         terms = " and ".join(repr(name) for name in names)
-        last = self.out / CHECKPOINT
+        last = self.around.out / CHECKPOINT
         return (
             f"loss term{'s' if len(names) > 1 else ''} {terms} became NaN or infinite at optimiser step {step + 1} of "
             f"{self.plan.total_steps}, at learning rate {rate:.3g}, on the images with ids {image_ids}. "
@@ -388,7 +377,7 @@ class Training:
         watched = self.watched_since_evaluation.means()
         self.watched_since_evaluation.reset()
         if self.state.note(row["epoch"], metrics | watched) and self.fabric.is_global_zero:
-            self.published.save(self.out / "best.safetensors")
+            self.published.save(self.around.out / "best.safetensors")
         self._write(row | {f"val/{name}": value for name, value in metrics.items()})
         shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in ("AP", "AP50", "AP75", "AP90") if name in metrics)
         marker = "  (best)" if self.state.bad_evaluations == 0 else ""
@@ -404,7 +393,7 @@ class Training:
         if self._saved_at == self.state.step:
             return
         self._pause()
-        random, out = gathered(random_state()), self.out
+        random, out = gathered(random_state()), self.around.out
         if weights and self.fabric.is_global_zero:
             self.published.save(out / "last.safetensors")
             self.state.write(out / "metrics.json", self.clock.seconds)
