@@ -22,7 +22,7 @@ from locdistill.models.detector import Detector
 from locdistill.objective.normalisers import ImageLevelMean
 from locdistill.objective.objective import Objective
 from locdistill.objective.term import Term
-from locdistill.recipe.defaults import Request
+from locdistill.recipe.request import Request
 from locdistill.training.resume import resumed_recipe
 from tests.conftest import CLASSES, Answer
 

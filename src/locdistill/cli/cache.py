@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,27 +24,18 @@ def _cache() -> None:
 
 
 @app.command("build")
+@options.of_a_run(
+    *("teacher", "methods", "balance", "cache", "data", "model", "backbone", "epochs", "pretrained", "start", "recipe"),
+    *("batch", "seed"),
+)
 def build(
-    words: options.Words = None,
-    teacher: options.Teacher = None,
-    method: options.Method = None,
-    data: options.Data = None,
-    cache: options.Cache = None,
-    model: options.Model = None,
-    backbone: options.Backbone = None,
-    epochs: options.Epochs = None,
-    pretrained: options.Pretrained = None,
-    start: options.Start = None,
-    balance: options.Balance = None,
-    recipe: options.Recipe = None,
-    batch: options.Batch = None,
-    seed: options.Seed = None,
+    request: dict[str, Any],
+    *,
     device: options.Device = None,
     part: Annotated[
         str | None,
         typer.Option("--part", metavar="K/N", help="Look at the K-th of N shares only; others take the rest."),
     ] = None,
-    settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
     """Let a teacher look at all training images, and keep what the methods need of it.
@@ -64,23 +55,12 @@ def build(
     from locdistill.cli.report import print_json, progress  # noqa: PLC0415 - heavy
     from locdistill.training.build_cache import build_cache  # noqa: PLC0415 - heavy
 
-    recipe, overrides = options.request_words(words, recipe, settings)
     report = build_cache(
-        teacher,
-        data,
-        cache=cache,
         device=device,
         part=None if part is None else _share(part),
         tell=None if as_json else _tell,
         progress=progress,
-        model=model,
-        backbone=backbone,
-        epochs=epochs,
-        pretrained=pretrained,
-        start=start,
-        methods=method or (),
-        recipe=recipe,
-        overrides=[*options.short_cuts(batch=batch, seed=seed, balance=balance), *overrides],
+        **request,
     )
     if as_json:
         print_json(report.as_dict())

@@ -130,9 +130,9 @@ class LiveTeacher(FrozenTeacher):
             dense: Dense = look(self._how.images(images), features=features, towers=towers)
         if self.last - self.first == len(self.detector.settings.levels):
             return dense
-        return self._on_levels(dense, (int(images.shape[-2]), int(images.shape[-1])))
+        return self._on_levels(dense, images.shape[-2:])
 
-    def _on_levels(self, dense: Dense, size: tuple[int, int]) -> Dense:
+    def _on_levels(self, dense: Dense, size: Sequence[int]) -> Dense:
         sizes = self.detector.grid_for(size).level_sizes
         place = slice(sum(sizes[: self.first]), sum(sizes[: self.last]))
         quality = dense.quality_logits

@@ -159,7 +159,7 @@ class TrainingModule(nn.Module):
         graphs = self.speed.cuda_graphs
         student, teacher = self.predictions(batch)
         cross = self._crossed(student, teacher)
-        grid = self.detector.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        grid = self.detector.grid_for(batch.images.shape[-2:])
         instances = bucketed(batch.instances) if self.speed.compile else batch.instances
         with torch.autocast(batch.images.device.type, enabled=False):
             terms, watched = self.work.compare(student, teacher, cross, grid, instances, self.moment)

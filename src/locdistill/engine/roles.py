@@ -28,7 +28,10 @@ class Student(Protocol):
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Turn uint8 images into what the backbone expects, zero where padded."""
 
-    def grid_for(self, images_hw: tuple[int, int]) -> Grid:
+    def see(self, images: Tensor, sizes: Tensor) -> tuple[Dense, Grid]:
+        """Predict from uint8 images; where, too."""
+
+    def grid_for(self, size: Sequence[int]) -> Grid:
         """The locations of images of this height and width."""
 
     def candidates(

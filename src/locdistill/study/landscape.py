@@ -208,7 +208,7 @@ class Mixture:
     def candidates(self, batch: Batch, maps: tuple[list[Tensor], list[Tensor]], point: Point) -> list[Detections]:
         """What the head may detect on ``gamma1 * F1 + gamma2 * F2``, before suppression."""
         mixed = [point[0] * ours + point[1] * theirs for ours, theirs in zip(*maps, strict=True)]
-        grid = self.chosen.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        grid = self.chosen.grid_for(batch.images.shape[-2:])
         dense = self.chosen.head(mixed)
         return self.chosen.candidates(dense, grid, batch.sizes, batch.original_sizes, flipped=batch.flipped)
 

@@ -21,8 +21,9 @@ from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import CacheError
 from locdistill.models.fold import Haste
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import DistillWords, Request, takes
 from locdistill.training.prepare import Parts, compose
-from locdistill.training.train import Words, distillation_recipe
+from locdistill.training.train import distillation_recipe
 from locdistill.types import Progress
 
 SAMPLE = 16
@@ -87,6 +88,7 @@ class CacheReport:
         return {**vars(self), "path": str(self.path)}
 
 
+@takes(DistillWords)
 def build_cache(
     teacher: str | Path | None = None,
     data: str | Path | None = None,
@@ -96,7 +98,7 @@ def build_cache(
     part: tuple[int, int] | None = None,
     tell: Callable[[Forecast], None] | None = None,
     progress: Callable[[str], Progress] | None = None,
-    **words: Unpack[Words],
+    **words: Unpack[DistillWords],
 ) -> CacheReport:
     """Let a teacher look at the training images in all ways in which training does, and keep what it says.
 
@@ -112,18 +114,16 @@ def build_cache(
             that all together build the whole cache, whenever each of them runs.
         tell: Is told, before the build, how much there is to do.
         progress: From a label to what shows how far one is.
-        words: ``model``, ``backbone``, ``methods``, ``recipe``, ``overrides`` and the other words of `distill`; they
-            say what is kept.
+        words: See :class:`Request`.
 
     Raises:
         CacheError: The cache is another one's, cannot be written, or the disk has no room for it.
         LocdistillError: One of its kinds, as `distill`.
     """
-    folder = [] if cache is None else [f"teacher.cache.path={cache}"]
-    asked: Words = {**words, "overrides": [*words.get("overrides", ()), *folder]}
-    return build_cache_of(
-        distillation_recipe(teacher, data, **asked), device=device, part=part, tell=tell, progress=progress
-    )
+    request = Request(teacher=teacher, data=data, **words)
+    if cache is not None:
+        request["overrides"] = [*request.get("overrides", ()), f"teacher.cache.path={cache}"]
+    return build_cache_of(distillation_recipe(request), device=device, part=part, tell=tell, progress=progress)
 
 
 def build_cache_of(

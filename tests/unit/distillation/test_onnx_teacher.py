@@ -23,8 +23,9 @@ from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.interop.classes import COCO
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.terms import TermSettings
 from locdistill.training.prepare import with_teacher
 from locdistill.types import Batch, Instances

@@ -46,6 +46,9 @@ class FakeDetector(nn.Module):
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         return images.float() / 128 - 1
 
+    def see(self, images: Tensor, sizes: Tensor) -> tuple[Dense, Grid]:
+        return self(self.normalise(images, sizes)), self.grid_for(images.shape[-2:])
+
     def grid_for(self, images_hw: tuple[int, int]) -> Grid:
         return Grid.build(((images_hw[0] // 8, images_hw[1] // 8),), (8,))
 

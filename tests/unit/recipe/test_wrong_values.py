@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from locdistill.errors import LocdistillError, RecipeError
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import build_recipe, dump_recipe, laid_over, load_recipe, recipe_data
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.terms import Kind, TermSettings, build_component, names, plain_component
 from locdistill.recipe.yaml_io import write_yaml
 from locdistill.training.resume import resumed_recipe

@@ -22,9 +22,9 @@ from locdistill.evaluation.bootstrap import Judgement
 from locdistill.evaluation.detections_file import read_detections, write_detections
 from locdistill.evaluation.paired import OverImages, Paired
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipe.defaults import Request
 from locdistill.recipe.load import dump_recipe
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.terms import TermSettings
 from locdistill.study.arms import NOTHING, finished_run
 from locdistill.study.compare.arms import NAMES, USE, arms_of, changes, chosen_seeds, flat

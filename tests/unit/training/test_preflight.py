@@ -22,7 +22,8 @@ from locdistill.distillation.teacher import LiveTeacher
 from locdistill.errors import TeacherError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings, NormalisationSettings
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
+from locdistill.recipe.request import Request
 from locdistill.training.preflight.data import look_at_data, look_at_regions, region_problems
 from locdistill.training.preflight.judge import Suspect, doubts, no_better_than_start, stopping
 from locdistill.training.preflight.look import Preflight

@@ -156,7 +156,7 @@ class CachedTeacher(FrozenTeacher):
     """
 
     def __init__(
-        self, teacher: FrozenTeacher, store: Store, keeping: Keeping, grid_for: Callable[[tuple[int, int]], Grid]
+        self, teacher: FrozenTeacher, store: Store, keeping: Keeping, grid_for: Callable[[Sequence[int]], Grid]
     ) -> None:
         self.teacher, self.store, self.keeping, self._grid_for = teacher, store, keeping, grid_for
         self.notes, self.comparable = teacher.notes, teacher.comparable
@@ -229,7 +229,7 @@ class CachedTeacher(FrozenTeacher):
             self.store.claim(SAID, {"known": dense.known, "quality_in_score": dense.quality_in_score})
         where = None
         if keeping.predictions:
-            grid = self._grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+            grid = self._grid_for(batch.images.shape[-2:])
             where = keeping.where(dense, batch.instances, grid)
         records = []
         for image in range(len(batch.images)):

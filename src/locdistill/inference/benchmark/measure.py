@@ -65,8 +65,7 @@ class Answer(NamedTuple):
 def look(detector: Detector, network: Network, pictures: Pictures) -> Answer:
     """From images in memory to detections: sent to the device, normalised, looked at, post-processed."""
     images, sizes, originals = (part.to(detector.device) for part in pictures)
-    dense = network(detector.normalise(images, sizes))
-    grid = detector.grid_for((int(images.shape[-2]), int(images.shape[-1])))
+    dense, grid = detector.see(images, sizes, network)
     candidates = detector.candidates(dense, grid, sizes, originals)
     return Answer(dense, grid, candidates, detector.suppress([candidates]))
 

@@ -21,9 +21,9 @@ from locdistill.data.records import Dataset
 from locdistill.distillation.settings import CacheSettings
 from locdistill.errors import DataError, RecipeError, RunError
 from locdistill.files import make_folder, write_text
-from locdistill.recipe.defaults import Request
 from locdistill.recipe.load import Override
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.run_folder import PARENT, read_facts
 from locdistill.study.arms import CACHE, Arm, Remember, Tell, equal_time_steps, fixed_steps, remembered, train_arms
 from locdistill.study.compare import page
@@ -123,7 +123,7 @@ def compare(  # noqa: PLR0913 - the words of the command line
     if jobs < 1:
         raise RecipeError(f"jobs is {jobs}; at least one training at a time is needed")
     chosen = chosen_seeds(seeds)
-    arms = arms_of(recipes, Request(data=data, teacher=teacher, overrides=tuple(overrides)), chosen)
+    arms = arms_of(recipes, Request(data=data, teacher=teacher, overrides=overrides), chosen)
     name = "compare-" + "-".join(arm.name for arm in arms)
     plan = Plan(
         arms=arms,

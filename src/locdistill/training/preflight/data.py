@@ -159,7 +159,7 @@ def look_at_regions(parts: Parts) -> Regions:
 def _scene(parts: Parts, batch: Batch) -> Scene:
     """A batch with a student that says nothing."""
     detector = parts.detector
-    grid = detector.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+    grid = detector.grid_for(batch.images.shape[-2:])
     images, locations = len(batch.images), len(grid.points)
     silent = Dense(
         torch.zeros(images, locations, len(detector.settings.classes)),

@@ -231,7 +231,7 @@ def _listen(
     known: dict[str, tuple[int, ...] | None] = {}
     begun = time.monotonic()
     for batch in batches:
-        grid = student.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        grid = student.grid_for(batch.images.shape[-2:])
         spent, moved = time.monotonic() - begun, move_data_to_device(batch, device)
         trying = len(found[0]) < TRIED and spent < seconds / 2
         for listener, mine in zip(listeners, found, strict=True):
