@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -75,11 +75,8 @@ class FCOSPoints:
         high = torch.minimum(centres(boxes) + half, boxes[..., 2:])
         central = ((points > low) & (points < high)).all(-1)
         farthest = torch.maximum(points - boxes[..., :2], boxes[..., 2:] - points).amax(-1)
-        shortest, longest = self._ranges(grid)
+        # shortest and longest distance to an edge of each level, in pixels
+        ends = self.longest * grid.on_levels.strides[:-1]
+        shortest, longest = pad(ends, (1, 0)), pad(ends, (0, 1), value=math.inf)
         within = kind_of(instances.targets).depth(points, instances.targets[:, :, None, None]) > 0
         return within & central & (farthest >= shortest[:, None]) & (farthest <= longest[:, None])
-
-    def _ranges(self, grid: Grid) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"]]:
-        """Shortest and longest distance to an edge of each level, in pixels."""
-        ends = self.longest * grid.on_levels.strides[:-1]
-        return pad(ends, (1, 0)), pad(ends, (0, 1), value=math.inf)

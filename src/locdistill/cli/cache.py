@@ -101,9 +101,17 @@ def _share(words: str) -> tuple[int, int]:
 def _tell(forecast: Forecast) -> None:
     from locdistill.cli.report import console  # noqa: PLC0415 - heavy
 
+    minutes, rest = divmod(int(forecast.seconds + 0.5), 60)
+    duration = (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )
     console().print(
         f"{forecast.missing} of {forecast.views} views to look at: about {_size(forecast.bytes)} of disk "
-        f"({_size(forecast.bytes_per_view)} each), {_duration(forecast.seconds)}"
+        f"({_size(forecast.bytes_per_view)} each), {duration}"
     )
 
 
@@ -139,14 +147,3 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )

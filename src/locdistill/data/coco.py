@@ -228,7 +228,9 @@ def _fault(entry: dict[str, Any], images: dict[int, Any], names: dict[int, str])
     if not _is_int(image_id) or image_id not in images:
         return f"no image has the id {image_id!r}", "list the image or remove the annotation"
     if not _is_int(category) or category not in names:
-        return f"no category has the id {category!r}", f"known ids: {_some(sorted(names))}"
+        values = sorted(names)
+        some = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
+        return f"no category has the id {category!r}", f"known ids: {some}"
     if entry.get("iscrowd", 0) not in (0, 1):
         return f"'iscrowd' is {entry['iscrowd']!r}", "it is 0 or 1"
     if entry.get("area") is not None and not _is_number(entry["area"]):
@@ -243,10 +245,6 @@ def _box_fault(box: object) -> tuple[str, str] | None:
         side, value = ("width", box[2]) if box[2] < 0 else ("height", box[3])
         return f"the box has {side} {float(value)}", "boxes are [x, y, w, h] with w, h > 0"
     return None
-
-
-def _some(values: list[int]) -> str:
-    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
 
 
 def _image_folder(file: Path, root: Path, split: str, names: list[str]) -> Path:

@@ -201,7 +201,16 @@ def _picture(image: UInt8[Tensor, "3 _h _w"], look: Look, original: tuple[int, i
     image = image.rot90(-look.turns, (-2, -1)) if look.turns else image
     frame = look.size(*original)
     if look.degrees:
-        return _sampled(image, frame, look.placing(*original))
+        # an image under a rigid map, with bilinear sampling
+        placing = look.placing(*original)
+        height, width = image.shape[-2:]
+        (a, b, c), (d, e, f), _ = np.linalg.inv(placing).tolist()
+        rows, columns = (torch.arange(side) + 0.5 for side in frame)
+        x, y = a * columns + (b * rows + c)[:, None], d * columns + (e * rows + f)[:, None]
+        grid = torch.stack((x * (2 / width) - 1, y * (2 / height) - 1), -1)[None]  # from -1 to 1 along the sides
+        fill = torch.tensor(FILL, dtype=torch.float32)[:, None, None]
+        found = grid_sample((image - fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+        return (found + fill).round_().clamp_(0, 255).to(torch.uint8)
     return image if tuple(image.shape[-2:]) == frame else _placed(image, frame, look.offset(*original))
 
 
@@ -218,18 +227,6 @@ def _common(start: int, length: int, limit: int) -> tuple[slice, slice]:
     """What a line and a canvas have in common: in pixels of the canvas, and of the line."""
     first, end = max(start, 0), min(start + length, limit)
     return slice(first, end), slice(first - start, end - start)
-
-
-def _sampled(image: UInt8[Tensor, "3 _h _w"], frame: tuple[int, int], placing: np.ndarray) -> UInt8[Tensor, "3 h w"]:
-    """An image under a rigid map, with bilinear sampling."""
-    height, width = image.shape[-2:]
-    (a, b, c), (d, e, f), _ = np.linalg.inv(placing).tolist()
-    rows, columns = (torch.arange(side) + 0.5 for side in frame)
-    x, y = a * columns + (b * rows + c)[:, None], d * columns + (e * rows + f)[:, None]
-    grid = torch.stack((x * (2 / width) - 1, y * (2 / height) - 1), -1)[None]  # from -1 to 1 along the sides
-    fill = torch.tensor(FILL, dtype=torch.float32)[:, None, None]
-    found = grid_sample((image - fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    return (found + fill).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _moved_by(x: float, y: float) -> np.ndarray:

@@ -127,19 +127,15 @@ def _split_images(file: Path, content: dict[str, Any], root: Path, split: str, s
         )
     pictures: list[Path] = []
     for item in entries:
-        place = _existing(root, item)
+        # A folder or list file
+        places = [root / item, root / item.removeprefix("../")]
+        place = next((place for place in places if place.exists()), None)
         if place is None:
             raise AnnotationError(
                 f"{file}: {split!r} is {item!r}, but there is no {root / item}; correct 'path' or {split!r}"
             )
         pictures += images_below(place) if place.is_dir() else _listed(place, root, source)
     return list(dict.fromkeys(pictures))
-
-
-def _existing(root: Path, item: str) -> Path | None:
-    """A folder or list file; a leading ``../`` that leads nowhere is dropped, for some exporters write one too many."""
-    places = [root / item, root / item.removeprefix("../")]
-    return next((place for place in places if place.exists()), None)
 
 
 def _listed(file: Path, root: Path, source: Source) -> list[Path]:

@@ -190,7 +190,19 @@ class OnnxTeacher(FrozenTeacher):
         self.mean, self.std = map(_per_channel, (mean, std))
         self.device, self.scale = torch.device("cpu"), 1
         self.session = self._open(["CPUExecutionProvider"])
-        self.input, self.size, self.images = self._input()
+        # name of the input, its height and width, and its number of images; None for any
+        inputs = self.session.get_inputs()
+        shape = inputs[0].shape if len(inputs) == 1 else []
+        if len(shape) != 4 or shape[1] != 3 or "float" not in inputs[0].type:
+            found = ", ".join(f"{i.name} {i.shape} of {i.type}" for i in inputs)
+            raise TeacherError(f"{self.file}: expected one input (images, 3, height, width) of floats, found {found}")
+        height, width = shape[2], shape[3]
+        fixed = isinstance(height, int) and isinstance(width, int)
+        self.input, self.size, self.images = (
+            inputs[0].name,
+            (height, width) if fixed else None,
+            shape[0] if isinstance(shape[0], int) else None,
+        )
         self.layout, self.probabilities = self._look(None if classes is None else len(classes))
         names = tuple(classes) if classes is not None else _KNOWN[self.layout.classes]
         self.facts = Facts(
@@ -248,17 +260,6 @@ class OnnxTeacher(FrozenTeacher):
             return library.InferenceSession(str(self.file), options, providers=providers)
         except Exception as error:
             raise TeacherError(f"{self.file}: ONNX Runtime cannot read it: {error}") from error
-
-    def _input(self) -> tuple[str, tuple[int, int] | None, int | None]:
-        """Name of the input, its height and width, and its number of images; None for any."""
-        inputs = self.session.get_inputs()
-        shape = inputs[0].shape if len(inputs) == 1 else []
-        if len(shape) != 4 or shape[1] != 3 or "float" not in inputs[0].type:
-            found = ", ".join(f"{i.name} {i.shape} of {i.type}" for i in inputs)
-            raise TeacherError(f"{self.file}: expected one input (images, 3, height, width) of floats, found {found}")
-        height, width = shape[2], shape[3]
-        fixed = isinstance(height, int) and isinstance(width, int)
-        return inputs[0].name, (height, width) if fixed else None, shape[0] if isinstance(shape[0], int) else None
 
     def _look(self, classes: int | None) -> tuple[Layout, bool]:
         """What the outputs are, and whether scores are probabilities, seen of a noisy image."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -105,10 +105,6 @@ class LiveTeacher(FrozenTeacher):
         """See :func:`locdistill.models.fold.hastened`."""
         self._how, self._look = how, how.wrap(hastened(self.detector, how), "the teacher")
 
-    def _policy(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The precision that it was hastened for; else the caller's."""
-        return nullcontext() if self._how.dtype is None else torch.autocast(device.type, self._how.dtype)
-
     @property
     def normalisation(self) -> NormalisationSettings:
         """How it normalises images."""
@@ -126,7 +122,8 @@ class LiveTeacher(FrozenTeacher):
         if self.scale > 1:
             images = nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
         look = self._look or self.detector
-        with self._policy(images.device):
+        policy = nullcontext() if self._how.dtype is None else torch.autocast(images.device.type, self._how.dtype)
+        with policy:
             dense: Dense = look(self._how.images(images), features=features, towers=towers)
         if self.last - self.first == len(self.detector.settings.levels):
             return dense

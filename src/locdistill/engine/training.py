@@ -220,20 +220,18 @@ class Training:
             self.average.load_state_dict(run["average"])
         if self.teacher is not None and run["teacher"]:
             self.teacher.load_state_dict(run["teacher"])
-        if not self._is_over():
-            self.state.stopped = ""
-        self.stream.start = self.stream.end if self.state.stopped else self.state.step * self.plan.accumulate
-        self._saved_at = self.state.step
-
-    def _is_over(self) -> bool:
-        """Whether what ended the saved run still holds: it goes on if it is now given more steps, time or patience."""
+        # whether what ended the saved run still holds: it goes on if it is now given more steps, time or patience
         limit, patience = self.settings.time_limit_seconds, self.settings.patience
-        return {
+        is_over = {
             "": False,
             "finished": self.state.step >= self.plan.total_steps,
             "time": limit is not None and self.clock.seconds >= limit,
             "patience": patience is not None and self.state.bad_evaluations >= patience,
         }[self.state.stopped]
+        if not is_over:
+            self.state.stopped = ""
+        self.stream.start = self.stream.end if self.state.stopped else self.state.step * self.plan.accumulate
+        self._saved_at = self.state.step
 
     def _start(self) -> None:
         """Open the log, listen to signals, and let the time run."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
-
 from timm.models.res2net import Bottle2neck
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
@@ -38,11 +36,7 @@ def _blocks(net: nn.Module, stage: int) -> list[Block]:
     """Residual blocks of a stage; none for other architectures, and for stages that the levels do not need."""
     layer = getattr(net, f"layer{stage}", None)
     blocks = list(layer) if isinstance(layer, nn.Sequential) else []
-    return [block for block in blocks if _is_block(block)]
-
-
-def _is_block(module: nn.Module) -> TypeGuard[Block]:
-    return isinstance(module, Block)
+    return [block for block in blocks if isinstance(block, Block)]
 
 
 def _pass_through(blocks: list[Block]) -> None:

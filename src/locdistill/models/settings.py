@@ -106,12 +106,6 @@ class DetectionSettings(Settings):
     augment: AugmentSettings = AugmentSettings()
 
 
-def _few_overlap(given: Any) -> Any:
-    """Settings of detections for rotated boxes: seen from above, objects hardly overlap, and there are many."""
-    published = {"nms_iou": 0.1, "candidates": 2000, "max_detections": 2000}
-    return published | given if isinstance(given, dict) else given
-
-
 class DetectorSettings(Settings):
     """A dense detector: backbone, pyramid, head, input and output.
 
@@ -194,7 +188,10 @@ class DetectorSettings(Settings):
         if isinstance(values, dict) and values.get("model") == "rotated_retinanet":
             values = {"reg_max": 8, "angles": "oc"} | values
         if isinstance(values, dict) and values.get("model") in ROTATED:
-            values = values | {"detections": _few_overlap(values.get("detections", {}))}
+            given = values.get("detections", {})
+            published = {"nms_iou": 0.1, "candidates": 2000, "max_detections": 2000}
+            few_overlap = published | given if isinstance(given, dict) else given
+            values = values | {"detections": few_overlap}
         return values
 
     @model_validator(mode="after")

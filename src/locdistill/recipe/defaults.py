@@ -118,7 +118,8 @@ def _for_data(request: Request) -> dict[str, Any]:
     """Plain data of the recipe that is chosen where none is named."""
     teacher, start = _known_settings(request)
     first = start or teacher  # whose kind, classes and input size the student has
-    settings = _data_settings(request)
+    # enough of the data settings to open the training images: the request's path and its own data settings
+    settings = validate(DataSettings, _overridden(request, "data", {"path": str(request["data"])}), "data")
     if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
         settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
     backbone = (
@@ -186,11 +187,6 @@ def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
 def _architecture(settings: DetectorSettings) -> dict[str, Any]:
     """A detector's settings without those that belong to its data or to how it is used."""
     return settings.model_dump(mode="json", exclude={"classes", "pretrained", "input", "detections"})
-
-
-def _data_settings(request: Request) -> DataSettings:
-    """Enough of the data settings to open the training images: the request's path and its own data settings."""
-    return validate(DataSettings, _overridden(request, "data", {"path": str(request["data"])}), "data")
 
 
 def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, Any]:

@@ -206,10 +206,11 @@ def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, comma
     """The demonstration as a comparison of two arms."""
     teacher = Arm.of(TEACHER, "teacher", _recipe("teacher", data, settings, steps=settings.teacher_steps), (0,))
     alone = _recipe("student", data, settings, steps=settings.student_steps)
+    # main LD and LD on the valuable region, without class distillation
     taught = alone.model_copy(
         update={
             "name": "shapes-student-ld",
-            "terms": alone.terms | demo_terms(),
+            "terms": alone.terms | {name: TermSettings.of_term(term) for name, term in presets.ld_sharp().items()},
             "teacher": TeacherSettings(weights=str(teacher.folder(0, out) / "last.safetensors"), name="shapes-teacher"),
         }
     )
@@ -225,11 +226,6 @@ def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, comma
         about=ABOUT,
         command=command,
     )
-
-
-def demo_terms() -> dict[str, TermSettings]:
-    """Main LD and LD on the valuable region, without class distillation."""
-    return {name: TermSettings.of_term(term) for name, term in presets.ld_sharp().items()}
 
 
 def _recipe(role: Role, data: Path, settings: DemoSettings, *, steps: int) -> Recipe:

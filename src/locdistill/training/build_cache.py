@@ -146,8 +146,12 @@ def build_cache_of(
     parts = compose(recipe, fresh=False, progress=None if progress is None else progress("reading the images"))
     parts.detector.to(where)
     assert parts.memory is not None
+    # the share of this process among those that torchrun started
     draws = missing_draws(
-        parts.memory, parts.datasets["train"], training_plan(recipe.data, recipe.engine.seed), part or _own_part()
+        parts.memory,
+        parts.datasets["train"],
+        training_plan(recipe.data, recipe.engine.seed),
+        part or (int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))),
     )
     report = _Builder(parts, where).build(draws, tell, None if progress is None else progress("teacher looks"))
     return replace(report, seconds=time.perf_counter() - start)
@@ -253,11 +257,6 @@ class _Builder:
                 f"the disk has {free / 1e9:.3g} GB free; name a folder on another disk (--cache DIR), keep less "
                 "(teacher.cache.numbers=8bit, fewer sizes or data.views), or make room. What is there stays"
             )
-
-
-def _own_part() -> tuple[int, int]:
-    """The share of this process among those that torchrun started."""
-    return int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _own_device() -> str:

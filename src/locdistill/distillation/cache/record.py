@@ -159,7 +159,12 @@ def joined(records: Sequence[Record], sizes: Sequence[tuple[int, int]], layout: 
         parts = [record[name] for record in records]
         kind, _, level = name.partition(".")
         if kind in MAPS and level.isdigit():
-            together[name] = _stacked(parts)
+            # maps of unequal size in one tensor; what lies beyond their own size is padding, and means nothing
+            height, width = (max(values.shape[axis] for values in parts) for axis in (-2, -1))
+            whole = parts[0].new_zeros(len(parts), len(parts[0]), height, width)
+            for place, values in zip(whole, parts, strict=True):
+                place[:, : values.shape[-2], : values.shape[-1]] = values
+            together[name] = whole
         elif kind in (*MAPS, MOMENTS):
             together[name] = torch.stack(parts)
         else:
@@ -178,15 +183,6 @@ def _places(
         index = record[INDEX].long() if INDEX in record else torch.arange(layout.locations(own))
         places.append(layout.moved(index, own, padded) + image * locations)
     return torch.cat(places)
-
-
-def _stacked(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of unequal size in one tensor; what lies beyond their own size is padding, and means nothing."""
-    height, width = (max(values.shape[axis] for values in maps) for axis in (-2, -1))
-    whole = maps[0].new_zeros(len(maps), len(maps[0]), height, width)
-    for place, values in zip(whole, maps, strict=True):
-        place[:, : values.shape[-2], : values.shape[-1]] = values
-    return whole
 
 
 def dense_of(record: Mapping[str, Tensor], images: int, locations: int) -> Dense:

@@ -187,10 +187,18 @@ class CachedTeacher(FrozenTeacher):
                 keys = [bytes(key) for key in recalled[KEYS].tolist()]
                 self.store.put(dict(zip(keys, records, strict=True)))
                 self._note_errors()
-                recalled = self._together(batch, records)
+                # what would have come with the batch, had it been there
+                sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
+                cpu = [{name: values.cpu() for name, values in record.items()} for record in records]
+                together = joined(cpu, sizes, self.keeping.layout)
+                recalled = {name: values.to(batch.images.device) for name, values in together.items()}
             locations = self.keeping.layout.locations((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
             dense = dense_of(recalled, len(batch.images), locations)
-        known, quality_in_score = self._speaks()
+        # which classes are known, and what the quality is for: the same of all images
+        if self._said is None:
+            said = self.store.about(SAID)
+            self._said = None if said["known"] is None else tuple(said["known"]), said["quality_in_score"]
+        known, quality_in_score = self._said
         return dense._replace(known=known, quality_in_score=quality_in_score)
 
     def _note_errors(self) -> None:
@@ -198,13 +206,6 @@ class CachedTeacher(FrozenTeacher):
         known = noted_errors(self.store) or {}
         if grown := {name: error for name, error in self.errors.items() if error > known.get(name, -1.0)}:
             self.store.note({f"{ERRORS}.{name}".encode(): repr(error).encode() for name, error in grown.items()})
-
-    def _together(self, batch: Batch, records: list[Record]) -> Record:
-        """What would have come with the batch, had it been there."""
-        sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
-        cpu = [{name: values.cpu() for name, values in record.items()} for record in records]
-        together = joined(cpu, sizes, self.keeping.layout)
-        return {name: values.to(batch.images.device) for name, values in together.items()}
 
     def cross(self, student: Dense, teacher: Dense) -> Dense:
         """What the teacher's head makes of the student's features: it is run each time."""
@@ -251,13 +252,6 @@ class CachedTeacher(FrozenTeacher):
                 self.teacher.hasten(self._how)
             self._brought_to = self._device
         return self.teacher
-
-    def _speaks(self) -> tuple[tuple[int, ...] | None, bool]:
-        """Which classes are known, and what the quality is for: the same of all images."""
-        if self._said is None:
-            said = self.store.about(SAID)
-            self._said = None if said["known"] is None else tuple(said["known"]), said["quality_in_score"]
-        return self._said
 
 
 def noted_errors(store: Store) -> dict[str, float] | None:

@@ -74,7 +74,10 @@ def arms_of(given: Sequence[str | Path | Recipe], request: Request, seeds: tuple
             f"nothing to compare: expected at least two different recipes or run folders, {what}; the first is what "
             "the others are compared with"
         )
-    names = _names([_name(recipe, there) for recipe, there in found])
+    # name of a recipe; of finished runs that end on their seed, what they have in common
+    names = _names(
+        [(recipe.name.removesuffix(f"-{recipe.engine.seed}") if there else recipe.name) for recipe, there in found]
+    )
     common = seeds or _common_seeds([there for _, there in found if there]) or SEEDS
     return tuple(
         _arm(name, recipe, there, seeds or (tuple(sorted(there)) if there else common))
@@ -93,11 +96,6 @@ def _common_seeds(folders: list[dict[int, Path]]) -> tuple[int, ...]:
     """Seeds that every group of folders has."""
     common = set.intersection(*(set(there) for there in folders)) if folders else set()
     return tuple(sorted(common))
-
-
-def _name(recipe: Recipe, there: dict[int, Path]) -> str:
-    """Name of a recipe; of finished runs that end on their seed, what they have in common."""
-    return recipe.name.removesuffix(f"-{recipe.engine.seed}") if there else recipe.name
 
 
 def _names(wanted: list[str]) -> list[str]:

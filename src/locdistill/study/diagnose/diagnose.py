@@ -80,6 +80,10 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
     assert settings is not None, "a run without a teacher is not reopened"
     # A teacher that follows the student was the student itself at first: nothing pulled.
     moments = [name for name in (START, STUDENT) if name in found.students and not (settings.follows and name == START)]
+    # what is to be known where weights are others at the end of the run than at its beginning
+    names = [name for name, term in found.objective.terms.items() if term.schedule is not None]
+    note = f"The weights of {', '.join(names)} follow the run: gradients are those of its first and its last step."
+    scheduled = (note,) if names else ()
     diagnosis = Diagnosis(
         run=found.weights,
         teacher="the running average of the student" if settings.follows else str(settings.weights),
@@ -93,19 +97,12 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
         taught=tuple(name for name, term in found.objective.terms.items() if term.needs_teacher),
         batches=batches,
         edges=found.student.coding.names,
-        notes=(*found.notes, *found.teacher.notes, *_scheduled(found)),
+        notes=(*found.notes, *found.teacher.notes, *scheduled),
     )
     make_folder(diagnosis.out)
     write_text(diagnosis.out / JSON, json.dumps(finite(diagnosis.as_dict()), indent=1) + "\n")
     page.write_page(diagnosis, page.look(found, splits["val"]))
     return diagnosis
-
-
-def _scheduled(found: Reopened) -> tuple[str, ...]:
-    """What is to be known where weights are others at the end of the run than at its beginning."""
-    names = [name for name, term in found.objective.terms.items() if term.schedule is not None]
-    note = f"The weights of {', '.join(names)} follow the run: gradients are those of its first and its last step."
-    return (note,) if names else ()
 
 
 def regions_of(scene: Scene, valuable: Float[Tensor, "b l"]) -> dict[str, Bool[Tensor, "b l"]]:

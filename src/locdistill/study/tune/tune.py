@@ -207,11 +207,6 @@ def run_plan(plan: Plan, *, train: Train, tell: Tell = print) -> TuneResult:
         held_out=plan.short.data.holdout > 0,
         out=plan.out,
     )
-    _write(plan, result)
-    return result
-
-
-def _write(plan: Plan, result: TuneResult) -> None:
     recipes = {AS_IS: plan.recipe, BEST: result.recipe.model_copy(update={"name": f"{plan.recipe.name}-tuned"})}
     if plan.recipe.distils:
         recipes[ALONE] = _alone(plan.recipe)
@@ -220,6 +215,7 @@ def _write(plan: Plan, result: TuneResult) -> None:
     write_text(plan.out / "tune.json", json.dumps(result.as_dict(), indent=1) + "\n")
     write_text(plan.out / "tune.csv", result.as_csv())
     result.draw(plan.out / "tune.png")
+    return result
 
 
 def _alone(recipe: Recipe) -> Recipe:

@@ -197,7 +197,15 @@ def region_problems(
         problems.append(_missed(parts, regions, seen))
     named = [name for name, term in parts.objective.terms.items() if term.on == valuable_region(parts.objective)]
     if not regions.valuable and named:
-        problems.append(_no_valuable(parts, regions, named))
+        settings = parts.detector.settings
+        sizes = [settings.anchor_scale * stride for stride in settings.strides]
+        no_valuable = Problem(
+            what=f"the valuable region is empty: {', '.join(named)} will teach nothing. The objects' median side is "
+            f"{float(regions.sides.median()):.0f} pixels, the anchors' sides go from {sizes[0]:g} to {sizes[-1]:g}",
+            remedy="bring the anchors nearer to the objects",
+            settings=(f"detector.anchor_scale={_fitting_scale(regions, settings.strides[0]):g}",),
+        )
+        problems.append(no_valuable)
     return problems + _short_bins(parts, regions, its_largest)
 
 
@@ -227,17 +235,6 @@ def _missed(parts: Parts, regions: Regions, seen: float) -> Problem:
         what=what,
         remedy=f"bring the anchors, {settings.anchor_scale * stride:g} pixels on that level, nearer to the objects",
         settings=(f"detector.anchor_scale={_fitting_scale(regions, stride):g}",),
-    )
-
-
-def _no_valuable(parts: Parts, regions: Regions, named: list[str]) -> Problem:
-    settings = parts.detector.settings
-    sizes = [settings.anchor_scale * stride for stride in settings.strides]
-    return Problem(
-        what=f"the valuable region is empty: {', '.join(named)} will teach nothing. The objects' median side is "
-        f"{float(regions.sides.median()):.0f} pixels, the anchors' sides go from {sizes[0]:g} to {sizes[-1]:g}",
-        remedy="bring the anchors nearer to the objects",
-        settings=(f"detector.anchor_scale={_fitting_scale(regions, settings.strides[0]):g}",),
     )
 
 

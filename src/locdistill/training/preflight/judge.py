@@ -10,7 +10,7 @@ from locdistill.distillation.teacher import LiveTeacher
 from locdistill.models.settings import NormalisationSettings
 from locdistill.recipe.yaml_io import typed
 from locdistill.training.preflight.report import Network, Problem, in_words
-from locdistill.training.preflight.teacher import START, Hearing, Trial
+from locdistill.training.preflight.teacher import START, Hearing
 from locdistill.training.prepare import Parts
 
 CHANCE, ENOUGH = 0.01, 50
@@ -108,7 +108,11 @@ def _causes(suspect: Suspect) -> list[Problem]:
 def _wrong_normalisation(suspect: Suspect) -> list[Problem]:
     """Another normalisation with which the teacher finds clearly more."""
     best = max(suspect.hearing.trials, key=lambda trial: trial.heard.ap, default=None)
-    if best is None or best.heard.objects < ENOUGH or not _clearly_better(best):
+    if (
+        best is None
+        or best.heard.objects < ENOUGH
+        or not (best.heard.ap - best.own.ap >= GAIN and best.heard.ap >= RATIO * best.own.ap)
+    ):
         return []
     own, how = suspect.network.normalisation, best.how
     changed = {
@@ -122,10 +126,6 @@ def _wrong_normalisation(suspect: Suspect) -> list[Problem]:
             settings=suspect.settings(**changed),
         )
     ]
-
-
-def _clearly_better(trial: Trial) -> bool:
-    return trial.heard.ap - trial.own.ap >= GAIN and trial.heard.ap >= RATIO * trial.own.ap
 
 
 def _wrong_classes(suspect: Suspect) -> list[Problem]:

@@ -25,14 +25,13 @@ from locdistill.recipe.recipe import Recipe
 from locdistill.training.preflight.data import in_words, look_at_data, look_at_regions, region_problems
 from locdistill.training.preflight.judge import Suspect, baseline, doubts, no_better_than_start, stopping
 from locdistill.training.preflight.report import (
-    Column,
     PreflightReport,
     Problem,
     facts_of_network,
     facts_of_settings,
     network,
 )
-from locdistill.training.preflight.teacher import Heard, Hearing, measure, members
+from locdistill.training.preflight.teacher import Hearing, measure, members
 from locdistill.training.prepare import Parts
 from locdistill.types import Progress
 
@@ -79,7 +78,9 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     assert parts.recipe.teacher is not None, "there is nothing to look at without a teacher"
     teachers = {} if parts.recipe.teacher.follows else _named(parts)
     facts = {"student": facts_of_settings(parts.detector.settings)}
-    facts |= {name: facts_of_network(network(each)) for name, each in teachers.items()} or {"teacher": _average()}
+    facts |= {name: facts_of_network(network(each)) for name, each in teachers.items()} or {
+        "teacher": {"head": "the running average of the student itself"}
+    }
     looked, counts, warnings = look_at_data(parts)
     with torch_rng_kept():
         regions = look_at_regions(parts)
@@ -92,7 +93,9 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     stops: list[Problem] = []
     there = len(parts.datasets["val"])
     for name, hearing in hearings.items():
-        looked[f"{name}'s own AP" if name in teachers else f"AP of {name}"] = _in_words(hearing.heard, there)
+        heard = hearing.heard
+        on = f"on {heard.images} of {there} validation images with {heard.objects} objects"
+        looked[f"{name}'s own AP" if name in teachers else f"AP of {name}"] = f"{str(heard).removeprefix('AP ')} {on}"
     for position, (name, each) in enumerate(teachers.items()):
         if name in hearings:
             suspect = Suspect(parts, name, hearings[name], network(each), position)
@@ -115,10 +118,6 @@ def _named(parts: Parts) -> dict[str, FrozenTeacher]:
     assert parts.teacher is not None
     each = members(parts.teacher)
     return {f"teacher {i + 1}" if len(each) > 1 else "teacher": teacher for i, teacher in enumerate(each)}
-
-
-def _average() -> Column:
-    return {"head": "the running average of the student itself"}
 
 
 def _last_bin(teachers: dict[str, FrozenTeacher]) -> float | None:
@@ -153,11 +152,6 @@ def _device(engine: EngineSettings) -> torch.device:
     if engine.accelerator not in ("auto", "cuda") or default_device() == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", 0 if isinstance(engine.devices, int | str) else engine.devices[0])
-
-
-def _in_words(heard: Heard, there: int) -> str:
-    on = f"on {heard.images} of {there} validation images with {heard.objects} objects"
-    return f"{str(heard).removeprefix('AP ')} {on}"
 
 
 def _numbers(hearing: Hearing) -> dict[str, object]:

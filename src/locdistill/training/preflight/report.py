@@ -77,7 +77,13 @@ class PreflightReport:
         """What to print, in order: facts, what was looked at, notes, warnings, and what stops the run."""
         found: list[RenderableType] = [Text("Before the first step"), _table(self.facts)]
         if self.looked:
-            found.append(_lines(self.looked))
+            table = Table(box=None, show_header=False, pad_edge=False)
+            table.add_column("", no_wrap=True)
+            table.add_column("", overflow="fold")
+            for name, text in self.looked.items():
+                table.add_row(name, Text(text))
+            lines = Padding(table, (0, 0, 0, 1))
+            found.append(lines)
         notes = tuple(Problem(what=note) for note in self.notes)
         for heading, problems in (("Notes", notes), ("Warnings", self.warnings), ("Stop", self.stops)):
             if problems and (stops or heading != "Stop"):
@@ -99,15 +105,6 @@ def _table(facts: dict[str, Column]) -> Table:
     for name in dict.fromkeys(name for column in facts.values() for name in column):
         table.add_row(name, *(Text(column.get(name, "-")) for column in facts.values()))
     return table
-
-
-def _lines(looked: dict[str, str]) -> Padding:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    table.add_column("", overflow="fold")
-    for name, text in looked.items():
-        table.add_row(name, Text(text))
-    return Padding(table, (0, 0, 0, 1))
 
 
 def _item(problem: Problem) -> Table:
