@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Int
-from torch import Tensor
 from torch.nn.functional import pad
 
 from locdistill.assign.assignment import Assignment, assignment_of, strongest_claim
@@ -58,17 +56,7 @@ class FCOSPoints:
         """Assign the locations of a batch."""
         inside = grid.within(instances.extents)
         index, usable = locations_around(grid, instances, math.ceil(self.radius))
-        valid = usable & instances.present[..., None, None] & self._fits(grid, instances, index)
-        claims = -area(instances.boxes)[..., None].expand_as(index.flatten(2))
-        gt_index = strongest_claim(index.flatten(2), claims, valid.flatten(2), len(grid.points))
-        counted = inside
-        if self.leave_ignored:
-            ignored = inside_some(grid.points, instances.boxes, instances.ignored)
-            counted = inside & (~ignored | (gt_index >= 0))
-        return assignment_of(grid, instances, gt_index, inside=inside, counted=counted)
-
-    def _fits(self, grid: Grid, instances: Instances, index: Int[Tensor, "b g v k"]) -> Bool[Tensor, "b g v k"]:
-        """Whether a point lies near the middle of the object, and the object in the range of its level."""
+        # whether a point lies near the middle of the object, and the object in the range of its level
         points, boxes = grid.points[index], instances.boxes[:, :, None, None]
         half = self.radius * grid.strides[index][..., None]
         low = torch.maximum(centres(boxes) - half, boxes[..., :2])
@@ -79,4 +67,12 @@ class FCOSPoints:
         ends = self.longest * grid.on_levels.strides[:-1]
         shortest, longest = pad(ends, (1, 0)), pad(ends, (0, 1), value=math.inf)
         within = kind_of(instances.targets).depth(points, instances.targets[:, :, None, None]) > 0
-        return within & central & (farthest >= shortest[:, None]) & (farthest <= longest[:, None])
+        fits = within & central & (farthest >= shortest[:, None]) & (farthest <= longest[:, None])
+        valid = usable & instances.present[..., None, None] & fits
+        claims = -area(instances.boxes)[..., None].expand_as(index.flatten(2))
+        gt_index = strongest_claim(index.flatten(2), claims, valid.flatten(2), len(grid.points))
+        counted = inside
+        if self.leave_ignored:
+            ignored = inside_some(grid.points, instances.boxes, instances.ignored)
+            counted = inside & (~ignored | (gt_index >= 0))
+        return assignment_of(grid, instances, gt_index, inside=inside, counted=counted)

@@ -43,21 +43,17 @@ def find_annotations(path: Path, split: str) -> Path | None:
     split that its name says; a file whose name says none serves any.
     """
     if path.is_file():
-        return _beside(path, split)
+        if split.endswith(".json"):
+            file = path.parent / split
+            return file if file.is_file() else None
+        aliases = ALIASES.get(split, (split,))
+        says = [known for known in ("train", "val", "test") if known in path.name]
+        if not says or any(alias in path.name for alias in aliases):
+            return path
+        siblings = (path.with_name(path.name.replace(said, alias)) for said in says for alias in aliases)
+        return next((sibling for sibling in siblings if sibling.is_file()), None)
     names = [split] if split.endswith(".json") else annotation_names(split)
     return next((path / name for name in names if (path / name).is_file()), None)
-
-
-def _beside(path: Path, split: str) -> Path | None:
-    if split.endswith(".json"):
-        file = path.parent / split
-        return file if file.is_file() else None
-    aliases = ALIASES.get(split, (split,))
-    says = [known for known in ("train", "val", "test") if known in path.name]
-    if not says or any(alias in path.name for alias in aliases):
-        return path
-    siblings = (path.with_name(path.name.replace(said, alias)) for said in says for alias in aliases)
-    return next((sibling for sibling in siblings if sibling.is_file()), None)
 
 
 def read_coco(file: Path, *, root: Path, split: str) -> Source:

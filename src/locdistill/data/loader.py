@@ -215,22 +215,19 @@ class Pictures(TorchDataset[Batch]):
         return self._sample(draw.image, self._plan.look(draw))
 
     def _sample(self, image: int, look: Look) -> Sample:
-        unsized = self._unsized(image, long=look.long, short=look.short)
-        return look_at(unsized, look, keep_ignored=self._plan.keep_ignored)
-
-    def _unsized(self, index: int, *, long: int, short: int) -> Sample:
-        """An image with its boxes in original pixels; the image may have its final size already."""
-        start, end = (int(self._ends[index - 1]) if index else 0), int(self._ends[index])
-        height, width = self._sizes[index].tolist()
-        return Sample(
-            image=self._picture(index, keep_ratio_size(height, width, short=short, long=long)),
+        # an image with its boxes in original pixels; the image may have its final size already
+        start, end = (int(self._ends[image - 1]) if image else 0), int(self._ends[image])
+        height, width = self._sizes[image].tolist()
+        unsized = Sample(
+            image=self._picture(image, keep_ratio_size(height, width, short=look.short, long=look.long)),
             boxes=torch.from_numpy(self._boxes[start:end]),
             labels=torch.from_numpy(self._labels[start:end]),
             ignored=torch.from_numpy(self._ignored[start:end]),
             original_size=(height, width),
-            image_id=int(self._ids[index]),
+            image_id=int(self._ids[image]),
             quads=None if self._quads is None else torch.from_numpy(self._quads[start:end]),
         )
+        return look_at(unsized, look, keep_ignored=self._plan.keep_ignored)
 
     def _picture(self, index: int, target: tuple[int, int]) -> Tensor:
         kept = None if self._cache is None else self._cache.get(index)

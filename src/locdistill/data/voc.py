@@ -24,7 +24,7 @@ def year_folders(path: Path) -> list[Path]:
     return [
         folder
         for folder in candidates
-        if ((folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir())
+        if (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir()
     ]
 
 

@@ -122,15 +122,12 @@ class LiveTeacher(FrozenTeacher):
         if self.scale > 1:
             images = nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
         look = self._look or self.detector
-        policy = nullcontext() if self._how.dtype is None else torch.autocast(images.device.type, self._how.dtype)
-        with policy:
+        dtype = self._how.dtype
+        with nullcontext() if dtype is None else torch.autocast(images.device.type, dtype):
             dense: Dense = look(self._how.images(images), features=features, towers=towers)
         if self.last - self.first == len(self.detector.settings.levels):
             return dense
-        return self._on_levels(dense, images.shape[-2:])
-
-    def _on_levels(self, dense: Dense, size: Sequence[int]) -> Dense:
-        sizes = self.detector.grid_for(size).level_sizes
+        sizes = self.detector.grid_for(images.shape[-2:]).level_sizes
         place = slice(sum(sizes[: self.first]), sum(sizes[: self.last]))
         quality = dense.quality_logits
         return dense._replace(

@@ -241,14 +241,6 @@ class Training:
             self._table.start(done)
             self._board = TensorBoard(self.around.out / "logs", done)
         self.terminal.start(done)
-        self._announce(done)
-        self.signals.listen()
-        if self.profile is not None:
-            self.profile.start()
-        self._saved_time, self._window = time.monotonic(), (self.clock.seconds, done)
-        self.clock.start()
-
-    def _announce(self, done: int) -> None:
         plan, settings, world = self.plan, self.settings, self.fabric.world_size
         where = f"resuming after step {done} of" if done else "training"
         self.terminal.line(
@@ -262,6 +254,11 @@ class Training:
                 f"warm-up shortened from {settings.warmup_steps} to {warmup} steps, a fifth of this short run"
             )
         self.terminal.line(f"speed: {self.module.speed.words(settings.optimizer)}")
+        self.signals.listen()
+        if self.profile is not None:
+            self.profile.start()
+        self._saved_time, self._window = time.monotonic(), (self.clock.seconds, done)
+        self.clock.start()
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches that are left, on the device."""

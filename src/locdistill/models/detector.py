@@ -243,12 +243,7 @@ class Detector(nn.Module):
         training = self.training
         self.eval()
         try:
-            # one picture as a list of one; several as they are
-            one = isinstance(images, str | Path | Image.Image) or (
-                isinstance(images, Tensor | np.ndarray) and images.ndim < 4
-            )
-            several = [images] if one else images  # type: ignore[list-item, return-value]
-            return [found for group in self._groups(several, batch) for found in self._detect_group(group)]
+            return [found for group in self._groups(_several(images), batch) for found in self._detect_group(group)]
         finally:
             self.train(training)
 
@@ -329,3 +324,9 @@ class Detector(nn.Module):
                 detector = cls(settings, pretrained=False)
             weights.load_strict(detector, weights.read_tensors(file), str(file))
         return detector.to(device).eval()
+
+
+def _several(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
+    """One picture as a list of one; several as they are. A tensor or array with four axes is several."""
+    one = isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor | np.ndarray) and images.ndim < 4)
+    return [images] if one else images  # type: ignore[list-item, return-value]

@@ -9,7 +9,7 @@ from locdistill.engine.settings import SpeedSettings
 from locdistill.engine.signals import requeued
 from locdistill.errors import RecipeError, RunError
 from locdistill.recipe.defaults import request_words, resolve
-from locdistill.recipe.load import build_recipe, recipe_data
+from locdistill.recipe.load import Override, build_recipe, recipe_data
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import Request, override_of, parsed_override
@@ -62,17 +62,7 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
     if name not in (None, saved.name):
         raise RunError(f"{out} is a run of the recipe {saved.name}, not of {name}; leave --recipe out to resume it")
     plain = saved.model_dump(mode="json")
-    # A request's own words, to be laid over the recipe of a run; its milestones are where they belong
-    words, epochs = request_words({**request, "epochs": None}, plain), request.get("epochs")
-    words_again = words if epochs is None else [(("engine", "epochs"), epochs), *words]
-    # A request's overrides, without those of terms that the last of them takes out and the run does not have
-    parsed = [parsed_override(override) for override in request.get("overrides", ())]
-    gone = {path[1] for path, _ in parsed if path[0] == "terms" and len(path) > 1 and path[1] not in plain["terms"]}
-    gone = {name for name in gone if [value for path, value in parsed if path == ("terms", name)][-1:] == [None]}
-    overrides_again = [
-        (path, value) for path, value in parsed if not (path[0] == "terms" and path[1:2] and path[1] in gone)
-    ]
-    asked = apply_overrides(plain, [*words_again, *overrides_again])
+    asked = apply_overrides(plain, [*_words_again(request, plain), *_overrides_again(request, plain)])
     try:
         now = build_recipe(asked, f"{out}/recipe.yaml").model_dump(mode="json")
     except RecipeError:
@@ -82,11 +72,22 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
     _check_same(out, differences)
     for path, _, value in differences:
         if _setting(path) not in _CHOSEN:
-            data = plain
-            for part in path[:-1]:
-                data = data[part]
-            data[path[-1]] = value
+            _put(plain, path, value)
     return build_recipe(plain, f"{out}/recipe.yaml")
+
+
+def _words_again(request: Request, plain: dict[str, Any]) -> list[Override]:
+    """A request's own words, to be laid over the recipe of a run; its milestones are where they belong."""
+    words, epochs = request_words({**request, "epochs": None}, plain), request.get("epochs")
+    return words if epochs is None else [(("engine", "epochs"), epochs), *words]
+
+
+def _overrides_again(request: Request, plain: dict[str, Any]) -> list[Override]:
+    """A request's overrides, without those of terms that the last of them takes out and the run does not have."""
+    parsed = [parsed_override(override) for override in request.get("overrides", ())]
+    gone = {path[1] for path, _ in parsed if path[0] == "terms" and len(path) > 1 and path[1] not in plain["terms"]}
+    gone = {name for name in gone if [value for path, value in parsed if path == ("terms", name)][-1:] == [None]}
+    return [(path, value) for path, value in parsed if not (path[0] == "terms" and path[1:2] and path[1] in gone)]
 
 
 def _check_same(out: str | Path | None, differences: list[_Difference]) -> None:
@@ -127,3 +128,9 @@ def _groups(value: Any) -> bool:
 def _setting(path: _Path) -> str:
     """The name of a setting, whichever member of a list it is of."""
     return ".".join(part for part in path if isinstance(part, str))
+
+
+def _put(data: Any, path: _Path, value: Any) -> None:
+    for part in path[:-1]:
+        data = data[part]
+    data[path[-1]] = value

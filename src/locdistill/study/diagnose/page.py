@@ -83,7 +83,7 @@ def write_page(found: Diagnosis, views: Views) -> Path:
     against = f"; student alone: {found.against}" if found.against else ""
     batches = f"{found.batches} training batches for the gradients{against}."
     notes = " ".join(found.notes)
-    conditions = [report.Text(f"{about}; {batches} {notes}".strip(), note=True)]
+    conditions: list[report.Block] = [report.Text(f"{about}; {batches} {notes}".strip(), note=True)]
     note = (
         "Main region: locations that answer for an object. Valuable region: locations whose anchor nearly reaches one, "
         "main region excluded. Other: the rest of the image, where nothing trains the edges of either detector, so "
@@ -91,7 +91,7 @@ def write_page(found: Diagnosis, views: Views) -> Path:
         "temperature 1. Distances are counted in bins. Score difference: the largest over the classes."
     )
     tables = (words.region_table(found), words.edge_table(found))
-    agreement = [report.Text(note, note=True), *map(block, tables)]
+    agreement: list[report.Block] = [report.Text(note, note=True), *map(block, tables)]
     sections = [
         report.Section("In words", [report.Text("\n\n".join(words.in_words(found))), *conditions]),
         report.Section("Agreement with the teacher", agreement),
