@@ -71,7 +71,7 @@ class EvaluationResult:
 
         Args:
             eleven_point: How AP is averaged by the rules of VOC and DOTA; as usual for the data unless given (see
-                :class:`locdistill.evaluation.Evaluator`).
+                :class:`locdistill.evaluation.evaluator.Evaluator`).
             published: Whether to add ``published_sum`` and a table of it.
 
         Raises:
