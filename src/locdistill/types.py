@@ -11,11 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+Tell = Callable[[str], None]
+"""Gets a line of progress now and then."""
+Doubles = npt.NDArray[np.float64]
+Triple = tuple[float, float, float]
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Pass on the items of an iterable of this length, showing how far it is."""
 

@@ -20,7 +20,7 @@ class Field(NamedTuple):
     field: str
 
 
-Settings = Annotated[
+KeyValues = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings such as data.val=test.", show_default=False),
 ]

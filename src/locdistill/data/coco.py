@@ -189,13 +189,13 @@ def _roboflow_headings(content: dict[str, Any], source: Source) -> set[int]:
     return {0} if any(e.get("id") == 0 and e.get("name") in parents for e in entries) and 0 not in used else set()
 
 
-Row = tuple[tuple[float, float, float, float], int, bool, float, list[float] | None]
+AnnotationRow = tuple[tuple[float, float, float, float], int, bool, float, list[float] | None]
 
 
 def _read_annotations(
     entries: list[Any], images: dict[int, dict[str, Any]], names: dict[int, str], source: Source
-) -> dict[int, list[Row]]:
-    rows: dict[int, list[Row]] = {}
+) -> dict[int, list[AnnotationRow]]:
+    rows: dict[int, list[AnnotationRow]] = {}
     seen: set[object] = set()
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):

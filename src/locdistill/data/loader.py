@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from locdistill.data.cache import PictureCache
-from locdistill.data.looks import Plan
+from locdistill.data.looks import ViewPlan
 from locdistill.data.records import Dataset
 from locdistill.data.resources import picture_memory, worker_count
 from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
@@ -115,9 +115,9 @@ def every_look_loader(
     return _loader(pictures, batches, workers=worker_count(settings.workers, 1), seed=seed)
 
 
-def training_plan(settings: DataSettings, seed: int) -> Plan:
+def training_plan(settings: DataSettings, seed: int) -> ViewPlan:
     """What is done to the images in training."""
-    return Plan(
+    return ViewPlan(
         sizes=settings.sizes,
         mode=settings.size_mode,
         flip=settings.flip,
@@ -148,7 +148,7 @@ def evaluation_loader(
     Shares may differ by one image, and so may the numbers of batches. Ignored objects are in the batches. Of several
     views (test-time augmentation) the batches of the same images follow each other; each view is made from the files.
     """
-    plan = Plan(sizes=((input_settings.long, input_settings.short),), pad_to=input_settings.pad_to, views=views)
+    plan = ViewPlan(sizes=((input_settings.long, input_settings.short),), pad_to=input_settings.pad_to, views=views)
     sampler = ShareSampler(len(dataset), batch=batch, rank=rank, world_size=world_size, views=len(views))
     return _loader(Pictures(dataset, plan), sampler, workers=worker_count(workers, world_size), seed=0)
 
@@ -176,7 +176,7 @@ class Pictures(TorchDataset[Batch]):
     """
 
     def __init__(
-        self, dataset: Dataset, plan: Plan, cache: PictureCache | None = None, memory: Memory | None = None
+        self, dataset: Dataset, plan: ViewPlan, cache: PictureCache | None = None, memory: Memory | None = None
     ) -> None:
         records = dataset.records
         self._plan, self._cache, self._memory, self._angles = plan, cache, memory, dataset.angles
@@ -284,7 +284,7 @@ def _joined(parts: Sequence[np.ndarray], kind: type, empty: tuple[int, ...]) -> 
     return np.concatenate([np.zeros(empty, kind), *parts]).astype(kind)
 
 
-def _shapes(dataset: Dataset, plan: Plan) -> list[tuple[int, int]]:
+def _shapes(dataset: Dataset, plan: ViewPlan) -> list[tuple[int, int]]:
     """Height and width of the images as they are kept: resized if that is always the same."""
     shapes = [(record.height, record.width) for record in dataset.records]
     if not plan.fixed_size:

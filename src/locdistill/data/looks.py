@@ -14,7 +14,7 @@ from locdistill.images import View
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ViewPlan:
     """What is done to each image; the fields are those of `DataSettings`.
 
     Attributes:

@@ -158,10 +158,10 @@ def _listed(file: Path, root: Path, source: Source) -> list[Path]:
     return pictures
 
 
-Rows = list[tuple[int, float, float, float, float]]
+LabelRows = list[tuple[int, float, float, float, float]]
 
 
-def _parse(file: Path, classes: int) -> tuple[Rows, list[Problem], int]:
+def _parse(file: Path, classes: int) -> tuple[LabelRows, list[Problem], int]:
     """Rows of a label file, what is broken in it, and how many lines repeat another."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -169,7 +169,7 @@ def _parse(file: Path, classes: int) -> tuple[Rows, list[Problem], int]:
         return [], [], 0
     except (OSError, ValueError) as error:
         return [], [Problem(str(file), "", f"cannot be read as text ({error})", "export the labels again")], 0
-    rows: Rows = []
+    rows: LabelRows = []
     problems = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():

@@ -37,7 +37,7 @@ _KNOWN = {len(COCO): COCO, len(VOC): VOC}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class OutputLayout:
     """Where the predictions stand in the outputs of a file.
 
     Attributes:
@@ -62,7 +62,7 @@ def flat(output: Float[Tensor, "..."]) -> Float[Tensor, "b l k"]:
     return output if output.ndim == 3 else output.flatten(2).transpose(1, 2)
 
 
-def recognise(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], classes: int | None = None) -> Layout:
+def recognise(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], classes: int | None = None) -> OutputLayout:
     """Find out from the shapes of the outputs where what stands.
 
     Outputs are ``(b, l, k)`` or maps ``(b, k, h, w)``; one per level, or one for all levels, finest first. Scores have
@@ -90,7 +90,9 @@ def recognise(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], classes:
         )
     strides = _strides([sizes[i][0] for i in order], size)
     levels = tuple((math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in strides)
-    return Layout(strides=strides, shapes=levels, scores=tuple(order), edges=tuple(places), classes=count, bins=bins)
+    return OutputLayout(
+        strides=strides, shapes=levels, scores=tuple(order), edges=tuple(places), classes=count, bins=bins
+    )
 
 
 def _columns(widths: Sequence[int], classes: int | None) -> tuple[list[int], list[int], int, int]:
@@ -261,7 +263,7 @@ class OnnxTeacher(FrozenTeacher):
         except Exception as error:
             raise TeacherError(f"{self.file}: ONNX Runtime cannot read it: {error}") from error
 
-    def _look(self, classes: int | None) -> tuple[Layout, bool]:
+    def _look(self, classes: int | None) -> tuple[OutputLayout, bool]:
         """What the outputs are, and whether scores are probabilities, seen of a noisy image."""
         size = self.size or (PROBE, PROBE)
         outputs = self._run(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)))

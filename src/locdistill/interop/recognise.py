@@ -16,9 +16,9 @@ from typing import Any
 from locdistill.errors import WeightsError
 from locdistill.interop.classes import BY_COUNT, COCO, DOTA_BY_COUNT
 from locdistill.interop.mmdet import ANCHORS, ANGLE_BINS, edges_of
+from locdistill.types import Triple
 
 Shapes = Mapping[str, tuple[int, ...]]
-Triple = tuple[float, float, float]
 
 # Kind, its predictors of classes and edges, and a name that sets it apart from the kinds below it.
 KINDS = (

@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from locdistill.geometry.rotated import AngleRange
 from locdistill.images import View
 from locdistill.settings import Settings
+from locdistill.types import Triple
 
-Triple = tuple[float, float, float]
 # Arguments of timm's that name weights or the outputs, which have settings of their own.
 NOT_ARCHITECTURE = frozenset(
     (

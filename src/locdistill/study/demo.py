@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,9 +36,10 @@ from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.terms import TermSettings
 from locdistill.settings import Settings
 from locdistill.study.arms import Arm
-from locdistill.study.compare.compare import Plan, carry_out
+from locdistill.study.compare.compare import ComparisonPlan, carry_out
 from locdistill.study.compare.result import Comparison
 from locdistill.study.pace import seconds_per_step
+from locdistill.types import Tell
 
 TITLE = "Localization distillation on drawn shapes"
 ABOUT = (
@@ -50,7 +50,6 @@ TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
 MINUTES = 4.0
 STAMP = "demo.json"
 Role = Literal["teacher", "student"]
-Tell = Callable[[str], None]
 
 
 class DemoSettings(Settings):
@@ -202,7 +201,7 @@ def _share(settings: DemoSettings, share: float, seeds: int) -> DemoSettings:
     return settings.model_copy(update=steps | {"seeds": seeds})
 
 
-def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, command: str = "") -> Plan:
+def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, command: str = "") -> ComparisonPlan:
     """The demonstration as a comparison of two arms."""
     teacher = Arm.of(TEACHER, "teacher", _recipe("teacher", data, settings, steps=settings.teacher_steps), (0,))
     alone = _recipe("student", data, settings, steps=settings.student_steps)
@@ -215,7 +214,7 @@ def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, comma
         }
     )
     seeds = tuple(range(settings.seeds))
-    return Plan(
+    return ComparisonPlan(
         arms=(Arm.of(ALONE, "student alone", alone, seeds), Arm.of(DISTILLED, "student + LD", taught, seeds)),
         out=out,
         teacher=teacher,

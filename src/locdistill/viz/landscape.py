@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from locdistill.types import Doubles
 from locdistill.viz.style import MUTED, STUDENT, hexadecimal, new_figure, tidy, to_image
 
 _METRIC = "AP (%)"
-Floats = npt.NDArray[np.float64]
 
 
 def plot_landscape(
@@ -69,7 +69,7 @@ def plot_landscape(
     return to_image(figure)
 
 
-def _line(first: Floats, second: Floats, table: Floats, *, title: str, names: tuple[str, str]) -> Image.Image:
+def _line(first: Doubles, second: Doubles, table: Doubles, *, title: str, names: tuple[str, str]) -> Image.Image:
     one = int(len(first) == 1)  # which of the two varies
     varies, fixed = (first, second)[one], (second, first)[one]
     figure = new_figure(600, 400)

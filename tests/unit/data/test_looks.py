@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from locdistill.data.loader import collate, evaluation_loader, every_look_loader, training_loader, training_plan
-from locdistill.data.looks import Plan
+from locdistill.data.looks import ViewPlan
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.samplers import Draw
@@ -32,11 +32,11 @@ class Size(NamedTuple):
     pad_to: int
 
 
-def plan(**changes: Any) -> Plan:
-    return Plan(**{"sizes": SIZES, "flip": 0.5, "seed": 3, **changes})
+def plan(**changes: Any) -> ViewPlan:
+    return ViewPlan(**{"sizes": SIZES, "flip": 0.5, "seed": 3, **changes})
 
 
-def drawn(chosen: Plan, count: int = 400) -> list[Look]:
+def drawn(chosen: ViewPlan, count: int = 400) -> list[Look]:
     return [chosen.look(Draw(image)) for image in range(count)]
 
 

@@ -27,8 +27,8 @@ from locdistill.recipe.request import Request
 from locdistill.training.preflight.data import look_at_data, look_at_regions, region_problems
 from locdistill.training.preflight.judge import Suspect, doubts, no_better_than_start, stopping
 from locdistill.training.preflight.look import Preflight
-from locdistill.training.preflight.report import PreflightReport, Problem
-from locdistill.training.preflight.teacher import START, Heard, Hearing, Trial, judged, usual
+from locdistill.training.preflight.report import Finding, PreflightReport
+from locdistill.training.preflight.teacher import START, Heard, Hearing, NormalisationTrial, judged, usual
 from locdistill.training.prepare import Parts, compose, objective_of, teacher_of
 from locdistill.types import Batch, Detections, Instances
 from tests.conftest import CLASSES, write_tiny_coco
@@ -271,7 +271,7 @@ def suspect(untrained: Path, data: Path, hearing: Hearing, position: int = 0) ->
 def test_remedies_for_weights_are_settings_of_the_teacher(untrained: Path, data: Path) -> None:
     own, better = Heard(0.2, 0.4, 100, 32), Heard(0.3, 0.5, 100, 32)
     swapped = dict(usual(LiveTeacher(Detector.load(untrained)).normalisation))["the other order of channels, BGR"]
-    hearing = Hearing(own, trials=(Trial("swapped", swapped, better, own),))
+    hearing = Hearing(own, trials=(NormalisationTrial("swapped", swapped, better, own),))
     (cause,) = doubts(suspect(untrained, data, hearing))
     assert "teacher.input.bgr=true" in cause.settings
     assert "AP 20.0, AP50 40.0" in cause.what
@@ -280,7 +280,10 @@ def test_remedies_for_weights_are_settings_of_the_teacher(untrained: Path, data:
     assert second.settings == ()
     assert "in entry 2 of teacher.more" in second.remedy
     little = replace(better, ap=0.215)
-    assert doubts(suspect(untrained, data, Hearing(own, trials=(Trial("swapped", swapped, little, own),)))) == []
+    assert (
+        doubts(suspect(untrained, data, Hearing(own, trials=(NormalisationTrial("swapped", swapped, little, own),))))
+        == []
+    )
     named = Heard(0.1, 0.2, 100, 32, 50, 0.1, (("box", "disc"), ("disc", "box")))
     (renamed,) = doubts(suspect(untrained, data, Hearing(named)))
     assert renamed.settings == ("'teacher.classes=[box,disc,bar]'",)
@@ -468,9 +471,9 @@ def test_looking_changes_nothing_of_the_run(untrained: Path, data: Path) -> None
 
 
 def test_the_text_is_in_order_and_says_what_applies_a_remedy() -> None:
-    problem = Problem(what="it is [bold]so[/bold]", remedy="do that", settings=("a.b=[1,2]",))
+    problem = Finding(what="it is [bold]so[/bold]", remedy="do that", settings=("a.b=[1,2]",))
     report = PreflightReport(
-        facts={"student": {"head": "gfl"}}, notes=("n",), warnings=(problem,), stops=(Problem(what="no"),)
+        facts={"student": {"head": "gfl"}}, notes=("n",), warnings=(problem,), stops=(Finding(what="no"),)
     )
     lines = [line.strip() for line in report.text().splitlines() if line.strip()]
     order = ["Before the first step", "Notes", "- n", "Warnings", "- it is [bold]so[/bold]", "-> do that", "a.b=[1,2]"]

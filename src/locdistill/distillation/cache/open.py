@@ -17,7 +17,7 @@ import numpy as np
 
 from locdistill.data.digest import object_digests
 from locdistill.data.loader import training_plan
-from locdistill.data.looks import Plan
+from locdistill.data.looks import ViewPlan
 from locdistill.data.records import Dataset
 from locdistill.data.samplers import Draw
 from locdistill.data.settings import DataSettings
@@ -65,7 +65,7 @@ class CacheUse:
     seed: int
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> ViewPlan:
         """How the images are shown."""
         return training_plan(self.data, self.seed)
 
@@ -203,7 +203,7 @@ def _check_padding(use: CacheUse, layout: Layout) -> None:
         )
 
 
-def missing_draws(recall: Recall, dataset: Dataset, plan: Plan, part: tuple[int, int] = (1, 1)) -> list[Draw]:
+def missing_draws(recall: Recall, dataset: Dataset, plan: ViewPlan, part: tuple[int, int] = (1, 1)) -> list[Draw]:
     """The ways of looking at the images of which nothing is kept yet; each once.
 
     Args:
@@ -222,12 +222,12 @@ def missing_draws(recall: Recall, dataset: Dataset, plan: Plan, part: tuple[int,
     return [draw for (_, draw), known in zip(own, there, strict=True) if not known]
 
 
-def ways_of(dataset: Dataset, plan: Plan) -> int:
+def ways_of(dataset: Dataset, plan: ViewPlan) -> int:
     """Number of images times ways to look at each."""
     return len(dataset) * (plan.ways or 0)
 
 
-def _sized(dataset: Dataset, plan: Plan) -> Iterator[tuple[Draw, Look, tuple[int, int]]]:
+def _sized(dataset: Dataset, plan: ViewPlan) -> Iterator[tuple[Draw, Look, tuple[int, int]]]:
     """All ways of looking at all images, with the height and width that they get."""
     assert plan.ways is not None, "the recipe's checks refuse what cannot be counted"
     for image, record in enumerate(dataset.records):

@@ -12,19 +12,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from locdistill.data.transforms import Look
-from locdistill.distillation.cache.record import (
-    MAPS,
-    MOMENTS,
-    ROWS,
-    Layout,
-    Record,
-    dense_of,
-    joined,
-    record_errors,
-    record_of,
-)
-from locdistill.distillation.cache.store import Store
-from locdistill.distillation.settings import Numbers
+from locdistill.distillation.cache.record import MAPS, MOMENTS, ROWS, Layout, dense_of, joined, record_errors, record_of
+from locdistill.distillation.cache.store import CacheRecord, Store
+from locdistill.distillation.settings import NumberFormat
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.grid import Grid
 from locdistill.models.fold import Haste
@@ -91,10 +81,10 @@ class Keeping:
     layout: Layout
     predictions: bool = True
     maps: tuple[str, ...] = ()
-    numbers: Numbers = "half"
+    numbers: NumberFormat = "half"
 
     @classmethod
-    def of(cls, objective: Objective, layout: Layout, *, comparable: bool, numbers: Numbers = "half") -> Keeping:
+    def of(cls, objective: Objective, layout: Layout, *, comparable: bool, numbers: NumberFormat = "half") -> Keeping:
         """What the terms of an objective look at.
 
         Args:
@@ -212,16 +202,16 @@ class CachedTeacher(FrozenTeacher):
         return self._present().cross(student, teacher)
 
     @torch.no_grad()
-    def look(self, batch: Batch) -> list[Record]:
+    def look(self, batch: Batch) -> list[CacheRecord]:
         """What is kept of each image of a batch, seen by the teacher now."""
         extents = [self.keeping.layout.extents((int(h), int(w))) for h, w in batch.sizes.tolist()]
-        records: dict[int, Record] = {}
+        records: dict[int, CacheRecord] = {}
         for own in sorted(set(extents)):
             images = [i for i, other in enumerate(extents) if other == own]
             records |= zip(images, self._look_alike(_part(batch, images, own)), strict=True)
         return [records[i] for i in range(len(extents))]
 
-    def _look_alike(self, batch: Batch) -> list[Record]:
+    def _look_alike(self, batch: Batch) -> list[CacheRecord]:
         """Records of images that fill a batch with their extents."""
         keeping = self.keeping
         kept_towers = "towers" in keeping.maps or MOMENTS in keeping.maps

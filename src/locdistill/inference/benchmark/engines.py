@@ -17,10 +17,9 @@ from locdistill.errors import RunError
 from locdistill.models.detector import Detector
 from locdistill.models.fold import Haste, hastened
 from locdistill.models.onnx import INPUT, OUTPUTS, export_onnx
-from locdistill.types import Dense
+from locdistill.types import Dense, Tell
 
 Network = Callable[[Tensor], Dense]
-Tell = Callable[[str], None]
 Build = Callable[[Detector, Precision, Tell], Network]
 
 

@@ -29,19 +29,20 @@ from locdistill.recipe.load import build_recipe, dump_recipe, laid_over
 from locdistill.recipe.recipe import OF_TEACHER, Recipe
 from locdistill.recipe.request import DistillWords, Request, takes
 from locdistill.recipe.run_folder import PARENT
-from locdistill.study.arms import Arm, Tell, train_arms
+from locdistill.study.arms import Arm, train_arms
 from locdistill.study.compare.arms import USE, chosen_seeds, flat
 from locdistill.study.tune.result import ALONE, AS_IS, BEST, LABELS, Trial, TuneResult, best_of, describe
 from locdistill.study.tune.sampler import propose, sampler
 from locdistill.study.tune.space import Searched, check_space, default_space, own_values, parse_search, with_values
 from locdistill.training.separately import Train, run_apart
+from locdistill.types import Tell
 
 SHARE = 0.25
 """Length of a trial in that of the recipe, unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SearchPlan:
     """What is to be searched, checked.
 
     Attributes:
@@ -117,7 +118,7 @@ def tune(  # noqa: PLR0913 - beside the words, where and how long
     training = open_dataset(held.data, "train", boxes=full.detector)
     settings = held.data.model_copy(update={"classes": full.detector.classes or full.data.classes or training.classes})
     judging = open_dataset(settings, "val", boxes=full.detector)
-    plan = Plan(
+    plan = SearchPlan(
         recipe=full,
         short=shortened(held, len(training), epochs=epochs, steps=steps),
         space=space,
@@ -172,7 +173,7 @@ def _judged_on(judging: Dataset, training: Dataset, recipe: Recipe) -> str:
     return f"the {len(judging)} validation images of {judging.name}, which are no longer unseen"
 
 
-def run_plan(plan: Plan, *, train: Train, tell: Tell = print) -> TuneResult:
+def run_plan(plan: SearchPlan, *, train: Train, tell: Tell = print) -> TuneResult:
     """Train what is not yet trained, and write what was found.
 
     Args:
@@ -233,7 +234,7 @@ class _Study:
         RunError: The folder holds another search.
     """
 
-    def __init__(self, plan: Plan, train: Train, tell: Tell) -> None:
+    def __init__(self, plan: SearchPlan, train: Train, tell: Tell) -> None:
         self.plan, self.train, self.tell = plan, train, tell
         self.stamp = plan.out / "study.json"
         asked: dict[str, Any] = flat(plan.short, without=USE) | {

@@ -9,7 +9,7 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.models.settings import NormalisationSettings
 from locdistill.recipe.yaml_io import typed
-from locdistill.training.preflight.report import Network, Problem, in_words
+from locdistill.training.preflight.report import Finding, TeacherNetwork, in_words
 from locdistill.training.preflight.teacher import START, Hearing
 from locdistill.training.prepare import Parts
 
@@ -45,7 +45,7 @@ class Suspect:
     parts: Parts
     name: str
     hearing: Hearing
-    network: Network
+    network: TeacherNetwork
     position: int
 
     def settings(self, **values: object) -> tuple[str, ...]:
@@ -64,12 +64,12 @@ class Suspect:
         return f" (in the recipe, in entry {self.position} of teacher.more)" if self.position else ""
 
 
-def stopping(suspect: Suspect) -> list[Problem]:
+def stopping(suspect: Suspect) -> list[Finding]:
     """Why a run must not begin: its teacher is at chance level; then what explains that."""
     heard = suspect.hearing.heard
     if heard.objects < ENOUGH or heard.ap50 >= CHANCE:
         return []
-    level = Problem(
+    level = Finding(
         what=f"{suspect.name} is at chance level: {heard} on {heard.images} validation images with {heard.objects} "
         "objects. Learning from it can only do harm",
         remedy="see below for why; to go on all the same, give --no-preflight",
@@ -77,12 +77,12 @@ def stopping(suspect: Suspect) -> list[Problem]:
     return [level, *(_causes(suspect) or _possible_causes(suspect))]
 
 
-def doubts(suspect: Suspect) -> list[Problem]:
+def doubts(suspect: Suspect) -> list[Finding]:
     """What to be warned of in a teacher that is better than chance."""
     heard = suspect.hearing.heard
     if heard.objects < FEWEST:
         return [
-            Problem(
+            Finding(
                 what=f"{suspect.name} cannot be judged: there are {heard.objects} objects of its classes on "
                 f"{heard.images} validation images",
                 remedy="measure it where there are more: locdistill evaluate WEIGHTS --data PATH",
@@ -91,7 +91,7 @@ def doubts(suspect: Suspect) -> list[Problem]:
     found = _causes(suspect)
     if heard.ap < POOR and not found:
         found.append(
-            Problem(
+            Finding(
                 what=f"{suspect.name} is poor on these data: {heard}. A teacher that is not clearly better than the "
                 "student alone makes it worse",
                 remedy="train the student alone first and compare (see the notes), or take a better teacher",
@@ -100,12 +100,12 @@ def doubts(suspect: Suspect) -> list[Problem]:
     return found
 
 
-def _causes(suspect: Suspect) -> list[Problem]:
+def _causes(suspect: Suspect) -> list[Finding]:
     """What was seen to be wrong. Where classes differ by their colour alone, one fault may look like the other."""
     return [*_wrong_normalisation(suspect), *_wrong_classes(suspect)]
 
 
-def _wrong_normalisation(suspect: Suspect) -> list[Problem]:
+def _wrong_normalisation(suspect: Suspect) -> list[Finding]:
     """Another normalisation with which the teacher finds clearly more."""
     best = max(suspect.hearing.trials, key=lambda trial: trial.heard.ap, default=None)
     if (
@@ -119,7 +119,7 @@ def _wrong_normalisation(suspect: Suspect) -> list[Problem]:
         key: getattr(how, key) for key in NormalisationSettings.model_fields if getattr(how, key) != getattr(own, key)
     }
     return [
-        Problem(
+        Finding(
             what=f"{suspect.name} sees wrong colours: normalised as {in_words(own)}, it finds {best.own}; as "
             f"{in_words(how)} ({best.name}), {best.heard}, on the same {best.heard.images} images",
             remedy=f"normalise its images so{suspect.where}",
@@ -128,7 +128,7 @@ def _wrong_normalisation(suspect: Suspect) -> list[Problem]:
     ]
 
 
-def _wrong_classes(suspect: Suspect) -> list[Problem]:
+def _wrong_classes(suspect: Suspect) -> list[Finding]:
     """Objects are found and called something else: the classes are others than their names say."""
     heard = suspect.hearing.heard
     if heard.found < max(FEWEST, FOUND * heard.objects) or heard.right >= RIGHT:
@@ -140,8 +140,8 @@ def _wrong_classes(suspect: Suspect) -> list[Problem]:
     )
     renamed = _renamed(suspect)
     if renamed is None:
-        return [Problem(what=what, remedy="take a teacher that was trained on these classes")]
-    return [Problem(what=what, remedy=f"name its classes as these data do{suspect.where}", settings=renamed)]
+        return [Finding(what=what, remedy="take a teacher that was trained on these classes")]
+    return [Finding(what=what, remedy=f"name its classes as these data do{suspect.where}", settings=renamed)]
 
 
 def _renamed(suspect: Suspect) -> tuple[str, ...] | None:
@@ -154,15 +154,15 @@ def _renamed(suspect: Suspect) -> tuple[str, ...] | None:
     return suspect.settings(classes=tuple(means.get(name, name) for name in its))
 
 
-def _possible_causes(suspect: Suspect) -> list[Problem]:
+def _possible_causes(suspect: Suspect) -> list[Finding]:
     """What else may be the cause, where none was found."""
     net, data = suspect.network, suspect.parts.recipe.data
     causes = [
-        Problem(
+        Finding(
             what="it may not be a trained detector (random weights, or those of a backbone alone)",
             remedy="see what it finds on the data that it was trained on: locdistill evaluate WEIGHTS --data PATH",
         ),
-        Problem(
+        Finding(
             what="it may have been trained on pictures or objects of another kind",
             remedy=f"train a teacher on these data: {_training_on(data)} --backbone resnet50",
         ),
@@ -173,7 +173,7 @@ def _possible_causes(suspect: Suspect) -> list[Problem]:
             size = net.detector.settings.input
             causes.insert(
                 0,
-                Problem(
+                Finding(
                     what=f"images are of another size than those it was trained on: {mine} pixels long, {its} there",
                     remedy="train at its size",
                     settings=(f"data.sizes=[[{size.long},{size.short}]]",),
@@ -191,13 +191,13 @@ def _training_on(data: DataSettings) -> str:
     return shlex.join(["locdistill", "train", "--data", data.path, *words])
 
 
-def no_better_than_start(hearings: dict[str, Hearing]) -> list[Problem]:
+def no_better_than_start(hearings: dict[str, Hearing]) -> list[Finding]:
     """Teachers that are no better than what the student begins with."""
     start = hearings.get(START)
     if start is None:
         return []
     return [
-        Problem(
+        Finding(
             what=f"{name} is no better than the student as it begins: {hearing.heard} against {start.heard}",
             remedy="take a better teacher, or train on without one",
         )

@@ -25,8 +25,8 @@ from locdistill.recipe.recipe import Recipe
 from locdistill.training.preflight.data import in_words, look_at_data, look_at_regions, region_problems
 from locdistill.training.preflight.judge import Suspect, baseline, doubts, no_better_than_start, stopping
 from locdistill.training.preflight.report import (
+    Finding,
     PreflightReport,
-    Problem,
     facts_of_network,
     facts_of_settings,
     network,
@@ -90,7 +90,7 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     counts |= {"objects": len(regions.sides), "objects_without_location": len(regions.missed)}
     ap = {name: _numbers(hearing) for name, hearing in hearings.items()}
     warnings += region_problems(parts, regions, _last_bin(teachers), seen=_seen(teachers))
-    stops: list[Problem] = []
+    stops: list[Finding] = []
     there = len(parts.datasets["val"])
     for name, hearing in hearings.items():
         heard = hearing.heard

@@ -28,7 +28,7 @@ from locdistill.inference.evaluate import evaluation_batch, per_class
 from locdistill.models.detector import Detector
 from locdistill.models.settings import InputSettings, NormalisationSettings
 from locdistill.recipe.recipe import OF_TEACHER
-from locdistill.training.preflight.report import Network, network
+from locdistill.training.preflight.report import TeacherNetwork, network
 from locdistill.training.prepare import Parts
 from locdistill.types import Batch, Dense, Detections, Progress
 
@@ -76,7 +76,7 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Trial:
+class NormalisationTrial:
     """Another normalisation, on fewer images.
 
     Attributes:
@@ -104,7 +104,7 @@ class Hearing:
 
     heard: Heard
     found: dict[int, Detections] = field(repr=False, default_factory=dict)
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[NormalisationTrial, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def measure(
         base = result[listener.name]
         own = judged(dataset, {image: base.found[image] for image in seen}, known[listener.name])
         assert listener.how is not None
-        trial = Trial(listener.through, listener.how, heard, own)
+        trial = NormalisationTrial(listener.through, listener.how, heard, own)
         result[listener.name] = replace(base, trials=(*base.trials, trial))
     return result
 
@@ -193,7 +193,7 @@ def _alike(one: NormalisationSettings, other: NormalisationSettings) -> bool:
     return bool((np.abs(ours[0] - theirs[0]) < 3).all() and (np.abs(ours[1] / theirs[1] - 1) < 0.05).all())
 
 
-def _through(net: Network, how: NormalisationSettings, say: Listen) -> Listen:
+def _through(net: TeacherNetwork, how: NormalisationSettings, say: Listen) -> Listen:
     """The same teacher, looking through another normalisation."""
 
     def listen(batch: Batch) -> Dense:
