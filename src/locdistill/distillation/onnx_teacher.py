@@ -32,7 +32,7 @@ STRIDES = (4, 8, 16, 32, 64, 128)
 PROBE = 256
 """Side of the image that a file with any input size is looked at with, to see what its outputs are."""
 EPSILON = 1e-7
-Boxes = Literal["strides", "pixels", "corners"]
+BoxUnits = Literal["strides", "pixels", "corners"]
 _KNOWN = {len(COCO): COCO, len(VOC): VOC}
 
 
@@ -186,7 +186,7 @@ class OnnxTeacher(FrozenTeacher):
         std: Sequence[float],
         bgr: bool = True,
         offset: float = 0.5,
-        boxes: Boxes = "strides",
+        boxes: BoxUnits = "strides",
     ) -> None:
         self.file, self.bgr, self.offset, self.boxes = Path(file), bgr, offset, boxes
         self.mean, self.std = map(_per_channel, (mean, std))
