@@ -21,7 +21,7 @@ from locdistill.errors import TeacherError
 from locdistill.geometry.grid import Grid
 from locdistill.models.fold import Haste
 from locdistill.models.recompute import recompute
-from locdistill.objective.learned import Learned, Moment
+from locdistill.objective.learned import Learned, TrainingProgress
 from locdistill.types import Batch, Dense, Instances
 
 EXAMPLE_SIDE = 256
@@ -162,7 +162,7 @@ class TrainingModule(nn.Module):
         grid = self.detector.grid_for(batch.images.shape[-2:])
         instances = bucketed(batch.instances) if self.speed.compile else batch.instances
         with torch.autocast(batch.images.device.type, enabled=False):
-            terms, watched = self.work.compare(student, teacher, cross, grid, instances, self.moment)
+            terms, watched = self.work.compare(student, teacher, cross, grid, instances, self.training_progress)
         self.lap("losses")
         if graphs:
             watched = {name: value.clone() for name, value in watched.items()}
@@ -176,18 +176,18 @@ class TrainingModule(nn.Module):
         cross: Dense | None,
         grid: Grid,
         instances: Instances,
-        moment: Moment,
+        progress: TrainingProgress,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The terms of the objective and what is watched, by name."""
         objective, watch = self.guidance.objective, self.guidance.watch
-        scene = objective.scene(student, teacher, grid=grid, instances=instances, moment=moment, cross=cross)
+        scene = objective.scene(student, teacher, grid=grid, instances=instances, progress=progress, cross=cross)
         return objective.losses(scene), {} if watch is None else dict(watch(scene))
 
     @property
-    def moment(self) -> Moment:
+    def training_progress(self) -> TrainingProgress:
         """Share of the run that is done, and what the terms have learned."""
         done = self.progress.step / self.plan.total_steps if self.plan is not None else 0.0
-        return Moment(done, self.learned)
+        return TrainingProgress(done, self.learned)
 
     def predictions(self, batch: Batch) -> tuple[Dense, Dense | None]:
         """What student and teacher say of a batch; maps of pyramids and heads only where a term looks at them."""

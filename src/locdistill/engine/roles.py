@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from locdistill.geometry.grid import Grid
 from locdistill.models.fold import Haste
-from locdistill.objective.learned import Learned, Moment
+from locdistill.objective.learned import Learned, TrainingProgress
 from locdistill.objective.scene import Scene
 from locdistill.types import Batch, Dense, Detections, Instances
 
@@ -122,10 +122,10 @@ class Goal(Protocol):
         *,
         grid: Grid,
         instances: Instances,
-        moment: Moment,
+        progress: TrainingProgress,
         cross: Dense | None = None,
     ) -> Scene:
-        """The batch as the terms see it, at this moment of the run."""
+        """The batch as the terms see it, at this progress of the run."""
 
     def losses(self, scene: Scene) -> dict[str, Tensor]:
         """One scalar per term."""

@@ -145,7 +145,7 @@ class FakeObjective:
         *,
         grid: Grid,
         instances: Instances,
-        moment: Any = None,
+        progress: Any = None,
         cross: Any = None,
     ) -> Any:
         return SimpleNamespace(student=student, teacher=teacher, grid=grid, instances=instances)

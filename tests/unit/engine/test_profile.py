@@ -114,13 +114,13 @@ def test_on_cuda_laps_are_those_of_the_device_and_nothing_waits_before_they_are_
 
         def record(self) -> None:
             Event.recorded += 1
-            self.moment = 100.0 * Event.recorded**2
+            self.progress = 100.0 * Event.recorded**2
 
         def synchronize(self) -> None:
             Event.waited += 1
 
         def elapsed_time(self, other: Event) -> float:
-            return other.moment - self.moment
+            return other.progress - self.progress
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     laps = Laps(torch.device("cuda"))

@@ -31,7 +31,7 @@ from locdistill.evaluation.gradients import Pull, pulls
 from locdistill.files import make_folder, write_text
 from locdistill.inference.evaluate import evaluation_batch
 from locdistill.models.hub import find
-from locdistill.objective.learned import Moment
+from locdistill.objective.learned import TrainingProgress
 from locdistill.objective.scene import Scene
 from locdistill.settings import finite
 from locdistill.study.diagnose import page
@@ -168,12 +168,12 @@ def _gradients(found: Reopened, moment: str, dataset: Dataset, batches: int) -> 
     measured: list[_Pulls] = []
 
     def measure(scene: Scene) -> dict[str, Tensor]:
-        now = Moment(float(moment == STUDENT), scene.moment.learned)
+        now = TrainingProgress(float(moment == STUDENT), scene.progress.learned)
         targets = {"edge logits": [scene.student.edge_logits], "class logits": [scene.student.cls_logits]}
         if scene.student.quality_logits is not None:
             targets["quality logits"] = [scene.student.quality_logits]
         targets["features"] = maps
-        measured.append(pulls(found.objective.losses(replace(scene, moment=now)), targets, labels=labels))
+        measured.append(pulls(found.objective.losses(replace(scene, progress=now)), targets, labels=labels))
         return {}
 
     module = TrainingModule(student, found.objective, found.teacher, found.recipe.engine, watch=measure)
