@@ -95,7 +95,7 @@ class Setting:
         )
         module.arrange()
         module.to(self.device)
-        module.make_haste(self.device)
+        module.speed_up(self.device)
         return module
 
 

@@ -19,7 +19,7 @@ from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.constant import constant, indices
-from locdistill.models.fold import Haste
+from locdistill.models.fold import SpeedUps
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Batch, Dense
@@ -203,9 +203,9 @@ class AdaptedTeacher(FrozenTeacher):
         self.teacher.to(device)
         return self
 
-    def hasten(self, how: Haste) -> None:
-        """Hasten the teacher."""
-        self.teacher.hasten(how)
+    def optimise(self, how: SpeedUps) -> None:
+        """Speed up the teacher."""
+        self.teacher.optimise(how)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
@@ -246,10 +246,10 @@ class SeveralTeachers(FrozenTeacher):
             teacher.to(device)
         return self
 
-    def hasten(self, how: Haste) -> None:
-        """Hasten each of them."""
+    def optimise(self, how: SpeedUps) -> None:
+        """Speed up each of them."""
         for teacher in self.teachers:
-            teacher.hasten(how)
+            teacher.optimise(how)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:

@@ -19,7 +19,7 @@ from locdistill.engine.settings import EngineSettings
 from locdistill.engine.speed import Machine, Speed, choose, set_backends
 from locdistill.errors import TeacherError
 from locdistill.geometry.grid import Grid
-from locdistill.models.fold import Haste
+from locdistill.models.fold import SpeedUps
 from locdistill.models.recompute import recompute
 from locdistill.objective.learned import Learned, TrainingProgress
 from locdistill.types import Batch, Dense, Instances
@@ -134,14 +134,14 @@ class TrainingModule(nn.Module):
         if self.speed.checkpointing and isinstance(backbone := getattr(student, "backbone", None), nn.Module):
             recompute(backbone)
 
-    def make_haste(self, device: torch.device) -> None:
+    def speed_up(self, device: torch.device) -> None:
         """Bring the teacher to where the student is, and speed both up as was chosen."""
         speed = self.speed
         set_backends(tf32=speed.tf32, cudnn_benchmark=speed.cudnn_benchmark)
         if self.guidance.teacher is not None:
             self.guidance.teacher.to(device)
-            self.guidance.teacher.hasten(
-                Haste(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last, wrap=self._compiled)
+            self.guidance.teacher.optimise(
+                SpeedUps(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last, wrap=self._compiled)
             )
         compare = self._compiled(self.compare, "the objective", whole=True)
         self.work = Work(self._compiled(self.detector, "the student"), compare)

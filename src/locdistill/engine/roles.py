@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from locdistill.geometry.grid import Grid
-from locdistill.models.fold import Haste
+from locdistill.models.fold import SpeedUps
 from locdistill.objective.learned import Learned, TrainingProgress
 from locdistill.objective.scene import Scene
 from locdistill.types import Batch, Dense, Detections, Instances
@@ -75,8 +75,8 @@ class Teacher(Protocol):
     def to(self, device: torch.device) -> Any:
         """Move to where the student is."""
 
-    def hasten(self, how: Haste) -> None:
-        """Say the same in less time from now on; called where the student is, before the first step."""
+    def optimise(self, how: SpeedUps) -> None:
+        """Speed up inference; called where the student is, before the first step."""
 
     def after_step(self, student: nn.Module) -> None:
         """Look at the student's weights after an optimiser step; the same on every process afterwards."""

@@ -165,7 +165,7 @@ class Training:
         model, optimizer = self.fabric.setup(self.module, self.module.optimizer())
         if self.average is not None:
             self.average.to(self.fabric.device)
-        self.module.make_haste(self.fabric.device)
+        self.module.speed_up(self.fabric.device)
         self.optimizer = optimizer
         if saved is not None:
             optimizer.load_state_dict(saved["optimizer"])

@@ -33,7 +33,7 @@ class CannotFoldError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Haste:
+class SpeedUps:
     """How a frozen detector is made quicker.
 
     Attributes:
@@ -53,7 +53,7 @@ class Haste:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
 
-def hastened(detector: Detector, how: Haste) -> Detector:
+def optimised(detector: Detector, how: SpeedUps) -> Detector:
     """A copy of a frozen detector in inference mode that says the same, up to rounding, in less time.
 
     What cannot be done without changing what it says is left undone, with a note in the log. The copy is to be called

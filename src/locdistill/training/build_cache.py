@@ -19,7 +19,7 @@ from locdistill.distillation.cache.open import CONTRACT, missing_draws, store_in
 from locdistill.distillation.cache.teacher import CachedTeacher, Recall, noted_errors
 from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import CacheError
-from locdistill.models.fold import Haste
+from locdistill.models.fold import SpeedUps
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import DistillWords, Request, takes
 from locdistill.training.prepare import Parts, compose
@@ -196,7 +196,7 @@ class _Builder:
     ) -> CacheReport:
         speed = self.parts.speed
         self.teacher.to(self.device)
-        self.teacher.hasten(Haste(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last))
+        self.teacher.optimise(SpeedUps(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last))
         apart = max(len(draws) // SAMPLE, 1)
         first = draws[::apart][:SAMPLE]
         chosen = set(first)

@@ -112,7 +112,7 @@ def batches(parts: Parts) -> Iterator[Batch]:
 def module_of(parts: Parts) -> TrainingModule:
     module = TrainingModule(parts.detector, parts.objective, parts.teacher, parts.recipe.engine)
     module.plan = Plan(batches_per_epoch=1, accumulate=1, batch_per_device=2, world=1, total_steps=1)
-    module.make_haste(torch.device("cpu"))
+    module.speed_up(torch.device("cpu"))
     return module
 
 

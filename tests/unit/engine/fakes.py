@@ -91,7 +91,7 @@ class FakeTeacher:
     def cross(self, student: Dense, teacher: Dense) -> Dense:
         raise AssertionError("no term asks for it")
 
-    def hasten(self, how: Any) -> None:
+    def optimise(self, how: Any) -> None:
         pass
 
     def after_step(self, student: nn.Module) -> None:

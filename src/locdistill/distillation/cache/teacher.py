@@ -17,7 +17,7 @@ from locdistill.distillation.cache.store import CacheRecord, Store
 from locdistill.distillation.settings import NumberFormat
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.grid import Grid
-from locdistill.models.fold import Haste
+from locdistill.models.fold import SpeedUps
 from locdistill.objective.objective import Objective
 from locdistill.objective.term import Region, Term
 from locdistill.types import Batch, Dense, Instances
@@ -153,7 +153,7 @@ class CachedTeacher(FrozenTeacher):
         self.errors: dict[str, float] = {}
         self._device = torch.device("cpu")
         self._brought_to: torch.device | None = None
-        self._how: Haste | None = None
+        self._how: SpeedUps | None = None
         self._said: tuple[tuple[int, ...] | None, bool] | None = None
 
     def to(self, device: torch.device) -> CachedTeacher:
@@ -161,7 +161,7 @@ class CachedTeacher(FrozenTeacher):
         self._device = device
         return self
 
-    def hasten(self, how: Haste) -> None:
+    def optimise(self, how: SpeedUps) -> None:
         """Note how; the teacher does so when it is needed."""
         self._how, self._brought_to = how, None
 
@@ -239,7 +239,7 @@ class CachedTeacher(FrozenTeacher):
         if self._brought_to != self._device:
             self.teacher.to(self._device)
             if self._how is not None:
-                self.teacher.hasten(self._how)
+                self.teacher.optimise(self._how)
             self._brought_to = self._device
         return self.teacher
 
