@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from locdistill.data.cache import PictureCache
-from locdistill.data.looks import ViewPlan
 from locdistill.data.records import Dataset
 from locdistill.data.resources import picture_memory, worker_count
 from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
 from locdistill.data.settings import DataSettings
-from locdistill.data.transforms import Look, Sample, look_at
+from locdistill.data.transforms import Sample, View, look_at
+from locdistill.data.views import ViewPlan
 from locdistill.errors import ImageError
 from locdistill.geometry.rotated import AngleRange, fit, hull
-from locdistill.images import View, keep_ratio_size, pad_together, read_image, resize_to
+from locdistill.images import ScaledView, keep_ratio_size, pad_together, read_image, resize_to
 from locdistill.types import Batch, Instances
 
 OPEN_FILES = 65536
@@ -82,7 +82,7 @@ def training_loader(
     return _loader(Pictures(dataset, plan, cache, memory), sampler, workers=workers, seed=seed)
 
 
-def every_look_loader(
+def every_view_loader(
     dataset: Dataset,
     settings: DataSettings,
     *,
@@ -103,8 +103,8 @@ def every_look_loader(
     shapes: dict[tuple[int, int], list[Draw]] = {}
     batches: list[list[Draw]] = []
     for draw in draws:
-        record, look = dataset.records[draw.image], plan.look(draw)
-        sides = look.size(record.height, record.width)
+        record, view = dataset.records[draw.image], plan.view(draw)
+        sides = view.size(record.height, record.width)
         same = shapes.setdefault((-(-sides[0] // plan.pad_to), -(-sides[1] // plan.pad_to)), [])
         same.append(draw)
         if len(same) == settings.batch_per_device:
@@ -141,7 +141,7 @@ def evaluation_loader(
     workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
-    views: tuple[View, ...] = (View(),),
+    views: tuple[ScaledView, ...] = (ScaledView(),),
 ) -> DataLoader[Batch]:
     """Every image once, in order, not flipped; of several processes each gets every ``world_size``-th.
 
@@ -158,14 +158,14 @@ class Memory(Protocol):
     """Something that remembers images, as they were looked at: what a teacher says of them."""
 
     def recall(
-        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], looks: Sequence[Look]
+        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], views: Sequence[View]
     ) -> Mapping[str, Tensor]:
         """What is remembered of the images of a batch, to be handed on with it as ``Batch.recalled``.
 
         Args:
             images: Their positions in the data set.
             sizes: Height and width of each as it is looked at, before it is padded.
-            looks: How each is looked at.
+            views: How each is looked at.
         """
 
 
@@ -202,24 +202,24 @@ class Pictures(TorchDataset[Batch]):
         Raises:
             ImageError: An image cannot be read.
         """
-        looks = [self._plan.look(draw) for draw in draws]
-        samples = [self._sample(draw.image, look) for draw, look in zip(draws, looks, strict=True)]
+        views = [self._plan.view(draw) for draw in draws]
+        samples = [self._sample(draw.image, view) for draw, view in zip(draws, views, strict=True)]
         batch = collate(samples, pad_to=self._plan.pad_to, angles=self._angles)
         if self._memory is not None:
             sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
-            batch = batch._replace(recalled=self._memory.recall([draw.image for draw in draws], sizes, looks))
-        return batch._replace(flipped=looks[0].flipped) if self._plan.views else batch
+            batch = batch._replace(recalled=self._memory.recall([draw.image for draw in draws], sizes, views))
+        return batch._replace(flipped=views[0].flipped) if self._plan.views else batch
 
     def sample(self, draw: Draw) -> Sample:
         """One image, looked at as the draw decides."""
-        return self._sample(draw.image, self._plan.look(draw))
+        return self._sample(draw.image, self._plan.view(draw))
 
-    def _sample(self, image: int, look: Look) -> Sample:
+    def _sample(self, image: int, view: View) -> Sample:
         # an image with its boxes in original pixels; the image may have its final size already
         start, end = (int(self._ends[image - 1]) if image else 0), int(self._ends[image])
         height, width = self._sizes[image].tolist()
         unsized = Sample(
-            image=self._picture(image, keep_ratio_size(height, width, short=look.short, long=look.long)),
+            image=self._picture(image, keep_ratio_size(height, width, short=view.short, long=view.long)),
             boxes=torch.from_numpy(self._boxes[start:end]),
             labels=torch.from_numpy(self._labels[start:end]),
             ignored=torch.from_numpy(self._ignored[start:end]),
@@ -227,7 +227,7 @@ class Pictures(TorchDataset[Batch]):
             image_id=int(self._ids[image]),
             quads=None if self._quads is None else torch.from_numpy(self._quads[start:end]),
         )
-        return look_at(unsized, look, keep_ignored=self._plan.keep_ignored)
+        return look_at(unsized, view, keep_ignored=self._plan.keep_ignored)
 
     def _picture(self, index: int, target: tuple[int, int]) -> Tensor:
         kept = None if self._cache is None else self._cache.get(index)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from locdistill.geometry.rotated import AngleRange
-from locdistill.images import View
+from locdistill.images import ScaledView
 from locdistill.settings import Settings
 from locdistill.types import Triple
 
@@ -79,9 +79,9 @@ class AugmentSettings(Settings):
         return scales
 
     @property
-    def views(self) -> tuple[View, ...]:
+    def views(self) -> tuple[ScaledView, ...]:
         """How each picture is looked at."""
-        return tuple(View(scale, flipped) for scale in self.scales for flipped in (False, True)[: 1 + self.flip])
+        return tuple(ScaledView(scale, flipped) for scale in self.scales for flipped in (False, True)[: 1 + self.flip])
 
 
 class DetectionSettings(Settings):

@@ -13,7 +13,7 @@ from typing import Any, Unpack
 import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 
-from locdistill.data.loader import every_look_loader, training_plan
+from locdistill.data.loader import every_view_loader, training_plan
 from locdistill.data.samplers import Draw
 from locdistill.distillation.cache.open import CONTRACT, missing_draws, store_in, ways_of
 from locdistill.distillation.cache.teacher import CachedTeacher, Recall, noted_errors
@@ -235,7 +235,7 @@ class _Builder:
         if not draws:
             return
         parts = self.parts
-        loader: Iterable[Any] = every_look_loader(
+        loader: Iterable[Any] = every_view_loader(
             parts.datasets["train"], parts.recipe.data, seed=parts.recipe.engine.seed, draws=draws, memory=self.memory
         )
         if progress is not None:

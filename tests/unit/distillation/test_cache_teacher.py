@@ -274,8 +274,8 @@ def test_parts_cover_everything_whenever_each_begins_and_however_they_mix(choice
     plan = training_plan(whole.data, whole.engine.seed)
 
     def look_at(draw: Draw) -> None:
-        look = plan.look(draw)
-        store.keys.add(recall.key(draw.image, look.size(48, 64), look))
+        view = plan.view(draw)
+        store.keys.add(recall.key(draw.image, view.size(48, 64), view))
 
     for draw in missing_draws(recall, images, plan):
         if choice.draw(st.booleans(), label="there before"):

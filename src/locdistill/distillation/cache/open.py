@@ -17,11 +17,11 @@ import numpy as np
 
 from locdistill.data.digest import object_digests
 from locdistill.data.loader import training_plan
-from locdistill.data.looks import ViewPlan
 from locdistill.data.records import Dataset
 from locdistill.data.samplers import Draw
 from locdistill.data.settings import DataSettings
-from locdistill.data.transforms import Look
+from locdistill.data.transforms import View
+from locdistill.data.views import ViewPlan
 from locdistill.distillation.cache.record import Layout
 from locdistill.distillation.cache.store import Store
 from locdistill.distillation.cache.teacher import CachedTeacher, Keeping, Recall
@@ -214,8 +214,8 @@ def missing_draws(recall: Recall, dataset: Dataset, plan: ViewPlan, part: tuple[
             already, so that all of them together are everything, whenever each begins.
     """
     keys: dict[bytes, Draw] = {}
-    for draw, look, size in _sized(dataset, plan):
-        keys.setdefault(recall.key(draw.image, size, look), draw)
+    for draw, view, size in _sized(dataset, plan):
+        keys.setdefault(recall.key(draw.image, size, view), draw)
     share, shares = part
     own = list(keys.items())[share - 1 :: shares]
     there = recall.store.has(key for key, _ in own)
@@ -227,12 +227,12 @@ def ways_of(dataset: Dataset, plan: ViewPlan) -> int:
     return len(dataset) * (plan.ways or 0)
 
 
-def _sized(dataset: Dataset, plan: ViewPlan) -> Iterator[tuple[Draw, Look, tuple[int, int]]]:
+def _sized(dataset: Dataset, plan: ViewPlan) -> Iterator[tuple[Draw, View, tuple[int, int]]]:
     """All ways of looking at all images, with the height and width that they get."""
     assert plan.ways is not None, "the recipe's checks refuse what cannot be counted"
     for image, record in enumerate(dataset.records):
-        for way, look in enumerate(plan.looks(image)):
-            yield Draw(image, way=way), look, look.size(record.height, record.width)
+        for way, view in enumerate(plan.all_views(image)):
+            yield Draw(image, way=way), view, view.size(record.height, record.width)
 
 
 def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Progress | None = None) -> np.ndarray:

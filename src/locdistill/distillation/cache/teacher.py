@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from locdistill.data.transforms import Look
+from locdistill.data.transforms import View
 from locdistill.distillation.cache.record import MAPS, MOMENTS, ROWS, Layout, dense_of, joined, record_errors, record_of
 from locdistill.distillation.cache.store import CacheRecord, Store
 from locdistill.distillation.settings import NumberFormat
@@ -44,21 +44,21 @@ class Recall:
     contents: np.ndarray
     layout: Layout
 
-    def key(self, image: int, size: tuple[int, int], look: Look) -> bytes:
+    def key(self, image: int, size: tuple[int, int], view: View) -> bytes:
         """The key of one image, looked at in one way."""
-        return bytes(self.contents[image]) + struct.pack("<II", *size) + look.mark
+        return bytes(self.contents[image]) + struct.pack("<II", *size) + view.mark
 
     def recall(
-        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], looks: Sequence[Look]
+        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], views: Sequence[View]
     ) -> Mapping[str, Tensor]:
         """The keys of a batch's images and, if there is a record of all of them, what they say; see `CachedTeacher`.
 
         Args:
             images: Their positions in the data set.
             sizes: Height and width of each, before padding.
-            looks: How each is looked at.
+            views: How each is looked at.
         """
-        keys = [self.key(*own) for own in zip(images, sizes, looks, strict=True)]
+        keys = [self.key(*own) for own in zip(images, sizes, views, strict=True)]
         named = {KEYS: torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1).copy())}
         found = self.store.get(keys)
         records = [record for record in found if record is not None]
