@@ -110,7 +110,7 @@ class Batch(NamedTuple):
         image_ids: The data set's own identifier of each image.
         instances: Ground truth in pixels of the resized images.
         flipped: Whether all images are mirrored left and right to be looked at once more (test-time augmentation).
-        recalled: What is remembered of these images, looked at in this way, by name; None where nothing is asked for.
+        from_cache: What is remembered of these images, looked at in this way, by name; None where nothing is asked for.
             A teacher's cache puts here what the teacher says of them.
     """
 
@@ -120,7 +120,7 @@ class Batch(NamedTuple):
     image_ids: Int[Tensor, " b"]
     instances: Instances
     flipped: bool = False
-    recalled: Mapping[str, Tensor] | None = None
+    from_cache: Mapping[str, Tensor] | None = None
 
 
 class Detections(NamedTuple):

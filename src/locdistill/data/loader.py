@@ -160,7 +160,7 @@ class Memory(Protocol):
     def recall(
         self, images: Sequence[int], sizes: Sequence[tuple[int, int]], views: Sequence[View]
     ) -> Mapping[str, Tensor]:
-        """What is remembered of the images of a batch, to be handed on with it as ``Batch.recalled``.
+        """What is remembered of the images of a batch, to be handed on with it as ``Batch.from_cache``.
 
         Args:
             images: Their positions in the data set.
@@ -207,7 +207,7 @@ class Pictures(TorchDataset[Batch]):
         batch = collate(samples, pad_to=self._plan.pad_to, angles=self._angles)
         if self._memory is not None:
             sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
-            batch = batch._replace(recalled=self._memory.recall([draw.image for draw in draws], sizes, views))
+            batch = batch._replace(from_cache=self._memory.recall([draw.image for draw in draws], sizes, views))
         return batch._replace(flipped=views[0].flipped) if self._plan.views else batch
 
     def sample(self, draw: Draw) -> Sample:

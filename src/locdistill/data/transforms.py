@@ -83,7 +83,7 @@ class View(NamedTuple):
 
     @property
     def mark(self) -> bytes:
-        """What tells this look from others that give the same size."""
+        """What tells this view from others that give the same size."""
         pose = struct.pack("<B", self.flipped | self.turns << 1)
         return pose + (struct.pack("<5d", self.degrees, self.zoom, *self.window, self.least) if self.cuts else b"")
 

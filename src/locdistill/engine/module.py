@@ -101,7 +101,7 @@ class TrainingModule(nn.Module):
         self.settings = settings or EngineSettings()
         self.speed = speed or choose(self.settings, Machine.here(self.settings))
         self.work = Work(detector, self.compare)
-        self.lap: Callable[[str], None] = unheard
+        self.lap: Callable[[str], None] = unmeasured
         self.guidance = Guidance(objective, teacher if objective.needs_teacher else None, watch)
         self.learned = self._learned() if objective.learns else None
         self.plan: Plan | None = None
@@ -219,7 +219,7 @@ class TrainingModule(nn.Module):
         return build_optimizer(groups, self.settings, fused=self.speed.fused)
 
 
-def unheard(_part: str) -> None:
+def unmeasured(_part: str) -> None:
     """What is told that a part of a step is over, unless someone measures."""
 
 

@@ -83,7 +83,7 @@ class Speed:
 
     def words(self, optimizer: str) -> str:
         """The choice in one line."""
-        said = {
+        switches = {
             "channels-last": self.channels_last,
             f"fused {'AdamW' if optimizer == 'adamw' else 'SGD'}": self.fused,
             "frozen teacher folded": self.teacher,
@@ -94,7 +94,7 @@ class Speed:
             "cuDNN benchmark": self.cudnn_benchmark,
         }
         precision = "float32" if self.precision == "32" else self.precision
-        return ", ".join([precision, *(name for name, chosen in said.items() if chosen)])
+        return ", ".join([precision, *(name for name, chosen in switches.items() if chosen)])
 
 
 def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_size: bool = False) -> Speed:

@@ -105,8 +105,8 @@ def unpack(content: Mapping[str, Any], which: Which = "ema") -> Unpacked:
             f"{len(odd)} tensors are not plain: {few}{more}; expected dense tensors of floating-point numbers: save "
             "them as such (sparse: tensor.to_dense(); quantised: tensor.dequantize())"
         )
-    said = None if everything is content else content.get("meta")
-    meta = {str(key): value for key, value in said.items()} if isinstance(said, Mapping) else {}
+    stated = None if everything is content else content.get("meta")
+    meta = {str(key): value for key, value in stated.items()} if isinstance(stated, Mapping) else {}
     constants = {name: tensors.pop(name) for name in (BINS, ANGLE_BINS) if name in tensors}
     computed = [Skipped(name, 1, COMPUTED) for name in constants]
     tensors, statistics = _statistics(tensors, meta)

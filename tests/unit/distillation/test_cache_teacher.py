@@ -375,7 +375,7 @@ def test_sizes_from_a_range_need_a_number_of_views(data: Path, teachers: dict[st
     assert report.complete
     seen = list(batches(compose(drawn, fresh=False)))
     assert len({tuple(size) for batch in seen for size in batch.sizes.tolist()}) > 3
-    assert all(len(batch.recalled or ()) > 1 for batch in seen)
+    assert all(len(batch.from_cache or ()) > 1 for batch in seen)
     plain = drawn.model_dump(mode="json")
     plain["data"]["views"] = None
     with pytest.raises(RecipeError, match=r"say how many of each image to use, for example data\.views=8"):
@@ -391,7 +391,7 @@ def test_turned_images_are_remembered(data: Path, teachers: dict[str, Path], tmp
     report = build_cache_of(drawn, device="cpu")
     assert (report.views, report.complete) == (7 * 3, True)
     for chosen in (countable, drawn):
-        assert all(len(batch.recalled or ()) > 1 for batch in batches(compose(chosen, fresh=False)))
+        assert all(len(batch.from_cache or ()) > 1 for batch in batches(compose(chosen, fresh=False)))
     live = losses(compose(recipe(data, teachers["gfl"], None, **ways), fresh=False))
     for mine, its in zip(losses(compose(drawn, fresh=False)), live, strict=True):
         assert mine == pytest.approx(its, rel=3e-3, abs=1e-4)

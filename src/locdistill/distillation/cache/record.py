@@ -81,8 +81,8 @@ def record_of(
     if where is not None:
         if len(where) < dense.cls_logits.shape[1]:
             record[INDEX] = where.to(torch.int32)
-        said = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
-        for name, values in zip(ROWS, said, strict=True):
+        values_of = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
+        for name, values in zip(ROWS, values_of, strict=True):
             if values is not None:
                 record |= encoded(name, values[image, where], numbers)
     for name in (name for name in MAPS if name in maps):
@@ -95,10 +95,10 @@ def record_of(
 
 def record_errors(record: CacheRecord, dense: Dense, image: int, where: Int[Tensor, " k"] | None) -> dict[str, float]:
     """The largest difference between what was said and what is kept of it, by name."""
-    said = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
+    values_of = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
     pairs = {
         name: values[image, where]
-        for name, values in zip(ROWS, said, strict=True)
+        for name, values in zip(ROWS, values_of, strict=True)
         if values is not None and name in record
     }
     pairs |= {

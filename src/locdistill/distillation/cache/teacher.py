@@ -23,7 +23,7 @@ from locdistill.objective.term import Region, Term
 from locdistill.types import Batch, Dense, Instances
 
 KEYS = "keys"
-SAID = "said"
+FACTS = "said"
 ERRORS = "errors"
 
 
@@ -154,7 +154,7 @@ class CachedTeacher(FrozenTeacher):
         self._device = torch.device("cpu")
         self._brought_to: torch.device | None = None
         self._how: SpeedUps | None = None
-        self._said: tuple[tuple[int, ...] | None, bool] | None = None
+        self._facts: tuple[tuple[int, ...] | None, bool] | None = None
 
     def to(self, device: torch.device) -> CachedTeacher:
         """Note where the batches are; the teacher follows when it is needed."""
@@ -168,27 +168,27 @@ class CachedTeacher(FrozenTeacher):
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
         """The teacher's predictions on the batch; see :meth:`FrozenTeacher.__call__`."""
-        recalled = batch.recalled
-        if recalled is None:
+        from_cache = batch.from_cache
+        if from_cache is None:
             return self._asked(batch, features=features, towers=towers)
-        records = None if len(recalled) > 1 else self.look(batch)
+        records = None if len(from_cache) > 1 else self.look(batch)
         with torch.autocast(batch.images.device.type, enabled=False):
             if records is not None:
-                keys = [bytes(key) for key in recalled[KEYS].tolist()]
+                keys = [bytes(key) for key in from_cache[KEYS].tolist()]
                 self.store.put(dict(zip(keys, records, strict=True)))
                 self._note_errors()
                 # what would have come with the batch, had it been there
                 sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
                 cpu = [{name: values.cpu() for name, values in record.items()} for record in records]
                 together = joined(cpu, sizes, self.keeping.layout)
-                recalled = {name: values.to(batch.images.device) for name, values in together.items()}
+                from_cache = {name: values.to(batch.images.device) for name, values in together.items()}
             locations = self.keeping.layout.locations((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
-            dense = dense_of(recalled, len(batch.images), locations)
+            dense = dense_of(from_cache, len(batch.images), locations)
         # which classes are known, and what the quality is for: the same of all images
-        if self._said is None:
-            said = self.store.about(SAID)
-            self._said = None if said["known"] is None else tuple(said["known"]), said["quality_in_score"]
-        known, quality_in_score = self._said
+        if self._facts is None:
+            facts = self.store.about(FACTS)
+            self._facts = None if facts["known"] is None else tuple(facts["known"]), facts["quality_in_score"]
+        known, quality_in_score = self._facts
         return dense._replace(known=known, quality_in_score=quality_in_score)
 
     def _note_errors(self) -> None:
@@ -216,8 +216,8 @@ class CachedTeacher(FrozenTeacher):
         keeping = self.keeping
         kept_towers = "towers" in keeping.maps or MOMENTS in keeping.maps
         dense = self._asked(batch, features="features" in keeping.maps, towers=kept_towers)
-        if self._said is None:
-            self.store.claim(SAID, {"known": dense.known, "quality_in_score": dense.quality_in_score})
+        if self._facts is None:
+            self.store.claim(FACTS, {"known": dense.known, "quality_in_score": dense.quality_in_score})
         where = None
         if keeping.predictions:
             grid = self._grid_for(batch.images.shape[-2:])
@@ -266,5 +266,5 @@ def _part(batch: Batch, images: list[int], extents: tuple[int, int]) -> Batch:
         original_sizes=batch.original_sizes[images],
         image_ids=batch.image_ids[images],
         instances=batch.instances.of(images),
-        recalled=None,
+        from_cache=None,
     )

@@ -170,8 +170,8 @@ def _ranges(names: tuple[str, ...], ranges: tuple[tuple[float, float], ...]) -> 
     alike: dict[tuple[float, float], list[str]] = {}
     for name, ends in zip(names, ranges, strict=False):
         alike.setdefault(ends, []).append(name)
-    said = [f"{', '.join(of)} {first:g} to {last:g}" for (first, last), of in alike.items()]
-    return "; ".join([*said, *(f"{name} on a circle" for name in names[len(ranges) :])])
+    ranges_of = [f"{', '.join(of)} {first:g} to {last:g}" for (first, last), of in alike.items()]
+    return "; ".join([*ranges_of, *(f"{name} on a circle" for name in names[len(ranges) :])])
 
 
 def in_words(how: NormalisationSettings) -> str:
