@@ -29,7 +29,15 @@ def adapt(net: nn.Module, settings: DetectorSettings) -> None:
         if not blocks[stage]:
             raise RecipeError(_not_deformable(stage, settings, any(blocks.values())))
         for block in blocks[stage]:
-            _deform(block)
+            parent, names = (
+                (block.convs, [str(index) for index in range(len(block.convs))])
+                if isinstance(block, Bottle2neck)
+                else (block, ["conv2"])
+            )
+            for name in names:
+                convolution = parent.get_submodule(name)
+                assert isinstance(convolution, nn.Conv2d)
+                parent.add_module(name, DeformConv2d(convolution))
 
 
 def _blocks(net: nn.Module, stage: int) -> list[ResidualBlock]:
@@ -60,19 +68,6 @@ def _stride_first(blocks: list[ResidualBlock], name: str) -> None:
         )
     for block in halving:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
-
-
-def _deform(block: ResidualBlock) -> None:
-    """Make the 3x3 convolutions inside a block deformable: the second, or those of all splits of a Res2Net block."""
-    parent, names = (
-        (block.convs, [str(index) for index in range(len(block.convs))])
-        if isinstance(block, Bottle2neck)
-        else (block, ["conv2"])
-    )
-    for name in names:
-        convolution = parent.get_submodule(name)
-        assert isinstance(convolution, nn.Conv2d)
-        parent.add_module(name, DeformConv2d(convolution))
 
 
 def _not_deformable(stage: int, settings: DetectorSettings, residual: bool) -> str:

@@ -50,17 +50,6 @@ class Objective:
                 looks at boxes or numbers that this detector has not.
         """
         object.__setattr__(self, "_shared", _shared(self.terms))
-        self._check_balance()
-        self._check_boxes()
-        if getattr(self.assigner, "has_thresholds", True):
-            return
-        if names := self._that("needs_thresholds"):
-            raise RecipeError(
-                f"the terms {names} take each object's threshold from the assigner, and {type(self.assigner).__name__} "
-                "has none; set threshold: adaptive in their region"
-            )
-
-    def _check_balance(self) -> None:
         balanced = {name: term for name, term in self.terms.items() if term.balance is not None}
         if labels := [name for name, term in balanced.items() if not term.needs_teacher]:
             raise RecipeError(
@@ -71,6 +60,14 @@ class Objective:
             raise RecipeError(
                 f"the terms {', '.join(balanced)} are balanced against the supervised terms, and there are none; give "
                 "them a weight in place of balance"
+            )
+        self._check_boxes()
+        if getattr(self.assigner, "has_thresholds", True):
+            return
+        if names := self._that("needs_thresholds"):
+            raise RecipeError(
+                f"the terms {names} take each object's threshold from the assigner, and {type(self.assigner).__name__} "
+                "has none; set threshold: adaptive in their region"
             )
 
     def _check_boxes(self) -> None:

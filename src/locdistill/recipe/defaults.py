@@ -130,9 +130,11 @@ def _for_data(request: Request) -> dict[str, Any]:
     asked = override_of(request, "detector.model") or request.get("model")
     model = asked or (first.model if first is not None else _model_for(settings))
     known = known_kind(model) or "gfl"  # what is wrong is said when the recipe is checked
+    of_data_and_use = {"classes", "pretrained", "input", "detections"}
+    architecture = start.model_dump(mode="json", exclude=of_data_and_use) if start else {}
     recipe: dict[str, Any] = {
         "name": _name(f"{model}_{backbone}"),
-        "detector": (_architecture(start) if start else {}) | {"model": model, "backbone": backbone},
+        "detector": architecture | {"model": model, "backbone": backbone},
         "data": {"path": settings.path, "batch_per_device": BATCH, "sizes": [_size(settings, first)]},
         "engine": {"milestones": MILESTONES},
         "terms": {name: term.model_dump() for name, term in supervised_terms(known).items()},
@@ -182,11 +184,6 @@ def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
     if size is not None:
         known["input"] = InputSettings(short=min(size), long=max(size))
     return settings.model_copy(update=known)
-
-
-def _architecture(settings: DetectorSettings) -> dict[str, Any]:
-    """A detector's settings without those that belong to its data or to how it is used."""
-    return settings.model_dump(mode="json", exclude={"classes", "pretrained", "input", "detections"})
 
 
 def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, Any]:

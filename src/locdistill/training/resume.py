@@ -62,7 +62,15 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
     if name not in (None, saved.name):
         raise RunError(f"{out} is a run of the recipe {saved.name}, not of {name}; leave --recipe out to resume it")
     plain = saved.model_dump(mode="json")
-    asked = apply_overrides(plain, [*_words_again(request, plain), *_overrides_again(request, plain)])
+    words: list[Override] = request_words({**request, "epochs": None}, plain)
+    if (epochs := request.get("epochs")) is not None:  # the milestones are where they belong
+        words.insert(0, (("engine", "epochs"), epochs))
+    # overrides, without those of terms that the last of them takes out and the run does not have
+    parsed = [parsed_override(override) for override in request.get("overrides", ())]
+    gone = {path[1] for path, _ in parsed if path[0] == "terms" and len(path) > 1 and path[1] not in plain["terms"]}
+    gone = {name for name in gone if [value for path, value in parsed if path == ("terms", name)][-1:] == [None]}
+    words += [(path, value) for path, value in parsed if not (path[0] == "terms" and path[1:2] and path[1] in gone)]
+    asked = apply_overrides(plain, words)
     try:
         now = build_recipe(asked, f"{out}/recipe.yaml").model_dump(mode="json")
     except RecipeError:
@@ -72,22 +80,11 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
     _check_same(out, differences)
     for path, _, value in differences:
         if _setting(path) not in _CHOSEN:
-            _put(plain, path, value)
+            data: Any = plain
+            for part in path[:-1]:
+                data = data[part]
+            data[path[-1]] = value
     return build_recipe(plain, f"{out}/recipe.yaml")
-
-
-def _words_again(request: Request, plain: dict[str, Any]) -> list[Override]:
-    """A request's own words, to be laid over the recipe of a run; its milestones are where they belong."""
-    words, epochs = request_words({**request, "epochs": None}, plain), request.get("epochs")
-    return words if epochs is None else [(("engine", "epochs"), epochs), *words]
-
-
-def _overrides_again(request: Request, plain: dict[str, Any]) -> list[Override]:
-    """A request's overrides, without those of terms that the last of them takes out and the run does not have."""
-    parsed = [parsed_override(override) for override in request.get("overrides", ())]
-    gone = {path[1] for path, _ in parsed if path[0] == "terms" and len(path) > 1 and path[1] not in plain["terms"]}
-    gone = {name for name in gone if [value for path, value in parsed if path == ("terms", name)][-1:] == [None]}
-    return [(path, value) for path, value in parsed if not (path[0] == "terms" and path[1:2] and path[1] in gone)]
 
 
 def _check_same(out: str | Path | None, differences: list[_Difference]) -> None:
@@ -128,9 +125,3 @@ def _groups(value: Any) -> bool:
 def _setting(path: _Path) -> str:
     """The name of a setting, whichever member of a list it is of."""
     return ".".join(part for part in path if isinstance(part, str))
-
-
-def _put(data: Any, path: _Path, value: Any) -> None:
-    for part in path[:-1]:
-        data = data[part]
-    data[path[-1]] = value

@@ -75,7 +75,12 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
     found = reopen(run, against=against, teacher=teacher, data=data, device=existing_device(device or default_device()))
     splits = {split: open_dataset(found.recipe.data, split, boxes=found.recipe.detector) for split in ("train", "val")}
     looked = evenly(splits["val"], images)
-    agreement, reliable, objects = _compare(found, _validation(found, looked, progress))
+    limits = found.student.settings.input
+    loader = evaluation_loader(
+        looked, limits, batch=evaluation_batch(looked, limits, _BATCH), workers=found.recipe.data.workers
+    )
+    validation = progress(loader, len(loader)) if progress else loader
+    agreement, reliable, objects = _compare(found, validation)
     settings = found.recipe.teacher
     assert settings is not None, "a run without a teacher is not reopened"
     # A teacher that follows the student was the student itself at first: nothing pulled.
@@ -111,14 +116,6 @@ def regions_of(scene: Scene, valuable: Float[Tensor, "b l"]) -> dict[str, Bool[T
     main = assignment.positive
     near = (valuable > 0) & ~main
     return {MAIN: main, VALUABLE: near, OTHER: assignment.inside & ~main & ~near}
-
-
-def _validation(found: Reopened, dataset: Dataset, progress: Progress | None) -> Iterable[Batch]:
-    limits = found.student.settings.input
-    loader = evaluation_loader(
-        dataset, limits, batch=evaluation_batch(dataset, limits, _BATCH), workers=found.recipe.data.workers
-    )
-    return progress(loader, len(loader)) if progress else loader
 
 
 @torch.no_grad()
@@ -185,11 +182,7 @@ def _gradients(found: Reopened, moment: str, dataset: Dataset, batches: int) -> 
         torch.manual_seed(found.recipe.engine.seed)
         for batch in islice(training_loader(dataset, few, seed=found.recipe.engine.seed), batches):
             module(move_data_to_device(batch, found.device))
-    return _mean(measured)
-
-
-def _mean(measured: list[_Pulls]) -> _Pulls:
-    """Means over batches; of a cosine over those in which it is defined."""
+    # means over batches; of a cosine over those in which it is defined
     if not measured:
         return {}
     return {
