@@ -24,10 +24,7 @@ def _cache() -> None:
 
 
 @app.command("build")
-@options.of_a_run(
-    *("teacher", "methods", "balance", "cache", "data", "model", "backbone", "epochs", "pretrained", "start", "recipe"),
-    *("batch", "seed"),
-)
+@options.of_a_run(without=("out", "resume", "devices", "profile", "preflight", "images", "dry_run"))
 def build(
     request: dict[str, Any],
     *,

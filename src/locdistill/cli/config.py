@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from locdistill.recipe.request import Request
 
 
-@options.of_a_run(*options.RUN)
+@options.of_a_run()
 def config(
     request: dict[str, Any],
     *,

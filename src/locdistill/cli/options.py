@@ -222,18 +222,22 @@ def request_words(
 
 
 _KINDS = get_type_hints(RunOptions, include_extras=True)
-RUN = tuple(_KINDS)
 
 
-def of_a_run(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb these options of a run beside its own; it gets a request, and what it names itself."""
+def of_a_run(*only: str, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the options of a run beside its own: all, these only, or all but some.
+
+    The verb gets what they ask for as keywords of a request, and those that it names itself as they are. A new option
+    is a line of `RunOptions`, and one of `Request` where Python functions take it too.
+    """
+    names = ({*(only or _KINDS)} | {"words", "settings"}) - {*without}
 
     def decorate(verb: Callable[..., None]) -> Callable[..., None]:
         own = inspect.signature(verb, eval_str=True).parameters
         shared = {
             name: inspect.Parameter(name, KEYWORD, default=getattr(RunOptions, name), annotation=kind)
             for name, kind in _KINDS.items()
-            if name in names or name in ("words", "settings")
+            if name in names
         }
         last = {"settings": shared.pop("settings")} | {name: own[name] for name in own if name == "as_json"}
         all_of_them = shared | {name: own[name] for name in own if name not in ("request", *shared, *last)} | last

@@ -7,10 +7,7 @@ from typing import Any
 from locdistill.cli import options
 
 
-@options.of_a_run(
-    *("data", "model", "backbone", "epochs", "pretrained", "start", "recipe", "out", "resume"),
-    *("devices", "batch", "seed", "profile"),
-)
+@options.of_a_run(without=("teacher", "methods", "balance", "cache", "preflight", "images", "dry_run"))
 def train(request: dict[str, Any], *, out: str | None, resume: bool) -> None:
     """Train a detector, on its own.
 
