@@ -225,7 +225,7 @@ def compare(files: Sequence[Path], rounds: int, batch: int) -> tuple[dict[str, f
         for start in starts:
             chosen = files[start : start + batch]
             draws = [Draw(start + i, epoch) for i in range(len(chosen))]
-            flips, n = [plan.look(draw).flipped for draw in draws], len(chosen)
+            flips, n = [plan.view(draw).flipped for draw in draws], len(chosen)
             ours = clock.time("ours", n, partial(pictures.__getitem__, draws))
             for name in PIPELINES:
                 clock.time(name, n, partial(opencv_images, name, chosen, flips))

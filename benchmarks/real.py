@@ -31,7 +31,7 @@ from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.terms import TermSettings
 from locdistill.study.arms import Arm
-from locdistill.study.compare.compare import Plan, carry_out
+from locdistill.study.compare.compare import ComparisonPlan, carry_out
 from locdistill.study.compare.result import difference_table, summary_table
 from locdistill.study.demo import Role, short_run
 
@@ -169,7 +169,7 @@ def ld_terms(options: argparse.Namespace) -> dict[str, TermSettings]:
     return {name: TermSettings.of_term(term) for name, term in terms.items() if term.weight}
 
 
-def plan(options: argparse.Namespace, out: Path) -> Plan:
+def plan(options: argparse.Namespace, out: Path) -> ComparisonPlan:
     """The comparison that the command line asks for."""
     pack, scale = options.pack, SCALES[options.pack][options.scale]
     data = options.data_root / FOLDERS.get(pack, pack)
@@ -191,7 +191,7 @@ def plan(options: argparse.Namespace, out: Path) -> Plan:
         }
     )
     size = f"{scale.size[0]} x {scale.size[1]} pixels, {scale.batch} images per step."
-    return Plan(
+    return ComparisonPlan(
         arms=(Arm.of("alone", "student alone", alone, seeds), Arm.of("distilled", "student + LD", taught, seeds)),
         out=out,
         teacher=teacher,

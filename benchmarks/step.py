@@ -95,7 +95,7 @@ class Setting:
         )
         module.arrange()
         module.to(self.device)
-        module.make_haste(self.device)
+        module.speed_up(self.device)
         return module
 
 
@@ -124,12 +124,12 @@ def remembering(module: TrainingModule, memory: Recall) -> Arm:
     """Steps of a module whose teacher is remembered; each begins with reading what is."""
     step = training(module)
 
-    def recalled(batch: Batch) -> Tensor | None:
+    def from_cache(batch: Batch) -> Tensor | None:
         sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
         found = memory.recall(batch.image_ids.tolist(), sizes, [False] * len(sizes))
-        return step(batch._replace(recalled=move_data_to_device(found, module.device)))
+        return step(batch._replace(from_cache=move_data_to_device(found, module.device)))
 
-    return recalled
+    return from_cache
 
 
 def layout(student: Detector) -> Layout:

@@ -56,7 +56,7 @@ UPRIGHT = {
 }
 
 
-class View(NamedTuple):
+class ScaledView(NamedTuple):
     """One way to look at a picture.
 
     Attributes:

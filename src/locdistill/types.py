@@ -11,11 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+Tell = Callable[[str], None]
+"""Gets a line of progress now and then."""
+Doubles = npt.NDArray[np.float64]
+Triple = tuple[float, float, float]
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
 """Pass on the items of an iterable of this length, showing how far it is."""
 
@@ -104,7 +110,7 @@ class Batch(NamedTuple):
         image_ids: The data set's own identifier of each image.
         instances: Ground truth in pixels of the resized images.
         flipped: Whether all images are mirrored left and right to be looked at once more (test-time augmentation).
-        recalled: What is remembered of these images, looked at in this way, by name; None where nothing is asked for.
+        from_cache: What is remembered of these images, looked at in this way, by name; None where nothing is asked for.
             A teacher's cache puts here what the teacher says of them.
     """
 
@@ -114,7 +120,7 @@ class Batch(NamedTuple):
     image_ids: Int[Tensor, " b"]
     instances: Instances
     flipped: bool = False
-    recalled: Mapping[str, Tensor] | None = None
+    from_cache: Mapping[str, Tensor] | None = None
 
 
 class Detections(NamedTuple):

@@ -14,7 +14,7 @@ import pytest
 
 from locdistill.cli.demo import NEXT
 from locdistill.errors import RunError
-from locdistill.study.compare.compare import Plan
+from locdistill.study.compare.compare import ComparisonPlan
 from locdistill.study.compare.result import Comparison
 from locdistill.study.demo import FAST, DemoSettings, Pace, _fitting, demo_plan, run_demo
 from tests.conftest import Answer
@@ -87,9 +87,9 @@ def test_a_slow_machine_takes_fewer_steps_then_fewer_seeds(
 
 def test_what_was_chosen_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A demonstration goes on with its steps, however fast the machine is by then; seeds can be added."""
-    plans: list[Plan] = []
+    plans: list[ComparisonPlan] = []
 
-    def carry_out(plan: Plan, **_: object) -> Comparison:
+    def carry_out(plan: ComparisonPlan, **_: object) -> Comparison:
         plans.append(plan)
         return Comparison(plan.arms, {})
 

@@ -14,15 +14,15 @@ from locdistill.distillation.imitation import Everywhere, FeatureL2
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import supervised
 from locdistill.distillation.teacher import LiveTeacher
-from locdistill.engine import EngineSettings, TrainingModule
 from locdistill.engine.log import read_metrics
-from locdistill.engine.module import blank_batch
+from locdistill.engine.module import TrainingModule, blank_batch
 from locdistill.engine.plan import Plan
+from locdistill.engine.settings import EngineSettings
 from locdistill.models.detector import Detector
 from locdistill.objective.normalisers import ImageLevelMean
 from locdistill.objective.objective import Objective
 from locdistill.objective.term import Term
-from locdistill.recipe.defaults import Request
+from locdistill.recipe.request import Request
 from locdistill.training.resume import resumed_recipe
 from tests.conftest import CLASSES, Answer
 

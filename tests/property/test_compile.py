@@ -16,7 +16,7 @@ from locdistill.engine.compiled import bucketed
 from locdistill.recipe.vocabulary import ASSIGNERS
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import supervised
-from locdistill.objective.learned import Moment
+from locdistill.objective.learned import TrainingProgress
 from locdistill.objective.objective import Objective
 from locdistill.types import Dense
 from tests.scenes import ASSIGNER_OF, grid_of_kind, instances_of
@@ -42,10 +42,10 @@ def objective_of(model, methods):
 
 def losses_of(objective, learned):
     def losses(student, teacher, grid, instances):
-        moment = Moment(0.5, learned)
+        progress = TrainingProgress(0.5, learned)
         # In the place of what the teacher's head makes of the student's maps, which is the teacher's affair.
         return objective.losses(
-            objective.scene(student, teacher, grid=grid, instances=instances, cross=student, moment=moment)
+            objective.scene(student, teacher, grid=grid, instances=instances, cross=student, progress=progress)
         )
     return losses
 

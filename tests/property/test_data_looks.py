@@ -10,7 +10,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from locdistill.data.transforms import FILL, Look, Sample, look_at, moved, pose
+from locdistill.data.transforms import FILL, Sample, View, look_at, moved, pose
 from locdistill.geometry.rotated import fit, hull, paired_iou, polygon_area, rectangle_polygon_area
 from locdistill.images import keep_ratio_size
 
@@ -39,9 +39,9 @@ def sample_of(height: int, width: int, seed: int, *, oriented: bool = True, obje
     )
 
 
-def look_of(seed: int, *, rotate: bool = True) -> Look:
+def look_of(seed: int, *, rotate: bool = True) -> View:
     random = np.random.default_rng(seed)
-    return Look(
+    return View(
         long=int(random.integers(40, 120)),
         short=40,
         flipped=bool(random.random() < 0.5),
@@ -52,10 +52,10 @@ def look_of(seed: int, *, rotate: bool = True) -> Look:
     )
 
 
-def plain(sample: Sample, **changes: object) -> Look:
+def plain(sample: Sample, **changes: object) -> View:
     """A look that leaves the size as it is."""
     height, width = sample.original_size
-    return Look(max(height, width), min(height, width))._replace(**changes)
+    return View(max(height, width), min(height, width))._replace(**changes)
 
 
 def quads_of(sample: Sample) -> torch.Tensor:
@@ -77,7 +77,7 @@ def test_boxes_of_plain_looks_are_to_the_bit_what_they_were_before_there_were_ot
     if flipped:
         x1, y1, x2, y2 = expected.unbind(-1)
         expected = torch.stack((columns - x2, y1, columns - x1, y2), -1)
-    seen = look_at(sample, Look(90, short, flipped))
+    seen = look_at(sample, View(90, short, flipped))
     assert torch.equal(seen.boxes, expected)
     assert seen.image.shape[-2:] == size
 

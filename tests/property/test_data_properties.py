@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from locdistill.data.files import stays_inside
 from locdistill.data.samplers import GroupedSampler
-from locdistill.data.transforms import Look, Sample, look_at
+from locdistill.data.transforms import Sample, View, look_at
 from locdistill.images import keep_ratio_size
 
 SIDES = st.integers(8, 90)
@@ -32,10 +32,10 @@ def test_boxes_follow_the_image(
     height: int, width: int, points: list[tuple[float, ...]], short: int, more: int
 ) -> None:
     sample = sample_of(height, width, points)
-    resized = look_at(sample, Look(short + more, short))
+    resized = look_at(sample, View(short + more, short))
     new_h, new_w = resized.image.shape[-2:]
     assert (new_h, new_w) == keep_ratio_size(height, width, short=short, long=short + more)
-    mirrored = look_at(sample, Look(short + more, short, flipped=True))
+    mirrored = look_at(sample, View(short + more, short, flipped=True))
     # Also where it was mirrored before: then a grey level's half is rounded up or down, if sums are of floating point.
     assert int((mirrored.image.int() - resized.image.flip(-1).int()).abs().max()) <= 1
     for before, after, turned in zip(
@@ -53,9 +53,9 @@ def test_boxes_follow_the_image(
 def test_two_flips_are_none(height: int, width: int, points: list[tuple[float, ...]]) -> None:
     sample = sample_of(height, width, points)
     limits = max(height, width), min(height, width)
-    twice = look_at(look_at(sample, Look(*limits, flipped=True)), Look(*limits, flipped=True))
+    twice = look_at(look_at(sample, View(*limits, flipped=True)), View(*limits, flipped=True))
     assert torch.equal(twice.image, sample.image)
-    assert torch.allclose(twice.boxes, look_at(sample, Look(*limits)).boxes, atol=1e-4)
+    assert torch.allclose(twice.boxes, look_at(sample, View(*limits)).boxes, atol=1e-4)
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(16, 1000), st.integers(0, 1000))

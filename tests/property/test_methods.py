@@ -17,7 +17,7 @@ from locdistill.distillation.presets import supervised
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
-from locdistill.objective.learned import Learned, Moment
+from locdistill.objective.learned import Learned, TrainingProgress
 from locdistill.objective.objective import Objective
 from locdistill.objective.term import Term
 from locdistill.recipe.vocabulary import ASSIGNERS
@@ -103,7 +103,7 @@ def losses(
         grid=grid_of_kind(model, shapes),
         instances=instances,
         cross=teacher_of(model).cross(learned.crossing(student), teacher) if objective.needs_cross else None,
-        moment=Moment(0.0, learned),
+        progress=TrainingProgress(0.0, learned),
     )
     return objective.losses(scene)
 

@@ -26,7 +26,7 @@ from locdistill.geometry import objects
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.boxes import centre_offset, paired_iof, pairwise_iou
 from locdistill.geometry.grid import Grid
-from locdistill.objective.learned import Moment
+from locdistill.objective.learned import TrainingProgress
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import InsideBoxes
 from locdistill.objective.scene import Scene
@@ -194,7 +194,9 @@ def test_empty_slots_change_no_loss(model: str, seed: int, count: int):
     student = student._replace(quality_logits=student.cls_logits[..., 0])
     instances = instances_of(seed, count)
     want, got = (
-        objective.losses(objective.scene(student, teacher, grid=grid, instances=given, moment=Moment(0.0, None)))
+        objective.losses(
+            objective.scene(student, teacher, grid=grid, instances=given, progress=TrainingProgress(0.0, None))
+        )
         for given in (instances, bucketed(instances))
     )
     for name, value in want.items():

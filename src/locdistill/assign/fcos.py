@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 from torch.nn.functional import pad
 
 from locdistill.assign.assignment import Assignment, assignment_of, strongest_claim
@@ -58,7 +56,19 @@ class FCOSPoints:
         """Assign the locations of a batch."""
         inside = grid.within(instances.extents)
         index, usable = locations_around(grid, instances, math.ceil(self.radius))
-        valid = usable & instances.present[..., None, None] & self._fits(grid, instances, index)
+        # whether a point lies near the middle of the object, and the object in the range of its level
+        points, boxes = grid.points[index], instances.boxes[:, :, None, None]
+        half = self.radius * grid.strides[index][..., None]
+        low = torch.maximum(centres(boxes) - half, boxes[..., :2])
+        high = torch.minimum(centres(boxes) + half, boxes[..., 2:])
+        central = ((points > low) & (points < high)).all(-1)
+        farthest = torch.maximum(points - boxes[..., :2], boxes[..., 2:] - points).amax(-1)
+        # shortest and longest distance to an edge of each level, in pixels
+        ends = self.longest * grid.on_levels.strides[:-1]
+        shortest, longest = pad(ends, (1, 0)), pad(ends, (0, 1), value=math.inf)
+        within = kind_of(instances.targets).depth(points, instances.targets[:, :, None, None]) > 0
+        fits = within & central & (farthest >= shortest[:, None]) & (farthest <= longest[:, None])
+        valid = usable & instances.present[..., None, None] & fits
         claims = -area(instances.boxes)[..., None].expand_as(index.flatten(2))
         gt_index = strongest_claim(index.flatten(2), claims, valid.flatten(2), len(grid.points))
         counted = inside
@@ -66,20 +76,3 @@ class FCOSPoints:
             ignored = inside_some(grid.points, instances.boxes, instances.ignored)
             counted = inside & (~ignored | (gt_index >= 0))
         return assignment_of(grid, instances, gt_index, inside=inside, counted=counted)
-
-    def _fits(self, grid: Grid, instances: Instances, index: Int[Tensor, "b g v k"]) -> Bool[Tensor, "b g v k"]:
-        """Whether a point lies near the middle of the object, and the object in the range of its level."""
-        points, boxes = grid.points[index], instances.boxes[:, :, None, None]
-        half = self.radius * grid.strides[index][..., None]
-        low = torch.maximum(centres(boxes) - half, boxes[..., :2])
-        high = torch.minimum(centres(boxes) + half, boxes[..., 2:])
-        central = ((points > low) & (points < high)).all(-1)
-        farthest = torch.maximum(points - boxes[..., :2], boxes[..., 2:] - points).amax(-1)
-        shortest, longest = self._ranges(grid)
-        within = kind_of(instances.targets).depth(points, instances.targets[:, :, None, None]) > 0
-        return within & central & (farthest >= shortest[:, None]) & (farthest <= longest[:, None])
-
-    def _ranges(self, grid: Grid) -> tuple[Float[Tensor, " v"], Float[Tensor, " v"]]:
-        """Shortest and longest distance to an edge of each level, in pixels."""
-        ends = self.longest * grid.on_levels.strides[:-1]
-        return pad(ends, (1, 0)), pad(ends, (0, 1), value=math.inf)

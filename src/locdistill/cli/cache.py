@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,27 +24,15 @@ def _cache() -> None:
 
 
 @app.command("build")
+@options.of_a_run(without=("out", "resume", "devices", "profile", "preflight", "images", "dry_run"))
 def build(
-    words: options.Words = None,
-    teacher: options.Teacher = None,
-    method: options.Method = None,
-    data: options.Data = None,
-    cache: options.Cache = None,
-    model: options.Model = None,
-    backbone: options.Backbone = None,
-    epochs: options.Epochs = None,
-    pretrained: options.Pretrained = None,
-    start: options.Start = None,
-    balance: options.Balance = None,
-    recipe: options.Recipe = None,
-    batch: options.Batch = None,
-    seed: options.Seed = None,
+    request: dict[str, Any],
+    *,
     device: options.Device = None,
     part: Annotated[
         str | None,
         typer.Option("--part", metavar="K/N", help="Look at the K-th of N shares only; others take the rest."),
     ] = None,
-    settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
     """Let a teacher look at all training images, and keep what the methods need of it.
@@ -64,23 +52,12 @@ def build(
     from locdistill.cli.report import print_json, progress  # noqa: PLC0415 - heavy
     from locdistill.training.build_cache import build_cache  # noqa: PLC0415 - heavy
 
-    recipe, overrides = options.request_words(words, recipe, settings)
     report = build_cache(
-        teacher,
-        data,
-        cache=cache,
         device=device,
         part=None if part is None else _share(part),
         tell=None if as_json else _tell,
         progress=progress,
-        model=model,
-        backbone=backbone,
-        epochs=epochs,
-        pretrained=pretrained,
-        start=start,
-        methods=method or (),
-        recipe=recipe,
-        overrides=[*options.short_cuts(batch=batch, seed=seed, balance=balance), *overrides],
+        **request,
     )
     if as_json:
         print_json(report.as_dict())
@@ -121,9 +98,17 @@ def _share(words: str) -> tuple[int, int]:
 def _tell(forecast: Forecast) -> None:
     from locdistill.cli.report import console  # noqa: PLC0415 - heavy
 
+    minutes, rest = divmod(int(forecast.seconds + 0.5), 60)
+    duration = (
+        f"{minutes // 60} h {minutes % 60} min"
+        if minutes >= 60
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )
     console().print(
         f"{forecast.missing} of {forecast.views} views to look at: about {_size(forecast.bytes)} of disk "
-        f"({_size(forecast.bytes_per_view)} each), {_duration(forecast.seconds)}"
+        f"({_size(forecast.bytes_per_view)} each), {duration}"
     )
 
 
@@ -159,14 +144,3 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    return (
-        f"{minutes // 60} h {minutes % 60} min"
-        if minutes >= 60
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )

@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from locdistill.cli import options
 
+if TYPE_CHECKING:
+    from locdistill.recipe.request import Request
 
+
+@options.of_a_run()
 def config(
-    words: options.Words = None,
-    teacher: options.Teacher = None,
-    method: options.Method = None,
-    balance: options.Balance = None,
-    cache: options.Cache = None,
-    data: options.Data = None,
-    model: options.Model = None,
-    backbone: options.Backbone = None,
-    epochs: options.Epochs = None,
-    pretrained: options.Pretrained = None,
-    start: options.Start = None,
-    recipe: options.Recipe = None,
-    out: options.Out = None,
-    resume: options.Resume = False,
-    devices: options.Devices = None,
-    batch: options.Batch = None,
-    seed: options.Seed = None,
-    profile: options.Profile = False,
-    preflight: options.Preflight = True,  # noqa: ARG001 - one of distill's, without a field of the recipe
-    images: options.PreflightImages = None,  # noqa: ARG001 - likewise
-    dry_run: options.DryRun = False,  # noqa: ARG001 - likewise
-    settings: options.Set = None,
+    request: dict[str, Any],
+    *,
+    out: str | None,
+    resume: bool,
     defaults: Annotated[bool, typer.Option("--defaults", help="Print every setting with its default value.")] = False,
 ) -> None:
     """Print the resolved recipe that 'train' or 'distill' would run with these options.
@@ -47,30 +33,12 @@ def config(
     locdistill config --resume --out runs/student
     locdistill config --defaults
     """
-    from locdistill.recipe.defaults import Request  # noqa: PLC0415 - heavy
     from locdistill.recipe.load import build_recipe, dump_recipe  # noqa: PLC0415 - heavy
     from locdistill.recipe.overrides import apply_overrides  # noqa: PLC0415 - heavy
     from locdistill.training.resume import recipe_for  # noqa: PLC0415 - heavy
 
-    recipe, overrides = options.request_words(words, recipe, settings)
-    short_cuts = options.short_cuts(
-        devices=devices, batch=batch, seed=seed, balance=balance, cache=cache, profile=profile
-    )
-    overrides = [*short_cuts, *overrides]
     if defaults:
         plain = build_recipe({"name": "defaults"}).model_dump(mode="json")
-        print(dump_recipe(build_recipe(apply_overrides(plain, overrides))), end="")
+        print(dump_recipe(build_recipe(apply_overrides(plain, request["overrides"]))), end="")
         return
-    request = Request(
-        data=data,
-        model=model,
-        backbone=backbone,
-        epochs=epochs,
-        pretrained=pretrained,
-        start=start,
-        recipe=recipe,
-        teacher=teacher,
-        methods=tuple(method or ()),
-        overrides=tuple(overrides),
-    )
-    print(dump_recipe(recipe_for(request, out, resume=resume)), end="")
+    print(dump_recipe(recipe_for(cast("Request", request), out, resume=resume)), end="")

@@ -23,7 +23,7 @@ def _data() -> None:
 @app.command("check")
 def check(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A COCO, VOC, YOLO, DOTA or HRSC2016 data set.")],
-    words: options.Settings = None,
+    words: options.KeyValues = None,
     settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
@@ -51,7 +51,7 @@ def check(
 def tile(
     data: Annotated[str, typer.Argument(metavar="DATA", help="A data set of any format.")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="Folder for the tiles: a data set in DOTA's layout.")],
-    words: options.Settings = None,
+    words: options.KeyValues = None,
     split: Annotated[
         list[str] | None,
         typer.Option("--split", help="Can be given several times; all of train, val and test unless given."),
@@ -107,7 +107,7 @@ def merge(
         ),
     ],
     tiles: Annotated[str, typer.Argument(metavar="TILES", help="The folder of 'locdistill data tile'.")],
-    words: options.Settings = None,
+    words: options.KeyValues = None,
     out: Annotated[
         str, typer.Option("--out", "-o", metavar="DIR", help="Folder for the detections of whole images.")
     ] = "merged",

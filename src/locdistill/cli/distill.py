@@ -2,34 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from locdistill.cli import options
 
 
+@options.of_a_run()
 def distill(
-    words: options.Words = None,
-    teacher: options.Teacher = None,
-    method: options.Method = None,
-    balance: options.Balance = None,
-    cache: options.Cache = None,
-    data: options.Data = None,
-    model: options.Model = None,
-    backbone: options.Backbone = None,
-    epochs: options.Epochs = None,
-    pretrained: options.Pretrained = None,
-    start: options.Start = None,
-    recipe: options.Recipe = None,
-    out: options.Out = None,
-    resume: options.Resume = False,
-    devices: options.Devices = None,
-    batch: options.Batch = None,
-    seed: options.Seed = None,
-    profile: options.Profile = False,
-    preflight: options.Preflight = True,
-    images: options.PreflightImages = None,
-    dry_run: options.DryRun = False,
-    settings: options.Set = None,
+    request: dict[str, Any], *, out: str | None, resume: bool, preflight: bool, images: int | None, dry_run: bool
 ) -> None:
     """Train a student with a teacher's knowledge of where box edges are.
 
@@ -60,25 +42,11 @@ def distill(
     from locdistill.training import train  # noqa: PLC0415 - heavy
     from locdistill.training.preflight.look import Preflight  # noqa: PLC0415 - heavy
 
-    recipe, overrides = options.request_words(words, recipe, settings)
-    asked = train.Words(
-        model=model,
-        backbone=backbone,
-        epochs=epochs,
-        pretrained=pretrained,
-        methods=method or (),
-        start=start,
-        recipe=recipe,
-        overrides=[
-            *options.short_cuts(devices=devices, batch=batch, seed=seed, balance=balance, cache=cache, profile=profile),
-            *overrides,
-        ],
-    )
     how = Preflight(progress=progress("measuring the teacher"), show=report_preflight)
     if images is not None:
         how = replace(how, images=images, seconds=inf)
     if dry_run:
-        report = train.preflight(teacher, data, how=how, **asked)
+        report = train.preflight(how=how, **request)
         report_preflight(report, stops=True)
         raise typer.Exit(bool(report.stops))
-    report_run(train.distill(teacher, data, out=out, resume=resume, preflight=how if preflight else None, **asked))
+    report_run(train.distill(out=out, resume=resume, preflight=how if preflight else None, **request))

@@ -11,7 +11,7 @@ from locdistill.cli import options
 
 def evaluate(
     weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="A run's folder, runs/NAME/best, or a file.")],
-    words: options.Settings = None,
+    words: options.KeyValues = None,
     data: options.Data = None,
     split: Annotated[str, typer.Option("--split", help="val, train, or any split of the data set.")] = "val",
     format_only: Annotated[

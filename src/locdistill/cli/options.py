@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 import typer
 
 from locdistill.errors import RecipeError
 
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[RECIPE] [KEY=VALUE]...",
-        help="A recipe's name or file, and settings such as engine.lr=0.02 or terms.ld_vlr=null.",
-        show_default=False,
-    ),
-]
-Settings = Annotated[
+KEYWORD = inspect.Parameter.KEYWORD_ONLY
+
+
+class Field(NamedTuple):
+    """The field of the recipe that an option sets."""
+
+    field: str
+
+
+KeyValues = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Settings such as data.val=test.", show_default=False),
 ]
@@ -25,112 +29,6 @@ Data = Annotated[
     typer.Option(
         "--data", "-d", metavar="PATH", help="A COCO, VOC, YOLO, DOTA or HRSC2016 data set; the format is recognised."
     ),
-]
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model", metavar="NAME", help="gfl, gflv2, atss, fcos, retinanet, rotated_gfl or rotated_retinanet."
-    ),
-]
-Backbone = Annotated[
-    str | None,
-    typer.Option(
-        "--backbone", "-b", metavar="NAME", help="Any timm backbone with features_only; resnet18 unless given."
-    ),
-]
-Epochs = Annotated[
-    int | None,
-    typer.Option("--epochs", min=1, help="Passes over the data; milestones move in proportion. 12 unless given."),
-]
-Pretrained = Annotated[
-    str | None,
-    typer.Option(
-        "--pretrained", metavar="hub|none|FILE", help="ImageNet weights of the backbone: timm's hub, none, or a file."
-    ),
-]
-Recipe = Annotated[
-    str | None,
-    typer.Option("--recipe", "-r", metavar="NAME|FILE", help="Start from this recipe ('locdistill recipes')."),
-]
-Teacher = Annotated[
-    str | None,
-    typer.Option(
-        "--teacher",
-        "-t",
-        metavar="RUN|FILE|hf://OWNER/NAME|ema",
-        help="A trained detector, such as runs/teacher/best or a checkpoint of MMDetection; ema: the running average "
-        "of the student itself.",
-    ),
-]
-Method = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--method",
-        "-m",
-        metavar="NAME",
-        help="What to learn from the teacher ('locdistill methods'); several are put together. In place of what the "
-        "recipe has; ld unless given.",
-    ),
-]
-Cache = Annotated[
-    str | None,
-    typer.Option(
-        "--cache",
-        metavar="DIR",
-        help="Where the teacher's predictions are kept: it looks at each image (size, flip) once, now or in "
-        "'locdistill cache build', and runs that share the folder do without it.",
-    ),
-]
-Balance = Annotated[
-    float | None,
-    typer.Option(
-        "--balance",
-        metavar="RATIO",
-        help="In place of weights: hold the gradient of each distillation term on the student at this multiple of the "
-        "supervised terms'; 1 needs no tuning. Of single terms: terms.ld.balance=0.5.",
-    ),
-]
-Start = Annotated[
-    str | None,
-    typer.Option(
-        "--start",
-        metavar="RUN|FILE",
-        help="Begin with the weights of a trained detector of the same classes and, unless a recipe is named, with its "
-        "architecture; teacher: those of the teacher.",
-    ),
-]
-Out = Annotated[
-    str | None, typer.Option("--out", "-o", metavar="DIR", help="The run's folder; must be new. In runs/ unless given.")
-]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")]
-Devices = Annotated[
-    str | None, typer.Option("--devices", metavar="N|LIST", help="Number of GPUs (or CPU processes), or a list: [0,2].")
-]
-Batch = Annotated[int | None, typer.Option("--batch", min=1, help="Images per device and micro-batch.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of everything random.")]
-Profile = Annotated[
-    bool,
-    typer.Option(
-        "--profile",
-        help="Say at the end whether the loader made the step wait, and write where the time goes to profile.txt and "
-        "profile.json in the run's folder.",
-    ),
-]
-Preflight = Annotated[
-    bool, typer.Option(help="Look at teacher, data and regions before the first step, and stop on what cannot work.")
-]
-PreflightImages = Annotated[
-    int | None,
-    typer.Option(
-        "--preflight-images",
-        min=0,
-        metavar="N",
-        help="Validation images on which the teacher is measured, however long it takes; 0 leaves that out. Up to "
-        "200, as many as 45 seconds allow, unless given.",
-    ),
-]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only look: print what was found; the exit code is 1 where it would stop.")
 ]
 Set = Annotated[
     list[str] | None,
@@ -163,6 +61,144 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, ...")]
 
 
+class RunOptions:
+    """The options of a run, in the order of the help: what a request calls by their names, and single fields."""
+
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[RECIPE] [KEY=VALUE]...",
+            help="A recipe's name or file, and settings such as engine.lr=0.02 or terms.ld_vlr=null.",
+            show_default=False,
+        ),
+    ] = None
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            "--teacher",
+            "-t",
+            metavar="RUN|FILE|hf://OWNER/NAME|ema",
+            help="A trained detector, such as runs/teacher/best or a checkpoint of MMDetection; ema: the running "
+            "average of the student itself.",
+        ),
+    ] = None
+    methods: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--method",
+            "-m",
+            metavar="NAME",
+            help="What to learn from the teacher ('locdistill methods'); several are put together. In place of what "
+            "the recipe has; ld unless given.",
+        ),
+    ] = None
+    balance: Annotated[
+        float | None,
+        typer.Option(
+            "--balance",
+            metavar="RATIO",
+            help="In place of weights: hold the gradient of each distillation term on the student at this multiple of "
+            "the supervised terms'; 1 needs no tuning. Of single terms: terms.ld.balance=0.5.",
+        ),
+        Field("balance"),
+    ] = None
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            "--cache",
+            metavar="DIR",
+            help="Where the teacher's predictions are kept: it looks at each image (size, flip) once, now or in "
+            "'locdistill cache build', and runs that share the folder do without it.",
+        ),
+        Field("teacher.cache.path"),
+    ] = None
+    data: Data = None
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model", metavar="NAME", help="gfl, gflv2, atss, fcos, retinanet, rotated_gfl or rotated_retinanet."
+        ),
+    ] = None
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            "--backbone", "-b", metavar="NAME", help="Any timm backbone with features_only; resnet18 unless given."
+        ),
+    ] = None
+    epochs: Annotated[
+        int | None,
+        typer.Option("--epochs", min=1, help="Passes over the data; milestones move in proportion. 12 unless given."),
+    ] = None
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            "--pretrained",
+            metavar="hub|none|FILE",
+            help="ImageNet weights of the backbone: timm's hub, none, or a file.",
+        ),
+    ] = None
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start",
+            metavar="RUN|FILE",
+            help="Begin with the weights of a trained detector of the same classes and, unless a recipe is named, with "
+            "its architecture; teacher: those of the teacher.",
+        ),
+    ] = None
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", "-r", metavar="NAME|FILE", help="Start from this recipe ('locdistill recipes')."),
+    ] = None
+    out: Annotated[
+        str | None,
+        typer.Option("--out", "-o", metavar="DIR", help="The run's folder; must be new. In runs/ unless given."),
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = (
+        False
+    )
+    devices: Annotated[
+        str | None,
+        typer.Option("--devices", metavar="N|LIST", help="Number of GPUs (or CPU processes), or a list: [0,2]."),
+        Field("engine.devices"),
+    ] = None
+    batch: Annotated[
+        int | None,
+        typer.Option("--batch", min=1, help="Images per device and micro-batch."),
+        Field("data.batch_per_device"),
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of everything random."), Field("engine.seed")
+    ] = None
+    profile: Annotated[
+        bool,
+        typer.Option(
+            "--profile",
+            help="Say at the end whether the loader made the step wait, and write where the time goes to profile.txt "
+            "and profile.json in the run's folder.",
+        ),
+        Field("engine.profile"),
+    ] = False
+    preflight: Annotated[
+        bool,
+        typer.Option(help="Look at teacher, data and regions before the first step, and stop on what cannot work."),
+    ] = True
+    images: Annotated[
+        int | None,
+        typer.Option(
+            "--preflight-images",
+            min=0,
+            metavar="N",
+            help="Validation images on which the teacher is measured, however long it takes; 0 leaves that out. Up to "
+            "200, as many as 45 seconds allow, unless given.",
+        ),
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only look: print what was found; the exit code is 1 where it would stop.")
+    ] = False
+    settings: Set = None
+
+
 def test_time_augmentation(tta: bool) -> list[str]:
     """What ``--tta`` stands for, as settings."""
     return ["detections.augment={scales: [0.8, 1.0, 1.2], flip: true}"] if tta else []
@@ -185,22 +221,51 @@ def request_words(
     return (named[0] if named else recipe), [*(settings or ()), *(word for word in words or () if "=" in word)]
 
 
-def short_cuts(
-    *,
-    devices: str | None = None,
-    batch: int | None = None,
-    seed: int | None = None,
-    balance: float | None = None,
-    cache: str | None = None,
-    profile: bool = False,
-) -> list[str]:
-    """Options that stand for one field of the recipe, as settings."""
-    pairs: dict[str, Any] = {
-        "engine.devices": devices,
-        "data.batch_per_device": batch,
-        "engine.seed": seed,
-        "balance": balance,
-        "teacher.cache.path": cache,
-        "engine.profile": profile or None,
-    }
-    return [f"{key}={value}" for key, value in pairs.items() if value is not None]
+_KINDS = get_type_hints(RunOptions, include_extras=True)
+
+
+def of_a_run(*only: str, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a verb the options of a run beside its own: all, these only, or all but some.
+
+    The verb gets what they ask for as keywords of a request, and those that it names itself as they are. A new option
+    is a line of `RunOptions`, and one of `Request` where Python functions take it too.
+    """
+    names = ({*(only or _KINDS)} | {"words", "settings"}) - {*without}
+
+    def decorate(verb: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(verb, eval_str=True).parameters
+        shared = {
+            name: inspect.Parameter(name, KEYWORD, default=getattr(RunOptions, name), annotation=kind)
+            for name, kind in _KINDS.items()
+            if name in names
+        }
+        last = {"settings": shared.pop("settings")} | {name: own[name] for name in own if name == "as_json"}
+        all_of_them = shared | {name: own[name] for name in own if name not in ("request", *shared, *last)} | last
+
+        @functools.wraps(verb)
+        def parsed(**given: Any) -> None:
+            verb(
+                _request(given, {name: _KINDS[name] for name in shared}),
+                **{name: value for name, value in given.items() if name in own},
+            )
+
+        parsed.__signature__ = inspect.Signature(list(all_of_them.values()))  # type: ignore[attr-defined]
+        parsed.__annotations__ = {name: parameter.annotation for name, parameter in all_of_them.items()}
+        return parsed
+
+    return decorate
+
+
+def _request(given: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
+    """Return what the options of a run ask for, as keywords of a request."""
+    from locdistill.recipe.request import Request  # noqa: PLC0415 - heavy
+
+    recipe, settings = request_words(given["words"], given.get("recipe"), given["settings"])
+    fields = [
+        f"{mark.field}={given[name]}"
+        for name, kind in kinds.items()
+        for mark in kind.__metadata__
+        if isinstance(mark, Field) and given.get(name) is not None and given[name] is not False
+    ]
+    words = {name: given[name] for name in kinds if name in Request.__annotations__ and given[name] is not None}
+    return words | {"recipe": recipe, "overrides": [*fields, *settings]}

@@ -2,26 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from locdistill.cli import options
 
 
-def train(
-    words: options.Words = None,
-    data: options.Data = None,
-    model: options.Model = None,
-    backbone: options.Backbone = None,
-    epochs: options.Epochs = None,
-    pretrained: options.Pretrained = None,
-    start: options.Start = None,
-    recipe: options.Recipe = None,
-    out: options.Out = None,
-    resume: options.Resume = False,
-    devices: options.Devices = None,
-    batch: options.Batch = None,
-    seed: options.Seed = None,
-    profile: options.Profile = False,
-    settings: options.Set = None,
-) -> None:
+@options.of_a_run(without=("teacher", "methods", "balance", "cache", "preflight", "images", "dry_run"))
+def train(request: dict[str, Any], *, out: str | None, resume: bool) -> None:
     """Train a detector, on its own.
 
     Without a recipe, input size, classes and schedule are chosen for the data;
@@ -40,17 +27,4 @@ def train(
     from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy
     from locdistill.training.train import train as run  # noqa: PLC0415 - heavy
 
-    recipe, overrides = options.request_words(words, recipe, settings)
-    result = run(
-        data,
-        model=model,
-        backbone=backbone,
-        epochs=epochs,
-        pretrained=pretrained,
-        start=start,
-        recipe=recipe,
-        out=out,
-        resume=resume,
-        overrides=[*options.short_cuts(devices=devices, batch=batch, seed=seed, profile=profile), *overrides],
-    )
-    report_run(result)
+    report_run(run(out=out, resume=resume, **request))

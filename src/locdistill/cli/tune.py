@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from locdistill.cli import options
 
 
+@options.of_a_run("teacher", "methods", "data", "model", "backbone", "pretrained", "recipe")
 def tune(
-    words: options.Words = None,
-    teacher: options.Teacher = None,
-    method: options.Method = None,
-    data: options.Data = None,
-    model: options.Model = None,
-    backbone: options.Backbone = None,
-    pretrained: options.Pretrained = None,
-    recipe: options.Recipe = None,
+    request: dict[str, Any],
+    *,
     search: Annotated[
         list[str] | None,
         typer.Option(
@@ -49,7 +44,6 @@ def tune(
     out: Annotated[
         str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder; a search that was interrupted goes on.")
     ] = None,
-    settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
     r"""Search temperature, weights and region of the distillation by short runs.
@@ -80,15 +74,7 @@ def tune(
     def tell(line: str) -> None:
         screen.print(f"[dim]{time.monotonic() - start:5.0f} s[/dim]  {escape(line)}")
 
-    recipe, overrides = options.request_words(words, recipe, settings)
     result = run(
-        teacher,
-        data,
-        model=model,
-        backbone=backbone,
-        pretrained=pretrained,
-        methods=method or (),
-        recipe=recipe,
         search=search or (),
         trials=trials,
         seeds=seeds,
@@ -96,8 +82,8 @@ def tune(
         steps=steps,
         holdout=holdout,
         out=out,
-        overrides=overrides,
         tell=tell,
+        **request,
     )
     if as_json:
         print_json(result.as_dict())

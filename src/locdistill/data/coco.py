@@ -43,21 +43,17 @@ def find_annotations(path: Path, split: str) -> Path | None:
     split that its name says; a file whose name says none serves any.
     """
     if path.is_file():
-        return _beside(path, split)
+        if split.endswith(".json"):
+            file = path.parent / split
+            return file if file.is_file() else None
+        aliases = ALIASES.get(split, (split,))
+        says = [known for known in ("train", "val", "test") if known in path.name]
+        if not says or any(alias in path.name for alias in aliases):
+            return path
+        siblings = (path.with_name(path.name.replace(said, alias)) for said in says for alias in aliases)
+        return next((sibling for sibling in siblings if sibling.is_file()), None)
     names = [split] if split.endswith(".json") else annotation_names(split)
     return next((path / name for name in names if (path / name).is_file()), None)
-
-
-def _beside(path: Path, split: str) -> Path | None:
-    if split.endswith(".json"):
-        file = path.parent / split
-        return file if file.is_file() else None
-    aliases = ALIASES.get(split, (split,))
-    says = [known for known in ("train", "val", "test") if known in path.name]
-    if not says or any(alias in path.name for alias in aliases):
-        return path
-    siblings = (path.with_name(path.name.replace(said, alias)) for said in says for alias in aliases)
-    return next((sibling for sibling in siblings if sibling.is_file()), None)
 
 
 def read_coco(file: Path, *, root: Path, split: str) -> Source:
@@ -193,13 +189,13 @@ def _roboflow_headings(content: dict[str, Any], source: Source) -> set[int]:
     return {0} if any(e.get("id") == 0 and e.get("name") in parents for e in entries) and 0 not in used else set()
 
 
-Row = tuple[tuple[float, float, float, float], int, bool, float, list[float] | None]
+AnnotationRow = tuple[tuple[float, float, float, float], int, bool, float, list[float] | None]
 
 
 def _read_annotations(
     entries: list[Any], images: dict[int, dict[str, Any]], names: dict[int, str], source: Source
-) -> dict[int, list[Row]]:
-    rows: dict[int, list[Row]] = {}
+) -> dict[int, list[AnnotationRow]]:
+    rows: dict[int, list[AnnotationRow]] = {}
     seen: set[object] = set()
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -228,7 +224,9 @@ def _fault(entry: dict[str, Any], images: dict[int, Any], names: dict[int, str])
     if not _is_int(image_id) or image_id not in images:
         return f"no image has the id {image_id!r}", "list the image or remove the annotation"
     if not _is_int(category) or category not in names:
-        return f"no category has the id {category!r}", f"known ids: {_some(sorted(names))}"
+        values = sorted(names)
+        some = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
+        return f"no category has the id {category!r}", f"known ids: {some}"
     if entry.get("iscrowd", 0) not in (0, 1):
         return f"'iscrowd' is {entry['iscrowd']!r}", "it is 0 or 1"
     if entry.get("area") is not None and not _is_number(entry["area"]):
@@ -243,10 +241,6 @@ def _box_fault(box: object) -> tuple[str, str] | None:
         side, value = ("width", box[2]) if box[2] < 0 else ("height", box[3])
         return f"the box has {side} {float(value)}", "boxes are [x, y, w, h] with w, h > 0"
     return None
-
-
-def _some(values: list[int]) -> str:
-    return ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
 
 
 def _image_folder(file: Path, root: Path, split: str, names: list[str]) -> Path:

@@ -82,7 +82,11 @@ def _parse(file: Path) -> _Content:
     root = load_xml(file)
     if isinstance(root, Problem):
         return _Content(None, [], [], [root])
-    content = _Content(_size(root), [], [], [])
+    # height and width; None where the file does not say
+    sides = [_number(root, name) for name in ("Img_SizeHeight", "Img_SizeWidth")]
+    height, width = (int(side) if isinstance(side, float) and 1 <= side < LIMIT else 0 for side in sides)
+    size = (height, width) if height and width else None
+    content = _Content(size, [], [], [])
     for position, entry in enumerate(root.findall("HRSC_Objects/HRSC_Object"), start=1):
         box = [_number(entry, name) for name in NUMBERS]
         difficult = (entry.findtext("difficult") or "0").strip()
@@ -95,13 +99,6 @@ def _parse(file: Path) -> _Content:
         content.boxes.append(box)  # type: ignore[arg-type]  # numbers, as rotated_fault made sure
         content.difficult.append(difficult == "1")
     return content
-
-
-def _size(root: Element) -> tuple[int, int] | None:
-    """Height and width; None where the file does not say."""
-    sides = [_number(root, name) for name in ("Img_SizeHeight", "Img_SizeWidth")]
-    height, width = (int(side) if isinstance(side, float) and 1 <= side < LIMIT else 0 for side in sides)
-    return (height, width) if height and width else None
 
 
 def _number(entry: Element, name: str) -> float | str | None:

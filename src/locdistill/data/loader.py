@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from locdistill.data.cache import PictureCache
-from locdistill.data.looks import Plan
 from locdistill.data.records import Dataset
 from locdistill.data.resources import picture_memory, worker_count
 from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
 from locdistill.data.settings import DataSettings
-from locdistill.data.transforms import Look, Sample, look_at
+from locdistill.data.transforms import Sample, View, look_at
+from locdistill.data.views import ViewPlan
 from locdistill.errors import ImageError
 from locdistill.geometry.rotated import AngleRange, fit, hull
-from locdistill.images import View, keep_ratio_size, pad_together, read_image, resize_to
+from locdistill.images import ScaledView, keep_ratio_size, pad_together, read_image, resize_to
 from locdistill.types import Batch, Instances
 
 OPEN_FILES = 65536
@@ -82,7 +82,7 @@ def training_loader(
     return _loader(Pictures(dataset, plan, cache, memory), sampler, workers=workers, seed=seed)
 
 
-def every_look_loader(
+def every_view_loader(
     dataset: Dataset,
     settings: DataSettings,
     *,
@@ -103,8 +103,8 @@ def every_look_loader(
     shapes: dict[tuple[int, int], list[Draw]] = {}
     batches: list[list[Draw]] = []
     for draw in draws:
-        record, look = dataset.records[draw.image], plan.look(draw)
-        sides = look.size(record.height, record.width)
+        record, view = dataset.records[draw.image], plan.view(draw)
+        sides = view.size(record.height, record.width)
         same = shapes.setdefault((-(-sides[0] // plan.pad_to), -(-sides[1] // plan.pad_to)), [])
         same.append(draw)
         if len(same) == settings.batch_per_device:
@@ -115,9 +115,9 @@ def every_look_loader(
     return _loader(pictures, batches, workers=worker_count(settings.workers, 1), seed=seed)
 
 
-def training_plan(settings: DataSettings, seed: int) -> Plan:
+def training_plan(settings: DataSettings, seed: int) -> ViewPlan:
     """What is done to the images in training."""
-    return Plan(
+    return ViewPlan(
         sizes=settings.sizes,
         mode=settings.size_mode,
         flip=settings.flip,
@@ -141,14 +141,14 @@ def evaluation_loader(
     workers: int | None = None,
     rank: int = 0,
     world_size: int = 1,
-    views: tuple[View, ...] = (View(),),
+    views: tuple[ScaledView, ...] = (ScaledView(),),
 ) -> DataLoader[Batch]:
     """Every image once, in order, not flipped; of several processes each gets every ``world_size``-th.
 
     Shares may differ by one image, and so may the numbers of batches. Ignored objects are in the batches. Of several
     views (test-time augmentation) the batches of the same images follow each other; each view is made from the files.
     """
-    plan = Plan(sizes=((input_settings.long, input_settings.short),), pad_to=input_settings.pad_to, views=views)
+    plan = ViewPlan(sizes=((input_settings.long, input_settings.short),), pad_to=input_settings.pad_to, views=views)
     sampler = ShareSampler(len(dataset), batch=batch, rank=rank, world_size=world_size, views=len(views))
     return _loader(Pictures(dataset, plan), sampler, workers=worker_count(workers, world_size), seed=0)
 
@@ -158,14 +158,14 @@ class Memory(Protocol):
     """Something that remembers images, as they were looked at: what a teacher says of them."""
 
     def recall(
-        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], looks: Sequence[Look]
+        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], views: Sequence[View]
     ) -> Mapping[str, Tensor]:
-        """What is remembered of the images of a batch, to be handed on with it as ``Batch.recalled``.
+        """What is remembered of the images of a batch, to be handed on with it as ``Batch.from_cache``.
 
         Args:
             images: Their positions in the data set.
             sizes: Height and width of each as it is looked at, before it is padded.
-            looks: How each is looked at.
+            views: How each is looked at.
         """
 
 
@@ -176,7 +176,7 @@ class Pictures(TorchDataset[Batch]):
     """
 
     def __init__(
-        self, dataset: Dataset, plan: Plan, cache: PictureCache | None = None, memory: Memory | None = None
+        self, dataset: Dataset, plan: ViewPlan, cache: PictureCache | None = None, memory: Memory | None = None
     ) -> None:
         records = dataset.records
         self._plan, self._cache, self._memory, self._angles = plan, cache, memory, dataset.angles
@@ -202,35 +202,32 @@ class Pictures(TorchDataset[Batch]):
         Raises:
             ImageError: An image cannot be read.
         """
-        looks = [self._plan.look(draw) for draw in draws]
-        samples = [self._sample(draw.image, look) for draw, look in zip(draws, looks, strict=True)]
+        views = [self._plan.view(draw) for draw in draws]
+        samples = [self._sample(draw.image, view) for draw, view in zip(draws, views, strict=True)]
         batch = collate(samples, pad_to=self._plan.pad_to, angles=self._angles)
         if self._memory is not None:
             sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
-            batch = batch._replace(recalled=self._memory.recall([draw.image for draw in draws], sizes, looks))
-        return batch._replace(flipped=looks[0].flipped) if self._plan.views else batch
+            batch = batch._replace(from_cache=self._memory.recall([draw.image for draw in draws], sizes, views))
+        return batch._replace(flipped=views[0].flipped) if self._plan.views else batch
 
     def sample(self, draw: Draw) -> Sample:
         """One image, looked at as the draw decides."""
-        return self._sample(draw.image, self._plan.look(draw))
+        return self._sample(draw.image, self._plan.view(draw))
 
-    def _sample(self, image: int, look: Look) -> Sample:
-        unsized = self._unsized(image, long=look.long, short=look.short)
-        return look_at(unsized, look, keep_ignored=self._plan.keep_ignored)
-
-    def _unsized(self, index: int, *, long: int, short: int) -> Sample:
-        """An image with its boxes in original pixels; the image may have its final size already."""
-        start, end = (int(self._ends[index - 1]) if index else 0), int(self._ends[index])
-        height, width = self._sizes[index].tolist()
-        return Sample(
-            image=self._picture(index, keep_ratio_size(height, width, short=short, long=long)),
+    def _sample(self, image: int, view: View) -> Sample:
+        # an image with its boxes in original pixels; the image may have its final size already
+        start, end = (int(self._ends[image - 1]) if image else 0), int(self._ends[image])
+        height, width = self._sizes[image].tolist()
+        unsized = Sample(
+            image=self._picture(image, keep_ratio_size(height, width, short=view.short, long=view.long)),
             boxes=torch.from_numpy(self._boxes[start:end]),
             labels=torch.from_numpy(self._labels[start:end]),
             ignored=torch.from_numpy(self._ignored[start:end]),
             original_size=(height, width),
-            image_id=int(self._ids[index]),
+            image_id=int(self._ids[image]),
             quads=None if self._quads is None else torch.from_numpy(self._quads[start:end]),
         )
+        return look_at(unsized, view, keep_ignored=self._plan.keep_ignored)
 
     def _picture(self, index: int, target: tuple[int, int]) -> Tensor:
         kept = None if self._cache is None else self._cache.get(index)
@@ -287,7 +284,7 @@ def _joined(parts: Sequence[np.ndarray], kind: type, empty: tuple[int, ...]) -> 
     return np.concatenate([np.zeros(empty, kind), *parts]).astype(kind)
 
 
-def _shapes(dataset: Dataset, plan: Plan) -> list[tuple[int, int]]:
+def _shapes(dataset: Dataset, plan: ViewPlan) -> list[tuple[int, int]]:
     """Height and width of the images as they are kept: resized if that is always the same."""
     shapes = [(record.height, record.width) for record in dataset.records]
     if not plan.fixed_size:

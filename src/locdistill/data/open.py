@@ -18,7 +18,7 @@ from locdistill.data.coco import annotation_names, find_annotations, read_coco
 from locdistill.data.dota import find_place, label_folders, read_dota
 from locdistill.data.files import Seen, in_threads, look
 from locdistill.data.problems import Problem, error_of
-from locdistill.data.records import Dataset, Kind, Record, corners
+from locdistill.data.records import DataFormat, Dataset, Record, corners
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Listed, Source, usual_split
 from locdistill.data.tiling import image_name
@@ -52,7 +52,7 @@ class Scan:
 
 
 @runtime_checkable
-class BoxKind(Protocol):
+class DetectorBoxes(Protocol):
     """The kind of boxes that a detector has; its settings say so."""
 
     @property
@@ -65,7 +65,7 @@ class BoxKind(Protocol):
 
 
 def open_dataset(
-    settings: DataSettings, split: str, *, training: bool | None = None, boxes: BoxKind | None = None
+    settings: DataSettings, split: str, *, training: bool | None = None, boxes: DetectorBoxes | None = None
 ) -> Dataset:
     """Open a split for training or evaluation.
 
@@ -169,12 +169,12 @@ def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
     return _choose_classes(_sources(settings, split)[1], None, settings.ignore_classes)[0]
 
 
-def _sources(settings: DataSettings, split: str) -> tuple[Kind, list[Source]]:
+def _sources(settings: DataSettings, split: str) -> tuple[DataFormat, list[Source]]:
     kind = recognise(settings)
     return kind, [source for name in _names_behind(settings, kind, split) for source in _read(settings, kind, name)]
 
 
-def recognise(settings: DataSettings) -> Kind:
+def recognise(settings: DataSettings) -> DataFormat:
     """The format of a path.
 
     Raises:
@@ -189,7 +189,7 @@ def recognise(settings: DataSettings) -> Kind:
         return settings.format
     named = [name for choice in (settings.train, settings.val) if choice is not None for name in _tuple(choice)]
     json = path.suffix == ".json" or any(find_annotations(path, name) for name in (*named, *SPLITS) if path.is_dir())
-    looks: dict[Kind, bool] = {
+    looks: dict[DataFormat, bool] = {
         "coco": json,
         "voc": bool(year_folders(path)),
         "yolo": find_yaml(path) is not None,
@@ -236,14 +236,14 @@ def available_splits(settings: DataSettings) -> list[str]:
     return yaml_splits(file) if file is not None else []
 
 
-def _has_set(kind: Kind, path: Path) -> Callable[[str], bool]:
+def _has_set(kind: DataFormat, path: Path) -> Callable[[str], bool]:
     """Whether there is an image set of a name, in a format that has image sets."""
     if kind == "voc":
         return lambda name: bool(image_sets(path, name))
     return hrsc.image_sets(path).__contains__
 
 
-def _names_behind(settings: DataSettings, kind: Kind, split: str) -> tuple[str, ...]:
+def _names_behind(settings: DataSettings, kind: DataFormat, split: str) -> tuple[str, ...]:
     """`split_names`, with the format's usual image set where the settings name none."""
     given = {"train": settings.train, "val": settings.val}.get(split)
     if given is None and kind in ("voc", "hrsc"):
@@ -268,7 +268,7 @@ def _contents(path: Path) -> str:
     return f"it holds {', '.join(names[:20]) or 'nothing'}{', ...' if len(names) > 20 else ''}"
 
 
-def _read(settings: DataSettings, kind: Kind, name: str) -> list[Source]:
+def _read(settings: DataSettings, kind: DataFormat, name: str) -> list[Source]:
     path = Path(settings.path)
     if kind == "coco":
         file = find_annotations(path, name)

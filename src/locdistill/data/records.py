@@ -10,7 +10,7 @@ import numpy as np
 
 from locdistill.geometry.rotated import AngleRange
 
-Kind: TypeAlias = Literal["coco", "voc", "yolo", "dota", "hrsc"]
+DataFormat: TypeAlias = Literal["coco", "voc", "yolo", "dota", "hrsc"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class Dataset:
     name: str
     classes: tuple[str, ...]
     records: tuple[Record, ...]
-    kind: Kind
+    kind: DataFormat
     category_ids: tuple[int, ...]
     empty: int = 0
     oriented: bool = False

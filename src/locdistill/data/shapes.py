@@ -31,7 +31,7 @@ CLASSES = ("ellipse", "rectangle", "star")
 _HUES = (0.02, 0.36, 0.62)  # red, green, blue; each shape's own hue lies within 0.05 of it
 _VERSION = 1  # of the drawing: a folder drawn by another version is not taken for this one
 
-Floats = npt.NDArray[np.float32]
+Singles = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]
 
 
@@ -97,7 +97,7 @@ class Shape:
         (x1, y1), (x2, y2) = corners.min(0), corners.max(0)
         return float(x1), float(y1), float(x2), float(y2)
 
-    def corners(self) -> Floats:
+    def corners(self) -> Singles:
         """The corners ``(n, 2)`` of a rectangle or a star, in order around it."""
         a, b = self.axes
         if self.label == 1:
@@ -107,10 +107,10 @@ class Shape:
             local = np.where(np.arange(10) % 2, 0.5, 1.0)[:, None] * np.stack([a * np.cos(turn), b * np.sin(turn)], 1)
         cos, sin = math.cos(self.angle_rad), math.sin(self.angle_rad)
         turned = local @ np.array([[cos, sin], [-sin, cos]]) + np.array(self.centre)
-        corners: Floats = turned.astype(np.float32)
+        corners: Singles = turned.astype(np.float32)
         return corners
 
-    def distance(self, x: Floats, y: Floats) -> Floats:
+    def distance(self, x: Singles, y: Singles) -> Singles:
         """Signed distance of points to the contour in pixels, negative inside (first order for an ellipse)."""
         if self.label:
             return _polygon_distance(self.corners(), x, y)
@@ -120,10 +120,10 @@ class Shape:
         a, b = self.axes
         level = np.hypot(along / a, across / b)
         # (f - 1) / |grad f| of f = |p / axes|: exact on the contour, where the blur looks at it.
-        distance: Floats = level * (level - 1) / np.maximum(np.hypot(along / a**2, across / b**2), 1e-6)
+        distance: Singles = level * (level - 1) / np.maximum(np.hypot(along / a**2, across / b**2), 1e-6)
         return distance
 
-    def alpha(self, size: int) -> Floats:
+    def alpha(self, size: int) -> Singles:
         """Opacity ``(size, size)``: one half on the contour, a logistic edge of the blur's standard deviation."""
         alpha = np.zeros((size, size), np.float32)
         x1, y1, x2, y2 = self.box
@@ -137,14 +137,14 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Drawing:
     """One drawn image ``(size, size, 3)`` uint8 and what is on it, later shapes over earlier ones."""
 
     image: npt.NDArray[np.uint8]
     shapes: tuple[Shape, ...]
 
 
-def _polygon_distance(corners: Floats, x: Floats, y: Floats) -> Floats:
+def _polygon_distance(corners: Singles, x: Singles, y: Singles) -> Singles:
     """Distance to the nearest edge of a polygon, negative inside by the even-odd rule."""
     nearest = np.full(x.shape, np.inf, np.float32)
     inside = np.zeros(x.shape, bool)
@@ -153,7 +153,7 @@ def _polygon_distance(corners: Floats, x: Floats, y: Floats) -> Floats:
         along = np.clip((px * dx + py * dy) / (dx * dx + dy * dy), 0, 1)
         nearest = np.minimum(nearest, (px - along * dx) ** 2 + (py - along * dy) ** 2)
         inside ^= ((y1 > y) != (y2 > y)) & (px * dy < dx * py if dy > 0 else px * dy > dx * py)
-    distance: Floats = np.where(inside, -1, 1).astype(np.float32) * np.sqrt(nearest)
+    distance: Singles = np.where(inside, -1, 1).astype(np.float32) * np.sqrt(nearest)
     return distance
 
 
@@ -196,7 +196,7 @@ def _place(settings: ShapesSettings, rng: np.random.Generator) -> tuple[Shape, .
     return tuple(placed)
 
 
-def _draw_bars(canvas: Floats, settings: ShapesSettings, rng: np.random.Generator) -> None:
+def _draw_bars(canvas: Singles, settings: ShapesSettings, rng: np.random.Generator) -> None:
     """Cover the canvas with grey bars of random place, direction, length and width."""
     size = settings.size
     y, x = np.mgrid[:size, :size].astype(np.float32) + np.float32(0.5)
@@ -210,7 +210,7 @@ def _draw_bars(canvas: Floats, settings: ShapesSettings, rng: np.random.Generato
         canvas += alpha * (np.float32(rng.uniform(0.1, 0.9)) - canvas)
 
 
-def draw_picture(settings: ShapesSettings, rng: np.random.Generator) -> Picture:
+def draw_picture(settings: ShapesSettings, rng: np.random.Generator) -> Drawing:
     """Draw one image: a tinted ground, soft shapes, bars over them, noise over all."""
     size = settings.size
     y, x = np.mgrid[:size, :size].astype(np.float32) / size - 0.5
@@ -222,7 +222,7 @@ def draw_picture(settings: ShapesSettings, rng: np.random.Generator) -> Picture:
         canvas += shape.alpha(size)[..., None] * (np.array(shape.colour, np.float32) - canvas)
     _draw_bars(canvas, settings, rng)
     canvas += np.float32(settings.noise) * rng.standard_normal(canvas.shape, np.float32)
-    return Picture(np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8), shapes)
+    return Drawing(np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8), shapes)
 
 
 def jittered(box: Box, settings: ShapesSettings, rng: np.random.Generator) -> Box:

@@ -118,7 +118,12 @@ def clockwise(quads: np.ndarray, notes: Counter[str]) -> np.ndarray:
     order around their middle (four points of which two lines cross are the corners of one convex quadrilateral). Both
     are counted in the notes.
     """
-    crossed = _crossed(quads)
+    # of which quadrilaterals two sides that are no neighbours cross
+    crossed = np.zeros(len(quads), dtype=bool)
+    for a, b, c, d in ((0, 1, 2, 3), (1, 2, 3, 0)):
+        p, q, r, s = (quads[:, corner] for corner in (a, b, c, d))
+        apart = _cross(q - p, r - p) * _cross(q - p, s - p) < 0
+        crossed |= apart & (_cross(s - r, p - r) * _cross(s - r, q - r) < 0)
     rays = quads - quads.mean(1, keepdims=True)
     angles = np.arctan2(rays[..., 1], rays[..., 0])
     around = ((angles - angles[:, :1]) % (2 * np.pi)).argsort(axis=1, kind="stable")
@@ -142,13 +147,3 @@ def circumscribed(quads: np.ndarray) -> np.ndarray:
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     product: np.ndarray = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
     return product
-
-
-def _crossed(quads: np.ndarray) -> np.ndarray:
-    """Of which quadrilaterals two sides that are no neighbours cross."""
-    found = np.zeros(len(quads), dtype=bool)
-    for a, b, c, d in ((0, 1, 2, 3), (1, 2, 3, 0)):
-        p, q, r, s = (quads[:, corner] for corner in (a, b, c, d))
-        apart = _cross(q - p, r - p) * _cross(q - p, s - p) < 0
-        found |= apart & (_cross(s - r, p - r) * _cross(s - r, q - r) < 0)
-    return found

@@ -25,10 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torch import Tensor
 from torchvision.io import encode_png
 
 from locdistill.data.digest import data_digest
@@ -216,13 +215,12 @@ class Tiles:
         for name, here in found.items():
             image_id, window = self.windows[name]
             if len(here.boxes):
-                by_image[image_id].append(here._replace(boxes=self._placed(here.boxes.double(), window)))
+                boxes = here.boxes.double()
+                kind = kind_of(boxes)
+                in_image = kind.scaled(boxes, boxes.new_tensor(window.side / self.settings.size))
+                placed = kind.moved(in_image, boxes.new_tensor((window.x, window.y)))
+                by_image[image_id].append(here._replace(boxes=placed))
         return {image_id: _suppressed(parts, iou) for image_id, parts in by_image.items()}
-
-    def _placed(self, boxes: Tensor, window: Window) -> Tensor:
-        kind = kind_of(boxes)
-        in_image = kind.scaled(boxes, boxes.new_tensor(window.side / self.settings.size))
-        return kind.moved(in_image, boxes.new_tensor((window.x, window.y)))
 
 
 def _suppressed(parts: list[Detections], iou: float) -> Detections:
@@ -300,7 +298,11 @@ def _cut_all(
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
 ) -> None:
     """Write the tiles of all images that are not there."""
-    jobs = _jobs(tiles, dataset)
+    # the tiles of each image
+    by_image: dict[int, list[tuple[str, Window]]] = {record.image_id: [] for record in dataset.records}
+    for name, (image_id, window) in tiles.windows.items():
+        by_image[image_id].append((name, window))
+    jobs = [(record, by_image[record.image_id]) for record in dataset.records]
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         try:
             done: Iterable[None] = pool.map(lambda job: _cut_one(tiles, dataset.classes, job), jobs)
@@ -313,7 +315,13 @@ def _cut_all(
 
 def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
     """All that says what is in the tiles."""
-    names = _names(dataset)
+    # what to call each image: its file's name, with the identifier where several have the same
+    stems = [record.path.stem for record in dataset.records]
+    twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
+    names = [
+        f"{stem}-{record.image_id}" if stem in twice else stem
+        for stem, record in zip(stems, dataset.records, strict=True)
+    ]
     places, left_out = {}, 0
     for index, (record, name) in enumerate(zip(dataset.records, names, strict=True)):
         own = windows(record.width, record.height, settings)
@@ -351,16 +359,6 @@ def written_class(name: str) -> str:
     return "-".join(name.split())
 
 
-def _names(dataset: Dataset) -> list[str]:
-    """What to call each image: its file's name, with the identifier where several have the same."""
-    stems = [record.path.stem for record in dataset.records]
-    twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
-    return [
-        f"{stem}-{record.image_id}" if stem in twice else stem
-        for stem, record in zip(stems, dataset.records, strict=True)
-    ]
-
-
 def _record(file: str, image_id: int, width: int, height: int) -> Record:
     """An image of which nothing but the size is known."""
     return Record(
@@ -393,14 +391,6 @@ def _write(path: Path, content: bytes) -> None:
 _Job = tuple[Record, list[tuple[str, Window]]]
 
 
-def _jobs(tiles: Tiles, dataset: Dataset) -> list[_Job]:
-    """The tiles of each image."""
-    by_image: dict[int, list[tuple[str, Window]]] = {record.image_id: [] for record in dataset.records}
-    for name, (image_id, window) in tiles.windows.items():
-        by_image[image_id].append((name, window))
-    return [(record, by_image[record.image_id]) for record in dataset.records]
-
-
 def _cut_one(tiles: Tiles, classes: tuple[str, ...], job: _Job) -> None:
     """Write the tiles of an image that are not there; a picture is written before its labels."""
     record, own = job
@@ -412,18 +402,14 @@ def _cut_one(tiles: Tiles, classes: tuple[str, ...], job: _Job) -> None:
     image = read_image(record.path)
     parts = parts_inside(record.quads, [window for _, window in missing])
     for (name, window), inside in zip(missing, parts, strict=True):
-        picture = _tile(image, window, settings)
+        shown = image[:, window.y : window.y + window.side, window.x : window.x + window.side]
+        height, width = shown.shape[1:]
+        canvas = torch.tensor(settings.pad, dtype=torch.uint8)[:, None, None].repeat(1, window.side, window.side)
+        canvas[:, :height, :width] = shown
+        picture = resize_to(canvas, (settings.size, settings.size)).contiguous()
         _write(images / f"{name}.png", encode_png(picture, _COMPRESSION).numpy().tobytes())
         lines = _labels(record, window, inside, settings, classes)
         _write(labels / f"{name}.txt", "".join(lines).encode())
-
-
-def _tile(image: UInt8[Tensor, "3 h w"], window: Window, settings: TilingSettings) -> UInt8[Tensor, "3 s s"]:
-    shown = image[:, window.y : window.y + window.side, window.x : window.x + window.side]
-    height, width = shown.shape[1:]
-    canvas = torch.tensor(settings.pad, dtype=torch.uint8)[:, None, None].repeat(1, window.side, window.side)
-    canvas[:, :height, :width] = shown
-    return resize_to(canvas, (settings.size, settings.size)).contiguous()
 
 
 def _labels(

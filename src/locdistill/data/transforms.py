@@ -48,7 +48,7 @@ class Sample(NamedTuple):
     quads: Float[Tensor, "g 4 2"] | None = None
 
 
-class Look(NamedTuple):
+class View(NamedTuple):
     """One way to look at an image: it is resized, mirrored, turned by right angles, placed in a frame, and rotated.
 
     The frame has the size that the image has within its limits (height and width change places with an odd number of
@@ -63,7 +63,7 @@ class Look(NamedTuple):
         degrees: Angle by which it is rotated about the middle of the frame, clockwise.
         zoom: Factor of its size, beside the limits.
         window: Where the frame lies on the enlarged image, or the shrunk image in the frame: from 0 (left, top) to 1.
-        least: An object of which a smaller part of the area is left in the frame is ignored; asked only of looks that
+        least: An object of which a smaller part of the area is left in the frame is ignored; asked only of views that
             ``cut``.
     """
 
@@ -83,7 +83,7 @@ class Look(NamedTuple):
 
     @property
     def mark(self) -> bytes:
-        """What tells this look from others that give the same size."""
+        """What tells this view from others that give the same size."""
         pose = struct.pack("<B", self.flipped | self.turns << 1)
         return pose + (struct.pack("<5d", self.degrees, self.zoom, *self.window, self.least) if self.cuts else b"")
 
@@ -148,29 +148,29 @@ def choose_limits(
     return long, min(long, short)
 
 
-def look_at(sample: Sample, look: Look, *, keep_ignored: bool = True) -> Sample:
+def look_at(sample: Sample, view: View, *, keep_ignored: bool = True) -> Sample:
     """A sample with its objects in pixels of the file, as it is looked at.
 
     Axis-aligned boxes become those around their corners, limited to the frame. Quadrilaterals are never limited: what
-    the frame cuts off an object is not seen, and belongs to it. Of what the look cuts too much off is ignored, or left
+    the frame cuts off an object is not seen, and belongs to it. Of what the view cuts too much off is ignored, or left
     out where ignored objects are not kept; so is what lies beyond the frame.
 
     Args:
         sample: The image may have its size already.
-        look: The way.
+        view: The way.
         keep_ignored: Whether ignored objects are handed on.
     """
     height, width = sample.original_size
-    frame = look.size(height, width)
+    frame = view.size(height, width)
     corners = HORIZONTAL.corners(sample.boxes) if sample.quads is None else sample.quads
-    corners = moved(corners, look.matrix(height, width))
+    corners = moved(corners, view.matrix(height, width))
     boxes = polygon_hull(corners)
     seen = sample._replace(
-        image=_picture(sample.image, look, sample.original_size),
+        image=_picture(sample.image, view, sample.original_size),
         boxes=clip(boxes, torch.tensor(frame)) if sample.quads is None else boxes,
         quads=None if sample.quads is None else corners,
     )
-    return _without_the_lost(seen, corners, look.least, keep_ignored=keep_ignored) if look.cuts else seen
+    return _without_the_lost(seen, corners, view.least, keep_ignored=keep_ignored) if view.cuts else seen
 
 
 def moved(points: Float[Tensor, "*batch 2"], matrix: np.ndarray) -> Float[Tensor, "*batch 2"]:
@@ -195,14 +195,23 @@ def _without_the_lost(sample: Sample, corners: Float[Tensor, "g 4 2"], least: fl
     )
 
 
-def _picture(image: UInt8[Tensor, "3 _h _w"], look: Look, original: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
+def _picture(image: UInt8[Tensor, "3 _h _w"], view: View, original: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
     """The image as it is looked at: by copying pixels, and by bilinear sampling only where it is rotated."""
-    image = resize_to(image, look.content(*original), flipped=look.flipped)
-    image = image.rot90(-look.turns, (-2, -1)) if look.turns else image
-    frame = look.size(*original)
-    if look.degrees:
-        return _sampled(image, frame, look.placing(*original))
-    return image if tuple(image.shape[-2:]) == frame else _placed(image, frame, look.offset(*original))
+    image = resize_to(image, view.content(*original), flipped=view.flipped)
+    image = image.rot90(-view.turns, (-2, -1)) if view.turns else image
+    frame = view.size(*original)
+    if view.degrees:
+        # an image under a rigid map, with bilinear sampling
+        placing = view.placing(*original)
+        height, width = image.shape[-2:]
+        (a, b, c), (d, e, f), _ = np.linalg.inv(placing).tolist()
+        rows, columns = (torch.arange(side) + 0.5 for side in frame)
+        x, y = a * columns + (b * rows + c)[:, None], d * columns + (e * rows + f)[:, None]
+        grid = torch.stack((x * (2 / width) - 1, y * (2 / height) - 1), -1)[None]  # from -1 to 1 along the sides
+        fill = torch.tensor(FILL, dtype=torch.float32)[:, None, None]
+        found = grid_sample((image - fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
+        return (found + fill).round_().clamp_(0, 255).to(torch.uint8)
+    return image if tuple(image.shape[-2:]) == frame else _placed(image, frame, view.offset(*original))
 
 
 def _placed(image: UInt8[Tensor, "3 _h _w"], frame: tuple[int, int], offset: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
@@ -218,18 +227,6 @@ def _common(start: int, length: int, limit: int) -> tuple[slice, slice]:
     """What a line and a canvas have in common: in pixels of the canvas, and of the line."""
     first, end = max(start, 0), min(start + length, limit)
     return slice(first, end), slice(first - start, end - start)
-
-
-def _sampled(image: UInt8[Tensor, "3 _h _w"], frame: tuple[int, int], placing: np.ndarray) -> UInt8[Tensor, "3 h w"]:
-    """An image under a rigid map, with bilinear sampling."""
-    height, width = image.shape[-2:]
-    (a, b, c), (d, e, f), _ = np.linalg.inv(placing).tolist()
-    rows, columns = (torch.arange(side) + 0.5 for side in frame)
-    x, y = a * columns + (b * rows + c)[:, None], d * columns + (e * rows + f)[:, None]
-    grid = torch.stack((x * (2 / width) - 1, y * (2 / height) - 1), -1)[None]  # from -1 to 1 along the sides
-    fill = torch.tensor(FILL, dtype=torch.float32)[:, None, None]
-    found = grid_sample((image - fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
-    return (found + fill).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def _moved_by(x: float, y: float) -> np.ndarray:

@@ -21,11 +21,11 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 def year_folders(path: Path) -> list[Path]:
     """The folders with ``Annotations`` and ``ImageSets/Main`` at or below a path: ``VOC2007``, ``VOC2012``, ..."""
     candidates = [path, *sorted(path.glob("VOC*")), *sorted(path.glob("VOCdevkit/VOC*"))]
-    return [folder for folder in candidates if _is_year(folder)]
-
-
-def _is_year(folder: Path) -> bool:
-    return (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir()
+    return [
+        folder
+        for folder in candidates
+        if (folder / "Annotations").is_dir() and (folder / "ImageSets" / "Main").is_dir()
+    ]
 
 
 def image_sets(path: Path, split: str) -> list[tuple[Path, Path]]:

@@ -127,19 +127,15 @@ def _split_images(file: Path, content: dict[str, Any], root: Path, split: str, s
         )
     pictures: list[Path] = []
     for item in entries:
-        place = _existing(root, item)
+        # A folder or list file
+        places = [root / item, root / item.removeprefix("../")]
+        place = next((place for place in places if place.exists()), None)
         if place is None:
             raise AnnotationError(
                 f"{file}: {split!r} is {item!r}, but there is no {root / item}; correct 'path' or {split!r}"
             )
         pictures += images_below(place) if place.is_dir() else _listed(place, root, source)
     return list(dict.fromkeys(pictures))
-
-
-def _existing(root: Path, item: str) -> Path | None:
-    """A folder or list file; a leading ``../`` that leads nowhere is dropped, for some exporters write one too many."""
-    places = [root / item, root / item.removeprefix("../")]
-    return next((place for place in places if place.exists()), None)
 
 
 def _listed(file: Path, root: Path, source: Source) -> list[Path]:
@@ -162,10 +158,10 @@ def _listed(file: Path, root: Path, source: Source) -> list[Path]:
     return pictures
 
 
-Rows = list[tuple[int, float, float, float, float]]
+LabelRows = list[tuple[int, float, float, float, float]]
 
 
-def _parse(file: Path, classes: int) -> tuple[Rows, list[Problem], int]:
+def _parse(file: Path, classes: int) -> tuple[LabelRows, list[Problem], int]:
     """Rows of a label file, what is broken in it, and how many lines repeat another."""
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -173,7 +169,7 @@ def _parse(file: Path, classes: int) -> tuple[Rows, list[Problem], int]:
         return [], [], 0
     except (OSError, ValueError) as error:
         return [], [Problem(str(file), "", f"cannot be read as text ({error})", "export the labels again")], 0
-    rows: Rows = []
+    rows: LabelRows = []
     problems = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():

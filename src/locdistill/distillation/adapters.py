@@ -153,8 +153,8 @@ def check_widths(levels: Sequence[tuple[Tensor, Tensor]]) -> None:
         raise TeacherError(
             f"feature imitation without adapters compares feature maps of equal width: the student has "
             f"{_listed([mine for mine, _ in levels])}, the teacher {_listed([its for _, its in levels])}; give the "
-            f"objective what it learns (Objective.learned, in Moment.learned), as a training run does, or take a "
-            f"teacher with the student's detector.channels"
+            "objective what it learns (Objective.learned, in TrainingProgress.learned), as a training run does, or "
+            "take a teacher with the student's detector.channels"
         )
 
 

@@ -19,7 +19,7 @@ from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.constant import constant, indices
-from locdistill.models.fold import Haste
+from locdistill.models.fold import SpeedUps
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Batch, Dense
@@ -203,9 +203,9 @@ class AdaptedTeacher(FrozenTeacher):
         self.teacher.to(device)
         return self
 
-    def hasten(self, how: Haste) -> None:
-        """Hasten the teacher."""
-        self.teacher.hasten(how)
+    def optimise(self, how: SpeedUps) -> None:
+        """Speed up the teacher."""
+        self.teacher.optimise(how)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
@@ -246,10 +246,10 @@ class SeveralTeachers(FrozenTeacher):
             teacher.to(device)
         return self
 
-    def hasten(self, how: Haste) -> None:
-        """Hasten each of them."""
+    def optimise(self, how: SpeedUps) -> None:
+        """Speed up each of them."""
         for teacher in self.teachers:
-            teacher.hasten(how)
+            teacher.optimise(how)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
@@ -259,24 +259,24 @@ class SeveralTeachers(FrozenTeacher):
         return averaged([teacher(batch) for teacher in self.teachers], self.shares)
 
 
-def averaged(said: Sequence[Dense], shares: Sequence[float]) -> Dense:
+def averaged(predictions: Sequence[Dense], shares: Sequence[float]) -> Dense:
     """One prediction whose probabilities are the weighted means of those of several; the shares sum to 1.
 
     Means are taken of logarithms, so that nothing is lost where a probability is close to 0 or 1.
     """
     # A background channel of the published GFL v2 is no class.
-    count = min(dense.cls_logits.shape[-1] for dense in said)
-    scores = torch.stack([dense.score_logits[..., :count] for dense in said])
+    count = min(dense.cls_logits.shape[-1] for dense in predictions)
+    scores = torch.stack([dense.score_logits[..., :count] for dense in predictions])
     weights = [
         [share * (dense.known is None or i in dense.known) for i in range(count)]
-        for share, dense in zip(shares, said, strict=True)
+        for share, dense in zip(shares, predictions, strict=True)
     ]
     some = tuple(i for i, column in enumerate(zip(*weights, strict=True)) if any(column))
     known = None if len(some) == count else some
     by_class = constant(weights, scores, torch.float32)
     total = by_class.sum(0)
-    logs = torch.where(total > 0, by_class / total, 1 / len(said)).log()[:, None, None].to(scores)
+    logs = torch.where(total > 0, by_class / total, 1 / len(predictions)).log()[:, None, None].to(scores)
     cls_logits = (logs + logsigmoid(scores)).logsumexp(0) - (logs + logsigmoid(-scores)).logsumexp(0)
-    edges = torch.stack([dense.edge_logits.log_softmax(-1) for dense in said])
+    edges = torch.stack([dense.edge_logits.log_softmax(-1) for dense in predictions])
     edge_shares = constant(shares, edges).log().view(-1, 1, 1, 1, 1)
     return Dense(cls_logits, (edge_shares + edges).logsumexp(0), known=known)

@@ -135,7 +135,7 @@ def check_teacher(
             "predictions: the teacher's are not comparable with the student's, and only its feature maps are compared"
         )
         return Bridge(strides=its.strides, notes=(*maps, only), comparable=False)
-    classes = _map_classes(mine, its)
+    classes = None if mine.classes == its.classes else MapClasses(sources=_sources(mine, its))
     edges = _rebin(mine, its) if its.bins is not None else _soften(mine, its, (soft or "two_hot", soft_width))
     notes = [*_class_notes(mine, its), *_edge_notes(mine, its), *maps]
     if len(its.strides) > len(wanted):
@@ -154,10 +154,6 @@ def _sources(mine: Facts, its: Facts) -> tuple[int | None, ...]:
 
 def _loose(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
-
-
-def _map_classes(mine: Facts, its: Facts) -> MapClasses | None:
-    return None if mine.classes == its.classes else MapClasses(sources=_sources(mine, its))
 
 
 def _class_problems(mine: Facts, its: Facts, unnamed: str) -> list[str]:

@@ -153,7 +153,9 @@ class ContextL2(OfMaps):
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Zero where both maps agree with their contexts."""
-        assert isinstance(own, nn.ModuleList), "contexts need their blocks: Objective.learned, in Moment.learned"
+        assert isinstance(own, nn.ModuleList), (
+            "contexts need their blocks: Objective.learned, in TrainingProgress.learned"
+        )
         blocks = [both for both in own if isinstance(both, BothContexts)]
         pairs = self.pairs(scene, nn.ModuleList(both.adapter for both in blocks))
         levels = [self._level(pair, both) for pair, both in zip(pairs, blocks, strict=True)]

@@ -62,7 +62,9 @@ class MaskedGeneration(OfMaps):
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Zero where the teacher's map is rebuilt exactly; without gradient to the teacher."""
-        assert isinstance(own, nn.ModuleList), "generation needs its networks: Objective.learned, in Moment.learned"
+        assert isinstance(own, nn.ModuleList), (
+            "generation needs its networks: Objective.learned, in TrainingProgress.learned"
+        )
         pairs = self.pairs(scene, nn.ModuleList([nn.Identity()] * len(own)))
         levels = [self._level(pair, generator) for pair, generator in zip(pairs, own, strict=True)]
         return shares(levels, scene.grid)

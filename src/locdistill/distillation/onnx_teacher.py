@@ -32,12 +32,12 @@ STRIDES = (4, 8, 16, 32, 64, 128)
 PROBE = 256
 """Side of the image that a file with any input size is looked at with, to see what its outputs are."""
 EPSILON = 1e-7
-Boxes = Literal["strides", "pixels", "corners"]
+BoxUnits = Literal["strides", "pixels", "corners"]
 _KNOWN = {len(COCO): COCO, len(VOC): VOC}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Layout:
+class OutputLayout:
     """Where the predictions stand in the outputs of a file.
 
     Attributes:
@@ -62,7 +62,7 @@ def flat(output: Float[Tensor, "..."]) -> Float[Tensor, "b l k"]:
     return output if output.ndim == 3 else output.flatten(2).transpose(1, 2)
 
 
-def recognise(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], classes: int | None = None) -> Layout:
+def recognise(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], classes: int | None = None) -> OutputLayout:
     """Find out from the shapes of the outputs where what stands.
 
     Outputs are ``(b, l, k)`` or maps ``(b, k, h, w)``; one per level, or one for all levels, finest first. Scores have
@@ -90,7 +90,9 @@ def recognise(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], classes:
         )
     strides = _strides([sizes[i][0] for i in order], size)
     levels = tuple((math.ceil(size[0] / s), math.ceil(size[1] / s)) for s in strides)
-    return Layout(strides=strides, shapes=levels, scores=tuple(order), edges=tuple(places), classes=count, bins=bins)
+    return OutputLayout(
+        strides=strides, shapes=levels, scores=tuple(order), edges=tuple(places), classes=count, bins=bins
+    )
 
 
 def _columns(widths: Sequence[int], classes: int | None) -> tuple[list[int], list[int], int, int]:
@@ -184,13 +186,25 @@ class OnnxTeacher(FrozenTeacher):
         std: Sequence[float],
         bgr: bool = True,
         offset: float = 0.5,
-        boxes: Boxes = "strides",
+        boxes: BoxUnits = "strides",
     ) -> None:
         self.file, self.bgr, self.offset, self.boxes = Path(file), bgr, offset, boxes
         self.mean, self.std = map(_per_channel, (mean, std))
         self.device, self.scale = torch.device("cpu"), 1
         self.session = self._open(["CPUExecutionProvider"])
-        self.input, self.size, self.images = self._input()
+        # name of the input, its height and width, and its number of images; None for any
+        inputs = self.session.get_inputs()
+        shape = inputs[0].shape if len(inputs) == 1 else []
+        if len(shape) != 4 or shape[1] != 3 or "float" not in inputs[0].type:
+            found = ", ".join(f"{i.name} {i.shape} of {i.type}" for i in inputs)
+            raise TeacherError(f"{self.file}: expected one input (images, 3, height, width) of floats, found {found}")
+        height, width = shape[2], shape[3]
+        fixed = isinstance(height, int) and isinstance(width, int)
+        self.input, self.size, self.images = (
+            inputs[0].name,
+            (height, width) if fixed else None,
+            shape[0] if isinstance(shape[0], int) else None,
+        )
         self.layout, self.probabilities = self._look(None if classes is None else len(classes))
         names = tuple(classes) if classes is not None else _KNOWN[self.layout.classes]
         self.facts = Facts(
@@ -249,18 +263,7 @@ class OnnxTeacher(FrozenTeacher):
         except Exception as error:
             raise TeacherError(f"{self.file}: ONNX Runtime cannot read it: {error}") from error
 
-    def _input(self) -> tuple[str, tuple[int, int] | None, int | None]:
-        """Name of the input, its height and width, and its number of images; None for any."""
-        inputs = self.session.get_inputs()
-        shape = inputs[0].shape if len(inputs) == 1 else []
-        if len(shape) != 4 or shape[1] != 3 or "float" not in inputs[0].type:
-            found = ", ".join(f"{i.name} {i.shape} of {i.type}" for i in inputs)
-            raise TeacherError(f"{self.file}: expected one input (images, 3, height, width) of floats, found {found}")
-        height, width = shape[2], shape[3]
-        fixed = isinstance(height, int) and isinstance(width, int)
-        return inputs[0].name, (height, width) if fixed else None, shape[0] if isinstance(shape[0], int) else None
-
-    def _look(self, classes: int | None) -> tuple[Layout, bool]:
+    def _look(self, classes: int | None) -> tuple[OutputLayout, bool]:
         """What the outputs are, and whether scores are probabilities, seen of a noisy image."""
         size = self.size or (PROBE, PROBE)
         outputs = self._run(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)))

@@ -84,7 +84,11 @@ class ValuableLocations:
         instances, assignment, anchors = scene.instances, scene.assignment, scene.grid.anchors()
         highest = torch.zeros_like(assignment.overlaps)
         objects = instances.targets if self.box == "own" else instances.boxes
-        thresholds = self._thresholds(scene, objects)
+        thresholds = (
+            scene.assignment.thresholds
+            if self.threshold == "assignment"
+            else adaptive_thresholds(scene.grid, scene.instances, self.topk, objects)
+        )
         for boxes, present, own in in_turn(anchors, objects, instances.present, thresholds):
             iou = kind_of(boxes).anchor_iou(anchors, boxes)
             closeness, threshold = self._closeness(anchors, boxes, iou), own[..., None]
@@ -116,11 +120,6 @@ class ValuableLocations:
         hulls = kind_of(boxes).hull(boxes)[:, :, None]
         overlap = iou if self.metric == "diou" else paired_iof(anchors, hulls)
         return overlap - centre_offset(anchors, hulls)
-
-    def _thresholds(self, scene: Scene, objects: Float[Tensor, "b g d"]) -> Float[Tensor, "b g"]:
-        if self.threshold == "assignment":
-            return scene.assignment.thresholds
-        return adaptive_thresholds(scene.grid, scene.instances, self.topk, objects)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,13 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from locdistill.models.settings import NormalisationSettings, Triple
+from locdistill.models.settings import NormalisationSettings
 from locdistill.settings import Settings
+from locdistill.types import Triple
 
 SoftTarget = Literal["two_hot", "gaussian"]
 
-Numbers = Literal["half", "8bit"]
+NumberFormat = Literal["half", "8bit"]
 EMA = "ema"
 """``teacher.weights`` where the student teaches itself."""
 
@@ -54,7 +55,7 @@ class CacheSettings(Settings):
 
     path: str
     """A folder; several runs of the same teacher and student may share it."""
-    numbers: Numbers = "half"
+    numbers: NumberFormat = "half"
     """How precisely they are kept: ``half`` precision, or ``8bit`` in about half the space."""
 
 

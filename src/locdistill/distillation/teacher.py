@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from locdistill.dist import broadcast_from_first
 from locdistill.models.average import Average
 from locdistill.models.detector import Detector
-from locdistill.models.fold import Haste, hastened
+from locdistill.models.fold import SpeedUps, optimised
 from locdistill.models.settings import NormalisationSettings
 from locdistill.types import Batch, Dense
 
@@ -58,7 +58,7 @@ class FrozenTeacher(ABC):
         """
         raise NotImplementedError("this teacher has no head to run; the recipe's checks refuse what asks for one")
 
-    def hasten(self, how: Haste) -> None:  # noqa: B027 - not everyone can
+    def optimise(self, how: SpeedUps) -> None:  # noqa: B027 - not everyone can
         """Say the same, up to rounding, in less time from now on; to be called where the batches are."""
 
     def after_step(self, student: nn.Module) -> None:  # noqa: B027 - most have nothing to do
@@ -76,7 +76,7 @@ class LiveTeacher(FrozenTeacher):
     """A frozen detector that looks at every batch.
 
     It normalises the images by its own statistics, stays in eval mode, and runs under the caller's precision policy
-    until it is hastened; then a folded copy of it looks, in the precision that it was hastened for, and the detector
+    until it is optimised; then a folded copy of it predicts, in the precision that was chosen, and the detector
     itself has only its head at work, where the student's features go through it.
 
     Args:
@@ -92,22 +92,18 @@ class LiveTeacher(FrozenTeacher):
         chosen = tuple(levels or own)
         self.first, self.last = own.index(chosen[0]), own.index(chosen[-1]) + 1
         self.scale = scale
-        self._how = Haste()
+        self._how = SpeedUps()
         self._look: Callable[..., Dense] | None = None
 
     def to(self, device: torch.device) -> LiveTeacher:
-        """Move to where the batches are; what was hastened elsewhere is so no more."""
+        """Move to where the batches are; what was optimised elsewhere is so no more."""
         self.detector.to(device)
-        self._how, self._look = Haste(), None
+        self._how, self._look = SpeedUps(), None
         return self
 
-    def hasten(self, how: Haste) -> None:
-        """See :func:`locdistill.models.fold.hastened`."""
-        self._how, self._look = how, how.wrap(hastened(self.detector, how), "the teacher")
-
-    def _policy(self, device: torch.device) -> AbstractContextManager[Any]:
-        """The precision that it was hastened for; else the caller's."""
-        return nullcontext() if self._how.dtype is None else torch.autocast(device.type, self._how.dtype)
+    def optimise(self, how: SpeedUps) -> None:
+        """See :func:`locdistill.models.fold.optimised`."""
+        self._how, self._look = how, how.wrap(optimised(self.detector, how), "the teacher")
 
     @property
     def normalisation(self) -> NormalisationSettings:
@@ -126,14 +122,12 @@ class LiveTeacher(FrozenTeacher):
         if self.scale > 1:
             images = nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
         look = self._look or self.detector
-        with self._policy(images.device):
+        dtype = self._how.dtype
+        with nullcontext() if dtype is None else torch.autocast(images.device.type, dtype):
             dense: Dense = look(self._how.images(images), features=features, towers=towers)
         if self.last - self.first == len(self.detector.settings.levels):
             return dense
-        return self._on_levels(dense, (int(images.shape[-2]), int(images.shape[-1])))
-
-    def _on_levels(self, dense: Dense, size: tuple[int, int]) -> Dense:
-        sizes = self.detector.grid_for(size).level_sizes
+        sizes = self.detector.grid_for(images.shape[-2:]).level_sizes
         place = slice(sum(sizes[: self.first]), sum(sizes[: self.last]))
         quality = dense.quality_logits
         return dense._replace(
@@ -188,7 +182,7 @@ class AverageTeacher(LiveTeacher):
         assert isinstance(detector, Detector)
         super().__init__(detector)
 
-    def hasten(self, how: Haste) -> None:
+    def optimise(self, how: SpeedUps) -> None:
         """Change the layout and compile; its weights follow the student's, and stay as they are."""
         if how.channels_last:
             self.detector.to(memory_format=torch.channels_last)

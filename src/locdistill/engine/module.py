@@ -19,9 +19,9 @@ from locdistill.engine.settings import EngineSettings
 from locdistill.engine.speed import Machine, Speed, choose, set_backends
 from locdistill.errors import TeacherError
 from locdistill.geometry.grid import Grid
-from locdistill.models.fold import Haste
+from locdistill.models.fold import SpeedUps
 from locdistill.models.recompute import recompute
-from locdistill.objective.learned import Learned, Moment
+from locdistill.objective.learned import Learned, TrainingProgress
 from locdistill.types import Batch, Dense, Instances
 
 EXAMPLE_SIDE = 256
@@ -101,7 +101,7 @@ class TrainingModule(nn.Module):
         self.settings = settings or EngineSettings()
         self.speed = speed or choose(self.settings, Machine.here(self.settings))
         self.work = Work(detector, self.compare)
-        self.lap: Callable[[str], None] = unheard
+        self.lap: Callable[[str], None] = unmeasured
         self.guidance = Guidance(objective, teacher if objective.needs_teacher else None, watch)
         self.learned = self._learned() if objective.learns else None
         self.plan: Plan | None = None
@@ -134,14 +134,14 @@ class TrainingModule(nn.Module):
         if self.speed.checkpointing and isinstance(backbone := getattr(student, "backbone", None), nn.Module):
             recompute(backbone)
 
-    def make_haste(self, device: torch.device) -> None:
+    def speed_up(self, device: torch.device) -> None:
         """Bring the teacher to where the student is, and speed both up as was chosen."""
         speed = self.speed
         set_backends(tf32=speed.tf32, cudnn_benchmark=speed.cudnn_benchmark)
         if self.guidance.teacher is not None:
             self.guidance.teacher.to(device)
-            self.guidance.teacher.hasten(
-                Haste(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last, wrap=self._compiled)
+            self.guidance.teacher.optimise(
+                SpeedUps(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last, wrap=self._compiled)
             )
         compare = self._compiled(self.compare, "the objective", whole=True)
         self.work = Work(self._compiled(self.detector, "the student"), compare)
@@ -159,10 +159,10 @@ class TrainingModule(nn.Module):
         graphs = self.speed.cuda_graphs
         student, teacher = self.predictions(batch)
         cross = self._crossed(student, teacher)
-        grid = self.detector.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        grid = self.detector.grid_for(batch.images.shape[-2:])
         instances = bucketed(batch.instances) if self.speed.compile else batch.instances
         with torch.autocast(batch.images.device.type, enabled=False):
-            terms, watched = self.work.compare(student, teacher, cross, grid, instances, self.moment)
+            terms, watched = self.work.compare(student, teacher, cross, grid, instances, self.training_progress)
         self.lap("losses")
         if graphs:
             watched = {name: value.clone() for name, value in watched.items()}
@@ -176,18 +176,18 @@ class TrainingModule(nn.Module):
         cross: Dense | None,
         grid: Grid,
         instances: Instances,
-        moment: Moment,
+        progress: TrainingProgress,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The terms of the objective and what is watched, by name."""
         objective, watch = self.guidance.objective, self.guidance.watch
-        scene = objective.scene(student, teacher, grid=grid, instances=instances, moment=moment, cross=cross)
+        scene = objective.scene(student, teacher, grid=grid, instances=instances, progress=progress, cross=cross)
         return objective.losses(scene), {} if watch is None else dict(watch(scene))
 
     @property
-    def moment(self) -> Moment:
+    def training_progress(self) -> TrainingProgress:
         """Share of the run that is done, and what the terms have learned."""
         done = self.progress.step / self.plan.total_steps if self.plan is not None else 0.0
-        return Moment(done, self.learned)
+        return TrainingProgress(done, self.learned)
 
     def predictions(self, batch: Batch) -> tuple[Dense, Dense | None]:
         """What student and teacher say of a batch; maps of pyramids and heads only where a term looks at them."""
@@ -219,7 +219,7 @@ class TrainingModule(nn.Module):
         return build_optimizer(groups, self.settings, fused=self.speed.fused)
 
 
-def unheard(_part: str) -> None:
+def unmeasured(_part: str) -> None:
     """What is told that a part of a step is over, unless someone measures."""
 
 

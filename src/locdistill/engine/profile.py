@@ -8,16 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
 from locdistill.engine.checkpoint import gathered
 from locdistill.types import Batch
-
-if TYPE_CHECKING:
-    from locdistill.engine.training import Training
 
 TEXT, TRACE = "profile.txt", "profile.json"
 WARM_UP = 10
@@ -132,10 +129,10 @@ class Profile:
     Evaluations and checkpoints are left out. The first batches are not counted, nor are those that are looked into.
 
     Args:
-        training: The run.
+        training: The run, an `engine.training.Training`, which holds the profile.
     """
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Any) -> None:
         self._training = training
         self._profiler: profile | None = None
         self._operations = ""

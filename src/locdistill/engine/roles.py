@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from locdistill.geometry.grid import Grid
-from locdistill.models.fold import Haste
-from locdistill.objective.learned import Learned, Moment
+from locdistill.models.fold import SpeedUps
+from locdistill.objective.learned import Learned, TrainingProgress
 from locdistill.objective.scene import Scene
 from locdistill.types import Batch, Dense, Detections, Instances
 
@@ -28,7 +28,10 @@ class Student(Protocol):
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         """Turn uint8 images into what the backbone expects, zero where padded."""
 
-    def grid_for(self, images_hw: tuple[int, int]) -> Grid:
+    def see(self, images: Tensor, sizes: Tensor) -> tuple[Dense, Grid]:
+        """Predict from uint8 images; where, too."""
+
+    def grid_for(self, size: Sequence[int]) -> Grid:
         """The locations of images of this height and width."""
 
     def candidates(
@@ -72,8 +75,8 @@ class Teacher(Protocol):
     def to(self, device: torch.device) -> Any:
         """Move to where the student is."""
 
-    def hasten(self, how: Haste) -> None:
-        """Say the same in less time from now on; called where the student is, before the first step."""
+    def optimise(self, how: SpeedUps) -> None:
+        """Speed up inference; called where the student is, before the first step."""
 
     def after_step(self, student: nn.Module) -> None:
         """Look at the student's weights after an optimiser step; the same on every process afterwards."""
@@ -119,10 +122,10 @@ class Goal(Protocol):
         *,
         grid: Grid,
         instances: Instances,
-        moment: Moment,
+        progress: TrainingProgress,
         cross: Dense | None = None,
     ) -> Scene:
-        """The batch as the terms see it, at this moment of the run."""
+        """The batch as the terms see it, at this progress of the run."""
 
     def losses(self, scene: Scene) -> dict[str, Tensor]:
         """One scalar per term."""

@@ -56,7 +56,8 @@ class Machine:
     def here(cls, settings: EngineSettings) -> Machine:
         """This machine, and the device of it that these settings train on."""
         device = device_kind(settings)
-        bf16 = (device == "cpu" and cpu_bf16()) or (device == "cuda" and _cuda_bf16())
+        cuda = device == "cuda" and torch.cuda.is_available()
+        bf16 = (device == "cpu" and cpu_bf16()) or (cuda and torch.cuda.is_bf16_supported(including_emulation=False))
         return cls(device=device, bf16=bf16, triton=importlib.util.find_spec("triton") is not None)
 
 
@@ -83,7 +84,7 @@ class Speed:
 
     def words(self, optimizer: str) -> str:
         """The choice in one line."""
-        said = {
+        switches = {
             "channels-last": self.channels_last,
             f"fused {'AdamW' if optimizer == 'adamw' else 'SGD'}": self.fused,
             "frozen teacher folded": self.teacher,
@@ -94,7 +95,7 @@ class Speed:
             "cuDNN benchmark": self.cudnn_benchmark,
         }
         precision = "float32" if self.precision == "32" else self.precision
-        return ", ".join([precision, *(name for name, chosen in said.items() if chosen)])
+        return ", ".join([precision, *(name for name, chosen in switches.items() if chosen)])
 
 
 def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_size: bool = False) -> Speed:
@@ -152,10 +153,6 @@ def _processor_bf16() -> bool:
         return any(bool(ask()) for ask in asked if ask is not None)
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if platform.system() == "Linux" else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def _cuda_bf16() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def set_backends(*, tf32: bool, cudnn_benchmark: bool) -> None:

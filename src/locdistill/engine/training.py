@@ -165,7 +165,7 @@ class Training:
         model, optimizer = self.fabric.setup(self.module, self.module.optimizer())
         if self.average is not None:
             self.average.to(self.fabric.device)
-        self.module.make_haste(self.fabric.device)
+        self.module.speed_up(self.fabric.device)
         self.optimizer = optimizer
         if saved is not None:
             optimizer.load_state_dict(saved["optimizer"])
@@ -220,20 +220,18 @@ class Training:
             self.average.load_state_dict(run["average"])
         if self.teacher is not None and run["teacher"]:
             self.teacher.load_state_dict(run["teacher"])
-        if not self._is_over():
-            self.state.stopped = ""
-        self.stream.start = self.stream.end if self.state.stopped else self.state.step * self.plan.accumulate
-        self._saved_at = self.state.step
-
-    def _is_over(self) -> bool:
-        """Whether what ended the saved run still holds: it goes on if it is now given more steps, time or patience."""
+        # whether what ended the saved run still holds: it goes on if it is now given more steps, time or patience
         limit, patience = self.settings.time_limit_seconds, self.settings.patience
-        return {
+        is_over = {
             "": False,
             "finished": self.state.step >= self.plan.total_steps,
             "time": limit is not None and self.clock.seconds >= limit,
             "patience": patience is not None and self.state.bad_evaluations >= patience,
         }[self.state.stopped]
+        if not is_over:
+            self.state.stopped = ""
+        self.stream.start = self.stream.end if self.state.stopped else self.state.step * self.plan.accumulate
+        self._saved_at = self.state.step
 
     def _start(self) -> None:
         """Open the log, listen to signals, and let the time run."""
@@ -243,14 +241,6 @@ class Training:
             self._table.start(done)
             self._board = TensorBoard(self.around.out / "logs", done)
         self.terminal.start(done)
-        self._announce(done)
-        self.signals.listen()
-        if self.profile is not None:
-            self.profile.start()
-        self._saved_time, self._window = time.monotonic(), (self.clock.seconds, done)
-        self.clock.start()
-
-    def _announce(self, done: int) -> None:
         plan, settings, world = self.plan, self.settings, self.fabric.world_size
         where = f"resuming after step {done} of" if done else "training"
         self.terminal.line(
@@ -264,6 +254,11 @@ class Training:
                 f"warm-up shortened from {settings.warmup_steps} to {warmup} steps, a fifth of this short run"
             )
         self.terminal.line(f"speed: {self.module.speed.words(settings.optimizer)}")
+        self.signals.listen()
+        if self.profile is not None:
+            self.profile.start()
+        self._saved_time, self._window = time.monotonic(), (self.clock.seconds, done)
+        self.clock.start()
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches that are left, on the device."""

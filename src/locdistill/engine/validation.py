@@ -62,9 +62,7 @@ def _identifiers(batch: Batch) -> tuple[int, ...]:
 
 
 def _candidates(student: Student, batch: Batch) -> list[Detections]:
-    images = student.normalise(batch.images, batch.sizes)
-    dense = student(images)
-    grid = student.grid_for((int(images.shape[-2]), int(images.shape[-1])))
+    dense, grid = student.see(batch.images, batch.sizes)
     return student.candidates(dense, grid, batch.sizes, batch.original_sizes, flipped=batch.flipped)
 
 

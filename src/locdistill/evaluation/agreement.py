@@ -21,13 +21,12 @@ from torch import Tensor
 
 from locdistill.losses.distribution import softened_kl
 from locdistill.objective.scene import Scene
-from locdistill.types import Dense
+from locdistill.types import Dense, Doubles
 
 OTHERS = 3
 """Sums that are not of edges: locations, overlap and score."""
 EXPRESSED = 1e-6
 """How far, by rounding alone, a number may lie from what the bins can say."""
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -176,11 +175,11 @@ def reliability(deviations: npt.ArrayLike, errors: npt.ArrayLike, *, bins: int =
     )
 
 
-def _bin(sigma: Floats, error: Floats) -> ReliabilityBin:
+def _bin(sigma: Doubles, error: Doubles) -> ReliabilityBin:
     return ReliabilityBin(len(sigma), _rms(sigma), float(error.mean()), _rms(error))
 
 
-def _rms(values: Floats) -> float:
+def _rms(values: Doubles) -> float:
     return float(np.sqrt(np.square(values).mean())) if len(values) else math.nan
 
 
@@ -188,17 +187,17 @@ def _quotient(a: float, b: float) -> float:
     return a / b if b else math.nan
 
 
-def correlation(a: Sequence[float] | Floats, b: Sequence[float] | Floats) -> float:
+def correlation(a: Sequence[float] | Doubles, b: Sequence[float] | Doubles) -> float:
     """Pearson's correlation; NaN where one of the two does not vary."""
     x, y = (np.asarray(values, np.float64) for values in (a, b))
     x, y = (values - values.mean() if len(values) else values for values in (x, y))
     return _quotient(float(x @ y), math.sqrt(float(x @ x) * float(y @ y)))
 
 
-def _ranks(values: Floats) -> Floats:
+def _ranks(values: Doubles) -> Doubles:
     """Ranks from 1; equal values share the mean of theirs."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Floats = (np.cumsum(counts) - (counts - 1) / 2)[place.ravel()]
+    ranks: Doubles = (np.cumsum(counts) - (counts - 1) / 2)[place.ravel()]
     return ranks
 
 

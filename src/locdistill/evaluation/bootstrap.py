@@ -187,16 +187,13 @@ class _Collected:
         return Ranked(image[order], true[:, order], counted[:, order], self.objects[size, label])
 
 
-def _best_first(here: Found, label: int) -> NDArray[np.int64]:
-    """Indices of the detections of a class in one image."""
-    mine = np.flatnonzero(here.labels == label)
-    return mine[np.argsort(-here.scores[mine], kind="stable")]
-
-
 def _judge_coco(collected: _Collected, place: tuple[int, int], here: Found, record: Record) -> None:
     """Judge the detections of one class in one image, once for each size."""
     image, label = place
-    chosen, of_class = _best_first(here, label)[:_BUDGET], record.labels == label
+    # indices of the detections of a class in one image
+    mine = np.flatnonzero(here.labels == label)
+    best_first = mine[np.argsort(-here.scores[mine], kind="stable")]
+    chosen, of_class = best_first[:_BUDGET], record.labels == label
     boxes = here.boxes[chosen].astype(np.float64)
     crowd, areas = record.ignored[of_class], record.areas[of_class].astype(np.float64)
     overlaps = _overlaps(boxes, record.boxes[of_class].astype(np.float64), crowd)

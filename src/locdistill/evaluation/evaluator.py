@@ -53,14 +53,12 @@ class Evaluator:
     def _eleven_point(self) -> bool:
         if self.eleven_point is not None:
             return self.eleven_point
-        return self.dataset.kind in ("dota", "hrsc") or _is_2007(self.dataset)
+        # whether all images lie in a folder ``VOC2007``, which is how the reference implementation tells the year
+        return self.dataset.kind in ("dota", "hrsc") or (
+            bool(self.dataset.records) and all("VOC2007" in str(record.path) for record in self.dataset.records)
+        )
 
 
 def evaluator_for(dataset: Dataset, *, eleven_point: bool | None = None) -> Evaluator:
     """The evaluator that suits a data set: a function from detections by image identifier to named numbers."""
     return Evaluator(dataset, eleven_point)
-
-
-def _is_2007(dataset: Dataset) -> bool:
-    """Whether all images lie in a folder ``VOC2007``, which is how the reference implementation tells the year."""
-    return bool(dataset.records) and all("VOC2007" in str(record.path) for record in dataset.records)

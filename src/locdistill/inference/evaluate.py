@@ -28,7 +28,7 @@ from locdistill.evaluation.results import write_results
 from locdistill.evaluation.rotated import published_sum, published_table
 from locdistill.evaluation.tables import Table
 from locdistill.evaluation.voc import VocResult
-from locdistill.images import View, keep_ratio_size
+from locdistill.images import ScaledView, keep_ratio_size
 from locdistill.models.detector import Detector
 from locdistill.models.hub import find
 from locdistill.models.settings import DetectionSettings, DetectorSettings, InputSettings
@@ -71,7 +71,7 @@ class EvaluationResult:
 
         Args:
             eleven_point: How AP is averaged by the rules of VOC and DOTA; as usual for the data unless given (see
-                :class:`locdistill.evaluation.Evaluator`).
+                :class:`locdistill.evaluation.evaluator.Evaluator`).
             published: Whether to add ``published_sum`` and a table of it.
 
         Raises:
@@ -180,7 +180,9 @@ def validation_loader(
     )
 
 
-def evaluation_batch(dataset: Dataset, limits: InputSettings, batch: int, views: tuple[View, ...] = (View(),)) -> int:
+def evaluation_batch(
+    dataset: Dataset, limits: InputSettings, batch: int, views: tuple[ScaledView, ...] = (ScaledView(),)
+) -> int:
     """Images that may share a batch without changing what is found: ``batch`` where all are padded alike, or else 1.
 
     The head's group normalisation sees the padding, so an image's detections depend on the size it is padded to. The

@@ -17,7 +17,7 @@ from locdistill.errors import WeightsError
 from locdistill.geometry.coding import ANGLE, GROWTH
 
 Pairs = tuple[tuple[str, str], ...]
-Value = TypeVar("Value")
+Renamed = TypeVar("Renamed")
 
 # Backbones of the ResNet family have the same names in timm, torchvision and MMDetection; but for three convolutions in
 # place of the first one, which timm spreads over `conv1` and `bn1` and MMDetection keeps together.
@@ -129,7 +129,7 @@ def positions(model: str, count: int) -> dict[str, Tensor]:
     return {name: torch.linspace(*ends, count) for name, ends in ((BINS, GROWTH), (ANGLE_BINS, ANGLE))}
 
 
-def rename(state_dict: Mapping[str, Value], pairs: Pairs) -> tuple[dict[str, Value], list[str]]:
+def rename(state_dict: Mapping[str, Renamed], pairs: Pairs) -> tuple[dict[str, Renamed], list[str]]:
     """What has names of tensors, under the names that pairs of patterns lead to; and the names that none fits."""
     rules = [(_compile(source), target) for source, target in pairs]
     renamed, unknown = {}, []

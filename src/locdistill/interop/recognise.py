@@ -16,9 +16,9 @@ from typing import Any
 from locdistill.errors import WeightsError
 from locdistill.interop.classes import BY_COUNT, COCO, DOTA_BY_COUNT
 from locdistill.interop.mmdet import ANCHORS, ANGLE_BINS, edges_of
+from locdistill.types import Triple
 
 Shapes = Mapping[str, tuple[int, ...]]
-Triple = tuple[float, float, float]
 
 # Kind, its predictors of classes and edges, and a name that sets it apart from the kinds below it.
 KINDS = (
@@ -307,12 +307,12 @@ def _classes(
         if len(given) not in (outputs, outputs - spare):
             raise WeightsError(f"{len(given)} classes are named, but it has {outputs} channels of class scores")
         return {"classes": tuple(given), "background_channel": len(given) < outputs}
-    said = _said_classes(meta)
-    if said is not None and len(said) in (outputs, outputs - spare):
-        return {"classes": said, "background_channel": len(said) < outputs}
-    if said is not None:
+    named = _named_classes(meta)
+    if named is not None and len(named) in (outputs, outputs - spare):
+        return {"classes": named, "background_channel": len(named) < outputs}
+    if named is not None:
         notes.append(
-            f"it names {len(said)} classes, but has {outputs} channels of class scores: the names are not used"
+            f"it names {len(named)} classes, but has {outputs} channels of class scores: the names are not used"
         )
     public, data = (DOTA_BY_COUNT, "DOTA") if edges_of(model) == 5 else (BY_COUNT, "Pascal VOC")
     background = spare and outputs - 1 in public
@@ -330,11 +330,11 @@ def numbered(count: int) -> tuple[str, ...]:
     return tuple(f"class_{index}" for index in range(count))
 
 
-def _said_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
+def _named_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
     inner = meta.get("dataset_meta")
-    for said in (inner, meta) if isinstance(inner, Mapping) else (meta,):
+    for named in (inner, meta) if isinstance(inner, Mapping) else (meta,):
         for key in ("classes", "CLASSES"):
-            names = said.get(key)
+            names = named.get(key)
             names = [names] if isinstance(names, str) else names
             if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
                 return tuple(names)

@@ -92,9 +92,21 @@ def unpack(content: Mapping[str, Any], which: Which = "ema") -> Unpacked:
     others = [Skipped(str(key), 1, "no tensor") for key in everything if key not in tensors]
     tensors, weights, averages = _averages(tensors, content, which)
     tensors, outside = _inside(tensors)
-    _check_plain(tensors)
-    said = None if everything is content else content.get("meta")
-    meta = {str(key): value for key, value in said.items()} if isinstance(said, Mapping) else {}
+    # refuse tensors from which values cannot be copied as they are
+    odd = {
+        name: "quantised" if value.is_quantized else "without values" if value.is_meta else str(value.layout)[6:]
+        for name, value in tensors.items()
+        if value.layout != torch.strided or value.is_quantized or value.is_meta
+    }
+    if odd:
+        few = ", ".join(f"{name} ({what})" for name, what in list(odd.items())[:4])
+        more = f" and {len(odd) - 4} more" if len(odd) > 4 else ""
+        raise WeightsError(
+            f"{len(odd)} tensors are not plain: {few}{more}; expected dense tensors of floating-point numbers: save "
+            "them as such (sparse: tensor.to_dense(); quantised: tensor.dequantize())"
+        )
+    stated = None if everything is content else content.get("meta")
+    meta = {str(key): value for key, value in stated.items()} if isinstance(stated, Mapping) else {}
     constants = {name: tensors.pop(name) for name in (BINS, ANGLE_BINS) if name in tensors}
     computed = [Skipped(name, 1, COMPUTED) for name in constants]
     tensors, statistics = _statistics(tensors, meta)
@@ -188,22 +200,6 @@ def _inside(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Skipped
         else:
             left[(f"{first}.", TEACHER if "teacher" in first else "not a part of the detector")] += 1
     return own, [Skipped(group, count, reason) for (group, reason), count in left.items()]
-
-
-def _check_plain(tensors: Mapping[str, Tensor]) -> None:
-    """Refuse tensors from which values cannot be copied as they are."""
-    odd = {
-        name: "quantised" if value.is_quantized else "without values" if value.is_meta else str(value.layout)[6:]
-        for name, value in tensors.items()
-        if value.layout != torch.strided or value.is_quantized or value.is_meta
-    }
-    if odd:
-        few = ", ".join(f"{name} ({what})" for name, what in list(odd.items())[:4])
-        more = f" and {len(odd) - 4} more" if len(odd) > 4 else ""
-        raise WeightsError(
-            f"{len(odd)} tensors are not plain: {few}{more}; expected dense tensors of floating-point numbers: save "
-            "them as such (sparse: tensor.to_dense(); quantised: tensor.dequantize())"
-        )
 
 
 def _statistics(tensors: dict[str, Tensor], meta: dict[str, Any]) -> tuple[dict[str, Tensor], list[Skipped]]:

@@ -18,8 +18,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from locdistill.errors import RecipeError, WeightsError
 from locdistill.interop.mmdet import rename, to_ours
 from locdistill.models.residual import adapt
-from locdistill.models.settings import DetectorSettings, Triple
+from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import load_strict, read_state_dict
+from locdistill.types import Triple
 
 log = logging.getLogger("locdistill")
 

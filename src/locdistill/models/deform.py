@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
-Pair = tuple[int, int]
+IntPair = tuple[int, int]
 
 
 class DeformConv2d(nn.Module):
@@ -74,9 +74,9 @@ def deform_conv2d_plain(
     offsets: Float[Tensor, "b k2 p q"],
     weight: Float[Tensor, "d g i j"],
     *,
-    stride: Pair = (1, 1),
-    padding: Pair = (0, 0),
-    dilation: Pair = (1, 1),
+    stride: IntPair = (1, 1),
+    padding: IntPair = (0, 0),
+    dilation: IntPair = (1, 1),
 ) -> Float[Tensor, "b d p q"]:
     """Deformable convolution in operations that every format of exchange has: sample all taps, then multiply.
 
@@ -110,6 +110,6 @@ def deform_conv2d_plain(
     return (weight.reshape(groups, outputs // groups, -1) @ by_group).reshape(images, outputs, *places)
 
 
-def _pair(values: tuple[int, ...]) -> Pair:
+def _pair(values: tuple[int, ...]) -> IntPair:
     vertical, horizontal = values
     return vertical, horizontal

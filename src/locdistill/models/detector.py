@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,7 +150,18 @@ class Detector(nn.Module):
             )
         return self._grids[key]
 
-    def grid_for(self, size: tuple[int, int]) -> Grid:
+    def see(
+        self, images: UInt8[Tensor, "b 3 h w"], sizes: Int[Tensor, "b 2"], network: Callable[..., Dense] | None = None
+    ) -> tuple[Dense, Grid]:
+        """Predict from padded images of these heights and widths, through another form of the network if given.
+
+        Returns:
+            The predictions, and where they were made.
+        """
+        dense: Dense = (network or self)(self.normalise(images, sizes))
+        return dense, self.grid_for(images.shape[-2:])
+
+    def grid_for(self, size: Sequence[int]) -> Grid:
         """Locations of the predictions for images of this padded height and width.
 
         Raises:
@@ -158,10 +169,11 @@ class Detector(nn.Module):
         """
         levels = self.settings.levels
         stride = 2 ** min(5, levels[-1])
-        if size[0] % stride or size[1] % stride:
-            raise ValueError(f"height and width must be multiples of {stride}, got {size}; pad the images")
+        height, width = map(int, size)
+        if height % stride or width % stride:
+            raise ValueError(f"height and width must be multiples of {stride}, got {height, width}; pad the images")
         # Beyond the backbone each convolution of stride 2 halves, rounding up, which amounts to one rounding.
-        return self.grid(tuple((-(-size[0] // 2**level), -(-size[1] // 2**level)) for level in levels))
+        return self.grid(tuple((-(-height // 2**level), -(-width // 2**level)) for level in levels))
 
     def candidates(
         self,
@@ -267,8 +279,8 @@ class Detector(nn.Module):
             height, width = group[0].padded[index]
             images = pad_together(own, height=height, width=width)
             sizes = torch.tensor([image.shape[-2:] for image in own], device=self.device)
-            dense = self(self.normalise(images.to(self.device), sizes))
-            found.append(self.candidates(dense, self.grid_for((height, width)), sizes, originals, flipped=view.flipped))
+            dense, grid = self.see(images.to(self.device), sizes)
+            found.append(self.candidates(dense, grid, sizes, originals, flipped=view.flipped))
         return self.suppress(found)
 
     def save(self, path: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:

@@ -33,7 +33,7 @@ class CannotFoldError(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Haste:
+class SpeedUps:
     """How a frozen detector is made quicker.
 
     Attributes:
@@ -53,7 +53,7 @@ class Haste:
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
 
-def hastened(detector: Detector, how: Haste) -> Detector:
+def optimised(detector: Detector, how: SpeedUps) -> Detector:
     """A copy of a frozen detector in inference mode that says the same, up to rounding, in less time.
 
     What cannot be done without changing what it says is left undone, with a note in the log. The copy is to be called
@@ -90,7 +90,13 @@ def folded(net: nn.Module) -> nn.Module:
         images = [torch.randn(1, 3, *size) for size in TRIED]
         before = [copied(x) for x in images]
         for above, norm in pairs:
-            _fold(copied, above, norm)
+            # fold one normalisation, in place; the activation that timm puts into some of them stays
+            convolution, layer = copied.get_submodule(above), copied.get_submodule(norm)
+            assert isinstance(layer, _BatchNorm)
+            fuse: Any = fuse_linear_bn_eval if isinstance(convolution, nn.Linear) else fuse_conv_bn_eval
+            copied.set_submodule(above, fuse(convolution, layer))
+            left = [part for name, part in layer.named_children() if name in ("drop", "act")]
+            copied.set_submodule(norm, nn.Sequential(*left) if left else nn.Identity())
         worst = max(_difference(copied(x), said) for x, said in zip(images, before, strict=True))
     if not worst <= TOLERANCE:
         raise CannotFoldError(f"what it says would change by {worst:.1e} of its norm")
@@ -130,16 +136,6 @@ def _pairs(net: nn.Module) -> list[tuple[str, str]]:
         if convolves and len(above.users) == 1 and all(times[name] == 1 for name in names):
             found.append(names)
     return found
-
-
-def _fold(net: nn.Module, above: str, norm: str) -> None:
-    """Fold one normalisation, in place; the activation that timm puts into some of them stays."""
-    convolution, layer = net.get_submodule(above), net.get_submodule(norm)
-    assert isinstance(layer, _BatchNorm)
-    fuse: Any = fuse_linear_bn_eval if isinstance(convolution, nn.Linear) else fuse_conv_bn_eval
-    net.set_submodule(above, fuse(convolution, layer))
-    left = [part for name, part in layer.named_children() if name in ("drop", "act")]
-    net.set_submodule(norm, nn.Sequential(*left) if left else nn.Identity())
 
 
 def _halved(detector: Detector, dtype: torch.dtype) -> Detector:

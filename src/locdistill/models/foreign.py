@@ -32,7 +32,7 @@ from locdistill.models.weights import (
 )
 from locdistill.settings import problems
 
-Source = str | Path | Mapping[str, Any]
+ForeignSource = str | Path | Mapping[str, Any]
 GIVEN = "the state dict"
 REMEDY = (
     "What a file tells wrongly, or not at all, is named with it: load_mmdet(..., classes=[...], settings={'mean': ..., "
@@ -181,7 +181,7 @@ class Foreign:
 
 
 def read(
-    source: Source,
+    source: ForeignSource,
     *,
     classes: Iterable[str] | None = None,
     weights: Which = "ema",

@@ -48,7 +48,7 @@ def anchor_deltas(settings: DetectorSettings) -> Meaning:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Kind:
+class DetectorKind:
     """A kind of detector.
 
     Attributes:
@@ -68,12 +68,14 @@ class Kind:
     ratios: tuple[float, ...] = (1.0,)
 
 
-KINDS: dict[str, Kind] = {
-    "gfl": Kind(head=GFLHead),
-    "gflv2": Kind(head=GFLv2Head),
-    "atss": Kind(head=CenternessHead),
-    "fcos": Kind(head=CenternessHead, extra="output_relu", offset=0.5),
-    "retinanet": Kind(head=RetinaHead, extra="input", octaves=3, ratios=(0.5, 1.0, 2.0)),
-    "rotated_gfl": Kind(head=GFLHead, meaning=rotated_distances),
-    "rotated_retinanet": Kind(head=RetinaHead, meaning=anchor_deltas, extra="input", octaves=3, ratios=(1.0, 0.5, 2.0)),
+KINDS: dict[str, DetectorKind] = {
+    "gfl": DetectorKind(head=GFLHead),
+    "gflv2": DetectorKind(head=GFLv2Head),
+    "atss": DetectorKind(head=CenternessHead),
+    "fcos": DetectorKind(head=CenternessHead, extra="output_relu", offset=0.5),
+    "retinanet": DetectorKind(head=RetinaHead, extra="input", octaves=3, ratios=(0.5, 1.0, 2.0)),
+    "rotated_gfl": DetectorKind(head=GFLHead, meaning=rotated_distances),
+    "rotated_retinanet": DetectorKind(
+        head=RetinaHead, meaning=anchor_deltas, extra="input", octaves=3, ratios=(1.0, 0.5, 2.0)
+    ),
 }

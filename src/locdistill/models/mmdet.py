@@ -17,7 +17,7 @@ from locdistill.interop.recognise import recognise
 from locdistill.interop.unpack import Which
 from locdistill.models import foreign
 from locdistill.models.detector import Detector
-from locdistill.models.foreign import ImportReport, Source
+from locdistill.models.foreign import ForeignSource, ImportReport
 from locdistill.models.weights import METADATA_KEY, SUFFIX, building, file_name, locate, whole_file
 
 Format = Literal["locdistill", "mmdet"]
@@ -31,7 +31,7 @@ log = logging.getLogger("locdistill")
 
 
 def load_mmdet(
-    source: Source,
+    source: ForeignSource,
     *,
     classes: Iterable[str] | None = None,
     weights: Which = "ema",

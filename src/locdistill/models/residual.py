@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TypeGuard
-
 from timm.models.res2net import Bottle2neck
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import nn
@@ -13,7 +11,7 @@ from locdistill.models.deform import DeformConv2d
 from locdistill.models.settings import DetectorSettings
 
 STAGES = (1, 2, 3, 4)
-Block = BasicBlock | Bottleneck | Bottle2neck
+ResidualBlock = BasicBlock | Bottleneck | Bottle2neck
 
 
 def adapt(net: nn.Module, settings: DetectorSettings) -> None:
@@ -31,21 +29,25 @@ def adapt(net: nn.Module, settings: DetectorSettings) -> None:
         if not blocks[stage]:
             raise RecipeError(_not_deformable(stage, settings, any(blocks.values())))
         for block in blocks[stage]:
-            _deform(block)
+            parent, names = (
+                (block.convs, [str(index) for index in range(len(block.convs))])
+                if isinstance(block, Bottle2neck)
+                else (block, ["conv2"])
+            )
+            for name in names:
+                convolution = parent.get_submodule(name)
+                assert isinstance(convolution, nn.Conv2d)
+                parent.add_module(name, DeformConv2d(convolution))
 
 
-def _blocks(net: nn.Module, stage: int) -> list[Block]:
+def _blocks(net: nn.Module, stage: int) -> list[ResidualBlock]:
     """Residual blocks of a stage; none for other architectures, and for stages that the levels do not need."""
     layer = getattr(net, f"layer{stage}", None)
     blocks = list(layer) if isinstance(layer, nn.Sequential) else []
-    return [block for block in blocks if _is_block(block)]
+    return [block for block in blocks if isinstance(block, ResidualBlock)]
 
 
-def _is_block(module: nn.Module) -> TypeGuard[Block]:
-    return isinstance(module, Block)
-
-
-def _pass_through(blocks: list[Block]) -> None:
+def _pass_through(blocks: list[ResidualBlock]) -> None:
     """Hand the last split of a Res2Net block on as it is where the block does not change the resolution.
 
     timm and the authors of Res2Net average it over 3x3 in the first block of every stage. MMDetection does so only
@@ -56,7 +58,7 @@ def _pass_through(blocks: list[Block]) -> None:
             block.add_module("pool", nn.Identity())
 
 
-def _stride_first(blocks: list[Block], name: str) -> None:
+def _stride_first(blocks: list[ResidualBlock], name: str) -> None:
     """Move the stride of a bottleneck from its 3x3 convolution to the 1x1 convolution before it."""
     halving = [block for block in blocks if isinstance(block, Bottleneck) and block.conv2.stride != (1, 1)]
     if not halving:
@@ -66,19 +68,6 @@ def _stride_first(blocks: list[Block], name: str) -> None:
         )
     for block in halving:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
-
-
-def _deform(block: Block) -> None:
-    """Make the 3x3 convolutions inside a block deformable: the second, or those of all splits of a Res2Net block."""
-    parent, names = (
-        (block.convs, [str(index) for index in range(len(block.convs))])
-        if isinstance(block, Bottle2neck)
-        else (block, ["conv2"])
-    )
-    for name in names:
-        convolution = parent.get_submodule(name)
-        assert isinstance(convolution, nn.Conv2d)
-        parent.add_module(name, DeformConv2d(convolution))
 
 
 def _not_deformable(stage: int, settings: DetectorSettings, residual: bool) -> str:

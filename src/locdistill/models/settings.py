@@ -7,10 +7,10 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from locdistill.geometry.rotated import AngleRange
-from locdistill.images import View
+from locdistill.images import ScaledView
 from locdistill.settings import Settings
+from locdistill.types import Triple
 
-Triple = tuple[float, float, float]
 # Arguments of timm's that name weights or the outputs, which have settings of their own.
 NOT_ARCHITECTURE = frozenset(
     (
@@ -79,9 +79,9 @@ class AugmentSettings(Settings):
         return scales
 
     @property
-    def views(self) -> tuple[View, ...]:
+    def views(self) -> tuple[ScaledView, ...]:
         """How each picture is looked at."""
-        return tuple(View(scale, flipped) for scale in self.scales for flipped in (False, True)[: 1 + self.flip])
+        return tuple(ScaledView(scale, flipped) for scale in self.scales for flipped in (False, True)[: 1 + self.flip])
 
 
 class DetectionSettings(Settings):
@@ -104,12 +104,6 @@ class DetectionSettings(Settings):
     nms_iou: float = Field(default=0.6, ge=0, le=1)
     max_detections: int = Field(default=100, ge=1)
     augment: AugmentSettings = AugmentSettings()
-
-
-def _few_overlap(given: Any) -> Any:
-    """Settings of detections for rotated boxes: seen from above, objects hardly overlap, and there are many."""
-    published = {"nms_iou": 0.1, "candidates": 2000, "max_detections": 2000}
-    return published | given if isinstance(given, dict) else given
 
 
 class DetectorSettings(Settings):
@@ -194,7 +188,10 @@ class DetectorSettings(Settings):
         if isinstance(values, dict) and values.get("model") == "rotated_retinanet":
             values = {"reg_max": 8, "angles": "oc"} | values
         if isinstance(values, dict) and values.get("model") in ROTATED:
-            values = values | {"detections": _few_overlap(values.get("detections", {}))}
+            given = values.get("detections", {})
+            published = {"nms_iou": 0.1, "candidates": 2000, "max_detections": 2000}
+            few_overlap = published | given if isinstance(given, dict) else given
+            values = values | {"detections": few_overlap}
         return values
 
     @model_validator(mode="after")

@@ -62,17 +62,17 @@ def adapters(
     return nn.ModuleList(nn.Conv2d(mine, its, 1) for mine, its in widths)
 
 
-class Moment(NamedTuple):
+class TrainingProgress(NamedTuple):
     """Where a run is, and what its terms have learned until then.
 
     Attributes:
-        progress: Share of the run's optimiser steps that are done, as a plain number: nothing waits for the device.
+        done: Share of the run's optimiser steps that are done, as a plain number: nothing waits for the device.
         learned: What the terms own; None where they own nothing, or outside a run.
     """
 
-    progress: float = 0.0
+    done: float = 0.0
     learned: Learned | None = None
 
 
-NO_RUN = Moment()
-"""The moment of a scene that belongs to no run: its beginning, and nothing learned."""
+NO_RUN = TrainingProgress()
+"""The progress of a scene that belongs to no run: its beginning, and nothing learned."""

@@ -16,7 +16,7 @@ from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.grid import Grid
 from locdistill.losses.overlap import kinds_for
 from locdistill.objective.balance import Balance
-from locdistill.objective.learned import NO_RUN, Learned, Moment, adapters
+from locdistill.objective.learned import NO_RUN, Learned, TrainingProgress, adapters
 from locdistill.objective.scene import Assigner, Scene
 from locdistill.objective.term import Term
 from locdistill.types import Dense, Instances
@@ -50,17 +50,6 @@ class Objective:
                 looks at boxes or numbers that this detector has not.
         """
         object.__setattr__(self, "_shared", _shared(self.terms))
-        self._check_balance()
-        self._check_boxes()
-        if getattr(self.assigner, "has_thresholds", True):
-            return
-        if names := self._that("needs_thresholds"):
-            raise RecipeError(
-                f"the terms {names} take each object's threshold from the assigner, and {type(self.assigner).__name__} "
-                "has none; set threshold: adaptive in their region"
-            )
-
-    def _check_balance(self) -> None:
         balanced = {name: term for name, term in self.terms.items() if term.balance is not None}
         if labels := [name for name, term in balanced.items() if not term.needs_teacher]:
             raise RecipeError(
@@ -71,6 +60,14 @@ class Objective:
             raise RecipeError(
                 f"the terms {', '.join(balanced)} are balanced against the supervised terms, and there are none; give "
                 "them a weight in place of balance"
+            )
+        self._check_boxes()
+        if getattr(self.assigner, "has_thresholds", True):
+            return
+        if names := self._that("needs_thresholds"):
+            raise RecipeError(
+                f"the terms {names} take each object's threshold from the assigner, and {type(self.assigner).__name__} "
+                "has none; set threshold: adaptive in their region"
             )
 
     def _check_boxes(self) -> None:
@@ -147,7 +144,7 @@ class Objective:
         grid: Grid,
         instances: Instances,
         cross: Dense | None = None,
-        moment: Moment = NO_RUN,
+        progress: TrainingProgress = NO_RUN,
     ) -> Scene:
         """The batch as the terms see it.
 
@@ -157,7 +154,7 @@ class Objective:
             grid: The locations that both speak of.
             instances: Ground truth.
             cross: What the teacher's head makes of the student's features.
-            moment: Where the run is, and what the terms have learned until then.
+            progress: Where the run is, and what the terms have learned until then.
 
         Raises:
             TeacherError: A term needs a teacher and none is given, or predictions of its head and there are none.
@@ -175,7 +172,7 @@ class Objective:
                 f"the terms {self._that('needs_cross')} look at what the teacher's head makes of the student's "
                 "features, and no such predictions were given; see the 'cross' of a teacher"
             )
-        return replace(self.unchecked(student, teacher, grid=grid, instances=instances, cross=cross), moment=moment)
+        return replace(self.unchecked(student, teacher, grid=grid, instances=instances, cross=cross), progress=progress)
 
     def unchecked(
         self, student: Dense, teacher: Dense | None, *, grid: Grid, instances: Instances, cross: Dense | None = None
@@ -197,7 +194,7 @@ class Objective:
 
         A divergence that several terms have in several regions is worked out once.
         """
-        learned = scene.moment.learned
+        learned = scene.progress.learned
         once = {first: self.terms[first].of(scene) for first in dict.fromkeys(self._shared.values())}
         known = {name: once[first] for name, first in self._shared.items()}
         if learned is None:

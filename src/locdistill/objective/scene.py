@@ -15,7 +15,7 @@ from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.constant import indices
 from locdistill.geometry.grid import Grid
 from locdistill.losses.centerness import centerness
-from locdistill.objective.learned import NO_RUN, Moment
+from locdistill.objective.learned import NO_RUN, TrainingProgress
 from locdistill.types import Dense, Instances
 
 Assigner = Callable[[Grid, Instances], Assignment]
@@ -40,7 +40,7 @@ class Scene:
         target_boxes: The assigned objects' boxes; zeros where there is none.
         target_values: The numbers that make the assigned object's box, limited to what the bins hold.
         confidence: The student's highest class score, without gradient.
-        moment: Where the run is, and what the terms have learned until then.
+        progress: Where the run is, and what the terms have learned until then.
         cross: What the teacher's head makes of the student's features, in float32; ``None`` unless a term asks for it.
         coding: What the predicted numbers mean.
     """
@@ -55,7 +55,7 @@ class Scene:
     target_boxes: Float[Tensor, "b l d"]
     target_values: Float[Tensor, "b l e"]
     confidence: Float[Tensor, "b l"]
-    moment: Moment = NO_RUN
+    progress: TrainingProgress = NO_RUN
     cross: Dense | None = None
     coding: Coding = DISTANCES
 

@@ -164,7 +164,7 @@ class Term:
 
     def factor(self, scene: Scene) -> float:
         """What the schedule says now."""
-        return 1.0 if self.schedule is None else self.schedule(scene.moment.progress)
+        return 1.0 if self.schedule is None else self.schedule(scene.progress.done)
 
     def per_location(
         self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None

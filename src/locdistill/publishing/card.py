@@ -50,12 +50,17 @@ class Card:
 
     def text(self) -> str:
         """The card as Markdown."""
+        taught = f", trained with {self._methods[0].replace('-', ' ')}" if self._methods else ""
+        what = f"{self.settings.model} with the backbone {self.settings.backbone}"
+        headline = f"An object detector, {what}{taught}. The weights are for the Python package locdistill."
+        names = ", ".join(map(_plain, self.settings.classes))
+        classes = f"## Classes\n\n{len(self.settings.classes)}, in the order of the labels: {names}"
         parts = [
             f"---\n{write_yaml(self._front_matter())}---",
-            f"# {self.name}\n\n{self._headline()}",
+            f"# {self.name}\n\n{headline}",
             *(f"> {note}" for note in self.notes),
             _table(("", ""), self._facts()),
-            self._classes(),
+            classes,
             *self._results(),
             *self._training(),
             self._use(),
@@ -73,15 +78,6 @@ class Card:
             return []
         edges = any(_EDGES in term["of"] for term in self._recipe["terms"].values())
         return [*(["localization-distillation"] if edges else []), "knowledge-distillation"]
-
-    def _headline(self) -> str:
-        taught = f", trained with {self._methods[0].replace('-', ' ')}" if self._methods else ""
-        what = f"{self.settings.model} with the backbone {self.settings.backbone}"
-        return f"An object detector, {what}{taught}. The weights are for the Python package locdistill."
-
-    def _classes(self) -> str:
-        names = ", ".join(map(_plain, self.settings.classes))
-        return f"## Classes\n\n{len(self.settings.classes)}, in the order of the labels: {names}"
 
     def _front_matter(self) -> dict[str, Any]:
         front: dict[str, Any] = {} if self.license is None else {"license": self.license}
@@ -115,6 +111,11 @@ class Card:
 
     def _facts(self) -> list[tuple[str, str]]:
         s = self.settings
+        versions = self.record.get("versions", {})
+        with_what = ", ".join(f"{name} {versions[name]}" for name in ("locdistill", "torch") if name in versions)
+        started = self.record.get("started")
+        date = str(started)[:10] if started else NOT_RECORDED
+        when = ", ".join(part for part in (date, with_what) if part)
         rows = [
             ("architecture", f"{s.model}, {s.backbone}, levels {_numbers(s.levels)}, {s.channels} channels"),
             ("boxes", f"rotated: centre, sides and angle, in the range {s.angles}" if s.rotated else ""),
@@ -130,7 +131,7 @@ class Card:
             ("recipe", str(self._recipe.get("name", NOT_RECORDED))),
             ("teacher", self._teacher() if self._methods else ""),
             ("begun with", self._start()),
-            ("date", self._when()),
+            ("date", when),
             ("SHA-256", self.sha256),
             ("license", self.license or "not stated by the publisher"),
         ]
@@ -165,13 +166,6 @@ class Card:
     def _start(self) -> str:
         start = self.record.get("start")
         return f"the weights of SHA-256 {start['sha256']}" if start else ""
-
-    def _when(self) -> str:
-        versions = self.record.get("versions", {})
-        with_what = ", ".join(f"{name} {versions[name]}" for name in ("locdistill", "torch") if name in versions)
-        started = self.record.get("started")
-        date = str(started)[:10] if started else NOT_RECORDED
-        return ", ".join(part for part in (date, with_what) if part)
 
     def _results(self) -> list[str]:
         """Sections of what was measured."""

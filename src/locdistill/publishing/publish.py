@@ -24,7 +24,7 @@ from typing import Any
 from locdistill.distillation.settings import EMA
 from locdistill.errors import RunError, WeightsError
 from locdistill.files import file_digest, make_folder, write_text
-from locdistill.inference.evaluate import EvaluationResult, evaluate
+from locdistill.inference.evaluate import evaluate
 from locdistill.models import weights as files
 from locdistill.models.checksum import split_checksum, with_checksum
 from locdistill.models.detector import Detector
@@ -112,7 +112,11 @@ def publish(
     record, recipe, notes = _record(source)
     title = _title(name, source, recipe, detector.settings)
     folder = Path(out) if out is not None else source.run / PUBLISHED if source.run else source.file.parent
-    evaluation = _evaluation(source.file, evaluate_on, progress)
+    evaluation = (
+        None
+        if evaluate_on is False
+        else evaluate(source.file, None if evaluate_on is True else evaluate_on, progress=progress)
+    )
     settings = without_paths(detector.settings.model_dump(mode="json"))
     settings["pretrained"] = _name_alone(detector.settings.pretrained)
     make_folder(folder)
@@ -254,12 +258,6 @@ def _title(name: str | None, source: _Source, recipe: Recipe | None, settings: D
     if recipe is not None:
         return recipe.name
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", f"{settings.model}_{settings.backbone}")
-
-
-def _evaluation(file: Path, on: bool | str | Path, progress: Progress | None) -> EvaluationResult | None:
-    if on is False:
-        return None
-    return evaluate(file, None if on is True else on, progress=progress)
 
 
 def _write(

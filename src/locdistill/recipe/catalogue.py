@@ -11,7 +11,7 @@ from locdistill.distillation.methods import METHODS
 from locdistill.objective.term import Term
 from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.recipe.recipe import Recipe
-from locdistill.recipe.terms import Component, Kind, TermSettings, names, split_component
+from locdistill.recipe.terms import Component, Slot, TermSettings, names, split_component
 
 
 def method_summaries(model: str = "gfl") -> list[dict[str, Any]]:
@@ -115,7 +115,7 @@ def spelled_term(term: Mapping[str, Any]) -> str:
     return f"{of} on {on} over {norm}, {strength}{schedule}"
 
 
-def _brief(kind: Kind, component: Component) -> Component:
+def _brief(kind: Slot, component: Component) -> Component:
     """A component as one would write it: its name, and the options that are not at their defaults."""
     name, options = split_component(component)
     usual = {field.name: field.default for field in dataclasses.fields(names(kind)[name])}

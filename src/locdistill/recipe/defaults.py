@@ -19,7 +19,6 @@ from __future__ import annotations
 import logging
 import re
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +35,9 @@ from locdistill.models.foreign import detector_settings
 from locdistill.models.hub import find
 from locdistill.models.settings import ROTATED, DetectorSettings, InputSettings
 from locdistill.recipe.load import Override, build_recipe, laid_over, recipe_data, validate
-from locdistill.recipe.overrides import apply_overrides, parse_override
+from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.recipe import OF_TEACHER, Recipe, kind_of_detector, known_kind, supervised_terms
+from locdistill.recipe.request import Request, fields_of, override_of, parsed_override
 from locdistill.recipe.terms import TermSettings, method_terms
 from locdistill.settings import group
 
@@ -49,35 +49,6 @@ LARGEST, LARGEST_ROTATED = (1333, 800), (1024, 1024)
 _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user asks for; everything left out is chosen.
-
-    Attributes:
-        data: Folder of the data set.
-        model: Kind of detector.
-        backbone: A timm name.
-        epochs: Passes over the data. Milestones of a named recipe move in proportion.
-        pretrained: ``hub``, ``none`` or a file of backbone weights.
-        recipe: Name or file of a recipe to start from instead of the defaults for the data.
-        teacher: Weights file or run folder of a trained detector; ``ema`` for the running average of the student.
-        start: Weights file or run folder that the detector begins with; ``teacher`` for its teacher's.
-        methods: Names of distillation methods, whose terms take the place of those that compare with a teacher.
-        overrides: Settings laid over everything else, in order.
-    """
-
-    data: str | Path | None = None
-    model: str | None = None
-    backbone: str | None = None
-    epochs: int | None = None
-    pretrained: str | bool | None = None
-    recipe: str | Path | None = None
-    teacher: str | Path | None = None
-    start: str | Path | None = None
-    methods: tuple[str, ...] = ()
-    overrides: tuple[Override, ...] = ()
-
-
 def resolve(request: Request) -> Recipe:
     """The recipe that a request stands for.
 
@@ -86,45 +57,37 @@ def resolve(request: Request) -> Recipe:
         DataError: The data cannot be read; only where its images decide on settings.
         WeightsError: The teacher's weights cannot be read.
     """
-    if request.recipe is not None:
-        data = recipe_data(request.recipe)
-        where = str(request.recipe)
-    elif request.data is not None:
+    named = request.get("recipe")
+    if named is not None:
+        data, where = recipe_data(named), str(named)
+    elif request.get("data") is not None:
         data, where = _for_data(request), "the settings"
     else:
         raise RecipeError(
             "neither data nor a recipe is given; expected --data FOLDER, or --recipe NAME ('locdistill recipes' lists "
             "them), or both"
         )
-    return build_recipe(laid_over(data, [*request_words(request, data), *request.overrides]), where)
+    return build_recipe(laid_over(data, [*request_words(request, data), *request.get("overrides", ())]), where)
 
 
 def request_words(request: Request, data: dict[str, Any]) -> list[Override]:
     """The request's own words as overrides."""
-    words: list[Override] = []
-    for path, value in (
-        (("data", "path"), request.data),
-        (("detector", "model"), request.model),
-        (("detector", "backbone"), request.backbone),
-        (("teacher", "weights"), request.teacher),
-        (("start",), request.start),
-    ):
-        if value is not None:
-            words.append((path, str(value)))
-    if request.pretrained is not None:
-        words.append((("detector", "pretrained"), _PRETRAINED.get(request.pretrained, request.pretrained)))
-    if request.epochs is not None:
-        words += _epochs(request.epochs, group(data, "engine"))
-    return words + (_methods(request, data) if request.methods else [])
+    words = fields_of(request)
+    if (pretrained := request.get("pretrained")) is not None:
+        words.append((("detector", "pretrained"), _PRETRAINED.get(pretrained, pretrained)))
+    if (epochs := request.get("epochs")) is not None:
+        words += _epochs(epochs, group(data, "engine"))
+    return words + (_methods(request, data) if request.get("methods") else [])
 
 
 def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
     """The terms of the methods, in place of all that compare with a teacher."""
-    asked = override_of(request, "detector.model") or request.model
+    asked = override_of(request, "detector.model") or request.get("model")
     model = kind_of_detector(data) if asked is None else known_kind(asked)
     if model is None:  # what is wrong is said when the recipe is checked
         return []
-    new = method_terms(request.methods, model)
+    methods = request["methods"]
+    new = method_terms((methods,) if isinstance(methods, str) else methods, model)
     old = [name for name, term in group(data, "terms").items() if name not in new and _compares(term)]
     words: list[Override] = [(("terms", name), None) for name in old]
     return [*words, *((("terms", name), term.model_dump()) for name, term in new.items())]
@@ -155,23 +118,28 @@ def _for_data(request: Request) -> dict[str, Any]:
     """Plain data of the recipe that is chosen where none is named."""
     teacher, start = _known_settings(request)
     first = start or teacher  # whose kind, classes and input size the student has
-    settings = _data_settings(request)
+    # enough of the data settings to open the training images: the request's path and its own data settings
+    settings = validate(DataSettings, _overridden(request, "data", {"path": str(request["data"])}), "data")
     if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
         settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
     backbone = (
-        override_of(request, "detector.backbone") or request.backbone or (start.backbone if start else "resnet18")
+        override_of(request, "detector.backbone")
+        or request.get("backbone")
+        or (start.backbone if start else "resnet18")
     )
-    asked = override_of(request, "detector.model") or request.model
+    asked = override_of(request, "detector.model") or request.get("model")
     model = asked or (first.model if first is not None else _model_for(settings))
     known = known_kind(model) or "gfl"  # what is wrong is said when the recipe is checked
+    of_data_and_use = {"classes", "pretrained", "input", "detections"}
+    architecture = start.model_dump(mode="json", exclude=of_data_and_use) if start else {}
     recipe: dict[str, Any] = {
         "name": _name(f"{model}_{backbone}"),
-        "detector": (_architecture(start) if start else {}) | {"model": model, "backbone": backbone},
+        "detector": architecture | {"model": model, "backbone": backbone},
         "data": {"path": settings.path, "batch_per_device": BATCH, "sizes": [_size(settings, first)]},
         "engine": {"milestones": MILESTONES},
         "terms": {name: term.model_dump() for name, term in supervised_terms(known).items()},
     }
-    if request.teacher is not None:
+    if request.get("teacher") is not None:
         recipe["name"] = _name(f"ld_{backbone}_from_{teacher.backbone if teacher else EMA}")
         recipe["teacher"] = {"name": f"{teacher.model} {teacher.backbone}" if teacher else "the student's average"}
         recipe["terms"] |= {name: TermSettings.of_term(t).model_dump() for name, t in presets.ld_sharp(known).items()}
@@ -191,9 +159,10 @@ def _for_data(request: Request) -> dict[str, Any]:
 def _known_settings(request: Request) -> tuple[DetectorSettings | None, DetectorSettings | None]:
     """What is known of the teacher, and of the weights that the student begins with; None where there is no file."""
     teacher = start = None
-    if request.teacher is not None and str(request.teacher) != EMA:
-        teacher = _settings_of(request.teacher, _overridden(request, "teacher", {}).get("onnx"))
-    asked = override_of(request, "start") or request.start
+    named = request.get("teacher")
+    if named is not None and str(named) != EMA:
+        teacher = _settings_of(named, _overridden(request, "teacher", {}).get("onnx"))
+    asked = override_of(request, "start") or request.get("start")
     if isinstance(asked, str | Path):  # what is wrong is said when the recipe is checked
         start = teacher if str(asked) == OF_TEACHER else _settings_of(asked)
     return teacher, start
@@ -217,32 +186,15 @@ def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
     return settings.model_copy(update=known)
 
 
-def _architecture(settings: DetectorSettings) -> dict[str, Any]:
-    """A detector's settings without those that belong to its data or to how it is used."""
-    return settings.model_dump(mode="json", exclude={"classes", "pretrained", "input", "detections"})
-
-
-def _data_settings(request: Request) -> DataSettings:
-    """Enough of the data settings to open the training images: the request's path and its own data settings."""
-    return validate(DataSettings, _overridden(request, "data", {"path": str(request.data)}), "data")
-
-
 def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, Any]:
     """A group of settings under the request's own overrides of it."""
-    mine = [parsed for o in request.overrides if (parsed := parsed_override(o))[0][0] == key and len(parsed[0]) > 1]
+    mine = [
+        parsed
+        for o in request.get("overrides", ())
+        if (parsed := parsed_override(o))[0][0] == key and len(parsed[0]) > 1
+    ]
     changed: dict[str, Any] = apply_overrides({key: group}, mine)[key]
     return changed
-
-
-def parsed_override(override: Override) -> tuple[tuple[str, ...], Any]:
-    """Return path and value of an override, which may be text."""
-    return parse_override(override) if isinstance(override, str) else override
-
-
-def override_of(request: Request, key: str) -> Any:
-    """Return what a request's overrides set a field to; None if none does."""
-    found = [value for path, value in map(parsed_override, request.overrides) if ".".join(path) == key]
-    return found[-1] if found else None
 
 
 def _size(settings: DataSettings, teacher: DetectorSettings | None) -> list[int]:

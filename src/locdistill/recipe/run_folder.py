@@ -49,17 +49,13 @@ def new_folder(out: str | Path | None, name: str) -> Path:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             hint = f"'--resume --out {path}' continues it; " if (path / RECIPE).is_file() else ""
             raise RunError(f"{path} is there already and is not overwritten; {hint}give another folder with --out DIR")
-        _check_writable(path)
+        # look whether a folder could be made, without making it: a run that fails early leaves nothing behind
+        above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        if not above.is_dir():
+            raise RunError(f"{path} cannot be made, for {above} is a file; expected a folder: give another one")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise RunError(f"{path} cannot be written to, for {above} is not writable; give another folder")
     return path
-
-
-def _check_writable(path: Path) -> None:
-    """Look whether a folder could be made, without making it: a run that fails early leaves nothing behind."""
-    above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not above.is_dir():
-        raise RunError(f"{path} cannot be made, for {above} is a file; expected a folder: give another one")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise RunError(f"{path} cannot be written to, for {above} is not writable; give another folder")
 
 
 def announce(path: Path) -> None:

@@ -32,14 +32,14 @@ from locdistill.objective.term import Term
 from locdistill.recipe import vocabulary
 from locdistill.settings import NumbersAreNoFlags, Settings, suggestion
 
-Kind = Literal["of", "on", "norm", "schedule", "assigner"]
+Slot = Literal["of", "on", "norm", "schedule", "assigner"]
 Component = str | dict[str, Any]
 """A name, or ``{name: {option: value}}``."""
 
 _WHAT = {"of": "divergence", "on": "region", "norm": "normaliser", "schedule": "schedule", "assigner": "assigner"}
 
 
-def names(kind: Kind) -> dict[str, type]:
+def names(kind: Slot) -> dict[str, type]:
     """The classes that may stand under ``of``, ``on``, ``norm``, ``schedule`` or ``assigner``, by name."""
     tables: dict[str, dict[str, type]] = {
         "of": vocabulary.DIVERGENCES,
@@ -66,7 +66,7 @@ def split_component(spec: Any) -> tuple[str, dict[str, Any]]:
     raise ValueError(f"expected a name or {{name: {{option: value}}}} with one name, came {spec!r}")
 
 
-def build_component(kind: Kind, spec: Any) -> Any:
+def build_component(kind: Slot, spec: Any) -> Any:
     """Build the divergence, region, normaliser, schedule or assigner that a component describes.
 
     Raises:
@@ -107,7 +107,7 @@ def _expected(error: Any) -> str:
     return f"{message[0].lower()}{message[1:]}, came {error['input']!r}"
 
 
-def plain_component(kind: Kind, component: Any) -> dict[str, Any]:
+def plain_component(kind: Slot, component: Any) -> dict[str, Any]:
     """Describe a component with all its options: the reverse of :func:`build_component`.
 
     Raises:

@@ -26,12 +26,12 @@ from locdistill.files import write_text
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.run_folder import clear_start
 from locdistill.training.separately import Train
+from locdistill.types import Tell
 
 NOTHING = "–"  # noqa: RUF001 - what one seed cannot tell
 METRICS = ("AP", "AP50", "AP75", "AP90")
 CACHE = "cache"
 
-Tell = Callable[[str], None]
 Remember = Callable[[Recipe], float]
 """Lets the teacher of a recipe look at all images and keeps what it says; returns the seconds that took."""
 

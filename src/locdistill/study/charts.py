@@ -18,9 +18,9 @@ SEEDS = (
 )
 
 
-def block(table: Table) -> report.Table:
+def block(table: Table) -> report.TableBlock:
     """A table of results as a block of a page."""
-    return report.Table(table.header, table.rows, caption=table.title, emphasis=table.emphasis)
+    return report.TableBlock(table.header, table.rows, caption=table.title, emphasis=table.emphasis)
 
 
 @dataclass(frozen=True)

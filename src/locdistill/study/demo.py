@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -37,9 +36,10 @@ from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.terms import TermSettings
 from locdistill.settings import Settings
 from locdistill.study.arms import Arm
-from locdistill.study.compare.compare import Plan, carry_out
+from locdistill.study.compare.compare import ComparisonPlan, carry_out
 from locdistill.study.compare.result import Comparison
 from locdistill.study.pace import seconds_per_step
+from locdistill.types import Tell
 
 TITLE = "Localization distillation on drawn shapes"
 ABOUT = (
@@ -50,7 +50,6 @@ TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
 MINUTES = 4.0
 STAMP = "demo.json"
 Role = Literal["teacher", "student"]
-Tell = Callable[[str], None]
 
 
 class DemoSettings(Settings):
@@ -202,19 +201,20 @@ def _share(settings: DemoSettings, share: float, seeds: int) -> DemoSettings:
     return settings.model_copy(update=steps | {"seeds": seeds})
 
 
-def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, command: str = "") -> Plan:
+def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, command: str = "") -> ComparisonPlan:
     """The demonstration as a comparison of two arms."""
     teacher = Arm.of(TEACHER, "teacher", _recipe("teacher", data, settings, steps=settings.teacher_steps), (0,))
     alone = _recipe("student", data, settings, steps=settings.student_steps)
+    # main LD and LD on the valuable region, without class distillation
     taught = alone.model_copy(
         update={
             "name": "shapes-student-ld",
-            "terms": alone.terms | demo_terms(),
+            "terms": alone.terms | {name: TermSettings.of_term(term) for name, term in presets.ld_sharp().items()},
             "teacher": TeacherSettings(weights=str(teacher.folder(0, out) / "last.safetensors"), name="shapes-teacher"),
         }
     )
     seeds = tuple(range(settings.seeds))
-    return Plan(
+    return ComparisonPlan(
         arms=(Arm.of(ALONE, "student alone", alone, seeds), Arm.of(DISTILLED, "student + LD", taught, seeds)),
         out=out,
         teacher=teacher,
@@ -225,11 +225,6 @@ def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, comma
         about=ABOUT,
         command=command,
     )
-
-
-def demo_terms() -> dict[str, TermSettings]:
-    """Main LD and LD on the valuable region, without class distillation."""
-    return {name: TermSettings.of_term(term) for name, term in presets.ld_sharp().items()}
 
 
 def _recipe(role: Role, data: Path, settings: DemoSettings, *, steps: int) -> Recipe:

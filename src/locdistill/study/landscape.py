@@ -53,7 +53,7 @@ from locdistill.types import Batch, Detections, Progress
 from locdistill.viz.landscape import plot_landscape
 from locdistill.viz.style import save_picture
 
-Point = tuple[float, float]
+Gammas = tuple[float, float]
 """Weights of the first and of the second detector's features."""
 CSV, STAMP, PICTURE, PARTIAL = "landscape.csv", "landscape.json", "landscape.png", "partial"
 _KEPT = 32  # images whose detections, at all points, wait in memory to be written
@@ -76,12 +76,12 @@ class LandscapeResult:
     gamma1: tuple[float, ...]
     gamma2: tuple[float, ...]
     head: int
-    metrics: dict[Point, dict[str, float]]
+    metrics: dict[Gammas, dict[str, float]]
     images: int
     out: Path
 
     @property
-    def best(self) -> Point:
+    def best(self) -> Gammas:
         """The point of the highest AP; of several, the one whose weights sum to 1 most nearly."""
         return max(self.metrics, key=lambda point: (_rank(self.metrics[point]["AP"]), -abs(sum(point) - 1)))
 
@@ -205,10 +205,10 @@ class Mixture:
         return first, second
 
     @torch.no_grad()
-    def candidates(self, batch: Batch, maps: tuple[list[Tensor], list[Tensor]], point: Point) -> list[Detections]:
+    def candidates(self, batch: Batch, maps: tuple[list[Tensor], list[Tensor]], point: Gammas) -> list[Detections]:
         """What the head may detect on ``gamma1 * F1 + gamma2 * F2``, before suppression."""
         mixed = [point[0] * ours + point[1] * theirs for ours, theirs in zip(*maps, strict=True)]
-        grid = self.chosen.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        grid = self.chosen.grid_for(batch.images.shape[-2:])
         dense = self.chosen.head(mixed)
         return self.chosen.candidates(dense, grid, batch.sizes, batch.original_sizes, flipped=batch.flipped)
 
@@ -289,7 +289,7 @@ def _facts(files: Sequence[Path], dataset: Dataset, split: str, mixture: Mixture
 
 
 def _detect(
-    mixture: Mixture, points: Sequence[Point], batches: Iterable[Batch], device: torch.device, done: Set[int]
+    mixture: Mixture, points: Sequence[Gammas], batches: Iterable[Batch], device: torch.device, done: Set[int]
 ) -> Iterator[tuple[int, list[Detections]]]:
     """Identifier and detections at each point of the images that are not done.
 
@@ -322,7 +322,7 @@ class _Folder:
 
     path: Path
     facts: dict[str, Any]
-    metrics: dict[Point, dict[str, float]]
+    metrics: dict[Gammas, dict[str, float]]
 
     @classmethod
     def claim(cls, path: Path, facts: dict[str, Any]) -> _Folder:
@@ -348,7 +348,7 @@ class _Folder:
 
     def collect(
         self,
-        points: Sequence[Point],
+        points: Sequence[Gammas],
         detect: Callable[[Set[int]], Iterable[tuple[int, list[Detections]]]],
         evaluate: Evaluator,
     ) -> None:
@@ -390,7 +390,7 @@ def _pieces(items: Iterable[tuple[int, list[Detections]]]) -> Iterator[list[tupl
 
 
 def _finish(
-    folder: _Folder, points: Sequence[Point], head: int, images: int, *, names: tuple[str, str]
+    folder: _Folder, points: Sequence[Gammas], head: int, images: int, *, names: tuple[str, str]
 ) -> LandscapeResult:
     """Write table and picture."""
     gammas = [tuple(sorted({point[axis] for point in points})) for axis in (0, 1)]

@@ -13,16 +13,17 @@ from typing import Any, Unpack
 import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
 
-from locdistill.data.loader import every_look_loader, training_plan
+from locdistill.data.loader import every_view_loader, training_plan
 from locdistill.data.samplers import Draw
 from locdistill.distillation.cache.open import CONTRACT, missing_draws, store_in, ways_of
 from locdistill.distillation.cache.teacher import CachedTeacher, Recall, noted_errors
 from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import CacheError
-from locdistill.models.fold import Haste
+from locdistill.models.fold import SpeedUps
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import DistillWords, Request, takes
 from locdistill.training.prepare import Parts, compose
-from locdistill.training.train import Words, distillation_recipe
+from locdistill.training.train import distillation_recipe
 from locdistill.types import Progress
 
 SAMPLE = 16
@@ -87,6 +88,7 @@ class CacheReport:
         return {**vars(self), "path": str(self.path)}
 
 
+@takes(DistillWords)
 def build_cache(
     teacher: str | Path | None = None,
     data: str | Path | None = None,
@@ -96,7 +98,7 @@ def build_cache(
     part: tuple[int, int] | None = None,
     tell: Callable[[Forecast], None] | None = None,
     progress: Callable[[str], Progress] | None = None,
-    **words: Unpack[Words],
+    **words: Unpack[DistillWords],
 ) -> CacheReport:
     """Let a teacher look at the training images in all ways in which training does, and keep what it says.
 
@@ -112,18 +114,16 @@ def build_cache(
             that all together build the whole cache, whenever each of them runs.
         tell: Is told, before the build, how much there is to do.
         progress: From a label to what shows how far one is.
-        words: ``model``, ``backbone``, ``methods``, ``recipe``, ``overrides`` and the other words of `distill`; they
-            say what is kept.
+        words: See :class:`Request`.
 
     Raises:
         CacheError: The cache is another one's, cannot be written, or the disk has no room for it.
         LocdistillError: One of its kinds, as `distill`.
     """
-    folder = [] if cache is None else [f"teacher.cache.path={cache}"]
-    asked: Words = {**words, "overrides": [*words.get("overrides", ()), *folder]}
-    return build_cache_of(
-        distillation_recipe(teacher, data, **asked), device=device, part=part, tell=tell, progress=progress
-    )
+    request = Request(teacher=teacher, data=data, **words)
+    if cache is not None:
+        request["overrides"] = [*request.get("overrides", ()), f"teacher.cache.path={cache}"]
+    return build_cache_of(distillation_recipe(request), device=device, part=part, tell=tell, progress=progress)
 
 
 def build_cache_of(
@@ -146,8 +146,12 @@ def build_cache_of(
     parts = compose(recipe, fresh=False, progress=None if progress is None else progress("reading the images"))
     parts.detector.to(where)
     assert parts.memory is not None
+    # the share of this process among those that torchrun started
     draws = missing_draws(
-        parts.memory, parts.datasets["train"], training_plan(recipe.data, recipe.engine.seed), part or _own_part()
+        parts.memory,
+        parts.datasets["train"],
+        training_plan(recipe.data, recipe.engine.seed),
+        part or (int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))),
     )
     report = _Builder(parts, where).build(draws, tell, None if progress is None else progress("teacher looks"))
     return replace(report, seconds=time.perf_counter() - start)
@@ -192,7 +196,7 @@ class _Builder:
     ) -> CacheReport:
         speed = self.parts.speed
         self.teacher.to(self.device)
-        self.teacher.hasten(Haste(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last))
+        self.teacher.optimise(SpeedUps(fold=speed.teacher, dtype=speed.dtype, channels_last=speed.channels_last))
         apart = max(len(draws) // SAMPLE, 1)
         first = draws[::apart][:SAMPLE]
         chosen = set(first)
@@ -231,7 +235,7 @@ class _Builder:
         if not draws:
             return
         parts = self.parts
-        loader: Iterable[Any] = every_look_loader(
+        loader: Iterable[Any] = every_view_loader(
             parts.datasets["train"], parts.recipe.data, seed=parts.recipe.engine.seed, draws=draws, memory=self.memory
         )
         if progress is not None:
@@ -253,11 +257,6 @@ class _Builder:
                 f"the disk has {free / 1e9:.3g} GB free; name a folder on another disk (--cache DIR), keep less "
                 "(teacher.cache.numbers=8bit, fewer sizes or data.views), or make room. What is there stays"
             )
-
-
-def _own_part() -> tuple[int, int]:
-    """The share of this process among those that torchrun started."""
-    return int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _own_device() -> str:

@@ -92,7 +92,7 @@ def miss(scene: Scene, image: int, location: int) -> str:
     """How far off the student's edges, and its angle, are at a location that answers for an object."""
     values = scene.bins.expect(scene.student.edge_logits)
     error = scene.bins.difference(values, scene.target_values)[image, location].tolist()
-    said: dict[str, list[str]] = {}
+    errors: dict[str, list[str]] = {}
     for name, unit, value in zip(scene.coding.names, scene.coding.units, error, strict=True):
-        said.setdefault(unit, []).append(f"{name} {value:+.2f}")
-    return "Error in " + "; in ".join(f"{unit}: {', '.join(values)}" for unit, values in said.items())
+        errors.setdefault(unit, []).append(f"{name} {value:+.2f}")
+    return "Error in " + "; in ".join(f"{unit}: {', '.join(values)}" for unit, values in errors.items())

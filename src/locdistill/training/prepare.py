@@ -74,7 +74,11 @@ def compose(recipe: Recipe, *, fresh: bool, progress: Progress | None = None) ->
     torch.manual_seed(recipe.engine.seed)
     detector = Detector(recipe.detector, pretrained=fresh and start is None)
     if start is not None:
-        _begin_with(detector, start)
+        # give a detector the weights of a file
+        weights = Detector.load(start)
+        check_start(detector.settings, weights.settings, str(start))
+        load_strict(detector, weights.state_dict(), str(start))
+        log.info("the student begins with the weights of %s", start)
     if recipe.teacher is not None and recipe.teacher.follows:
         teacher = AverageTeacher(detector, recipe.teacher.decay or EMA_DECAY)
     recipe = recipe.model_copy(update={"detector": detector.settings})
@@ -114,18 +118,6 @@ def _start_file(recipe: Recipe, teachers: tuple[Path, ...]) -> Path | None:
     if recipe.start == OF_TEACHER:
         return teachers[0]
     return None if recipe.start is None else find(recipe.start)
-
-
-def _begin_with(detector: Detector, file: Path) -> None:
-    """Give a detector the weights of a file.
-
-    Raises:
-        WeightsError: They are of another detector.
-    """
-    weights = Detector.load(file)
-    check_start(detector.settings, weights.settings, str(file))
-    load_strict(detector, weights.state_dict(), str(file))
-    log.info("the student begins with the weights of %s", file)
 
 
 def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:

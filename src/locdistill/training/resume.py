@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from locdistill.engine.settings import SpeedSettings
 from locdistill.engine.signals import requeued
 from locdistill.errors import RecipeError, RunError
-from locdistill.recipe.defaults import Request, override_of, parsed_override, request_words, resolve
+from locdistill.recipe.defaults import request_words, resolve
 from locdistill.recipe.load import Override, build_recipe, recipe_data
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request, override_of, parsed_override
 from locdistill.recipe.run_folder import RECIPE, saved_recipe
 
 _MAY_CHANGE = {
@@ -57,11 +57,20 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
         RunError: There is no run, or the request asks for something else than what the run began with.
     """
     saved = saved_recipe(out)
-    name = override_of(request, "name") or (recipe_data(request.recipe)["name"] if request.recipe is not None else None)
+    named = request.get("recipe")
+    name = override_of(request, "name") or (recipe_data(named)["name"] if named is not None else None)
     if name not in (None, saved.name):
         raise RunError(f"{out} is a run of the recipe {saved.name}, not of {name}; leave --recipe out to resume it")
     plain = saved.model_dump(mode="json")
-    asked = apply_overrides(plain, [*_words_again(request, plain), *_overrides_again(request, plain)])
+    words: list[Override] = request_words({**request, "epochs": None}, plain)
+    if (epochs := request.get("epochs")) is not None:  # the milestones are where they belong
+        words.insert(0, (("engine", "epochs"), epochs))
+    # overrides, without those of terms that the last of them takes out and the run does not have
+    parsed = [parsed_override(override) for override in request.get("overrides", ())]
+    gone = {path[1] for path, _ in parsed if path[0] == "terms" and len(path) > 1 and path[1] not in plain["terms"]}
+    gone = {name for name in gone if [value for path, value in parsed if path == ("terms", name)][-1:] == [None]}
+    words += [(path, value) for path, value in parsed if not (path[0] == "terms" and path[1:2] and path[1] in gone)]
+    asked = apply_overrides(plain, words)
     try:
         now = build_recipe(asked, f"{out}/recipe.yaml").model_dump(mode="json")
     except RecipeError:
@@ -71,22 +80,11 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
     _check_same(out, differences)
     for path, _, value in differences:
         if _setting(path) not in _CHOSEN:
-            _put(plain, path, value)
+            data: Any = plain
+            for part in path[:-1]:
+                data = data[part]
+            data[path[-1]] = value
     return build_recipe(plain, f"{out}/recipe.yaml")
-
-
-def _words_again(request: Request, plain: dict[str, Any]) -> list[Override]:
-    """A request's own words, to be laid over the recipe of a run; its milestones are where they belong."""
-    words = request_words(replace(request, epochs=None), plain)
-    return words if request.epochs is None else [(("engine", "epochs"), request.epochs), *words]
-
-
-def _overrides_again(request: Request, plain: dict[str, Any]) -> list[Override]:
-    """A request's overrides, without those of terms that the last of them takes out and the run does not have."""
-    parsed = [parsed_override(override) for override in request.overrides]
-    gone = {path[1] for path, _ in parsed if path[0] == "terms" and len(path) > 1 and path[1] not in plain["terms"]}
-    gone = {name for name in gone if [value for path, value in parsed if path == ("terms", name)][-1:] == [None]}
-    return [(path, value) for path, value in parsed if not (path[0] == "terms" and path[1:2] and path[1] in gone)]
 
 
 def _check_same(out: str | Path | None, differences: list[_Difference]) -> None:
@@ -127,9 +125,3 @@ def _groups(value: Any) -> bool:
 def _setting(path: _Path) -> str:
     """The name of a setting, whichever member of a list it is of."""
     return ".".join(part for part in path if isinstance(part, str))
-
-
-def _put(data: Any, path: _Path, value: Any) -> None:
-    for part in path[:-1]:
-        data = data[part]
-    data[path[-1]] = value

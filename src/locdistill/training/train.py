@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Unpack
 
 from locdistill.dist import process_rank
 from locdistill.distillation.compatible import MismatchError
@@ -23,9 +22,9 @@ from locdistill.engine.signals import requeued
 from locdistill.errors import LocdistillError, RecipeError, TeacherError
 from locdistill.files import file_digest, write_text
 from locdistill.recipe import run_folder
-from locdistill.recipe.defaults import Request, resolve
-from locdistill.recipe.load import Override
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import DistillWords, Request, TrainWords, takes
 from locdistill.training.fit import RunResult, fit_run
 from locdistill.training.preflight.look import LOOK, Preflight, examine
 from locdistill.training.preflight.report import PreflightReport, refused
@@ -36,122 +35,64 @@ PREFLIGHT, PREFLIGHT_JSON = "preflight.txt", "preflight.json"
 log = logging.getLogger("locdistill")
 
 
-def train(  # noqa: PLR0913 - the words of the command line
+@takes(TrainWords)
+def train(
     data: str | Path | None = None,
     *,
-    model: str | None = None,
-    backbone: str | None = None,
-    epochs: int | None = None,
-    pretrained: str | bool | None = None,
-    start: str | Path | None = None,
-    recipe: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    overrides: tuple[Override, ...] | list[Override] = (),
+    **words: Unpack[TrainWords],
 ) -> RunResult:
     """Train a detector; what is left out is chosen for the data (see :mod:`locdistill.recipe.defaults`).
 
     Args:
         data: Folder of a COCO, VOC, YOLO, DOTA or HRSC2016 data set.
-        model: Kind of detector: ``gfl``, ``gflv2``, ``atss``, ``fcos``, ``retinanet``, or with rotated boxes
-            ``rotated_gfl`` or ``rotated_retinanet``; GFL, rotated where the objects of the data are, unless given.
-        backbone: A timm name; ``resnet18`` unless given.
-        epochs: Passes over the data.
-        pretrained: Weights of the backbone: ``hub``, ``none`` or a file.
-        start: Weights file or run folder of a trained detector of the same classes, which training begins with; unless
-            a recipe is named, its architecture and input size are taken too.
-        recipe: Name or file of a recipe to start from.
         out: The run folder, which must be new; ``runs/train-<name>`` unless given.
         resume: Continue the run in ``out``.
-        overrides: ``"key.path=value"``, any field of the recipe.
+        words: See :class:`Request`.
 
     Raises:
-        LocdistillError: One of its kinds, when something is wrong with recipe, data, weights or run run_folder.
+        LocdistillError: One of its kinds, when something is wrong with recipe, data, weights or run folder.
     """
-    request = Request(
-        data=data,
-        model=model,
-        backbone=backbone,
-        epochs=epochs,
-        pretrained=pretrained,
-        start=start,
-        recipe=recipe,
-        overrides=tuple(overrides),
-    )
-    return _start(request, "train", out, resume)
+    return _start(Request(data=data, teacher=None, methods=(), **words), "train", out, resume)
 
 
-def distill(  # noqa: PLR0913 - the words of the command line
+@takes(DistillWords)
+def distill(
     teacher: str | Path | None = None,
     data: str | Path | None = None,
     *,
-    model: str | None = None,
-    backbone: str | None = None,
-    epochs: int | None = None,
-    pretrained: str | bool | None = None,
-    start: str | Path | None = None,
-    methods: Sequence[str] = (),
-    recipe: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     preflight: Preflight | None = LOOK,
-    overrides: tuple[Override, ...] | list[Override] = (),
+    **words: Unpack[DistillWords],
 ) -> RunResult:
     """Train a student with a teacher's knowledge of where box edges are.
 
     Args:
         teacher: Weights file or run folder of a trained detector; ``ema`` for the student's own running average.
         data: As for :func:`train`; also the rest.
-        model: Kind of the student.
-        backbone: The student's; ``resnet18`` unless given.
-        epochs: Passes over the data.
-        pretrained: Weights of the student's backbone: ``hub``, ``none`` or a file.
-        start: Weights that the student begins with, as for :func:`train`; ``teacher`` for its teacher's.
-        methods: Names of distillation methods (see :mod:`locdistill.distillation.methods`), which are put together and
-            take the place of the recipe's; ``ld`` unless given.
-        recipe: Name or file of a recipe to start from.
         out: The run folder, which must be new; ``runs/distill-<name>`` unless given.
         resume: Continue the run in ``out``.
         preflight: How closely to look at the run before its first step; None does not. A run that is resumed is not
             looked at again.
-        overrides: ``"key.path=value"``, any field of the recipe.
+        words: See :class:`Request`.
 
     Raises:
         LocdistillError: One of its kinds; a :class:`TeacherError` where the teacher cannot teach this student, or the
             look says that this cannot work.
     """
-    words = Words(
-        model=model,
-        backbone=backbone,
-        epochs=epochs,
-        pretrained=pretrained,
-        start=start,
-        methods=methods,
-        recipe=recipe,
-        overrides=overrides,
-    )
-    return _start(_distillation(teacher, data, words, resume=resume), "distill", out, resume, preflight)
+    request = _distillation(Request(teacher=teacher, data=data, **words), resume=resume)
+    return _start(request, "distill", out, resume, preflight)
 
 
-class Words(TypedDict, total=False):
-    """The words of :func:`distill` that say what is run."""
-
-    model: str | None
-    backbone: str | None
-    epochs: int | None
-    pretrained: str | bool | None
-    start: str | Path | None
-    methods: Sequence[str]
-    recipe: str | Path | None
-    overrides: tuple[Override, ...] | list[Override]
-
-
+@takes(DistillWords)
 def preflight(
     teacher: str | Path | None = None,
     data: str | Path | None = None,
     *,
     how: Preflight = LOOK,
-    **words: Unpack[Words],
+    **words: Unpack[DistillWords],
 ) -> PreflightReport:
     """Look at a distillation run without running it; see :mod:`locdistill.training.preflight.look`.
 
@@ -159,7 +100,7 @@ def preflight(
         teacher: As for :func:`distill`; also the rest.
         data: As there.
         how: How closely to look; nothing is shown.
-        words: ``model``, ``backbone``, ``epochs``, ``pretrained``, ``start``, ``methods``, ``recipe``, ``overrides``.
+        words: See :class:`Request`.
 
     Returns:
         What was found; its ``stops`` are empty where the run may begin.
@@ -167,41 +108,32 @@ def preflight(
     Raises:
         LocdistillError: One of its kinds, where there is nothing to look at.
     """
-    return _examined(distillation_recipe(teacher, data, **words), how, fresh=True)[1]
+    return _examined(distillation_recipe(Request(teacher=teacher, data=data, **words)), how, fresh=True)[1]
 
 
-def distillation_recipe(
-    teacher: str | Path | None = None, data: str | Path | None = None, **words: Unpack[Words]
-) -> Recipe:
+def distillation_recipe(request: Request) -> Recipe:
     """The recipe that :func:`distill` would run.
 
     Raises:
         LocdistillError: One of its kinds, where there is none.
     """
-    recipe = _resolved(_distillation(teacher, data, words), "distill")
+    recipe = _resolved(_distillation(request), "distill")
     check_training_devices(recipe.engine)
     return recipe
 
 
-def _distillation(
-    teacher: str | Path | None, data: str | Path | None, words: Words, *, resume: bool = False
-) -> Request:
+def _distillation(request: Request, *, resume: bool = False) -> Request:
     """What is asked for.
 
     Raises:
         TeacherError: Nobody says who teaches.
     """
-    if teacher is None and words.get("recipe") is None and not resume:
+    if request.get("teacher") is None and request.get("recipe") is None and not resume:
         raise TeacherError(
             "there is no teacher; name a trained detector with --teacher RUN_FOLDER_OR_FILE, or let the student's "
             "running average teach with --teacher ema"
         )
-    methods = words.get("methods", ())
-    several = {
-        "methods": (methods,) if isinstance(methods, str) else tuple(methods),
-        "overrides": tuple(words.get("overrides", ())),
-    }
-    return Request(teacher=teacher, data=data, **{**words, **several})  # type: ignore[arg-type]  # the same words
+    return request
 
 
 def _start(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from matplotlib.axes import Axes
 from PIL import Image
 
 from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
@@ -43,7 +42,8 @@ def plot_reliability(
     axes.plot([], [], color=hexadecimal(MUTED), linestyle="--", linewidth=1.2, label="calibrated")
     axes.set_xlim(0, right)
     axes.set_ylim(0, max(top, _NORMAL * right * 0.5))
-    _name(axes, "predicted standard deviation of an edge, in bins", "mean absolute error, in bins")
+    axes.set_xlabel("predicted standard deviation of an edge, in bins", fontsize=8, color=hexadecimal(MUTED))
+    axes.set_ylabel("mean absolute error, in bins", fontsize=8, color=hexadecimal(MUTED))
     if not points:
         axes.text(0.5, 0.5, "no edges", ha="center", color=hexadecimal(MUTED), transform=axes.transAxes)
     figure.legend(loc="outside lower center", ncols=len(curves) + 1, fontsize=8, frameon=False)
@@ -87,8 +87,3 @@ def plot_shares(
             handles=handles, loc="outside lower center", ncols=min(8, len(handles)), fontsize=8, frameon=False
         )
     return to_image(figure)
-
-
-def _name(axes: Axes, x: str, y: str) -> None:
-    axes.set_xlabel(x, fontsize=8, color=hexadecimal(MUTED))
-    axes.set_ylabel(y, fontsize=8, color=hexadecimal(MUTED))

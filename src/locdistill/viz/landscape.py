@@ -6,13 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from PIL import Image
 
+from locdistill.types import Doubles
 from locdistill.viz.style import MUTED, STUDENT, hexadecimal, new_figure, tidy, to_image
 
 _METRIC = "AP (%)"
-Floats = npt.NDArray[np.float64]
 
 
 def plot_landscape(
@@ -53,17 +52,7 @@ def plot_landscape(
         bar.ax.tick_params(labelsize=8, colors=hexadecimal(MUTED))
         bar.outline.set_visible(False)
     axes.plot([0, 1], [1, 0], color="white", linestyle="--", linewidth=1.4)
-    _numbers(axes, first, second, table)
-    for limits, weights in ((axes.set_xlim, first), (axes.set_ylim, second)):
-        margin = 0.06 * (weights[-1] - weights[0])
-        limits(weights[0] - margin, weights[-1] + margin)
-    axes.set_xlabel(f"gamma1: weight of the features of {names[0]}", fontsize=8, color=hexadecimal(MUTED))
-    axes.set_ylabel(f"gamma2: weight of the features of {names[1]}", fontsize=8, color=hexadecimal(MUTED))
-    return to_image(figure)
-
-
-def _numbers(axes: Axes, first: Floats, second: Floats, table: Floats) -> None:
-    """The value at each measured point, on a small white plate."""
+    # the value at each measured point, on a small white plate
     size = 8 if max(table.shape) <= 7 else 6
     plate = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
     best = np.nanmax(table) if np.isfinite(table).any() else np.nan
@@ -72,9 +61,15 @@ def _numbers(axes: Axes, first: Floats, second: Floats, table: Floats) -> None:
             weight = "bold" if table[i, j] == best else "normal"
             place, text = (float(first[i]), float(second[j])), f"{table[i, j]:.1f}"
             axes.text(*place, text, ha="center", va="center", fontsize=size, fontweight=weight, bbox=plate)
+    for limits, weights in ((axes.set_xlim, first), (axes.set_ylim, second)):
+        margin = 0.06 * (weights[-1] - weights[0])
+        limits(weights[0] - margin, weights[-1] + margin)
+    axes.set_xlabel(f"gamma1: weight of the features of {names[0]}", fontsize=8, color=hexadecimal(MUTED))
+    axes.set_ylabel(f"gamma2: weight of the features of {names[1]}", fontsize=8, color=hexadecimal(MUTED))
+    return to_image(figure)
 
 
-def _line(first: Floats, second: Floats, table: Floats, *, title: str, names: tuple[str, str]) -> Image.Image:
+def _line(first: Doubles, second: Doubles, table: Doubles, *, title: str, names: tuple[str, str]) -> Image.Image:
     one = int(len(first) == 1)  # which of the two varies
     varies, fixed = (first, second)[one], (second, first)[one]
     figure = new_figure(600, 400)

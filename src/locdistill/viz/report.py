@@ -30,7 +30,7 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableBlock:
     """Rows of finished strings; the first column is set left, the others right.
 
     Attributes:
@@ -70,7 +70,7 @@ class Preformatted:
     text: str
 
 
-Block: TypeAlias = Text | Table | Picture | Preformatted
+Block: TypeAlias = Text | TableBlock | Picture | Preformatted
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _block(block: Block) -> str:
             kind = " class=note" if block.note else ""
             paragraphs = [part.strip() for part in block.text.split("\n\n") if part.strip()]
             return "\n".join(f"<p{kind}>{escape(part)}</p>" for part in paragraphs)
-        case Table():
+        case TableBlock():
             return _table(block)
         case Preformatted():
             return f"<pre>{escape(block.text)}</pre>"
@@ -124,7 +124,7 @@ def _block(block: Block) -> str:
             return f'<figure><img src="{source}" width="{width}" alt="{escape(block.caption)}">{caption}</figure>'
 
 
-def _table(table: Table) -> str:
+def _table(table: TableBlock) -> str:
     heading = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
     rows = []
     for i, row in enumerate(table.rows):

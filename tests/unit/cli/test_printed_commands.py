@@ -16,8 +16,9 @@ import typer
 import locdistill
 from locdistill.cli import app, options
 from locdistill.data.settings import DataSettings
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import dump_recipe, load_recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.yaml_io import read_yaml, typed
 from locdistill.study.tune.tune import _alone
 from locdistill.training.preflight.judge import Suspect, _training_on, baseline

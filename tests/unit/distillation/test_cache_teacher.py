@@ -112,7 +112,7 @@ def batches(parts: Parts) -> Iterator[Batch]:
 def module_of(parts: Parts) -> TrainingModule:
     module = TrainingModule(parts.detector, parts.objective, parts.teacher, parts.recipe.engine)
     module.plan = Plan(batches_per_epoch=1, accumulate=1, batch_per_device=2, world=1, total_steps=1)
-    module.make_haste(torch.device("cpu"))
+    module.speed_up(torch.device("cpu"))
     return module
 
 
@@ -274,8 +274,8 @@ def test_parts_cover_everything_whenever_each_begins_and_however_they_mix(choice
     plan = training_plan(whole.data, whole.engine.seed)
 
     def look_at(draw: Draw) -> None:
-        look = plan.look(draw)
-        store.keys.add(recall.key(draw.image, look.size(48, 64), look))
+        view = plan.view(draw)
+        store.keys.add(recall.key(draw.image, view.size(48, 64), view))
 
     for draw in missing_draws(recall, images, plan):
         if choice.draw(st.booleans(), label="there before"):
@@ -375,7 +375,7 @@ def test_sizes_from_a_range_need_a_number_of_views(data: Path, teachers: dict[st
     assert report.complete
     seen = list(batches(compose(drawn, fresh=False)))
     assert len({tuple(size) for batch in seen for size in batch.sizes.tolist()}) > 3
-    assert all(len(batch.recalled or ()) > 1 for batch in seen)
+    assert all(len(batch.from_cache or ()) > 1 for batch in seen)
     plain = drawn.model_dump(mode="json")
     plain["data"]["views"] = None
     with pytest.raises(RecipeError, match=r"say how many of each image to use, for example data\.views=8"):
@@ -391,7 +391,7 @@ def test_turned_images_are_remembered(data: Path, teachers: dict[str, Path], tmp
     report = build_cache_of(drawn, device="cpu")
     assert (report.views, report.complete) == (7 * 3, True)
     for chosen in (countable, drawn):
-        assert all(len(batch.recalled or ()) > 1 for batch in batches(compose(chosen, fresh=False)))
+        assert all(len(batch.from_cache or ()) > 1 for batch in batches(compose(chosen, fresh=False)))
     live = losses(compose(recipe(data, teachers["gfl"], None, **ways), fresh=False))
     for mine, its in zip(losses(compose(drawn, fresh=False)), live, strict=True):
         assert mine == pytest.approx(its, rel=3e-3, abs=1e-4)

@@ -17,14 +17,15 @@ import torch
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.bridges import AdaptedTeacher
 from locdistill.distillation.compatible import Needs, check_teacher
-from locdistill.distillation.onnx_teacher import Layout, OnnxTeacher, recognise
+from locdistill.distillation.onnx_teacher import OnnxTeacher, OutputLayout, recognise
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.interop.classes import COCO
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.terms import TermSettings
 from locdistill.training.prepare import with_teacher
 from locdistill.types import Batch, Instances
@@ -234,7 +235,7 @@ def test_the_real_file(shared: Path, tiny_coco: Path) -> None:
     assert len(known.teacher.sha256 or "") == 64
     assert isinstance(made, AdaptedTeacher)
     assert isinstance(made.teacher, OnnxTeacher)
-    assert made.teacher.layout == Layout(
+    assert made.teacher.layout == OutputLayout(
         strides=(8, 16, 32),
         shapes=((52, 52), (26, 26), (13, 13)),
         scores=(0, 1, 2),

@@ -18,9 +18,10 @@ from locdistill.engine.log import read_metrics
 from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import build_recipe, dump_recipe, load_recipe, validate
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.yaml_io import read_yaml
 from locdistill.training.train import distill, train
 

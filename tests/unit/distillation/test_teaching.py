@@ -21,9 +21,10 @@ from locdistill.errors import RecipeError, TeacherError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.publishing.publish import shareable
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import build_recipe, dump_recipe, validate
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.terms import TermSettings, method_terms
 from locdistill.recipe.yaml_io import read_yaml
 from locdistill.study.diagnose.reopen import reopen

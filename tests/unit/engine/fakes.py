@@ -46,6 +46,9 @@ class FakeDetector(nn.Module):
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
         return images.float() / 128 - 1
 
+    def see(self, images: Tensor, sizes: Tensor) -> tuple[Dense, Grid]:
+        return self(self.normalise(images, sizes)), self.grid_for(images.shape[-2:])
+
     def grid_for(self, images_hw: tuple[int, int]) -> Grid:
         return Grid.build(((images_hw[0] // 8, images_hw[1] // 8),), (8,))
 
@@ -88,7 +91,7 @@ class FakeTeacher:
     def cross(self, student: Dense, teacher: Dense) -> Dense:
         raise AssertionError("no term asks for it")
 
-    def hasten(self, how: Any) -> None:
+    def optimise(self, how: Any) -> None:
         pass
 
     def after_step(self, student: nn.Module) -> None:
@@ -142,7 +145,7 @@ class FakeObjective:
         *,
         grid: Grid,
         instances: Instances,
-        moment: Any = None,
+        progress: Any = None,
         cross: Any = None,
     ) -> Any:
         return SimpleNamespace(student=student, teacher=teacher, grid=grid, instances=instances)

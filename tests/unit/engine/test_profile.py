@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from locdistill.cli.options import short_cuts
+from locdistill.cli.options import of_a_run
 from locdistill.engine import profile
 from locdistill.engine.profile import PARTS, Laps, StepTimes
 from locdistill.errors import NonFiniteLossError
@@ -114,13 +114,13 @@ def test_on_cuda_laps_are_those_of_the_device_and_nothing_waits_before_they_are_
 
         def record(self) -> None:
             Event.recorded += 1
-            self.moment = 100.0 * Event.recorded**2
+            self.progress = 100.0 * Event.recorded**2
 
         def synchronize(self) -> None:
             Event.waited += 1
 
         def elapsed_time(self, other: Event) -> float:
-            return other.moment - self.moment
+            return other.progress - self.progress
 
     monkeypatch.setattr(torch.cuda, "Event", Event)
     laps = Laps(torch.device("cuda"))
@@ -208,5 +208,11 @@ def test_a_resumed_run_may_be_profiled(tmp_path: Path) -> None:
 
 
 def test_the_option_of_the_command_line() -> None:
-    assert short_cuts(profile=True) == ["engine.profile=True"]
-    assert short_cuts() == []
+    @of_a_run("profile", "seed")
+    def verb(request: dict[str, Any]) -> None:
+        assert request == {"recipe": None, "overrides": expected}
+
+    expected = ["engine.seed=0", "engine.profile=True", "engine.lr=1"]
+    verb(words=["engine.lr=1"], settings=None, profile=True, seed=0)
+    expected = []
+    verb(words=None, settings=None, profile=False, seed=None)

@@ -18,7 +18,7 @@ from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
 from locdistill.errors import RecipeError
 from locdistill.evaluation.evaluator import Evaluator
-from locdistill.images import View, read_image
+from locdistill.images import ScaledView, read_image
 from locdistill.inference.evaluate import evaluate, evaluation_batch
 from locdistill.inference.predict import predict
 from locdistill.models.detector import Detector
@@ -144,7 +144,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_views_come_from_the_loader(tiny_coco: Path) -> None:
     data = open_dataset(DataSettings(path=str(tiny_coco)), "val", training=False)
-    limits, views = InputSettings(short=48, long=64), (View(), View(flipped=True), View(0.5))
+    limits, views = InputSettings(short=48, long=64), (ScaledView(), ScaledView(flipped=True), ScaledView(0.5))
     loader = evaluation_loader(data, limits, batch=3, workers=0, views=views)
     batches = list(loader)
     assert len(loader) == len(batches) == 6
@@ -186,8 +186,8 @@ def test_pictures_must_be_padded_alike_in_every_view() -> None:
     records = tuple(Record(Path(f"{i}.png"), i, w, 64, *empty) for i, w in enumerate((128, 100)))
     data, limits = Dataset("d", ("a",), records, "coco", (1,)), InputSettings(short=64, long=128)
     assert evaluation_batch(data, limits, 8) == 8  # both are padded to 128
-    assert evaluation_batch(data, limits, 8, (View(), View(0.75))) == 8  # 96 and 75
-    assert evaluation_batch(data, limits, 8, (View(), View(0.6))) == 1  # 77 and 60
+    assert evaluation_batch(data, limits, 8, (ScaledView(), ScaledView(0.75))) == 8  # 96 and 75
+    assert evaluation_batch(data, limits, 8, (ScaledView(), ScaledView(0.6))) == 1  # 77 and 60
 
 
 def test_prediction_follows_the_overrides_and_forgets_them(tiny_coco: Path) -> None:

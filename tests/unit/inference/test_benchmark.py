@@ -13,7 +13,7 @@ from torch import nn
 from locdistill.errors import ImageError, RunError, WeightsError
 from locdistill.inference.benchmark import engines
 from locdistill.inference.benchmark.benchmark import benchmark, parse_size
-from locdistill.inference.benchmark.measure import Difference, Pictures, Times, difference, look
+from locdistill.inference.benchmark.measure import Difference, ImagesInMemory, Times, difference, look
 from locdistill.inference.benchmark.result import BenchmarkResult, EngineResult, notes
 from locdistill.models.count import multiply_adds, multiply_adds_of, parameters
 from locdistill.models.onnx import export_onnx
@@ -102,7 +102,7 @@ def test_notes_say_what_is_not_real_and_who_disagrees() -> None:
 def test_differences_between_answers() -> None:
     """The same predictions but for one score; of three detections the second is moved and the last is dropped."""
     detector = detector_of("gfl")
-    pictures = Pictures(torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), *[torch.tensor([[64, 96]])] * 2)
+    pictures = ImagesInMemory(torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), *[torch.tensor([[64, 96]])] * 2)
     boxes = torch.tensor([[0.0, 0, 20, 20], [30, 0, 50, 20], [60, 0, 80, 20]])
     found = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 0]))
     answer = look(detector, detector, pictures)._replace(detections=[found])

@@ -28,8 +28,9 @@ from locdistill.models.foreign import detector_settings, read
 from locdistill.models.mmdet import load_mmdet, save_mmdet
 from locdistill.models.settings import DetectorSettings
 from locdistill.publishing.publish import publish
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import load_recipe
+from locdistill.recipe.request import Request
 from locdistill.training.prepare import teacher_of
 from locdistill.training.train import run
 from tests.conftest import Answer, write_tiny_coco

@@ -16,11 +16,11 @@ from locdistill.distillation.bridges import AdaptedTeacher, SeveralTeachers
 from locdistill.distillation.teacher import AverageTeacher, LiveTeacher
 from locdistill.models import fold
 from locdistill.models.detector import Detector
-from locdistill.models.fold import CannotFoldError, Haste, folded
+from locdistill.models.fold import CannotFoldError, SpeedUps, folded
 from locdistill.models.settings import DetectorSettings, NormalisationSettings
 from locdistill.types import Batch, Dense, Instances
 
-FOLDED = Haste(fold=True)
+FOLDED = SpeedUps(fold=True)
 
 
 def trained(net: nn.Module) -> nn.Module:
@@ -144,10 +144,10 @@ MAPS = {"features": True, "towers": True}
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_hastened_teacher_says_the_same(channels_last: bool) -> None:
+def test_a_optimised_teacher_says_the_same(channels_last: bool) -> None:
     slow = LiveTeacher(detector(), levels=(3, 4))
     teacher = LiveTeacher(detector(), levels=(3, 4))
-    teacher.hasten(Haste(fold=True, channels_last=channels_last))
+    teacher.optimise(SpeedUps(fold=True, channels_last=channels_last))
     for batch in (batch_of(), batch_of(96, 32)):
         assert_close(teacher(batch, **MAPS), slow(batch, **MAPS), 1e-4)
     assert teacher.state_dict() == {}
@@ -157,11 +157,11 @@ def test_a_hastened_teacher_says_the_same(channels_last: bool) -> None:
 
 def test_half_precision_is_that_of_autocast_and_does_not_depend_on_the_caller() -> None:
     slow, teacher, batch = LiveTeacher(detector()), LiveTeacher(detector()), batch_of()
-    teacher.hasten(Haste(fold=False, dtype=torch.bfloat16))
+    teacher.optimise(SpeedUps(fold=False, dtype=torch.bfloat16))
     with torch.autocast("cpu", torch.bfloat16):
         expected = slow(batch, **MAPS)
         assert_close(teacher(batch, **MAPS), expected, 0.02)
-    teacher.hasten(Haste(fold=True, dtype=torch.bfloat16))
+    teacher.optimise(SpeedUps(fold=True, dtype=torch.bfloat16))
     said = teacher(batch, **MAPS)
     assert said.features[0].dtype == torch.bfloat16
     assert_close(said, expected, 0.05)
@@ -186,14 +186,14 @@ def test_what_cannot_be_folded_teaches_as_it_is(caplog: pytest.LogCaptureFixture
 
     teacher.detector.backbone.__class__ = Deciding
     with caplog.at_level(logging.INFO, "locdistill"):
-        teacher.hasten(FOLDED)
+        teacher.optimise(FOLDED)
     assert "not folded (it cannot be traced" in caplog.text
     assert torch.equal(teacher(batch).edge_logits, slow(batch).edge_logits)
 
 
 def test_images_are_normalised_as_said_later() -> None:
     slow, teacher, batch = LiveTeacher(detector()), LiveTeacher(detector()), batch_of()
-    teacher.hasten(FOLDED)
+    teacher.optimise(FOLDED)
     how = NormalisationSettings(mean=(10.0, 20.0, 30.0), std=(50.0, 60.0, 70.0), bgr=True)
     before = teacher(batch)
     for each in (slow, teacher):
@@ -202,11 +202,11 @@ def test_images_are_normalised_as_said_later() -> None:
     assert not torch.allclose(before.edge_logits, teacher(batch).edge_logits)
 
 
-def test_gradient_flows_through_the_head_of_a_hastened_teacher() -> None:
+def test_gradient_flows_through_the_head_of_a_optimised_teacher() -> None:
     gradients = []
-    for how in (Haste(), FOLDED, Haste(fold=True, dtype=torch.bfloat16)):
+    for how in (SpeedUps(), FOLDED, SpeedUps(fold=True, dtype=torch.bfloat16)):
         student, teacher, batch = detector(1), LiveTeacher(detector()), batch_of()
-        teacher.hasten(how)
+        teacher.optimise(how)
         mine = student(student.normalise(batch.images, batch.sizes), towers=True)
         with torch.no_grad():
             its = teacher(batch, towers=True)
@@ -221,7 +221,7 @@ def test_gradient_flows_through_the_head_of_a_hastened_teacher() -> None:
 def test_a_teacher_that_follows_its_student_still_does() -> None:
     student, batch = detector(), batch_of()
     teacher = AverageTeacher(student, 0.5)
-    teacher.hasten(Haste(fold=True, dtype=torch.bfloat16, channels_last=True))
+    teacher.optimise(SpeedUps(fold=True, dtype=torch.bfloat16, channels_last=True))
     before = teacher(batch)
     with torch.no_grad():
         for parameter in student.parameters():
@@ -235,12 +235,12 @@ def test_a_teacher_that_follows_its_student_still_does() -> None:
     assert teacher.state_dict()["model"]["fpn.laterals.0.weight"].dtype == torch.float32
 
 
-def test_teachers_behind_others_are_hastened_too() -> None:
+def test_teachers_behind_others_are_optimised_too() -> None:
     inner = [LiveTeacher(detector(seed)) for seed in range(2)]
     both = SeveralTeachers([AdaptedTeacher(each) for each in inner])
     slow = SeveralTeachers([LiveTeacher(detector(seed)) for seed in range(2)])
     seen: list[str] = []
-    both.hasten(Haste(fold=True, wrap=lambda function, name: (seen.append(name), function)[1]))
+    both.optimise(SpeedUps(fold=True, wrap=lambda function, name: (seen.append(name), function)[1]))
     assert seen == ["the teacher"] * 2
     batch = batch_of()
     assert_close(both(batch), slow(batch), 1e-4)
@@ -249,6 +249,6 @@ def test_teachers_behind_others_are_hastened_too() -> None:
 def test_one_that_is_moved_is_as_it_was() -> None:
     teacher, batch = LiveTeacher(detector()), batch_of()
     before = teacher(batch)
-    teacher.hasten(Haste(fold=True, dtype=torch.bfloat16))
+    teacher.optimise(SpeedUps(fold=True, dtype=torch.bfloat16))
     teacher.to(torch.device("cpu"))
     assert torch.equal(teacher(batch).edge_logits, before.edge_logits)

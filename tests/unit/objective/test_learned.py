@@ -17,13 +17,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from locdistill.distillation.imitation import Everywhere, FeatureL2
 from locdistill.distillation.logits import EdgeKL
 from locdistill.distillation.mgd import MaskedGeneration
-from locdistill.engine import EngineSettings, TrainingModule, fit
 from locdistill.engine.log import read_metrics
+from locdistill.engine.loop import fit
+from locdistill.engine.module import TrainingModule
 from locdistill.engine.optim import parameter_groups
+from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.objective.balance import Balance
-from locdistill.objective.learned import Learned, Moment
+from locdistill.objective.learned import Learned, TrainingProgress
 from locdistill.objective.normalisers import ImageLevelMean, ImageWeightSum, PerImage
 from locdistill.objective.objective import Objective
 from locdistill.objective.schedules import Cosine, Linear
@@ -299,8 +301,8 @@ def test_no_step_waits_for_a_device() -> None:
     teacher = MappedTeacher(6)(batch, features=True)
     norms = {"levels": ImageLevelMean(), "images": PerImage(), "weights": ImageWeightSum()}
     objective = objective_of(**{name: replace(EDGES, norm=norm, balance=0.5) for name, norm in norms.items()})
-    moment = Moment(0.25, objective.learned(lambda: (dense, teacher)))
-    scene = objective.scene(dense, teacher, grid=grid, instances=batch.instances, moment=moment)
+    progress = TrainingProgress(0.25, objective.learned(lambda: (dense, teacher)))
+    scene = objective.scene(dense, teacher, grid=grid, instances=batch.instances, progress=progress)
     with FromData() as made:
         objective.losses(scene)
     assert made.count == 0
@@ -327,8 +329,10 @@ def test_balanced_terms_of_an_objective():
         term = replace(EDGES, balance=0.5, weight=weight, schedule=schedule)
         objective = objective_of(ld=term, kd=EDGES)
         learned = objective.learned(lambda: (dense, teacher))
-        moment = Moment(0.25, learned)
-        return objective.losses(objective.scene(dense, teacher, grid=grid, instances=batch.instances, moment=moment))
+        progress = TrainingProgress(0.25, learned)
+        return objective.losses(
+            objective.scene(dense, teacher, grid=grid, instances=batch.instances, progress=progress)
+        )
 
     first, heavy, fading = losses(1.0, None), losses(100.0, None), losses(1.0, Linear())
     torch.testing.assert_close(first["ld"], heavy["ld"])

@@ -28,8 +28,9 @@ from locdistill.models.weights import read_metadata, read_tensors
 from locdistill.publishing.card import Card
 from locdistill.publishing.publish import PublishedModel, publish, without_paths
 from locdistill.publishing.push import push
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import load_recipe
+from locdistill.recipe.request import Request
 from locdistill.training.train import distill, train
 from tests.unit.publishing.hub_fake import TOKEN, FakeHub, Repository
 

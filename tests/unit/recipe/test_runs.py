@@ -31,8 +31,9 @@ from locdistill.inference.predict import PartialImageError, list_images, predict
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipe import run_folder
-from locdistill.recipe.defaults import Request, median_size, resolve
+from locdistill.recipe.defaults import median_size, resolve
 from locdistill.recipe.load import load_recipe
+from locdistill.recipe.request import Request
 from locdistill.training.prepare import objective_of
 from locdistill.training.resume import resumed_recipe
 from locdistill.training.train import distill, run, train

@@ -18,10 +18,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from locdistill.errors import LocdistillError, RecipeError
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import build_recipe, dump_recipe, laid_over, load_recipe, recipe_data
 from locdistill.recipe.recipe import Recipe
-from locdistill.recipe.terms import Kind, TermSettings, build_component, names, plain_component
+from locdistill.recipe.request import Request
+from locdistill.recipe.terms import Slot, TermSettings, build_component, names, plain_component
 from locdistill.recipe.yaml_io import write_yaml
 from locdistill.training.resume import resumed_recipe
 from tests.conftest import Answer
@@ -146,14 +147,14 @@ def test_a_value_of_a_wrong_type_is_an_error_that_names_its_path(path: Keys) -> 
 
 OPTIONS = [
     (kind, name, field.name)
-    for kind in typing.get_args(Kind)
+    for kind in typing.get_args(Slot)
     for name, component in names(kind).items()
     for field in dataclasses.fields(component)
 ]
 
 
 @pytest.mark.parametrize(("kind", "name", "option"), OPTIONS, ids="-".join)
-def test_an_option_of_a_component_likewise(kind: Kind, name: str, option: str) -> None:
+def test_an_option_of_a_component_likewise(kind: Slot, name: str, option: str) -> None:
     """Every option of every divergence, region, normaliser, schedule and assigner."""
     path = ("assigner",) if kind == "assigner" else ("terms", "ld", kind)
     for value in EVERY:

@@ -17,18 +17,18 @@ from locdistill.distillation import presets
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError, RunError, TeacherError
-from locdistill.evaluation import Evaluator, image_weights
-from locdistill.evaluation.bootstrap import Judgement
+from locdistill.evaluation.bootstrap import Judgement, image_weights
 from locdistill.evaluation.detections_file import read_detections, write_detections
+from locdistill.evaluation.evaluator import Evaluator
 from locdistill.evaluation.paired import OverImages, Paired
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipe.defaults import Request
 from locdistill.recipe.load import dump_recipe
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.terms import TermSettings
 from locdistill.study.arms import NOTHING, finished_run
 from locdistill.study.compare.arms import NAMES, USE, arms_of, changes, chosen_seeds, flat
-from locdistill.study.compare.compare import Plan, compare, run_plan
+from locdistill.study.compare.compare import ComparisonPlan, compare, run_plan
 from locdistill.study.compare.measure import digest_of
 from locdistill.study.compare.result import Comparison, Measured, class_metric, difference_table, summary_table
 from locdistill.types import Detections
@@ -102,8 +102,8 @@ class Fakes:
         return Measured(replace(finished_run(arm, seed, folder), metrics=metrics), classes, judgement, DIGEST)
 
 
-def plan(out: Path, *recipes: Recipe, seeds: tuple[int, ...] = (0, 1, 2), **more: Any) -> Plan:
-    return Plan(arms=arms_of(recipes, Request(), seeds), out=out, **({"resamples": 100} | more))
+def plan(out: Path, *recipes: Recipe, seeds: tuple[int, ...] = (0, 1, 2), **more: Any) -> ComparisonPlan:
+    return ComparisonPlan(arms=arms_of(recipes, Request(), seeds), out=out, **({"resamples": 100} | more))
 
 
 def quiet(line: str) -> None:
@@ -369,7 +369,7 @@ def test_folders_that_cannot_be_compared(tmp_path: Path) -> None:
     arms = arms_of([good, other], Request(), None)
     fakes = Fakes({})
     with pytest.raises(RunError, match="seed by seed"):
-        run_plan(Plan(arms=arms, out=tmp_path / "out"), train=fakes.train, measure=fakes.measure)
+        run_plan(ComparisonPlan(arms=arms, out=tmp_path / "out"), train=fakes.train, measure=fakes.measure)
     assert not (tmp_path / "out").exists()
 
 

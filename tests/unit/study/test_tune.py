@@ -27,7 +27,7 @@ from locdistill.recipe.terms import TermSettings
 from locdistill.study.tune.result import expected_best, seed_noise
 from locdistill.study.tune.sampler import propose
 from locdistill.study.tune.space import check_space, default_space, draw, own_values, parse_search, with_values
-from locdistill.study.tune.tune import Plan, run_plan, shortened, tune
+from locdistill.study.tune.tune import SearchPlan, run_plan, shortened, tune
 
 TEMPERATURE = "terms.ld.of.edge_kl.temperature,terms.ld_vlr.of.edge_kl.temperature"
 
@@ -219,10 +219,10 @@ class Formula:
         (folder / "metrics.json").write_text(json.dumps(content))
 
 
-def plan(out: Path, **changes: Any) -> Plan:
+def plan(out: Path, **changes: Any) -> SearchPlan:
     made = recipe()
     space = tuple(parse_search(text, made) for text in ("terms.ld.weight=0.1..4:log", "terms.ld_vlr=on|off"))
-    base = Plan(
+    base = SearchPlan(
         recipe=made.model_copy(update={"data": DataSettings(path="somewhere")}),
         short=shortened(made, 40),
         space=space,

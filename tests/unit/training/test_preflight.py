@@ -22,12 +22,13 @@ from locdistill.distillation.teacher import LiveTeacher
 from locdistill.errors import TeacherError
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings, NormalisationSettings
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
+from locdistill.recipe.request import Request
 from locdistill.training.preflight.data import look_at_data, look_at_regions, region_problems
 from locdistill.training.preflight.judge import Suspect, doubts, no_better_than_start, stopping
 from locdistill.training.preflight.look import Preflight
-from locdistill.training.preflight.report import PreflightReport, Problem
-from locdistill.training.preflight.teacher import START, Heard, Hearing, Trial, judged, usual
+from locdistill.training.preflight.report import Finding, PreflightReport
+from locdistill.training.preflight.teacher import START, Measurement, NormalisationTrial, TeacherScore, judged, usual
 from locdistill.training.prepare import Parts, compose, objective_of, teacher_of
 from locdistill.types import Batch, Detections, Instances
 from tests.conftest import CLASSES, write_tiny_coco
@@ -262,40 +263,48 @@ def test_a_teacher_at_chance_level_stops_the_run(untrained: Path, data: Path, tm
     assert not (tmp_path / "run" / "preflight.txt").exists()
 
 
-def suspect(untrained: Path, data: Path, hearing: Hearing, position: int = 0) -> Suspect:
+def suspect(untrained: Path, data: Path, measurement: Measurement, position: int = 0) -> Suspect:
     recipe = resolve(Request(recipe=written(data, untrained), teacher=untrained, overrides=STUDENT))
-    return Suspect(compose(recipe, fresh=True), "teacher", hearing, LiveTeacher(Detector.load(untrained)), position)
+    return Suspect(compose(recipe, fresh=True), "teacher", measurement, LiveTeacher(Detector.load(untrained)), position)
 
 
 def test_remedies_for_weights_are_settings_of_the_teacher(untrained: Path, data: Path) -> None:
-    own, better = Heard(0.2, 0.4, 100, 32), Heard(0.3, 0.5, 100, 32)
+    own, better = TeacherScore(0.2, 0.4, 100, 32), TeacherScore(0.3, 0.5, 100, 32)
     swapped = dict(usual(LiveTeacher(Detector.load(untrained)).normalisation))["the other order of channels, BGR"]
-    hearing = Hearing(own, trials=(Trial("swapped", swapped, better, own),))
-    (cause,) = doubts(suspect(untrained, data, hearing))
+    measurement = Measurement(own, trials=(NormalisationTrial("swapped", swapped, better, own),))
+    (cause,) = doubts(suspect(untrained, data, measurement))
     assert "teacher.input.bgr=true" in cause.settings
     assert "AP 20.0, AP50 40.0" in cause.what
     assert "AP 30.0, AP50 50.0, on the same 32 images" in cause.what
-    second = doubts(suspect(untrained, data, hearing, position=2))[0]
+    second = doubts(suspect(untrained, data, measurement, position=2))[0]
     assert second.settings == ()
     assert "in entry 2 of teacher.more" in second.remedy
     little = replace(better, ap=0.215)
-    assert doubts(suspect(untrained, data, Hearing(own, trials=(Trial("swapped", swapped, little, own),)))) == []
-    named = Heard(0.1, 0.2, 100, 32, 50, 0.1, (("box", "disc"), ("disc", "box")))
-    (renamed,) = doubts(suspect(untrained, data, Hearing(named)))
+    assert (
+        doubts(
+            suspect(untrained, data, Measurement(own, trials=(NormalisationTrial("swapped", swapped, little, own),)))
+        )
+        == []
+    )
+    named = TeacherScore(0.1, 0.2, 100, 32, 50, 0.1, (("box", "disc"), ("disc", "box")))
+    (renamed,) = doubts(suspect(untrained, data, Measurement(named)))
     assert renamed.settings == ("'teacher.classes=[box,disc,bar]'",)
-    foreign = Heard(0.1, 0.2, 100, 32, 50, 0.1, (("box", "disc"), ("bar", "disc")))
-    (taken,) = doubts(suspect(untrained, data, Hearing(foreign)))
+    foreign = TeacherScore(0.1, 0.2, 100, 32, 50, 0.1, (("box", "disc"), ("bar", "disc")))
+    (taken,) = doubts(suspect(untrained, data, Measurement(foreign)))
     assert taken.remedy == "take a teacher that was trained on these classes"
 
 
 def test_a_poor_teacher_and_too_few_objects(untrained: Path, data: Path) -> None:
-    (poor,) = doubts(suspect(untrained, data, Hearing(Heard(0.1, 0.2, 100, 32))))
+    (poor,) = doubts(suspect(untrained, data, Measurement(TeacherScore(0.1, 0.2, 100, 32))))
     assert "is poor on these data: AP 10.0" in poor.what
     assert "train the student alone first and compare" in poor.remedy
-    (few,) = doubts(suspect(untrained, data, Hearing(Heard(0.0, 0.0, 19, 32))))
+    (few,) = doubts(suspect(untrained, data, Measurement(TeacherScore(0.0, 0.0, 19, 32))))
     assert "cannot be judged: there are 19 objects" in few.what
-    assert stopping(suspect(untrained, data, Hearing(Heard(0.0, 0.0, 49, 32)))) == []
-    start = {"teacher": Hearing(Heard(0.3, 0.5, 100, 32)), START: Hearing(Heard(0.4, 0.5, 100, 32))}
+    assert stopping(suspect(untrained, data, Measurement(TeacherScore(0.0, 0.0, 49, 32)))) == []
+    start = {
+        "teacher": Measurement(TeacherScore(0.3, 0.5, 100, 32)),
+        START: Measurement(TeacherScore(0.4, 0.5, 100, 32)),
+    }
     (worse,) = no_better_than_start(start)
     assert "teacher is no better than the student as it begins: AP 30.0, AP50 50.0 against AP 40.0" in worse.what
     assert no_better_than_start({"teacher": start["teacher"]}) == []
@@ -341,9 +350,9 @@ def test_detections_are_judged_over_the_classes_that_are_known(data: Path) -> No
         r.image_id: Detections(torch.from_numpy(r.boxes), torch.ones(len(r.boxes)), torch.from_numpy(r.labels))
         for r in dataset.records[:20]
     }
-    heard = judged(dataset, perfect, None)
-    assert (heard.ap, heard.images, heard.right) == (pytest.approx(1), 20, 1.0)
-    assert heard.found == heard.objects == sum(len(r.boxes) for r in dataset.records[:20])
+    score = judged(dataset, perfect, None)
+    assert (score.ap, score.images, score.right) == (pytest.approx(1), 20, 1.0)
+    assert score.found == score.objects == sum(len(r.boxes) for r in dataset.records[:20])
     only = {i: Detections(*(v[d.labels == 1] for v in d)) for i, d in perfect.items()}
     assert judged(dataset, only, (1,)).ap == pytest.approx(1)
     assert judged(dataset, only, None).ap == pytest.approx(1 / 3)
@@ -467,9 +476,9 @@ def test_looking_changes_nothing_of_the_run(untrained: Path, data: Path) -> None
 
 
 def test_the_text_is_in_order_and_says_what_applies_a_remedy() -> None:
-    problem = Problem(what="it is [bold]so[/bold]", remedy="do that", settings=("a.b=[1,2]",))
+    problem = Finding(what="it is [bold]so[/bold]", remedy="do that", settings=("a.b=[1,2]",))
     report = PreflightReport(
-        facts={"student": {"head": "gfl"}}, notes=("n",), warnings=(problem,), stops=(Problem(what="no"),)
+        facts={"student": {"head": "gfl"}}, notes=("n",), warnings=(problem,), stops=(Finding(what="no"),)
     )
     lines = [line.strip() for line in report.text().splitlines() if line.strip()]
     order = ["Before the first step", "Notes", "- n", "Warnings", "- it is [bold]so[/bold]", "-> do that", "a.b=[1,2]"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,13 @@ import pytest
 from locdistill.errors import LocdistillError, RunError
 from locdistill.files import write_text
 from locdistill.recipe import run_folder
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import load_recipe, recipe_data
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.training import train
 from locdistill.training.fit import RunResult
-from locdistill.training.resume import _MAY_CHANGE, Request, resolve, resumed_recipe
+from locdistill.training.resume import _MAY_CHANGE, resumed_recipe
 
 NAME = "ld_r50_from_r101"
 BASE = Request(
@@ -55,8 +56,12 @@ def begun(request: Request, path: Path) -> Recipe:
     return recipe
 
 
+def changed(request: Request, **words: Any) -> Request:
+    return {**request, **words}
+
+
 def with_words(*overrides: str, **words: Any) -> Request:
-    return replace(BASE, overrides=(*BASE.overrides, *overrides), **words)
+    return changed(BASE, overrides=(*BASE["overrides"], *overrides), **words)
 
 
 # ----------------------------------------------------------------------------------------------------- every setting
@@ -161,7 +166,7 @@ WORDS: dict[str, tuple[Request, Request | None]] = {
         Request(recipe="gfl_r18_1x", data="/d", overrides=("name=a",)),
         Request(recipe="gfl_r18_1x", data="/d", overrides=("name=b",)),
     ),
-    "recipe": (BASE, replace(BASE, recipe="ld_r34_from_r101")),
+    "recipe": (BASE, changed(BASE, recipe="ld_r34_from_r101")),
     "model": (with_words(model="gflv2"), with_words(model="gfl")),
     "backbone": (with_words(backbone="resnet18"), with_words(backbone="resnet34")),
     "epochs": (with_words(epochs=6), with_words(epochs=7)),
@@ -225,7 +230,7 @@ WORDS: dict[str, tuple[Request, Request | None]] = {
     "balance null": (with_words("balance=1", "balance=null"), None),
     "devices": (with_words("engine.devices=2"), with_words("engine.devices=4")),
     "student alone": (
-        replace(BASE, teacher=None, overrides=("teacher=null", *(f"terms.{n}=null" for n in ("ld", "ld_vlr", "kd")))),
+        changed(BASE, teacher=None, overrides=("teacher=null", *(f"terms.{n}=null" for n in ("ld", "ld_vlr", "kd")))),
         None,
     ),
 }
@@ -239,7 +244,7 @@ def test_the_same_words_go_on_with_a_run_and_others_are_refused(kind: str, tmp_p
     again = resumed_recipe(words, tmp_path)
     assert again == saved
     assert list(again.terms) == list(saved.terms)  # the order in which they are added up
-    assert resumed_recipe(replace(words, recipe=None), tmp_path) == saved
+    assert resumed_recipe(changed(words, recipe=None), tmp_path) == saved
     if others is not None:
         with pytest.raises(RunError):
             resumed_recipe(others, tmp_path)
@@ -248,11 +253,11 @@ def test_the_same_words_go_on_with_a_run_and_others_are_refused(kind: str, tmp_p
 def test_a_file_of_a_recipe_and_the_folder_of_the_run(tmp_path: Path) -> None:
     file = tmp_path / "own.yaml"
     file.write_text("base: ld_r50_from_r101\nengine: {epochs: 6, milestones: [4, 5]}\nterms: {kd: null}\n")
-    for words in (replace(BASE, recipe=file), replace(BASE, recipe=file, epochs=3)):
-        path = tmp_path / f"run-{words.epochs}"
+    for words in (changed(BASE, recipe=file), changed(BASE, recipe=file, epochs=3)):
+        path = tmp_path / f"run-{words.get('epochs')}"
         saved = begun(words, path)
         assert resumed_recipe(words, path) == saved
-        assert resumed_recipe(replace(words, recipe=path), path) == saved
+        assert resumed_recipe(changed(words, recipe=path), path) == saved
     assert recipe_data(file)["name"] == "own"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from locdistill.viz import Picture, Preformatted, Section, Table, Text, render_page, write_page
+from locdistill.viz.report import Picture, Preformatted, Section, TableBlock, Text, render_page, write_page
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
@@ -52,7 +52,7 @@ def full_page() -> str:
     blocks = [
         Text(f"{EVIL}\n\nsecond paragraph"),
         Text("small print", note=True),
-        Table(("name", EVIL), ((EVIL, "1.0"), ("mean", "2.0")), caption=EVIL, emphasis=(1,)),
+        TableBlock(("name", EVIL), ((EVIL, "1.0"), ("mean", "2.0")), caption=EVIL, emphasis=(1,)),
         Picture(picture, caption=EVIL, density=2),
         Preformatted("a:\n  b: <c>"),
     ]
@@ -124,6 +124,6 @@ def test_a_page_is_written_whole(tmp_path: Path) -> None:
 
 
 def test_rows_that_sum_up_stand_out() -> None:
-    page = render_page("t", [Section("s", [Table(("a", "b"), (("x", "1"), ("mean", "2")), emphasis=(1,))])])
+    page = render_page("t", [Section("s", [TableBlock(("a", "b"), (("x", "1"), ("mean", "2")), emphasis=(1,))])])
     assert "<tr><td>x</td>" in page
     assert "<tr class=sum><td>mean</td>" in page

@@ -17,11 +17,11 @@ import numpy as np
 
 from locdistill.data.digest import object_digests
 from locdistill.data.loader import training_plan
-from locdistill.data.looks import Plan
 from locdistill.data.records import Dataset
 from locdistill.data.samplers import Draw
 from locdistill.data.settings import DataSettings
-from locdistill.data.transforms import Look
+from locdistill.data.transforms import View
+from locdistill.data.views import ViewPlan
 from locdistill.distillation.cache.record import Layout
 from locdistill.distillation.cache.store import Store
 from locdistill.distillation.cache.teacher import CachedTeacher, Keeping, Recall
@@ -65,7 +65,7 @@ class CacheUse:
     seed: int
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> ViewPlan:
         """How the images are shown."""
         return training_plan(self.data, self.seed)
 
@@ -203,7 +203,7 @@ def _check_padding(use: CacheUse, layout: Layout) -> None:
         )
 
 
-def missing_draws(recall: Recall, dataset: Dataset, plan: Plan, part: tuple[int, int] = (1, 1)) -> list[Draw]:
+def missing_draws(recall: Recall, dataset: Dataset, plan: ViewPlan, part: tuple[int, int] = (1, 1)) -> list[Draw]:
     """The ways of looking at the images of which nothing is kept yet; each once.
 
     Args:
@@ -214,25 +214,25 @@ def missing_draws(recall: Recall, dataset: Dataset, plan: Plan, part: tuple[int,
             already, so that all of them together are everything, whenever each begins.
     """
     keys: dict[bytes, Draw] = {}
-    for draw, look, size in _sized(dataset, plan):
-        keys.setdefault(recall.key(draw.image, size, look), draw)
+    for draw, view, size in _sized(dataset, plan):
+        keys.setdefault(recall.key(draw.image, size, view), draw)
     share, shares = part
     own = list(keys.items())[share - 1 :: shares]
     there = recall.store.has(key for key, _ in own)
     return [draw for (_, draw), known in zip(own, there, strict=True) if not known]
 
 
-def ways_of(dataset: Dataset, plan: Plan) -> int:
+def ways_of(dataset: Dataset, plan: ViewPlan) -> int:
     """Number of images times ways to look at each."""
     return len(dataset) * (plan.ways or 0)
 
 
-def _sized(dataset: Dataset, plan: Plan) -> Iterator[tuple[Draw, Look, tuple[int, int]]]:
+def _sized(dataset: Dataset, plan: ViewPlan) -> Iterator[tuple[Draw, View, tuple[int, int]]]:
     """All ways of looking at all images, with the height and width that they get."""
     assert plan.ways is not None, "the recipe's checks refuse what cannot be counted"
     for image, record in enumerate(dataset.records):
-        for way, look in enumerate(plan.looks(image)):
-            yield Draw(image, way=way), look, look.size(record.height, record.width)
+        for way, view in enumerate(plan.all_views(image)):
+            yield Draw(image, way=way), view, view.size(record.height, record.width)
 
 
 def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Progress | None = None) -> np.ndarray:

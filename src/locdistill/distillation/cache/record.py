@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from locdistill.distillation.settings import Numbers
+from locdistill.distillation.cache.store import CacheRecord
+from locdistill.distillation.settings import NumberFormat
 from locdistill.types import Dense
 
-Record = dict[str, Tensor]
 INDEX, ROWS, MAPS, MOMENTS = "index", ("cls", "edge", "quality"), ("features", "towers"), "moments"
 LOW, STEP = ".low", ".step"
 LARGEST = torch.finfo(torch.float16).max
@@ -65,8 +65,8 @@ class Layout:
 
 
 def record_of(
-    dense: Dense, image: int, where: Int[Tensor, " k"] | None, *, maps: Sequence[str], numbers: Numbers
-) -> Record:
+    dense: Dense, image: int, where: Int[Tensor, " k"] | None, *, maps: Sequence[str], numbers: NumberFormat
+) -> CacheRecord:
     """What is kept of one image of a batch.
 
     Args:
@@ -77,12 +77,12 @@ def record_of(
         numbers: ``half``, or ``8bit``: the edges of a location, its classes, or a channel of a map between their own
             least and largest value.
     """
-    record: Record = {}
+    record: CacheRecord = {}
     if where is not None:
         if len(where) < dense.cls_logits.shape[1]:
             record[INDEX] = where.to(torch.int32)
-        said = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
-        for name, values in zip(ROWS, said, strict=True):
+        values_of = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
+        for name, values in zip(ROWS, values_of, strict=True):
             if values is not None:
                 record |= encoded(name, values[image, where], numbers)
     for name in (name for name in MAPS if name in maps):
@@ -93,12 +93,12 @@ def record_of(
     return record
 
 
-def record_errors(record: Record, dense: Dense, image: int, where: Int[Tensor, " k"] | None) -> dict[str, float]:
+def record_errors(record: CacheRecord, dense: Dense, image: int, where: Int[Tensor, " k"] | None) -> dict[str, float]:
     """The largest difference between what was said and what is kept of it, by name."""
-    said = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
+    values_of = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
     pairs = {
         name: values[image, where]
-        for name, values in zip(ROWS, said, strict=True)
+        for name, values in zip(ROWS, values_of, strict=True)
         if values is not None and name in record
     }
     pairs |= {
@@ -122,7 +122,7 @@ def moments(values: Float[Tensor, "d h w"]) -> Float[Tensor, "d 1 2"]:
     return torch.cat((mean - spread, mean + spread), -1)
 
 
-def encoded(name: str, values: Float[Tensor, "*shape"], numbers: Numbers) -> Record:
+def encoded(name: str, values: Float[Tensor, "*shape"], numbers: NumberFormat) -> CacheRecord:
     """Numbers as they are kept; see :func:`decoded`. Half precision has 11 bits, and 8-bit numbers 255 equal steps."""
     values = values.float().clamp(-LARGEST, LARGEST)
     if numbers == "half" or name == "quality":
@@ -144,7 +144,7 @@ def decoded(record: Mapping[str, Tensor], name: str) -> Float[Tensor, "*shape"]:
     return values * step.view(shape) + low.view(shape)
 
 
-def joined(records: Sequence[Record], sizes: Sequence[tuple[int, int]], layout: Layout) -> Record:
+def joined(records: Sequence[CacheRecord], sizes: Sequence[tuple[int, int]], layout: Layout) -> CacheRecord:
     """The records of a batch's images, put together for its padding; for ``dense_of``.
 
     Args:
@@ -154,12 +154,17 @@ def joined(records: Sequence[Record], sizes: Sequence[tuple[int, int]], layout: 
     """
     extents = [layout.extents(size) for size in sizes]
     padded = max(h for h, _ in extents), max(w for _, w in extents)
-    together: Record = {}
+    together: CacheRecord = {}
     for name in (name for name in records[0] if name != INDEX):
         parts = [record[name] for record in records]
         kind, _, level = name.partition(".")
         if kind in MAPS and level.isdigit():
-            together[name] = _stacked(parts)
+            # maps of unequal size in one tensor; what lies beyond their own size is padding, and means nothing
+            height, width = (max(values.shape[axis] for values in parts) for axis in (-2, -1))
+            whole = parts[0].new_zeros(len(parts), len(parts[0]), height, width)
+            for place, values in zip(whole, parts, strict=True):
+                place[:, : values.shape[-2], : values.shape[-1]] = values
+            together[name] = whole
         elif kind in (*MAPS, MOMENTS):
             together[name] = torch.stack(parts)
         else:
@@ -170,7 +175,7 @@ def joined(records: Sequence[Record], sizes: Sequence[tuple[int, int]], layout: 
 
 
 def _places(
-    records: Sequence[Record], extents: Sequence[tuple[int, int]], padded: tuple[int, int], layout: Layout
+    records: Sequence[CacheRecord], extents: Sequence[tuple[int, int]], padded: tuple[int, int], layout: Layout
 ) -> Int[Tensor, " k"]:
     """Places of all rows in the batch, its images' locations one after the other."""
     places, locations = [], layout.locations(padded)
@@ -178,15 +183,6 @@ def _places(
         index = record[INDEX].long() if INDEX in record else torch.arange(layout.locations(own))
         places.append(layout.moved(index, own, padded) + image * locations)
     return torch.cat(places)
-
-
-def _stacked(maps: Sequence[Tensor]) -> Tensor:
-    """Maps of unequal size in one tensor; what lies beyond their own size is padding, and means nothing."""
-    height, width = (max(values.shape[axis] for values in maps) for axis in (-2, -1))
-    whole = maps[0].new_zeros(len(maps), len(maps[0]), height, width)
-    for place, values in zip(whole, maps, strict=True):
-        place[:, : values.shape[-2], : values.shape[-1]] = values
-    return whole
 
 
 def dense_of(record: Mapping[str, Tensor], images: int, locations: int) -> Dense:

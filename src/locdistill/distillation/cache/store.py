@@ -26,7 +26,7 @@ ADDRESSES = 2**40
 READERS = 1024
 FILE = "data.mdb"
 ABOUT, RECORDS, NOTES = b"about", b"records", b"notes"
-Record = dict[str, Tensor]
+CacheRecord = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Store:
         with self._reading() as (transaction, tables):
             return 0 if transaction is None else int(transaction.stat(tables[RECORDS])["entries"])
 
-    def get(self, keys: Sequence[bytes]) -> list[Record | None]:
+    def get(self, keys: Sequence[bytes]) -> list[CacheRecord | None]:
         """The records of these keys; None where there is none."""
         with self._reading() as (transaction, tables):
             if transaction is None:
@@ -72,7 +72,7 @@ class Store:
                 return [False for _ in keys]
             return [transaction.get(key, db=tables[RECORDS]) is not None for key in keys]
 
-    def put(self, records: Mapping[bytes, Record]) -> None:
+    def put(self, records: Mapping[bytes, CacheRecord]) -> None:
         """Add records, all of them or none; one that is there already is left as it is.
 
         Raises:

@@ -11,29 +11,19 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from locdistill.data.transforms import Look
-from locdistill.distillation.cache.record import (
-    MAPS,
-    MOMENTS,
-    ROWS,
-    Layout,
-    Record,
-    dense_of,
-    joined,
-    record_errors,
-    record_of,
-)
-from locdistill.distillation.cache.store import Store
-from locdistill.distillation.settings import Numbers
+from locdistill.data.transforms import View
+from locdistill.distillation.cache.record import MAPS, MOMENTS, ROWS, Layout, dense_of, joined, record_errors, record_of
+from locdistill.distillation.cache.store import CacheRecord, Store
+from locdistill.distillation.settings import NumberFormat
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.grid import Grid
-from locdistill.models.fold import Haste
+from locdistill.models.fold import SpeedUps
 from locdistill.objective.objective import Objective
 from locdistill.objective.term import Region, Term
 from locdistill.types import Batch, Dense, Instances
 
 KEYS = "keys"
-SAID = "said"
+FACTS = "said"
 ERRORS = "errors"
 
 
@@ -54,21 +44,21 @@ class Recall:
     contents: np.ndarray
     layout: Layout
 
-    def key(self, image: int, size: tuple[int, int], look: Look) -> bytes:
+    def key(self, image: int, size: tuple[int, int], view: View) -> bytes:
         """The key of one image, looked at in one way."""
-        return bytes(self.contents[image]) + struct.pack("<II", *size) + look.mark
+        return bytes(self.contents[image]) + struct.pack("<II", *size) + view.mark
 
     def recall(
-        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], looks: Sequence[Look]
+        self, images: Sequence[int], sizes: Sequence[tuple[int, int]], views: Sequence[View]
     ) -> Mapping[str, Tensor]:
         """The keys of a batch's images and, if there is a record of all of them, what they say; see `CachedTeacher`.
 
         Args:
             images: Their positions in the data set.
             sizes: Height and width of each, before padding.
-            looks: How each is looked at.
+            views: How each is looked at.
         """
-        keys = [self.key(*own) for own in zip(images, sizes, looks, strict=True)]
+        keys = [self.key(*own) for own in zip(images, sizes, views, strict=True)]
         named = {KEYS: torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1).copy())}
         found = self.store.get(keys)
         records = [record for record in found if record is not None]
@@ -91,10 +81,10 @@ class Keeping:
     layout: Layout
     predictions: bool = True
     maps: tuple[str, ...] = ()
-    numbers: Numbers = "half"
+    numbers: NumberFormat = "half"
 
     @classmethod
-    def of(cls, objective: Objective, layout: Layout, *, comparable: bool, numbers: Numbers = "half") -> Keeping:
+    def of(cls, objective: Objective, layout: Layout, *, comparable: bool, numbers: NumberFormat = "half") -> Keeping:
         """What the terms of an objective look at.
 
         Args:
@@ -156,41 +146,49 @@ class CachedTeacher(FrozenTeacher):
     """
 
     def __init__(
-        self, teacher: FrozenTeacher, store: Store, keeping: Keeping, grid_for: Callable[[tuple[int, int]], Grid]
+        self, teacher: FrozenTeacher, store: Store, keeping: Keeping, grid_for: Callable[[Sequence[int]], Grid]
     ) -> None:
         self.teacher, self.store, self.keeping, self._grid_for = teacher, store, keeping, grid_for
         self.notes, self.comparable = teacher.notes, teacher.comparable
         self.errors: dict[str, float] = {}
         self._device = torch.device("cpu")
         self._brought_to: torch.device | None = None
-        self._how: Haste | None = None
-        self._said: tuple[tuple[int, ...] | None, bool] | None = None
+        self._how: SpeedUps | None = None
+        self._facts: tuple[tuple[int, ...] | None, bool] | None = None
 
     def to(self, device: torch.device) -> CachedTeacher:
         """Note where the batches are; the teacher follows when it is needed."""
         self._device = device
         return self
 
-    def hasten(self, how: Haste) -> None:
+    def optimise(self, how: SpeedUps) -> None:
         """Note how; the teacher does so when it is needed."""
         self._how, self._brought_to = how, None
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
         """The teacher's predictions on the batch; see :meth:`FrozenTeacher.__call__`."""
-        recalled = batch.recalled
-        if recalled is None:
+        from_cache = batch.from_cache
+        if from_cache is None:
             return self._asked(batch, features=features, towers=towers)
-        records = None if len(recalled) > 1 else self.look(batch)
+        records = None if len(from_cache) > 1 else self.look(batch)
         with torch.autocast(batch.images.device.type, enabled=False):
             if records is not None:
-                keys = [bytes(key) for key in recalled[KEYS].tolist()]
+                keys = [bytes(key) for key in from_cache[KEYS].tolist()]
                 self.store.put(dict(zip(keys, records, strict=True)))
                 self._note_errors()
-                recalled = self._together(batch, records)
+                # what would have come with the batch, had it been there
+                sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
+                cpu = [{name: values.cpu() for name, values in record.items()} for record in records]
+                together = joined(cpu, sizes, self.keeping.layout)
+                from_cache = {name: values.to(batch.images.device) for name, values in together.items()}
             locations = self.keeping.layout.locations((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
-            dense = dense_of(recalled, len(batch.images), locations)
-        known, quality_in_score = self._speaks()
+            dense = dense_of(from_cache, len(batch.images), locations)
+        # which classes are known, and what the quality is for: the same of all images
+        if self._facts is None:
+            facts = self.store.about(FACTS)
+            self._facts = None if facts["known"] is None else tuple(facts["known"]), facts["quality_in_score"]
+        known, quality_in_score = self._facts
         return dense._replace(known=known, quality_in_score=quality_in_score)
 
     def _note_errors(self) -> None:
@@ -199,37 +197,30 @@ class CachedTeacher(FrozenTeacher):
         if grown := {name: error for name, error in self.errors.items() if error > known.get(name, -1.0)}:
             self.store.note({f"{ERRORS}.{name}".encode(): repr(error).encode() for name, error in grown.items()})
 
-    def _together(self, batch: Batch, records: list[Record]) -> Record:
-        """What would have come with the batch, had it been there."""
-        sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
-        cpu = [{name: values.cpu() for name, values in record.items()} for record in records]
-        together = joined(cpu, sizes, self.keeping.layout)
-        return {name: values.to(batch.images.device) for name, values in together.items()}
-
     def cross(self, student: Dense, teacher: Dense) -> Dense:
         """What the teacher's head makes of the student's features: it is run each time."""
         return self._present().cross(student, teacher)
 
     @torch.no_grad()
-    def look(self, batch: Batch) -> list[Record]:
+    def look(self, batch: Batch) -> list[CacheRecord]:
         """What is kept of each image of a batch, seen by the teacher now."""
         extents = [self.keeping.layout.extents((int(h), int(w))) for h, w in batch.sizes.tolist()]
-        records: dict[int, Record] = {}
+        records: dict[int, CacheRecord] = {}
         for own in sorted(set(extents)):
             images = [i for i, other in enumerate(extents) if other == own]
             records |= zip(images, self._look_alike(_part(batch, images, own)), strict=True)
         return [records[i] for i in range(len(extents))]
 
-    def _look_alike(self, batch: Batch) -> list[Record]:
+    def _look_alike(self, batch: Batch) -> list[CacheRecord]:
         """Records of images that fill a batch with their extents."""
         keeping = self.keeping
         kept_towers = "towers" in keeping.maps or MOMENTS in keeping.maps
         dense = self._asked(batch, features="features" in keeping.maps, towers=kept_towers)
-        if self._said is None:
-            self.store.claim(SAID, {"known": dense.known, "quality_in_score": dense.quality_in_score})
+        if self._facts is None:
+            self.store.claim(FACTS, {"known": dense.known, "quality_in_score": dense.quality_in_score})
         where = None
         if keeping.predictions:
-            grid = self._grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+            grid = self._grid_for(batch.images.shape[-2:])
             where = keeping.where(dense, batch.instances, grid)
         records = []
         for image in range(len(batch.images)):
@@ -248,16 +239,9 @@ class CachedTeacher(FrozenTeacher):
         if self._brought_to != self._device:
             self.teacher.to(self._device)
             if self._how is not None:
-                self.teacher.hasten(self._how)
+                self.teacher.optimise(self._how)
             self._brought_to = self._device
         return self.teacher
-
-    def _speaks(self) -> tuple[tuple[int, ...] | None, bool]:
-        """Which classes are known, and what the quality is for: the same of all images."""
-        if self._said is None:
-            said = self.store.about(SAID)
-            self._said = None if said["known"] is None else tuple(said["known"]), said["quality_in_score"]
-        return self._said
 
 
 def noted_errors(store: Store) -> dict[str, float] | None:
@@ -282,5 +266,5 @@ def _part(batch: Batch, images: list[int], extents: tuple[int, int]) -> Batch:
         original_sizes=batch.original_sizes[images],
         image_ids=batch.image_ids[images],
         instances=batch.instances.of(images),
-        recalled=None,
+        from_cache=None,
     )

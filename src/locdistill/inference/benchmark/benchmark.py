@@ -18,8 +18,8 @@ from locdistill.engine.speed import Precision
 from locdistill.errors import ImageError, LocdistillError, RunError, WeightsError
 from locdistill.files import make_folder, write_text, writing
 from locdistill.images import pad_together, read_image, resize_to
-from locdistill.inference.benchmark.engines import ENGINES, Tell, precision_of
-from locdistill.inference.benchmark.measure import COMPARED, Answer, Pictures, Work, difference
+from locdistill.inference.benchmark.engines import ENGINES, precision_of
+from locdistill.inference.benchmark.measure import COMPARED, Answer, ImagesInMemory, Workload, difference
 from locdistill.inference.benchmark.result import NOISE, RANDOM, BenchmarkResult, EngineResult, notes
 from locdistill.interop.classes import COCO
 from locdistill.models.count import multiply_adds, parameters
@@ -27,6 +27,7 @@ from locdistill.models.detector import Detector
 from locdistill.models.hub import find
 from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.settings import finite, nearest
+from locdistill.types import Tell
 
 WARM_UP = 5
 """Calls that do not count, as in the reference's benchmark."""
@@ -86,7 +87,7 @@ def benchmark(  # noqa: PLR0913 - what can be asked for
     inner = (limits.short, limits.long) if input is None else parse_size(input)
     size = _padded(inner, limits.pad_to)
     pictures = _noise(inner, size, max(batch, COMPARED)) if data is None else _read(Path(data), inner, size, batch)
-    work = Work(
+    work = Workload(
         detector=detector,
         pictures=pictures,
         precision=_known(precision, where),
@@ -116,7 +117,7 @@ def benchmark(  # noqa: PLR0913 - what can be asked for
 
 
 def _run(
-    work: Work, engines: Sequence[str] | None, tell: Tell
+    work: Workload, engines: Sequence[str] | None, tell: Tell
 ) -> tuple[dict[str, EngineResult], dict[str, str], list[Answer]]:
     """Results, engines that cannot be used and why, and the answers of the first that can."""
     results: dict[str, EngineResult] = {}
@@ -190,14 +191,14 @@ def _padded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
     return height, width
 
 
-def _noise(inner: tuple[int, int], size: tuple[int, int], count: int) -> Pictures:
+def _noise(inner: tuple[int, int], size: tuple[int, int], count: int) -> ImagesInMemory:
     generator = torch.Generator().manual_seed(0)
     images = [torch.randint(0, 256, (3, *inner), dtype=torch.uint8, generator=generator) for _ in range(count)]
     sizes = torch.tensor(inner).expand(count, -1)
-    return Pictures(pad_together(images, height=size[0], width=size[1]), sizes, sizes)
+    return ImagesInMemory(pad_together(images, height=size[0], width=size[1]), sizes, sizes)
 
 
-def _read(folder: Path, inner: tuple[int, int], size: tuple[int, int], batch: int) -> Pictures:
+def _read(folder: Path, inner: tuple[int, int], size: tuple[int, int], batch: int) -> ImagesInMemory:
     """Pictures of a folder, each as large as fits."""
     files = images_below(folder)[: max(batch, HELD)]
     if not files:
@@ -209,10 +210,10 @@ def _read(folder: Path, inner: tuple[int, int], size: tuple[int, int], batch: in
         scale = min(inner[0] / height, inner[1] / width)
         images.append(resize_to(picture, (max(round(height * scale), 1), max(round(width * scale), 1))))
     sizes, before = (torch.tensor([image.shape[-2:] for image in some]) for some in (images, originals))
-    return Pictures(pad_together(images, height=size[0], width=size[1]), sizes, before)
+    return ImagesInMemory(pad_together(images, height=size[0], width=size[1]), sizes, before)
 
 
-def _facts(work: Work, answers: Sequence[Answer]) -> dict[str, Any]:
+def _facts(work: Workload, answers: Sequence[Answer]) -> dict[str, Any]:
     settings, device = work.detector.settings, work.detector.device
     return {
         "detector": {"model": settings.model, "backbone": settings.backbone, "classes": len(settings.classes)},

@@ -15,12 +15,11 @@ from torch import Tensor
 from locdistill.engine.speed import DTYPES, Precision
 from locdistill.errors import RunError
 from locdistill.models.detector import Detector
-from locdistill.models.fold import Haste, hastened
+from locdistill.models.fold import SpeedUps, optimised
 from locdistill.models.onnx import INPUT, OUTPUTS, export_onnx
-from locdistill.types import Dense
+from locdistill.types import Dense, Tell
 
 Network = Callable[[Tensor], Dense]
-Tell = Callable[[str], None]
 Build = Callable[[Detector, Precision, Tell], Network]
 
 
@@ -31,8 +30,8 @@ def eager(detector: Detector, precision: Precision, _tell: Tell) -> Network:
 
 def compiled(detector: Detector, precision: Precision, tell: Tell) -> Network:
     """``torch.compile`` of the network, for each number of images anew; batch normalisation folded away."""
-    how = Haste(fold=True, dtype=DTYPES[precision], channels_last=precision != "32")
-    network, seen = torch.compile(hastened(detector, how), dynamic=False), set()
+    how = SpeedUps(fold=True, dtype=DTYPES[precision], channels_last=precision != "32")
+    network, seen = torch.compile(optimised(detector, how), dynamic=False), set()
 
     def run(images: Float[Tensor, "b 3 h w"]) -> Dense:
         if len(images) not in seen:

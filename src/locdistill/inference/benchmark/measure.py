@@ -19,9 +19,9 @@ from torch import Tensor
 from locdistill.engine.speed import Precision
 from locdistill.geometry.grid import Grid
 from locdistill.geometry.kinds import kind_of
-from locdistill.inference.benchmark.engines import Build, Network, Tell
+from locdistill.inference.benchmark.engines import Build, Network
 from locdistill.models.detector import Detector
-from locdistill.types import Dense, Detections
+from locdistill.types import Dense, Detections, Tell
 
 PERCENTILES = (50, 90, 99)
 SAME_IOU = 0.9
@@ -33,7 +33,7 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
-class Pictures(NamedTuple):
+class ImagesInMemory(NamedTuple):
     """Images as a loader would hand them over, on the CPU.
 
     Attributes:
@@ -46,10 +46,10 @@ class Pictures(NamedTuple):
     sizes: Int[Tensor, "n 2"]
     originals: Int[Tensor, "n 2"]
 
-    def some(self, first: int, count: int) -> Pictures:
+    def some(self, first: int, count: int) -> ImagesInMemory:
         """So many from one place on; after the last comes the first."""
         chosen = torch.arange(first, first + count) % len(self.images)
-        return Pictures(*(part[chosen] for part in self))
+        return ImagesInMemory(*(part[chosen] for part in self))
 
 
 class Answer(NamedTuple):
@@ -62,11 +62,10 @@ class Answer(NamedTuple):
 
 
 @torch.no_grad()
-def look(detector: Detector, network: Network, pictures: Pictures) -> Answer:
+def look(detector: Detector, network: Network, pictures: ImagesInMemory) -> Answer:
     """From images in memory to detections: sent to the device, normalised, looked at, post-processed."""
     images, sizes, originals = (part.to(detector.device) for part in pictures)
-    dense = network(detector.normalise(images, sizes))
-    grid = detector.grid_for((int(images.shape[-2]), int(images.shape[-1])))
+    dense, grid = detector.see(images, sizes, network)
     candidates = detector.candidates(dense, grid, sizes, originals)
     return Answer(dense, grid, candidates, detector.suppress([candidates]))
 
@@ -102,7 +101,7 @@ class Times:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
+class Workload:
     """What each engine is asked to do.
 
     Attributes:
@@ -115,13 +114,13 @@ class Work:
     """
 
     detector: Detector
-    pictures: Pictures
+    pictures: ImagesInMemory
     precision: Precision
     batch: int
     calls: int
     warm_up: int
 
-    def measured(self, build: Build, tell: Tell) -> Measured:
+    def measured(self, build: Build, tell: Tell) -> MeasuredEngine:
         """Ask an engine, which prepares for each number of images at the first call: that is not measured."""
         memory = MemoryWatch(self.detector.device)
         network = build(self.detector, self.precision, tell)
@@ -130,7 +129,7 @@ class Work:
         memory.restart()
         single = self._times(network, 1)
         batched = self._times(network, self.batch) if self.batch > 1 else None
-        return Measured(single, batched, memory.peak_mb(), answers)
+        return MeasuredEngine(single, batched, memory.peak_mb(), answers)
 
     def _times(self, network: Network, batch: int) -> Times:
         """Time calls with different images, the first of which do not count."""
@@ -147,7 +146,7 @@ class Work:
         return Times(images=batch, seconds=tuple(seconds[warm_up:]))
 
 
-class Measured(NamedTuple):
+class MeasuredEngine(NamedTuple):
     """What was measured with an engine, and its answers to compare; memory in 2^20 bytes, None where not told."""
 
     single: Times

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
@@ -12,10 +11,11 @@ from locdistill.distillation.load import teacher_files
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.errors import RecipeError, RunError
 from locdistill.recipe.catalogue import spelled_term
-from locdistill.recipe.defaults import Request, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import Override, build_recipe, load_recipe
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.run_folder import METRICS, RECIPE
 from locdistill.study.arms import NOTHING, Arm
 
@@ -74,7 +74,10 @@ def arms_of(given: Sequence[str | Path | Recipe], request: Request, seeds: tuple
             f"nothing to compare: expected at least two different recipes or run folders, {what}; the first is what "
             "the others are compared with"
         )
-    names = _names([_name(recipe, there) for recipe, there in found])
+    # name of a recipe; of finished runs that end on their seed, what they have in common
+    names = _names(
+        [(recipe.name.removesuffix(f"-{recipe.engine.seed}") if there else recipe.name) for recipe, there in found]
+    )
     common = seeds or _common_seeds([there for _, there in found if there]) or SEEDS
     return tuple(
         _arm(name, recipe, there, seeds or (tuple(sorted(there)) if there else common))
@@ -93,11 +96,6 @@ def _common_seeds(folders: list[dict[int, Path]]) -> tuple[int, ...]:
     """Seeds that every group of folders has."""
     common = set.intersection(*(set(there) for there in folders)) if folders else set()
     return tuple(sorted(common))
-
-
-def _name(recipe: Recipe, there: dict[int, Path]) -> str:
-    """Name of a recipe; of finished runs that end on their seed, what they have in common."""
-    return recipe.name.removesuffix(f"-{recipe.engine.seed}") if there else recipe.name
 
 
 def _names(wanted: list[str]) -> list[str]:
@@ -121,20 +119,20 @@ def _recipe(item: str | Path | Recipe, request: Request) -> Recipe:
         WeightsError: The teacher's file is not there.
     """
     if isinstance(item, Recipe):
-        words: list[Override] = [*request.overrides]
-        if request.data is not None:
-            words.insert(0, (("data", "path"), str(request.data)))
+        words: list[Override] = [*request.get("overrides", ())]
+        if request.get("data") is not None:
+            words.insert(0, (("data", "path"), str(request["data"])))
         plain = apply_overrides(item.model_dump(mode="json"), words) if words else None
         recipe = item if plain is None else build_recipe(plain, item.name)
     else:
-        recipe = resolve(dataclasses.replace(request, recipe=item, teacher=None))
+        recipe = resolve({**request, "recipe": item, "teacher": None})
     if not recipe.data.path:
         raise RecipeError(f"{recipe.name}: no data are named; expected --data FOLDER, or data.path in the recipe")
     if recipe.teacher is None or recipe.teacher.follows:
         return recipe
-    if recipe.teacher.weights is None and request.teacher is not None:
+    if recipe.teacher.weights is None and request.get("teacher") is not None:
         recipe = recipe.model_copy(
-            update={"teacher": recipe.teacher.model_copy(update={"weights": str(request.teacher)})}
+            update={"teacher": recipe.teacher.model_copy(update={"weights": str(request["teacher"])})}
         )
     teacher_files(recipe.teacher, recipe.name)  # looked for before anything is trained: hours later would be late
     return recipe

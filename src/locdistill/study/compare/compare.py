@@ -21,11 +21,11 @@ from locdistill.data.records import Dataset
 from locdistill.distillation.settings import CacheSettings
 from locdistill.errors import DataError, RecipeError, RunError
 from locdistill.files import make_folder, write_text
-from locdistill.recipe.defaults import Request
 from locdistill.recipe.load import Override
 from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.request import Request
 from locdistill.recipe.run_folder import PARENT, read_facts
-from locdistill.study.arms import CACHE, Arm, Remember, Tell, equal_time_steps, fixed_steps, remembered, train_arms
+from locdistill.study.arms import CACHE, Arm, Remember, equal_time_steps, fixed_steps, remembered, train_arms
 from locdistill.study.compare import page
 from locdistill.study.compare.arms import USE, arms_of, changes, chosen_seeds, flat
 from locdistill.study.compare.measure import Measure, Measuring, digest_of, evaluation_images
@@ -33,6 +33,7 @@ from locdistill.study.compare.pictures import pictures
 from locdistill.study.compare.result import Comparison, EqualTime, Measured, as_json, as_markdown
 from locdistill.training.build_cache import cache_seconds
 from locdistill.training.separately import Train, run_apart, side_by_side
+from locdistill.types import Tell
 from locdistill.viz import report
 
 FEW_IMAGES = 100
@@ -41,7 +42,7 @@ _NEAR = 0.01  # recipes whose time differs by less take the same
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ComparisonPlan:
     """What is to be compared, checked.
 
     Attributes:
@@ -123,9 +124,9 @@ def compare(  # noqa: PLR0913 - the words of the command line
     if jobs < 1:
         raise RecipeError(f"jobs is {jobs}; at least one training at a time is needed")
     chosen = chosen_seeds(seeds)
-    arms = arms_of(recipes, Request(data=data, teacher=teacher, overrides=tuple(overrides)), chosen)
+    arms = arms_of(recipes, Request(data=data, teacher=teacher, overrides=overrides), chosen)
     name = "compare-" + "-".join(arm.name for arm in arms)
-    plan = Plan(
+    plan = ComparisonPlan(
         arms=arms,
         out=Path(out) if out is not None else PARENT / name[:100],
         equal_time=equal_time,
@@ -139,7 +140,7 @@ def compare(  # noqa: PLR0913 - the words of the command line
 
 
 def carry_out(
-    plan: Plan, *, data: str | Path | None = None, device: str | None = None, tell: Tell = print
+    plan: ComparisonPlan, *, data: str | Path | None = None, device: str | None = None, tell: Tell = print
 ) -> Comparison:
     """Train, measure and write what was planned; arguments and errors as of :func:`compare`."""
     measure = Measuring(plan.out, data, device)
@@ -154,7 +155,7 @@ def no_pictures(_result: Comparison) -> list[report.Section]:
 
 
 def run_plan(
-    plan: Plan,
+    plan: ComparisonPlan,
     *,
     train: Train,
     measure: Measure,
@@ -254,7 +255,7 @@ def _longer(first: Arm, other: Arm, steps: int) -> Arm:
     return Arm(f"{first.name}-as-long-as-{other.name}", f"{first.label}, as long as {other.label}", recipe, seeds)
 
 
-def _claim(plan: Plan) -> None:
+def _claim(plan: ComparisonPlan) -> None:
     """Note in the folder what its names stand for; refuse one in which they stand for something else."""
     for arm in plan.arms[1:]:
         if not set(arm.seeds) & set(plan.arms[0].seeds):
@@ -326,7 +327,7 @@ def _check_comparable(measured: Mapping[str, tuple[Measured, ...]]) -> None:
         raise RunError(f"{first}: there is no object to find on the images to evaluate on, so no AP to compare")
 
 
-def _notes(plan: Plan, measured: Mapping[str, tuple[Measured, ...]]) -> Iterator[str]:
+def _notes(plan: ComparisonPlan, measured: Mapping[str, tuple[Measured, ...]]) -> Iterator[str]:
     """What a reader has to know before believing a number."""
     if plan.jobs > 1:
         yield (

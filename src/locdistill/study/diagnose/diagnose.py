@@ -31,7 +31,7 @@ from locdistill.evaluation.gradients import Pull, pulls
 from locdistill.files import make_folder, write_text
 from locdistill.inference.evaluate import evaluation_batch
 from locdistill.models.hub import find
-from locdistill.objective.learned import Moment
+from locdistill.objective.learned import TrainingProgress
 from locdistill.objective.scene import Scene
 from locdistill.settings import finite
 from locdistill.study.diagnose import page
@@ -75,11 +75,20 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
     found = reopen(run, against=against, teacher=teacher, data=data, device=existing_device(device or default_device()))
     splits = {split: open_dataset(found.recipe.data, split, boxes=found.recipe.detector) for split in ("train", "val")}
     looked = evenly(splits["val"], images)
-    agreement, reliable, objects = _compare(found, _validation(found, looked, progress))
+    limits = found.student.settings.input
+    loader = evaluation_loader(
+        looked, limits, batch=evaluation_batch(looked, limits, _BATCH), workers=found.recipe.data.workers
+    )
+    validation = progress(loader, len(loader)) if progress else loader
+    agreement, reliable, objects = _compare(found, validation)
     settings = found.recipe.teacher
     assert settings is not None, "a run without a teacher is not reopened"
     # A teacher that follows the student was the student itself at first: nothing pulled.
     moments = [name for name in (START, STUDENT) if name in found.students and not (settings.follows and name == START)]
+    # what is to be known where weights are others at the end of the run than at its beginning
+    names = [name for name, term in found.objective.terms.items() if term.schedule is not None]
+    note = f"The weights of {', '.join(names)} follow the run: gradients are those of its first and its last step."
+    scheduled = (note,) if names else ()
     diagnosis = Diagnosis(
         run=found.weights,
         teacher="the running average of the student" if settings.follows else str(settings.weights),
@@ -93,19 +102,12 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
         taught=tuple(name for name, term in found.objective.terms.items() if term.needs_teacher),
         batches=batches,
         edges=found.student.coding.names,
-        notes=(*found.notes, *found.teacher.notes, *_scheduled(found)),
+        notes=(*found.notes, *found.teacher.notes, *scheduled),
     )
     make_folder(diagnosis.out)
     write_text(diagnosis.out / JSON, json.dumps(finite(diagnosis.as_dict()), indent=1) + "\n")
     page.write_page(diagnosis, page.look(found, splits["val"]))
     return diagnosis
-
-
-def _scheduled(found: Reopened) -> tuple[str, ...]:
-    """What is to be known where weights are others at the end of the run than at its beginning."""
-    names = [name for name, term in found.objective.terms.items() if term.schedule is not None]
-    note = f"The weights of {', '.join(names)} follow the run: gradients are those of its first and its last step."
-    return (note,) if names else ()
 
 
 def regions_of(scene: Scene, valuable: Float[Tensor, "b l"]) -> dict[str, Bool[Tensor, "b l"]]:
@@ -114,14 +116,6 @@ def regions_of(scene: Scene, valuable: Float[Tensor, "b l"]) -> dict[str, Bool[T
     main = assignment.positive
     near = (valuable > 0) & ~main
     return {MAIN: main, VALUABLE: near, OTHER: assignment.inside & ~main & ~near}
-
-
-def _validation(found: Reopened, dataset: Dataset, progress: Progress | None) -> Iterable[Batch]:
-    limits = found.student.settings.input
-    loader = evaluation_loader(
-        dataset, limits, batch=evaluation_batch(dataset, limits, _BATCH), workers=found.recipe.data.workers
-    )
-    return progress(loader, len(loader)) if progress else loader
 
 
 @torch.no_grad()
@@ -171,12 +165,12 @@ def _gradients(found: Reopened, moment: str, dataset: Dataset, batches: int) -> 
     measured: list[_Pulls] = []
 
     def measure(scene: Scene) -> dict[str, Tensor]:
-        now = Moment(float(moment == STUDENT), scene.moment.learned)
+        now = TrainingProgress(float(moment == STUDENT), scene.progress.learned)
         targets = {"edge logits": [scene.student.edge_logits], "class logits": [scene.student.cls_logits]}
         if scene.student.quality_logits is not None:
             targets["quality logits"] = [scene.student.quality_logits]
         targets["features"] = maps
-        measured.append(pulls(found.objective.losses(replace(scene, moment=now)), targets, labels=labels))
+        measured.append(pulls(found.objective.losses(replace(scene, progress=now)), targets, labels=labels))
         return {}
 
     module = TrainingModule(student, found.objective, found.teacher, found.recipe.engine, watch=measure)
@@ -188,11 +182,7 @@ def _gradients(found: Reopened, moment: str, dataset: Dataset, batches: int) -> 
         torch.manual_seed(found.recipe.engine.seed)
         for batch in islice(training_loader(dataset, few, seed=found.recipe.engine.seed), batches):
             module(move_data_to_device(batch, found.device))
-    return _mean(measured)
-
-
-def _mean(measured: list[_Pulls]) -> _Pulls:
-    """Means over batches; of a cosine over those in which it is defined."""
+    # means over batches; of a cosine over those in which it is defined
     if not measured:
         return {}
     return {

@@ -79,9 +79,22 @@ def look(found: Reopened, dataset: Dataset, images: int = _IMAGES) -> Views:
 
 def write_page(found: Diagnosis, views: Views) -> Path:
     """Write ``report.html``, which needs no other file, and its pictures beside it; return its path."""
+    about = f"{found.images} images with {found.objects} objects of the validation split"
+    against = f"; student alone: {found.against}" if found.against else ""
+    batches = f"{found.batches} training batches for the gradients{against}."
+    notes = " ".join(found.notes)
+    conditions: list[report.Block] = [report.Text(f"{about}; {batches} {notes}".strip(), note=True)]
+    note = (
+        "Main region: locations that answer for an object. Valuable region: locations whose anchor nearly reaches one, "
+        "main region excluded. Other: the rest of the image, where nothing trains the edges of either detector, so "
+        "that they may well differ there. Edge KL: divergence of the student's distribution from the teacher's at "
+        "temperature 1. Distances are counted in bins. Score difference: the largest over the classes."
+    )
+    tables = (words.region_table(found), words.edge_table(found))
+    agreement: list[report.Block] = [report.Text(note, note=True), *map(block, tables)]
     sections = [
-        report.Section("In words", [report.Text("\n\n".join(words.in_words(found))), *_conditions(found)]),
-        report.Section("Agreement with the teacher", _agreement(found)),
+        report.Section("In words", [report.Text("\n\n".join(words.in_words(found))), *conditions]),
+        report.Section("Agreement with the teacher", agreement),
         report.Section("Do the edges know how sure they may be?", _calibration(found)),
         report.Section("Which term pulls how hard?", _gradients(found)),
         report.Section("Where distillation acts", _regions(found, views)),
@@ -90,25 +103,6 @@ def write_page(found: Diagnosis, views: Views) -> Path:
     ]
     subtitle = f"{found.run}, taught by {found.teacher}"
     return report.write_page(found.page, "Diagnosis of a distillation run", sections, subtitle=subtitle)
-
-
-def _conditions(found: Diagnosis) -> list[report.Block]:
-    about = f"{found.images} images with {found.objects} objects of the validation split"
-    against = f"; student alone: {found.against}" if found.against else ""
-    batches = f"{found.batches} training batches for the gradients{against}."
-    notes = " ".join(found.notes)
-    return [report.Text(f"{about}; {batches} {notes}".strip(), note=True)]
-
-
-def _agreement(found: Diagnosis) -> list[report.Block]:
-    note = (
-        "Main region: locations that answer for an object. Valuable region: locations whose anchor nearly reaches one, "
-        "main region excluded. Other: the rest of the image, where nothing trains the edges of either detector, so "
-        "that they may well differ there. Edge KL: divergence of the student's distribution from the teacher's at "
-        "temperature 1. Distances are counted in bins. Score difference: the largest over the classes."
-    )
-    tables = (words.region_table(found), words.edge_table(found))
-    return [report.Text(note, note=True), *map(block, tables)]
 
 
 def _calibration(found: Diagnosis) -> list[report.Block]:

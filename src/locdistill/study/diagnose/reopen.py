@@ -68,13 +68,8 @@ class Reopened:
 
         Objects are those of the classes that the teacher knows: of others there is nothing to compare.
         """
-        detector = self.students[who]
-        return self.objective.unchecked(
-            detector(detector.normalise(batch.images, batch.sizes)),
-            taught,
-            grid=self.student.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1]))),
-            instances=batch.instances,
-        ).taught
+        dense, grid = self.students[who].see(batch.images, batch.sizes)
+        return self.objective.unchecked(dense, taught, grid=grid, instances=batch.instances).taught
 
     def learned(self) -> dict[str, Any]:
         """What terms with weights of their own had learned at the end.

@@ -244,17 +244,17 @@ def _spread_words(found: Diagnosis) -> list[str]:
 
 
 def _gradient_words(found: Diagnosis) -> list[str]:
-    words, heard = [], {}
+    words, pull = [], {}
     for target in found.gradients.get(STUDENT, {}):
         of_terms = found.shares(STUDENT, target)
         taught = {term: of_terms[term] for term in found.taught if of_terms.get(term, 0.0) > 0}
-        heard[target] = math.fsum(taught.values())
+        pull[target] = math.fsum(taught.values())
         if taught:
             parts = ", ".join(f"{term} {_percent(share)}" for term, share in taught.items())
-            words.append(f"Of the gradient on the {target}, distillation makes up {_percent(heard[target])} ({parts}).")
-    if found.taught and heard and max(heard.values()) < LITTLE:
+            words.append(f"Of the gradient on the {target}, distillation makes up {_percent(pull[target])} ({parts}).")
+    if found.taught and pull and max(pull.values()) < LITTLE:
         words.append("That is little: the student hardly hears its teacher. Raise the weights of these terms.")
-    loud = [target for target, share in heard.items() if share > MUCH]
+    loud = [target for target, share in pull.items() if share > MUCH]
     if loud:
         words.append(f"On the {' and the '.join(loud)} the labels are hardly heard beside the teacher.")
     return words

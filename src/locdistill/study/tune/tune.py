@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from locdistill.data.digest import data_digest
 from locdistill.data.open import open_dataset
@@ -24,23 +24,25 @@ from locdistill.data.records import Dataset
 from locdistill.distillation.load import teacher_files
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
 from locdistill.files import make_folder, write_text
-from locdistill.recipe.defaults import Request, resolve
-from locdistill.recipe.load import Override, build_recipe, dump_recipe, laid_over
+from locdistill.recipe.defaults import resolve
+from locdistill.recipe.load import build_recipe, dump_recipe, laid_over
 from locdistill.recipe.recipe import OF_TEACHER, Recipe
+from locdistill.recipe.request import DistillWords, Request, takes
 from locdistill.recipe.run_folder import PARENT
-from locdistill.study.arms import Arm, Tell, train_arms
+from locdistill.study.arms import Arm, train_arms
 from locdistill.study.compare.arms import USE, chosen_seeds, flat
 from locdistill.study.tune.result import ALONE, AS_IS, BEST, LABELS, Trial, TuneResult, best_of, describe
 from locdistill.study.tune.sampler import propose, sampler
 from locdistill.study.tune.space import Searched, check_space, default_space, own_values, parse_search, with_values
 from locdistill.training.separately import Train, run_apart
+from locdistill.types import Tell
 
 SHARE = 0.25
 """Length of a trial in that of the recipe, unless given."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class SearchPlan:
     """What is to be searched, checked.
 
     Attributes:
@@ -64,66 +66,47 @@ class Plan:
     out: Path
 
 
-def tune(  # noqa: PLR0913 - the words of the command line
+@takes(DistillWords)
+def tune(  # noqa: PLR0913 - beside the words, where and how long
     teacher: str | Path | None = None,
     data: str | Path | None = None,
     *,
-    model: str | None = None,
-    backbone: str | None = None,
-    pretrained: str | bool | None = None,
-    methods: Sequence[str] = (),
-    recipe: str | Path | None = None,
     search: Sequence[str] = (),
     trials: int = 20,
     seeds: int | Sequence[int] = 1,
-    epochs: int | None = None,
     steps: int | None = None,
     holdout: float = 0.2,
     out: str | Path | None = None,
-    overrides: Sequence[Override] = (),
     tell: Tell = print,
+    **words: Unpack[DistillWords],
 ) -> TuneResult:
     """Search settings of a recipe by short runs, and write tables, a picture and the recipe with the best ones.
 
     What has finished in ``out`` is not trained again, and what was interrupted goes on: start the same again. Trials
-    and seeds can be added later.
+    and seeds can be added later. ``epochs`` is the length of a trial, a quarter of the recipe's unless given;
+    milestones and warm-up are moved in proportion.
 
     Args:
-        teacher: As for :func:`locdistill.distill`; also the words that are not named here.
+        teacher: As for :func:`locdistill.distill`.
         data: Folder of the data set.
-        model: Kind of the student.
-        backbone: The student's.
-        pretrained: Weights of the student's backbone.
-        methods: Names of distillation methods.
-        recipe: Name or file of a recipe to start from.
         search: ``"KEY=LOW..HIGH"``, ``"KEY=LOW..HIGH:log"`` or ``"KEY=A|B"`` (see
             :mod:`locdistill.study.tune.space`); temperatures, weights and regions of the distillation unless given.
         trials: How many, beside the student alone and the recipe as it is.
         seeds: How many (0, 1, ...), or which, for each trial.
-        epochs: Passes over the data of a trial; a quarter of the recipe's unless given. Milestones and warm-up are
-            moved in proportion.
-        steps: Optimiser steps of a trial instead.
+        steps: Optimiser steps of a trial in place of epochs.
         holdout: Share of the training images that is held out to judge the trials; 0 judges them on the validation
             images, whose AP then says less afterwards.
         out: Folder of the search; ``runs/tune-<name>`` unless given.
-        overrides: ``"key.path=value"``, any field of the recipe.
         tell: Gets a line of progress now and then.
+        words: See :class:`Request`.
 
     Raises:
         LocdistillError: One of its kinds, when something is wrong with recipe, search, data, weights or folder; a
             :class:`RunError` where optuna is missing.
     """
     sampler()  # missed here, not after hours
-    request = Request(
-        data=data,
-        model=model,
-        backbone=backbone,
-        pretrained=pretrained,
-        recipe=recipe,
-        teacher=teacher,
-        methods=(methods,) if isinstance(methods, str) else tuple(methods),
-        overrides=tuple(overrides),
-    )
+    epochs = words.pop("epochs", None)
+    request = Request(teacher=teacher, data=data, **words)
     full = resolve(request)
     if not full.data.path:
         raise RecipeError(f"{full.name}: no data are named; expected --data FOLDER, or data.path in the recipe")
@@ -135,7 +118,7 @@ def tune(  # noqa: PLR0913 - the words of the command line
     training = open_dataset(held.data, "train", boxes=full.detector)
     settings = held.data.model_copy(update={"classes": full.detector.classes or full.data.classes or training.classes})
     judging = open_dataset(settings, "val", boxes=full.detector)
-    plan = Plan(
+    plan = SearchPlan(
         recipe=full,
         short=shortened(held, len(training), epochs=epochs, steps=steps),
         space=space,
@@ -190,7 +173,7 @@ def _judged_on(judging: Dataset, training: Dataset, recipe: Recipe) -> str:
     return f"the {len(judging)} validation images of {judging.name}, which are no longer unseen"
 
 
-def run_plan(plan: Plan, *, train: Train, tell: Tell = print) -> TuneResult:
+def run_plan(plan: SearchPlan, *, train: Train, tell: Tell = print) -> TuneResult:
     """Train what is not yet trained, and write what was found.
 
     Args:
@@ -225,11 +208,6 @@ def run_plan(plan: Plan, *, train: Train, tell: Tell = print) -> TuneResult:
         held_out=plan.short.data.holdout > 0,
         out=plan.out,
     )
-    _write(plan, result)
-    return result
-
-
-def _write(plan: Plan, result: TuneResult) -> None:
     recipes = {AS_IS: plan.recipe, BEST: result.recipe.model_copy(update={"name": f"{plan.recipe.name}-tuned"})}
     if plan.recipe.distils:
         recipes[ALONE] = _alone(plan.recipe)
@@ -238,6 +216,7 @@ def _write(plan: Plan, result: TuneResult) -> None:
     write_text(plan.out / "tune.json", json.dumps(result.as_dict(), indent=1) + "\n")
     write_text(plan.out / "tune.csv", result.as_csv())
     result.draw(plan.out / "tune.png")
+    return result
 
 
 def _alone(recipe: Recipe) -> Recipe:
@@ -255,7 +234,7 @@ class _Study:
         RunError: The folder holds another search.
     """
 
-    def __init__(self, plan: Plan, train: Train, tell: Tell) -> None:
+    def __init__(self, plan: SearchPlan, train: Train, tell: Tell) -> None:
         self.plan, self.train, self.tell = plan, train, tell
         self.stamp = plan.out / "study.json"
         asked: dict[str, Any] = flat(plan.short, without=USE) | {

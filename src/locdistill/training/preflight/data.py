@@ -16,7 +16,7 @@ from locdistill.data.samplers import GroupedSampler
 from locdistill.distillation.regions import valuable_region
 from locdistill.engine.launch import device_count
 from locdistill.objective.scene import Scene
-from locdistill.training.preflight.report import Problem
+from locdistill.training.preflight.report import Finding
 from locdistill.training.prepare import Parts
 from locdistill.types import Batch, Dense
 
@@ -56,7 +56,7 @@ class Regions:
         return float((self.distances > largest).float().mean()) if self.distances.numel() else 0.0
 
 
-def look_at_data(parts: Parts) -> tuple[dict[str, str], dict[str, int], list[Problem]]:
+def look_at_data(parts: Parts) -> tuple[dict[str, str], dict[str, int], list[Finding]]:
     """Images, and those without boxes: in words, in numbers, and what is wrong with them."""
     train, val = parts.datasets["train"], parts.datasets["val"]
     there, without, bare = len(train) + train.empty, train.empty + _empty(train), _empty(val)
@@ -75,11 +75,11 @@ def _empty(data: Dataset) -> int:
     return sum(not len(record.boxes) for record in data.records)
 
 
-def _split_problems(val: Dataset, bare: int) -> list[Problem]:
+def _split_problems(val: Dataset, bare: int) -> list[Finding]:
     if bare < len(val):
         return []
     return [
-        Problem(
+        Finding(
             what=f"no image of the validation split ({val.name}) has a box: AP will be undefined in the whole run, and "
             "no best weights can be chosen",
             remedy="name another split with data.val=NAME, or hold out some of the training images",
@@ -88,7 +88,7 @@ def _split_problems(val: Dataset, bare: int) -> list[Problem]:
     ]
 
 
-def _batch_problems(parts: Parts, train: Dataset) -> list[Problem]:
+def _batch_problems(parts: Parts, train: Dataset) -> list[Finding]:
     data, (devices, nodes) = parts.recipe.data, device_count(parts.recipe.engine)
     world = nodes * (devices if isinstance(devices, int) else len(devices))
     wide = [record.width > record.height for record in train.records]
@@ -98,7 +98,7 @@ def _batch_problems(parts: Parts, train: Dataset) -> list[Problem]:
     if drawn < REPEATED * there:
         return []
     return [
-        Problem(
+        Finding(
             what=f"an epoch draws {drawn} images where there are {there}: batches of {step} wide or {step} upright "
             "images are filled up with the same ones again",
             remedy="take fewer images at once",
@@ -107,12 +107,12 @@ def _batch_problems(parts: Parts, train: Dataset) -> list[Problem]:
     ]
 
 
-def _empty_problems(train: Dataset) -> list[Problem]:
+def _empty_problems(train: Dataset) -> list[Finding]:
     bare = _empty(train)
     if bare <= len(train) / 2:
         return []
     return [
-        Problem(
+        Finding(
             what=f"{bare / len(train):.0%} of the images that are trained on have no box; they teach nothing of where "
             "edges are",
             remedy="leave them out",
@@ -159,7 +159,7 @@ def look_at_regions(parts: Parts) -> Regions:
 def _scene(parts: Parts, batch: Batch) -> Scene:
     """A batch with a student that says nothing."""
     detector = parts.detector
-    grid = detector.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+    grid = detector.grid_for(batch.images.shape[-2:])
     images, locations = len(batch.images), len(grid.points)
     silent = Dense(
         torch.zeros(images, locations, len(detector.settings.classes)),
@@ -181,7 +181,7 @@ def in_words(regions: Regions) -> dict[str, str]:
 
 def region_problems(
     parts: Parts, regions: Regions, its_largest: float | None, *, seen: float = math.inf
-) -> list[Problem]:
+) -> list[Finding]:
     """What is wrong with the regions, and with bins for objects of this size.
 
     Args:
@@ -197,11 +197,19 @@ def region_problems(
         problems.append(_missed(parts, regions, seen))
     named = [name for name, term in parts.objective.terms.items() if term.on == valuable_region(parts.objective)]
     if not regions.valuable and named:
-        problems.append(_no_valuable(parts, regions, named))
+        settings = parts.detector.settings
+        sizes = [settings.anchor_scale * stride for stride in settings.strides]
+        no_valuable = Finding(
+            what=f"the valuable region is empty: {', '.join(named)} will teach nothing. The objects' median side is "
+            f"{float(regions.sides.median()):.0f} pixels, the anchors' sides go from {sizes[0]:g} to {sizes[-1]:g}",
+            remedy="bring the anchors nearer to the objects",
+            settings=(f"detector.anchor_scale={_fitting_scale(regions, settings.strides[0]):g}",),
+        )
+        problems.append(no_valuable)
     return problems + _short_bins(parts, regions, its_largest)
 
 
-def _missed(parts: Parts, regions: Regions, seen: float) -> Problem:
+def _missed(parts: Parts, regions: Regions, seen: float) -> Finding:
     """Objects for which no location answers."""
     share, median = len(regions.missed) / len(regions.sides), float(regions.missed.median())
     settings = parts.detector.settings
@@ -215,29 +223,18 @@ def _missed(parts: Parts, regions: Regions, seen: float) -> Problem:
         wanted = min(4, max(2, round(2 * stride / max(median, 1))))
         factor = min(wanted, seen / max(max(size) for size in given))
         if factor <= 1:
-            return Problem(
+            return Finding(
                 what=what, remedy="enlarge the images, for which a teacher must be found that looks at larger ones"
             )
         sizes = ",".join(f"[{int(long * factor)},{int(short * factor)}]" for long, short in given)
         limit = ", as far as the teacher can look" if factor < wanted else ""
-        return Problem(
+        return Finding(
             what=what, remedy=f"enlarge the images, here {factor:g} times{limit}", settings=(f"data.sizes=[{sizes}]",)
         )
-    return Problem(
+    return Finding(
         what=what,
         remedy=f"bring the anchors, {settings.anchor_scale * stride:g} pixels on that level, nearer to the objects",
         settings=(f"detector.anchor_scale={_fitting_scale(regions, stride):g}",),
-    )
-
-
-def _no_valuable(parts: Parts, regions: Regions, named: list[str]) -> Problem:
-    settings = parts.detector.settings
-    sizes = [settings.anchor_scale * stride for stride in settings.strides]
-    return Problem(
-        what=f"the valuable region is empty: {', '.join(named)} will teach nothing. The objects' median side is "
-        f"{float(regions.sides.median()):.0f} pixels, the anchors' sides go from {sizes[0]:g} to {sizes[-1]:g}",
-        remedy="bring the anchors nearer to the objects",
-        settings=(f"detector.anchor_scale={_fitting_scale(regions, settings.strides[0]):g}",),
     )
 
 
@@ -246,13 +243,13 @@ def _fitting_scale(regions: Regions, stride: int) -> float:
     return max(1, round(float(regions.sides.quantile(0.25)) / stride))
 
 
-def _short_bins(parts: Parts, regions: Regions, its_largest: float | None) -> list[Problem]:
+def _short_bins(parts: Parts, regions: Regions, its_largest: float | None) -> list[Finding]:
     """Edges that are further away than the bins of the student, or of the teacher, can say."""
     reg_max, problems = parts.detector.settings.reg_max, []
     needed = int(regions.distances.flatten().quantile(0.99).ceil()) if regions.distances.numel() else 0
     if regions.beyond(reg_max) > FEW:
         problems.append(
-            Problem(
+            Finding(
                 what=f"too few bins: {regions.beyond(reg_max):.0%} of the edges of the main region are further than "
                 f"the student's last bin ({reg_max} strides), and cannot be learned",
                 remedy=f"give it more bins (99 % of the edges are within {needed} strides)",
@@ -261,7 +258,7 @@ def _short_bins(parts: Parts, regions: Regions, its_largest: float | None) -> li
         )
     if its_largest is not None and its_largest < reg_max and regions.beyond(its_largest) > FEW:
         problems.append(
-            Problem(
+            Finding(
                 what=f"the teacher has too few bins: {regions.beyond(its_largest):.0%} of the edges of the main region "
                 f"are further than its last ({its_largest:g} strides); there it teaches an edge that is too near",
                 remedy="take a teacher with more bins, or let it teach the classes only (--method kd)",

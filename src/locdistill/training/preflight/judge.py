@@ -9,8 +9,8 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.models.settings import NormalisationSettings
 from locdistill.recipe.yaml_io import typed
-from locdistill.training.preflight.report import Network, Problem, in_words
-from locdistill.training.preflight.teacher import START, Hearing, Trial
+from locdistill.training.preflight.report import Finding, TeacherNetwork, in_words
+from locdistill.training.preflight.teacher import START, Measurement
 from locdistill.training.prepare import Parts
 
 CHANCE, ENOUGH = 0.01, 50
@@ -37,15 +37,15 @@ class Suspect:
     Attributes:
         parts: The run.
         name: What to call it.
-        hearing: What it found.
+        measurement: What it found.
         network: Who looks at the images.
         position: Its place among several.
     """
 
     parts: Parts
     name: str
-    hearing: Hearing
-    network: Network
+    measurement: Measurement
+    network: TeacherNetwork
     position: int
 
     def settings(self, **values: object) -> tuple[str, ...]:
@@ -64,35 +64,35 @@ class Suspect:
         return f" (in the recipe, in entry {self.position} of teacher.more)" if self.position else ""
 
 
-def stopping(suspect: Suspect) -> list[Problem]:
+def stopping(suspect: Suspect) -> list[Finding]:
     """Why a run must not begin: its teacher is at chance level; then what explains that."""
-    heard = suspect.hearing.heard
-    if heard.objects < ENOUGH or heard.ap50 >= CHANCE:
+    score = suspect.measurement.score
+    if score.objects < ENOUGH or score.ap50 >= CHANCE:
         return []
-    level = Problem(
-        what=f"{suspect.name} is at chance level: {heard} on {heard.images} validation images with {heard.objects} "
+    level = Finding(
+        what=f"{suspect.name} is at chance level: {score} on {score.images} validation images with {score.objects} "
         "objects. Learning from it can only do harm",
         remedy="see below for why; to go on all the same, give --no-preflight",
     )
     return [level, *(_causes(suspect) or _possible_causes(suspect))]
 
 
-def doubts(suspect: Suspect) -> list[Problem]:
+def doubts(suspect: Suspect) -> list[Finding]:
     """What to be warned of in a teacher that is better than chance."""
-    heard = suspect.hearing.heard
-    if heard.objects < FEWEST:
+    score = suspect.measurement.score
+    if score.objects < FEWEST:
         return [
-            Problem(
-                what=f"{suspect.name} cannot be judged: there are {heard.objects} objects of its classes on "
-                f"{heard.images} validation images",
+            Finding(
+                what=f"{suspect.name} cannot be judged: there are {score.objects} objects of its classes on "
+                f"{score.images} validation images",
                 remedy="measure it where there are more: locdistill evaluate WEIGHTS --data PATH",
             )
         ]
     found = _causes(suspect)
-    if heard.ap < POOR and not found:
+    if score.ap < POOR and not found:
         found.append(
-            Problem(
-                what=f"{suspect.name} is poor on these data: {heard}. A teacher that is not clearly better than the "
+            Finding(
+                what=f"{suspect.name} is poor on these data: {score}. A teacher that is not clearly better than the "
                 "student alone makes it worse",
                 remedy="train the student alone first and compare (see the notes), or take a better teacher",
             )
@@ -100,69 +100,69 @@ def doubts(suspect: Suspect) -> list[Problem]:
     return found
 
 
-def _causes(suspect: Suspect) -> list[Problem]:
+def _causes(suspect: Suspect) -> list[Finding]:
     """What was seen to be wrong. Where classes differ by their colour alone, one fault may look like the other."""
     return [*_wrong_normalisation(suspect), *_wrong_classes(suspect)]
 
 
-def _wrong_normalisation(suspect: Suspect) -> list[Problem]:
+def _wrong_normalisation(suspect: Suspect) -> list[Finding]:
     """Another normalisation with which the teacher finds clearly more."""
-    best = max(suspect.hearing.trials, key=lambda trial: trial.heard.ap, default=None)
-    if best is None or best.heard.objects < ENOUGH or not _clearly_better(best):
+    best = max(suspect.measurement.trials, key=lambda trial: trial.score.ap, default=None)
+    if (
+        best is None
+        or best.score.objects < ENOUGH
+        or not (best.score.ap - best.own.ap >= GAIN and best.score.ap >= RATIO * best.own.ap)
+    ):
         return []
     own, how = suspect.network.normalisation, best.how
     changed = {
         key: getattr(how, key) for key in NormalisationSettings.model_fields if getattr(how, key) != getattr(own, key)
     }
     return [
-        Problem(
+        Finding(
             what=f"{suspect.name} sees wrong colours: normalised as {in_words(own)}, it finds {best.own}; as "
-            f"{in_words(how)} ({best.name}), {best.heard}, on the same {best.heard.images} images",
+            f"{in_words(how)} ({best.name}), {best.score}, on the same {best.score.images} images",
             remedy=f"normalise its images so{suspect.where}",
             settings=suspect.settings(**changed),
         )
     ]
 
 
-def _clearly_better(trial: Trial) -> bool:
-    return trial.heard.ap - trial.own.ap >= GAIN and trial.heard.ap >= RATIO * trial.own.ap
-
-
-def _wrong_classes(suspect: Suspect) -> list[Problem]:
+def _wrong_classes(suspect: Suspect) -> list[Finding]:
     """Objects are found and called something else: the classes are others than their names say."""
-    heard = suspect.hearing.heard
-    if heard.found < max(FEWEST, FOUND * heard.objects) or heard.right >= RIGHT:
+    score = suspect.measurement.score
+    if score.found < max(FEWEST, FOUND * score.objects) or score.right >= RIGHT:
         return []
-    listed = ", ".join(f"{other} where there is {name}" for name, other in heard.called[:5])
+    listed = ", ".join(f"{other} where there is {name}" for name, other in score.called[:5])
     what = (
         f"{suspect.name} was trained on other classes than their names say, or on these in another order: of the "
-        f"objects that it finds, it calls {1 - heard.right:.0%} something else ({listed})"
+        f"objects that it finds, it calls {1 - score.right:.0%} something else ({listed})"
     )
     renamed = _renamed(suspect)
     if renamed is None:
-        return [Problem(what=what, remedy="take a teacher that was trained on these classes")]
-    return [Problem(what=what, remedy=f"name its classes as these data do{suspect.where}", settings=renamed)]
+        return [Finding(what=what, remedy="take a teacher that was trained on these classes")]
+    return [Finding(what=what, remedy=f"name its classes as these data do{suspect.where}", settings=renamed)]
 
 
 def _renamed(suspect: Suspect) -> tuple[str, ...] | None:
     """The setting that names the teacher's classes by what it finds; None where that is no mere exchange of names."""
     net = suspect.network
     its = net.detector.settings.classes if isinstance(net, LiveTeacher) else net.facts.classes
-    means = {other: name for name, other in suspect.hearing.heard.called}  # what it says, and what that is
+    means = {other: name for name, other in suspect.measurement.score.called}  # what it says, and what that is
     if set(means) != set(means.values()) or not set(means) <= set(its):
         return None
     return suspect.settings(classes=tuple(means.get(name, name) for name in its))
 
 
-def _possible_causes(suspect: Suspect) -> list[Problem]:
+def _possible_causes(suspect: Suspect) -> list[Finding]:
     """What else may be the cause, where none was found."""
     net, data = suspect.network, suspect.parts.recipe.data
     causes = [
-        Problem(
+        Finding(
             what="it may not be a trained detector (random weights, or those of a backbone alone)",
             remedy="see what it finds on the data that it was trained on: locdistill evaluate WEIGHTS --data PATH",
         ),
-        Problem(
+        Finding(
             what="it may have been trained on pictures or objects of another kind",
             remedy=f"train a teacher on these data: {_training_on(data)} --backbone resnet50",
         ),
@@ -173,7 +173,7 @@ def _possible_causes(suspect: Suspect) -> list[Problem]:
             size = net.detector.settings.input
             causes.insert(
                 0,
-                Problem(
+                Finding(
                     what=f"images are of another size than those it was trained on: {mine} pixels long, {its} there",
                     remedy="train at its size",
                     settings=(f"data.sizes=[[{size.long},{size.short}]]",),
@@ -191,18 +191,18 @@ def _training_on(data: DataSettings) -> str:
     return shlex.join(["locdistill", "train", "--data", data.path, *words])
 
 
-def no_better_than_start(hearings: dict[str, Hearing]) -> list[Problem]:
+def no_better_than_start(measurements: dict[str, Measurement]) -> list[Finding]:
     """Teachers that are no better than what the student begins with."""
-    start = hearings.get(START)
+    start = measurements.get(START)
     if start is None:
         return []
     return [
-        Problem(
-            what=f"{name} is no better than the student as it begins: {hearing.heard} against {start.heard}",
+        Finding(
+            what=f"{name} is no better than the student as it begins: {measurement.score} against {start.score}",
             remedy="take a better teacher, or train on without one",
         )
-        for name, hearing in hearings.items()
-        if name != START and hearing.heard.ap <= start.heard.ap
+        for name, measurement in measurements.items()
+        if name != START and measurement.score.ap <= start.score.ap
     ]
 
 

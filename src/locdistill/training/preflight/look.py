@@ -25,14 +25,13 @@ from locdistill.recipe.recipe import Recipe
 from locdistill.training.preflight.data import in_words, look_at_data, look_at_regions, region_problems
 from locdistill.training.preflight.judge import Suspect, baseline, doubts, no_better_than_start, stopping
 from locdistill.training.preflight.report import (
-    Column,
+    Finding,
     PreflightReport,
-    Problem,
     facts_of_network,
     facts_of_settings,
     network,
 )
-from locdistill.training.preflight.teacher import Heard, Hearing, measure, members
+from locdistill.training.preflight.teacher import Measurement, measure, members
 from locdistill.training.prepare import Parts
 from locdistill.types import Progress
 
@@ -79,27 +78,31 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     assert parts.recipe.teacher is not None, "there is nothing to look at without a teacher"
     teachers = {} if parts.recipe.teacher.follows else _named(parts)
     facts = {"student": facts_of_settings(parts.detector.settings)}
-    facts |= {name: facts_of_network(network(each)) for name, each in teachers.items()} or {"teacher": _average()}
+    facts |= {name: facts_of_network(network(each)) for name, each in teachers.items()} or {
+        "teacher": {"head": "the running average of the student itself"}
+    }
     looked, counts, warnings = look_at_data(parts)
     with torch_rng_kept():
         regions = look_at_regions(parts)
-        hearings = _measured(parts, teachers, how)
+        measurements = _measured(parts, teachers, how)
     looked |= in_words(regions)
     per_image = {"locations": regions.locations, "main": regions.main, "valuable": regions.valuable}
     counts |= {"objects": len(regions.sides), "objects_without_location": len(regions.missed)}
-    ap = {name: _numbers(hearing) for name, hearing in hearings.items()}
+    ap = {name: _numbers(measurement) for name, measurement in measurements.items()}
     warnings += region_problems(parts, regions, _last_bin(teachers), seen=_seen(teachers))
-    stops: list[Problem] = []
+    stops: list[Finding] = []
     there = len(parts.datasets["val"])
-    for name, hearing in hearings.items():
-        looked[f"{name}'s own AP" if name in teachers else f"AP of {name}"] = _in_words(hearing.heard, there)
+    for name, measurement in measurements.items():
+        score = measurement.score
+        on = f"on {score.images} of {there} validation images with {score.objects} objects"
+        looked[f"{name}'s own AP" if name in teachers else f"AP of {name}"] = f"{str(score).removeprefix('AP ')} {on}"
     for position, (name, each) in enumerate(teachers.items()):
-        if name in hearings:
-            suspect = Suspect(parts, name, hearings[name], network(each), position)
+        if name in measurements:
+            suspect = Suspect(parts, name, measurements[name], network(each), position)
             stops += stopping(suspect)
             warnings += [] if stops else doubts(suspect)
-    warnings += no_better_than_start(hearings)
-    notes += [baseline(parts)] if hearings else []
+    warnings += no_better_than_start(measurements)
+    notes += [baseline(parts)] if measurements else []
     return PreflightReport(
         facts=facts,
         looked=looked,
@@ -115,10 +118,6 @@ def _named(parts: Parts) -> dict[str, FrozenTeacher]:
     assert parts.teacher is not None
     each = members(parts.teacher)
     return {f"teacher {i + 1}" if len(each) > 1 else "teacher": teacher for i, teacher in enumerate(each)}
-
-
-def _average() -> Column:
-    return {"head": "the running average of the student itself"}
 
 
 def _last_bin(teachers: dict[str, FrozenTeacher]) -> float | None:
@@ -139,10 +138,10 @@ def _seen(teachers: dict[str, FrozenTeacher]) -> float:
     return min((max(net.size or ()) / net.scale for net in nets), default=math.inf)
 
 
-def _measured(parts: Parts, teachers: dict[str, FrozenTeacher], how: Preflight) -> dict[str, Hearing]:
+def _measured(parts: Parts, teachers: dict[str, FrozenTeacher], how: Preflight) -> dict[str, Measurement]:
     """AP of whom there is something to measure of."""
-    heard = parts.teacher is not None and parts.teacher.comparable and bool(teachers) and how.images > 0
-    if not heard or not any(len(record.boxes) for record in parts.datasets["val"].records):
+    comparable = parts.teacher is not None and parts.teacher.comparable and bool(teachers) and how.images > 0
+    if not comparable or not any(len(record.boxes) for record in parts.datasets["val"].records):
         return {}
     device = _device(parts.recipe.engine)
     return measure(parts, teachers, images=how.images, seconds=how.seconds, device=device, progress=how.progress)
@@ -155,11 +154,6 @@ def _device(engine: EngineSettings) -> torch.device:
     return torch.device("cuda", 0 if isinstance(engine.devices, int | str) else engine.devices[0])
 
 
-def _in_words(heard: Heard, there: int) -> str:
-    on = f"on {heard.images} of {there} validation images with {heard.objects} objects"
-    return f"{str(heard).removeprefix('AP ')} {on}"
-
-
-def _numbers(hearing: Hearing) -> dict[str, object]:
-    trials = {t.name: {"ap": t.heard.ap, "ap_with_its_own": t.own.ap} for t in hearing.trials}
-    return asdict(hearing.heard) | {"other_normalisations": trials}
+def _numbers(measurement: Measurement) -> dict[str, object]:
+    trials = {t.name: {"ap": t.score.ap, "ap_with_its_own": t.own.ap} for t in measurement.trials}
+    return asdict(measurement.score) | {"other_normalisations": trials}

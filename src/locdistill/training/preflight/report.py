@@ -22,14 +22,14 @@ from locdistill.settings import finite
 
 WIDTH = 120
 SHOWN_CLASSES = 4
-Network = LiveTeacher | OnnxTeacher
+TeacherNetwork = LiveTeacher | OnnxTeacher
 """A teacher that looks at images itself."""
 Column = dict[str, str]
 """Facts of a detector, in words, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class Finding:
     """Something that is wrong, or may be.
 
     Attributes:
@@ -65,8 +65,8 @@ class PreflightReport:
     looked: dict[str, str] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    warnings: tuple[Problem, ...] = ()
-    stops: tuple[Problem, ...] = ()
+    warnings: tuple[Finding, ...] = ()
+    stops: tuple[Finding, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON; null where there was nothing to measure."""
@@ -77,8 +77,14 @@ class PreflightReport:
         """What to print, in order: facts, what was looked at, notes, warnings, and what stops the run."""
         found: list[RenderableType] = [Text("Before the first step"), _table(self.facts)]
         if self.looked:
-            found.append(_lines(self.looked))
-        notes = tuple(Problem(what=note) for note in self.notes)
+            table = Table(box=None, show_header=False, pad_edge=False)
+            table.add_column("", no_wrap=True)
+            table.add_column("", overflow="fold")
+            for name, text in self.looked.items():
+                table.add_row(name, Text(text))
+            lines = Padding(table, (0, 0, 0, 1))
+            found.append(lines)
+        notes = tuple(Finding(what=note) for note in self.notes)
         for heading, problems in (("Notes", notes), ("Warnings", self.warnings), ("Stop", self.stops)):
             if problems and (stops or heading != "Stop"):
                 found += [Text(f"\n{heading}"), *map(_item, problems)]
@@ -101,16 +107,7 @@ def _table(facts: dict[str, Column]) -> Table:
     return table
 
 
-def _lines(looked: dict[str, str]) -> Padding:
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    table.add_column("", overflow="fold")
-    for name, text in looked.items():
-        table.add_row(name, Text(text))
-    return Padding(table, (0, 0, 0, 1))
-
-
-def _item(problem: Problem) -> Table:
+def _item(problem: Finding) -> Table:
     """A list item, whose remedy is on a line of its own."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
@@ -123,10 +120,10 @@ def _item(problem: Problem) -> Table:
     return table
 
 
-def network(teacher: FrozenTeacher) -> Network:
+def network(teacher: FrozenTeacher) -> TeacherNetwork:
     """Who looks at the images behind what is done to its predictions."""
     inner = teacher.teacher if isinstance(teacher, AdaptedTeacher) else teacher
-    assert isinstance(inner, Network), "several teachers are looked at one by one"
+    assert isinstance(inner, TeacherNetwork), "several teachers are looked at one by one"
     return inner
 
 
@@ -141,7 +138,7 @@ def facts_of_settings(settings: DetectorSettings) -> Column:
     }
 
 
-def facts_of_network(teacher: Network) -> Column:
+def facts_of_network(teacher: TeacherNetwork) -> Column:
     """Facts of a teacher."""
     if isinstance(teacher, LiveTeacher):
         return facts_of_settings(teacher.detector.settings)
@@ -173,8 +170,8 @@ def _ranges(names: tuple[str, ...], ranges: tuple[tuple[float, float], ...]) -> 
     alike: dict[tuple[float, float], list[str]] = {}
     for name, ends in zip(names, ranges, strict=False):
         alike.setdefault(ends, []).append(name)
-    said = [f"{', '.join(of)} {first:g} to {last:g}" for (first, last), of in alike.items()]
-    return "; ".join([*said, *(f"{name} on a circle" for name in names[len(ranges) :])])
+    ranges_of = [f"{', '.join(of)} {first:g} to {last:g}" for (first, last), of in alike.items()]
+    return "; ".join([*ranges_of, *(f"{name} on a circle" for name in names[len(ranges) :])])
 
 
 def in_words(how: NormalisationSettings) -> str:
@@ -192,4 +189,4 @@ def refused(error: MismatchError) -> PreflightReport:
         facts_of_settings(teacher) if isinstance(teacher, DetectorSettings) else {"head": "ONNX file"} | _facts(teacher)
     )
     facts = {"student": facts_of_settings(error.student), "teacher": its}
-    return PreflightReport(facts=facts, stops=(Problem(what=str(error)),))
+    return PreflightReport(facts=facts, stops=(Finding(what=str(error)),))

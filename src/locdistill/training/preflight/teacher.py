@@ -28,16 +28,16 @@ from locdistill.inference.evaluate import evaluation_batch, per_class
 from locdistill.models.detector import Detector
 from locdistill.models.settings import InputSettings, NormalisationSettings
 from locdistill.recipe.recipe import OF_TEACHER
-from locdistill.training.preflight.report import Network, network
+from locdistill.training.preflight.report import TeacherNetwork, network
 from locdistill.training.prepare import Parts
 from locdistill.types import Batch, Dense, Detections, Progress
 
 TRIED = 32
 """Images on which other normalisations are tried too."""
 SEEN = 3
-"""Found objects of a class from which on it is said what they are called."""
+"""Found objects of a class from which on what they are called is reported."""
 ALL, START = "all teachers together", "the student as it begins"
-Listen = Callable[[Batch], Dense]
+Predict = Callable[[Batch], Dense]
 _USUAL = {
     "ImageNet statistics, RGB": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
     "ImageNet statistics, BGR": ((103.53, 116.28, 123.675), (57.375, 57.12, 58.395), True),
@@ -49,7 +49,7 @@ _USUAL = {
 
 
 @dataclass(frozen=True)
-class Heard:
+class TeacherScore:
     """What was found on some images.
 
     Attributes:
@@ -76,43 +76,43 @@ class Heard:
 
 
 @dataclass(frozen=True)
-class Trial:
+class NormalisationTrial:
     """Another normalisation, on fewer images.
 
     Attributes:
         name: What it is.
         how: The normalisation.
-        heard: What was found with it.
+        score: What was found with it.
         own: What was found with the teacher's own, on the same images.
     """
 
     name: str
     how: NormalisationSettings
-    heard: Heard
-    own: Heard
+    score: TeacherScore
+    own: TeacherScore
 
 
 @dataclass(frozen=True)
-class Hearing:
+class Measurement:
     """A teacher, measured.
 
     Attributes:
-        heard: What it found, in numbers.
+        score: What it found, in numbers.
         found: Its detections, by image.
         trials: The same with other normalisations.
     """
 
-    heard: Heard
+    score: TeacherScore
     found: dict[int, Detections] = field(repr=False, default_factory=dict)
-    trials: tuple[Trial, ...] = ()
+    trials: tuple[NormalisationTrial, ...] = ()
 
 
 @dataclass(frozen=True)
-class _Listener:
+class _Predictor:
     """Someone who looks at the batches: a teacher, or one that looks through another normalisation."""
 
     name: str
-    say: Listen
+    predict: Predict
     through: str = ""
     how: NormalisationSettings | None = None
 
@@ -130,7 +130,7 @@ def measure(
     seconds: float,
     device: torch.device,
     progress: Progress | None = None,
-) -> dict[str, Hearing]:
+) -> dict[str, Measurement]:
     """AP of each teacher, of several together, and of the student where it begins with other trained weights.
 
     Args:
@@ -145,27 +145,29 @@ def measure(
     everybody = teachers if len(teachers) == 1 else teachers | {ALL: parts.teacher}
     if parts.start is not None and parts.recipe.start != OF_TEACHER:
         everybody = everybody | {START: LiveTeacher(copy.deepcopy(parts.detector))}
-    listeners = [_Listener(name, each.to(device)) for name, each in everybody.items()]
+    predictors = [_Predictor(name, each.to(device)) for name, each in everybody.items()]
     for name, each in teachers.items():
         net = network(each)
-        listeners += [_Listener(name, _through(net, how, each), label, how) for label, how in usual(net.normalisation)]
+        predictors += [
+            _Predictor(name, _through(net, how, each), label, how) for label, how in usual(net.normalisation)
+        ]
     data = parts.recipe.data
     dataset, limits = _in_any_order(evenly(parts.datasets["val"], images)), _limits(parts)
     batch = evaluation_batch(dataset, limits, data.batch_per_device)
     loader = evaluation_loader(dataset, limits, batch=batch, workers=data.workers)
     batches: Iterable[Batch] = progress(loader, len(loader)) if progress is not None else loader
-    found, known = _listen(parts.detector, batches, listeners, seconds=seconds, device=device)
-    result: dict[str, Hearing] = {}
-    for listener, seen in zip(listeners, found, strict=True):
-        heard = judged(dataset, seen, known[listener.name])
-        if not listener.through:
-            result[listener.name] = Hearing(heard, seen)
+    found, known = _predict(parts.detector, batches, predictors, seconds=seconds, device=device)
+    result: dict[str, Measurement] = {}
+    for predictor, seen in zip(predictors, found, strict=True):
+        score = judged(dataset, seen, known[predictor.name])
+        if not predictor.through:
+            result[predictor.name] = Measurement(score, seen)
             continue
-        base = result[listener.name]
-        own = judged(dataset, {image: base.found[image] for image in seen}, known[listener.name])
-        assert listener.how is not None
-        trial = Trial(listener.through, listener.how, heard, own)
-        result[listener.name] = replace(base, trials=(*base.trials, trial))
+        base = result[predictor.name]
+        own = judged(dataset, {image: base.found[image] for image in seen}, known[predictor.name])
+        assert predictor.how is not None
+        trial = NormalisationTrial(predictor.through, predictor.how, score, own)
+        result[predictor.name] = replace(base, trials=(*base.trials, trial))
     return result
 
 
@@ -193,7 +195,7 @@ def _alike(one: NormalisationSettings, other: NormalisationSettings) -> bool:
     return bool((np.abs(ours[0] - theirs[0]) < 3).all() and (np.abs(ours[1] / theirs[1] - 1) < 0.05).all())
 
 
-def _through(net: Network, how: NormalisationSettings, say: Listen) -> Listen:
+def _through(net: TeacherNetwork, how: NormalisationSettings, say: Predict) -> Predict:
     """The same teacher, looking through another normalisation."""
 
     def listen(batch: Batch) -> Dense:
@@ -220,25 +222,30 @@ def _in_any_order(dataset: Dataset) -> Dataset:
     return replace(dataset, records=tuple(dataset.records[i] for i in order))
 
 
-def _listen(
-    student: Detector, batches: Iterable[Batch], listeners: Sequence[_Listener], *, seconds: float, device: torch.device
+def _predict(
+    student: Detector,
+    batches: Iterable[Batch],
+    predictors: Sequence[_Predictor],
+    *,
+    seconds: float,
+    device: torch.device,
 ) -> tuple[list[dict[int, Detections]], dict[str, tuple[int, ...] | None]]:
-    """Detections by image of each listener, and the classes that each knows.
+    """Detections by image of each predictor, and the classes that each knows.
 
     All look at the same images, one after the other, so that a trial and the teacher's own have the same ones.
     """
-    found: list[dict[int, Detections]] = [{} for _ in listeners]
+    found: list[dict[int, Detections]] = [{} for _ in predictors]
     known: dict[str, tuple[int, ...] | None] = {}
     begun = time.monotonic()
     for batch in batches:
-        grid = student.grid_for((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
+        grid = student.grid_for(batch.images.shape[-2:])
         spent, moved = time.monotonic() - begun, move_data_to_device(batch, device)
         trying = len(found[0]) < TRIED and spent < seconds / 2
-        for listener, mine in zip(listeners, found, strict=True):
-            if listener.through and not trying:
+        for predictor, mine in zip(predictors, found, strict=True):
+            if predictor.through and not trying:
                 continue
-            dense = move_data_to_device(listener.say(moved), torch.device("cpu"))
-            known[listener.name] = dense.known
+            dense = move_data_to_device(predictor.predict(moved), torch.device("cpu"))
+            known[predictor.name] = dense.known
             detections = student.detections(dense, grid, batch.sizes, batch.original_sizes)
             mine.update(zip(batch.image_ids.tolist(), detections, strict=True))
         if time.monotonic() - begun > seconds:
@@ -246,18 +253,18 @@ def _listen(
     return found, known
 
 
-def judged(dataset: Dataset, found: dict[int, Detections], known: tuple[int, ...] | None) -> Heard:
+def judged(dataset: Dataset, found: dict[int, Detections], known: tuple[int, ...] | None) -> TeacherScore:
     """What detections on some images of a data set are worth, over the classes that are known."""
     looked = replace(dataset, records=tuple(r for r in dataset.records if r.image_id in found))
     names = dataset.classes if known is None else tuple(dataset.classes[i] for i in known)
     by_class = per_class(Evaluator(looked).result(found))
     ap, ap50 = (_mean([by_class[name][metric] for name in names]) for metric in ("AP", "AP50"))
     objects = int(sum(by_class[name]["objects"] or 0 for name in names))
-    said = _said(looked, found, {dataset.classes.index(name) for name in names})
-    total, right = sum(c.total() for c in said.values()), sum(count[label] for label, count in said.items())
-    mostly = {label: count.most_common(1)[0][0] for label, count in said.items() if count.total() >= SEEN}
+    counts = _named_classes(looked, found, {dataset.classes.index(name) for name in names})
+    total, right = sum(c.total() for c in counts.values()), sum(count[label] for label, count in counts.items())
+    mostly = {label: count.most_common(1)[0][0] for label, count in counts.items() if count.total() >= SEEN}
     called = tuple((dataset.classes[label], dataset.classes[o]) for label, o in sorted(mostly.items()) if o != label)
-    return Heard(ap, ap50, objects, len(looked), total, right / total if total else nan, called)
+    return TeacherScore(ap, ap50, objects, len(looked), total, right / total if total else nan, called)
 
 
 def _mean(values: Iterable[float | None]) -> float:
@@ -265,13 +272,13 @@ def _mean(values: Iterable[float | None]) -> float:
     return sum(defined) / len(defined) if defined else nan
 
 
-def _said(dataset: Dataset, found: dict[int, Detections], known: set[int]) -> dict[int, Counter[int]]:
+def _named_classes(dataset: Dataset, found: dict[int, Detections], known: set[int]) -> dict[int, Counter[int]]:
     """Of the objects of each class, what the detections say that they are.
 
     An object is found where a detection of any class overlaps it by half (of rotated ones the boxes that circumscribe
     them); the one with the highest score counts.
     """
-    said: dict[int, Counter[int]] = {label: Counter() for label in known}
+    counts: dict[int, Counter[int]] = {label: Counter() for label in known}
     for record in dataset.records:
         detections = found[record.image_id]
         boxes = kind_of(detections.boxes).hull(detections.boxes.float())
@@ -279,5 +286,5 @@ def _said(dataset: Dataset, found: dict[int, Detections], known: set[int]) -> di
         best = (detections.scores * near).max(-1) if near.shape[-1] else None
         for i, label in enumerate(record.labels.tolist()):
             if best is not None and near[i].any() and label in known and not record.ignored[i]:
-                said[label][int(detections.labels[best.indices[i]])] += 1
-    return said
+                counts[label][int(detections.labels[best.indices[i]])] += 1
+    return counts

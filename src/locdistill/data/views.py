@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 
 from locdistill.data.samplers import Draw
-from locdistill.data.transforms import Look, choose_limits, pose
-from locdistill.images import View
+from locdistill.data.transforms import View, choose_limits, pose
+from locdistill.images import ScaledView
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class ViewPlan:
     """What is done to each image; the fields are those of `DataSettings`.
 
     Attributes:
@@ -25,11 +25,11 @@ class Plan:
         turns: Whether it is turned by none, one, two or three right angles.
         rotate: Largest angle of a rotation, in degrees.
         scale: Smallest and largest factor of the size beside the limits.
-        min_visible: See `Look.least`.
+        min_visible: See `View.least`.
         pad_to: Multiple for padded sides.
         seed: Of all random choices.
         keep_ignored: Whether crowd regions and difficult objects are handed on.
-        per_image: Looks that are drawn once for each image, and chosen from ever after; None draws anew each time.
+        per_image: Views that are drawn once for each image, and chosen from ever after; None draws anew each time.
         views: How images are looked at in evaluation, by ``Draw.turn``; nothing is left to chance then.
     """
 
@@ -45,7 +45,7 @@ class Plan:
     seed: int = 0
     keep_ignored: bool = True
     per_image: int | None = None
-    views: tuple[View, ...] = ()
+    views: tuple[ScaledView, ...] = ()
 
     @property
     def fixed_size(self) -> bool:
@@ -68,41 +68,41 @@ class Plan:
         ways = product(turns, _outcomes(self.flip_vertical), _outcomes(self.flip))
         return tuple(dict.fromkeys(pose(flipped=f, upended=u, turns=t) for t, u, f in ways))
 
-    def look(self, draw: Draw) -> Look:
+    def view(self, draw: Draw) -> View:
         """How a draw looks at its image."""
         if self.views:
-            view = self.views[draw.turn]
+            scaled = self.views[draw.turn]
             (long, short) = self.sizes[0]
-            short, long = view.limits(short=short, long=long)
-            return Look(long, short, view.flipped)
+            short, long = scaled.limits(short=short, long=long)
+            return View(long, short, scaled.flipped)
         if draw.way is not None:
-            return self.looks(draw.image)[draw.way]
+            return self.all_views(draw.image)[draw.way]
         chance = np.random.default_rng((self.seed, draw.epoch, draw.turn, draw.image))
         if self.per_image is not None:
-            return self.looks(draw.image)[int(chance.integers(self.per_image))]
+            return self.all_views(draw.image)[int(chance.integers(self.per_image))]
         return self._drawn(chance)
 
-    def looks(self, image: int) -> tuple[Look, ...]:
+    def all_views(self, image: int) -> tuple[View, ...]:
         """All ways in which an image may be looked at, which ``ways`` counts."""
         if self.per_image is not None:
             # The same whatever the run's seed, so that runs share what is remembered of them; more go on from fewer.
             chance = np.random.default_rng((image, 1))
             return tuple(self._drawn(chance) for _ in range(self.per_image))
-        return tuple(Look(long, short, *own) for (long, short), own in product(self.sizes, self._poses))
+        return tuple(View(long, short, *own) for (long, short), own in product(self.sizes, self._poses))
 
-    def _drawn(self, chance: np.random.Generator) -> Look:
+    def _drawn(self, chance: np.random.Generator) -> View:
         long, short = choose_limits(self.sizes, self.mode, chance)
         flipped = bool(chance.random() < self.flip)
-        # What is not asked for is not drawn: other looks are then what they always were.
+        # What is not asked for is not drawn: other views are then what they always were.
         upended = self.flip_vertical > 0 and bool(chance.random() < self.flip_vertical)
         turns = int(chance.integers(4)) if self.turns else 0
-        look = Look(long, short, *pose(flipped=flipped, upended=upended, turns=turns))
+        view = View(long, short, *pose(flipped=flipped, upended=upended, turns=turns))
         if self.rotate:
-            look = look._replace(degrees=float(chance.uniform(-self.rotate, self.rotate)))
+            view = view._replace(degrees=float(chance.uniform(-self.rotate, self.rotate)))
         if self.scale is not None:
             zoom = float(np.exp(chance.uniform(*np.log(self.scale))))
-            look = look._replace(zoom=zoom, window=(float(chance.random()), float(chance.random())))
-        return look._replace(least=self.min_visible) if look.cuts else look
+            view = view._replace(zoom=zoom, window=(float(chance.random()), float(chance.random())))
+        return view._replace(least=self.min_visible) if view.cuts else view
 
 
 def _outcomes(probability: float) -> tuple[bool, ...]:

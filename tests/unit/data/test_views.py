@@ -13,13 +13,13 @@ import pytest
 import torch
 from PIL import Image
 
-from locdistill.data.loader import collate, evaluation_loader, every_look_loader, training_loader, training_plan
-from locdistill.data.looks import Plan
+from locdistill.data.loader import collate, evaluation_loader, every_view_loader, training_loader, training_plan
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.samplers import Draw
 from locdistill.data.settings import DataSettings
-from locdistill.data.transforms import FILL, Look, Sample, look_at
+from locdistill.data.transforms import FILL, Sample, View, look_at
+from locdistill.data.views import ViewPlan
 from locdistill.geometry.rotated import corners, hull
 from locdistill.types import Batch
 
@@ -32,12 +32,12 @@ class Size(NamedTuple):
     pad_to: int
 
 
-def plan(**changes: Any) -> Plan:
-    return Plan(**{"sizes": SIZES, "flip": 0.5, "seed": 3, **changes})
+def plan(**changes: Any) -> ViewPlan:
+    return ViewPlan(**{"sizes": SIZES, "flip": 0.5, "seed": 3, **changes})
 
 
-def drawn(chosen: Plan, count: int = 400) -> list[Look]:
-    return [chosen.look(Draw(image)) for image in range(count)]
+def drawn(chosen: ViewPlan, count: int = 400) -> list[View]:
+    return [chosen.view(Draw(image)) for image in range(count)]
 
 
 def write_turned(folder: Path, *, images: int = 4) -> Path:
@@ -77,37 +77,37 @@ def batches_of(dataset: Dataset, settings: DataSettings, epoch: int = 0) -> list
 
 def test_looks_of_runs_that_ask_for_nothing_new_are_what_they_were() -> None:
     ranged = plan(sizes=((80, 60), (120, 40)), mode="range")
-    for look, draw in ((ranged.look(draw), draw) for draw in (Draw(i, epoch=2, turn=1) for i in range(50))):
+    for view, draw in ((ranged.view(draw), draw) for draw in (Draw(i, epoch=2, turn=1) for i in range(50))):
         random = np.random.default_rng((3, 2, 1, draw.image))
         long, short = int(random.integers(80, 121)), int(random.integers(40, 61))
-        assert look == Look(long, min(long, short), bool(random.random() < 0.5))
+        assert view == View(long, min(long, short), bool(random.random() < 0.5))
     more = plan(sizes=((80, 60), (120, 40)), mode="range", turns=True, rotate=10.0, scale=(0.5, 2.0))
     for one, other in zip(drawn(ranged), drawn(more), strict=True):
         assert one[:2] == other[:2]  # what is drawn first stays
 
 
 def test_how_often_each_is_drawn() -> None:
-    looks = drawn(plan(flip_vertical=0.25, turns=True))
-    counts = np.bincount([look.flipped * 4 + look.turns for look in looks], minlength=8)
+    views = drawn(plan(flip_vertical=0.25, turns=True))
+    counts = np.bincount([view.flipped * 4 + view.turns for view in views], minlength=8)
     assert (counts > 25).all()  # 50 each
     upended = drawn(plan(flip=0.0, flip_vertical=0.25))
-    assert {(look.flipped, look.turns) for look in upended} == {(False, 0), (True, 2)}
-    assert 70 < sum(look.flipped for look in upended) < 130
-    assert not any(look.cuts or look.least for look in looks + upended)
+    assert {(view.flipped, view.turns) for view in upended} == {(False, 0), (True, 2)}
+    assert 70 < sum(view.flipped for view in upended) < 130
+    assert not any(view.cuts or view.least for view in views + upended)
 
 
 def test_rotations_and_scales_fill_their_ranges() -> None:
-    looks = drawn(plan(rotate=30.0, scale=(0.5, 2.0), min_visible=0.3))
-    degrees = np.array([look.degrees for look in looks])
-    zooms = np.log([look.zoom for look in looks])
-    windows = np.array([look.window for look in looks])
+    views = drawn(plan(rotate=30.0, scale=(0.5, 2.0), min_visible=0.3))
+    degrees = np.array([view.degrees for view in views])
+    zooms = np.log([view.zoom for view in views])
+    windows = np.array([view.window for view in views])
     assert -30 <= degrees.min() < -28
     assert 28 < degrees.max() <= 30
     assert abs(np.median(zooms)) < 0.15  # as many enlarged as shrunk
     assert np.log(0.5) <= zooms.min() < zooms.max() <= np.log(2)
     assert 0 <= windows.min() < 0.02
     assert 0.98 < windows.max() <= 1
-    assert {look.least for look in looks} == {0.3}
+    assert {view.least for view in views} == {0.3}
 
 
 @pytest.mark.parametrize(
@@ -128,19 +128,19 @@ def test_ways_are_counted_once_each(changes: dict[str, Any], ways: int | None) -
     chosen = plan(**changes)
     assert chosen.ways == ways
     if ways is not None:
-        looks = chosen.looks(7)
-        assert len(looks) == len(set(looks)) == ways
-        assert {chosen.look(Draw(7, epoch)) for epoch in range(200)} == set(looks)
+        views = chosen.all_views(7)
+        assert len(views) == len(set(views)) == ways
+        assert {chosen.view(Draw(7, epoch)) for epoch in range(200)} == set(views)
         # Of equal sizes, the marks tell them apart: the image is not square, so sizes alone tell quarter turns.
-        assert len({(look.size(30, 40), look.mark) for look in looks}) == ways
+        assert len({(view.size(30, 40), view.mark) for view in views}) == ways
 
 
 def test_marks_of_what_there_always_was_stay() -> None:
-    assert Look(80, 60).mark == b"\0"
-    assert Look(80, 60, flipped=True).mark == b"\1"
-    least = Look(80, 60, degrees=3.0, least=0.5)
+    assert View(80, 60).mark == b"\0"
+    assert View(80, 60, flipped=True).mark == b"\1"
+    least = View(80, 60, degrees=3.0, least=0.5)
     others = [least._replace(degrees=3.1), least._replace(zoom=0.9), least._replace(window=(0.1, 0.5))]
-    assert len({look.mark for look in (least, *others, least._replace(least=0.4), least._replace(turns=1))}) == 6
+    assert len({view.mark for view in (least, *others, least._replace(least=0.4), least._replace(turns=1))}) == 6
 
 
 def test_settings_that_make_no_sense() -> None:
@@ -170,7 +170,7 @@ def sample(boxes: list[list[float]], *, width: int = 4, height: int = 2) -> Samp
 
 def test_an_enlarged_image_is_cut_to_a_window() -> None:
     seen = look_at(
-        sample([[0, 0, 1, 1], [2, 0, 4, 2], [3, 1, 4, 2]]), Look(4, 2, zoom=2.0, window=(1.0, 0.0), least=0.5)
+        sample([[0, 0, 1, 1], [2, 0, 4, 2], [3, 1, 4, 2]]), View(4, 2, zoom=2.0, window=(1.0, 0.0), least=0.5)
     )
     # 8 x 4 pixels, of which the right upper 4 x 2 are seen.
     assert seen.image.shape == (3, 2, 4)
@@ -180,7 +180,7 @@ def test_an_enlarged_image_is_cut_to_a_window() -> None:
 
 
 def test_a_shrunk_image_has_a_margin() -> None:
-    seen = look_at(sample([[0, 0, 4, 2]]), Look(4, 2, zoom=0.5, window=(0.0, 1.0)))
+    seen = look_at(sample([[0, 0, 4, 2]]), View(4, 2, zoom=0.5, window=(0.0, 1.0)))
     assert seen.image.shape == (3, 2, 4)
     assert seen.image[:, 0].unique(dim=-1)[:, 0].tolist() == list(FILL)
     assert seen.image[:, 1, 2:].unique(dim=-1)[:, 0].tolist() == list(FILL)
@@ -189,7 +189,7 @@ def test_a_shrunk_image_has_a_margin() -> None:
 
 def test_a_quarter_turn_is_clockwise_and_changes_the_sides() -> None:
     first = sample([[0, 0, 1, 1]])
-    seen = look_at(first, Look(4, 2, turns=1))
+    seen = look_at(first, View(4, 2, turns=1))
     assert seen.image[0].tolist() == [[4, 0], [5, 1], [6, 2], [7, 3]]
     assert seen.boxes.tolist() == [[1, 0, 2, 1]]  # from the upper left to the upper right
 
@@ -293,10 +293,10 @@ class Notes:
     """A memory that writes down what it is asked."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, tuple[int, int], Look]] = []
+        self.asked: list[tuple[int, tuple[int, int], View]] = []
 
-    def recall(self, images: Any, sizes: Any, looks: Any) -> dict[str, torch.Tensor]:
-        self.asked += zip(images, sizes, looks, strict=True)
+    def recall(self, images: Any, sizes: Any, views: Any) -> dict[str, torch.Tensor]:
+        self.asked += zip(images, sizes, views, strict=True)
         return {}
 
 
@@ -306,11 +306,11 @@ def test_every_look_is_asked_for_as_training_asks(tmp_path: Path) -> None:
     plan = training_plan(settings, 5)
     before, later = Notes(), Notes()
     draws = [Draw(image, way=way) for image in range(len(dataset)) for way in range(3)]
-    batches = list(every_look_loader(dataset, settings, seed=5, draws=draws, memory=before))
+    batches = list(every_view_loader(dataset, settings, seed=5, draws=draws, memory=before))
     assert sum(len(batch.images) for batch in batches) == len(before.asked) == 12
-    for image, size, look in before.asked:
-        assert look in plan.looks(image)
-        assert size == look.size(64, 80)
+    for image, size, view in before.asked:
+        assert view in plan.all_views(image)
+        assert size == view.size(64, 80)
     loader = training_loader(dataset, settings, seed=5, memory=later)
     for epoch in range(5):
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
@@ -320,5 +320,5 @@ def test_every_look_is_asked_for_as_training_asks(tmp_path: Path) -> None:
 
 
 def test_a_batch_of_axis_aligned_samples_has_no_rotated_boxes() -> None:
-    seen = look_at(sample([[0, 0, 2, 2]]), Look(4, 2))
+    seen = look_at(sample([[0, 0, 2, 2]]), View(4, 2))
     assert collate([seen], pad_to=4).instances.oriented is None

@@ -1,0 +1,112 @@
+"""What a user asks for: the words of the command line and of the Python functions, each of which is described here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, ParamSpec, TypedDict, TypeVar, get_type_hints
+
+from locdistill.recipe.load import Override
+from locdistill.recipe.overrides import parse_override
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Sets(NamedTuple):
+    """The field of the recipe that a word stands for."""
+
+    field: str
+
+
+class TrainWords(TypedDict, total=False):
+    """The words of `train` beside the data."""
+
+    model: Annotated[str | None, Sets("detector.model")]
+    backbone: Annotated[str | None, Sets("detector.backbone")]
+    epochs: int | None
+    pretrained: str | bool | None
+    start: Annotated[str | Path | None, Sets("start")]
+    recipe: str | Path | None
+    overrides: Sequence[Override]
+
+
+class DistillWords(TrainWords, total=False):
+    """The words of `distill` beside teacher and data."""
+
+    methods: Sequence[str]
+
+
+class Request(DistillWords, total=False):
+    """What a user asks for; everything left out is chosen.
+
+    Attributes:
+        data: Folder of a COCO, VOC, YOLO, DOTA or HRSC2016 data set.
+        teacher: Weights file or run folder of a trained detector; ``ema`` for the running average of the student.
+        model: Kind of detector: ``gfl``, ``gflv2``, ``atss``, ``fcos``, ``retinanet``, or with rotated boxes
+            ``rotated_gfl`` or ``rotated_retinanet``; unless given the teacher's, or GFL, rotated where the objects are.
+        backbone: A timm name; ``resnet18`` unless given.
+        epochs: Passes over the data. Milestones of a named recipe move in proportion.
+        pretrained: Weights of the backbone: ``hub``, ``none`` or a file.
+        start: Weights file or run folder of a trained detector of the same classes, which training begins with;
+            ``teacher`` for its teacher's. Unless a recipe is named, its architecture and input size are taken too.
+        recipe: Name or file of a recipe to start from instead of the defaults for the data.
+        overrides: ``"key.path=value"``, any field of the recipe; they are laid over everything else, in order.
+        methods: Names of distillation methods (see :mod:`locdistill.distillation.methods`), whose terms take the place
+            of those that compare with a teacher; ``ld`` unless given.
+    """
+
+    data: Annotated[str | Path | None, Sets("data.path")]
+    teacher: Annotated[str | Path | None, Sets("teacher.weights")]
+
+
+def takes(words: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Write the keywords of a request out in a function's signature and help, in place of its ``**words``."""
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        own = list(inspect.signature(function, eval_str=True).parameters.values())[:-1]
+        defaults = {"overrides": (), "methods": ()}
+        given = {name: kind for name, kind in get_type_hints(words).items() if name not in {p.name for p in own}}
+        keywords = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults.get(name), annotation=kind)
+            for name, kind in given.items()
+        ]
+        signature = inspect.signature(function, eval_str=True).replace(parameters=[*own, *keywords])
+
+        @functools.wraps(function)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+            signature.bind(*args, **kwargs)  # a TypeError for a word that there is not
+            return function(*args, **kwargs)
+
+        lines = re.findall(r"^        \w+: .*(?:\n {12}.*)*", Request.__doc__ or "", re.MULTILINE)
+        described = "\n".join(line for line in lines if line.split(":")[0].strip() in given)
+        checked.__doc__ = re.sub(r"^        words: .*", lambda _: described, function.__doc__ or "", flags=re.MULTILINE)
+        checked.__signature__ = signature  # type: ignore[attr-defined]
+        return checked
+
+    return decorate
+
+
+def fields_of(request: Request) -> list[Override]:
+    """Return the words that stand for one field of the recipe, as overrides."""
+    kinds = get_type_hints(Request, include_extras=True)
+    return [
+        (tuple(sets.field.split(".")), str(value))
+        for word, value in request.items()
+        if value is not None
+        for sets in getattr(kinds[word], "__metadata__", ())
+    ]
+
+
+def parsed_override(override: Override) -> tuple[tuple[str, ...], Any]:
+    """Return path and value of an override, which may be text."""
+    return parse_override(override) if isinstance(override, str) else override
+
+
+def override_of(request: Request, key: str) -> Any:
+    """Return what a request's overrides set a field to; None if none does."""
+    found = [value for path, value in map(parsed_override, request.get("overrides", ())) if ".".join(path) == key]
+    return found[-1] if found else None
