@@ -17,7 +17,7 @@ from locdistill.interop.recognise import numbered
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import ROTATED, DetectorSettings
 from locdistill.models.weights import SUFFIX
-from locdistill.objective.term import Term
+from locdistill.objective.term import MAPS, Need, Term
 
 _FREE = {
     *("classes", "backbone", "pretrained", "frozen_stages", "norm_eval", "norm_frozen"),
@@ -63,9 +63,9 @@ class Needs:
         terms = tuple(terms)
         return cls(
             predictions=any(term.needs_predictions for term in terms),
-            features=any(term.needs_features or term.needs_towers for term in terms),
-            cross=any(term.needs_cross for term in terms),
-            distributions=any(term.needs_distributions for term in terms),
+            features=any(term.needs & MAPS for term in terms),
+            cross=any(Need.CROSS in term.needs for term in terms),
+            distributions=any(Need.DISTRIBUTIONS in term.needs for term in terms),
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from locdistill.distillation.compatible import Needs
 from locdistill.distillation.methods import METHODS
+from locdistill.objective.objective import OWNED
 from locdistill.objective.term import Term
 from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.recipe.recipe import Recipe
@@ -36,7 +37,7 @@ def _method_needs(terms: tuple[Term, ...]) -> dict[str, bool]:
     return {
         "features": needs.features,
         "teachers_head": needs.cross,
-        "learned_parts": any(term.learns or term.needs_cross for term in terms),
+        "learned_parts": any(term.needs & OWNED for term in terms),
         "distributions": needs.distributions,
     }
 

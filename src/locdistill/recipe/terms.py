@@ -28,7 +28,7 @@ from pydantic import Field, TypeAdapter, ValidationError, field_validator
 
 from locdistill.distillation.methods import METHODS
 from locdistill.errors import RecipeError
-from locdistill.objective.term import Term
+from locdistill.objective.term import Need, Term
 from locdistill.recipe import vocabulary
 from locdistill.settings import NumbersAreNoFlags, Settings, suggestion
 
@@ -166,7 +166,7 @@ class TermSettings(Settings):
     @property
     def needs_quality(self) -> bool:
         """Whether the term looks at a quality beside the class score, such as centerness."""
-        return self.build().needs_quality
+        return Need.QUALITY in self.build().needs
 
     @classmethod
     def of_term(cls, term: Term) -> TermSettings:
