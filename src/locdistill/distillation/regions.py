@@ -164,7 +164,7 @@ def valuable_region(objective: Objective) -> Region:
     regions = [term.on for term in objective.terms.values() if term.needs_teacher]
     if own := [region for region in regions if _beside(region)]:
         return own[0]
-    there = getattr(objective.assigner, "has_thresholds", True)
+    there = objective.assigner.has_thresholds
     return ValuableLocations(threshold="assignment" if there else "adaptive")
 
 

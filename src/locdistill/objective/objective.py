@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from locdistill.assign.assignment import Assigner
 from locdistill.assign.atss import ATSS
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
@@ -17,7 +18,7 @@ from locdistill.geometry.grid import Grid
 from locdistill.losses.overlap import kinds_for
 from locdistill.objective.balance import Balance
 from locdistill.objective.learned import NO_RUN, Learned, Moment, adapters
-from locdistill.objective.scene import Assigner, Scene
+from locdistill.objective.scene import Scene
 from locdistill.objective.term import MAPS, Need, Term
 from locdistill.types import Dense, Instances
 
@@ -54,7 +55,7 @@ class Objective:
         object.__setattr__(self, "_shared", _shared(self.terms))
         self._check_balance()
         self._check_boxes()
-        if getattr(self.assigner, "has_thresholds", True):
+        if self.assigner.has_thresholds:
             return
         if names := self._that(Need.THRESHOLDS):
             raise RecipeError(

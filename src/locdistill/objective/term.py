@@ -104,6 +104,21 @@ NOTHING: frozenset[Need] = frozenset()
 MAPS = frozenset({Need.FEATURES, Need.TOWERS})
 
 
+def stated_needs(part: Divergence | Region) -> frozenset[Need]:
+    """Return what a divergence or region needs.
+
+    Raises:
+        RecipeError: What it states is no set of :class:`Need`: a run would not hand it what it looks at.
+    """
+    needs = getattr(part, "needs", None)
+    if isinstance(needs, frozenset) and all(isinstance(need, Need) for need in needs):
+        return needs
+    raise RecipeError(
+        f"{type(part).__name__}.needs is {needs!r}; expected a frozenset of Need, such as frozenset({{Need.TEACHER}}), "
+        "or frozenset() where labels and student are enough"
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """``weight * sum(of * on / norm)`` over the batch, times a factor that may follow the run.
@@ -138,15 +153,9 @@ class Term:
         Raises:
             RecipeError: ``needs`` of the divergence or the region is no set of :class:`Need`.
         """
-        for part in (self.of, self.on):
-            needs = getattr(part, "needs", None)
-            if not isinstance(needs, frozenset) or not all(isinstance(need, Need) for need in needs):
-                raise RecipeError(
-                    f"{type(part).__name__}.needs is {needs!r}; expected a frozenset of Need, such as "
-                    "frozenset({Need.TEACHER}), or frozenset() where labels and student are enough"
-                )
-        predictions = any(Need.TEACHER in part.needs and not part.needs & MAPS for part in (self.of, self.on))
-        object.__setattr__(self, "needs", self.of.needs | self.on.needs)
+        both = stated_needs(self.of), stated_needs(self.on)
+        predictions = any(Need.TEACHER in needs and not needs & MAPS for needs in both)
+        object.__setattr__(self, "needs", both[0] | both[1])
         object.__setattr__(self, "needs_predictions", predictions)
 
     @property

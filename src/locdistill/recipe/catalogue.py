@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,8 +10,9 @@ from locdistill.distillation.methods import METHODS
 from locdistill.objective.objective import OWNED
 from locdistill.objective.term import Term
 from locdistill.recipe.load import load_recipe, recipe_names
+from locdistill.recipe.own import own_fields
 from locdistill.recipe.recipe import Recipe
-from locdistill.recipe.terms import Component, Kind, TermSettings, names, split_component
+from locdistill.recipe.terms import Component, Kind, TermSettings, class_of, split_component
 
 
 def method_summaries(model: str = "gfl") -> list[dict[str, Any]]:
@@ -119,6 +119,6 @@ def spelled_term(term: Mapping[str, Any]) -> str:
 def _brief(kind: Kind, component: Component) -> Component:
     """A component as one would write it: its name, and the options that are not at their defaults."""
     name, options = split_component(component)
-    usual = {field.name: field.default for field in dataclasses.fields(names(kind)[name])}
+    usual = {field.name: field.default for field in own_fields(class_of(kind, name))}
     own = {key: value for key, value in options.items() if value != usual[key]}
     return {name: own} if own else name

@@ -15,7 +15,7 @@ from locdistill.distillation.presets import supervised
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.engine.settings import EngineSettings
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipe.terms import Component, TermSettings, build_component, plain_component
+from locdistill.recipe.terms import Component, TermSettings, spelled_out
 from locdistill.settings import Settings, group
 
 OF_TEACHER = "teacher"
@@ -132,7 +132,7 @@ class Recipe(Settings):
     @field_validator("assigner", mode="before")
     @classmethod
     def _spell_out(cls, spec: Any) -> Component:
-        return plain_component("assigner", build_component("assigner", spec))
+        return spelled_out("assigner", spec)
 
     @model_validator(mode="after")
     def _check_quality(self) -> Recipe:
