@@ -15,7 +15,7 @@ from locdistill.errors import TeacherError, WeightsError
 from locdistill.geometry.bins import Bins
 from locdistill.interop.recognise import numbered
 from locdistill.models.kinds import KINDS
-from locdistill.models.settings import ROTATED, DetectorSettings
+from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import SUFFIX
 from locdistill.objective.term import MAPS, Need, Term
 
@@ -201,7 +201,7 @@ def _meaning_problems(
 def _cell_problems(student: DetectorSettings, mine: Facts, its: Facts, kind: str | None) -> list[str]:
     if (mine.octaves, mine.ratios) == (its.octaves, its.ratios):
         return []
-    kinds = [name for name in KINDS if (name in ROTATED) == student.rotated]
+    kinds = [name for name in KINDS if KINDS[name].rotated == student.rotated]
     alike = [name for name in kinds if (KINDS[name].octaves, KINDS[name].ratios) == (mine.octaves, mine.ratios)]
     other = [name for name in kinds if (KINDS[name].octaves, KINDS[name].ratios) == (its.octaves, its.ratios)]
     whose = "" if kind is None else f", of kind {kind},"

@@ -21,12 +21,13 @@ def method_summaries(model: str = "gfl") -> list[dict[str, Any]]:
 
 
 def _method_summary(name: str, model: str) -> dict[str, Any]:
-    terms = METHODS[name](model)
-    words = (METHODS[name].__doc__ or "").strip().split("\n\n")
+    method = METHODS[name]
+    terms = method(model)
     return {
         "name": name,
-        "what": " ".join(words[0].split()),
-        "notes": " ".join(" ".join(words[1:]).split()),
+        "what": method.what,
+        "paper": method.paper,
+        "notes": method.notes,
         "needs": _method_needs(tuple(terms.values())),
         "terms": {key: TermSettings.of_term(term).model_dump(mode="json") for key, term in terms.items()},
     }

@@ -34,7 +34,8 @@ from locdistill.distillation.settings import EMA, OnnxSettings
 from locdistill.errors import RecipeError
 from locdistill.models.foreign import detector_settings
 from locdistill.models.hub import find
-from locdistill.models.settings import ROTATED, DetectorSettings, InputSettings
+from locdistill.models.kinds import KINDS
+from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipe.load import Override, laid_over, named_recipe, recipe_data, validate
 from locdistill.recipe.overrides import apply_overrides, parse_override
 from locdistill.recipe.own import import_own
@@ -183,7 +184,7 @@ def _for_data(request: Request) -> dict[str, Any]:
             for name, value in teacher.model_dump(mode="json").items()
             if name in ("levels", "reg_max", "anchor_scale", "angles", "angle_bins", "angle_unit")
         }
-    if known in ROTATED or recognise(settings) == "dota":
+    if KINDS[known].rotated or recognise(settings) == "dota":
         recipe["data"]["crowd"] = "ignore"  # cut and difficult objects can be seen: they are no background
     if first is not None and settings.classes is not None:
         recipe["data"]["classes"] = list(settings.classes)
