@@ -23,7 +23,13 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 TINY = (
     *("engine.steps=2", "engine.log_every=1", "engine.progress=false", "engine.accelerator=cpu", "data.workers=0"),
     *("data.batch_per_device=2", "data.sizes=[[128, 96]]", "detector.channels=16", "detector.depth=1"),
-    *("detector.norm_groups=4", "detector.backbone=test_resnet", "detector.pretrained=false", "data.format=coco"),
+    *(
+        "detector.norm_groups=4",
+        "detector.levels=[3, 4, 5]",
+        "detector.backbone=test_resnet",
+        "detector.pretrained=false",
+        "data.format=coco",
+    ),
 )
 
 
@@ -60,6 +66,6 @@ def test_every_block_runs(tmp_path: Path, tiny_coco: Path) -> None:
 def test_its_tables_are_whole() -> None:
     first = [cell for row in re.findall(r"^\| (`[^|]+) \|", PAGE, re.MULTILINE) for cell in re.findall(r"`(\w+)`", row)]
     assert {need.name for need in Need} == {name for name in first if name.isupper()}
-    bases = re.findall(r"^\| `(\w+)` \| `([\w.]+)`", PAGE, re.MULTILINE)
+    bases = re.findall(r"^\| `([a-z]+)` \| `([\w.]+)`", PAGE, re.MULTILINE)
     homes = {key: f"{role.__module__}.{role.__name__}".removeprefix("locdistill.") for key, role in ROLES.items()}
     assert dict(bases) == homes
