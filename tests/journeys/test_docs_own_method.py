@@ -60,7 +60,7 @@ def test_every_block_runs(tmp_path: Path, tiny_coco: Path) -> None:
     assert "2 passed" in output[-1]
     rows = [row for row in read_metrics(tmp_path / "runs" / "mine" / "metrics.csv") if "lr" in row]
     assert [{"train/small_edges", "train/angle"} <= set(row) for row in rows] == [True, True]
-    assert all(0 < row["train/angle"] < 2 for row in rows)
+    assert all(0 < row["train/angle"] < 6 for row in rows)  # at most 2 on each of three levels
 
 
 def test_its_tables_are_whole() -> None:
