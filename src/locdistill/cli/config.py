@@ -9,6 +9,7 @@ import typer
 from locdistill.cli import options
 
 if TYPE_CHECKING:
+    from locdistill.recipe.recipe import Recipe
     from locdistill.recipe.request import Request
 
 
@@ -33,12 +34,22 @@ def config(
     locdistill config --resume --out runs/student
     locdistill config --defaults
     """
-    from locdistill.recipe.load import build_recipe, dump_recipe  # noqa: PLC0415 - heavy
+    from locdistill.recipe.load import build_recipe, named_recipe  # noqa: PLC0415 - heavy
     from locdistill.recipe.overrides import apply_overrides  # noqa: PLC0415 - heavy
     from locdistill.training.resume import recipe_for  # noqa: PLC0415 - heavy
 
     if defaults:
         plain = build_recipe({"name": "defaults"}).model_dump(mode="json")
-        print(dump_recipe(build_recipe(apply_overrides(plain, request["overrides"]))), end="")
+        _print(named_recipe(apply_overrides(plain, request["overrides"]), "the settings"))
         return
-    print(dump_recipe(recipe_for(cast("Request", request), out, resume=resume)), end="")
+    _print(recipe_for(cast("Request", request), out, resume=resume))
+
+
+def _print(recipe: Recipe) -> None:
+    """Print a recipe; what it imports stands above it."""
+    from locdistill.recipe.load import dump_recipe  # noqa: PLC0415 - heavy
+    from locdistill.recipe.own import imports_of  # noqa: PLC0415 - heavy
+
+    for line in imports_of(recipe.model_dump(mode="json")):
+        print(f"# {line}")
+    print(dump_recipe(recipe), end="")

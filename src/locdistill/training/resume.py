@@ -9,7 +9,7 @@ from locdistill.engine.settings import SpeedSettings
 from locdistill.engine.signals import requeued
 from locdistill.errors import RecipeError, RunError
 from locdistill.recipe.defaults import request_words, resolve
-from locdistill.recipe.load import Override, build_recipe, recipe_data
+from locdistill.recipe.load import Override, build_recipe, named_recipe, recipe_data
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import Request, override_of, parsed_override
@@ -72,7 +72,7 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
     words += [(path, value) for path, value in parsed if not (path[0] == "terms" and path[1:2] and path[1] in gone)]
     asked = apply_overrides(plain, words)
     try:
-        now = build_recipe(asked, f"{out}/recipe.yaml").model_dump(mode="json")
+        now = named_recipe(asked, f"{out}/recipe.yaml").model_dump(mode="json")
     except RecipeError:
         _check_same(out, _differences(plain, asked))
         raise
