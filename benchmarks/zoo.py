@@ -194,7 +194,7 @@ def page() -> str:
         "\n## Distillation\n",
         "AP of COCO val2017 (or test-dev, both columns), VOC2007 test or DOTA-v1.0 val, there with the",
         "[corrected number](rotated.md#published-rows) in parentheses; `-` where the literature has no number for the",
-        "recipe. `locdistill distill --recipe NAME` without `--teacher` says where to get the teacher.\n",
+        "recipe. `locdistill distill --recipe NAME` without `--teacher` prints where to get the teacher.\n",
         table(
             ("recipe", "student", "teacher", "data", "terms with the teacher", "AP alone", "AP distilled"),
             distillations(recipes),
