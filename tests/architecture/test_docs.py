@@ -72,3 +72,13 @@ def test_lines_to_read_are_counted(path: str, lines: str) -> None:
 def test_the_core_can_be_read_in_an_hour() -> None:
     assert len(CORE) >= 12
     assert sum(int(lines) for _, lines in CORE) < 4500
+
+
+def test_the_readme_is_short_and_its_pictures_are_small_and_described() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 200
+    pictures = re.findall(r"!\[(.*?)\]\((.+?)\)", text)
+    assert len(pictures) == 2
+    for words, path in pictures:
+        assert len(words.split()) > 5
+        assert (ROOT / path).stat().st_size < 200_000
