@@ -25,8 +25,9 @@ from tests.golden.test_network import NETWORKS, Network, fill, sequence
 from locdistill.interop.mmdet import NAMES, to_mmdet
 from locdistill.models.count import multiply_adds, parameters
 from locdistill.models.detector import Detector
+from locdistill.models.kinds import KINDS
 from locdistill.models.mmdet import load_mmdet
-from locdistill.models.settings import ROTATED, DetectorSettings
+from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.catalogue import published_aps, recipe_summary
 from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.recipe.recipe import Recipe
@@ -35,10 +36,6 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "zoo.md"
 SIZE = (800, 1280)
 CLASSES = tuple(str(index) for index in range(80))
 OF_DOTA = 15
-KINDS = {
-    **{"gfl": "GFL", "gflv2": "GFL v2", "atss": "ATSS", "fcos": "FCOS", "retinanet": "RetinaNet"},
-    **{"rotated_gfl": "Rotated GFL", "rotated_retinanet": "Rotated RetinaNet"},
-}
 # What makes detectors differ; the last ones are of rotated boxes.
 ARCHITECTURE = ("model", "backbone", "deformable", "predictor", "angles", "angle_bins", "angle_unit")
 BACKBONES = {
@@ -74,7 +71,7 @@ def key_of(settings: DetectorSettings) -> tuple[Any, ...]:
 def settings_of(key: tuple[Any, ...], *, published: bool = False) -> DetectorSettings:
     """A detector of 80 classes, or of those of DOTA; as ``published``, GFL v2 has the channel for background."""
     values = dict(zip(ARCHITECTURE, key, strict=True))
-    values |= {"classes": CLASSES[:OF_DOTA] if values["model"] in ROTATED else CLASSES, "pretrained": False}
+    values |= {"classes": CLASSES[:OF_DOTA] if KINDS[values["model"]].rotated else CLASSES, "pretrained": False}
     background = published and values["model"] == "gflv2"
     return DetectorSettings.model_validate(values | {"background_channel": background, "frozen_stages": 1})
 
@@ -146,7 +143,7 @@ def name_of(key: tuple[Any, ...]) -> str:
     deformable = settings.deformable
     stages = f", deformable in C{deformable[0] + 1} to C{deformable[-1] + 1}" if deformable else ""
     whose = " of JDet," if settings.angle_unit != 1 else ""
-    return f"{KINDS[settings.model]}{whose} {BACKBONES[settings.backbone]}{stages}"
+    return f"{KINDS[settings.model].title}{whose} {BACKBONES[settings.backbone]}{stages}"
 
 
 def aps(recipe: Recipe) -> tuple[str, str]:

@@ -1,61 +1,69 @@
-"""A new divergence is a frozen dataclass; as a term it joins the others: ``python examples/own_term.py``."""
+"""A divergence of one's own, in training: ``python examples/own_term.py``.
+
+A recipe names it by its dotted path, and so does the command line::
+
+    cd examples
+    locdistill distill --teacher runs/teacher --data path/to/data \
+      'terms.edges={of: {own_term.EdgeDistance: {power: 2}}, on: positives, norm: per_image}'
+
+The steps behind it, with a region, an adapter and a test, are in ``docs/own_method.md``.
+"""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from locdistill.assign.atss import ATSS
-from locdistill.distillation.presets import ld_main, supervised
-from locdistill.geometry.bins import Bins
-from locdistill.geometry.grid import Grid
-from locdistill.objective.normalisers import PerImage
-from locdistill.objective.objective import Objective
-from locdistill.objective.regions import Positives
+import locdistill
+from locdistill.data.shapes import ShapesSettings, write_shapes
+from locdistill.engine.log import read_metrics
 from locdistill.objective.scene import Scene
-from locdistill.objective.term import Term
-from locdistill.types import Dense, Instances
+from locdistill.objective.term import Divergence, Need
+from locdistill.settings import Positive
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeDistance:
-    """How far the student's edges are from the teacher's, in strides: their means, not their distributions."""
+@dataclass(frozen=True, kw_only=True)
+class EdgeDistance(Divergence):
+    """How far the student's edges are from the teacher's, in strides: their means, not their distributions.
 
-    needs_teacher: ClassVar[bool] = True
+    Attributes:
+        power: Exponent of the distance.
+    """
+
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER, Need.LOCAL})
+    power: Positive = 1.0
 
     def __call__(self, scene: Scene) -> Tensor:
         """A value per location; the region decides where it counts."""
         assert scene.teacher is not None
         student, teacher = (scene.bins.expect(dense.edge_logits) for dense in (scene.student, scene.teacher))
-        return (student - teacher).abs().mean(-1)
+        return (student - teacher.detach()).abs().pow(self.power).mean(-1)
 
 
-def main() -> None:
-    """Evaluate the terms, the new one among them, on random predictions."""
-    torch.manual_seed(0)
-    grid = Grid.build(((8, 8), (4, 4)), (8, 16), anchor_scale=4.0)
-    terms = supervised() | ld_main() | {"edges": Term(of=EdgeDistance(), on=Positives(by="iou"), norm=PerImage())}
-    objective = Objective(terms=terms, assigner=ATSS(), bins=Bins())
-    locations = len(grid.points)
-    student = Dense(
-        torch.randn(2, locations, 3, requires_grad=True), torch.randn(2, locations, 4, 17, requires_grad=True)
+SMALL = (
+    *("detector.channels=32", "detector.depth=1", "detector.norm_groups=8", "data.sizes=[[96, 96]]", "data.workers=0"),
+    *("engine.steps=20", "engine.warmup_steps=0", "engine.accelerator=cpu", "engine.progress=false"),
+)
+TERM = "terms.edges={of: own_term.EdgeDistance, on: {positives: {by: iou}}, norm: per_image}"
+
+
+def main(folder: Path) -> None:
+    """Train a small teacher and its student, the new term among its losses, on drawn shapes."""
+    data = write_shapes(folder / "shapes", ShapesSettings(train=24, val=8, size=96))
+    words = {"data": data, "backbone": "test_resnet", "pretrained": False}
+    teacher = locdistill.train(**words, out=folder / "teacher", overrides=SMALL)
+    student = locdistill.distill(
+        teacher.last, **words, out=folder / "student", preflight=None, overrides=(*SMALL, TERM, "terms.ld_vlr=null")
     )
-    teacher = Dense(torch.randn(2, locations, 3), torch.randn(2, locations, 4, 17))
-    instances = Instances(
-        boxes=torch.tensor([[[8.0, 8, 44, 40]], [[0.0, 0, 0, 0]]]),  # the second image has no object
-        labels=torch.zeros(2, 1, dtype=torch.long),
-        present=torch.tensor([[True], [False]]),
-        ignored=torch.zeros(2, 1, dtype=torch.bool),
-        extents=torch.tensor([[64, 64], [64, 64]]),
-    )
-    losses = objective(student, teacher, grid=grid, instances=instances)
-    torch.stack(list(losses.values())).sum().backward()
-    for name, value in losses.items():
-        print(f"{name:6s} {value.item():.4f}")
+    for row in read_metrics(student.out / "metrics.csv"):
+        if "train/edges" in row:
+            print(f"step {row['step']:.0f}: edges {row['train/edges']:.3f}, all terms {row['train/total']:.3f}")
 
 
 if __name__ == "__main__":
-    main()
+    with tempfile.TemporaryDirectory() as temporary:
+        main(Path(temporary))

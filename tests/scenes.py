@@ -15,6 +15,7 @@ from locdistill.geometry import rotated
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import Coding
 from locdistill.geometry.grid import Grid
+from locdistill.models import meaning
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.normalisers import Constant, ImageLevelMean, LevelMean, Normaliser, PerImage
@@ -34,7 +35,7 @@ def settings_of(model: str) -> DetectorSettings:
 
 def meaning_of(model: str) -> tuple[Coding, Bins]:
     """What the numbers mean that it predicts, and their bins."""
-    return KINDS[model].meaning(settings_of(model))
+    return meaning.meaning_of(settings_of(model))
 
 
 def turned(instances: Instances, model: str, seed: int = 0) -> Instances:

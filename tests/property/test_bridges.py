@@ -14,7 +14,7 @@ from locdistill.distillation.bridges import UNKNOWN, MapClasses, Rebin, averaged
 from locdistill.distillation.logits import ClassBinary, ClassKL
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
-from locdistill.models.kinds import KINDS
+from locdistill.models.meaning import meaning_of
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import Counted
@@ -65,7 +65,7 @@ def test_more_bins_of_the_same_spacing_keep_the_distribution(seed: int, reg_max:
 def test_rotated_boxes_keep_their_means(seed: int, model: str, angle_bins: str, many: int, few: int) -> None:
     """Each of the five numbers has bins of its own; on a circle the mean is not quite linear in the shares."""
     own, bins = (
-        KINDS[model].meaning(DetectorSettings(model=model, angle_bins=angle_bins, reg_max=reg_max))[1]  # type: ignore[arg-type]
+        meaning_of(DetectorSettings(model=model, angle_bins=angle_bins, reg_max=reg_max))[1]  # type: ignore[arg-type]
         for reg_max in (many, few)
     )
     first, last = (bins.limit(torch.full((5,), end)) for end in (-2.0, 2.0))

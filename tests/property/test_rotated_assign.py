@@ -22,6 +22,7 @@ from locdistill.geometry.grid import Grid
 from locdistill.geometry.kinds import Rotated
 from locdistill.geometry.rotated import canonical, corners, hull
 from locdistill.models.kinds import KINDS
+from locdistill.models.meaning import meaning_of
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.scene import Scene
 from locdistill.types import Dense, Instances
@@ -144,7 +145,7 @@ def published_region(
 
 def scene_of(model: str, instances: Instances) -> Scene:
     settings = DetectorSettings(model=model, pretrained=False, angle_bins="linear")  # type: ignore[arg-type]
-    coding, bins = KINDS[model].meaning(settings)
+    coding, bins = meaning_of(settings)
     grid = grid_of(model)
     dense = Dense(torch.zeros(2, len(grid.points), 1), torch.zeros(2, len(grid.points), 5, bins.count))
     return Scene.build(dense, None, grid=grid, instances=instances, assigner=MaxIoU(), bins=bins, coding=coding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -40,6 +40,23 @@ class Assignment(NamedTuple):
     inside: Bool[Tensor, "b l"]
     counted: Bool[Tensor, "b l"]
     thresholds: Float[Tensor, "b g"]
+
+
+@runtime_checkable
+class Assigner(Protocol):
+    """Which location answers for which object."""
+
+    __slots__ = ()
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether its assignments hold a threshold for each object."""
+
+    def ignoring(self) -> Assigner:
+        """Return the same, with ignored regions left out of training."""
+
+    def __call__(self, grid: Grid, instances: Instances) -> Assignment:
+        """Assign the locations of a batch."""
 
 
 def assignment_of(

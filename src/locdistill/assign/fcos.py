@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from locdistill.assign.assignment import Assignment, assignment_of, strongest_claim
+from locdistill.assign.assignment import Assigner, Assignment, assignment_of, strongest_claim
 from locdistill.assign.window import locations_around
 from locdistill.geometry.boxes import area, centres
 from locdistill.geometry.grid import Grid
@@ -21,7 +21,7 @@ from locdistill.types import Instances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FCOSPoints:
+class FCOSPoints(Assigner):
     """Assign each object the points near its centre, on the level whose range holds its size.
 
     A point answers for an object when it lies strictly inside it and inside a square around its centre, and the

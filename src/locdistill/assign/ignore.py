@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from locdistill.assign.assignment import Assigner
 from locdistill.geometry.grid import Grid
 from locdistill.geometry.kinds import kind_of
 from locdistill.geometry.objects import in_turn
@@ -17,7 +18,7 @@ IGNORE_IOF = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ByShare:
+class ByShare(Assigner):
     """An assigner that leaves a location out by the share of its anchor that lies in an ignored box.
 
     Attributes:

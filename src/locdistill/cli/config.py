@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from locdistill.cli import options
+
+if TYPE_CHECKING:
+    from locdistill.recipe.recipe import Recipe
 
 
 def config(
@@ -48,7 +51,7 @@ def config(
     locdistill config --defaults
     """
     from locdistill.recipe.defaults import Request  # noqa: PLC0415 - heavy
-    from locdistill.recipe.load import build_recipe, dump_recipe  # noqa: PLC0415 - heavy
+    from locdistill.recipe.load import build_recipe, named_recipe  # noqa: PLC0415 - heavy
     from locdistill.recipe.overrides import apply_overrides  # noqa: PLC0415 - heavy
     from locdistill.training.resume import recipe_for  # noqa: PLC0415 - heavy
 
@@ -59,7 +62,7 @@ def config(
     overrides = [*short_cuts, *overrides]
     if defaults:
         plain = build_recipe({"name": "defaults"}).model_dump(mode="json")
-        print(dump_recipe(build_recipe(apply_overrides(plain, overrides))), end="")
+        _print(named_recipe(apply_overrides(plain, overrides), "the settings"))
         return
     request = Request(
         data=data,
@@ -73,4 +76,14 @@ def config(
         methods=tuple(method or ()),
         overrides=tuple(overrides),
     )
-    print(dump_recipe(recipe_for(request, out, resume=resume)), end="")
+    _print(recipe_for(request, out, resume=resume))
+
+
+def _print(recipe: Recipe) -> None:
+    """Print a recipe; what it imports stands above it."""
+    from locdistill.recipe.load import dump_recipe  # noqa: PLC0415 - heavy
+    from locdistill.recipe.own import imports_of  # noqa: PLC0415 - heavy
+
+    for line in imports_of(recipe.model_dump(mode="json")):
+        print(f"# {line}")
+    print(dump_recipe(recipe), end="")

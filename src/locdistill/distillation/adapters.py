@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,6 +21,7 @@ from locdistill.errors import TeacherError
 from locdistill.geometry.grid import Grid
 from locdistill.objective.learned import adapters
 from locdistill.objective.scene import Scene
+from locdistill.objective.term import Learner, Need
 from locdistill.types import Dense
 
 
@@ -46,7 +47,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OfMaps:
+class OfMaps(Learner):
     """What compares feature maps.
 
     Attributes:
@@ -56,24 +57,13 @@ class OfMaps:
             their widths differ, one stands there always.
     """
 
-    needs_teacher: ClassVar[bool] = True
     maps: Literal["pyramid", "cls_tower", "reg_tower"] = "pyramid"
     adapt: bool = False
 
     @property
-    def needs_features(self) -> bool:
-        """Whether it looks at the maps of the pyramids."""
-        return self.maps == "pyramid"
-
-    @property
-    def needs_towers(self) -> bool:
-        """Whether it looks at maps inside the heads."""
-        return self.maps != "pyramid"
-
-    @property
-    def learns(self) -> bool:
-        """Whether it may need weights of its own."""
-        return True
+    def needs(self) -> frozenset[Need]:
+        """The maps of both, and weights of its own where they differ in width."""
+        return needs_of(self.maps)
 
     def levels(self, student: Dense, teacher: Dense) -> list[tuple[Tensor, Tensor]]:
         """The maps of both, paired by stride.
@@ -114,6 +104,11 @@ class OfMaps:
             Pair(student, resized(teacher.detach().float(), student), inside)
             for student, (_, teacher), inside in zip(mine, levels, inside_maps(scene), strict=True)
         ]
+
+
+def needs_of(maps: str) -> frozenset[Need]:
+    """Return what a comparison of these maps needs: the maps of both, and adapters where they differ in width."""
+    return frozenset({Need.TEACHER, Need.FEATURES if maps == "pyramid" else Need.TOWERS, Need.WEIGHTS})
 
 
 def grouped(values: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b g k h w"]:

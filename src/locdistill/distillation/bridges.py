@@ -21,6 +21,7 @@ from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.constant import constant, indices
 from locdistill.models.fold import Haste
 from locdistill.models.kinds import KINDS
+from locdistill.models.meaning import meaning_of
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Batch, Dense
 
@@ -57,7 +58,7 @@ class Facts:
     def of(cls, settings: DetectorSettings) -> Facts:
         """Those of a detector of this package."""
         kind = KINDS[settings.model]
-        coding, bins = kind.meaning(settings)
+        coding, bins = meaning_of(settings)
         return cls(
             classes=settings.classes,
             strides=settings.strides,

@@ -15,9 +15,9 @@ from locdistill.errors import TeacherError, WeightsError
 from locdistill.geometry.bins import Bins
 from locdistill.interop.recognise import numbered
 from locdistill.models.kinds import KINDS
-from locdistill.models.settings import ROTATED, DetectorSettings
+from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import SUFFIX
-from locdistill.objective.term import Term
+from locdistill.objective.term import MAPS, Need, Term
 
 _FREE = {
     *("classes", "backbone", "pretrained", "frozen_stages", "norm_eval", "norm_frozen"),
@@ -63,9 +63,9 @@ class Needs:
         terms = tuple(terms)
         return cls(
             predictions=any(term.needs_predictions for term in terms),
-            features=any(term.needs_features or term.needs_towers for term in terms),
-            cross=any(term.needs_cross for term in terms),
-            distributions=any(term.needs_distributions for term in terms),
+            features=any(term.needs & MAPS for term in terms),
+            cross=any(Need.CROSS in term.needs for term in terms),
+            distributions=any(Need.DISTRIBUTIONS in term.needs for term in terms),
         )
 
 
@@ -201,7 +201,7 @@ def _meaning_problems(
 def _cell_problems(student: DetectorSettings, mine: Facts, its: Facts, kind: str | None) -> list[str]:
     if (mine.octaves, mine.ratios) == (its.octaves, its.ratios):
         return []
-    kinds = [name for name in KINDS if (name in ROTATED) == student.rotated]
+    kinds = [name for name in KINDS if KINDS[name].rotated == student.rotated]
     alike = [name for name in kinds if (KINDS[name].octaves, KINDS[name].ratios) == (mine.octaves, mine.ratios)]
     other = [name for name in kinds if (KINDS[name].octaves, KINDS[name].ratios) == (its.octaves, its.ratios)]
     whose = "" if kind is None else f", of kind {kind},"

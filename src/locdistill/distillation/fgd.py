@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from locdistill.distillation.adapters import OfMaps, Pair, inside_maps, per_location, shares
 from locdistill.geometry.objects import in_turn
 from locdistill.objective.scene import Scene
+from locdistill.objective.term import NOTHING, Need, Region
 from locdistill.settings import Positive
 from locdistill.types import Dense
 
@@ -189,12 +190,14 @@ def _cells(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectCells:
+class ObjectCells(Region):
     """Cells that an object's box overlaps, on every level, each object with a weight of 1 in all (FGD, equation 5).
 
     Of several objects in a cell the one with the fewest cells counts. Published, a box takes one more row and column of
     cells at its right and bottom end.
     """
+
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """One over the number of the object's cells on the level."""
@@ -209,8 +212,10 @@ class ObjectCells:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BackgroundCells:
+class BackgroundCells(Region):
     """Cells of the image that no object's box overlaps, with a weight of 1 in all on every level."""
+
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """One over the number of such cells of the level."""

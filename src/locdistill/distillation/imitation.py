@@ -27,15 +27,16 @@ from locdistill.distillation.logits import common_classes
 from locdistill.geometry.boxes import paired_iou
 from locdistill.geometry.grid import Grid
 from locdistill.geometry.objects import in_turn
-from locdistill.objective.normalisers import LevelMean
+from locdistill.objective.normalisers import LevelMean, Normaliser
 from locdistill.objective.regions import within_objects
 from locdistill.objective.scene import Scene
+from locdistill.objective.term import NOTHING, Need, Region
 from locdistill.settings import Count, Share
 from locdistill.types import Dense
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Everywhere:
+class Everywhere(Region):
     """Every location of the image, ignored or not.
 
     Attributes:
@@ -45,9 +46,9 @@ class Everywhere:
     padding: bool = False
 
     @property
-    def sees_padding(self) -> bool:
-        """Whether the padding belongs to it."""
-        return self.padding
+    def needs(self) -> frozenset[Need]:
+        """The padding, where it belongs to it."""
+        return frozenset({Need.PADDING}) if self.padding else NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Weight 1."""
@@ -56,7 +57,7 @@ class Everywhere:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutsideBoxes:
+class OutsideBoxes(Region):
     """The background: locations whose centre lies strictly inside no object's box.
 
     The reference means to imitate the background, but compares the student's there with the teacher's foreground, which
@@ -69,9 +70,9 @@ class OutsideBoxes:
     padding: bool = False
 
     @property
-    def sees_padding(self) -> bool:
-        """Whether the padding belongs to it."""
-        return self.padding
+    def needs(self) -> frozenset[Need]:
+        """The padding, where it belongs to it."""
+        return frozenset({Need.PADDING}) if self.padding else NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Weight 1."""
@@ -80,7 +81,7 @@ class OutsideBoxes:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FineGrained:
+class FineGrained(Region):
     """Locations whose anchor overlaps an object more than a part of what the object's best anchor does.
 
     Wang et al. 2019; the best anchor is looked for on all levels, as in the reference.
@@ -89,6 +90,7 @@ class FineGrained:
         part: Of the highest IoU that any anchor has with the object.
     """
 
+    needs: ClassVar[frozenset[Need]] = NOTHING
     part: Share = 0.5
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
@@ -102,7 +104,7 @@ class FineGrained:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GeneralInstances:
+class GeneralInstances(Region):
     """Where student and teacher disagree most about a class (GI imitation, Dai et al. 2021).
 
     A location's score is the largest difference of their class scores; its box is that of the one which scores that
@@ -120,16 +122,15 @@ class GeneralInstances:
             quality (IM v2).
     """
 
-    needs_teacher: ClassVar[bool] = True
     top: Count = 10
     nms_iou: float = 0.3
     per: Literal["image", "batch"] = "image"
     score: Literal["probability", "mixed", "logit"] = "probability"
 
     @property
-    def sees_padding(self) -> bool:
-        """Whether locations in the padding may be chosen."""
-        return self.per == "batch"
+    def needs(self) -> frozenset[Need]:
+        """The teacher, and the padding where its locations may be chosen."""
+        return frozenset({Need.TEACHER, Need.PADDING} if self.per == "batch" else {Need.TEACHER})
 
     @torch.no_grad()
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
@@ -190,7 +191,7 @@ def best_apart(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GatedLevelMean:
+class GatedLevelMean(Normaliser):
     """``LevelMean`` on levels that have a positive in some image of the process; the others count nothing.
 
     The published normalisation of feature imitation. That levels without positives are left out, whatever the region,
@@ -213,8 +214,6 @@ class FeatureL2(OfMaps):
     channels. Locations of one cell share its feature: with the nine anchors of a RetinaNet cell, a region weighs the
     cell by the number of its anchors that lie in the region.
     """
-
-    local: ClassVar[bool] = True
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Zero where both features agree (the student's through its adapter); without gradient to the teacher."""

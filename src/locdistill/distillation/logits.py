@@ -17,29 +17,30 @@ from locdistill.losses.distribution import softened_kl
 from locdistill.losses.focal import quality_focal_loss
 from locdistill.losses.overlap import OverlapKind, numbers_for, overlap_loss
 from locdistill.objective.scene import Scene
+from locdistill.objective.term import NOTHING, Divergence, Need
 from locdistill.settings import Positive
 from locdistill.types import Dense
 
 Head = Literal["own", "teacher"]
 
 
-class OfPredictions:
+class OfPredictions(Divergence):
     """What compares the student's predictions with the teacher's.
 
     Attributes:
         head: Whose head made the student's predictions out of its features: its ``own``, or the ``teacher``'s.
-        local: The value at a location depends on what the teacher predicts there, and nowhere else.
+        beside: What it needs beside the teacher's predictions of the location itself.
     """
 
     __slots__ = ()
-    needs_teacher: ClassVar[bool] = True
-    local: ClassVar[bool] = True
+    beside: ClassVar[frozenset[Need]] = NOTHING
     head: Head
 
     @property
-    def needs_cross(self) -> bool:
-        """Whether the teacher's head must look at the student's features."""
-        return self.head == "teacher"
+    def needs(self) -> frozenset[Need]:
+        """The teacher's predictions, and those of its head for the student's features where they are compared."""
+        crossed = {Need.CROSS} if self.head == "teacher" else NOTHING
+        return self.beside | crossed | {Need.TEACHER, Need.LOCAL}
 
     def pair(self, scene: Scene) -> tuple[Dense, Dense]:
         """Predictions of the student, by whichever head, and of the teacher."""
@@ -88,7 +89,7 @@ class EdgeKL(OfPredictions):
         head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
     """
 
-    needs_distributions: ClassVar[bool] = True
+    beside: ClassVar[frozenset[Need]] = frozenset({Need.DISTRIBUTIONS})
     temperature: Positive = 10.0
     joint: bool = False
     summed: bool = False

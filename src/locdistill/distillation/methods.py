@@ -1,14 +1,16 @@
 """The distillation methods by name: what each adds to the loss of the student alone.
 
-A method is a function from the kind of detector to terms. Methods are combined by taking the terms of both. All of
-them are normalised so that the loss does not depend on how a batch is split; the weights are the published ones, or
-what they amount to in that normalisation, unless the function says otherwise. The published normalisations, which
-depend on the batch, are those of the recipes.
+A method is one record of :data:`METHODS`: a function from the kind of detector to terms, and what is to be known of it.
+``docs/methods.md`` and ``locdistill methods`` follow from the table. Methods are combined by taking the terms of both.
+All of them are normalised so that the loss does not depend on how a batch is split; the weights are the published ones,
+or what they amount to in that normalisation, unless the notes say otherwise. The published normalisations, which depend
+on the batch, are those of the recipes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from locdistill.distillation import presets
 from locdistill.distillation.fgd import AttentionL1, AttentiveL2, BackgroundCells, ContextL2, ObjectCells
@@ -21,7 +23,6 @@ from locdistill.objective.normalisers import ImageLevelMean, ImagePositiveCount,
 from locdistill.objective.regions import InsideBoxes, Positives
 from locdistill.objective.term import Region, Term
 
-Method = Callable[[str], dict[str, Term]]
 IMITATION_WEIGHT = 2.0
 """Of feature imitation, in the reference's recipes for ResNet-50 and GFL v2."""
 WIDTH = 256
@@ -30,41 +31,58 @@ SUM = PerImage(reference_batch=1.0)
 """A sum over the locations of each image, averaged over images."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A named method; what it needs of a teacher in particular follows from its terms.
+
+    Attributes:
+        terms: Its terms, for a kind of detector.
+        compares: What of student and teacher.
+        where: In which regions.
+        asks: What it asks the teacher for.
+        paper: Name and source.
+        notes: What else is to be known, such as differences from the paper.
+        recipe: The recipe of its published number; None where it has none of its own.
+    """
+
+    terms: Callable[[str], dict[str, Term]]
+    compares: str
+    where: str
+    asks: str
+    paper: str
+    notes: str = ""
+    recipe: str | None = None
+
+    def __call__(self, model: str) -> dict[str, Term]:
+        """Return the terms for a kind of detector."""
+        return self.terms(model)
+
+    @property
+    def what(self) -> str:
+        """What it does, in one sentence."""
+        return f"{self.compares[0].upper()}{self.compares[1:]}; {self.where} ({self.paper})."
+
+
 def _imitation(region: Region) -> Term:
     return Term(of=FeatureL2(), on=region, norm=ImageLevelMean(), weight=IMITATION_WEIGHT)
 
 
-def ld(model: str) -> dict[str, Term]:
-    """Edge distributions, at positives and in the valuable region (LD, Zheng et al. 2022).
-
-    At temperature 1 and sixteen times the published weight, as it measured best on small data sets, and without class
-    distillation: what 'distill' does where nothing else is said. The recipes have the published settings.
-    """
+def _ld(model: str) -> dict[str, Term]:
     return presets.ld_sharp(model)
 
 
-def kd(model: str) -> dict[str, Term]:
-    """A softmax over classes at positives (Hinton et al. 2015, as in the recipes of LD)."""
+def _kd(model: str) -> dict[str, Term]:
     return {"kd": presets.ld_full(model)["kd"]}
 
 
-def bckd(model: str) -> dict[str, Term]:
-    """Scores class by class, and boxes by their overlap (BCKD, Yang et al. 2023); asks for no distributions.
-
-    Published, both are divided by the number of positives of a batch; here by each image's.
-    """
+def _bckd(model: str) -> dict[str, Term]:
     scores = Term(of=ClassBinary(), on=Everywhere(), norm=ImagePositiveCount())
     overlap = TeacherOverlap(kind=presets.overlap_of(model))
     boxes = Term(of=overlap, on=ScoreGap(), norm=ImagePositiveCount(), weight=4.0)
     return {"bckd_cls": scores, "bckd_box": boxes}
 
 
-def crosskd(model: str) -> dict[str, Term]:  # noqa: ARG001
-    """The student's features through the teacher's head (CrossKD, Wang et al. 2024): scores and edge distributions.
-
-    With another temperature of its ``edge_kl`` it is LD through the teacher's head. Published, both are divided by sums
-    over a batch; here over each image. See ``LiveTeacher.cross`` for how the features are aligned.
-    """
+def _crosskd(model: str) -> dict[str, Term]:  # noqa: ARG001
     edges = EdgeKL(head="teacher", temperature=1.0, summed=True)
     return {
         "cross_cls": Term(of=ClassBinary(head="teacher"), on=Everywhere(), norm=ImagePositiveCount()),
@@ -72,72 +90,45 @@ def crosskd(model: str) -> dict[str, Term]:  # noqa: ARG001
     }
 
 
-def fitnets(model: str) -> dict[str, Term]:  # noqa: ARG001 - one signature for all
-    """Features everywhere (Romero et al. 2015).
-
-    The weight is that of the imitation of regions; the reference's own configuration of this row is lost.
-    """
+def _fitnets(model: str) -> dict[str, Term]:  # noqa: ARG001 - one signature for all
     return {"fitnets": _imitation(Everywhere())}
 
 
-def inside_gt(model: str) -> dict[str, Term]:  # noqa: ARG001
-    """Features inside the objects' boxes."""
+def _inside_gt(model: str) -> dict[str, Term]:  # noqa: ARG001
     return {"inside_gt": _imitation(InsideBoxes(positives=True))}
 
 
-def main_region(model: str) -> dict[str, Term]:  # noqa: ARG001
-    """Features at the positives."""
+def _main_region(model: str) -> dict[str, Term]:  # noqa: ARG001
     return {"main_region": _imitation(Positives())}
 
 
-def fine_grained(model: str) -> dict[str, Term]:  # noqa: ARG001
-    """Features near objects, where anchors overlap them well (Wang et al. 2019)."""
+def _fine_grained(model: str) -> dict[str, Term]:  # noqa: ARG001
     return {"fine_grained": _imitation(FineGrained())}
 
 
-def defeat(model: str) -> dict[str, Term]:  # noqa: ARG001
-    """Features of objects and of the background apart (DeFeat, Guo et al. 2021).
-
-    The background has twice the weight, as the reference means it to have, which compares it with the teacher's
-    foreground.
-    """
+def _defeat(model: str) -> dict[str, Term]:  # noqa: ARG001
     background = Term(of=FeatureL2(), on=OutsideBoxes(), norm=ImageLevelMean(), weight=2 * IMITATION_WEIGHT)
     return {"defeat_objects": _imitation(InsideBoxes(positives=True)), "defeat_background": background}
 
 
-def gi(model: str) -> dict[str, Term]:  # noqa: ARG001
-    """Features at general instances, ten per level and image (Dai et al. 2021; per batch in the reference)."""
+def _gi(model: str) -> dict[str, Term]:  # noqa: ARG001
     return {"gi": _imitation(GeneralInstances())}
 
 
-def pkd(model: str) -> dict[str, Term]:
-    """Correlation of features, channel by channel (PKD, Cao et al. 2022).
-
-    The weight is 10 for RetinaNet, as in MMRazor, and else the 6 with which CrossKD's authors add it to GFL.
-    """
+def _pkd(model: str) -> dict[str, Term]:
     weight = 10.0 if model.endswith("retinanet") else 6.0
     return {"pkd": Term(of=Correlation(), on=Everywhere(), norm=ImageLevelMean(), weight=weight)}
 
 
-def cwd(model: str) -> dict[str, Term]:  # noqa: ARG001
-    """Class logits as distributions over the places of a level (CWD, Shu et al. 2021).
-
-    The weight is that of MMRazor for GFL.
-    """
+def _cwd(model: str) -> dict[str, Term]:  # noqa: ARG001
     return {"cwd": Term(of=ChannelKL(what="classes"), on=Everywhere(), norm=SUM, weight=5.0)}
 
 
-def mgd(model: str) -> dict[str, Term]:  # noqa: ARG001
-    """The teacher's features, generated from the student's with holes (MGD, Yang et al. 2022)."""
+def _mgd(model: str) -> dict[str, Term]:  # noqa: ARG001
     return {"mgd": Term(of=MaskedGeneration(), on=Everywhere(), norm=SUM, weight=2e-5 * WIDTH)}
 
 
-def fgd(model: str) -> dict[str, Term]:
-    """Focal and global distillation of features (FGD, Yang et al. 2022).
-
-    Weights and temperature are those of its authors' configurations: one set for detectors with anchors, GFL among
-    them, and one for FCOS.
-    """
+def _fgd(model: str) -> dict[str, Term]:
     objects, background, attention, context, temperature = (
         (1.6e-3, 8e-4, 8e-4, 8e-6, 0.8) if model == "fcos" else (1e-3, 5e-4, 5e-4, 5e-6, 0.5)
     )
@@ -150,13 +141,7 @@ def fgd(model: str) -> dict[str, Term]:
     }
 
 
-def dist(model: str) -> dict[str, Term]:  # noqa: ARG001
-    """Relations between classes and within them (DIST, Huang et al. 2022), for a teacher that is much stronger.
-
-    The paper's samples are images, whose classes it scores by one softmax. Here they are locations, scored class by
-    class as detectors do: relations between the classes at positives, within a class over each level. Both weights are
-    1, MMRazor's for classifiers, and not tuned for detectors. With a single class there is nothing between classes.
-    """
+def _dist(model: str) -> dict[str, Term]:  # noqa: ARG001
     between, within = Correlation(what="classes", across="channels"), Correlation(what="classes")
     return {
         "dist_between": Term(of=between, on=Positives(), norm=ImageLevelMean()),
@@ -165,19 +150,156 @@ def dist(model: str) -> dict[str, Term]:  # noqa: ARG001
 
 
 METHODS: dict[str, Method] = {
-    "ld": ld,
-    "kd": kd,
-    "bckd": bckd,
-    "crosskd": crosskd,
-    "fitnets": fitnets,
-    "inside_gt": inside_gt,
-    "main_region": main_region,
-    "fine_grained": fine_grained,
-    "defeat": defeat,
-    "gi": gi,
-    "pkd": pkd,
-    "cwd": cwd,
-    "mgd": mgd,
-    "fgd": fgd,
-    "dist": dist,
+    "ld": Method(
+        terms=_ld,
+        compares="edge distributions",
+        where="positives; valuable region",
+        asks="distributions",
+        paper="LD, Zheng et al. 2022",
+        notes=(
+            "At temperature 1 and sixteen times the published weight, as it measured best on small data sets, "
+            "and without class distillation: what 'distill' does where nothing else is said. The recipes have "
+            "the published settings."
+        ),
+        recipe="ld_r50_from_r101",
+    ),
+    "kd": Method(
+        terms=_kd,
+        compares="classes, one softmax",
+        where="positives",
+        asks="scores",
+        paper="Hinton et al. 2015, as in the recipes of LD",
+    ),
+    "bckd": Method(
+        terms=_bckd,
+        compares="classes one by one; boxes",
+        where="everywhere",
+        asks="scores, boxes",
+        paper="BCKD, Yang et al. 2023",
+        notes="Published, both are divided by the number of positives of a batch; here by each image's.",
+        recipe="bckd_r50_from_r101",
+    ),
+    "crosskd": Method(
+        terms=_crosskd,
+        compares="classes one by one and edges, through the teacher's head",
+        where="everywhere",
+        asks="its head, distributions",
+        paper="CrossKD, Wang et al. 2024",
+        notes=(
+            "With another temperature of its ``edge_kl`` it is LD through the teacher's head. Published, both "
+            "are divided by sums over a batch; here over each image. See ``LiveTeacher.cross`` for how the "
+            "features are aligned."
+        ),
+        recipe="crosskd_r50_from_r101",
+    ),
+    "fitnets": Method(
+        terms=_fitnets,
+        compares="features",
+        where="everywhere",
+        asks="maps",
+        paper="FitNets, Romero et al. 2015",
+        notes=(
+            "The weight is that of the imitation of regions; the reference's own configuration of this row is lost."
+        ),
+        recipe="fitnets_r50_from_r101",
+    ),
+    "inside_gt": Method(
+        terms=_inside_gt,
+        compares="features",
+        where="inside boxes",
+        asks="maps",
+        paper="a baseline of LD, Zheng et al. 2022",
+        recipe="inside_gt_r50_from_r101",
+    ),
+    "main_region": Method(
+        terms=_main_region,
+        compares="features",
+        where="positives",
+        asks="maps",
+        paper="a baseline of LD, Zheng et al. 2022",
+        recipe="main_region_r50_from_r101",
+    ),
+    "fine_grained": Method(
+        terms=_fine_grained,
+        compares="features",
+        where="near objects",
+        asks="maps",
+        paper="Wang et al. 2019",
+        recipe="fine_grained_r50_from_r101",
+    ),
+    "defeat": Method(
+        terms=_defeat,
+        compares="features",
+        where="objects; background",
+        asks="maps",
+        paper="DeFeat, Guo et al. 2021",
+        notes=(
+            "The background has twice the weight, as the reference means it to have, which compares it with "
+            "the teacher's foreground."
+        ),
+        recipe="defeat_r50_from_r101",
+    ),
+    "gi": Method(
+        terms=_gi,
+        compares="features",
+        where="where scores differ most",
+        asks="maps, scores, boxes",
+        paper="GI, Dai et al. 2021",
+        notes="Ten per level and image; per batch in the reference.",
+        recipe="gi_r50_from_r101",
+    ),
+    "pkd": Method(
+        terms=_pkd,
+        compares="correlation of features",
+        where="everywhere",
+        asks="maps",
+        paper="PKD, Cao et al. 2022",
+        notes=(
+            "The weight is 10 for RetinaNet, as in MMRazor, and else the 6 with which CrossKD's authors add it to GFL."
+        ),
+        recipe="pkd_r50_from_r101",
+    ),
+    "cwd": Method(
+        terms=_cwd,
+        compares="class maps as distributions",
+        where="everywhere",
+        asks="scores",
+        paper="CWD, Shu et al. 2021",
+        notes="The weight is that of MMRazor for GFL.",
+        recipe="cwd_r50_from_r101",
+    ),
+    "mgd": Method(
+        terms=_mgd,
+        compares="features, generated",
+        where="everywhere",
+        asks="maps",
+        paper="MGD, Yang et al. 2022",
+        recipe="mgd_r50_from_r101",
+    ),
+    "fgd": Method(
+        terms=_fgd,
+        compares="features, attention, context",
+        where="objects; background; everywhere",
+        asks="maps",
+        paper="FGD, Yang et al. 2022",
+        notes=(
+            "Weights and temperature are those of its authors' configurations: one set for detectors with "
+            "anchors, GFL among them, and one for FCOS."
+        ),
+        recipe="fgd_r50_from_r101",
+    ),
+    "dist": Method(
+        terms=_dist,
+        compares="relations of classes",
+        where="positives; everywhere",
+        asks="scores",
+        paper="DIST, Huang et al. 2022",
+        notes=(
+            "For a teacher that is much stronger. The paper's samples are images, whose classes it scores by "
+            "one softmax. Here they are locations, scored class by class as detectors do: relations between "
+            "the classes at positives, within a class over each level. Both weights are 1, MMRazor's for "
+            "classifiers, and not tuned for detectors. With a single class there is nothing between classes."
+        ),
+        recipe="dist_r50_from_r101",
+    ),
 }

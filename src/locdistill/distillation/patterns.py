@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from locdistill.distillation.adapters import OfMaps, Pair, as_maps, grouped, inside_maps, per_location, shares
+from locdistill.distillation.adapters import OfMaps, Pair, as_maps, grouped, inside_maps, needs_of, per_location, shares
 from locdistill.distillation.logits import common_classes
 from locdistill.losses.distribution import kl_summands
 from locdistill.objective.scene import Scene
+from locdistill.objective.term import Need
 from locdistill.settings import Positive
 
 EPSILON = 1e-6
@@ -37,19 +38,9 @@ class _OfPatterns(OfMaps):
     temperature: Positive = 1.0
 
     @property
-    def needs_features(self) -> bool:
-        """Whether it looks at the maps of the pyramids."""
-        return self.what == "features" and self.maps == "pyramid"
-
-    @property
-    def needs_towers(self) -> bool:
-        """Whether it looks at maps inside the heads."""
-        return self.what == "features" and self.maps != "pyramid"
-
-    @property
-    def learns(self) -> bool:
-        """Whether it may need adapters: class maps are as many on both sides."""
-        return self.what == "features"
+    def needs(self) -> frozenset[Need]:
+        """Maps and adapters; of classes the predictions alone, for class maps are as many on both sides."""
+        return needs_of(self.maps) if self.what == "features" else frozenset({Need.TEACHER})
 
     def _class_pairs(self, scene: Scene) -> list[Pair]:
         """Maps of the class logits, without the quality of GFL v2, of the classes that both speak of."""

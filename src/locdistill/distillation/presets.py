@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from locdistill.distillation.logits import ClassKL, EdgeKL
 from locdistill.distillation.regions import ValuableLocations
 from locdistill.losses.overlap import OverlapKind
+from locdistill.models.kinds import KINDS
 from locdistill.objective.normalisers import ImageLevelMean, PerImage, PositiveCount, WeightSum
 from locdistill.objective.regions import Counted, InsideBoxes, Positives
 from locdistill.objective.supervised import Centerness, DistributionFocal, Focal, Overlap, QualityFocal
@@ -62,7 +63,7 @@ _PUBLISHED |= {f"rotated_{model}": _PUBLISHED[model] for model in ("gfl", "retin
 
 def overlap_of(model: str) -> OverlapKind:
     """How the boxes of a kind of detector are compared."""
-    return "gwd" if model.startswith("rotated") else "giou"
+    return "gwd" if KINDS[model].rotated else "giou"
 
 
 def supervised(model: str = "gfl", *, overlap: OverlapKind | None = None) -> dict[str, Term]:
@@ -79,7 +80,8 @@ def supervised(model: str = "gfl", *, overlap: OverlapKind | None = None) -> dic
     """
     _published(model)
     overlap = overlap or overlap_of(model)
-    if model in ("gfl", "gflv2", "rotated_gfl"):
+    loss = KINDS[model].loss
+    if loss == "gfl":
         return {
             "cls": Term(of=QualityFocal(), on=Counted(), norm=PositiveCount(), weight=1.0),
             "bbox": Term(of=Overlap(kind=overlap), on=BY_CONFIDENCE, norm=WeightSum(), weight=2.0),
@@ -87,8 +89,8 @@ def supervised(model: str = "gfl", *, overlap: OverlapKind | None = None) -> dic
         }
     count = PositiveCount(one_per_image=model != "fcos")
     cls = Term(of=Focal(), on=Counted(), norm=count, weight=1.0)
-    if model in ("retinanet", "rotated_retinanet"):
-        weight = 2.0 if model == "retinanet" else 5.0
+    if loss == "retina":
+        weight = 5.0 if KINDS[model].rotated else 2.0
         return {"cls": cls, "bbox": Term(of=Overlap(kind=overlap), on=Positives(), norm=count, weight=weight)}
     weight = 1.0 if model == "fcos" else 2.0
     return {

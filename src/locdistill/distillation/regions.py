@@ -17,13 +17,13 @@ from locdistill.geometry.objects import in_turn
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import InsideBoxes
 from locdistill.objective.scene import Scene
-from locdistill.objective.term import Region
+from locdistill.objective.term import NOTHING, Need, Region
 from locdistill.settings import Count
 from locdistill.types import Instances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ValuableLocations:
+class ValuableLocations(Region):
     """The valuable localization region: locations whose anchor nearly reaches an object (LD, algorithm 1).
 
     A location belongs to it when, for some object with ATSS threshold ``t``, ``gamma * t <= D < t``. An image without
@@ -74,9 +74,9 @@ class ValuableLocations:
             raise ValueError(f"box: own needs metric: iou; {self.metric} compares upright boxes")
 
     @property
-    def needs_thresholds(self) -> bool:
-        """Whether the assigner must have thresholds."""
-        return self.threshold == "assignment"
+    def needs(self) -> frozenset[Need]:
+        """The assigner's thresholds, unless they are worked out here."""
+        return frozenset({Need.THRESHOLDS}) if self.threshold == "assignment" else NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """The chosen weight in the region."""
@@ -124,14 +124,14 @@ class ValuableLocations:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoreGap:
+class ScoreGap(Region):
     """Every location of the image, by how much the two disagree about a class there (BCKD, Yang et al. 2023).
 
     The weight is the largest difference of their scores, ``max_c |q_c - p_c|``, over the classes that the teacher
     knows: where both say the same of what is there, the student need not be told where it is.
     """
 
-    needs_teacher: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER})
 
     @torch.no_grad()
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
@@ -142,13 +142,13 @@ class ScoreGap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherConfidence:
+class TeacherConfidence(Region):
     """Every location of the image, by the teacher's highest class score there (CrossKD, Wang et al. 2024).
 
     Of the classes that the student is to learn; a teacher that knows others too is not asked where those are.
     """
 
-    needs_teacher: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER})
 
     @torch.no_grad()
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
@@ -164,7 +164,7 @@ def valuable_region(objective: Objective) -> Region:
     regions = [term.on for term in objective.terms.values() if term.needs_teacher]
     if own := [region for region in regions if _beside(region)]:
         return own[0]
-    there = getattr(objective.assigner, "has_thresholds", True)
+    there = objective.assigner.has_thresholds
     return ValuableLocations(threshold="assignment" if there else "adaptive")
 
 

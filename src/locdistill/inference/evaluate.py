@@ -33,9 +33,10 @@ from locdistill.models.detector import Detector
 from locdistill.models.hub import find
 from locdistill.models.settings import DetectionSettings, DetectorSettings, InputSettings
 from locdistill.models.weights import locate
-from locdistill.recipe.load import Override, load_recipe, validate
+from locdistill.recipe.load import Override, recipe_data, validate
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.run_folder import RECIPE
+from locdistill.settings import group
 from locdistill.types import Batch, Detections, Progress
 
 """Wraps something to go through, of a known length, to show how far one is."""
@@ -233,7 +234,8 @@ def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
     beside = locate(weights).parent / RECIPE
     if not beside.is_file():
         raise RecipeError(f"no data set given, and {beside} does not exist; pass --data FOLDER")
-    return load_recipe(beside).data.model_dump(mode="json")
+    settings = validate(DataSettings, group(recipe_data(beside), "data"), f"{beside}: data")
+    return settings.model_dump(mode="json")
 
 
 def with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> DataSettings:

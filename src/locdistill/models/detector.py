@@ -19,7 +19,11 @@ from locdistill.images import ImageSource, normalised, pad_together, read_image,
 from locdistill.models import foreign, postprocess, weights
 from locdistill.models.backbones import Freezing, build_backbone
 from locdistill.models.fpn import FPN
-from locdistill.models.kinds import KINDS
+from locdistill.models.heads.centerness import CenternessHead
+from locdistill.models.heads.gfl import GFLHead, GFLv2Head
+from locdistill.models.heads.retina import RetinaHead
+from locdistill.models.kinds import KINDS, Head
+from locdistill.models.meaning import meaning_of
 from locdistill.models.settings import DetectorSettings, NormalisationSettings
 from locdistill.types import Dense, Detections
 
@@ -40,6 +44,15 @@ class Prepared(NamedTuple):
     images: tuple[Tensor, ...]
     original: tuple[int, int]
     padded: tuple[tuple[int, int], ...]
+
+
+HEADS: dict[Head, type[nn.Module]] = {
+    "gfl": GFLHead,
+    "gflv2": GFLv2Head,
+    "centerness": CenternessHead,
+    "retina": RetinaHead,
+}
+"""The networks behind the pyramid, by the names that kinds of detectors have for them."""
 
 
 class Detector(nn.Module):
@@ -77,8 +90,8 @@ class Detector(nn.Module):
         extra = sum(level > 5 for level in settings.levels)
         self.kind = KINDS[settings.model]
         self.fpn = FPN(info.channels, settings.channels, extra_levels=extra, extra=self.kind.extra)
-        self.head = self.kind.head(settings)
-        self.coding, self.bins = self.kind.meaning(settings)
+        self.head = HEADS[self.kind.head](settings)
+        self.coding, self.bins = meaning_of(settings)
         self.register_buffer("mean", torch.tensor(self.settings.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(self.settings.std)[:, None, None], persistent=False)
         self._grids: dict[tuple[tuple[tuple[int, int], ...], torch.device], Grid] = {}

@@ -18,7 +18,7 @@ from locdistill.interop import mmdet
 from locdistill.interop.pickles import read_checkpoint
 from locdistill.interop.recognise import recognise
 from locdistill.interop.unpack import HEAD, Skipped, Unpacked, Which, unpack
-from locdistill.models.kinds import KINDS
+from locdistill.models.meaning import meaning_of
 from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import (
     CHECKPOINT,
@@ -262,7 +262,7 @@ def _check_positions(constants: Mapping[str, Tensor], own: DetectorSettings) -> 
     """Refuse bins that lie elsewhere than the detector's: the weights would mean other boxes here."""
     for name, values in constants.items():
         its, edge = values.detach().flatten().float().cpu(), own.edges - 1 if name == mmdet.ANGLE_BINS else 0
-        _, bins = KINDS[own.model].meaning(own.model_copy(update={"reg_max": max(1, len(its) - 1)}))
+        _, bins = meaning_of(own.model_copy(update={"reg_max": max(1, len(its) - 1)}))
         mine = bins.positions(its).expand(own.edges, -1)[edge]
         if its.shape != mine.shape or not torch.allclose(its, mine, rtol=1e-3, atol=1e-3):
             raise WeightsError(

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-ExtraLevels = Literal["output", "output_relu", "input"]
+from locdistill.models.kinds import ExtraLevels
 
 
 class FPN(nn.Module):

@@ -1,50 +1,20 @@
-"""The kinds of detectors: what sets them apart beside their losses, which are terms of a recipe."""
+"""The kinds of detectors, one record each: settings, defaults, help texts and checks follow from it.
+
+A record is plain data, and imports no network: heads, meanings of numbers, losses and assigners go by their names.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from torch import nn
-
-from locdistill.geometry.bins import Bins, CircularBins, RowBins
-from locdistill.geometry.coding import ANGLE, DISTANCES, GROWTH, AnchorDeltas, Coding, RotatedDistances
-from locdistill.geometry.kinds import Rotated
-from locdistill.models.fpn import ExtraLevels
-from locdistill.models.heads.centerness import CenternessHead
-from locdistill.models.heads.gfl import GFLHead, GFLv2Head
-from locdistill.models.heads.retina import RetinaHead
-from locdistill.models.settings import DetectorSettings
-
-Meaning = tuple[Coding, Bins]
-FIRST_ANGLE = {"oc": -math.pi / 4, "le90": -math.pi / 2, "le135": -math.pi / 4}
-"""Where half a turn begins that has all angles of a range, those of ``oc`` in its middle."""
-
-
-def distances(settings: DetectorSettings) -> Meaning:
-    """Four distances, in strides."""
-    return DISTANCES, Bins(settings.reg_max)
-
-
-def rotated_distances(settings: DetectorSettings) -> Meaning:
-    """Four distances along the sides of a rotated box, in strides, and its angle."""
-    reg_max, ranges = settings.reg_max, 4 * ((0.0, float(settings.reg_max)),)
-    coding = RotatedDistances(Rotated(settings.angles))
-    first = FIRST_ANGLE[settings.angles]
-    if settings.angle_bins == "circular":
-        return coding, CircularBins(RowBins(reg_max, ranges), math.pi, first)
-    return coding, RowBins(reg_max, (*ranges, (first, first + math.pi)))
-
-
-def anchor_deltas(settings: DetectorSettings) -> Meaning:
-    """Shift and growth of an anchor, and an angle."""
-    coding = AnchorDeltas(Rotated(settings.angles), settings.angle_unit)
-    if settings.angle_bins == "circular":
-        first = FIRST_ANGLE[settings.angles] / settings.angle_unit
-        lengths = RowBins(settings.reg_max, 4 * (GROWTH,))
-        return coding, CircularBins(lengths, math.pi / settings.angle_unit, first)
-    return coding, RowBins(settings.reg_max, (*4 * (GROWTH,), ANGLE))
+Model = Literal["gfl", "gflv2", "atss", "fcos", "retinanet", "rotated_gfl", "rotated_retinanet"]
+"""The names of the kinds, for type checkers; a test holds them to the table."""
+Head = Literal["gfl", "gflv2", "centerness", "retina"]
+Numbers = Literal["distances", "rotated_distances", "anchor_deltas"]
+Loss = Literal["gfl", "centerness", "retina"]
+ExtraLevels = Literal["output", "output_relu", "input"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,28 +22,72 @@ class Kind:
     """A kind of detector.
 
     Attributes:
-        head: Built from the settings; called with the levels of a pyramid it gives `Dense`.
-        meaning: What the numbers mean that a location predicts, and the bins of their distributions.
+        title: Its name in prose.
+        head: Name of the network behind the pyramid (see `models.detector`).
+        loss: Name of the published loss without a teacher (see `distillation.presets`).
+        assigner: Name of the published assigner in the vocabulary of recipes.
+        quality: What its head predicts beside the class scores: ``centerness``, trained by a term of its own; a factor
+            ``in_score``; or nothing.
+        rotated: Whether its boxes are rotated.
+        numbers: Name of what a location predicts (see `models.meaning`).
+        defaults: Settings whose defaults are others than those of `DetectorSettings`.
         extra: What the further levels of the pyramid are made of.
         offset: Position of a location within its cell, in strides.
         octaves: Anchor sizes per ratio.
         ratios: Height over width of the anchors of a cell.
     """
 
-    head: type[nn.Module]
-    meaning: Callable[[DetectorSettings], Meaning] = distances
+    title: str
+    head: Head
+    loss: Loss
+    assigner: str
+    quality: Literal["centerness", "in_score"] | None = None
+    rotated: bool = False
+    numbers: Numbers = "distances"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
     extra: ExtraLevels = "output"
     offset: float = 0.0
     octaves: int = 1
     ratios: tuple[float, ...] = (1.0,)
 
 
+_RETINA: dict[str, Any] = {"anchor_scale": 4.0, "norm_groups": 0}
 KINDS: dict[str, Kind] = {
-    "gfl": Kind(head=GFLHead),
-    "gflv2": Kind(head=GFLv2Head),
-    "atss": Kind(head=CenternessHead),
-    "fcos": Kind(head=CenternessHead, extra="output_relu", offset=0.5),
-    "retinanet": Kind(head=RetinaHead, extra="input", octaves=3, ratios=(0.5, 1.0, 2.0)),
-    "rotated_gfl": Kind(head=GFLHead, meaning=rotated_distances),
-    "rotated_retinanet": Kind(head=RetinaHead, meaning=anchor_deltas, extra="input", octaves=3, ratios=(1.0, 0.5, 2.0)),
+    "gfl": Kind(title="GFL", head="gfl", loss="gfl", assigner="atss"),
+    "gflv2": Kind(title="GFL v2", head="gflv2", loss="gfl", assigner="atss", quality="in_score"),
+    "atss": Kind(title="ATSS", head="centerness", loss="centerness", assigner="atss", quality="centerness"),
+    "fcos": Kind(
+        title="FCOS",
+        head="centerness",
+        loss="centerness",
+        assigner="fcos",
+        quality="centerness",
+        extra="output_relu",
+        offset=0.5,
+    ),
+    "retinanet": Kind(
+        title="RetinaNet",
+        head="retina",
+        loss="retina",
+        assigner="max_iou",
+        defaults=_RETINA,
+        extra="input",
+        octaves=3,
+        ratios=(0.5, 1.0, 2.0),
+    ),
+    "rotated_gfl": Kind(
+        title="Rotated GFL", head="gfl", loss="gfl", assigner="atss", rotated=True, numbers="rotated_distances"
+    ),
+    "rotated_retinanet": Kind(
+        title="Rotated RetinaNet",
+        head="retina",
+        loss="retina",
+        assigner="max_iou",
+        rotated=True,
+        numbers="anchor_deltas",
+        defaults=_RETINA | {"reg_max": 8, "angles": "oc"},
+        extra="input",
+        octaves=3,
+        ratios=(1.0, 0.5, 2.0),
+    ),
 }

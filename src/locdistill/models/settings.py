@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from locdistill.geometry.rotated import AngleRange
 from locdistill.images import View
+from locdistill.models.kinds import KINDS, Model
 from locdistill.settings import Settings
 
 Triple = tuple[float, float, float]
@@ -19,8 +20,6 @@ NOT_ARCHITECTURE = frozenset(
     )
 )
 WEIGHTS = "weights of a backbone go into 'pretrained'"
-ROTATED = ("rotated_gfl", "rotated_retinanet")
-"""The kinds of detectors of rotated boxes."""
 
 
 class InputSettings(Settings):
@@ -156,7 +155,7 @@ class DetectorSettings(Settings):
         detections: From predictions to detections.
     """
 
-    model: Literal["gfl", "gflv2", "atss", "fcos", "retinanet", "rotated_gfl", "rotated_retinanet"] = "gfl"
+    model: Model = "gfl"
     backbone: str = "resnet18"
     backbone_args: dict[str, Any] = Field(default_factory=dict)
     deformable: tuple[int, ...] = ()
@@ -189,12 +188,10 @@ class DetectorSettings(Settings):
         """Defaults that follow from other settings."""
         if isinstance(values, dict) and values.get("pretrained") is False:
             values = {"frozen_stages": -1, "norm_eval": False} | values
-        if isinstance(values, dict) and values.get("model") in ("retinanet", "rotated_retinanet"):
-            values = {"anchor_scale": 4.0, "norm_groups": 0} | values
-        if isinstance(values, dict) and values.get("model") == "rotated_retinanet":
-            values = {"reg_max": 8, "angles": "oc"} | values
-        if isinstance(values, dict) and values.get("model") in ROTATED:
-            values = values | {"detections": _few_overlap(values.get("detections", {}))}
+        if isinstance(values, dict) and isinstance(model := values.get("model"), str) and model in KINDS:
+            values = {**KINDS[model].defaults, **values}
+            if KINDS[model].rotated:
+                values["detections"] = _few_overlap(values.get("detections", {}))
         return values
 
     @model_validator(mode="after")
@@ -225,7 +222,7 @@ class DetectorSettings(Settings):
     @property
     def rotated(self) -> bool:
         """Whether the detector has rotated boxes."""
-        return self.model in ROTATED
+        return KINDS[self.model].rotated
 
     @property
     def edges(self) -> int:

@@ -23,12 +23,14 @@ from locdistill.settings import Positive
 class Normaliser(Protocol):
     """A denominator for every location, positive everywhere."""
 
+    __slots__ = ()
+
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
         """Denominators, given the region's weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PositiveCount:
+class PositiveCount(Normaliser):
     """Number of positive locations, the mean over processes and at least 1.
 
     In the reference RetinaNet divides by the count of its own process; here it is the mean like elsewhere.
@@ -47,7 +49,7 @@ class PositiveCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightSum:
+class WeightSum(Normaliser):
     """Sum of the region's weights over the batch, the mean over processes (GFL's box and distribution losses).
 
     Attributes:
@@ -63,7 +65,7 @@ class WeightSum:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Constant:
+class Constant(Normaliser):
     """A fixed number: the published normalisation of localization distillation.
 
     The term then is a sum over the images of a process, so its strength grows with their number; the reference's
@@ -82,7 +84,7 @@ class Constant:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PerImage:
+class PerImage(Normaliser):
     """The mean over images of each image's sum, times a reference number of images per process.
 
     Equal to ``Constant`` when a process holds ``reference_batch`` images, and unchanged by how a batch is split into
@@ -102,7 +104,7 @@ class PerImage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LevelMean:
+class LevelMean(Normaliser):
     """Sum of the weights of each pyramid level of this process: a mean per level, levels summed.
 
     The published normalisation of class distillation. It depends on which images share a process; ``ImageLevelMean``
@@ -115,7 +117,7 @@ class LevelMean:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageLevelMean:
+class ImageLevelMean(Normaliser):
     """A mean over each level of each image, levels summed, averaged over images.
 
     ``LevelMean`` of each image on its own: unchanged by how a batch is split. With one image both are equal; with more,
@@ -135,7 +137,7 @@ class ImageLevelMean:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImagePositiveCount:
+class ImagePositiveCount(Normaliser):
     """Number of positive locations of each image, averaged over images.
 
     ``PositiveCount`` of each image on its own: unchanged by how a batch is split.
@@ -154,7 +156,7 @@ class ImagePositiveCount:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ImageWeightSum:
+class ImageWeightSum(Normaliser):
     """A weighted mean over each image, averaged over images.
 
     ``WeightSum`` of each image on its own: unchanged by how a batch is split.

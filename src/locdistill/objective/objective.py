@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from locdistill.assign.assignment import Assigner
 from locdistill.assign.atss import ATSS
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
@@ -17,11 +18,13 @@ from locdistill.geometry.grid import Grid
 from locdistill.losses.overlap import kinds_for
 from locdistill.objective.balance import Balance
 from locdistill.objective.learned import NO_RUN, Learned, Moment, adapters
-from locdistill.objective.scene import Assigner, Scene
-from locdistill.objective.term import Term
+from locdistill.objective.scene import Scene
+from locdistill.objective.term import MAPS, Need, Term
 from locdistill.types import Dense, Instances
 
 _SAYS = {4: "axis-aligned boxes", 5: "rotated boxes"}
+OWNED = frozenset({Need.WEIGHTS, Need.CROSS})
+"""What brings weights that are trained with the student: a divergence's own, or adapters to the teacher's head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,9 +55,9 @@ class Objective:
         object.__setattr__(self, "_shared", _shared(self.terms))
         self._check_balance()
         self._check_boxes()
-        if getattr(self.assigner, "has_thresholds", True):
+        if self.assigner.has_thresholds:
             return
-        if names := self._that("needs_thresholds"):
+        if names := self._that(Need.THRESHOLDS):
             raise RecipeError(
                 f"the terms {names} take each object's threshold from the assigner, and {type(self.assigner).__name__} "
                 "has none; set threshold: adaptive in their region"
@@ -83,7 +86,7 @@ class Objective:
                     f"overlap to one of {', '.join(kinds_for(mine))}"
                 )
         some = torch.zeros(len(self.coding.names))
-        if (names := self._that("needs_distances")) and not self.coding.distances(some).numel():
+        if (names := self._that(Need.DISTANCES)) and not self.coding.distances(some).numel():
             raise RecipeError(
                 f"the terms {names} ask how central a location is by its distances to four edges, and this detector "
                 f"predicts {', '.join(self.coding.names)}; set by: iou or by: ones in their region"
@@ -92,7 +95,7 @@ class Objective:
     @property
     def learns(self) -> bool:
         """Whether any term may own weights or a running state; see :meth:`learned`."""
-        return any(term.learns or term.needs_cross or term.balance is not None for term in self.terms.values())
+        return any(term.needs & OWNED or term.balance is not None for term in self.terms.values())
 
     def learned(self, example: Callable[[], tuple[Dense, Dense | None]]) -> Learned:
         """What the terms own, new, to be trained and kept beside the student.
@@ -106,7 +109,7 @@ class Objective:
         """
         balances = {name: term.balance for name, term in self.terms.items() if term.balance is not None}
         balance = Balance(balances) if balances else None
-        names = [name for name, term in self.terms.items() if term.learns or term.needs_cross]
+        names = [name for name, term in self.terms.items() if term.needs & OWNED]
         if not names:
             return Learned({}, balance)
         student, teacher = example()
@@ -127,17 +130,18 @@ class Objective:
 
         A balanced term that has its gradient on other maps than the predictions is measured there.
         """
-        return any(term.needs_features or (term.balance is not None and _mapped(term)) for term in self.terms.values())
+        mapped = any(term.balance is not None and _mapped(term) for term in self.terms.values())
+        return mapped or any(Need.FEATURES in term.needs for term in self.terms.values())
 
     @property
     def needs_towers(self) -> bool:
         """Whether any term looks at maps inside the heads, or sends the student's through the teacher's."""
-        return any(term.needs_towers or term.needs_cross for term in self.terms.values())
+        return any(not term.needs.isdisjoint({Need.TOWERS, Need.CROSS}) for term in self.terms.values())
 
     @property
     def needs_cross(self) -> bool:
         """Whether any term looks at what the teacher's head makes of the student's features."""
-        return any(term.needs_cross for term in self.terms.values())
+        return any(Need.CROSS in term.needs for term in self.terms.values())
 
     def scene(
         self,
@@ -164,15 +168,15 @@ class Objective:
             RecipeError: A term needs a quality beside the class score and the student has none.
         """
         if teacher is None and self.needs_teacher:
-            raise TeacherError(f"the terms {self._that('needs_teacher')} compare with a teacher, and none was given")
-        if student.quality_logits is None and (names := self._that("needs_quality")):
+            raise TeacherError(f"the terms {self._that(Need.TEACHER)} compare with a teacher, and none was given")
+        if student.quality_logits is None and (names := self._that(Need.QUALITY)):
             raise RecipeError(
                 f"the terms {names} train a quality beside the class score, which the student does not predict; leave "
                 "them out, or take a detector that does (atss, fcos)"
             )
         if cross is None and self.needs_cross:
             raise TeacherError(
-                f"the terms {self._that('needs_cross')} look at what the teacher's head makes of the student's "
+                f"the terms {self._that(Need.CROSS)} look at what the teacher's head makes of the student's "
                 "features, and no such predictions were given; see the 'cross' of a teacher"
             )
         return replace(self.unchecked(student, teacher, grid=grid, instances=instances, cross=cross), moment=moment)
@@ -221,9 +225,9 @@ class Objective:
         """
         return self.losses(self.scene(student, teacher, grid=grid, instances=instances))
 
-    def _that(self, need: str) -> str:
+    def _that(self, need: Need) -> str:
         """Names of the terms that have a need."""
-        return ", ".join(name for name, term in self.terms.items() if getattr(term, need))
+        return ", ".join(name for name, term in self.terms.items() if need in term.needs)
 
 
 def _shared(terms: Mapping[str, Term]) -> dict[str, str]:
@@ -235,4 +239,4 @@ def _shared(terms: Mapping[str, Term]) -> dict[str, str]:
 
 def _mapped(term: Term) -> bool:
     """Whether the term's gradient is on maps and not on the student's own predictions."""
-    return term.needs_features or term.needs_towers or term.needs_cross
+    return not term.needs.isdisjoint(MAPS) or Need.CROSS in term.needs

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from locdistill.geometry.objects import inside_some
 from locdistill.objective.scene import Scene
+from locdistill.objective.term import NOTHING, Need, Region
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counted:
+class Counted(Region):
     """Every location of the image that is not ignored, positive or not: where class losses act."""
+
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Weight 1."""
@@ -26,7 +29,7 @@ class Counted:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Positives:
+class Positives(Region):
     """The main region: locations that answer for an object.
 
     Attributes:
@@ -38,9 +41,9 @@ class Positives:
     by: Literal["ones", "student_confidence", "iou", "centerness"] = "ones"
 
     @property
-    def needs_distances(self) -> bool:
-        """Whether boxes must be made of distances to four edges."""
-        return self.by == "centerness"
+    def needs(self) -> frozenset[Need]:
+        """Distances to four edges, for centerness."""
+        return frozenset({Need.DISTANCES}) if self.by == "centerness" else NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """The chosen weight at positives."""
@@ -65,7 +68,7 @@ def within_objects(scene: Scene) -> Bool[Tensor, "b l"]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InsideBoxes:
+class InsideBoxes(Region):
     """Locations strictly inside an object's box, on whatever level.
 
     Without positives it is the valuable region of detectors without anchors (the published LD for FCOS); with them, a
@@ -76,6 +79,7 @@ class InsideBoxes:
         positives: Whether positives may be in the region.
     """
 
+    needs: ClassVar[frozenset[Need]] = NOTHING
     by: Literal["ones", "student_confidence"] = "ones"
     positives: bool = False
 

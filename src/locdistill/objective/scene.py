@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from locdistill.assign.assignment import Assignment
+from locdistill.assign.assignment import Assigner, Assignment
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.constant import indices
@@ -17,8 +16,6 @@ from locdistill.geometry.grid import Grid
 from locdistill.losses.centerness import centerness
 from locdistill.objective.learned import NO_RUN, Moment
 from locdistill.types import Dense, Instances
-
-Assigner = Callable[[Grid, Instances], Assignment]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

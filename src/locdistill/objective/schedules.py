@@ -11,12 +11,14 @@ from typing import Protocol, runtime_checkable
 class Schedule(Protocol):
     """A factor of a term's weight."""
 
+    __slots__ = ()
+
     def __call__(self, progress: float) -> float:
         """The factor when this share of the run is done, from 0 (no step yet) to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Span:
+class _Span(Schedule):
     """From one factor to another between two moments of the run; steady before and after.
 
     Attributes:

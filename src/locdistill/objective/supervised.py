@@ -14,16 +14,18 @@ from locdistill.losses.distribution import distribution_focal_loss
 from locdistill.losses.focal import focal_loss, quality_focal_loss
 from locdistill.losses.overlap import OverlapKind, numbers_for, overlap_loss
 from locdistill.objective.scene import Scene
+from locdistill.objective.term import NOTHING, Divergence, Need
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QualityFocal:
+class QualityFocal(Divergence):
     """Quality focal loss: the class score is to be the IoU of the location's own box with its object.
 
     Attributes:
         beta: Exponent of the distance to the target (2 in GFL).
     """
 
+    needs: ClassVar[frozenset[Need]] = NOTHING
     beta: float = 2.0
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
@@ -34,7 +36,7 @@ class QualityFocal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Focal:
+class Focal(Divergence):
     """Focal loss: the score of the object's class is to be one, every other zero (Lin et al. 2017).
 
     Attributes:
@@ -42,6 +44,7 @@ class Focal:
         alpha: Factor where the target is one; ``1 - alpha`` where it is zero.
     """
 
+    needs: ClassVar[frozenset[Need]] = NOTHING
     gamma: float = 2.0
     alpha: float = 0.25
 
@@ -54,11 +57,10 @@ class Focal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Centerness:
+class Centerness(Divergence):
     """Binary cross-entropy of the predicted quality against how central the location is in its object (FCOS)."""
 
-    needs_quality: ClassVar[bool] = True
-    needs_distances: ClassVar[bool] = True
+    needs: ClassVar[frozenset[Need]] = frozenset({Need.QUALITY, Need.DISTANCES})
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Meaningful at positives."""
@@ -68,7 +70,7 @@ class Centerness:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Overlap:
+class Overlap(Divergence):
     """How far the student's box is from its object (see :func:`locdistill.losses.overlap.overlap_loss`).
 
     Attributes:
@@ -76,6 +78,7 @@ class Overlap:
             Rotated-LD), ``probiou`` or ``rotated_iou``.
     """
 
+    needs: ClassVar[frozenset[Need]] = NOTHING
     kind: OverlapKind = "giou"
 
     @property
@@ -89,12 +92,14 @@ class Overlap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ValueL1:
+class ValueL1(Divergence):
     """Distance of the predicted numbers, the means of their distributions, from those of the object; their sum.
 
     What the rotated RetinaNet of JDet is trained with. Unlike an overlap it has an opinion on which of the equal ways
     to say a box is the right one.
     """
+
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Meaningful at positives."""
@@ -103,8 +108,10 @@ class ValueL1:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DistributionFocal:
+class DistributionFocal(Divergence):
     """Distribution focal loss: the two bins beside the true edge share the probability; the mean over the edges."""
+
+    needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Meaningful at positives."""

@@ -3,31 +3,68 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from enum import StrEnum
+from typing import Protocol, cast, runtime_checkable
 
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from locdistill.errors import RecipeError
 from locdistill.objective.normalisers import Normaliser, WeightSum
 from locdistill.objective.scene import Scene
 from locdistill.objective.schedules import Schedule
 from locdistill.types import Dense
 
 
+class Need(StrEnum):
+    """A thing that a divergence or a region looks at, beside the student's predictions and the labels."""
+
+    TEACHER = "teacher"
+    """A teacher."""
+    FEATURES = "features"
+    """The maps of the pyramids."""
+    TOWERS = "towers"
+    """The maps inside the heads."""
+    CROSS = "cross"
+    """The predictions that the teacher's head makes of the student's features."""
+    DISTRIBUTIONS = "distributions"
+    """The teacher's distributions over the positions of edges, and not only its boxes."""
+    LOCAL = "local"
+    """Of the teacher's predictions those of the location itself, and no others: a cache may leave those out."""
+    PADDING = "padding"
+    """The teacher's predictions in the padding that a batch adds to an image."""
+    QUALITY = "quality"
+    """The quality that the student's head predicts beside the class score, such as centerness."""
+    THRESHOLDS = "thresholds"
+    """The assigner's threshold of each object, which only some assigners have."""
+    DISTANCES = "distances"
+    """Distances to four edges, of which only some boxes are made."""
+    WEIGHTS = "weights"
+    """Weights of its own, which the run trains (see :class:`Learner`)."""
+
+
 @runtime_checkable
 class Divergence(Protocol):
     """How wrong the student is at every location, finite everywhere, whether or not the location counts."""
+
+    __slots__ = ()
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it looks at; nothing where it is empty."""
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """A value per location, with gradient to the student."""
 
 
 @runtime_checkable
-class Learner(Protocol):
-    """A divergence with weights of its own, which it describes (``learns`` says so); the run owns them.
+class Learner(Divergence, Protocol):
+    """A divergence that needs weights of its own, which it describes and the run owns.
 
     So the divergence itself stays plain data, that can be compared and written down.
     """
+
+    __slots__ = ()
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
         """The weights that it needs, new; None if it can do without.
@@ -45,6 +82,12 @@ class Learner(Protocol):
 class Region(Protocol):
     """Where, and how much, a divergence counts."""
 
+    __slots__ = ()
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What it looks at; nothing where it is empty."""
+
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """A weight per location, without gradient; zero outside the region."""
 
@@ -55,6 +98,25 @@ class Bounded(Protocol):
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
         """The locations outside which the weight is zero, whatever student and teacher say."""
+
+
+NOTHING: frozenset[Need] = frozenset()
+MAPS = frozenset({Need.FEATURES, Need.TOWERS})
+
+
+def stated_needs(part: Divergence | Region) -> frozenset[Need]:
+    """Return what a divergence or region needs.
+
+    Raises:
+        RecipeError: What it states is no set of :class:`Need`: a run would not hand it what it looks at.
+    """
+    needs = getattr(part, "needs", None)
+    if isinstance(needs, frozenset) and all(isinstance(need, Need) for need in needs):
+        return needs
+    raise RecipeError(
+        f"{type(part).__name__}.needs is {needs!r}; expected a frozenset of Need, such as frozenset({{Need.TEACHER}}), "
+        "or frozenset() where labels and student are enough"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,69 +142,41 @@ class Term:
     schedule: Schedule | None = None
     balance: float | None = None
 
-    @property
-    def learns(self) -> bool:
-        """Whether the divergence may have weights of its own."""
-        return getattr(self.of, "learns", False)
+    needs: frozenset[Need] = field(init=False, repr=False, compare=False)
+    """What divergence and region look at together."""
+    needs_predictions: bool = field(init=False, repr=False, compare=False)
+    """Whether divergence or region looks at a teacher's predictions, and not at its maps alone."""
+
+    def __post_init__(self) -> None:
+        """Collect the needs once: compiled code reads them, and cannot put sets together.
+
+        Raises:
+            RecipeError: ``needs`` of the divergence or the region is no set of :class:`Need`.
+        """
+        both = stated_needs(self.of), stated_needs(self.on)
+        predictions = any(Need.TEACHER in needs and not needs & MAPS for needs in both)
+        object.__setattr__(self, "needs", both[0] | both[1])
+        object.__setattr__(self, "needs_predictions", predictions)
 
     @property
     def needs_teacher(self) -> bool:
         """Whether divergence or region looks at a teacher."""
-        return self._any("needs_teacher")
+        return Need.TEACHER in self.needs
 
     @property
-    def needs_predictions(self) -> bool:
-        """Whether divergence or region looks at what a teacher says at each location, and not at its maps alone."""
-        return any(
-            getattr(part, "needs_teacher", False)
-            and not (getattr(part, "needs_features", False) or getattr(part, "needs_towers", False))
-            for part in (self.of, self.on, self.norm)
-        )
-
-    @property
-    def needs_quality(self) -> bool:
-        """Whether divergence or region looks at the quality that a head predicts beside the class score."""
-        return self._any("needs_quality")
-
-    @property
-    def needs_thresholds(self) -> bool:
-        """Whether divergence or region looks at the assigner's thresholds, which only some assigners have."""
-        return self._any("needs_thresholds")
-
-    @property
-    def needs_distances(self) -> bool:
-        """Whether divergence or region looks at distances to four edges, of which only some boxes are made."""
-        return self._any("needs_distances")
-
-    @property
-    def needs_towers(self) -> bool:
-        """Whether divergence or region looks at maps inside the heads."""
-        return self._any("needs_towers")
-
-    @property
-    def needs_features(self) -> bool:
-        """Whether divergence or region looks at the maps of the pyramids."""
-        return self._any("needs_features")
-
-    @property
-    def needs_cross(self) -> bool:
-        """Whether divergence or region looks at what the teacher's head makes of the student's features."""
-        return self._any("needs_cross")
-
-    @property
-    def needs_distributions(self) -> bool:
-        """Whether the teacher must have distributions over the positions of edges, and not only boxes."""
-        return self._any("needs_distributions")
+    def learns(self) -> bool:
+        """Whether the divergence may have weights of its own."""
+        return Need.WEIGHTS in self.of.needs
 
     @property
     def bounded(self) -> bool:
         """Whether the ground truth alone says which locations of a teacher's predictions are looked at."""
-        return isinstance(self.on, Bounded) and getattr(self.of, "local", False)
+        return isinstance(self.on, Bounded) and Need.LOCAL in self.of.needs
 
     @property
     def sees_padding(self) -> bool:
         """Whether what a teacher says of the padding, which a batch adds to an image, may count."""
-        return self.needs_teacher and self._any("sees_padding")
+        return {Need.TEACHER, Need.PADDING} <= self.needs
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
         """Outside of these locations it does not matter what a teacher predicts; all of the images if not bounded."""
@@ -155,12 +189,9 @@ class Term:
         """What compares with a teacher's predictions counts at objects of the classes that the teacher knows."""
         return scene.taught if self.needs_predictions else scene
 
-    def _any(self, need: str) -> bool:
-        return any(getattr(part, need, False) for part in (self.of, self.on, self.norm))
-
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
         """New weights of the divergence, from the shapes of predictions; None if it has none."""
-        return self.of.parts(student, teacher) if self.learns and isinstance(self.of, Learner) else None
+        return cast(Learner, self.of).parts(student, teacher) if self.learns else None
 
     def factor(self, scene: Scene) -> float:
         """What the schedule says now."""
@@ -181,8 +212,7 @@ class Term:
         if values is None and own is None:
             values = self.of(scene)
         elif values is None:
-            assert isinstance(self.of, Learner), "only what describes weights is given some"
-            values = self.of(scene, own)
+            values = cast(Learner, self.of)(scene, own)
         return self.weight * values * weights / self.norm(weights, seen)
 
     def unscheduled(

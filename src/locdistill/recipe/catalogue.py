@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from locdistill.distillation.compatible import Needs
 from locdistill.distillation.methods import METHODS
+from locdistill.objective.objective import OWNED
 from locdistill.objective.term import Term
 from locdistill.recipe.load import load_recipe, recipe_names
+from locdistill.recipe.own import own_fields
 from locdistill.recipe.recipe import Recipe
-from locdistill.recipe.terms import Component, Kind, TermSettings, names, split_component
+from locdistill.recipe.terms import Component, Kind, TermSettings, class_of, split_component
 
 
 def method_summaries(model: str = "gfl") -> list[dict[str, Any]]:
@@ -20,12 +21,13 @@ def method_summaries(model: str = "gfl") -> list[dict[str, Any]]:
 
 
 def _method_summary(name: str, model: str) -> dict[str, Any]:
-    terms = METHODS[name](model)
-    words = (METHODS[name].__doc__ or "").strip().split("\n\n")
+    method = METHODS[name]
+    terms = method(model)
     return {
         "name": name,
-        "what": " ".join(words[0].split()),
-        "notes": " ".join(" ".join(words[1:]).split()),
+        "what": method.what,
+        "paper": method.paper,
+        "notes": method.notes,
         "needs": _method_needs(tuple(terms.values())),
         "terms": {key: TermSettings.of_term(term).model_dump(mode="json") for key, term in terms.items()},
     }
@@ -36,7 +38,7 @@ def _method_needs(terms: tuple[Term, ...]) -> dict[str, bool]:
     return {
         "features": needs.features,
         "teachers_head": needs.cross,
-        "learned_parts": any(term.learns or term.needs_cross for term in terms),
+        "learned_parts": any(term.needs & OWNED for term in terms),
         "distributions": needs.distributions,
     }
 
@@ -118,6 +120,6 @@ def spelled_term(term: Mapping[str, Any]) -> str:
 def _brief(kind: Kind, component: Component) -> Component:
     """A component as one would write it: its name, and the options that are not at their defaults."""
     name, options = split_component(component)
-    usual = {field.name: field.default for field in dataclasses.fields(names(kind)[name])}
+    usual = {field.name: field.default for field in own_fields(class_of(kind, name))}
     own = {key: value for key, value in options.items() if value != usual[key]}
     return {name: own} if own else name

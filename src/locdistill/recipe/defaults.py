@@ -34,9 +34,11 @@ from locdistill.distillation.settings import EMA, OnnxSettings
 from locdistill.errors import RecipeError
 from locdistill.models.foreign import detector_settings
 from locdistill.models.hub import find
-from locdistill.models.settings import ROTATED, DetectorSettings, InputSettings
-from locdistill.recipe.load import Override, build_recipe, laid_over, recipe_data, validate
+from locdistill.models.kinds import KINDS
+from locdistill.models.settings import DetectorSettings, InputSettings
+from locdistill.recipe.load import Override, laid_over, named_recipe, recipe_data, validate
 from locdistill.recipe.overrides import apply_overrides, parse_override
+from locdistill.recipe.own import import_own
 from locdistill.recipe.recipe import OF_TEACHER, Recipe, kind_of_detector, known_kind, supervised_terms
 from locdistill.recipe.terms import TermSettings, method_terms
 from locdistill.settings import group
@@ -96,7 +98,8 @@ def resolve(request: Request) -> Recipe:
             "neither data nor a recipe is given; expected --data FOLDER, or --recipe NAME ('locdistill recipes' lists "
             "them), or both"
         )
-    return build_recipe(laid_over(data, [*request_words(request, data), *request.overrides]), where)
+    import_own(data, where)  # which of the terms a method replaces is for their classes to say
+    return named_recipe(laid_over(data, [*request_words(request, data), *request.overrides]), where)
 
 
 def request_words(request: Request, data: dict[str, Any]) -> list[Override]:
@@ -181,7 +184,7 @@ def _for_data(request: Request) -> dict[str, Any]:
             for name, value in teacher.model_dump(mode="json").items()
             if name in ("levels", "reg_max", "anchor_scale", "angles", "angle_bins", "angle_unit")
         }
-    if known in ROTATED or recognise(settings) == "dota":
+    if KINDS[known].rotated or recognise(settings) == "dota":
         recipe["data"]["crowd"] = "ignore"  # cut and difficult objects can be seen: they are no background
     if first is not None and settings.classes is not None:
         recipe["data"]["classes"] = list(settings.classes)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from locdistill.errors import RecipeError
 from locdistill.recipe.overrides import apply_overrides
+from locdistill.recipe.own import import_own
 from locdistill.recipe.recipe import Recipe, kind_of_detector, supervised_terms
 from locdistill.recipe.yaml_io import Inline, read_yaml_file, write_yaml
 from locdistill.settings import nearest, problems
@@ -63,11 +64,23 @@ def recipe_path(name_or_path: str | Path) -> Path:
 def load_recipe(name_or_path: str | Path, overrides: Iterable[Override] = ()) -> Recipe:
     """Load a recipe that comes with the package, or a YAML file, and lay ``key.path=value`` settings over it.
 
+    Classes of one's own that it names are imported: the recipe is to be one that the user names.
+
     Raises:
         RecipeError: No such recipe, not readable, or wrong; the message lists every problem with its dotted path, what
             was expected, what came, and the nearest valid key.
     """
-    return build_recipe(laid_over(recipe_data(name_or_path), overrides), str(name_or_path))
+    return named_recipe(laid_over(recipe_data(name_or_path), overrides), str(name_or_path))
+
+
+def named_recipe(data: dict[str, Any], where: str) -> Recipe:
+    """Build a recipe that the user names, after importing the classes of their own in it.
+
+    Raises:
+        RecipeError: Something is wrong.
+    """
+    import_own(data, where)
+    return build_recipe(data, where)
 
 
 def recipe_data(name_or_path: str | Path) -> dict[str, Any]:
@@ -112,7 +125,7 @@ def laid_over(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, 
 
 
 def build_recipe(data: dict[str, Any], where: str = "the recipe") -> Recipe:
-    """Check plain data and build the recipe.
+    """Check plain data and build the recipe; nothing is imported.
 
     Raises:
         RecipeError: Something is wrong; the message lists every problem.

@@ -8,10 +8,13 @@ from typing import Any
 
 from locdistill.engine.settings import spelled_out
 from locdistill.errors import RecipeError
+from locdistill.recipe.vocabulary import ASSIGNERS, DIVERGENCES, NORMALISERS, REGIONS, SCHEDULES
 from locdistill.recipe.yaml_io import read_yaml
 from locdistill.settings import suggestion
 
 _COMPONENTS = ("of", "on", "norm")
+_OWN = (*_COMPONENTS, "schedule")
+_BUILT_IN = DIVERGENCES.keys() | REGIONS.keys() | NORMALISERS.keys() | SCHEDULES.keys() | ASSIGNERS.keys()
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
@@ -85,6 +88,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
     for override in overrides:
         try:
             path, value = parse_override(override) if isinstance(override, str) else override
+            path = _with_own_names(path)
             data = _with_parts(data, path)
             _check_path(data, path, value)
             data = merge(data, _nested(path, value))
@@ -102,6 +106,14 @@ def _with_parts(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
         return data
     speed = engine.get("speed")
     return {**data, "engine": {**engine, "speed": spelled_out(speed)}} if speed in ("auto", "off") else data
+
+
+def _with_own_names(path: tuple[str, ...]) -> tuple[str, ...]:
+    """A path in which a dotted name of a class is one part: ``terms.ld.of.my_module.MyKL.power``."""
+    above = 1 if path[0] == "assigner" else 3 if path[0] == "terms" and path[2:3] and path[2] in _OWN else len(path)
+    if len(path) - above < 3 or path[above] in _BUILT_IN:
+        return path
+    return (*path[:above], ".".join(path[above:-1]), path[-1])
 
 
 def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:

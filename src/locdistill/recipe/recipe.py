@@ -14,8 +14,9 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation.presets import supervised
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.engine.settings import EngineSettings
+from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
-from locdistill.recipe.terms import Component, TermSettings, build_component, plain_component
+from locdistill.recipe.terms import Component, TermSettings, spelled_out
 from locdistill.settings import Settings, group
 
 OF_TEACHER = "teacher"
@@ -52,12 +53,6 @@ def _input_of(data: dict[str, Any]) -> dict[str, int]:
     return {"short": short, "long": long} | ({"pad_to": data["pad_to"]} if "pad_to" in data else {})
 
 
-ASSIGNER_OF = {"gfl": "atss", "gflv2": "atss", "atss": "atss", "fcos": "fcos", "retinanet": "max_iou"}
-ASSIGNER_OF |= {"rotated_gfl": "atss", "rotated_retinanet": "max_iou"}
-"""The published assigner of each kind of detector."""
-WITH_CENTERNESS = ("atss", "fcos")
-
-
 def kind_of_detector(recipe: dict[str, Any]) -> str | None:
     """The kind of detector in a recipe's plain data; None where there is no such kind, which the check will say."""
     return known_kind(group(recipe, "detector").get("model", "gfl"))
@@ -65,7 +60,7 @@ def kind_of_detector(recipe: dict[str, Any]) -> str | None:
 
 def known_kind(model: Any) -> str | None:
     """A kind of detector, or None where it is none."""
-    return model if isinstance(model, str) and model in ASSIGNER_OF else None
+    return model if isinstance(model, str) and model in KINDS else None
 
 
 def supervised_terms(model: str) -> dict[str, TermSettings]:
@@ -110,7 +105,7 @@ class Recipe(Settings):
         given = values.get("detector")
         model = given.model if isinstance(given, DetectorSettings) else kind_of_detector(values)
         if model is not None:
-            values = {"terms": supervised_terms(model), "assigner": ASSIGNER_OF[model]} | {
+            values = {"terms": supervised_terms(model), "assigner": KINDS[model].assigner} | {
                 key: value for key, value in values.items() if key not in ("terms", "assigner") or value is not None
             }
         data, detector, engine = (values.get(key, {}) for key in ("data", "detector", "engine"))
@@ -132,17 +127,17 @@ class Recipe(Settings):
     @field_validator("assigner", mode="before")
     @classmethod
     def _spell_out(cls, spec: Any) -> Component:
-        return plain_component("assigner", build_component("assigner", spec))
+        return spelled_out("assigner", spec)
 
     @model_validator(mode="after")
     def _check_quality(self) -> Recipe:
         model, trained = self.detector.model, [name for name, term in self.terms.items() if term.needs_quality]
-        if model in WITH_CENTERNESS and not trained:
+        if KINDS[model].quality == "centerness" and not trained:
             raise ValueError(
                 f"{model} ranks its detections by a centerness, which no term trains; start from a recipe of {model} "
                 "('locdistill recipes'), or give no terms"
             )
-        if model not in (*WITH_CENTERNESS, "gflv2") and trained:
+        if KINDS[model].quality is None and trained:
             raise ValueError(f"the term {trained[0]} trains a quality, which {model} does not predict; remove it")
         return self
 

@@ -12,24 +12,24 @@ first three is a name, or a name with options::
 The weight may follow the run, with a ``schedule`` of the same form (``cosine``, or ``{linear: {first: 1, last: 0,
 start: 0.5}}``); or give way to ``balance``, the term's gradient in multiples of the supervised terms'.
 
-The names are the keys of :mod:`locdistill.recipe.vocabulary`; the options are the fields of the classes behind
-them.
+The names are the keys of :mod:`locdistill.recipe.vocabulary`, or dotted paths of classes of one's own (see
+:mod:`locdistill.recipe.own`); the options are the fields of the classes behind them.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError, field_validator
+from pydantic import Field, PydanticUserError, TypeAdapter, ValidationError, field_validator
 
 from locdistill.distillation.methods import METHODS
 from locdistill.errors import RecipeError
-from locdistill.objective.term import Term
+from locdistill.objective.term import Divergence, Need, Region, Term, stated_needs
 from locdistill.recipe import vocabulary
+from locdistill.recipe.own import check_plain, own_class, own_fields, path_of
 from locdistill.settings import NumbersAreNoFlags, Settings, suggestion
 
 Kind = Literal["of", "on", "norm", "schedule", "assigner"]
@@ -73,10 +73,8 @@ def build_component(kind: Kind, spec: Any) -> Any:
         ValueError: The name or an option does not exist, or a value is impossible; all problems in one message.
     """
     name, options = split_component(spec)
-    table = names(kind)
-    if name not in table:
-        raise ValueError(f"no {_WHAT[kind]} is called {name!r}; {suggestion(name, table)}")
-    fields = [field.name for field in dataclasses.fields(table[name])]
+    component = class_of(kind, name)
+    fields = [field.name for field in own_fields(component)]
     wrong = [f"{name} has no option {key!r}; {suggestion(str(key), fields)}" for key in options if key not in fields]
     wrong += [
         f"{name}.{key}: expected a finite number, came {value}"
@@ -86,10 +84,57 @@ def build_component(kind: Kind, spec: Any) -> Any:
     if wrong:
         raise ValueError("; ".join(wrong))
     try:
-        return _checked(table[name])(options)
+        return _own(name, component, options) if "." in name else _checked(component)(options)
     except ValidationError as error:
         lines = [f"{'.'.join((name, *(str(p) for p in e['loc'][:1])))}: {_expected(e)}" for e in error.errors()]
         raise ValueError("; ".join(dict.fromkeys(lines))) from None
+
+
+def class_of(kind: Kind, name: str) -> type:
+    """Return the class behind a name of the vocabulary or a dotted path.
+
+    Raises:
+        ValueError: There is none, or it cannot stand there.
+    """
+    table = names(kind)
+    if "." in name:
+        return own_class(kind, name, table)
+    if name not in table:
+        raise ValueError(
+            f"no {_WHAT[kind]} is called {name!r}; {suggestion(name, table)} (one of your own: its dotted path, such "
+            "as my_module.MyClass)"
+        )
+    return table[name]
+
+
+def _own(name: str, component: type, options: dict[str, Any]) -> Any:
+    """Build a component of a user's own, whose class may be wrong in more ways than the package's.
+
+    Raises:
+        ValidationError: A value is impossible.
+        ValueError: A type of its fields is none for a setting, it cannot be made, or it leaves open what it needs.
+    """
+    try:
+        built = _checked(component)(options)
+        if {Divergence, Region}.intersection(component.__mro__):
+            stated_needs(built)
+    except ValueError:
+        raise
+    except RecipeError as error:
+        raise ValueError(str(error)) from error
+    except (PydanticUserError, NameError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{name} has a field that no setting can give: {reason}") from error
+    except Exception as error:
+        raise ValueError(f"making {name} raised {type(error).__name__}: {error}") from error
+    check_plain(name, options_of(built))
+    return built
+
+
+def options_of(component: Any) -> dict[str, Any]:
+    """Return all options of a component as plain data."""
+    options = {field.name: getattr(component, field.name) for field in own_fields(type(component))}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}
 
 
 @functools.cache
@@ -111,13 +156,24 @@ def plain_component(kind: Kind, component: Any) -> dict[str, Any]:
     """Describe a component with all its options: the reverse of :func:`build_component`.
 
     Raises:
-        ValueError: Its class is not in the vocabulary.
+        ValueError: Its class is not in the vocabulary, and none of the user's own that a recipe could name.
     """
     for name, kind_class in names(kind).items():
         if type(component) is kind_class:
-            options = {field.name: getattr(component, field.name) for field in dataclasses.fields(kind_class)}
-            return {name: {k: list(v) if isinstance(v, tuple) else v for k, v in options.items()}}
-    raise ValueError(f"{type(component).__name__} is no {_WHAT[kind]} of the vocabulary ({', '.join(names(kind))})")
+            return {name: options_of(component)}
+    path = path_of(component)
+    own_class(kind, path, names(kind))
+    check_plain(path, options_of(component))
+    return {path: options_of(component)}
+
+
+def spelled_out(kind: Kind, spec: Any) -> dict[str, Any]:
+    """Return a component with all its options, under the name by which it is asked for.
+
+    Raises:
+        ValueError: As :func:`build_component`.
+    """
+    return {split_component(spec)[0]: options_of(build_component(kind, spec))}
 
 
 class TermSettings(Settings):
@@ -138,14 +194,14 @@ class TermSettings(Settings):
     @field_validator("of", "on", "norm", mode="before")
     @classmethod
     def _spell_out(cls, spec: Any, info: Any) -> Component:
-        return plain_component(info.field_name, build_component(info.field_name, spec))
+        return spelled_out(info.field_name, spec)
 
     @field_validator("schedule", mode="before")
     @classmethod
     def _spell_out_schedule(cls, spec: Any) -> Component | None:
         if spec is None or spec == "constant":
             return None
-        return plain_component("schedule", build_component("schedule", spec))
+        return spelled_out("schedule", spec)
 
     def build(self) -> Term:
         """The term itself."""
@@ -166,7 +222,7 @@ class TermSettings(Settings):
     @property
     def needs_quality(self) -> bool:
         """Whether the term looks at a quality beside the class score, such as centerness."""
-        return self.build().needs_quality
+        return Need.QUALITY in self.build().needs
 
     @classmethod
     def of_term(cls, term: Term) -> TermSettings:

@@ -10,7 +10,7 @@ from locdistill.engine.settings import SpeedSettings
 from locdistill.engine.signals import requeued
 from locdistill.errors import RecipeError, RunError
 from locdistill.recipe.defaults import Request, override_of, parsed_override, request_words, resolve
-from locdistill.recipe.load import Override, build_recipe, recipe_data
+from locdistill.recipe.load import Override, build_recipe, named_recipe, recipe_data
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.run_folder import RECIPE, saved_recipe
@@ -63,7 +63,7 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
     plain = saved.model_dump(mode="json")
     asked = apply_overrides(plain, [*_words_again(request, plain), *_overrides_again(request, plain)])
     try:
-        now = build_recipe(asked, f"{out}/recipe.yaml").model_dump(mode="json")
+        now = named_recipe(asked, f"{out}/recipe.yaml").model_dump(mode="json")
     except RecipeError:
         _check_same(out, _differences(plain, asked))
         raise

@@ -25,6 +25,7 @@ from locdistill.files import file_digest, write_text
 from locdistill.recipe import run_folder
 from locdistill.recipe.defaults import Request, resolve
 from locdistill.recipe.load import Override
+from locdistill.recipe.own import imports_of
 from locdistill.recipe.recipe import Recipe
 from locdistill.training.fit import RunResult, fit_run
 from locdistill.training.preflight.look import LOOK, Preflight, examine
@@ -291,6 +292,8 @@ def run(
         if report is not None:
             log.info("%s", report.text())
         else:
+            for line in imports_of(parts.recipe.model_dump(mode="json")):
+                log.info("%s", line)
             for note in parts.teacher.notes if parts.teacher is not None else ():
                 log.info("teacher %s", note)
         return fit_run(parts, path, resume)

@@ -28,7 +28,8 @@ from locdistill.objective.normalisers import ImageLevelMean, LevelMean
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import InsideBoxes, Positives
 from locdistill.objective.scene import Scene
-from locdistill.objective.term import Term
+from locdistill.objective.supervised import QualityFocal
+from locdistill.objective.term import Need, Term
 from locdistill.recipe.terms import TermSettings
 from locdistill.types import Dense, Instances
 from tests.processes import printed_by
@@ -372,10 +373,10 @@ def test_a_term_of_a_recipe():
     assert term == Term(of=FeatureL2(), on=GeneralInstances(per="batch"), norm=GatedLevelMean(), weight=2.0)
     assert TermSettings.of_term(term) == settings_
     assert term.needs_teacher
-    assert term.needs_features
-    assert not Term(of=Everywhere(), on=GeneralInstances()).needs_features
+    assert Need.FEATURES in term.needs
+    assert Need.FEATURES not in Term(of=QualityFocal(), on=GeneralInstances()).needs
     for name in ("everywhere", "outside_boxes", "fine_grained"):
-        assert TermSettings(of="feature_l2", on=name, norm="level_mean").build().needs_features
+        assert TermSettings(of="feature_l2", on=name, norm="level_mean").build().needs >= {Need.FEATURES}
 
 
 COMPILE = """

@@ -32,7 +32,7 @@ from locdistill.geometry.grid import Grid
 from locdistill.models.kinds import KINDS
 from locdistill.objective.normalisers import ImageLevelMean, PerImage
 from locdistill.objective.scene import Scene
-from locdistill.objective.term import Term
+from locdistill.objective.term import Need, Term
 from locdistill.recipe.terms import TermSettings
 from locdistill.types import Dense, Instances
 from tests.scenes import grid_of_kind, instances_of
@@ -136,7 +136,7 @@ def test_maps_inside_the_head_are_imitated_instead():
         want = (towers[0][index] - towers[1][index]).square().mean(1).flatten(1)
         torch.testing.assert_close(divergence(scene), want)
         term = Term(of=divergence, on=Everywhere())
-        assert (term.needs_features, term.needs_towers) == (False, True)
+        assert term.needs == {Need.TEACHER, Need.TOWERS, Need.WEIGHTS}
 
 
 def test_shares_of_a_cell_s_locations_add_up_to_its_value_or_mean_value():

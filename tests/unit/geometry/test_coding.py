@@ -13,6 +13,7 @@ from locdistill.geometry.grid import Grid
 from locdistill.geometry.kinds import Horizontal, Rotated, kind_of
 from locdistill.geometry.rotated import AngleRange, canonical, corners
 from locdistill.models.kinds import KINDS
+from locdistill.models.meaning import meaning_of
 from locdistill.models.settings import DetectorSettings
 
 PUBLISHED = RowBins(8, (*4 * ((-2.0, 2.0),), (-5.0, 2.0)))
@@ -165,7 +166,7 @@ def test_locations_without_an_object_are_finite():
 @pytest.mark.parametrize("model", KINDS)
 def test_numbers_of_a_kind_agree(model: str):
     settings = DetectorSettings(model=model, classes=("a",), pretrained=False)
-    coding, bins = KINDS[model].meaning(settings)
+    coding, bins = meaning_of(settings)
     assert isinstance(coding, Coding)
     assert len(coding.names) == len(coding.units) == settings.edges
     assert bins.count == settings.reg_max + 1

@@ -24,7 +24,7 @@ from locdistill.objective.objective import Objective
 from locdistill.objective.regions import Counted, InsideBoxes, Positives
 from locdistill.objective.scene import Scene
 from locdistill.objective.supervised import Centerness, Focal
-from locdistill.objective.term import Term
+from locdistill.objective.term import Need
 from locdistill.types import Dense, Instances
 from tests.scenes import ASSIGNER_OF, instances_of
 
@@ -191,13 +191,10 @@ def test_joint_distillation_of_retinanet_is_the_published_one():
 
 
 def test_needs():
-    def needs(term: Term) -> tuple[bool, bool, bool]:
-        return term.needs_teacher, term.needs_quality, term.needs_thresholds
-
     terms = supervised("atss") | ld_full("atss")
-    assert needs(terms["centerness"]) == (False, True, False)
-    assert needs(terms["ld_vlr"]) == (True, False, True)
-    assert needs(ld_full("retinanet")["ld_vlr"]) == (True, False, False)
+    assert terms["centerness"].needs == {Need.QUALITY, Need.DISTANCES}
+    assert terms["ld_vlr"].needs == {Need.TEACHER, Need.LOCAL, Need.DISTRIBUTIONS, Need.THRESHOLDS}
+    assert Need.THRESHOLDS not in ld_full("retinanet")["ld_vlr"].needs
 
 
 def test_an_unknown_kind_is_named():

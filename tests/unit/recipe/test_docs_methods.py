@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 
 from locdistill.distillation.methods import METHODS
+from locdistill.objective.term import MAPS, Need
+from locdistill.recipe.catalogue import method_summaries
 from locdistill.recipe.load import load_recipe, recipe_names
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "methods.md").read_text()
+ROOT = Path(__file__).resolve().parents[3]
+PAGE = (ROOT / "docs" / "methods.md").read_text()
 ROWS = {row[1]: row[0] for row in re.finditer(r"^\| \[`(\w+)`\]\(#\w+\) \|.*\|$", PAGE, re.MULTILINE)}
 
 
@@ -20,15 +23,45 @@ def test_every_method_has_a_row_and_an_entry() -> None:
     assert [name for name in entries if name in METHODS] == list(METHODS)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_published_numbers_are_those_of_the_recipe(method: str) -> None:
-    found = re.search(r"\| `(\w+)`: (?:none known|([\d.]+) \(([\d.]+)\))", ROWS[method])
-    if found is None:
-        assert "none of its own" in ROWS[method]
-        return
-    published = load_recipe(found[1]).published
-    numbers = None if published is None else (f"{published.ap:g}", f"{published.baseline:g}")
-    assert numbers == (None if found[2] is None else (found[2], found[3]))
+def cell(recipe: str | None) -> str:
+    """The last column: a recipe with its published AP, and that of the student alone."""
+    if recipe is None:
+        return "none of its own"
+    published = load_recipe(recipe).published
+    known = "none known" if published is None else f"{published.ap:g} ({published.baseline:g})"
+    return f"`{recipe}`: {known}"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_is_the_record(name: str) -> None:
+    method = METHODS[name]
+    cells = (f"[`{name}`](#{name})", method.compares, method.where, method.asks, cell(method.recipe))
+    assert ROWS[name] == f"| {' | '.join(cells)} |"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_asked_for_is_what_the_terms_need(name: str) -> None:
+    asks, needs = METHODS[name].asks, {need for term in METHODS[name]("gfl").values() for need in term.needs}
+    assert ("maps" in asks) == bool(needs & MAPS)
+    assert ("its head" in asks) == (Need.CROSS in needs)
+    assert ("distributions" in asks) == (Need.DISTRIBUTIONS in needs)
+
+
+def test_the_list_of_methods_shows_the_record() -> None:
+    for summary in method_summaries():
+        method = METHODS[summary["name"]]
+        assert (summary["what"], summary["paper"], summary["notes"]) == (method.what, method.paper, method.notes)
+        assert method.paper in summary["what"]
+
+
+@pytest.mark.parametrize(
+    "page", sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")]), ids=lambda path: path.name
+)
+def test_where_methods_are_counted_the_count_is_right(page: Path) -> None:
+    words = {"thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18}
+    for number in re.findall(r"\b(\w+) (?:named |distillation )*methods\b", page.read_text().lower()):
+        if number in words or number.isdigit():
+            assert (words[number] if number in words else int(number)) == len(METHODS)
 
 
 def test_recipes_that_are_named_exist() -> None:

@@ -32,13 +32,14 @@ from locdistill.evaluation.voc import VocResult
 from locdistill.geometry.grid import Grid
 from locdistill.losses.overlap import OverlapKind
 from locdistill.models.kinds import KINDS
+from locdistill.models.meaning import meaning_of
 from locdistill.objective.normalisers import ImageLevelMean, Normaliser, PerImage, PositiveCount, WeightSum
 from locdistill.objective.regions import Counted, Positives
 from locdistill.objective.supervised import Overlap, ValueL1
 from locdistill.objective.term import Term
 from locdistill.recipe.catalogue import published_aps, recipe_summaries, recipe_summary
 from locdistill.recipe.load import load_recipe, recipe_names
-from locdistill.recipe.recipe import ASSIGNER_OF, Published, Recipe
+from locdistill.recipe.recipe import Published, Recipe
 from locdistill.recipe.terms import build_component
 from locdistill.recipe.vocabulary import ASSIGNERS
 
@@ -216,7 +217,7 @@ def test_losses_of_other_kinds(kind: str) -> None:
 def test_distillation_of_other_kinds(name: str, kind: str, joint: bool) -> None:
     recipe = load_recipe(name)
     assert terms(recipe) == supervised(kind) | ld_full(kind, joint=joint)
-    assert build_component("assigner", recipe.assigner) == ASSIGNERS[ASSIGNER_OF[kind]]()
+    assert build_component("assigner", recipe.assigner) == ASSIGNERS[KINDS[kind].assigner]()
 
 
 def test_imitation_of_the_published_rows() -> None:
@@ -412,7 +413,7 @@ def test_detectors_of_rotated_boxes(name: str) -> None:
     assert detector.angle_bins == "linear"
     assert (detector.angles, detector.predictor) == (("le135", 1) if jdet else ("oc", 3))
     assert detector.angle_unit == (math.pi if jdet else 1.0)
-    coding, bins = KINDS[detector.model].meaning(detector)
+    coding, bins = meaning_of(detector)
     expected = torch.stack([*4 * [torch.linspace(-2, 2, 9)], torch.linspace(-5, 2, 9)])
     torch.testing.assert_close(bins.positions(expected), expected)
     assert coding.names == ("dx", "dy", "dw", "dh", "angle")

@@ -26,8 +26,8 @@ from locdistill.evaluation.agreement import (
 from locdistill.evaluation.gradients import Pull, pulls, shares
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.grid import Grid
+from locdistill.models import meaning
 from locdistill.models.detector import Detector
-from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.objective import Objective
 from locdistill.objective.scene import Scene
@@ -183,7 +183,7 @@ def test_distances_of_rotated_detectors_have_a_mean(model: str) -> None:
 @pytest.mark.parametrize("angles", ["oc", "le90", "le135"])
 def test_no_angle_is_out_of_reach_of_a_circle(angles: str) -> None:
     """Nor by rounding, however it comes."""
-    bins = KINDS["rotated_gfl"].meaning(settings_of("rotated_gfl").model_copy(update={"angles": angles}))[1]
+    bins = meaning.meaning_of(settings_of("rotated_gfl").model_copy(update={"angles": angles}))[1]
     values = torch.ones(20001, 5)
     values[:, 4] = torch.linspace(-math.pi, math.pi, 20001)
     assert float(bins.apart(bins.limit(values), values).amax()) <= EXPRESSED

@@ -29,7 +29,7 @@ from locdistill.distillation.settings import TeacherSettings
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.errors import CacheError, ImageError
 from locdistill.models.detector import Detector
-from locdistill.models.kinds import KINDS
+from locdistill.models.meaning import meaning_of
 from locdistill.objective.objective import Objective
 from locdistill.types import Progress
 
@@ -140,7 +140,7 @@ def contract_of(use: CacheUse, keeping: Keeping) -> dict[str, Any]:
             "classes": list(student.classes),
             "strides": list(student.strides),
             "reg_max": student.reg_max,
-            "meaning": repr(KINDS[student.model].meaning(student)),
+            "meaning": repr(meaning_of(student)),
         },
         "pad_to": use.data.pad_to,
         "precision": use.precision,

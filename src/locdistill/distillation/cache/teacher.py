@@ -29,7 +29,7 @@ from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.grid import Grid
 from locdistill.models.fold import Haste
 from locdistill.objective.objective import Objective
-from locdistill.objective.term import Region, Term
+from locdistill.objective.term import Need, Region, Term
 from locdistill.types import Batch, Dense, Instances
 
 KEYS = "keys"
@@ -104,7 +104,7 @@ class Keeping:
             numbers: How precisely to keep it.
         """
         terms = list(objective.terms.values())
-        towers = any(term.needs_towers for term in terms)
+        towers = any(Need.TOWERS in term.needs for term in terms)
         maps = [
             *(["features"] if objective.needs_features else []),
             *(["towers"] if towers else []),

@@ -13,7 +13,7 @@ from locdistill.distillation.settings import TeacherSettings
 from locdistill.errors import RecipeError, RunError
 from locdistill.recipe.catalogue import spelled_term
 from locdistill.recipe.defaults import Request, resolve
-from locdistill.recipe.load import Override, build_recipe, load_recipe
+from locdistill.recipe.load import Override, load_recipe, named_recipe
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.run_folder import METRICS, RECIPE
@@ -125,7 +125,7 @@ def _recipe(item: str | Path | Recipe, request: Request) -> Recipe:
         if request.data is not None:
             words.insert(0, (("data", "path"), str(request.data)))
         plain = apply_overrides(item.model_dump(mode="json"), words) if words else None
-        recipe = item if plain is None else build_recipe(plain, item.name)
+        recipe = item if plain is None else named_recipe(plain, item.name)
     else:
         recipe = resolve(dataclasses.replace(request, recipe=item, teacher=None))
     if not recipe.data.path:

@@ -14,11 +14,11 @@ from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
 from locdistill.engine.checkpoint import load_checkpoint
 from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.models.detector import Detector
-from locdistill.models.hub import find
+from locdistill.models.hub import find, is_address
 from locdistill.objective.objective import Objective
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import Region
-from locdistill.recipe.load import load_recipe
+from locdistill.recipe.load import build_recipe, load_recipe, recipe_data
 from locdistill.recipe.recipe import OF_TEACHER, Recipe
 from locdistill.recipe.run_folder import RECIPE
 from locdistill.study.diagnose.result import ALONE, START, STUDENT
@@ -113,7 +113,9 @@ def reopen(
     weights = find(run)
     if not (weights.parent / RECIPE).is_file():
         raise RunError(f"{weights.parent} is no run folder: expected {RECIPE} beside the weights; give a run's folder")
-    recipe = _renamed(load_recipe(weights.parent / RECIPE), teacher, data)
+    saved = weights.parent / RECIPE
+    recipe = build_recipe(recipe_data(saved), str(saved)) if is_address(str(run)) else load_recipe(saved)
+    recipe = _renamed(recipe, teacher, data)
     student = Detector.load(weights, device)
     teaching = _teacher(recipe, student, weights.parent).to(device)
     students = {STUDENT: student}

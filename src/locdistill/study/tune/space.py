@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from locdistill.errors import RecipeError
-from locdistill.recipe.load import Override, build_recipe
+from locdistill.recipe.load import Override, named_recipe
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.terms import split_component
@@ -139,7 +139,7 @@ def check_space(space: Sequence[Searched], recipe: Recipe) -> None:
         raise RecipeError(f"{twice[0]} is searched twice; name each setting once")
     for searched in space:
         for value in searched.extremes:
-            build_recipe(apply_overrides(plain, searched.overrides(value, set())), f"{searched.name}={value}")
+            named_recipe(apply_overrides(plain, searched.overrides(value, set())), f"{searched.name}={value}")
 
 
 def default_space(recipe: Recipe) -> tuple[Searched, ...]:
@@ -206,7 +206,7 @@ def with_values(recipe: Recipe, space: Sequence[Searched], values: Values) -> Re
     """
     off = switched_off(space, values)
     words = [w for one in space if one.name in values for w in one.overrides(values[one.name], off)]
-    return build_recipe(apply_overrides(recipe.model_dump(mode="json"), words), recipe.name)
+    return named_recipe(apply_overrides(recipe.model_dump(mode="json"), words), recipe.name)
 
 
 def own_values(recipe: Recipe, space: Sequence[Searched]) -> Values | None:

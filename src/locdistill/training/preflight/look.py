@@ -21,6 +21,7 @@ from locdistill.engine.devices import default_device
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.stream import torch_rng_kept
 from locdistill.errors import TeacherError
+from locdistill.recipe.own import imports_of
 from locdistill.recipe.recipe import Recipe
 from locdistill.training.preflight.data import in_words, look_at_data, look_at_regions, region_problems
 from locdistill.training.preflight.judge import Suspect, baseline, doubts, no_better_than_start, stopping
@@ -73,7 +74,7 @@ LOOK = Preflight()
 
 def examine(parts: Parts, how: Preflight) -> PreflightReport:
     """Look at a run before its first step. Random generators and the student are left as they were."""
-    notes = list(parts.teacher.notes) if parts.teacher is not None else []
+    notes = [*imports_of(parts.recipe.model_dump(mode="json")), *(parts.teacher.notes if parts.teacher else ())]
     if isinstance(parts.teacher, CachedTeacher):  # it is the teacher itself that is looked at
         parts = replace(parts, teacher=parts.teacher.teacher)
     assert parts.recipe.teacher is not None, "there is nothing to look at without a teacher"

@@ -1,0 +1,217 @@
+"""Classes of a user's own in a recipe, by dotted path: ``of: my_package.my_module.MyDivergence``.
+
+A dotted path runs code, so it counts only in a recipe that the user names: a file or name, its ``base``, settings on
+the command line, and the run folder that is resumed, compared, diagnosed or published. :func:`import_own` is called
+there, and nowhere else is anything imported. Weights, their metadata, checkpoints and what comes from a hub import
+nothing, whatever stands in them or beside them: :func:`own_class` only looks up what is imported already.
+
+A module is taken from the environment or from the working directory, which goes to the end of ``sys.path``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import logging
+import sys
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from typing import Any
+
+from locdistill.assign.assignment import Assigner
+from locdistill.dist import process_rank
+from locdistill.errors import RecipeError
+from locdistill.objective.normalisers import Normaliser
+from locdistill.objective.schedules import Schedule
+from locdistill.objective.term import Divergence, Region
+from locdistill.settings import group, suggestion
+
+log = logging.getLogger("locdistill")
+ROLES: dict[str, type] = {
+    "of": Divergence,
+    "on": Region,
+    "norm": Normaliser,
+    "schedule": Schedule,
+    "assigner": Assigner,
+}
+"""What a class must derive from to stand under a key of a recipe."""
+
+
+def own_paths(recipe: Any) -> dict[str, str]:
+    """Return the dotted paths of classes in a recipe's plain data, by the setting that names each."""
+    terms = group(recipe, "terms")
+    specs = {f"terms.{name}.{part}": group(terms, name).get(part) for name in terms for part in ROLES}
+    specs["assigner"] = recipe.get("assigner") if isinstance(recipe, dict) else None
+    names = {key: next(iter(spec), None) if isinstance(spec, dict) else spec for key, spec in specs.items()}
+    return {key: name for key, name in names.items() if isinstance(name, str) and "." in name}
+
+
+def imports_of(recipe: Any) -> list[str]:
+    """Describe the classes that a recipe's plain data name and that are imported, one a line, each with its file."""
+    return [
+        f"{key} is {path}, imported from {getattr(sys.modules.get(_split(path)[0]), '__file__', None)}"
+        for key, path in own_paths(recipe).items()
+    ]
+
+
+def import_own(recipe: Any, where: str) -> None:
+    """Import the classes that a recipe names by dotted path, and announce each module before.
+
+    Args:
+        recipe: Plain data of a recipe that the user names.
+        where: Its name, for errors.
+
+    Raises:
+        RecipeError: A module cannot be imported, or it is not clear which one is meant; all problems in one message.
+    """
+    wrong = []
+    for key, path in own_paths(recipe).items():
+        try:
+            _import(path)
+        except ValueError as error:
+            wrong.append(f"{key}: {error}")
+    if wrong:
+        raise RecipeError("\n  ".join([f"{where}: {len(wrong)} problem{'s' if len(wrong) > 1 else ''}:", *wrong]))
+
+
+def _import(path: str) -> None:
+    """Import the module of a dotted path.
+
+    Raises:
+        ValueError: It cannot be imported, or stands in two places.
+    """
+    module, _ = _split(path)
+    file = _found(module.partition(".")[0])
+    if module in sys.modules:
+        return
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.append(here)
+    if process_rank() == 0:
+        log.warning("the recipe imports %s, from %s", path, file)
+    try:
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
+            raise ValueError(
+                f"there is no module {error.name} in {here} or the environment; start from the folder that holds it, "
+                "or install it"
+            ) from error
+        raise ValueError(f"importing {module} raised {type(error).__name__}: {error}; mend the module") from error
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Module and class of a dotted path.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not all(part.isidentifier() for part in path.split(".")):
+        raise ValueError(f"{path!r} is no dotted path of a class; expected one such as my_module.MyClass")
+    module, _, name = path.rpartition(".")
+    return module, name
+
+
+def _found(top: str) -> str:
+    """Where a module without dots would be imported from, in words.
+
+    Raises:
+        ValueError: One of this name lies in the working directory, and another one in the environment.
+    """
+    here = next((p for p in (Path(f"{top}.py"), Path(top, "__init__.py")) if p.is_file()), None)
+    other = getattr(sys.modules.get(top), "__file__", None) or next(_origins(top), None)
+    if here is None:
+        return other or f"{Path.cwd()} or the environment"
+    if other is not None and (not Path(other).exists() or not here.samefile(other)):
+        raise ValueError(f"two modules are called {top}: {here.resolve()} and {other}; rename yours")
+    return str(here.resolve())
+
+
+def _origins(top: str) -> Iterator[str]:
+    """Files, or kinds, of the modules of this name in the environment, without the working directory."""
+    paths = [path for path in sys.path if Path(path).resolve() != Path.cwd()]
+    for finder in sys.meta_path:
+        spec: ModuleSpec | None = finder.find_spec(top, paths if finder is PathFinder else None)
+        if spec is not None and spec.origin is not None:
+            yield spec.origin
+
+
+def own_class(kind: str, path: str, known: dict[str, type]) -> type:
+    """Return the class behind a dotted path, which is imported already.
+
+    Args:
+        kind: The key under which it stands.
+        path: Module and class.
+        known: The package's own classes that may stand there, by name.
+
+    Raises:
+        ValueError: It is not imported, or cannot stand there.
+    """
+    module, name = _split(path)
+    if module not in sys.modules:
+        raise ValueError(
+            f"{path} is a class of somebody's own, and what comes with weights imports nothing; name a recipe or a run "
+            "folder that has it"
+        )
+    classes = {key: value for key, value in vars(sys.modules[module]).items() if isinstance(value, type)}
+    if name not in classes:
+        mine = [key for key, value in classes.items() if value.__module__ == module]
+        raise ValueError(f"{module} has no class {name}; {suggestion(name, mine)}")
+    found, role = classes[name], ROLES[kind]
+    roles = [other for other in ROLES.values() if other in found.__mro__]
+    if role not in roles and not issubclass(found, tuple(known.values())):
+        is_a = f"is a {roles[0].__name__}, not a" if roles else "does not derive from"
+        raise ValueError(f"{path} {is_a} {role.__name__}; expected class {name}({role.__name__}), {_home(role)}")
+    if missing := [part for part in vars(role) if _open(found, role, part)]:
+        raise ValueError(f"{path} has no {' and no '.join(missing)}; define it as {_home(role)} describes")
+    if "__dataclass_params__" not in vars(found) or not vars(found)["__dataclass_params__"].frozen:
+        raise ValueError(f"{path} is no frozen dataclass; put @dataclass(frozen=True, kw_only=True) above it")
+    return found
+
+
+def _home(role: type) -> str:
+    return f"{role.__module__}.{role.__name__}"
+
+
+def _open(found: type, role: type, part: str) -> bool:
+    """Whether a class leaves a part of its role undefined."""
+    public = part == "__call__" or not part.startswith("_")
+    return public and getattr(found, part, None) is getattr(role, part)
+
+
+def path_of(component: Any) -> str:
+    """Return the dotted path of the class of a component that was composed in Python.
+
+    Raises:
+        ValueError: It stands in no module that can be imported again.
+    """
+    found = type(component)
+    path = f"{found.__module__}.{found.__qualname__}"
+    if found.__module__ == "__main__" or "<locals>" in path:
+        raise ValueError(f"{path} cannot be imported again; put the class at the top of a module of its own")
+    return path
+
+
+def check_plain(name: str, options: dict[str, Any]) -> None:
+    """Refuse options that a recipe cannot hold.
+
+    Raises:
+        ValueError: One is no plain value.
+    """
+    wrong = [key for key, value in options.items() if not _plain(value)]
+    if wrong:
+        raise ValueError(
+            f"{name}.{wrong[0]} is {options[wrong[0]]!r}; expected a number, a flag, a word, null, or a list of them"
+        )
+
+
+def _plain(value: Any) -> bool:
+    return (
+        all(map(_plain, value)) if type(value) in (list, tuple) else type(value) in (bool, int, float, str, type(None))
+    )
+
+
+def own_fields(component: type) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a dataclass that are settings."""
+    return [field for field in dataclasses.fields(component) if field.init]

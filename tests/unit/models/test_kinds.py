@@ -1,0 +1,53 @@
+"""One record for each kind of detector: names, settings, terms and help texts follow from it."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Any, get_args
+
+import pytest
+
+from locdistill.cli import options
+from locdistill.distillation.presets import supervised
+from locdistill.models.detector import HEADS
+from locdistill.models.kinds import KINDS, Head, Loss, Model, Numbers
+from locdistill.models.meaning import MEANINGS, meaning_of
+from locdistill.models.settings import DetectorSettings
+from locdistill.objective.term import Need
+from locdistill.recipe.load import build_recipe
+from locdistill.recipe.vocabulary import ASSIGNERS
+from locdistill.training import train
+
+LISTED = re.sub(r", (\w+)$", r" or \1", ", ".join(KINDS))
+
+
+def test_the_names_are_those_of_the_table() -> None:
+    assert get_args(Model) == tuple(KINDS)
+    assert get_args(Head) == tuple(HEADS)
+    assert get_args(Numbers) == tuple(MEANINGS)
+    assert {kind.loss for kind in KINDS.values()} == set(get_args(Loss))
+    assert {kind.assigner for kind in KINDS.values()} == set(ASSIGNERS)
+    assert {kind.head for kind in KINDS.values()} == set(HEADS)
+
+
+def test_help_and_docstrings_name_every_kind() -> None:
+    (option,) = options.Model.__metadata__  # type: ignore[attr-defined]
+    assert option.help == f"{LISTED}."
+    for function in (train.train, supervised):
+        named = re.findall(r"``(\w+)``", re.search(r"model: (.*?)\n {8}\w+:", inspect.getdoc(function) or "", re.S)[1])  # type: ignore[index]
+        assert [name for name in named if name in KINDS] == list(KINDS), function
+
+
+@pytest.mark.parametrize("model", KINDS)
+def test_what_follows_from_a_kind(model: Any) -> None:
+    kind, settings = KINDS[model], DetectorSettings(model=model)
+    assert settings.rotated == kind.rotated == model.startswith("rotated")
+    assert len(meaning_of(settings)[0].names) == (5 if kind.rotated else 4)
+    assert {name: getattr(settings, name) for name in kind.defaults} == kind.defaults
+    assert DetectorSettings(model=model, anchor_scale=6.0).anchor_scale == 6.0
+    terms = supervised(model)
+    assert any(Need.QUALITY in term.needs for term in terms.values()) == (kind.quality == "centerness")
+    recipe = build_recipe({"name": "x", "detector": {"model": model}})
+    assert list(recipe.assigner) == [kind.assigner]
+    assert {name: term.build() for name, term in recipe.terms.items()} == terms
