@@ -40,7 +40,8 @@ def test_commands_are_taken(command: str) -> None:
     _, options = parsed(words)
     given = [word for word in (*(options.get("words") or ()), *(options.get("settings") or ())) if "=" in word]
     given = [word for word in given if re.match(r"(data|engine|detector|teacher)\.", word)]
-    assert load_recipe("ld_r50_from_r101", given).name
+    if given:
+        load_recipe("ld_r50_from_r101", given)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
