@@ -43,11 +43,11 @@ WRONG = {
     "teacher.onnx.std=[1,1,1]",
     "A teacher of other classes": f"distill --teacher WEIGHTS/nanodet_m.onnx --data DATA/bccd {STUDENT} --dry-run",
 }
-HEAD = """# Pairs that do not match, and what is said before the first step
+HEAD = """# Pre-flight: examples
 
-Written by `python benchmarks/preflight.py`, which runs each command and copies what it prints: three steps of pairs
-that can be bridged, then pairs that cannot work as they are. DATA, WEIGHTS and OUT stand for folders. See [the look
-before the first step](preflight.md).
+Pairs that do not match, and their reports. Written by `python benchmarks/preflight.py`, which runs each command and
+copies its output: three steps of pairs that can be bridged, then pairs that cannot work as they are. DATA, WEIGHTS and
+OUT stand for folders. See [pre-flight](preflight.md).
 """
 
 

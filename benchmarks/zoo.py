@@ -48,17 +48,17 @@ INTRODUCTION = f"""# The zoo
 
 Written by `make zoo`; edit [`benchmarks/zoo.py`](../benchmarks/zoo.py) instead of this page.
 
-Published AP are numbers of the literature, for the detector as its authors trained it. None of them has been reproduced
-here yet. Parameters and GFLOPs are those of {len(CLASSES)} classes, of rotated boxes of {OF_DOTA}; GFLOPs are
-multiply-adds at {SIZE[1]} x {SIZE[0]}, without post-processing, as MMDetection counts them.
+Published AP are the literature's, for the detector as its authors trained it; none has been reproduced here yet.
+Parameters and GFLOPs are those of {len(CLASSES)} classes, of rotated boxes of {OF_DOTA}; GFLOPs are multiply-adds at
+{SIZE[1]} x {SIZE[0]}, without post-processing, as MMDetection counts them.
 
-*Parity*: **equal** means that the whole network gives the numbers of the executed reference, and how nearly: the
-largest relative difference of the mean absolute value of any map of backbone and pyramid, and of the edge logits of any
-level. (Group normalisation of a map of few values enlarges the last digits; a deformable backbone adds its own.)
+*Parity*: **equal** means that the whole network gives the numbers of the executed reference. In brackets: the largest
+relative difference of the mean absolute value of any map of backbone and pyramid, and of the edge logits of any level.
+(Group normalisation of a map of few values enlarges rounding errors; a deformable backbone adds its own.)
 *Round trip* means that its weights, written under MMDetection's names and recognised from that file alone, give the
-same detector and bit-equal outputs; of the parts that such a detector is made of, the tests compare heads, losses,
-assignment and deformable convolutions with the reference one by one, and the rotated RetinaNet with a forward pass that
-follows its description. *Own*: neither MMDetection nor Rotated-LD has a detector of this kind.
+same detector and bit-equal outputs. Tests compare its parts with the reference one by one (heads, losses, assignment,
+deformable convolutions), and the rotated RetinaNet with a forward pass written from its description. *Own*: neither
+MMDetection nor Rotated-LD has a detector of this kind.
 """
 
 
@@ -193,7 +193,7 @@ def page() -> str:
         "\n## Distillation\n",
         "AP of COCO val2017 (or test-dev, both columns), VOC2007 test or DOTA-v1.0 val, there with the",
         "[corrected number](rotated.md#published-rows) in parentheses; `-` where the literature has no number for the",
-        "recipe. `locdistill distill --recipe NAME` without `--teacher` says where to get the teacher.\n",
+        "recipe. `locdistill distill --recipe NAME` without `--teacher` prints where to get the teacher.\n",
         table(
             ("recipe", "student", "teacher", "data", "terms with the teacher", "AP alone", "AP distilled"),
             distillations(recipes),
