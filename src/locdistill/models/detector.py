@@ -22,7 +22,7 @@ from locdistill.models.fpn import FPN
 from locdistill.models.heads.centerness import CenternessHead
 from locdistill.models.heads.gfl import GFLHead, GFLv2Head
 from locdistill.models.heads.retina import RetinaHead
-from locdistill.models.kinds import KINDS, Head
+from locdistill.models.kinds import KINDS, HeadName
 from locdistill.models.meaning import meaning_of
 from locdistill.models.settings import DetectorSettings, NormalisationSettings
 from locdistill.types import Dense, Detections
@@ -46,7 +46,7 @@ class Prepared(NamedTuple):
     padded: tuple[tuple[int, int], ...]
 
 
-HEADS: dict[Head, type[nn.Module]] = {
+HEADS: dict[HeadName, type[nn.Module]] = {
     "gfl": GFLHead,
     "gflv2": GFLv2Head,
     "centerness": CenternessHead,

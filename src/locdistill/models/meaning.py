@@ -8,7 +8,7 @@ from collections.abc import Callable
 from locdistill.geometry.bins import Bins, CircularBins, RowBins
 from locdistill.geometry.coding import ANGLE, DISTANCES, GROWTH, AnchorDeltas, Coding, RotatedDistances
 from locdistill.geometry.kinds import Rotated
-from locdistill.models.kinds import KINDS, Numbers
+from locdistill.models.kinds import KINDS, NumbersName
 from locdistill.models.settings import DetectorSettings
 
 Meaning = tuple[Coding, Bins]
@@ -41,7 +41,7 @@ def anchor_deltas(settings: DetectorSettings) -> Meaning:
     return coding, RowBins(settings.reg_max, (*4 * (GROWTH,), ANGLE))
 
 
-MEANINGS: dict[Numbers, Callable[[DetectorSettings], Meaning]] = {
+MEANINGS: dict[NumbersName, Callable[[DetectorSettings], Meaning]] = {
     "distances": distances,
     "rotated_distances": rotated_distances,
     "anchor_deltas": anchor_deltas,

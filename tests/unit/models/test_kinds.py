@@ -10,7 +10,7 @@ import pytest
 from locdistill.cli import options
 from locdistill.distillation.presets import supervised
 from locdistill.models.detector import HEADS
-from locdistill.models.kinds import KINDS, Head, Loss, Model, Numbers
+from locdistill.models.kinds import KINDS, HeadName, Loss, Model, NumbersName
 from locdistill.models.meaning import MEANINGS, meaning_of
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.term import Need
@@ -23,8 +23,8 @@ LISTED = re.sub(r", (\w+)$", r" or \1", ", ".join(KINDS))
 
 def test_the_names_are_those_of_the_table() -> None:
     assert get_args(Model) == tuple(KINDS)
-    assert get_args(Head) == tuple(HEADS)
-    assert get_args(Numbers) == tuple(MEANINGS)
+    assert get_args(HeadName) == tuple(HEADS)
+    assert get_args(NumbersName) == tuple(MEANINGS)
     assert {kind.loss for kind in KINDS.values()} == set(get_args(Loss))
     assert {kind.assigner for kind in KINDS.values()} == set(ASSIGNERS)
     assert {kind.head for kind in KINDS.values()} == set(HEADS)
