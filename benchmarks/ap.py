@@ -31,8 +31,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation import CocoResult, coco_metrics, voc_metrics
+from locdistill.evaluation.coco import CocoResult, coco_metrics
 from locdistill.evaluation.tables import Table
+from locdistill.evaluation.voc import voc_metrics
 from locdistill.types import Detections
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation import voc_metrics
+from locdistill.evaluation.voc import voc_metrics
 from locdistill.types import Detections
 
 pytestmark = pytest.mark.golden

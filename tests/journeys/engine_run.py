@@ -23,8 +23,11 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import ld_full, supervised
 from locdistill.distillation.teacher import AverageTeacher, LiveTeacher
-from locdistill.engine import EngineSettings, FitResult, RunInterrupted, TrainingModule, fit
-from locdistill.errors import LocdistillError
+from locdistill.engine.loop import fit
+from locdistill.engine.module import TrainingModule
+from locdistill.engine.result import FitResult
+from locdistill.engine.settings import EngineSettings
+from locdistill.errors import LocdistillError, RunInterrupted
 from locdistill.evaluation.agreement import agreement
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.models.detector import Detector

@@ -14,10 +14,10 @@ from locdistill.distillation.imitation import Everywhere, FeatureL2
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.presets import supervised
 from locdistill.distillation.teacher import LiveTeacher
-from locdistill.engine import EngineSettings, TrainingModule
 from locdistill.engine.log import read_metrics
-from locdistill.engine.module import blank_batch
+from locdistill.engine.module import TrainingModule, blank_batch
 from locdistill.engine.plan import Plan
+from locdistill.engine.settings import EngineSettings
 from locdistill.models.detector import Detector
 from locdistill.objective.normalisers import ImageLevelMean
 from locdistill.objective.objective import Objective

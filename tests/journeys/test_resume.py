@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from locdistill.engine import FitResult
 from locdistill.engine.log import Row, read_metrics
+from locdistill.engine.result import FitResult
 from tests.processes import Child, Running, wait_until
 
 from .engine_run import distill, main, run

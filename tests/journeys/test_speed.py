@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from locdistill.engine import EngineSettings
+from locdistill.engine.settings import EngineSettings
 from locdistill.engine.speed import Machine, choose
 
 from .engine_run import distill

@@ -19,7 +19,9 @@ from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
 from locdistill.errors import DataError
-from locdistill.evaluation import read_results, read_task1, rotated_metrics, write_results
+from locdistill.evaluation.results import read_results, write_results
+from locdistill.evaluation.rotated import rotated_metrics
+from locdistill.evaluation.task1 import read_task1
 from locdistill.evaluation.voc import NAMES
 from locdistill.geometry.rotated import canonical, corners, fit
 from locdistill.models.detector import Detector

@@ -12,6 +12,8 @@ from locdistill.settings import Settings
 SoftTarget = Literal["two_hot", "gaussian"]
 
 Numbers = Literal["half", "8bit"]
+ONNX_SUFFIX = ".onnx"
+"""Of teachers in ONNX files."""
 EMA = "ema"
 """``teacher.weights`` where the student teaches itself."""
 

@@ -12,8 +12,9 @@ from locdistill.distillation.logits import ClassBinary, ClassKL, EdgeKL, Teacher
 from locdistill.distillation.presets import supervised
 from locdistill.distillation.regions import ScoreGap, TeacherConfidence, ValuableLocations
 from locdistill.distillation.teacher import AverageTeacher, LiveTeacher, like
-from locdistill.engine import EngineSettings, TrainingModule
+from locdistill.engine.module import TrainingModule
 from locdistill.engine.plan import Plan
+from locdistill.engine.settings import EngineSettings
 from locdistill.errors import TeacherError
 from locdistill.evaluation.agreement import agreement
 from locdistill.geometry.bins import Bins

@@ -13,10 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from locdistill.engine import EngineSettings, FitResult, TrainingModule, fit, training
+from locdistill.engine import training
 from locdistill.engine.log import read_metrics
+from locdistill.engine.loop import fit
+from locdistill.engine.module import TrainingModule
 from locdistill.engine.optim import schedule
 from locdistill.engine.plan import Plan
+from locdistill.engine.result import FitResult
+from locdistill.engine.settings import EngineSettings
 from locdistill.errors import LocdistillError, NonFiniteLossError, RunError, TeacherError
 from tests.unit.engine.fakes import (
     FakeDetector,

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation import Evaluator, coco_metrics, image_weights, voc_metrics
-from locdistill.evaluation.bootstrap import judge_coco, judge_voc
+from locdistill.evaluation.bootstrap import image_weights, judge_coco, judge_voc
+from locdistill.evaluation.coco import coco_metrics
+from locdistill.evaluation.evaluator import Evaluator
+from locdistill.evaluation.voc import voc_metrics
 from locdistill.types import Detections
 from tests.unit.evaluation.test_coco import dataset, detections, random_case, record
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation import coco_metrics
+from locdistill.evaluation.coco import coco_metrics
 from locdistill.types import Detections
 
 

@@ -16,7 +16,8 @@ from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
 from locdistill.errors import DataError, RecipeError
-from locdistill.evaluation import coco_metrics, read_results, write_results
+from locdistill.evaluation.coco import coco_metrics
+from locdistill.evaluation.results import read_results, write_results
 from locdistill.inference.evaluate import EvaluationResult
 from locdistill.types import Detections
 

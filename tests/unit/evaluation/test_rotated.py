@@ -13,10 +13,10 @@ import torch
 from shapely import Polygon
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation import Evaluator, VocResult, published_sum, published_table, rotated_metrics
 from locdistill.evaluation.arrays import Rows
-from locdistill.evaluation.rotated import PUBLISHED_CLASSES, ROTATED
-from locdistill.evaluation.voc import NAMES
+from locdistill.evaluation.evaluator import Evaluator
+from locdistill.evaluation.rotated import PUBLISHED_CLASSES, ROTATED, published_sum, published_table, rotated_metrics
+from locdistill.evaluation.voc import NAMES, VocResult
 from locdistill.geometry.rotated import canonical, corners, fit
 from locdistill.types import Detections
 

@@ -13,8 +13,8 @@ import torch
 
 from locdistill.data.records import Dataset, Record
 from locdistill.errors import DataError
-from locdistill.evaluation import read_task1, rotated_metrics, write_task1
-from locdistill.evaluation.task1 import from_upper_left
+from locdistill.evaluation.rotated import rotated_metrics
+from locdistill.evaluation.task1 import from_upper_left, read_task1, write_task1
 from locdistill.geometry.rotated import canonical, corners
 from locdistill.types import Detections
 

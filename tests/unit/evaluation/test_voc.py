@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation import evaluator_for, voc_metrics
-from locdistill.evaluation.voc import THRESHOLDS
+from locdistill.evaluation.evaluator import evaluator_for
+from locdistill.evaluation.voc import THRESHOLDS, voc_metrics
 from locdistill.types import Detections
 
 

@@ -17,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from locdistill.distillation.imitation import Everywhere, FeatureL2
 from locdistill.distillation.logits import EdgeKL
 from locdistill.distillation.mgd import MaskedGeneration
-from locdistill.engine import EngineSettings, TrainingModule, fit
 from locdistill.engine.log import read_metrics
+from locdistill.engine.loop import fit
+from locdistill.engine.module import TrainingModule
 from locdistill.engine.optim import parameter_groups
+from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError, TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.objective.balance import Balance

@@ -17,9 +17,9 @@ from locdistill.distillation import presets
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError, RunError, TeacherError
-from locdistill.evaluation import Evaluator, image_weights
-from locdistill.evaluation.bootstrap import Judgement
+from locdistill.evaluation.bootstrap import Judgement, image_weights
 from locdistill.evaluation.detections_file import read_detections, write_detections
+from locdistill.evaluation.evaluator import Evaluator
 from locdistill.evaluation.paired import OverImages, Paired
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.defaults import Request

@@ -13,8 +13,8 @@ from PIL import Image
 from locdistill.errors import RunError
 from locdistill.geometry.bins import CircularBins, RowBins
 from locdistill.geometry.coding import RotatedDistances
-from locdistill.viz import compare_runs, plot_edges, plot_run
-from locdistill.viz.curves import read_metrics
+from locdistill.viz.curves import compare_runs, plot_run, read_metrics
+from locdistill.viz.distributions import plot_edges
 from locdistill.viz.style import INK, STUDENT, TEACHER, TRUTH
 
 LOG = """step,epoch,lr,train/qfl,train/ld,val/AP,val/AP50

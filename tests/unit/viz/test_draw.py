@@ -12,9 +12,10 @@ from PIL import Image
 from locdistill.geometry.grid import Grid
 from locdistill.geometry.rotated import corners
 from locdistill.types import Batch, Detections, Instances
-from locdistill.viz import Layer, batch_mosaic, draw, draw_boxes, draw_detections, draw_layers, draw_regions, mosaic
-from locdistill.viz.draw import MANY
-from locdistill.viz.regions import MAIN, VALUABLE
+from locdistill.viz import draw
+from locdistill.viz.draw import MANY, Layer, draw_boxes, draw_detections, draw_layers
+from locdistill.viz.mosaic import batch_mosaic, mosaic
+from locdistill.viz.regions import MAIN, VALUABLE, draw_regions
 from locdistill.viz.style import MUTED, PAPER, class_colour, font, ink_on
 
 GREY = (90, 90, 90)

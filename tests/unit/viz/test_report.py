@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from locdistill.viz import Picture, Preformatted, Section, Table, Text, render_page, write_page
+from locdistill.viz.report import Picture, Preformatted, Section, Table, Text, render_page, write_page
 
 EVIL = "<script>alert('x')</script> & \"quoted\""
 
