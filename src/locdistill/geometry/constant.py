@@ -37,5 +37,5 @@ def _sent(values: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, device=device, dtype=dtype)
 
 
-# What `torch.compiler.assume_constant_result` does, without the compiler, which it imports for longer than PyTorch takes.
+# What `torch.compiler.assume_constant_result` does, without the compiler, which it imports: longer than PyTorch takes.
 _sent._dynamo_marked_constant = True  # type: ignore[attr-defined]

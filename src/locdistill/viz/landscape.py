@@ -9,7 +9,8 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from PIL import Image
 
-from locdistill.viz.style import MUTED, STUDENT, hexadecimal, new_figure, tidy, to_image
+from locdistill.viz.figures import new_figure, tidy, to_image
+from locdistill.viz.style import MUTED, STUDENT, hexadecimal
 
 _METRIC = "AP (%)"
 Floats = npt.NDArray[np.float64]
