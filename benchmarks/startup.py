@@ -1,7 +1,10 @@
 """What a verb costs before it does anything: ``python -m benchmarks.startup [--rounds 5] [--json FILE]``.
 
 Processor time of whole processes, which other programs disturb less than the clock, each divided by that of
-``import torch`` in the same round; medians over the rounds. Everything runs on one thread.
+``import torch`` in the same round; medians over the rounds. Everything runs on one thread. Compiled Python files are
+kept between rounds, in a folder of their own, as they are on a user's machine whatever this environment says.
+
+``train, one step`` is the whole process: it also evaluates, draws and writes the run's folder.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from locdistill.data.shapes import ShapesSettings, write_shapes
 COMMAND = (sys.executable, "-m", "locdistill")
 TORCH = "import torch"
 TINY = (
-    *("data.workers=0", "data.sizes=[[64, 64]]", "data.batch_per_device=2", "detector.pretrained=false"),
+    *("data.workers=0", "data.sizes=[[128, 128]]", "data.batch_per_device=2", "detector.pretrained=false"),
     *("detector.backbone=test_resnet", "detector.channels=16", "detector.depth=1", "detector.norm_groups=4"),
     *("engine.steps=1", "engine.accelerator=cpu", "engine.progress=false"),
 )
@@ -32,6 +35,7 @@ def cases(data: Path, folder: Path) -> dict[str, tuple[str, ...]]:
     """Command lines by name."""
     return {
         TORCH: (sys.executable, "-c", TORCH),
+        "--version": (*COMMAND, "--version"),
         "--help": (*COMMAND, "--help"),
         "recipes": (*COMMAND, "recipes"),
         "methods": (*COMMAND, "methods"),
@@ -43,7 +47,8 @@ def cases(data: Path, folder: Path) -> dict[str, tuple[str, ...]]:
 
 def seconds(command: tuple[str, ...], folder: Path) -> float:
     """Processor time of a process, system time included."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPYCACHEPREFIX": str(folder / "compiled")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     with (folder / "output.txt").open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
@@ -62,7 +67,7 @@ def main() -> None:
     measured: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        data = write_shapes(folder / "shapes", ShapesSettings(train=8, val=4, size=64))
+        data = write_shapes(folder / "shapes", ShapesSettings(train=8, val=4, size=128))
         for number in range(arguments.rounds + 1):  # the first one fills the caches of files
             for name, command in cases(data, folder / f"round{number}").items():
                 measured.setdefault(name, []).append(seconds(command, folder))

@@ -17,8 +17,6 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import get_worker_info
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional as transforms
 
 from locdistill.errors import ImageError
 
@@ -242,7 +240,9 @@ def resize_to(image: UInt8[Tensor, "3 h w"], size: tuple[int, int], *, flipped: 
     if first:
         image = image.flip(-1)
     if tuple(image.shape[-2:]) != tuple(size):
-        image = transforms.resize(image, list(size), antialias=True)
+        from torchvision.transforms.v2.functional import resize  # noqa: PLC0415 - slow to import; most need no pixels
+
+        image = resize(image, list(size), antialias=True)
     return image.flip(-1) if flipped and not first else image
 
 
@@ -327,6 +327,8 @@ def _decode_plain_jpeg(image: Image.Image, file: BinaryIO) -> Tensor | None:
     """The pixels of an upright gray or colour JPEG file; None where Pillow has to look at it."""
     if image.format != "JPEG" or image.mode not in ("L", "RGB") or orientation(image) != 1:
         return None
+    from torchvision.io import ImageReadMode, decode_jpeg  # noqa: PLC0415 - slow to import; most need no pixels
+
     file.seek(0)
     try:
         pixels: Tensor = decode_jpeg(torch.from_numpy(np.fromfile(file, np.uint8)), mode=ImageReadMode.RGB)

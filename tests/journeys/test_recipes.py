@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from locdistill.distillation.compatible import Needs, check_teacher
+from locdistill.distillation.compatible import check_teacher
+from locdistill.distillation.needs import Needs
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.load import recipe_names

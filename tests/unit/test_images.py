@@ -149,7 +149,7 @@ def test_a_plain_jpeg_has_the_pixels_that_pillow_sees(mode: str, options: dict[s
 
 @pytest.mark.parametrize("case", ["cmyk", "turned", "png"])
 def test_what_is_no_plain_jpeg_is_left_to_pillow(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "decode_jpeg", lambda *_, **__: pytest.fail("not for torchvision"))
+    monkeypatch.setattr("torchvision.io.decode_jpeg", lambda *_, **__: pytest.fail("not for torchvision"))
     picture, path = photograph(30, 20), tmp_path / f"picture.{'png' if case == 'png' else 'jpg'}"
     exif = Image.Exif()
     exif[0x0112] = 6 if case == "turned" else 1
@@ -165,7 +165,7 @@ def test_pillow_reads_a_jpeg_that_torchvision_refuses(tmp_path: Path, monkeypatc
 
     photograph(9, 11).save(tmp_path / "a.jpg")
     expected = read_image(tmp_path / "a.jpg")
-    monkeypatch.setattr(images, "decode_jpeg", refuse)
+    monkeypatch.setattr("torchvision.io.decode_jpeg", refuse)
     assert torch.equal(read_image(tmp_path / "a.jpg"), expected)
 
 

@@ -5,23 +5,25 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from locdistill.data.check import CheckReport
 from locdistill.dist import process_rank
 from locdistill.errors import RecipeError
 from locdistill.evaluation.tables import percent
-from locdistill.inference.evaluate import EvaluationResult
-from locdistill.inference.predict import Prediction
-from locdistill.inference.tiles import TilingResult
 from locdistill.recipe.catalogue import published_aps
 from locdistill.settings import finite
-from locdistill.training.fit import RunResult
-from locdistill.training.preflight.report import PreflightReport
+
+if TYPE_CHECKING:
+    from locdistill.data.check import CheckReport
+    from locdistill.inference.evaluate import EvaluationResult
+    from locdistill.inference.predict import Prediction
+    from locdistill.inference.tiles import TilingResult
+    from locdistill.training.fit import RunResult
+    from locdistill.training.preflight.report import PreflightReport
 
 _METRICS = ("AP", "AP50", "AP75", "AP90")
 _WIDTH = 160

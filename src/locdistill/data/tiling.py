@@ -28,7 +28,6 @@ from filelock import FileLock
 from jaxtyping import Float
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
-from torchvision.io import encode_png
 
 from locdistill.data.digest import data_digest
 from locdistill.data.records import Dataset, Record
@@ -398,6 +397,8 @@ def _cut_one(tiles: Tiles, classes: tuple[str, ...], job: _Job) -> None:
     missing = [(name, window) for name, window in own if not (labels / f"{name}.txt").is_file()]
     if not missing:
         return
+    from torchvision.io import encode_png  # noqa: PLC0415 - slow to import, and tiles are seldom cut
+
     assert record.quads is not None
     image = read_image(record.path)
     parts = parts_inside(record.quads, [window for _, window in missing])

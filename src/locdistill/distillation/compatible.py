@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from locdistill.distillation.bridges import Facts, MapClasses, Rebin, Soften, Step
+from locdistill.distillation.needs import PREDICTIONS, Needs
 from locdistill.distillation.settings import SoftTarget
 from locdistill.errors import TeacherError, WeightsError
 from locdistill.geometry.bins import Bins
@@ -17,7 +18,6 @@ from locdistill.interop.recognise import numbered
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import SUFFIX
-from locdistill.objective.term import MAPS, Need, Term
 
 _FREE = {
     *("classes", "backbone", "pretrained", "frozen_stages", "norm_eval", "norm_frozen"),
@@ -42,34 +42,6 @@ class MismatchError(TeacherError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """What the terms of a recipe ask of a teacher.
-
-    Attributes:
-        predictions: What it says at each location, and not its maps alone.
-        features: Maps of its pyramid or head, to compare with the student's; unequal widths are bridged by the terms.
-        cross: Its head, to send the student's features through; unequal widths are bridged likewise.
-        distributions: Distributions over the positions of edges, and not only boxes.
-    """
-
-    predictions: bool = True
-    features: bool = False
-    cross: bool = False
-    distributions: bool = False
-
-    @classmethod
-    def of(cls, terms: Iterable[Term]) -> Needs:
-        """What these terms ask for."""
-        terms = tuple(terms)
-        return cls(
-            predictions=any(term.needs_predictions for term in terms),
-            features=any(term.needs & MAPS for term in terms),
-            cross=any(Need.CROSS in term.needs for term in terms),
-            distributions=any(Need.DISTRIBUTIONS in term.needs for term in terms),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Bridge:
     """How a teacher's predictions are put into its student's terms.
 
@@ -91,7 +63,7 @@ def check_teacher(
     teacher: DetectorSettings | Facts,
     where: str,
     *,
-    needs: Needs = Needs(),
+    needs: Needs = PREDICTIONS,
     scale: int = 1,
     soft: SoftTarget | None = None,
     soft_width: float = 0.5,

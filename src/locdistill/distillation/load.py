@@ -8,9 +8,10 @@ from pathlib import Path
 
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.bridges import AdaptedTeacher, Facts, SeveralTeachers
-from locdistill.distillation.compatible import Needs, check_teacher
-from locdistill.distillation.onnx_teacher import SUFFIX, OnnxTeacher, onnx_teacher
-from locdistill.distillation.settings import Colleague, TeacherSettings
+from locdistill.distillation.compatible import check_teacher
+from locdistill.distillation.needs import Needs
+from locdistill.distillation.onnx_teacher import OnnxTeacher, onnx_teacher
+from locdistill.distillation.settings import ONNX_SUFFIX, Colleague, TeacherSettings
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.errors import TeacherError
 from locdistill.files import file_digest
@@ -117,7 +118,7 @@ def _load(options: TeacherSettings, file: Path, own: TeacherSettings | Colleague
     """Load one teacher, its predictions in the student's terms."""
     foreign = None
     teaches: DetectorSettings | Facts
-    if file.suffix == SUFFIX:
+    if file.suffix == ONNX_SUFFIX:
         if own.input is not None or own.classes is not None:
             raise TeacherError(
                 f"{file}: what an ONNX file does not say is set by teacher.onnx, and not by teacher.input or "

@@ -26,7 +26,6 @@ from locdistill.interop.classes import COCO, VOC
 from locdistill.models.settings import NormalisationSettings
 from locdistill.types import Batch, Dense
 
-SUFFIX = ".onnx"
 EDGES = 4
 STRIDES = (4, 8, 16, 32, 64, 128)
 PROBE = 256

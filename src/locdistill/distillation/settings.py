@@ -13,6 +13,8 @@ from locdistill.types import Triple
 SoftTarget = Literal["two_hot", "gaussian"]
 
 NumberFormat = Literal["half", "8bit"]
+ONNX_SUFFIX = ".onnx"
+"""Of teachers in ONNX files."""
 EMA = "ema"
 """``teacher.weights`` where the student teaches itself."""
 

@@ -20,14 +20,43 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.plugins.precision.amp import MixedPrecision
 from lightning_fabric.strategies.ddp import DDPStrategy
 
-from locdistill.engine.devices import device_kind
+from locdistill.engine.devices import device_kind, devices_here
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import requeue_job
 from locdistill.engine.speed import Speed
 from locdistill.engine.training import End
-from locdistill.errors import RunInterrupted
+from locdistill.errors import RunError, RunInterrupted
 
 logger = logging.getLogger("locdistill.engine")
+
+
+def check_training_devices(settings: EngineSettings) -> None:
+    """Refuse to train on an accelerator that is not there, or on more devices than there are.
+
+    Processes that torchrun or SLURM started may each see their own device only; their number is not judged.
+
+    Raises:
+        RunError: As said.
+    """
+    kind = device_kind(settings)
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[kind]:
+        raise RunError(
+            f"engine.accelerator is {kind}, but PyTorch finds no such device; {devices_here()}: set "
+            "engine.accelerator to auto or cpu, or install a PyTorch build and a driver for it"
+        )
+    if kind == "cpu" or settings.devices == "auto" or TorchElasticEnvironment.detect() or SLURMEnvironment.detect():
+        return
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    devices = range(settings.devices) if isinstance(settings.devices, int) else settings.devices
+    if len(set(devices)) < len(devices):
+        raise RunError(f"engine.devices {list(devices)} names a device twice: name each once")
+    if any(index >= count for index in devices):
+        asked = settings.devices if isinstance(settings.devices, int) else list(settings.devices)
+        raise RunError(
+            f"engine.devices is {asked}, but there {'is' if count == 1 else 'are'} {count} of kind {kind} (counted "
+            f"from 0); ask for {count} at most with --devices, or for processes on the CPU with engine.accelerator=cpu"
+        )
 
 
 def build_fabric(settings: EngineSettings, speed: Speed) -> Fabric:

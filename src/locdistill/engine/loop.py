@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from locdistill.engine.devices import check_training_devices
-from locdistill.engine.launch import build_fabric, leave, quiet_lightning
+from locdistill.engine.launch import build_fabric, check_training_devices, leave, quiet_lightning
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.optim import set_rate
 from locdistill.engine.result import FitResult

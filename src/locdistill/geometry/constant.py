@@ -30,9 +30,12 @@ def _frozen(values: Any) -> Any:
     return tuple(map(_frozen, values)) if isinstance(values, Sequence) else values
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 @lru_cache(maxsize=256)
 def _sent(values: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
     # What is made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False):
         return torch.tensor(values, device=device, dtype=dtype)
+
+
+# What `torch.compiler.assume_constant_result` does, without the compiler, which it imports: longer than PyTorch takes.
+_sent._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -8,7 +8,6 @@ from functools import partial
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torchvision.ops import nms
 
 from locdistill.geometry import rotated
 from locdistill.geometry.boxes import centre_offset, pairwise_iou
@@ -37,6 +36,8 @@ def class_nms(
     every number of boxes, so that one pass serves all classes. `torchvision.ops.batched_nms` changes the method with
     the number of boxes, and with it the last digits that decide on ties.
     """
+    from torchvision.ops import nms  # noqa: PLC0415 - slow to import, and kinds of boxes are asked for less
+
     if not len(boxes):
         return labels.new_zeros(0)
     apart = boxes + (labels.to(boxes) * (boxes.max() + 1))[:, None]

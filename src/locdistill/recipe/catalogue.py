@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from locdistill.distillation.compatible import Needs
 from locdistill.distillation.methods import METHODS
+from locdistill.distillation.needs import Needs
 from locdistill.objective.objective import OWNED
 from locdistill.objective.term import Term
 from locdistill.recipe.load import load_recipe, recipe_names

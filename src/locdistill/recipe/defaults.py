@@ -28,8 +28,7 @@ from locdistill.data.open import class_names, open_dataset, recognise
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
-from locdistill.distillation.onnx_teacher import SUFFIX, onnx_teacher
-from locdistill.distillation.settings import EMA, OnnxSettings
+from locdistill.distillation.settings import EMA, ONNX_SUFFIX, OnnxSettings
 from locdistill.errors import RecipeError
 from locdistill.models.foreign import detector_settings
 from locdistill.models.hub import find
@@ -173,11 +172,13 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
 
 def _settings_of(weights: str | Path, onnx: Any = None) -> DetectorSettings:
     file = find(weights)
-    return _settings_of_onnx(file, onnx) if file.suffix == SUFFIX else detector_settings(file)
+    return _settings_of_onnx(file, onnx) if file.suffix == ONNX_SUFFIX else detector_settings(file)
 
 
 def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
     """Those of a detector that a teacher in an ONNX file can teach without bridges, but for its name."""
+    from locdistill.distillation.onnx_teacher import onnx_teacher  # noqa: PLC0415 - brings networks; few have such a file
+
     teacher = onnx_teacher(file, None if given is None else validate(OnnxSettings, given, "teacher.onnx"))
     facts, size = teacher.facts, teacher.size
     settings = DetectorSettings(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Iterable
@@ -14,7 +15,7 @@ from locdistill.errors import RecipeError
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.own import import_own
 from locdistill.recipe.recipe import Recipe, kind_of_detector, supervised_terms
-from locdistill.recipe.yaml_io import Inline, read_yaml_file, write_yaml
+from locdistill.recipe.yaml_io import Inline, read_own_yaml, read_yaml_file, write_yaml
 from locdistill.settings import nearest, problems
 
 _PUBLISHED = Path(__file__).with_name("published")
@@ -91,7 +92,7 @@ def recipe_data(name_or_path: str | Path) -> dict[str, Any]:
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise RecipeError(f"{path}: 'base' goes in a circle: {' -> '.join(p.stem for p in (*seen, path))}.")
-    data = read_yaml_file(path)
+    data = copy.deepcopy(_own_data(path)) if path in _published().values() else read_yaml_file(path)
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: expected a mapping with keys such as detector, data and engine, came {data!r}.")
     base = data.pop("base", None)
@@ -104,6 +105,12 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     below = _with_bases(beside if beside.is_file() else recipe_path(base), (*seen, path))
     inherited = {key: value for key, value in below.items() if key not in _OWN}
     return laid_over(inherited, [((key,), value) for key, value in data.items()])
+
+
+@functools.cache
+def _own_data(path: Path) -> Any:
+    """Content of a recipe that comes with the package; many have the same base."""
+    return read_own_yaml(path)
 
 
 def laid_over(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:

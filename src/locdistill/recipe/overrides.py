@@ -36,9 +36,9 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """Lay ``change`` over ``base``: groups are merged key by key, lists and values replaced; terms merge by name.
 
     The assigner, and ``of``, ``on`` and ``norm`` of a term, are merged only if they name the same thing; a term that is
-    null is taken out. Neither argument is changed.
+    null is taken out. Neither argument is changed; what stays as it was is shared with ``base``.
     """
-    merged = copy.deepcopy(base)
+    merged = dict(base)
     for key, value in change.items():
         if key == "assigner":
             merged[key] = _merge_component(merged.get(key), value)
@@ -85,6 +85,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
             recipe does not have; all such problems in one message.
     """
     problems = []
+    data = copy.deepcopy(data)
     for override in overrides:
         try:
             path, value = parse_override(override) if isinstance(override, str) else override

@@ -10,7 +10,8 @@ from PIL import Image
 from locdistill.evaluation.tables import Table
 from locdistill.study.arms import METRICS
 from locdistill.viz import report
-from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
+from locdistill.viz.figures import new_figure, tidy, to_image
+from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal
 
 SEEDS = (
     "A dot is a run, a line joins the runs of one seed, a bar is the mean. Lines that all rise or all fall say more "

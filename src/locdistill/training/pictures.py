@@ -13,7 +13,6 @@ from locdistill.images import read_image
 from locdistill.models.detector import Detector
 from locdistill.objective.scene import Scene
 from locdistill.types import Batch
-from locdistill.viz.curves import plot_run
 from locdistill.viz.draw import Layer, draw_detections
 from locdistill.viz.mosaic import batch_mosaic, mosaic
 
@@ -29,6 +28,8 @@ def training_batch(path: Path, batch: Batch, classes: Sequence[str]) -> None:
 
 def curves(metrics: Path, path: Path) -> None:
     """Write losses and AP over the run."""
+    from locdistill.viz.curves import plot_run  # noqa: PLC0415 - brings matplotlib, which is to come after the training
+
     plot_run(metrics, path)
 
 

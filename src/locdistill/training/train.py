@@ -17,7 +17,7 @@ from typing import Unpack
 
 from locdistill.dist import process_rank
 from locdistill.distillation.compatible import MismatchError
-from locdistill.engine.devices import check_training_devices
+from locdistill.engine.launch import check_training_devices
 from locdistill.engine.signals import requeued
 from locdistill.errors import LocdistillError, RecipeError, TeacherError
 from locdistill.files import file_digest, write_text

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
+from locdistill.viz.figures import new_figure, tidy, to_image
+from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal
 
 Points = Sequence[tuple[float, float]]
 """Predicted standard deviation and actual error of groups of edges, in bins."""

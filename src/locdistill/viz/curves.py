@@ -13,7 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from locdistill.errors import RunError
-from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, new_figure, save_picture, tidy, to_image
+from locdistill.viz.figures import new_figure, tidy, to_image
+from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, save_picture
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 

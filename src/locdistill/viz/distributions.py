@@ -14,7 +14,8 @@ from torch import Tensor
 
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import DISTANCES, Coding
-from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, TRUTH, Colour, hexadecimal, new_figure, tidy, to_image
+from locdistill.viz.figures import new_figure, tidy, to_image
+from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, TRUTH, Colour, hexadecimal
 
 
 def plot_edges(

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from locdistill.types import Doubles
-from locdistill.viz.style import MUTED, STUDENT, hexadecimal, new_figure, tidy, to_image
+from locdistill.viz.figures import new_figure, tidy, to_image
+from locdistill.viz.style import MUTED, STUDENT, hexadecimal
 
 _METRIC = "AP (%)"
 

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, NullLocator
 from PIL import Image
 
-from locdistill.viz.style import MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
+from locdistill.viz.figures import new_figure, tidy, to_image
+from locdistill.viz.style import MUTED, STUDENT, TEACHER, hexadecimal
 
 _COLUMNS = 3
 _MANY = 200  # a range wider than this has room for powers of ten only

@@ -1,20 +1,13 @@
-"""What all pictures share: colours, type, and a way to draw charts without a display or global state."""
+"""What all pictures share: colours and type."""
 
 from __future__ import annotations
 
 import colorsys
-import io
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image, ImageFont
-
-from locdistill.images import open_picture
 
 Colour = tuple[int, int, int]
 
@@ -62,41 +55,20 @@ def ink_on(background: Colour) -> Colour:
 
 @cache
 def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib, so that pictures look the same on every machine."""
+    """DejaVu Sans, which comes with matplotlib, so that pictures look the same on every machine.
+
+    Its file is found without importing matplotlib's code: a picture of a batch needs nothing else of it.
+    """
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / name, size)
+    package = find_spec("matplotlib")
+    assert package is not None
+    assert package.origin is not None
+    return ImageFont.truetype(Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / name, size)
 
 
 def hexadecimal(colour: Colour) -> str:
     """A colour as charts and pages want it: ``#rrggbb``."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
-
-
-def new_figure(width_px: int, height_px: int, *, scale: float = 2.0) -> Figure:
-    """A chart of that size on the page, drawn ``scale`` times finer; it owes nothing to pyplot or to a display."""
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)  # inches; room at the border, for dark pages
-    figure = Figure(figsize=(width_px / 100, height_px / 100), dpi=100 * scale, layout=layout, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def tidy(axes: Axes, title: str) -> Axes:
-    """Give a chart the house style: title at the left, faint grid behind, no box."""
-    axes.set_title(title, loc="left", fontsize=10, color=hexadecimal(INK), fontweight="bold")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color("#c8ccd1")
-    axes.tick_params(labelsize=8, colors=hexadecimal(MUTED), length=3)
-    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
-    axes.set_axisbelow(True)
-    return axes
-
-
-def to_image(figure: Figure) -> Image.Image:
-    """Render a chart to an RGB picture."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    with open_picture(buffer, "the chart") as picture:
-        return picture.convert("RGB")
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> Path:

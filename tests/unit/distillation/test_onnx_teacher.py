@@ -16,7 +16,8 @@ import torch
 
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.bridges import AdaptedTeacher
-from locdistill.distillation.compatible import Needs, check_teacher
+from locdistill.distillation.compatible import check_teacher
+from locdistill.distillation.needs import Needs
 from locdistill.distillation.onnx_teacher import OnnxTeacher, OutputLayout, recognise
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.errors import RecipeError, TeacherError

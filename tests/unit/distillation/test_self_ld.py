@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from locdistill.cli import main
-from locdistill.distillation.compatible import Needs, check_start, check_teacher
+from locdistill.distillation.compatible import check_start, check_teacher
+from locdistill.distillation.needs import Needs
 from locdistill.distillation.presets import ld_sharp, supervised
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.engine.log import read_metrics

@@ -9,8 +9,8 @@ import torch
 from lightning_fabric.strategies.ddp import DDPStrategy
 
 from locdistill.engine import launch
-from locdistill.engine.devices import check_training_devices, existing_device
-from locdistill.engine.launch import device_count, strategy
+from locdistill.engine.devices import existing_device
+from locdistill.engine.launch import check_training_devices, device_count, strategy
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RunError
 

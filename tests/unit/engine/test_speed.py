@@ -281,9 +281,9 @@ import logging
 import torch
 from torch._dynamo.utils import counters
 from locdistill.distillation.presets import supervised
-from locdistill.engine.settings import EngineSettings
-from locdistill.engine.module import TrainingModule
 from locdistill.engine import compiled
+from locdistill.engine.module import TrainingModule
+from locdistill.engine.settings import EngineSettings
 from locdistill.objective.objective import Objective
 from locdistill.types import Batch, Instances
 from tests.journeys.engine_run import small_detector

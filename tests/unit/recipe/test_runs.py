@@ -19,8 +19,9 @@ from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
 from locdistill.distillation.bridges import Facts, MapClasses, Rebin, Soften
-from locdistill.distillation.compatible import Bridge, Needs, check_start, check_teacher
+from locdistill.distillation.compatible import Bridge, check_start, check_teacher
 from locdistill.distillation.methods import METHODS
+from locdistill.distillation.needs import Needs
 from locdistill.distillation.presets import ld_sharp, supervised
 from locdistill.errors import DataError, ImageError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.files import make_folder

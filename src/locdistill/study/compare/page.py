@@ -24,7 +24,8 @@ from locdistill.study.compare.result import (
 )
 from locdistill.viz import report
 from locdistill.viz.curves import compare_runs, read_metrics
-from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
+from locdistill.viz.figures import new_figure, tidy, to_image
+from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal
 
 _INTERVALS = (
     "Difference of AP from the first recipe. Thick: 95 % interval over images alone; thin: over seeds and images (it "

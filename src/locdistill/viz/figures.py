@@ -1,0 +1,41 @@
+"""Charts without a display or global state."""
+
+from __future__ import annotations
+
+import io
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from PIL import Image
+
+from locdistill.images import open_picture
+from locdistill.viz.style import INK, MUTED, hexadecimal
+
+
+def new_figure(width_px: int, height_px: int, *, scale: float = 2.0) -> Figure:
+    """A chart of that size on the page, drawn ``scale`` times finer; it owes nothing to pyplot or to a display."""
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)  # inches; room at the border, for dark pages
+    figure = Figure(figsize=(width_px / 100, height_px / 100), dpi=100 * scale, layout=layout, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def tidy(axes: Axes, title: str) -> Axes:
+    """Give a chart the house style: title at the left, faint grid behind, no box."""
+    axes.set_title(title, loc="left", fontsize=10, color=hexadecimal(INK), fontweight="bold")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#c8ccd1")
+    axes.tick_params(labelsize=8, colors=hexadecimal(MUTED), length=3)
+    axes.grid(axis="y", color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    return axes
+
+
+def to_image(figure: Figure) -> Image.Image:
+    """Render a chart to an RGB picture."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    with open_picture(buffer, "the chart") as picture:
+        return picture.convert("RGB")
