@@ -101,7 +101,7 @@ def _represent_inline(dumper: yaml.SafeDumper, mapping: Inline) -> yaml.MappingN
     return dumper.represent_mapping("tag:yaml.org,2002:map", mapping, flow_style=True)
 
 
-def _construct_int(loader: yaml.constructor.SafeConstructor, node: yaml.ScalarNode) -> int:
+def _construct_int(loader: Any, node: yaml.ScalarNode) -> int:
     text = loader.construct_scalar(node)
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
