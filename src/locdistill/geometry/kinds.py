@@ -25,13 +25,13 @@ class BoxKind(Protocol):
     """Operations on the boxes of a kind.
 
     Attributes:
-        numbers: Number of numbers per box.
+        numbers: Number of coordinates per box.
         rounding: Largest relative difference in float32 of two IoUs that are mathematically equal.
     """
 
     @property
     def numbers(self) -> int:
-        """Number of numbers per box."""
+        """Number of coordinates per box."""
 
     @property
     def rounding(self) -> float:
