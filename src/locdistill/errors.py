@@ -1,21 +1,21 @@
-"""The errors that users meet. Each says what was expected, what came, where, and the remedy.
+"""Errors for users. Each message states what was expected, what was given, where, and the remedy.
 
 LocdistillError
-├── DataError            a data set that cannot be read as what it claims to be
-│   ├── AnnotationError  broken annotations; lists all offenders that were found
+├── DataError            a data set that cannot be read in its stated format
+│   ├── AnnotationError  broken annotations; lists all that were found
 │   └── ImageError       an image that cannot be decoded, or lies outside its folder
-│       └── PartialImageError  likewise, where the other images were looked at (inference/predict.py)
-├── RecipeError          a run description with an unknown key, a wrong type or an impossible combination
+│       └── PartialImageError  likewise, after the other images were processed (inference/predict.py)
+├── RecipeError          a description of a run with an unknown key, a wrong type or an impossible combination
 ├── WeightsError         weights that are absent, truncated, foreign, or would run code
-│   └── HubError         a model hub that cannot be reached, or does not have what is asked for
+│   └── HubError         a model hub that cannot be reached, or does not have what was requested
 ├── TeacherError         a teacher that cannot teach this student
 │   ├── CacheError       a cache of its predictions that is another one's, incomplete, or cannot be written
 │   └── MismatchError    a teacher that does not match its student, beyond a bridge (distillation/compatible.py)
-├── RunError             a run folder that is in the way or cannot be resumed, or a device that is not there
-├── RunInterrupted       a run that a signal asked to stop, and that stopped after a checkpoint
-└── NonFiniteLossError   a loss term became NaN or infinite
+├── RunError             a run folder that is in the way or cannot be resumed, or a device that is not available
+├── RunInterrupted       a run that was stopped by a signal, after a checkpoint
+└── NonFiniteLossError   a loss term that became NaN or infinite
 
-Those with a file behind them carry objects of higher floors, and are defined there.
+Errors with a file name in brackets carry objects of higher-level packages, and are defined there.
 """
 
 from __future__ import annotations
