@@ -128,11 +128,11 @@ class Horizontal:
         return upright.clip(boxes, size)
 
     def paired_iou(self, a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
-        """See :func:`locdistill.geometry.boxes.paired_iou`."""
+        """Compute :func:`locdistill.geometry.boxes.paired_iou`."""
         return upright.paired_iou(a, b)
 
     def pairwise_iou(self, a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-        """See :func:`locdistill.geometry.boxes.pairwise_iou`."""
+        """Compute :func:`locdistill.geometry.boxes.pairwise_iou`."""
         return upright.pairwise_iou(a, b)
 
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k l"]:
@@ -150,7 +150,7 @@ class Horizontal:
     def nms(
         self, boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
     ) -> Int[Tensor, " k"]:
-        """See :func:`locdistill.geometry.nms.class_nms`."""
+        """Apply :func:`locdistill.geometry.nms.class_nms`."""
         return class_nms(boxes, scores, labels, threshold)
 
 
@@ -168,7 +168,7 @@ class Rotated:
     angles: AngleRange = "le135"
 
     def hull(self, boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
-        """See :func:`locdistill.geometry.rotated.hull`."""
+        """Compute :func:`locdistill.geometry.rotated.hull`."""
         return rotated.hull(boxes)
 
     def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 5"]:
@@ -177,7 +177,7 @@ class Rotated:
         return torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, sides, torch.zeros_like(sides[..., :1])), -1)
 
     def corners(self, boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4 2"]:
-        """See :func:`locdistill.geometry.rotated.corners`."""
+        """Compute :func:`locdistill.geometry.rotated.corners`."""
         return rotated.corners(boxes)
 
     def scaled(self, boxes: Float[Tensor, "*batch 5"], factor: Tensor) -> Float[Tensor, "*batch 5"]:
@@ -209,11 +209,11 @@ class Rotated:
         return torch.cat((torch.minimum(boxes[..., :2].clamp(min=0), limit), boxes[..., 2:]), -1)
 
     def paired_iou(self, a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
-        """See :func:`locdistill.geometry.rotated.paired_iou`."""
+        """Compute :func:`locdistill.geometry.rotated.paired_iou`."""
         return rotated.paired_iou(a, b)
 
     def pairwise_iou(self, a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tensor, "n m"]:
-        """See :func:`locdistill.geometry.rotated.pairwise_iou`."""
+        """Compute :func:`locdistill.geometry.rotated.pairwise_iou`."""
         return rotated.pairwise_iou(a, b)
 
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 5"]) -> Float[Tensor, "b k l"]:
@@ -246,7 +246,7 @@ class Rotated:
     def nms(
         self, boxes: Float[Tensor, "n 5"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
     ) -> Int[Tensor, " k"]:
-        """See :func:`locdistill.geometry.nms.rotated_class_nms`."""
+        """Apply :func:`locdistill.geometry.nms.rotated_class_nms`."""
         return rotated_class_nms(boxes, scores, labels, threshold)
 
 

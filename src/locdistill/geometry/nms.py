@@ -52,7 +52,7 @@ def class_nms(
 def rotated_class_nms(
     boxes: Float[Tensor, "n 5"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], iou_threshold: float
 ) -> Int[Tensor, " k"]:
-    """Return what :func:`class_nms` does, for rotated boxes ``cx, cy, w, h, theta``.
+    """Apply :func:`class_nms` to rotated boxes ``cx, cy, w, h, theta``, by their exact overlap.
 
     Only boxes whose circumscribed boxes overlap are compared, in float64. The result is that of greedy suppression by
     falling score, for any number of boxes; of equal scores the first counts as the better one. Memory grows with the
