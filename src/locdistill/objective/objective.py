@@ -1,4 +1,4 @@
-"""The loss of a run: named terms over one scene."""
+"""Loss of a run: named terms over one scene."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Objective:
     assigner: Assigner = field(default_factory=ATSS)
     coding: Coding = DISTANCES
     _shared: Mapping[str, str] = field(init=False, repr=False, compare=False)
-    """Terms whose divergence several terms have, each mapped to the first of these."""
+    """Terms that share their divergence with others, each mapped to the first term with it."""
 
     def __post_init__(self) -> None:
         """Refuse terms that the assigner would silently leave without a region, or that have nothing to compare with.
@@ -228,7 +228,7 @@ class Objective:
 
 
 def _shared(terms: Mapping[str, Term]) -> dict[str, str]:
-    """Map terms without weights whose divergence several terms have to the first of these."""
+    """Map terms without weights that share their divergence with others to the first term with it."""
     plain = {name: term.of for name, term in terms.items() if not term.learns}
     firsts = {name: next(other for other, of in plain.items() if of == plain[name]) for name in plain}
     return {name: first for name, first in firsts.items() if list(firsts.values()).count(first) > 1}

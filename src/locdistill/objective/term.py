@@ -26,7 +26,7 @@ class Need(StrEnum):
     TOWERS = "towers"
     """The maps inside the heads."""
     CROSS = "cross"
-    """The predictions that the teacher's head makes of the student's features."""
+    """The predictions of the teacher's head on the student's features."""
     DISTRIBUTIONS = "distributions"
     """The teacher's distributions over the positions of edges, not only its boxes."""
     LOCAL = "local"
@@ -105,7 +105,7 @@ MAPS = frozenset({Need.FEATURES, Need.TOWERS})
 
 
 def stated_needs(part: Divergence | Region) -> frozenset[Need]:
-    """Return what a divergence or region needs.
+    """Return the needs of a divergence or region.
 
     Raises:
         RecipeError: ``needs`` is no set of :class:`Need`, so a run would not provide its inputs.
