@@ -1,4 +1,4 @@
-"""The detector: images in, dense predictions or detections out."""
+"""Detector: images in, dense predictions or detections out."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Detector(nn.Module):
     separate. `detect` does everything from image files to boxes.
 
     Args:
-        settings: What to build. The classes must be named.
+        settings: Settings of the detector. The classes must be named.
         pretrained: Whether to load what ``settings.pretrained`` names; `load` does not, as it has the weights already.
 
     Attributes:

@@ -42,7 +42,7 @@ REMEDY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportReport:
-    """Contents of a foreign file, and what was not taken over.
+    """Contents of a foreign file, and the parts that were not taken over.
 
     Attributes:
         source: The file.
@@ -50,8 +50,8 @@ class ImportReport:
         weights: Description of which of the file's weights these are.
         tensors: Number of tensors taken over.
         parameters: Number of trainable values of the detector.
-        skipped: What was left out.
-        notes: What was assumed.
+        skipped: Parts that were left out.
+        notes: Assumptions that were made.
         missing: Names, in the file's form, of tensors that are missing or unusable; they keep their random initial
             values.
     """
@@ -66,7 +66,7 @@ class ImportReport:
     missing: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, str]:
-        """Return what was recognised, as pairs of a name and a text."""
+        """Return the recognised properties, as pairs of a name and a text."""
         own = self.settings
         stages = ", ".join(map(str, own.deformable)) or "none"
         spare = " and one channel for background" if own.background_channel else ""
