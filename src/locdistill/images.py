@@ -132,7 +132,7 @@ def pixel_limit() -> int:
     asked = os.environ.get(MAX_PIXELS) or str(MOST_PIXELS)
     if not asked.isdecimal() or int(asked) < 1:
         raise ImageError(f"{MAX_PIXELS}={asked}: expected a number of pixels, such as {MOST_PIXELS}")
-    Image.MAX_IMAGE_PIXELS = int(asked)  # Pillow looks at it as well
+    Image.MAX_IMAGE_PIXELS = int(asked)  # Pillow checks it as well
     return int(asked)
 
 

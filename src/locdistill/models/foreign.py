@@ -295,7 +295,7 @@ def is_foreign(file: Path) -> bool:
             named = METADATA_KEY in (content.metadata() or {})
             return not named and any(HEAD in key for key in content.keys())  # noqa: SIM118 - no mapping
     except (safetensors.SafetensorError, OSError):
-        return False  # who reads it says what is wrong with it
+        return False  # the reader reports the error
 
 
 def detector_settings(path: str | Path) -> DetectorSettings:

@@ -142,7 +142,7 @@ def convert(
     to = to or ("mmdet" if out.suffix in THEIR_SUFFIXES else "locdistill")
     if to == "locdistill" and out.suffix != SUFFIX:
         out = out.with_name(out.name + SUFFIX)
-    if os.path.exists(out) and not force:  # unlike `Path.exists`, leaves it to who writes to say what is wrong
+    if os.path.exists(out) and not force:  # unlike `Path.exists`, never an error: the writer reports it
         raise WeightsError(f"{out} is there already; give another name, or --force to replace it")
     file = locate(source)
     if foreign.is_foreign(file):

@@ -60,7 +60,7 @@ def export_onnx(detector: Detector, path: str | Path, size: tuple[int, int], bat
     options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch's own deprecations, on which nobody here can act
+            warnings.simplefilter("ignore")  # PyTorch's own deprecations, which cannot be fixed here
             images = torch.zeros(batch, 3, *size, device=detector.device)
             # Names are matched to as many outputs as there are.
             names = OUTPUTS[: len(network(images))]
