@@ -1,4 +1,4 @@
-"""The few things the library needs to know about other processes."""
+"""Queries of and communication with the other processes of a run."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from torch import Tensor
 
 
 def is_distributed() -> bool:
-    """Whether a process group with more than one member is up."""
+    """Return whether a process group with more than one member is initialised."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def rank() -> int:
-    """Index of this process among those that train together."""
+    """Return the index of this process among those that train together."""
     return dist.get_rank() if is_distributed() else 0
 
 
 @torch.no_grad()
 def reduce_mean(value: Tensor) -> Tensor:
-    """Mean of a tensor over all processes; the tensor itself when there is one.
+    """Compute the mean of a tensor over all processes; the tensor itself if there is one process.
 
     Dividing a local sum by the mean of a global quantity, and letting DDP average the gradients, equals dividing the
     global sum by the global quantity.
@@ -41,7 +41,7 @@ def reduce_mean(value: Tensor) -> Tensor:
 
 @torch.no_grad()
 def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
-    """Give the tensors of every process the values of the first one's, in place, by one message for each type."""
+    """Copy the first process's values to the tensors of every process, in place, with one message per dtype."""
     if not is_distributed():
         return
     by_type: dict[torch.dtype, list[Tensor]] = {}
@@ -55,7 +55,7 @@ def broadcast_from_first(tensors: Iterable[Tensor]) -> None:
 
 
 def process_rank() -> int:
-    """Rank of this process among those that were started together, before any process group is up."""
+    """Return the rank of this process among those started together, before a process group is initialised."""
     names = ["RANK", "LOCAL_RANK"]
     if int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         names.append("SLURM_PROCID")

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, however many processes write them."""
+"""Atomic writing of files, by any number of processes."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from locdistill.errors import RunError
 
 @contextmanager
 def replacing(path: str | Path, *, flush: bool = True) -> Iterator[Path]:
-    """Replace a file in one stroke: what is written to the path that is yielded takes its place at the end.
+    """Replace a file atomically: the file written to the yielded path takes its place at the end.
 
     Several processes may write the same file; the last one wins. If the block raises, the old file stays. The file has
-    the usual mode, whatever the writer gives its own.
+    the mode given by the umask, whatever mode the writer sets.
 
     Args:
-        path: The file, in a folder that is there.
-        flush: Wait until the disk has it, so that it is whole even after a power failure.
+        path: The file, in an existing folder.
+        flush: Whether to wait until the data are on disk, so that the file is whole even after a power failure.
 
     Raises:
         OSError: It cannot be written; the error names ``path``.
@@ -56,10 +56,10 @@ def _flush(path: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it, unless it is there.
+    """Create a folder and its parents, unless it exists.
 
     Raises:
-        RunError: It cannot be made.
+        RunError: It cannot be created.
     """
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
@@ -67,10 +67,10 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what goes wrong with a file into an error for the user.
+    """Turn errors of the file system into an error for the user.
 
     Raises:
-        RunError: Nothing can be made or written there.
+        RunError: Nothing can be created or written there.
     """
     try:
         yield
@@ -82,12 +82,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a text file atomically."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Compute the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

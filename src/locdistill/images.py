@@ -1,4 +1,4 @@
-"""Pictures as the models see them: any file or array becomes 8-bit RGB, and is resized with its aspect ratio kept."""
+"""Reading of images: any file or array becomes 8-bit RGB, and is resized with its aspect ratio kept."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ FORMATS = {
     "AVIF": "Avif",
     "JPEG2000": "Jpeg2K",
 }
-"""Formats of pictures, and Pillow's modules for them; files with several JPEGs (MPO) count as JPEG. No others are read,
-whatever a file is called: Pillow opens by content, and of its other formats some start a program (EPS runs Ghostscript)
-and most are read by code that hardly anyone uses."""
+"""Image formats, and Pillow's modules for them; files with several JPEGs (MPO) count as JPEG. No others are read,
+whatever the name of a file: Pillow opens by content, and of its other formats some start a program (EPS runs
+Ghostscript) and most are read by rarely used code.
+"""
 MAX_PIXELS = "LOCDISTILL_MAX_PIXELS"
-"""Variable of the environment that sets another limit than `MOST_PIXELS`."""
+"""Environment variable that sets another limit than `MOST_PIXELS`."""
 MOST_PIXELS = 400_000_000
-"""Pixels of the largest picture that is read: the largest of DOTA have 20 000 x 20 000, and 1.2 GB when decoded."""
+"""Maximum number of pixels of an image: the largest of DOTA have 20 000 x 20 000, and 1.2 GB when decoded."""
 ORIENTATION_TAG = 0x0112
 EXIF_BYTES = 2**16 + 64  # what JPEG allows, and so what is ever written, plus the end of a PNG file
-# EXIF 2.32, table of the tag "Orientation": what to do to the stored pixels so that they stand upright.
+# EXIF 2.32, table of the tag "Orientation": transformation that turns the stored pixels upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -55,7 +56,7 @@ UPRIGHT = {
 
 
 class ScaledView(NamedTuple):
-    """One way to look at a picture.
+    """One view of an image.
 
     Attributes:
         scale: Factor of the limits of its size.
@@ -66,19 +67,19 @@ class ScaledView(NamedTuple):
     flipped: bool = False
 
     def limits(self, *, short: int, long: int) -> tuple[int, int]:
-        """The limits of both sides, ``short, long``, times the scale: whole numbers, at least 1."""
+        """Return the limits of both sides, ``short, long``, times the scale: whole numbers, at least 1."""
         return max(int(short * self.scale + 0.5), 1), max(int(long * self.scale + 0.5), 1)
 
 
 @contextmanager
 def open_picture(source: str | Path | BinaryIO | io.BytesIO, name: str = "") -> Iterator[Image.Image]:
-    """Open a picture with Pillow; the one place where this happens.
+    """Open an image with Pillow; the only place where this happens.
 
-    Errors inside the ``with`` block are taken for errors of decoding, which Pillow puts off until pixels are needed.
+    Errors inside the ``with`` block count as decoding errors, because Pillow delays decoding until pixels are needed.
 
     Args:
         source: A path or an open file.
-        name: Stands for the file in errors; the path unless given.
+        name: Name of the file in errors; the path unless given.
 
     Raises:
         ImageError: It is in none of ``FORMATS``, has too many pixels, or cannot be decoded.
@@ -98,7 +99,7 @@ def open_picture(source: str | Path | BinaryIO | io.BytesIO, name: str = "") -> 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of the formats that this Pillow has."""
+    """Return those of the formats that this Pillow supports."""
     for module in FORMATS.values():
         with suppress(ImportError):
             importlib.import_module(f"PIL.{module}ImagePlugin")
@@ -123,7 +124,7 @@ def _what_is_it(source: str | Path | BinaryIO | io.BytesIO) -> str:
 
 
 def pixel_limit() -> int:
-    """Largest number of pixels of a picture: ``LOCDISTILL_MAX_PIXELS``, or else `MOST_PIXELS`.
+    """Return the maximum number of pixels of an image: ``LOCDISTILL_MAX_PIXELS``, or else `MOST_PIXELS`.
 
     Raises:
         ImageError: The variable is no whole number above 0.
@@ -131,27 +132,27 @@ def pixel_limit() -> int:
     asked = os.environ.get(MAX_PIXELS) or str(MOST_PIXELS)
     if not asked.isdecimal() or int(asked) < 1:
         raise ImageError(f"{MAX_PIXELS}={asked}: expected a number of pixels, such as {MOST_PIXELS}")
-    Image.MAX_IMAGE_PIXELS = int(asked)  # Pillow looks at it as well
+    Image.MAX_IMAGE_PIXELS = int(asked)  # Pillow checks it as well
     return int(asked)
 
 
 def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
-    """Read a picture as 8-bit RGB, upright.
+    """Read an image as 8-bit RGB, upright.
 
-    - Grayscale, 1-bit and palette pictures become RGB.
-    - 16-bit pictures keep their upper eight bits (``value >> 8``); 32-bit integer ones are taken to hold 16 bits. The
-      rule is fixed and never depends on the content, so that equal light gives equal pixels in all pictures: rescale
-      12-bit data to 16 bits beforehand. Floating-point pictures are refused, for their range is not known.
-    - Transparent pixels are laid over white, as a browser shows them (the reference implementation drops the alpha
-      channel, which uncovers whatever colour an editor left there).
+    - Grayscale, 1-bit and palette images become RGB.
+    - 16-bit images keep their upper eight bits (``value >> 8``); 32-bit integer ones are taken to hold 16 bits. The
+      rule is fixed and never depends on the content, so that equal light gives equal pixels in all images: rescale
+      12-bit data to 16 bits beforehand. Floating-point images are refused, because their range is not known.
+    - Transparent pixels are laid over white, as in a browser (the reference implementation drops the alpha channel,
+      which uncovers any colour that an editor left there).
     - CMYK is converted without a colour profile.
-    - The EXIF orientation is applied, so that boxes drawn on what a viewer shows fit.
-    - Of an animation, the first frame counts.
+    - The EXIF orientation is applied, so that boxes drawn in an image viewer fit.
+    - Of an animation, the first frame is read.
 
     Pillow reads every header, of the ``FORMATS`` alone, and at most ``pixel_limit()`` pixels. The pixels of an upright
     gray or colour JPEG file are decoded by torchvision, which uses the same library and gives the same values without
-    Pillow's detour over four bytes per pixel; what it refuses, and everything else, is decoded by Pillow. (Unlike
-    Pillow, the library then tells the standard error output of data that it could mend.)
+    Pillow's intermediate copy of four bytes per pixel; what it refuses, and everything else, is decoded by Pillow.
+    (Unlike in Pillow, the library then reports repairable data on the standard error output.)
 
     Args:
         source: A path, a PIL image, an array ``(h, w)`` or ``(h, w, 1|3|4)`` of bool, uint8 or uint16 in RGB(A) order,
@@ -162,7 +163,7 @@ def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
         resizing is fastest), so the tensor is not contiguous; call ``.contiguous()`` where that matters.
 
     Raises:
-        ImageError: The file is missing, cannot be decoded, or the array is not a picture.
+        ImageError: The file is missing, cannot be decoded, or the array is not an image.
     """
     if isinstance(source, Tensor):
         return _from_tensor(source)
@@ -177,10 +178,10 @@ def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Height and width of an image file as `read_image` would return it, from its header alone.
+    """Return height and width of an image file as `read_image` would return it, from its header alone.
 
     Raises:
-        ImageError: The file is missing or is no image. A damaged body goes unnoticed.
+        ImageError: The file is missing or is no image. Damage behind the header is not detected.
     """
     path = _existing(path)
     with open_picture(path) as image:
@@ -190,7 +191,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 (upright) where there is none or it cannot be read."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) where there is none or it cannot be read."""
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # a damaged EXIF block is no reason to refuse the pixels, and Pillow raises many things for it
@@ -199,7 +200,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def _png_without_exif(image: Image.Image, path: Path) -> bool:
-    """Whether a PNG file has no EXIF block, which may follow the pixels: Pillow would decode them to find out."""
+    """Return whether a PNG file has no EXIF block, which may follow the pixels: Pillow would decode them to find it."""
     if image.format != "PNG" or "exif" in image.info:
         return False
     with path.open("rb") as file:
@@ -209,7 +210,7 @@ def _png_without_exif(image: Image.Image, path: Path) -> bool:
 
 
 def keep_ratio_size(h: int, w: int, *, short: int, long: int) -> tuple[int, int]:
-    """Largest height and width with the same aspect ratio whose sides stay within ``short`` and ``long``.
+    """Compute the largest height and width of the same aspect ratio with sides within ``short`` and ``long``.
 
     ``s = min(long / max(h, w), short / min(h, w))`` and ``int(side * s + 0.5)`` per side, at least 1; the order of the
     two sides does not matter.
@@ -221,8 +222,8 @@ def keep_ratio_size(h: int, w: int, *, short: int, long: int) -> tuple[int, int]
 def resize_keep_ratio(image: UInt8[Tensor, "3 h w"], *, short: int, long: int) -> UInt8[Tensor, "3 H W"]:
     """Resize to `keep_ratio_size`, bilinear, with the filter widened when shrinking (antialias).
 
-    The reference implementation samples four pixels whatever the scale (cv2 bilinear), which skips pixels when
-    shrinking by more than two; when enlarging the two agree up to rounding.
+    The reference implementation samples four pixels at any scale (cv2 bilinear), which skips pixels when shrinking by
+    more than two; when enlarging the two agree up to rounding.
     """
     height, width = image.shape[-2:]
     size = keep_ratio_size(height, width, short=short, long=long)
@@ -230,11 +231,11 @@ def resize_keep_ratio(image: UInt8[Tensor, "3 h w"], *, short: int, long: int) -
 
 
 def resize_to(image: UInt8[Tensor, "3 h w"], size: tuple[int, int], *, flipped: bool = False) -> UInt8[Tensor, "3 H W"]:
-    """Resize to a given height and width as `resize_keep_ratio` does; the same image if nothing is to be done.
+    """Resize to a given height and width as `resize_keep_ratio` does; the same image if it has that size already.
 
     With ``flipped`` it is mirrored left and right too: before or after resizing, where there are fewer pixels. The
-    result is the same, for the weights of the filter are symmetric, up to one grey level where PyTorch resizes in
-    floating point (on processors without AVX2).
+    result is the same, because the filter is symmetric, up to one grey level where PyTorch resizes in floating point
+    (on CPUs without AVX2).
     """
     first = flipped and image.shape[-2] * image.shape[-1] < size[0] * size[1]
     if first:
@@ -247,11 +248,11 @@ def resize_to(image: UInt8[Tensor, "3 h w"], size: tuple[int, int], *, flipped: 
 
 
 def pad_together(images: Sequence[UInt8[Tensor, "3 _h _w"]], *, height: int, width: int) -> UInt8[Tensor, "b 3 H W"]:
-    """Images padded with zeros right and bottom to one size, in one tensor.
+    """Pad images with zeros right and bottom to one size, in one tensor.
 
     Its memory is laid out row by row with the three channels together, as that of images is: copying then moves whole
-    rows, ten times as fast as sorting pixels into planes. In a worker of a data loader it is memory that the training
-    process shares, so that nothing is copied on the way there.
+    rows, ten times as fast as sorting pixels into planes. In a worker of a data loader the memory is shared with the
+    training process, so that nothing is copied in between.
     """
     shape = (len(images), height, width, 3)
     if get_worker_info() is None:
@@ -276,19 +277,19 @@ def normalised(
     std: Float[Tensor, "3 1 1"],
     bgr: bool,
 ) -> Float[Tensor, "b 3 h w"]:
-    """Images as a network takes them: ``(pixels - mean) / std``, and exactly 0 beyond each image's height and width.
+    """Normalise images: ``(pixels - mean) / std``, and exactly 0 beyond each image's height and width.
 
-    They are sorted into planes first, and then computed with in place: with three channels together that is slow.
+    They are sorted into planes first, then computed in place: computing with three channels together is slow.
 
     Args:
-        images: RGB, padded, in any layout.
+        images: RGB images, padded, in any layout.
         sizes: Height and width of each without padding.
-        mean: Of each channel, in the network's order.
-        std: Likewise.
-        bgr: Whether the network wants blue first.
+        mean: Mean of each channel, in the network's order.
+        std: Standard deviation, likewise.
+        bgr: Whether the network takes blue first.
 
     Returns:
-        New, contiguous, of the type of ``mean``.
+        A new, contiguous tensor of the dtype of ``mean``.
     """
     height, width = images.shape[-2:]
     rows = torch.arange(height, device=images.device) < sizes[:, :1]
@@ -309,7 +310,7 @@ def _existing(path: str | Path) -> Path:
 
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into an `ImageError`; damaged files make Pillow raise almost anything."""
+    """Turn any error of a decoder into an `ImageError`; damaged files make Pillow raise almost anything."""
     try:
         yield
     except ImageError:
@@ -324,7 +325,7 @@ def _decoding(name: str) -> Iterator[None]:
 
 
 def _decode_plain_jpeg(image: Image.Image, file: BinaryIO) -> Tensor | None:
-    """The pixels of an upright gray or colour JPEG file; None where Pillow has to look at it."""
+    """Decode an upright gray or colour JPEG file; return None where Pillow must decode it."""
     if image.format != "JPEG" or image.mode not in ("L", "RGB") or orientation(image) != 1:
         return None
     from torchvision.io import ImageReadMode, decode_jpeg  # noqa: PLC0415 - slow to import; most need no pixels

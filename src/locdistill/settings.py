@@ -1,4 +1,4 @@
-"""Base of all settings: typed, frozen, and strict about names; and what to say where plain data are none."""
+"""Base of all settings: typed, frozen, and strict about names; and error messages for invalid plain data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Positive = Annotated[float, Field(gt=0)]
-"""An option that must be greater than 0. It is checked where plain data come in, not where a term is composed."""
+"""Number greater than 0. It is checked where plain data are read, not where a term is composed."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -26,7 +26,7 @@ def _no_flag(value: Any) -> Any:
 
 
 def _refuse_flags(schema: Any) -> Any:
-    """A validation schema in which no number may be given as true or false (which Python counts as 1 and 0)."""
+    """Return a validation schema in which no number may be true or false (which Python counts as 1 and 0)."""
     if isinstance(schema, list):
         return [_refuse_flags(item) for item in schema]
     if not isinstance(schema, dict):
@@ -45,38 +45,38 @@ def _refuse_flags(schema: Any) -> Any:
 def _with_checked_numbers(source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
     schema = handler(source)
     real: Any = handler.resolve_ref_schema(schema)
-    real.update(_refuse_flags(real))  # in place: a model stands in a table of definitions, and here is its name
+    real.update(_refuse_flags(real))  # in place: a model is in a table of definitions, and this is its name
     return schema
 
 
 class NumbersAreNoFlags:
-    """Mark a type, as in ``Annotated[X, NumbersAreNoFlags]``: ``flip: true`` is no probability of 1 in it."""
+    """Mark of a type, as in ``Annotated[X, NumbersAreNoFlags]``: it refuses ``flip: true`` as a probability of 1."""
 
     __get_pydantic_core_schema__ = staticmethod(_with_checked_numbers)
 
 
 class Settings(BaseModel):
-    """A frozen group of settings; unknown keys are errors, and so is true or false for a number."""
+    """Frozen group of settings; unknown keys are errors, and so is true or false for a number."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Build the schema of the fields, in which numbers are checked first."""
+        """Build the schema of the fields, with numbers checked first."""
         return _with_checked_numbers(source, handler)
 
 
 def group(data: Any, key: str) -> dict[str, Any]:
-    """The group of settings under a key of plain data that are not checked yet.
+    """Return the group of settings under a key of plain data that are not validated yet.
 
-    Empty where there is none, or something else stands there; the check says so, with its path.
+    It is empty if there is none, or something else is there; validation reports that, with its path.
     """
     found = data.get(key) if isinstance(data, dict) else None
     return found if isinstance(found, dict) else {}
 
 
 def nearest(name: str, valid: Iterable[str]) -> str | None:
-    """The valid name that looks most like ``name``; None if none is close."""
+    """Return the valid name most similar to ``name``; None if none is close."""
     names = list(valid)
     lowered = {candidate.lower(): candidate for candidate in names}
     close = difflib.get_close_matches(name.lower().replace("-", "_"), lowered, n=1, cutoff=0.55)
@@ -87,7 +87,7 @@ def nearest(name: str, valid: Iterable[str]) -> str | None:
 
 
 def suggestion(name: str, valid: Iterable[str]) -> str:
-    """``did you mean 'x'`` where a name is close; otherwise the list of valid names."""
+    """Return ``did you mean 'x'`` if a name is close, otherwise the list of valid names."""
     names = list(valid)
     close = nearest(name, names)
     if close:
@@ -96,7 +96,7 @@ def suggestion(name: str, valid: Iterable[str]) -> str:
 
 
 def finite(content: Any) -> Any:
-    """Plain data with null for NaN and infinity, which JSON does not know."""
+    """Convert plain data to plain data with null for NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
         return {name: finite(item) for name, item in content.items()}
     if isinstance(content, list | tuple):
@@ -105,16 +105,16 @@ def finite(content: Any) -> Any:
 
 
 def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[str]:
-    """What is wrong with plain data, each with its dotted path, what was expected, what came, and the nearest key.
+    """Describe each error in plain data: dotted path, expected and given value, and the nearest key.
 
     Args:
-        error: What building the settings raised.
-        model: The settings.
-        data: What they were to be built from.
+        error: Error raised when building the settings.
+        model: Type of the settings.
+        data: Plain data they were built from.
     """
     found = error.errors(include_url=False)
     inside = {problem["loc"][:-1] for problem in found}
-    # A list of which an item is wrong counts as too short as well.
+    # A list with a wrong item is reported as too short as well.
     own = [problem for problem in found if problem["type"] != "too_short" or problem["loc"] not in inside]
     return list(dict.fromkeys(_describe(model, data, problem) for problem in own))
 
@@ -137,7 +137,7 @@ def _describe(model: type[BaseModel], data: Any, problem: Any) -> str:
 
 
 def _real_path(data: Any, loc: tuple[int | str, ...], kind: str) -> tuple[int | str, ...]:
-    """The parts of a validation path that exist in the data; others name branches of a union."""
+    """Return the parts of a validation path that exist in the data; others name branches of a union."""
     path: list[int | str] = []
     for part in loc:
         inside = (isinstance(data, dict) and part in data) or (
@@ -150,7 +150,7 @@ def _real_path(data: Any, loc: tuple[int | str, ...], kind: str) -> tuple[int | 
 
 
 def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Valid keys of the group of settings at a path."""
+    """Return the valid keys of the group of settings at a path."""
     here: Any = model
     for part in path:
         if isinstance(here, type) and issubclass(here, BaseModel):

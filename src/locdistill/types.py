@@ -1,4 +1,4 @@
-"""The nouns that every floor shares: what a detector says, what is true, what is reported.
+"""Types shared by all packages: predictions, ground truth and detections.
 
 Shapes use one alphabet throughout the project: ``b`` images, ``l`` locations (all pyramid levels, flattened level by
 level, row by row), ``c`` classes, ``e`` edges of a box (4: left, top, right, bottom; a rotated box has its
@@ -19,29 +19,29 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 Tell = Callable[[str], None]
-"""Gets a line of progress now and then."""
+"""Callback that receives a line of progress from time to time."""
 Doubles = npt.NDArray[np.float64]
 Triple = tuple[float, float, float]
 Progress = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Pass on the items of an iterable of this length, showing how far it is."""
+"""Function that passes on the items of an iterable of this length and displays progress."""
 
 
 class Dense(NamedTuple):
-    """What a dense detector says of a batch, flat over the pyramid.
+    """Predictions of a dense detector for a batch, flattened over the pyramid.
 
     Attributes:
         cls_logits: Class scores before the sigmoid.
-        edge_logits: Unnormalised log-probabilities over the bins of each number that a location predicts of its box:
+        edge_logits: Unnormalised log-probabilities over the bins of each number that a location predicts for its box:
             the distances of four edges in strides or, by the kind of detector, an anchor's shift and growth; the angle
-            of a rotated box is one more. ``e`` counts them, ``n`` the bins.
+            of a rotated box is one more. ``e`` is their number, ``n`` that of the bins.
         quality_logits: A localization quality beside the class score, for heads that have one.
-        features: The maps of the pyramid, for terms that imitate features; empty unless asked for.
-        quality_in_score: What the quality is for. True: it is a factor of the class score, trained together with it
-            (GFL v2). False: it only ranks detections (the centerness of ATSS and FCOS).
-        known: Indices of the classes that are spoken of; None for all. Logits of the others mean nothing. A teacher
-            that was trained on other classes than its student knows only some of them.
-        towers: Maps inside the head, for terms that send them through another head; empty unless asked for. Level by
-            level that of the class tower and that of the edge tower.
+        features: The maps of the pyramid, for terms that imitate features; empty unless requested.
+        quality_in_score: Role of the quality. True: it is a factor of the class score, trained together with it (GFL
+            v2). False: it only ranks detections (the centerness of ATSS and FCOS).
+        known: Indices of the known classes; None for all. Logits of the others are meaningless. A teacher that was
+            trained on other classes than its student knows only some of them.
+        towers: Maps inside the head, for terms that pass them through another head; empty unless requested. For each
+            level, the map of the class tower and that of the edge tower.
     """
 
     cls_logits: Float[Tensor, "b l c"]
@@ -54,7 +54,7 @@ class Dense(NamedTuple):
 
     @property
     def score_logits(self) -> Float[Tensor, "b l c"]:
-        """What the sigmoid makes a class score of: the class logits, or their product with the quality as a logit.
+        """Logits of the final class scores: the class logits, or their product with the quality as a logit.
 
         With ``p = sigmoid(a) sigmoid(b)`` the logit is ``log p - log(1 - p)``, and ``1 - p = sigmoid(-a) + sigmoid(a)
         sigmoid(-b)``: a sum, so that nothing is lost where ``p`` is close to 0 or 1.
@@ -70,15 +70,15 @@ class Instances(NamedTuple):
     """Ground truth of a batch, padded to the largest number of objects; an image may have none.
 
     Attributes:
-        boxes: ``x1, y1, x2, y2`` in pixels of the resized image; zeros in empty slots. Of a rotated object it is the
-            box that circumscribes it.
+        boxes: ``x1, y1, x2, y2`` in pixels of the resized image; zeros in empty slots. For a rotated object it is the
+            circumscribed box.
         labels: Class indices; zeros in empty slots.
-        present: Slots that hold an object to learn.
+        present: Slots that hold an object to detect.
         ignored: Slots that hold a crowd region or a difficult object. Never true together with ``present``.
         extents: Height and width, in pixels, of the part of the padded batch in which locations count for the image:
             its own size rounded up to the padding multiple.
-        oriented: Rotated boxes ``cx, cy, w, h, theta`` (pixels and radians), where that is what is to be detected;
-            zeros in empty slots.
+        oriented: Rotated boxes ``cx, cy, w, h, theta`` (pixels and radians), if these are to be detected; zeros in
+            empty slots.
     """
 
     boxes: Float[Tensor, "b g 4"]
@@ -90,18 +90,18 @@ class Instances(NamedTuple):
 
     @property
     def targets(self) -> Float[Tensor, "b g d"]:
-        """What is to be detected: the rotated boxes where there are some, else the axis-aligned ones."""
+        """Boxes to detect: the rotated boxes where there are any, else the axis-aligned ones."""
         return self.boxes if self.oriented is None else self.oriented
 
     def of(self, images: Tensor | list[int]) -> Instances:
-        """Those of some of the images."""
+        """Return the instances of some of the images."""
         oriented = None if self.oriented is None else self.oriented[images]
         boxes, labels, present, ignored, extents = (values[images] for values in self[:5] if values is not None)
         return Instances(boxes, labels, present, ignored, extents, oriented)
 
 
 class Batch(NamedTuple):
-    """Images as they leave the loader, with what is known of them.
+    """Images as the loader returns them, with their annotations and metadata.
 
     Attributes:
         images: RGB, padded right and bottom with zeros to the batch maximum.
@@ -109,9 +109,9 @@ class Batch(NamedTuple):
         original_sizes: Height and width of each image before resizing.
         image_ids: The data set's own identifier of each image.
         instances: Ground truth in pixels of the resized images.
-        flipped: Whether all images are mirrored left and right to be looked at once more (test-time augmentation).
-        from_cache: What is remembered of these images, looked at in this way, by name; None where nothing is asked for.
-            A teacher's cache puts here what the teacher says of them.
+        flipped: Whether all images are mirrored left and right, for a further view (test-time augmentation).
+        from_cache: Cached values for this view of the images, by name; None where no cache is used. A teacher's cache
+            stores the teacher's predictions here.
     """
 
     images: UInt8[Tensor, "b 3 h w"]
@@ -124,11 +124,11 @@ class Batch(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What is reported for one image, best score first; candidates for it, before suppression, in any order.
+    """Detections in one image, best score first; or candidates before suppression, in any order.
 
     Attributes:
-        boxes: In pixels of the original image: ``x1, y1, x2, y2``, or rotated boxes ``cx, cy, w, h, theta``.
-        scores: Between 0 and 1.
+        boxes: Boxes in pixels of the original image: ``x1, y1, x2, y2``, or rotated boxes ``cx, cy, w, h, theta``.
+        scores: Scores between 0 and 1.
         labels: Class indices.
     """
 

@@ -1,1 +1,1 @@
-"""Which location answers for which object."""
+"""Assignment of objects to locations."""

@@ -1,4 +1,4 @@
-"""What an assigner decides for every location."""
+"""Result of an assigner for every location."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from locdistill.types import Instances
 
 
 class Assignment(NamedTuple):
-    """Which object each location answers for.
+    """Object assigned to each location.
 
     Attributes:
         gt_index: Slot of the object in ``Instances``, -1 where there is none.
         labels: Class of the object; 0 where there is none.
-        boxes: Box of the object in pixels, as it is to be detected; zeros where there is none.
+        boxes: Box of the object in pixels, in the form to be detected; zeros where there is none.
         overlaps: IoU of the location's anchor with the object (a rotated one's circumscribed box); 0 where there is
             none.
         positive: Locations that have an object: the *main* region.
         inside: Locations within the image's extent, ignored ones included.
         counted: Locations that take part in the class loss: inside, and not ignored.
-        thresholds: IoU that makes an anchor positive for each object, where the assigner has one for each (ATSS).
-            Infinite in empty slots, and everywhere with other assigners: a valuable region that takes its thresholds
-            from here is then empty.
+        thresholds: IoU that makes an anchor positive for each object, for assigners that have one (ATSS). Infinite in
+            empty slots, and everywhere with other assigners: a valuable region that takes its thresholds from here is
+            then empty.
     """
 
     gt_index: Int[Tensor, "b l"]
@@ -44,7 +44,7 @@ class Assignment(NamedTuple):
 
 @runtime_checkable
 class Assigner(Protocol):
-    """Which location answers for which object."""
+    """Assigner of objects to locations."""
 
     __slots__ = ()
 
@@ -53,7 +53,7 @@ class Assigner(Protocol):
         """Whether its assignments hold a threshold for each object."""
 
     def ignoring(self) -> Assigner:
-        """Return the same, with ignored regions left out of training."""
+        """Return the same assigner, with ignored regions left out of training."""
 
     def __call__(self, grid: Grid, instances: Instances) -> Assignment:
         """Assign the locations of a batch."""
@@ -68,9 +68,9 @@ def assignment_of(
     counted: Bool[Tensor, "b l"],
     thresholds: Float[Tensor, "b g"] | None = None,
 ) -> Assignment:
-    """Look up what follows from the choice of an object for each location (-1: none)."""
+    """Build an assignment from the choice of an object for each location (-1: none)."""
     positive = gt_index >= 0
-    # One empty slot behind the last is what locations without an object look up; it also serves a batch without any.
+    # Locations without an object look up the empty slot appended at the end; it also serves a batch without objects.
     slot = gt_index.where(positive, instances.boxes.shape[1])
     padded, labels = pad(instances.targets, (0, 0, 0, 1)), pad(instances.labels, (0, 1))
     boxes = padded.gather(1, slot[..., None].expand(-1, -1, padded.shape[-1]))
@@ -91,7 +91,7 @@ def assignment_of(
 def strongest_claim(
     index: Int[Tensor, "b g k"], claims: Float[Tensor, "b g k"], valid: Bool[Tensor, "b g k"], locations: int
 ) -> Int[Tensor, "b l"]:
-    """Per location the object with the highest valid claim, the first of several; -1 without a claim."""
+    """Return the object with the highest valid claim per location, the first of several; -1 without a claim."""
     batch, objects, _ = index.shape
     flat = index.flatten(1)
     claims = claims.where(valid, -torch.inf).flatten(1)

@@ -1,8 +1,8 @@
 """Adaptive training sample selection (Zhang et al. 2020), for a whole batch at once.
 
 The candidates of an object are, on every level, the ``topk`` locations nearest to its centre. They lie in a window of
-``topk`` x ``topk`` cells around the centre (:mod:`locdistill.assign.window`). Only where single locations are left out
-(``ignore_iof``) is the lattice broken and every location looked at.
+``topk`` x ``topk`` cells around the centre (:mod:`locdistill.assign.window`). Only where single locations are excluded
+(``ignore_iof``) is the lattice incomplete, and all locations are searched.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CENTRE_MARGIN_PX = 0.01
 
 
 class Candidates(NamedTuple):
-    """Locations that may become positive for an object; ``usable`` is false where a level had too few."""
+    """Candidates of an object to become positive; ``usable`` is false where a level had too few."""
 
     locations: Int[Tensor, "b g k"]
     usable: Bool[Tensor, "b g k"]
@@ -35,7 +35,7 @@ class Candidates(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ATSS(ByShare):
-    """Assign each object the candidates whose IoU reaches the mean plus the deviation of its candidates' IoU.
+    """Adaptive assignment: positives are candidates whose IoU reaches their mean plus their deviation per object.
 
     The IoU is that of a location's anchor with the box that circumscribes the object; positives lie inside the object's
     own box, be it rotated or not.
@@ -54,7 +54,7 @@ class ATSS(ByShare):
 
     @torch.no_grad()
     def __call__(self, grid: Grid, instances: Instances) -> Assignment:
-        """Assign the locations of a batch. Ties of distance are broken as ``torch.topk`` happens to."""
+        """Assign the locations of a batch. Ties of distance are broken in the order of ``torch.topk``."""
         inside = grid.within(instances.extents)
         ignored = None if self.ignore_iof is None else in_ignored(grid, instances, self.ignore_iof)
         if ignored is None:
@@ -74,9 +74,9 @@ class ATSS(ByShare):
 def adaptive_thresholds(
     grid: Grid, instances: Instances, topk: int = 9, boxes: Float[Tensor, "b g d"] | None = None
 ) -> Float[Tensor, "b g"]:
-    """The IoU at which ATSS would make an anchor positive for each object; infinite in empty slots.
+    """Compute the IoU at which ATSS would make an anchor positive for each object; infinite in empty slots.
 
-    For the valuable region of detectors with another assigner. With several anchors per cell (RetinaNet: 9) the
+    It serves the valuable region of detectors with another assigner. With several anchors per cell (RetinaNet: 9) the
     ``topk`` candidates of a level are in effect the anchors of the nearest cell, so this is another statistic than that
     of ATSS, as in the reference.
 
@@ -84,14 +84,14 @@ def adaptive_thresholds(
         grid: The locations.
         instances: The objects.
         topk: Candidates per level and object.
-        boxes: What the anchors are compared with; None is ``instances.boxes``.
+        boxes: Boxes the anchors are compared with; None is ``instances.boxes``.
     """
     overlaps, usable = _anchor_overlaps(grid, nearest_in_window(grid, instances, topk), instances, boxes)
     return _thresholds(overlaps, usable)
 
 
 def nearest_in_window(grid: Grid, instances: Instances, topk: int) -> Candidates:
-    """The nearest locations of each level, looked for in a window of cells around the centre.
+    """Find the nearest locations of each level, in a window of cells around the centre.
 
     A row or column that is not among the ``topk`` nearest rows or columns cannot hold one of the ``topk`` nearest
     locations, because nearer ones in its own line come before it; near a border the window moves inwards. The window is
@@ -103,7 +103,7 @@ def nearest_in_window(grid: Grid, instances: Instances, topk: int) -> Candidates
 
 
 def nearest_of_allowed(grid: Grid, instances: Instances, allowed: Bool[Tensor, "b l"], topk: int) -> Candidates:
-    """The nearest allowed locations of each level, looked for among all; levels are padded to the largest."""
+    """Find the nearest allowed locations of each level, among all; levels are padded to the largest."""
     steps = torch.arange(max(grid.level_sizes), device=grid.points.device)
     exists = steps < grid.on_levels.sizes[:, None]
     index = (grid.on_levels.starts[:, None] + steps).where(exists, 0)
@@ -131,7 +131,7 @@ def _take_nearest(
 def _anchor_overlaps(
     grid: Grid, candidates: Candidates, instances: Instances, boxes: Float[Tensor, "b g d"] | None = None
 ) -> tuple[Float[Tensor, "b g k"], Bool[Tensor, "b g k"]]:
-    """IoU of each candidate's anchor with its object, and which of them are real."""
+    """Compute the IoU of each candidate's anchor with its object, and which of them exist."""
     boxes = instances.boxes if boxes is None else boxes
     kind = kind_of(boxes)
     overlaps = kind.paired_iou(kind.upright(grid.anchors()[candidates.locations]), boxes[:, :, None])
@@ -139,7 +139,7 @@ def _anchor_overlaps(
 
 
 def _thresholds(overlaps: Float[Tensor, "b g k"], usable: Bool[Tensor, "b g k"]) -> Float[Tensor, "b g"]:
-    """Mean plus unbiased deviation; infinite (nothing reaches it) with fewer than two candidates."""
+    """Compute mean plus unbiased deviation; infinite (unreachable) with fewer than two candidates."""
     count = usable.sum(-1)
     mean = (overlaps * usable).sum(-1) / count.clamp(min=1)
     variance = ((overlaps - mean[..., None]).square() * usable).sum(-1) / (count - 1).clamp(min=1)

@@ -1,4 +1,4 @@
-"""The assignment of FCOS (Tian et al. 2019), for a whole batch at once."""
+"""Assignment of FCOS (Tian et al. 2019), for a whole batch at once."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from locdistill.types import Instances
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FCOSPoints(Assigner):
-    """Assign each object the points near its centre, on the level whose range holds its size.
+    """Assignment of each object to the points near its centre, on the level whose range holds its size.
 
-    A point answers for an object when it lies strictly inside it and inside a square around its centre, and the
+    A point is assigned to an object when it lies strictly inside it and inside a square around its centre, and the
     farthest of the object's four edges is within the range of the point's level; of several objects the smallest takes
-    the point. Only the points around each centre are looked at, so memory grows with the objects alone.
+    the point. Only the points around each centre are searched, so memory grows with the objects alone.
 
     Points beyond the image's own extent do not count. In the reference they train as background, so that its loss
     depends on which images share a batch.
@@ -34,8 +34,8 @@ class FCOSPoints(Assigner):
         longest: Upper end of a level's range, in its strides, and lower end of the next level's; both ends belong to a
             range. The last level has no upper end. With strides 8 to 128 these are the published ranges: up to 64, 64
             to 128, 128 to 256, 256 to 512 and from 512 pixels.
-        leave_ignored: Whether points strictly inside an ignored box (a crowd, a difficult object) that answer for no
-            object take no part. The reference has no such rule: they train as background.
+        leave_ignored: Whether points strictly inside an ignored box (a crowd, a difficult object) that are assigned to
+            no object take no part. The reference has no such rule: they train as background.
     """
 
     has_thresholds: ClassVar[bool] = False
@@ -48,7 +48,7 @@ class FCOSPoints(Assigner):
             raise ValueError(f"radius and longest are positive, came {self.radius} and {self.longest}")
 
     def ignoring(self) -> FCOSPoints:
-        """The same, with ignored regions left out of training."""
+        """Return the same assigner, with ignored regions left out of training."""
         return replace(self, leave_ignored=True)
 
     @torch.no_grad()
@@ -56,14 +56,14 @@ class FCOSPoints(Assigner):
         """Assign the locations of a batch."""
         inside = grid.within(instances.extents)
         index, usable = locations_around(grid, instances, math.ceil(self.radius))
-        # whether a point lies near the middle of the object, and the object in the range of its level
+        # Whether a point is near the centre of the object, and the object in the range of its level.
         points, boxes = grid.points[index], instances.boxes[:, :, None, None]
         half = self.radius * grid.strides[index][..., None]
         low = torch.maximum(centres(boxes) - half, boxes[..., :2])
         high = torch.minimum(centres(boxes) + half, boxes[..., 2:])
         central = ((points > low) & (points < high)).all(-1)
         farthest = torch.maximum(points - boxes[..., :2], boxes[..., 2:] - points).amax(-1)
-        # shortest and longest distance to an edge of each level, in pixels
+        # Shortest and longest distance to an edge of each level, in pixels.
         ends = self.longest * grid.on_levels.strides[:-1]
         shortest, longest = pad(ends, (1, 0)), pad(ends, (0, 1), value=math.inf)
         within = kind_of(instances.targets).depth(points, instances.targets[:, :, None, None]) > 0

@@ -1,4 +1,4 @@
-"""Which locations lie in regions that are neither object nor background: crowds and difficult objects."""
+"""Regions that are neither object nor background: crowds and difficult objects."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ IGNORE_IOF = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ByShare(Assigner):
-    """An assigner that leaves a location out by the share of its anchor that lies in an ignored box.
+    """Assigner that leaves out locations by the share of their anchor inside an ignored box.
 
     Attributes:
-        ignore_iof: Locations whose anchor has more than this part of its area inside an ignored box (a crowd, a
-            difficult object) take no part; of a rotated object this is the box around it, and the anchor's middle has
-            to lie in the object itself as well. ``None``, as in the published configurations: ignored boxes have no
-            effect and their locations train as background.
+        ignore_iof: Share of an anchor's area inside an ignored box (a crowd, a difficult object) above which its
+            location takes no part; for a rotated object the box is the circumscribed one, and the anchor's centre must
+            also lie in the object itself. ``None``, as in the published configurations: ignored boxes have no effect
+            and their locations train as background.
     """
 
     ignore_iof: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a part of an area that is none.
+        """Refuse an invalid share.
 
         Raises:
             ValueError: It does not lie between 0 and 1.
@@ -40,12 +40,12 @@ class ByShare(Assigner):
             raise ValueError(f"ignore_iof lies between 0 and 1, came {self.ignore_iof}")
 
     def ignoring(self) -> ByShare:
-        """The same, with ignored regions left out of training, unless that is set already."""
+        """Return the same assigner, with ignored regions left out of training, unless that is set already."""
         return self if self.ignore_iof is not None else replace(self, ignore_iof=IGNORE_IOF)
 
 
 def in_ignored(grid: Grid, instances: Instances, iof: float) -> Bool[Tensor, "b l"]:
-    """Which locations' anchors have more than this part of their area inside one ignored box."""
+    """Return the locations whose anchors have more than this share of their area inside one ignored box."""
     anchors = grid.anchors()
     found = torch.zeros(len(instances.boxes), len(anchors), dtype=torch.bool, device=anchors.device)
     for boxes, ignored in in_turn(anchors, instances.targets, instances.ignored):

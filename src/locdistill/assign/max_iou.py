@@ -19,22 +19,23 @@ from locdistill.types import Instances
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaxIoU(ByShare):
-    """Assign each anchor the object it overlaps most, if it overlaps it enough.
+    """Assignment of each anchor to the object it overlaps most, if it overlaps it enough.
 
-    An anchor whose highest IoU reaches ``positive`` answers for that object; one below ``negative`` is background; one
-    between takes no part. With ``low_quality`` every object also gets the anchors that overlap it most of all, however
-    little and whatever else they would be; of several objects that so claim an anchor the last takes it, as in the
-    reference.
+    An anchor whose highest IoU reaches ``positive`` is assigned to that object; one below ``negative`` is background;
+    one between takes no part. With ``low_quality`` every object also claims the anchors that overlap it most, however
+    small the overlap and whatever their assignment; of several objects that claim an anchor the last takes it, as in
+    the reference.
 
     All anchors are compared with all objects, a few objects at a time (:mod:`locdistill.geometry.objects`).
 
     Attributes:
         positive: Lowest IoU of a positive anchor.
-        negative: IoU from which an anchor is no background any more.
-        min_positive: An object whose highest IoU is below this gets no anchors by ``low_quality``; nor does one whose
-            highest IoU is 0, to which the reference, with its 0 here, would give all the anchors that do not touch it.
+        negative: IoU from which an anchor is no longer background.
+        min_positive: Minimum of an object's highest IoU for it to claim anchors by ``low_quality``. An object whose
+            highest IoU is 0 claims none; the reference, with its 0 here, would give it all the anchors that do not
+            touch it.
         low_quality: Whether every object gets its best anchors.
-        box: What the anchors are compared with: the ``circumscribed`` box of an object, which is the object's own box
+        box: Boxes the anchors are compared with: the ``circumscribed`` box of an object, which is the object's own box
             where it is not rotated ("hbb"), or its ``own`` box ("obb").
     """
 
@@ -67,7 +68,7 @@ class MaxIoU(ByShare):
     def _compare(
         self, anchors: Float[Tensor, "l 4"], instances: Instances, usable: Bool[Tensor, "b l"]
     ) -> tuple[Float[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, "b l"]]:
-        """The highest IoU of each anchor, the first object that has it, and the last that claims the anchor (or -1)."""
+        """Compute each anchor's highest IoU, the first object with it, and the last that claims the anchor (or -1)."""
         best = torch.zeros(usable.shape, dtype=anchors.dtype, device=anchors.device)
         slot = torch.zeros(usable.shape, dtype=torch.int32, device=anchors.device)
         last = slot - 1
@@ -84,7 +85,7 @@ class MaxIoU(ByShare):
     def _last_claim(
         self, overlaps: Float[Tensor, "b k l"], index: Int[Tensor, "b k"], rounding: float
     ) -> Int[Tensor, "b l"]:
-        """The last of these objects whose highest IoU, but for rounding, is at this anchor; -1 where there is none."""
+        """Return the last object, or -1, whose highest IoU (up to rounding) is at each anchor."""
         highest = overlaps.amax(2, keepdim=True)
         claims = (overlaps >= highest * (1 - rounding)) & (highest > 0) & (highest >= self.min_positive)
         return index[..., None].where(claims, -1).amax(1)

@@ -1,7 +1,7 @@
-"""The locations around an object's centre.
+"""Locations around an object's centre.
 
-Locations of a level form a lattice, so those near a point are found by arithmetic and not by a search: the cost grows
-with the number of objects, not with objects times locations.
+Locations of a level form a lattice, so those near a point are computed, not searched: the cost grows with the number of
+objects, not with objects times locations.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from locdistill.types import Instances
 def locations_around(
     grid: Grid, instances: Instances, reach: int
 ) -> tuple[Int[Tensor, "b g v k"], Bool[Tensor, "b g v k"]]:
-    """The locations of each of the ``v`` levels in a window of cells around each object's centre.
+    """Return the locations of each of the ``v`` levels in a window of cells around each object's centre.
 
-    The window reaches ``reach`` cells from the nearest one to each side; near a border of the image it moves inwards,
-    its width unchanged. Returned are the locations' indices and which of them exist within the image.
+    The window extends ``reach`` cells from the nearest one to each side; near a border of the image it is shifted
+    inwards, its width unchanged. Returned are the locations' indices and which of them exist within the image.
     """
     width = 2 * reach + 1
     device = grid.points.device

@@ -12,7 +12,7 @@ from torch import Tensor
 from locdistill.geometry.constant import constant
 
 MARGIN = 0.1
-"""Of a bin: how far targets stay below the last one, as in the reference."""
+"""Margin, in bins, by which targets stay below the last bin, as in the reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +27,18 @@ class Bins:
         return self.reg_max + 1
 
     def positions(self, like: Tensor) -> Float[Tensor, "*e n"]:
-        """Position of each bin, on the device and of the type of ``like``; of each edge where they differ."""
+        """Return the position of each bin, on the device and in the dtype of ``like``; per edge where they differ."""
         return torch.arange(self.count, device=like.device, dtype=like.dtype)
 
     def steps(self, like: Tensor) -> Float[Tensor, " e"]:
-        """How far neighbouring bins lie apart: a stride; of each edge where they differ.
+        """Return the distance between neighbouring bins, in strides (1); one value per edge if they differ.
 
-        Numbers of different units may be compared once they are counted in these.
+        Numbers of different units become comparable once they are counted in steps.
         """
         return like.new_ones(1)
 
     def expect(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-        """Mean of the distributions, in strides: softmax over the last axis, dotted with the positions."""
+        """Compute the mean of the distributions, in strides: softmax over the last axis, dotted with the positions."""
         return logits.softmax(-1) @ self.positions(logits)
 
     def limit(self, distances: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
@@ -46,54 +46,54 @@ class Bins:
         return distances.clamp(0, self.reg_max)
 
     def clamp(self, distances: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """Limit distances to what the bins can hold, with the margin of the reference: ``[0, reg_max - 0.1]``."""
+        """Limit distances to the range of the bins, less the margin of the reference: ``[0, reg_max - 0.1]``."""
         return distances.clamp(0, self.reg_max - MARGIN)
 
     def two_hot(self, distances: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch n"]:
-        """The distribution over the two neighbouring bins whose mean is the distance (GFL, equation 6).
+        """Compute the distribution over the two neighbouring bins whose mean is the distance (GFL, equation 6).
 
         Distances must lie in ``[0, reg_max]``; ``expect`` of the logarithm of the result gives them back.
         """
         return (1 - (distances[..., None] - self.positions(distances)).abs()).clamp(min=0)
 
     def difference(self, a: Float[Tensor, "*batch"], b: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """``a - b``."""
+        """Compute ``a - b``."""
         return a - b
 
     def apart(self, a: Float[Tensor, "*batch"], b: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """How far two positions lie from each other."""
+        """Compute the absolute distance between two positions."""
         return self.difference(a, b).abs()
 
     def deviation(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-        """Standard deviation of the distributions, in strides."""
+        """Compute the standard deviation of the distributions, in strides."""
         offsets = self.positions(logits) - self.expect(logits)[..., None]
         return (logits.softmax(-1) * offsets.square()).sum(-1).sqrt()
 
 
 @dataclass(frozen=True, slots=True)
 class RowBins(Bins):
-    """Bins whose positions differ from one predicted number to the next: the last axis of values counts the numbers.
+    """Bins whose positions differ between the predicted numbers; the last axis of the values runs over the numbers.
 
     Attributes:
         reg_max: Number of the last bin; the first is 0.
-        ranges: Position of the first and the last bin of each number, between which the others lie evenly.
+        ranges: Position of the first and the last bin of each number; the others are evenly spaced between them.
     """
 
     reg_max: int
     ranges: tuple[tuple[float, float], ...]
 
     def positions(self, like: Tensor) -> Float[Tensor, "*e n"]:
-        """Position of each bin of each number."""
+        """Return the position of each bin of each number."""
         steps = range(self.count)
         rows = [[first + (last - first) * k / self.reg_max for k in steps] for first, last in self.ranges]
         return constant(rows, like)
 
     def steps(self, like: Tensor) -> Float[Tensor, " e"]:
-        """How far the bins of each number lie apart."""
+        """Return the distance between the bins of each number."""
         return constant([(last - first) / self.reg_max for first, last in self.ranges], like)
 
     def expect(self, logits: Float[Tensor, "*batch e n"]) -> Float[Tensor, "*batch e"]:
-        """Mean of the distributions."""
+        """Compute the mean of the distributions."""
         return (logits.softmax(-1) * self.positions(logits)).sum(-1)
 
     def limit(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
@@ -101,11 +101,11 @@ class RowBins(Bins):
         return self._between(distances, 0.0)
 
     def clamp(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
-        """Limit values to what the bins can hold, with a margin of a tenth of a bin below the last."""
+        """Limit values to the range of the bins, less a margin of a tenth of a bin below the last."""
         return self._between(distances, MARGIN)
 
     def two_hot(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e n"]:
-        """The distribution over the two neighbouring bins whose mean is the value."""
+        """Compute the distribution over the two neighbouring bins whose mean is the value."""
         apart = (distances[..., None] - self.positions(distances)).abs() / self.steps(distances)[:, None]
         return (1 - apart).clamp(min=0)
 
@@ -116,17 +116,17 @@ class RowBins(Bins):
 
 @dataclass(frozen=True, slots=True)
 class CircularBins(Bins):
-    """`RowBins`, and after them those of an angle, which lie on a circle: the last is beside the first.
+    """`RowBins`, followed by the bins of an angle, which lie on a circle: the last bin is next to the first.
 
-    The mean of an angle's distribution is the direction of the mean of ``exp(2 pi i theta / period)``. What lies beyond
-    one end of the range comes back at the other. The mean of two neighbouring bins is not quite linear in their shares:
-    with 9 bins in half a turn it is off by at most 0.16 degrees, with 17 by 0.03.
+    The mean of an angle's distribution is the direction of the mean of ``exp(2 pi i theta / period)``. Values beyond
+    one end of the range wrap around to the other. The mean of two neighbouring bins is not exactly linear in their
+    probabilities: with 9 bins in half a turn the error is at most 0.16 degrees, with 17 by 0.03.
 
     Attributes:
-        reg_max: Of ``lengths``: the angle has as many bins.
+        reg_max: That of ``lengths``: the angle has as many bins.
         lengths: Bins of the numbers before the angle.
-        period: Of the angle: a rectangle looks the same after half a turn.
-        first: Least mean of an angle; they come within one period from there.
+        period: Period of the angle: a rectangle is the same after half a turn.
+        first: Smallest mean of an angle; means lie within one period above it.
     """
 
     reg_max: int = field(init=False)
@@ -135,63 +135,63 @@ class CircularBins(Bins):
     first: float = -math.pi / 2
 
     def __post_init__(self) -> None:
-        """Have as many bins as the other numbers."""
+        """Take the number of bins from ``lengths``."""
         object.__setattr__(self, "reg_max", self.lengths.reg_max)
 
     def positions(self, like: Tensor) -> Float[Tensor, "*e n"]:
-        """Of the angle: ``0, period / n, 2 period / n, ...``."""
+        """Return the positions of ``lengths``, and for the angle ``0, period / n, 2 period / n, ...``."""
         angles = constant([self.period * k / self.count for k in range(self.count)], like)
         return torch.cat((self.lengths.positions(like), angles[None]))
 
     def steps(self, like: Tensor) -> Float[Tensor, " e"]:
-        """How far the bins of each number lie apart."""
+        """Return the distance between the bins of each number."""
         return torch.cat((self.lengths.steps(like), constant([self.period / self.count], like)))
 
     def expect(self, logits: Float[Tensor, "*batch e n"]) -> Float[Tensor, "*batch e"]:
-        """Mean of the distributions; that of the angle is circular."""
+        """Compute the mean of the distributions; that of the angle is circular."""
         lengths = self.lengths.expect(logits[..., :-1, :])
         return torch.cat((lengths, self._direction(logits[..., -1, :])[..., None]), -1)
 
     def limit(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
-        """Limit lengths to the positions of the first and the last bin; angles come to lie within one period."""
+        """Limit lengths to the positions of the first and the last bin; wrap angles into one period."""
         return torch.cat((self.lengths.limit(distances[..., :-1]), self._within(distances[..., -1:])), -1)
 
     def clamp(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
-        """Limit lengths to what the bins can hold; angles come to lie within one period, from 0."""
+        """Limit lengths to the range of the bins, less the margin; wrap angles into one period, from 0."""
         return torch.cat((self.lengths.clamp(distances[..., :-1]), self._within(distances[..., -1:])), -1)
 
     def difference(self, a: Float[Tensor, "*batch e"], b: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
-        """``a - b``, of angles the short way round."""
+        """Compute ``a - b``; for angles, the shorter way round."""
         difference = a - b
         return torch.cat((difference[..., :-1], self._around(difference[..., -1:])), -1)
 
     def two_hot(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e n"]:
-        """The distribution over the two neighbouring bins, for the angle on the circle."""
+        """Compute the distribution over the two neighbouring bins, on the circle for the angle."""
         lengths = self.lengths.two_hot(distances[..., :-1])
         apart = self._around(distances[..., -1:] - self.positions(distances)[-1])
         shares = (1 - apart.abs() * (self.count / self.period)).clamp(min=0)
         return torch.cat((lengths, shares[..., None, :]), -2)
 
     def deviation(self, logits: Float[Tensor, "*batch e n"]) -> Float[Tensor, "*batch e"]:
-        """Standard deviation of the distributions; that of the angle is the root mean square on the circle."""
+        """Compute the standard deviation; for the angle, the root mean square of the deviations on the circle."""
         lengths = self.lengths.deviation(logits[..., :-1, :])
         offsets = self.positions(logits)[-1] - self._direction(logits[..., -1, :])[..., None]
         angle = (logits[..., -1, :].softmax(-1) * self._around(offsets).square()).sum(-1).sqrt()
         return torch.cat((lengths, angle[..., None]), -1)
 
     def _within(self, angles: Tensor) -> Tensor:
-        """Angles from 0 to one period."""
+        """Wrap angles to between 0 and one period."""
         return torch.remainder(angles, self.period)
 
     def _around(self, angles: Tensor) -> Tensor:
-        """Angles between minus and plus half a period."""
+        """Wrap angles to between minus and plus half a period."""
         return torch.remainder(angles + self.period / 2, self.period) - self.period / 2
 
     def _direction(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-        """The circular mean.
+        """Compute the circular mean.
 
-        Its gradient is damped where the distribution has hardly a direction, as at the beginning of training: with the
-        mean vector's length ``r`` it goes with ``r / (r^2 + 0.01)`` in place of ``1 / r``. The value is exact.
+        The gradient is damped where the distribution has almost no direction, as at the beginning of training: with the
+        mean vector's length ``r`` it is proportional to ``r / (r^2 + 0.01)`` instead of ``1 / r``. The value is exact.
         """
         turns = [2 * math.pi * k / self.count for k in range(self.count)]
         probs = logits.softmax(-1)

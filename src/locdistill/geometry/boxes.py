@@ -1,7 +1,8 @@
 """Axis-aligned boxes ``x1, y1, x2, y2`` with real coordinates (no ``+ 1``) and the IoU family on them.
 
-``paired_*`` compare boxes one to one along the leading axes, which broadcast where it says so; ``pairwise_*`` compare
-all with all along the last two. Coordinates are taken one by one: a processor is slow on many rows of two or four.
+``paired_*`` compare boxes one to one along the leading axes, which broadcast where their docstrings state it;
+``pairwise_*`` compare all with all along the last two. Coordinates are processed one by one: a CPU is slow on many rows
+of two or four numbers.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ EPSILON = 1e-6
 
 
 def area(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Width times height; the sign is lost when both are negative."""
+    """Compute width times height; the sign is lost when both are negative."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def centres(boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 2"]:
-    """Centre ``x, y``."""
+    """Compute the centres ``x, y``."""
     return (boxes[..., :2] + boxes[..., 2:]) / 2
 
 
@@ -55,7 +56,7 @@ def _square_of_distance(a: Tensor, b: Tensor) -> Tensor:
 
 
 def centre_offset(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
-    """Squared distance of the centres over the squared diagonal of the enclosing box (Zheng et al. 2020, DIoU).
+    """Compute the squared centre distance over the squared diagonal of the enclosing box (Zheng et al. 2020, DIoU).
 
     The leading axes broadcast, so the function serves one-to-one and all-to-all comparisons alike.
     """
@@ -63,29 +64,29 @@ def centre_offset(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) 
 
 
 def paired_iou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
-    """Intersection over union; the union is at least 1e-6."""
+    """Compute intersection over union; the union is at least 1e-6."""
     overlap = _intersection(a, b)
     return overlap / (area(a) + area(b) - overlap).clamp(min=EPSILON)
 
 
 def pairwise_iou(a: Float[Tensor, "*#batch n 4"], b: Float[Tensor, "*#batch m 4"]) -> Float[Tensor, "*#batch n m"]:
-    """Intersection over union of all pairs; the union is at least 1e-6."""
+    """Compute intersection over union of all pairs; the union is at least 1e-6."""
     return paired_iou(a[..., :, None, :], b[..., None, :, :])
 
 
 def paired_iof(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
-    """Intersection over the area of the *first* box ("foreground"), which is at least 1e-6."""
+    """Compute intersection over the area of the *first* box ("foreground"), which is at least 1e-6."""
     return _intersection(a, b) / area(a).clamp(min=EPSILON)
 
 
 def paired_inside(points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 4"]) -> Bool[Tensor, "*#batch"]:
-    """Whether the points lie strictly inside the boxes; one on an edge does not."""
+    """Return whether the points lie strictly inside the boxes; a point on an edge does not."""
     x, y = points[..., 0], points[..., 1]
     return (x > boxes[..., 0]) & (y > boxes[..., 1]) & (x < boxes[..., 2]) & (y < boxes[..., 3])
 
 
 def paired_giou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Generalised IoU (Rezatofighi et al. 2019): IoU less the part of the enclosing box that the union leaves empty.
+    """Compute generalised IoU (Rezatofighi et al. 2019): IoU less the share of the enclosing box outside the union.
 
     Union and enclosing area are at least 1e-6 (a maximum, as in the reference; nothing is added).
     """
@@ -97,7 +98,7 @@ def paired_giou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> F
 
 
 def paired_diou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Distance IoU (Zheng et al. 2020): IoU less squared centre distance over squared enclosing diagonal.
+    """Compute distance IoU (Zheng et al. 2020): IoU less squared centre distance over squared enclosing diagonal.
 
     As in the reference, 1e-6 is added to the union and to the squared diagonal.
     """
@@ -107,9 +108,9 @@ def paired_diou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> F
 
 
 def paired_ciou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """Complete IoU (Zheng et al. 2020): DIoU less a penalty on the aspect ratio; ``a`` is the prediction.
+    """Compute complete IoU (Zheng et al. 2020): DIoU less a penalty on the aspect ratio; ``a`` is the prediction.
 
-    With ``v = 4/pi^2 (atan(w_b/h_b) - atan(w_a/h_a))^2`` the penalty is ``v^2 / (1 - IoU + v)``. As in the reference
+    With ``v = 4/pi^2 (atan(w_b/h_b) - atan(w_a/h_a))^2`` the penalty is ``v^2 / (1 - IoU + v)``. As in the reference,
     1e-6 is added to union, squared diagonal and heights, and the gradient flows through ``v`` and its weight.
     """
     overlap = _intersection(a, b)

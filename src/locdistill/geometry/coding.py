@@ -1,4 +1,4 @@
-"""From the numbers that a location predicts to a box, and back; all in strides of the location's level."""
+"""Conversion between the numbers predicted at a location and boxes, in strides of the location's level."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ ANGLE = (-5.0, 2.0)
 
 @runtime_checkable
 class Coding(Protocol):
-    """What the predicted numbers of a location mean.
+    """Meaning of the numbers predicted at a location.
 
     Attributes:
-        names: What each of them is called.
-        units: What each of them is counted in.
-        kind: Of the boxes that they make.
+        names: Name of each number.
+        units: Unit of each number.
+        kind: Kind of the boxes they describe.
     """
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What each number is called."""
+        """Name of each number."""
 
     @property
     def units(self) -> tuple[str, ...]:
-        """What each number is counted in."""
+        """Unit of each number."""
 
     @property
     def kind(self) -> BoxKind:
-        """Of the boxes that they make."""
+        """Kind of the boxes the numbers describe."""
 
     def decode(self, grid: Grid, values: Float[Tensor, "b l e"]) -> Float[Tensor, "b l d"]:
-        """Boxes in strides."""
+        """Compute boxes, in strides, from the numbers."""
 
     def encode(self, grid: Grid, boxes: Float[Tensor, "b l d"]) -> Float[Tensor, "b l e"]:
-        """The numbers that make these boxes, which are in strides, whether or not any bin reaches so far."""
+        """Compute the numbers that describe these boxes (in strides), not limited to the range of the bins."""
 
     def distances(self, values: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch k"]:
-        """Those of the numbers that are distances to the four edges, in strides: all four, or none."""
+        """Return the numbers that are distances to the four edges, in strides: all four, or none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,15 @@ class Distances:
     kind: ClassVar[BoxKind] = HORIZONTAL
 
     def decode(self, grid: Grid, values: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
-        """``x1, y1, x2, y2`` in strides."""
+        """Compute ``x1, y1, x2, y2`` in strides."""
         return decode(grid.points / grid.strides[:, None], values)
 
     def encode(self, grid: Grid, boxes: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
-        """Negative where the location lies outside the box."""
+        """Compute the distances; they are negative where the location lies outside the box."""
         return encode(grid.points / grid.strides[:, None], boxes)
 
     def distances(self, values: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-        """All of them."""
+        """Return all of the numbers."""
         return values
 
 
@@ -76,10 +76,10 @@ class Distances:
 class RotatedDistances:
     """Distances from the location to the four edges of a rotated box, in strides, and the angle in radians.
 
-    Seen along the box's own axes: left and right along its side ``w``, top and bottom along ``h``.
+    Distances are measured along the box's own axes: left and right along its side ``w``, top and bottom along ``h``.
 
     Attributes:
-        kind: Of the boxes, with the range of their angles: it says which of the edges is the left one.
+        kind: Kind of the boxes, with the range of their angles, which determines which edge is the left one.
     """
 
     names: ClassVar[tuple[str, ...]] = ("left", "top", "right", "bottom", "angle")
@@ -87,7 +87,7 @@ class RotatedDistances:
     kind: Rotated = field(default_factory=Rotated)
 
     def decode(self, grid: Grid, values: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
-        """``cx, cy, w, h, theta``, lengths in strides."""
+        """Compute ``cx, cy, w, h, theta``, lengths in strides."""
         left, top, right, bottom, theta = values.unbind(-1)
         along, across = (right - left) / 2, (bottom - top) / 2
         cos, sin = theta.cos(), theta.sin()
@@ -96,13 +96,13 @@ class RotatedDistances:
         return torch.stack((*centre, left + right, top + bottom, theta), -1)
 
     def encode(self, grid: Grid, boxes: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
-        """Negative distances where the location lies outside the box."""
+        """Compute the distances and the angle; distances are negative where the location lies outside the box."""
         along, across = in_frame(grid.points / grid.strides[:, None], boxes)
         _, _, w, h, theta = boxes.unbind(-1)
         return torch.stack((w / 2 + along, h / 2 + across, w / 2 - along, h / 2 - across, theta), -1)
 
     def distances(self, values: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
-        """All but the angle."""
+        """Return all numbers but the angle."""
         return values[..., :4]
 
 
@@ -113,8 +113,8 @@ class AnchorDeltas:
     ``cx = x + dx * w_a``, ``cy = y + dy * h_a``, ``w = w_a exp(dw)``, ``h = h_a exp(dh)``, ``theta = unit * dtheta``.
 
     Attributes:
-        kind: Of the boxes, with the range of their angles.
-        unit: What the angle is counted in, in radians: 1 in Rotated-LD, pi in JDet.
+        kind: Kind of the boxes, with the range of their angles.
+        unit: Unit of the angle, in radians: 1 in Rotated-LD, pi in JDet.
     """
 
     names: ClassVar[tuple[str, ...]] = ("dx", "dy", "dw", "dh", "angle")
@@ -123,25 +123,25 @@ class AnchorDeltas:
     unit: float = 1.0
 
     def decode(self, grid: Grid, values: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
-        """``cx, cy, w, h, theta``, lengths in strides."""
+        """Compute ``cx, cy, w, h, theta``, lengths in strides."""
         points, sides = self._anchors(grid)
         centre, size = points + values[..., :2] * sides, sides * values[..., 2:4].exp()
         return torch.cat((centre, size, values[..., 4:] * self.unit), -1)
 
     def encode(self, grid: Grid, boxes: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
-        """Sides of zero, of locations without an object, count as the smallest positive number."""
+        """Compute the numbers; sides of zero (locations without an object) count as the smallest positive number."""
         points, sides = self._anchors(grid)
         tiny = torch.finfo(boxes.dtype).tiny
         growth = (boxes[..., 2:4].clamp(min=tiny) / sides).log()
         return torch.cat(((boxes[..., :2] - points) / sides, growth, boxes[..., 4:] / self.unit), -1)
 
     def distances(self, values: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 0"]:
-        """None."""
+        """Return no number: none is a distance."""
         return values[..., :0]
 
     @staticmethod
     def _anchors(grid: Grid) -> tuple[Tensor, Tensor]:
-        """Centres and sides of the anchors, in strides."""
+        """Return centres and sides of the anchors, in strides."""
         return grid.points / grid.strides[:, None], grid.anchor_shapes.repeat(len(grid.points) // grid.per_cell, 1)
 
 
@@ -149,10 +149,10 @@ DISTANCES = Distances()
 
 
 def decode(points: Float[Tensor, "l 2"], distances: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
-    """Box ``x1, y1, x2, y2`` of a location and its distances to the left, top, right and bottom edge, in one unit."""
+    """Compute boxes ``x1, y1, x2, y2`` from distances to the left, top, right and bottom edge, in one unit."""
     return torch.cat((points - distances[..., :2], points + distances[..., 2:]), -1)
 
 
 def encode(points: Float[Tensor, "l 2"], boxes: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
-    """Distances from a location to the left, top, right and bottom edge; negative where it lies outside the box."""
+    """Compute distances to the left, top, right and bottom edge; negative where the location is outside the box."""
     return torch.cat((points - boxes[..., :2], boxes[..., 2:] - points), -1)

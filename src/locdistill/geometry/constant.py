@@ -1,4 +1,4 @@
-"""Numbers that are known beforehand, as tensors where they are needed."""
+"""Known numbers as tensors on the device where they are used."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from torch import Tensor
 def constant(
     values: Sequence[float] | Sequence[Sequence[float]], like: Tensor, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """These numbers on the device of ``like`` and of its type, or of another; to be read only.
+    """Return these numbers on the device of ``like``, in its dtype or another; read-only.
 
-    They are sent once. Sending numbers to a GPU makes the program wait for it, and a training step must not wait.
+    They are copied once. Copying numbers to a GPU synchronises with it, which a training step must avoid.
     """
     made: Tensor = _sent(_frozen(values), like.device, dtype or like.dtype)
     return made
 
 
 def indices(values: Sequence[int], like: Tensor) -> Tensor:
-    """:func:`constant` for places of an axis."""
+    """Return :func:`constant` for positions along an axis."""
     return constant(values, like, torch.long)
 
 
@@ -32,10 +32,10 @@ def _frozen(values: Any) -> Any:
 
 @lru_cache(maxsize=256)
 def _sent(values: Any, device: torch.device, dtype: torch.dtype) -> Tensor:
-    # What is made in inference mode could not be used in training afterwards.
+    # A tensor made in inference mode could not be used in training afterwards.
     with torch.inference_mode(False):
         return torch.tensor(values, device=device, dtype=dtype)
 
 
-# What `torch.compiler.assume_constant_result` does, without the compiler, which it imports: longer than PyTorch takes.
+# The effect of `torch.compiler.assume_constant_result`, without importing the compiler (slower than PyTorch).
 _sent._dynamo_marked_constant = True  # type: ignore[attr-defined]

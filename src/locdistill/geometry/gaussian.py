@@ -1,14 +1,14 @@
 """Distances of rotated boxes ``cx, cy, w, h, theta`` as normal distributions, in scalars.
 
-A box stands for the distribution with its centre as mean and ``R diag(a^2, b^2) R^T`` as covariance, where ``R`` turns
-by theta and ``a, b`` are half the sides; for :func:`hellinger` a third of that, the covariance of a point within the
-box. Such distributions do not know by which name a rectangle goes, nor the angle of a square.
+A box is represented by the distribution with its centre as mean and ``R diag(a^2, b^2) R^T`` as covariance, where ``R``
+rotates by theta and ``a, b`` are half the sides; for :func:`hellinger` a third of that, the covariance of a point
+within the box. Such distributions depend neither on the parametrisation of a rectangle nor on the angle of a square.
 
-The published codes multiply and invert matrices and take small differences of large sums, which needs clamps against
-negative roots. Here the second box is first given the name whose sides correspond to those of the first; what remains
-are sums of terms that are not negative, so that little cancels. All is in float32 at least. Sides are at least 1e-7, as
-in MMRotate, so empty slots (all numbers zero) have no distance. Every gradient is finite; it is zero where the distance
-is.
+The published implementations multiply and invert matrices and take small differences of large sums, which needs clamps
+against negative roots. Here the second box is first rewritten so that its sides correspond to those of the first; the
+result is sums of non-negative terms, so that little cancels. Computations are in float32 at least. Sides are at least
+1e-7, as in MMRotate, so empty slots (all numbers zero) have no distance. Every gradient is finite; it is zero where the
+distance is.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SIDES = (1e-7, 1e7)
 
 
 class _Pair(NamedTuple):
-    """Two boxes: half sides ``a, b`` and ``c, d``, named so that ``(a^2 - b^2) (c^2 - d^2)`` is not negative.
+    """Pair of boxes with half sides ``a, b`` and ``c, d``, ordered so that ``(a^2 - b^2) (c^2 - d^2)`` is not negative.
 
-    ``along, across`` is the way between the centres in the axes of the one box and of the other; ``mixed`` is that
-    product times the squared sine of the angle between the two: what turning adds to a distance.
+    ``along, across`` is the vector between the centres in the axes of the one box and of the other; ``mixed`` is that
+    product times the squared sine of the angle between the two: the part of a distance due to rotation.
     """
 
     a: Tensor
@@ -55,16 +55,16 @@ def _paired(first: Tensor, second: Tensor) -> _Pair:
 
 
 def _root(values: Tensor) -> Tensor:
-    """The square root of sums of squares, with gradient zero at zero, where it has none."""
+    """Compute the square root of sums of squares, with gradient zero at zero, where it has none."""
     above = values > torch.finfo(values.dtype).tiny
     return torch.where(above, torch.where(above, values, 1).sqrt(), 0)
 
 
 def gwd(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
-    """Wasserstein distance over the fourth root of the product of both areas; knows no scale, and is symmetric.
+    """Compute the Wasserstein distance over the fourth root of the product of both areas; scale-free and symmetric.
 
-    ``D^2 = |m|^2 + tr(S + T) - 2 tr((S^(1/2) T S^(1/2))^(1/2))`` for covariances ``S, T`` and the way ``m`` between the
-    centres; in half sides ``|m|^2 + (a - c)^2 + (b - d)^2 + 2 mixed / (ac + bd + sqrt((ac + bd)^2 - mixed))``.
+    ``D^2 = |m|^2 + tr(S + T) - 2 tr((S^(1/2) T S^(1/2))^(1/2))`` for covariances ``S, T`` and the vector ``m`` between
+    the centres; in half sides ``|m|^2 + (a - c)^2 + (b - d)^2 + 2 mixed / (ac + bd + sqrt((ac + bd)^2 - mixed))``.
 
     Source: Yang et al., "Rethinking Rotated Object Detection with Gaussian Wasserstein Distance Loss" (2021); the
     normalisation is that of MMRotate and the reference implementation (Rotated-LD), which write it as
@@ -80,31 +80,31 @@ def gwd(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> 
 
 
 def kld(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
-    """Twice the Kullback-Leibler divergence of the first distribution from the second; knows no scale.
+    """Compute twice the Kullback-Leibler divergence of the first distribution from the second; scale-free.
 
-    ``m^T T^-1 m + tr(T^-1 S) + ln(det T / det S) - 2``; in half sides, with the way ``u, v`` in the axes of the second,
-    ``(u / c)^2 + (v / d)^2 + f(a^2 / c^2) + f(b^2 / d^2) + mixed / (c^2 d^2)``, where ``f(x) = x - 1 - ln x``.
+    ``m^T T^-1 m + tr(T^-1 S) + ln(det T / det S) - 2``; in half sides, with the vector ``u, v`` in the axes of the
+    second, ``(u / c)^2 + (v / d)^2 + f(a^2 / c^2) + f(b^2 / d^2) + mixed / (c^2 d^2)``, where ``f(x) = x - 1 - ln x``.
 
     Source: Yang et al., "Learning High-Precision Bounding Box for Rotated Object Detection via Kullback-Leibler
-    Divergence" (2021), equation 5 without its half, as MMRotate has it.
+    Divergence" (2021), equation 5 without its factor 1/2, as in MMRotate.
     """
     pair = _paired(first, second)
     u, v = pair.other
     way = (u / pair.c).square() + (v / pair.d).square()
-    # By the area and again by it: by single sides, or by all four at once, the gradient would overflow in float32.
+    # Divided by the area twice: with single sides, or all four at once, the gradient would overflow in float32.
     turn = pair.mixed / (pair.c * pair.d) / (pair.c * pair.d)
     return way + _excess(pair.a, pair.c) + _excess(pair.b, pair.d) + turn
 
 
 def _excess(side: Tensor, other: Tensor) -> Tensor:
-    """``x - 1 - ln x`` of the squared ratio of two sides."""
+    """Compute ``x - 1 - ln x`` of the squared ratio of two sides."""
     over = ((side - other) / other) * ((side + other) / other)
     log = torch.where(over.abs() < 0.5, over.clamp(min=-0.5).log1p(), 2 * (side / other).log())
     return (over - log).clamp(min=0)
 
 
 def hellinger(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
-    """Hellinger distance, between 0 and 1: ``sqrt(1 - exp(-B))`` with the Bhattacharyya distance ``B``; symmetric.
+    """Compute the Hellinger distance ``sqrt(1 - exp(-B))`` in [0, 1], with the Bhattacharyya distance ``B``; symmetric.
 
     ``B = m^T (S + T)^-1 m / 4 + ln(det(S + T) / (4 sqrt(det S det T))) / 2``, with variances ``w^2 / 12, h^2 / 12``.
 
@@ -124,5 +124,5 @@ def hellinger(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"
 
 
 def probiou(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
-    """Probabilistic IoU (Llerena et al. 2021): one minus :func:`hellinger`, 1 for boxes that coincide."""
+    """Compute probabilistic IoU (Llerena et al. 2021): one minus :func:`hellinger`, 1 for boxes that coincide."""
     return 1 - hellinger(first, second)

@@ -1,4 +1,4 @@
-"""Where a pyramid of feature maps looks."""
+"""Locations of a pyramid of feature maps."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 
 class Levels(NamedTuple):
-    """What is said of each level, as tensors beside the locations: none is sent there while training.
+    """Properties of each level, as tensors on the device of the locations, so that nothing is copied there in training.
 
     Attributes:
-        strides: In pixels.
+        strides: Stride in pixels.
         shapes: Height and width of the map.
         starts: Index of the first location.
         sizes: Number of locations.
@@ -35,12 +35,12 @@ class Grid:
     share the cell's point: ratio by ratio, and within a ratio octave by octave.
 
     Attributes:
-        points: The locations ``x, y`` in pixels: of each cell its point, on which its anchors are centred.
+        points: The locations ``x, y`` in pixels: the point of each cell, on which its anchors are centred.
         strides: Stride of each location's level in pixels.
         levels: Index of each location's level, from 0.
         shapes: Height and width of each level's map.
         level_strides: Stride of each level in pixels.
-        on_levels: Both, and where the levels begin, as tensors.
+        on_levels: Strides, shapes and start of each level, as tensors.
         anchor_shapes: Width and height of each anchor of a cell, in strides.
         offset: Position of a cell's point in the cell, in strides: 0 for the upper left corner, a multiple of the
             stride (GFL, GFL v2, ATSS, RetinaNet), 0.5 for the middle (FCOS).
@@ -67,7 +67,7 @@ class Grid:
         ratios: tuple[float, ...] = (1.0,),
         device: torch.device | str = "cpu",
     ) -> Grid:
-        """Lay out the locations of maps of the given heights and widths.
+        """Build the locations of maps of the given heights and widths.
 
         Args:
             shapes: Height and width of each level's map.
@@ -76,7 +76,7 @@ class Grid:
             offset: Position of a cell's point in the cell, in strides.
             octaves: Number of anchor sizes per ratio, each ``2 ** (1 / octaves)`` times the one before.
             ratios: Height over width of the anchors.
-            device: Where to put the locations.
+            device: Device of the locations.
         """
         rows, columns, per_location, levels = [], [], [], []
         sizes = [anchor_scale * 2 ** (octave / octaves) for octave in range(octaves)]
@@ -93,7 +93,7 @@ class Grid:
         sides = torch.tensor(shapes, device=device)
         sizes_of_levels = sides.prod(-1) * per_cell
         return cls(
-            # All of one coordinate lie together in memory: what compares them goes along the locations.
+            # The values of one coordinate are contiguous in memory: comparisons run along the locations.
             points=torch.stack((torch.cat(columns), torch.cat(rows))).T,
             strides=torch.cat(per_location),
             levels=torch.cat(levels),
@@ -120,12 +120,12 @@ class Grid:
         return tuple(h * w * self.per_cell for h, w in self.shapes)
 
     def anchors(self) -> Float[Tensor, "l 4"]:
-        """The anchor of each location, ``x1, y1, x2, y2`` in pixels."""
+        """Return the anchor of each location, ``x1, y1, x2, y2`` in pixels."""
         half = (self.anchor_shapes / 2).T.repeat(1, len(self.points) // self.per_cell) * self.strides
         return torch.cat((self.points.T - half, self.points.T + half)).T
 
     def within(self, extents: Int[Tensor, "b 2"]) -> Bool[Tensor, "b l"]:
-        """Which locations have a cell that begins inside each image's own extent (height, width in pixels)."""
+        """Return which locations have a cell that begins inside each image's own extent (height, width in pixels)."""
         height, width = extents[:, :1], extents[:, 1:]
         corners = self.points - self.offset * self.strides[:, None]
         return (corners[:, 0] < width) & (corners[:, 1] < height)

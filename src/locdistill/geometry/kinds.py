@@ -1,8 +1,8 @@
-"""Kinds of boxes: what is done with boxes of four numbers, and with those of five.
+"""Kinds of boxes: the operations on boxes of four numbers and of five.
 
 ``Horizontal`` boxes are ``x1, y1, x2, y2``; ``Rotated`` ones ``cx, cy, w, h, theta``, with the side ``w`` along
-``(cos theta, sin theta)``, so that in an image, where ``y`` points down, a positive angle turns clockwise. Whoever has
-to do something that depends on it asks the kind; nobody else knows which one it is.
+``(cos theta, sin theta)``, so that in an image, where ``y`` points down, a positive angle turns clockwise. All
+operations that depend on the kind are methods of it; other code need not distinguish the kinds.
 """
 
 from __future__ import annotations
@@ -22,135 +22,135 @@ from locdistill.geometry.rotated import AngleRange
 
 @runtime_checkable
 class BoxKind(Protocol):
-    """What is done with the boxes of a kind.
+    """Operations on the boxes of a kind.
 
     Attributes:
-        numbers: How many numbers make a box.
-        rounding: How far, relatively, an IoU in float32 may be from another that is equal to it.
+        numbers: Number of coordinates per box.
+        rounding: Largest relative difference in float32 of two IoUs that are mathematically equal.
     """
 
     @property
     def numbers(self) -> int:
-        """How many numbers make a box."""
+        """Number of coordinates per box."""
 
     @property
     def rounding(self) -> float:
-        """How far, relatively, an IoU in float32 may be from another that is equal to it."""
+        """Largest relative difference in float32 of two IoUs that are mathematically equal."""
 
     def hull(self, boxes: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 4"]:
-        """The axis-aligned boxes that circumscribe them."""
+        """Return the circumscribed axis-aligned boxes."""
 
     def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch d"]:
-        """Axis-aligned boxes ``x1, y1, x2, y2`` as boxes of this kind."""
+        """Convert axis-aligned boxes ``x1, y1, x2, y2`` to this kind."""
 
     def corners(self, boxes: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 4 2"]:
-        """Corners ``x, y``, clockwise on screen."""
+        """Return the corners ``x, y``, clockwise on screen."""
 
     def scaled(self, boxes: Float[Tensor, "*batch d"], factor: Tensor) -> Float[Tensor, "*batch d"]:
-        """The boxes in another unit of length."""
+        """Convert the boxes to another unit of length."""
 
     def moved(self, boxes: Float[Tensor, "*batch d"], offset: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch d"]:
-        """The boxes moved along ``x`` and ``y``."""
+        """Move the boxes along ``x`` and ``y``."""
 
     def shrunk(
         self, boxes: Float[Tensor, "*batch d"], factors: Float[Tensor, "*#batch 2"]
     ) -> Float[Tensor, "*batch d"]:
-        """The boxes as they were in the image before it was enlarged by factors along ``x`` and ``y``."""
+        """Convert the boxes back to the image before it was enlarged by factors along ``x`` and ``y``."""
 
     def mirrored(self, boxes: Float[Tensor, "*batch d"], width: Tensor) -> Float[Tensor, "*batch d"]:
-        """The boxes in an image of this width, mirrored left and right."""
+        """Mirror the boxes left and right in an image of this width."""
 
     def clipped(self, boxes: Float[Tensor, "*batch d"], size: Int[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch d"]:
-        """The boxes as they may be reported from an image of ``height, width`` pixels."""
+        """Limit the boxes to what may be reported for an image of ``height, width`` pixels."""
 
     def paired_iou(self, a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
-        """Intersection over union, one to one."""
+        """Compute intersection over union, one to one."""
 
     def pairwise_iou(self, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-        """Intersection over union of all pairs."""
+        """Compute intersection over union of all pairs."""
 
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
-        """Intersection over union of axis-aligned anchors ``x1, y1, x2, y2`` with boxes, all with all."""
+        """Compute intersection over union of axis-aligned anchors ``x1, y1, x2, y2`` and boxes, all pairs."""
 
     def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
-        """The part of the area of anchors ``x1, y1, x2, y2`` that lies in boxes, all with all; a bound will do."""
+        """Compute the share of anchors ``x1, y1, x2, y2`` (by area) in boxes, all pairs; an upper bound suffices."""
 
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
-        """Distance of each point to the nearest edge of its box; negative outside."""
+        """Compute the distance of each point to the nearest edge of its box; negative outside."""
 
     def nms(
         self, boxes: Float[Tensor, "n d"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
     ) -> Int[Tensor, " k"]:
-        """Indices of the boxes that no better box of their class overlaps by more, best score first."""
+        """Return indices of the boxes that no better box of their class overlaps by more, best score first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Horizontal:
-    """Axis-aligned boxes ``x1, y1, x2, y2``, whose IoU of anchors that contain a box comes out equal to the bit."""
+    """Axis-aligned boxes ``x1, y1, x2, y2``; the IoUs of anchors that contain the same box are equal bit by bit."""
 
     numbers: ClassVar[int] = 4
     rounding: ClassVar[float] = 0.0
 
     def hull(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-        """The boxes themselves."""
+        """Return the boxes themselves."""
         return boxes
 
     def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-        """The boxes themselves."""
+        """Return the boxes themselves."""
         return boxes
 
     def corners(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4 2"]:
-        """From the upper left one."""
+        """Return the corners, starting with the upper left one."""
         x1, y1, x2, y2 = boxes.unbind(-1)
         return torch.stack((torch.stack((x1, x2, x2, x1), -1), torch.stack((y1, y1, y2, y2), -1)), -1)
 
     def scaled(self, boxes: Float[Tensor, "*batch 4"], factor: Tensor) -> Float[Tensor, "*batch 4"]:
-        """Each coordinate times the factor."""
+        """Multiply each coordinate by the factor."""
         return boxes * factor
 
     def moved(self, boxes: Float[Tensor, "*batch 4"], offset: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 4"]:
-        """Both corners plus the offset."""
+        """Add the offset to both corners."""
         return boxes + torch.cat((offset, offset), -1)
 
     def shrunk(
         self, boxes: Float[Tensor, "*batch 4"], factors: Float[Tensor, "*#batch 2"]
     ) -> Float[Tensor, "*batch 4"]:
-        """Each coordinate over the factor of its axis."""
+        """Divide each coordinate by the factor of its axis."""
         return boxes / torch.cat((factors, factors), -1)
 
     def mirrored(self, boxes: Float[Tensor, "*batch 4"], width: Tensor) -> Float[Tensor, "*batch 4"]:
-        """Left and right change places."""
+        """Mirror the boxes: left and right swap."""
         left, top, right, bottom = boxes.unbind(-1)
         return torch.stack((width - right, top, width - left, bottom), -1)
 
     def clipped(self, boxes: Float[Tensor, "*batch 4"], size: Int[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 4"]:
-        """Limited to the image."""
+        """Limit the boxes to the image."""
         return upright.clip(boxes, size)
 
     def paired_iou(self, a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
-        """See :func:`locdistill.geometry.boxes.paired_iou`."""
+        """Compute :func:`locdistill.geometry.boxes.paired_iou`."""
         return upright.paired_iou(a, b)
 
     def pairwise_iou(self, a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-        """See :func:`locdistill.geometry.boxes.pairwise_iou`."""
+        """Compute :func:`locdistill.geometry.boxes.pairwise_iou`."""
         return upright.pairwise_iou(a, b)
 
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k l"]:
-        """Of all pairs."""
+        """Compute intersection over union of all pairs."""
         return upright.paired_iou(anchors, boxes[:, :, None])
 
     def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k l"]:
-        """All of them."""
+        """Compute the exact share, for all pairs."""
         return upright.paired_iof(anchors, boxes[:, :, None])
 
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
-        """The least of four distances."""
+        """Return the smallest of the four distances."""
         return torch.minimum(points - boxes[..., :2], boxes[..., 2:] - points).amin(-1)
 
     def nms(
         self, boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
     ) -> Int[Tensor, " k"]:
-        """See :func:`locdistill.geometry.nms.class_nms`."""
+        """Apply :func:`locdistill.geometry.nms.class_nms`."""
         return class_nms(boxes, scores, labels, threshold)
 
 
@@ -159,7 +159,8 @@ class Rotated:
     """Rotated boxes ``cx, cy, w, h, theta``.
 
     Attributes:
-        angles: Which of the equal ways to say a box is used (see :func:`locdistill.geometry.rotated.canonical`).
+        angles: Angle range, which selects one of the equivalent parametrisations (see
+            :func:`locdistill.geometry.rotated.canonical`).
     """
 
     numbers: ClassVar[int] = 5
@@ -167,30 +168,30 @@ class Rotated:
     angles: AngleRange = "le135"
 
     def hull(self, boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
-        """See :func:`locdistill.geometry.rotated.hull`."""
+        """Compute :func:`locdistill.geometry.rotated.hull`."""
         return rotated.hull(boxes)
 
     def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 5"]:
-        """Of angle 0, whatever the range."""
+        """Return boxes of angle 0, whatever the angle range."""
         sides = boxes[..., 2:] - boxes[..., :2]
         return torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, sides, torch.zeros_like(sides[..., :1])), -1)
 
     def corners(self, boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4 2"]:
-        """See :func:`locdistill.geometry.rotated.corners`."""
+        """Compute :func:`locdistill.geometry.rotated.corners`."""
         return rotated.corners(boxes)
 
     def scaled(self, boxes: Float[Tensor, "*batch 5"], factor: Tensor) -> Float[Tensor, "*batch 5"]:
-        """Centre and sides times the factor."""
+        """Multiply centre and sides by the factor."""
         return torch.cat((boxes[..., :4] * factor, boxes[..., 4:]), -1)
 
     def moved(self, boxes: Float[Tensor, "*batch 5"], offset: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 5"]:
-        """The centre plus the offset."""
+        """Add the offset to the centre."""
         return torch.cat((boxes[..., :2] + offset, boxes[..., 2:]), -1)
 
     def shrunk(
         self, boxes: Float[Tensor, "*batch 5"], factors: Float[Tensor, "*#batch 2"]
     ) -> Float[Tensor, "*batch 5"]:
-        """Where the factors differ a box becomes a parallelogram; its side ``w`` and its area are then kept."""
+        """Divide by the factors; where they differ a box becomes a parallelogram: its side ``w`` and area are kept."""
         cos, sin = boxes[..., 4].cos() / factors[..., 0], boxes[..., 4].sin() / factors[..., 1]
         part = torch.hypot(cos, sin)
         width, height = boxes[..., 2] * part, boxes[..., 3] / (factors.prod(-1) * part)
@@ -198,25 +199,25 @@ class Rotated:
         return rotated.canonical(torch.cat((boxes[..., :2] / factors, turned), -1), self.angles)
 
     def mirrored(self, boxes: Float[Tensor, "*batch 5"], width: Tensor) -> Float[Tensor, "*batch 5"]:
-        """The angle turns the other way."""
+        """Mirror the boxes: the angle changes its sign."""
         x, y, w, h, theta = boxes.unbind(-1)
         return rotated.canonical(torch.stack((width - x, y, w, h, -theta), -1), self.angles)
 
     def clipped(self, boxes: Float[Tensor, "*batch 5"], size: Int[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 5"]:
-        """Centres within the image, as in the reference; clipped boxes would be rectangles no more."""
+        """Limit the centres to the image, as in the reference; clipped boxes would no longer be rectangles."""
         limit = size.flip(-1).to(boxes.dtype)
         return torch.cat((torch.minimum(boxes[..., :2].clamp(min=0), limit), boxes[..., 2:]), -1)
 
     def paired_iou(self, a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
-        """See :func:`locdistill.geometry.rotated.paired_iou`."""
+        """Compute :func:`locdistill.geometry.rotated.paired_iou`."""
         return rotated.paired_iou(a, b)
 
     def pairwise_iou(self, a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tensor, "n m"]:
-        """See :func:`locdistill.geometry.rotated.pairwise_iou`."""
+        """Compute :func:`locdistill.geometry.rotated.pairwise_iou`."""
         return rotated.pairwise_iou(a, b)
 
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 5"]) -> Float[Tensor, "b k l"]:
-        """Of the pairs whose hulls meet; on a GPU the program waits for their number, in compiled code all are done."""
+        """Compute the IoU of pairs whose hulls meet, after a GPU synchronisation; compiled code computes all pairs."""
         if torch.compiler.is_compiling():
             return rotated.paired_iou(self.upright(anchors), boxes[:, :, None])
         hulls = rotated.hull(boxes)[:, :, None]
@@ -228,24 +229,24 @@ class Rotated:
         return found.new_zeros(met.flatten(0, 1).shape).index_put((box, anchor), found).view_as(met)
 
     def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 5"]) -> Float[Tensor, "b k l"]:
-        """That in the hull where the anchor's middle lies in the box itself, else 0.
+        """Return the share inside the hull where the anchor's centre lies in the box itself, else 0.
 
-        More than the part in a thin box, which tells all the same what is on it from what is beside; the exact part
-        would make a GPU wait at each step.
+        For a thin box it is an overestimate, but still separates the anchors on it from those beside it; the exact
+        share would make a GPU synchronise at each step.
         """
         middle = (anchors[:, :2] + anchors[:, 2:]) / 2
         part = upright.paired_iof(anchors, rotated.hull(boxes)[:, :, None])
         return part * (self.depth(middle, boxes[:, :, None]) > 0)
 
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
-        """The least of the distances to four edges, in the frame of the box."""
+        """Return the smallest of the distances to the four edges, in the frame of the box."""
         along, across = rotated.in_frame(points, boxes)
         return torch.minimum(boxes[..., 2] / 2 - along.abs(), boxes[..., 3] / 2 - across.abs())
 
     def nms(
         self, boxes: Float[Tensor, "n 5"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
     ) -> Int[Tensor, " k"]:
-        """See :func:`locdistill.geometry.nms.rotated_class_nms`."""
+        """Apply :func:`locdistill.geometry.nms.rotated_class_nms`."""
         return rotated_class_nms(boxes, scores, labels, threshold)
 
 
@@ -254,7 +255,7 @@ _KINDS: dict[int, BoxKind] = {kind.numbers: kind for kind in (HORIZONTAL, Rotate
 
 
 def kind_of(boxes: Float[Tensor, "*batch d"]) -> BoxKind:
-    """The kind of boxes, by their numbers; of rotated ones, whatever the range of their angles."""
+    """Return the kind of boxes by the length of their last axis; for rotated ones, the angle range is arbitrary."""
     numbers = boxes.shape[-1]
     assert numbers in _KINDS, f"boxes have 4 numbers, or 5 if they are rotated; these have the shape {(*boxes.shape,)}"
     return _KINDS[numbers]

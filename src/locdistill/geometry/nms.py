@@ -13,12 +13,12 @@ from locdistill.geometry import rotated
 from locdistill.geometry.boxes import centre_offset, pairwise_iou
 from locdistill.geometry.sweep import moved_apart, overlapping_pairs
 
-# From this number of boxes on, classes are suppressed one after the other: memory of one pass grows with the square.
+# From this number of boxes on, classes are suppressed one after another: the memory of one pass grows quadratically.
 ONE_PASS_LIMIT = 10_000
 # Boxes that are suppressed together, and pairs of boxes that are compared at once (about 100 bytes each).
 BLOCK = 256
 PAIRS = 2**18
-# The same where only pairs are compared that overlap: blocks double, for after the first few boxes remain of a crowd.
+# The same where only overlapping pairs are compared: blocks double, as few boxes of a crowd remain after the first.
 SPARSE_BLOCK = 512
 SPARSE_BLOCK_LIMIT = 4096
 # The published numbers of score voting.
@@ -30,11 +30,11 @@ VOTE_WIDTH = 0.025
 def class_nms(
     boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], iou_threshold: float
 ) -> Int[Tensor, " k"]:
-    """Indices of the boxes that no better box of their class overlaps by more than the threshold, best score first.
+    """Return indices of the boxes that no better box of their class overlaps by more than the threshold, best first.
 
     Boxes are moved apart by class (label times the largest coordinate plus one, in float32), as the reference does for
-    every number of boxes, so that one pass serves all classes. `torchvision.ops.batched_nms` changes the method with
-    the number of boxes, and with it the last digits that decide on ties.
+    every number of boxes, so that one pass serves all classes. `torchvision.ops.batched_nms` switches its method with
+    the number of boxes, and with it the last digits, which decide ties.
     """
     from torchvision.ops import nms  # noqa: PLC0415 - slow to import, and kinds of boxes are asked for less
 
@@ -52,14 +52,14 @@ def class_nms(
 def rotated_class_nms(
     boxes: Float[Tensor, "n 5"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], iou_threshold: float
 ) -> Int[Tensor, " k"]:
-    """:func:`class_nms` of rotated boxes ``cx, cy, w, h, theta``.
+    """Apply :func:`class_nms` to rotated boxes ``cx, cy, w, h, theta``, by their exact overlap.
 
-    Only boxes are compared whose circumscribed boxes overlap, in float64. It is what going through the boxes by falling
-    score gives, for any number of them; of equal scores the first counts as the better one. Memory grows with the
+    Only boxes whose circumscribed boxes overlap are compared, in float64. The result is that of greedy suppression by
+    falling score, for any number of boxes; of equal scores the first counts as the better one. Memory grows with the
     number of boxes, not with its square. A box that is not finite stays, and suppresses nothing.
 
-    Differences from mmcv and detectron2: they suppress at an overlap *equal* to the threshold too (`torchvision.ops`
-    and the DOTA development kit do not), and in float32.
+    Differences from mmcv and detectron2: they also suppress at an overlap *equal* to the threshold (`torchvision.ops`
+    and the DOTA development kit do not), and compute in float32.
     """
     if not len(boxes):
         return labels.new_zeros(0)
@@ -79,27 +79,27 @@ def voting_nms(
     threshold: float,
     limit: int,
 ) -> tuple[Float[Tensor, "k 4"], Int[Tensor, " k"]]:
-    """Score-voting Cluster-DIoU-NMS: the best boxes, each moved to the mean of those it stands for, and their indices.
+    """Suppress by score-voting Cluster-DIoU-NMS: return the best boxes, moved to weighted means, and their indices.
 
-    Boxes are suppressed as usual, only by the closeness of `pairwise_closeness` in place of the IoU. Each box that is
-    kept then becomes the mean of all boxes of its class that score no more than itself and are closer to it than 0.7,
-    suppressed or not, weighted by ``score * exp(-(1 - closeness)^2 / 0.025)``. Scores stay as they are.
+    Boxes are suppressed as usual, but by `pairwise_closeness` in place of the IoU. Each box that is kept then becomes
+    the mean of all boxes of its class that score no more than itself and are closer to it than 0.7, suppressed or not,
+    weighted by ``score * exp(-(1 - closeness)^2 / 0.025)``. Scores stay as they are.
 
     Source: Cluster-NMS of Zheng et al., "Enhancing Geometric Factors in Model Learning and Inference for Object
-    Detection and Instance Segmentation" (2020), with the numbers of the reference implementation (HikariTJU/LD). What
-    it iterates to on a matrix of all pairs is what going through the boxes by falling score gives; here that is done in
-    blocks, and ends with the last box that is asked for. Memory grows with the number of boxes, not with its square.
+    Detection and Instance Segmentation" (2020), with the numbers of the reference implementation (HikariTJU/LD). Its
+    iteration on a matrix of all pairs converges to the result of greedy suppression by falling score; here that is
+    computed in blocks, and stops at ``limit`` boxes. Memory grows with the number of boxes, not with its square.
 
-    Differences from the reference: classes are told apart by their labels, not by moving boxes by 4000 pixels per
-    class (which mixes the classes of wider images and rounds off the coordinates); it is exact for any number of
-    boxes; a box without area is neither NaN nor lost, it stands for itself.
+    Differences from the reference: classes are separated by their labels, not by moving boxes by 4000 pixels per class
+    (which mixes the classes of wider images and rounds the coordinates); the result is exact for any number of boxes; a
+    box without area is neither NaN nor dropped: it always votes for itself.
 
     Args:
         boxes: Candidates in any order; of equal scores the first counts as the better one.
-        scores: Of the candidates.
-        labels: Of the candidates.
-        threshold: A box goes if it is closer than this to a better one of its class.
-        limit: Largest number of boxes to keep.
+        scores: Score of each candidate.
+        labels: Class of each candidate.
+        threshold: Closeness to a better box of its class above which a box is suppressed.
+        limit: Maximum number of boxes to keep.
     """
     order = scores.argsort(descending=True, stable=True)
     ranked, classes = boxes[order], labels[order]
@@ -109,21 +109,22 @@ def voting_nms(
 
 
 def pairwise_closeness(a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-    """IoU less the 0.8th power of the squared centre distance over the squared enclosing diagonal, of all pairs.
+    """Compute IoU less the 0.8th power of squared centre distance over squared enclosing diagonal, of all pairs.
 
-    The exponent makes distance count for more than in DIoU. Union and squared diagonal are at least 1e-6, where the
+    The exponent gives distance more weight than in DIoU. Union and squared diagonal are at least 1e-6, where the
     reference has no limit for the union (boxes without area give 0 / 0) and adds 1e-7 to the squared diagonal.
     """
     return pairwise_iou(a, b) - centre_offset(a[:, None], b) ** CLOSENESS
 
 
 Hits = Callable[[Tensor | None, Tensor], tuple[Tensor, Tensor]]
-"""Which boxes at the first positions suppress, if they remain, which at the second, as places in the two lists. Without
-the first: which among the second, better ones before worse ones."""
+"""Function that returns which boxes at the first positions suppress, if they remain, which at the second, as indices
+into the two lists. With None as the first: which among the second, better boxes before worse ones.
+"""
 
 
 def _blocks(boxes: Tensor, size: int, limit: int) -> Sequence[Tensor]:
-    """Positions of the boxes, so many at first, and then twice as many each time, up to the limit."""
+    """Split the positions of the boxes, up to the limit, into blocks, each twice as large as the one before."""
     positions, sizes = torch.arange(len(boxes), device=boxes.device), [0]
     while (left := len(boxes) - sum(sizes)) > 0:
         sizes.append(min(size, left))
@@ -132,7 +133,7 @@ def _blocks(boxes: Tensor, size: int, limit: int) -> Sequence[Tensor]:
 
 
 def _best(blocks: Sequence[Tensor], hits: Hits, limit: int) -> Tensor:
-    """Those of the first ``limit`` positions, which come best first, that no kept one before them suppresses."""
+    """Return those of the first ``limit`` positions (best first) that no kept position before them suppresses."""
     kept = blocks[0][:0]
     for block in blocks:
         free = block[_missed(hits(kept, block)[1], len(block))] if len(kept) else block
@@ -145,7 +146,7 @@ def _best(blocks: Sequence[Tensor], hits: Hits, limit: int) -> Tensor:
 def _close(
     better: Tensor | None, worse: Tensor, *, boxes: Tensor, labels: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """The hits of boxes that are of one class and closer than the threshold."""
+    """Find the pairs of boxes that are of one class and closer than the threshold."""
     found = []
     for some in torch.split(worse if better is None else better, PAIRS // BLOCK):
         close = pairwise_closeness(boxes[some], boxes[worse]) > threshold
@@ -157,7 +158,7 @@ def _close(
 def _overlapping(
     better: Tensor | None, worse: Tensor, *, boxes: Tensor, hulls: Tensor, threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """The hits of boxes whose hulls overlap and who overlap themselves by more than the threshold."""
+    """Find the pairs of boxes whose hulls overlap and which themselves overlap by more than the threshold."""
     i, j = overlapping_pairs(hulls[worse]) if better is None else overlapping_pairs(hulls[better], hulls[worse])
     hit = rotated.iou_of_pairs(boxes[worse if better is None else better], boxes[worse], i, j) > threshold
     i, j = i[hit], j[hit]
@@ -165,15 +166,15 @@ def _overlapping(
 
 
 def _missed(hit: Int[Tensor, " k"], count: int) -> Bool[Tensor, " n"]:
-    """Which of so many places are not among these."""
+    """Return which of ``count`` positions are not hit."""
     return torch.ones(count, dtype=torch.bool, device=hit.device).index_fill(0, hit, False)
 
 
 def _settled(better: Int[Tensor, " k"], worse: Int[Tensor, " k"], count: int) -> Bool[Tensor, " n"]:
-    """Which of the boxes remain, where each of ``better`` suppresses its later one of ``worse`` if it remains itself.
+    """Return which boxes remain, where each of ``better`` suppresses its later one of ``worse`` if it remains itself.
 
-    All remain at first; each round asks which are suppressed by those that remained. After round ``i`` the first ``i``
-    answers are final, and mostly all of them long before (Cluster-NMS of Zheng et al. 2020).
+    All remain at first; each round computes which are suppressed by those that remained. After round ``i`` the first
+    ``i`` results are final, and usually all of them long before (Cluster-NMS of Zheng et al. 2020).
     """
     remain = _missed(worse[:0], count)
     while True:
@@ -184,9 +185,9 @@ def _settled(better: Int[Tensor, " k"], worse: Int[Tensor, " k"], count: int) ->
 
 
 def _vote(boxes: Tensor, scores: Tensor, labels: Tensor, kept: Tensor) -> Tensor:
-    """The kept boxes, each moved by the weighted mean difference of the boxes that vote for it.
+    """Move each kept box by the weighted mean difference of the boxes that vote for it.
 
-    There is no matrix product: that is rounded to a few digits where reduced precision is switched on.
+    No matrix product is used: it would be rounded to a few digits where reduced precision is enabled.
     """
     own, positions = boxes[kept], torch.arange(len(boxes), device=boxes.device)
     shift, total = torch.zeros_like(own), scores.new_zeros(len(kept), 1)

@@ -1,7 +1,7 @@
-"""Comparing all locations with all objects, some objects at a time.
+"""Comparison of all locations with all objects, some objects at a time.
 
-A table of images x locations x objects takes gigabytes where there are hundreds of objects. What is wanted of it is a
-maximum over objects, or something of each object alone: neither depends on how many objects are looked at together.
+A table of images x locations x objects takes gigabytes with hundreds of objects. Only a maximum over objects, or values
+of single objects, are needed from it: neither depends on how many objects are processed together.
 """
 
 from __future__ import annotations
@@ -15,20 +15,22 @@ from torch import Tensor
 from locdistill.geometry.boxes import paired_inside
 
 PAIRS_AT_ONCE = {"cpu": 2**18}
-"""Pairs of a location and an object that are compared together: on a processor so few that its cache holds them."""
+"""Pairs of a location and an object that are compared together; few enough on a CPU to fit its cache."""
 PAIRS_AT_ONCE_ELSEWHERE = 2**25
-"""The same on other devices, where each turn has a price: a table of so many numbers takes 128 MB."""
+"""The same on other devices, where each iteration has a fixed cost: a table of so many numbers takes 128 MB."""
 AT_ONCE_COMPILED = 64
-"""Objects of each image that are compared together in compiled code. It writes no tables, its graph grows with the
-number of turns, and were that number to depend on the image's size, each size would be compiled anew."""
+"""Objects of each image that are compared together in compiled code. Compiled code materialises no tables, and its
+graph grows with the number of iterations; were that number to depend on the image size, each size would be compiled
+anew.
+"""
 
 
 def in_turn(locations: Tensor, *of_objects: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Some objects after the other, of tensors that have the objects on their second axis.
+    """Yield some objects at a time, from tensors that have the objects on their second axis.
 
     Args:
-        locations: What the objects are compared with, along its first axis.
-        of_objects: Split together.
+        locations: Locations the objects are compared with, along the first axis.
+        of_objects: Tensors to split together.
     """
     images, objects = of_objects[0].shape[:2]
     if torch.compiler.is_compiling():
@@ -45,7 +47,7 @@ def in_turn(locations: Tensor, *of_objects: Tensor) -> Iterator[tuple[Tensor, ..
 def inside_some(
     points: Float[Tensor, "l 2"], boxes: Float[Tensor, "b g 4"], chosen: Bool[Tensor, "b g"]
 ) -> Bool[Tensor, "b l"]:
-    """Which points lie strictly inside some chosen box of each image."""
+    """Return which points lie strictly inside at least one chosen box of each image."""
     found = torch.zeros(len(boxes), len(points), dtype=torch.bool, device=points.device)
     for some, among in in_turn(points, boxes, chosen):
         found = found | (paired_inside(points, some[:, :, None]) & among[..., None]).any(1)

@@ -1,10 +1,12 @@
-"""Rotated boxes ``cx, cy, w, h, theta`` and what they share with each other and with polygons.
+"""Rotated boxes ``cx, cy, w, h, theta`` and their overlap with each other and with polygons.
 
 Pixels and radians; ``x`` points right and ``y`` down. The width lies along ``(cos theta, sin theta)``, the height along
-``(-sin theta, cos theta)``: a positive angle turns clockwise on screen. Five numbers are no unique name of a rectangle:
-``(w, h, theta)``, ``(w, h, theta + pi)`` and ``(h, w, theta + pi / 2)`` are the same one, and an angle range chooses.
+``(-sin theta, cos theta)``: a positive angle turns clockwise on screen. Five numbers do not describe a rectangle
+uniquely: ``(w, h, theta)``, ``(w, h, theta + pi)`` and ``(h, w, theta + pi / 2)`` are the same one, and an angle range
+selects one of them.
 
-Overlaps are in float32 at least, and in float64 if that comes in; suppression, merging and evaluation should use it.
+Overlaps are computed in float32 at least, and in float64 for float64 inputs, which suppression, merging and evaluation
+should use.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from locdistill.geometry.boxes import EPSILON
 from locdistill.geometry.sweep import in_parts, overlapping_pairs, taken
 
 AngleRange = Literal["oc", "le90", "le135"]
-"""Which of its names a rectangle goes by.
+"""Range of angles, which selects one of the equivalent parametrisations of a rectangle.
 
 ``oc``: theta in (0, pi / 2], either side may be the longer one (OpenCV since 4.5.1); upright boxes have pi / 2, and
 their width is vertical. ``le90`` and ``le135``: the width is the longer side and theta in [-pi / 2, pi / 2) or in
@@ -33,12 +35,12 @@ _START = {"le90": -math.pi / 2, "le135": -math.pi / 4}
 
 
 def wide(values: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """The values in float32 at least."""
+    """Convert the values to float32 at least."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def along_axes(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of vectors ``x, y`` along axes that are turned by an angle; all broadcast."""
+    """Compute coordinates of vectors ``x, y`` along axes that are rotated by an angle; all broadcast."""
     return cos * x + sin * y, cos * y - sin * x
 
 
@@ -46,17 +48,17 @@ def along_axes(x: Tensor, y: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, 
 
 
 def area(boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
-    """Width times height."""
+    """Compute width times height."""
     return boxes[..., 2] * boxes[..., 3]
 
 
 def corners(boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4 2"]:
-    """The corners ``x, y``, clockwise on screen, from the one at ``-w / 2, -h / 2`` in the box's own frame."""
+    """Return the corners ``x, y``, clockwise on screen, from the one at ``-w / 2, -h / 2`` in the box's own frame."""
     return torch.stack(_outline(*_frames(boxes)), -1).movedim(0, -2)
 
 
 def hull(boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
-    """The circumscribed axis-aligned box ``x1, y1, x2, y2``: ``w |cos| + h |sin|`` by ``w |sin| + h |cos|``."""
+    """Compute the circumscribed box ``x1, y1, x2, y2``: ``w |cos| + h |sin|`` by ``w |sin| + h |cos|``."""
     x, y, w, h, theta = boxes.unbind(-1)
     cos, sin = theta.cos().abs(), theta.sin().abs()
     across, down = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
@@ -66,20 +68,20 @@ def hull(boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
 def in_frame(
     points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 5"]
 ) -> tuple[Float[Tensor, "*#batch"], Float[Tensor, "*#batch"]]:
-    """Coordinates of points along the sides ``w`` and ``h`` of boxes, from their centres."""
+    """Compute coordinates of points along the sides ``w`` and ``h`` of boxes, from their centres."""
     x, y, _, _, theta = boxes.unbind(-1)
     return along_axes(points[..., 0] - x, points[..., 1] - y, theta.cos(), theta.sin())
 
 
 def polygon_hull(polygons: Float[Tensor, "*batch p 2"]) -> Float[Tensor, "*batch 4"]:
-    """The axis-aligned box ``x1, y1, x2, y2`` around points."""
+    """Compute the axis-aligned box ``x1, y1, x2, y2`` around points."""
     return torch.cat((polygons.amin(-2), polygons.amax(-2)), -1)
 
 
 def canonical(boxes: Float[Tensor, "*batch 5"], angles: AngleRange) -> Float[Tensor, "*batch 5"]:
-    """The same rectangles by their names in an angle range; names that are in the range stay as they are, to the bit.
+    """Convert boxes to an angle range; boxes that are in the range already stay equal bit by bit.
 
-    Only the name changes: of a square that is turned a little, the width may be either side.
+    The rectangles stay the same: for a slightly rotated square, the width may be either side.
     """
     x, y, w, h, theta = boxes.unbind(-1)
     if angles == "oc":
@@ -93,7 +95,7 @@ def canonical(boxes: Float[Tensor, "*batch 5"], angles: AngleRange) -> Float[Ten
 
 
 def _wrapped(theta: Tensor, start: float) -> Tensor:
-    """The angles plus multiples of pi, from ``start`` on and below ``start + pi``; what rounding puts beyond is 0."""
+    """Wrap angles by multiples of pi into ``[start, start + pi)``; what rounding puts outside becomes ``start``."""
 
     def inside(values: Tensor) -> Bool[Tensor, "..."]:
         return (values >= start) & (values < start + math.pi)
@@ -103,11 +105,11 @@ def _wrapped(theta: Tensor, start: float) -> Tensor:
 
 
 def fit(quads: Float[Tensor, "*batch 4 2"], angles: AngleRange) -> Float[Tensor, "*batch 5"]:
-    """The smallest rectangles around four points each, which may be in any order, coincide, or lie on a line.
+    """Fit the smallest rectangles around four points each, which may be in any order, coincide, or be collinear.
 
-    A smallest rectangle has a side along an edge of the convex hull, and that is one of the lines through two of the
-    four points: six directions are tried. MMRotate does the same (by OpenCV) for ``oc`` and ``le90``, but for ``le135``
-    takes the longer of the first two edges for the width and the middle of a diagonal for the centre, which is another
+    A smallest rectangle has a side along an edge of the convex hull, which is one of the lines through two of the four
+    points, so six directions are tried. MMRotate does the same (by OpenCV) for ``oc`` and ``le90``. For ``le135`` it
+    takes the longer of the first two edges as the width and the middle of a diagonal as the centre, which gives another
     rectangle where the points are not the corners of one.
     """
     middle = quads.mean(-2, keepdim=True)
@@ -129,7 +131,7 @@ def fit(quads: Float[Tensor, "*batch 4 2"], angles: AngleRange) -> Float[Tensor,
 
 
 def polygon_area(polygons: Float[Tensor, "*batch p 2"]) -> Float[Tensor, "*batch"]:
-    """Area within polygons given by their corners in either direction; where one crosses itself, parts cancel."""
+    """Compute the area of polygons, with corners in either direction; where a polygon crosses itself, parts cancel."""
     points = wide(polygons)
     x, y = (points - points[..., :1, :]).unbind(-1)
     return ((x * y.roll(-1, -1)).sum(-1) - (y * x.roll(-1, -1)).sum(-1)).abs() / 2
@@ -138,12 +140,12 @@ def polygon_area(polygons: Float[Tensor, "*batch p 2"]) -> Float[Tensor, "*batch
 def rectangle_polygon_area(
     rectangles: Float[Tensor, "*#batch 5"], polygons: Float[Tensor, "*#batch p 2"]
 ) -> Float[Tensor, "*#batch"]:
-    """Area that rectangles and simple polygons have in common, differentiable in both; leading axes broadcast.
+    """Compute the shared area of rectangles and simple polygons, differentiable in both; leading axes broadcast.
 
     By Green's theorem: with the rectangle ``[-W, W] x [-H, H]`` and ``F = (0, clamp(x, -W, W) if |y| <= H else 0)``,
-    whose curl is 1 in the rectangle and 0 elsewhere, the area is the integral of ``F`` along the polygon's edges. There
-    is no clipping, no sorting, no tolerance, and no case for parallel or coinciding edges, for every summand is
-    continuous. Polygons may be concave, their corners in either direction.
+    whose curl is 1 in the rectangle and 0 elsewhere, the area is the integral of ``F`` along the polygon's edges. Every
+    summand is continuous, so there is no clipping, no sorting, no tolerance, and no special case for parallel or
+    coinciding edges. Polygons may be concave, their corners in either direction.
     """
     x, y, w, h, cos, sin = _frames(rectangles)
     across, down = (c.movedim(-1, 0) for c in wide(polygons).unbind(-1))
@@ -153,12 +155,12 @@ def rectangle_polygon_area(
 def part_inside(
     rectangles: Float[Tensor, "*#batch 5"], polygons: Float[Tensor, "*#batch p 2"]
 ) -> Float[Tensor, "*#batch"]:
-    """Which part of the area of simple polygons lies in rectangles; an area below 1e-6 counts as 1e-6."""
+    """Compute the share of the area of simple polygons that lies in rectangles; the area is at least 1e-6."""
     return rectangle_polygon_area(rectangles, polygons) / polygon_area(polygons).clamp(min=EPSILON)
 
 
 def paired_iou(a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
-    """Intersection over union; leading axes broadcast.
+    """Compute intersection over union; leading axes broadcast.
 
     The union is at least 1e-6, so empty slots (all numbers zero) overlap nothing. The gradient is finite everywhere,
     also where boxes coincide and there is no derivative.
@@ -167,7 +169,7 @@ def paired_iou(a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> 
 
 
 def pairwise_iou(a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tensor, "n m"]:
-    """:func:`paired_iou` of all pairs; only those are intersected whose circumscribed boxes overlap."""
+    """Compute :func:`paired_iou` of all pairs; only pairs whose circumscribed boxes overlap are intersected."""
     with torch.no_grad():
         i, j = overlapping_pairs(hull(wide(a)), hull(wide(b)))
     values = iou_of_pairs(a, b, i, j)
@@ -177,7 +179,7 @@ def pairwise_iou(a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tens
 def iou_of_pairs(
     a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"], i: Int[Tensor, " k"], j: Int[Tensor, " k"]
 ) -> Float[Tensor, " k"]:
-    """:func:`paired_iou` of the boxes at places ``i`` of ``a`` with those at places ``j`` of ``b``, some at a time."""
+    """Compute :func:`paired_iou` of the boxes ``i`` of ``a`` with the boxes ``j`` of ``b``, some at a time."""
     own, other = _frames(a), _frames(b)
     return in_parts(lambda i, j: _iou(taken(own, i, 1), taken(other, j, 1)), i, j)
 
@@ -185,7 +187,7 @@ def iou_of_pairs(
 def paired_polygon_iou(
     boxes: Float[Tensor, "*#batch 5"], polygons: Float[Tensor, "*#batch p 2"]
 ) -> Float[Tensor, "*#batch"]:
-    """:func:`paired_iou` of rectangles with simple polygons, such as the quadrilaterals of annotations as they are."""
+    """Compute :func:`paired_iou` of rectangles with simple polygons, such as quadrilaterals of raw annotations."""
     shared = rectangle_polygon_area(boxes, polygons)
     return _over_union(shared, area(wide(boxes)), polygon_area(polygons))
 
@@ -195,7 +197,7 @@ def _over_union(shared: Tensor, area_a: Tensor, area_b: Tensor) -> Tensor:
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of rectangles by their frames: that of ``b`` as it is seen in that of ``a``."""
+    """Compute intersection over union of rectangles from their frames: ``b`` is transformed to the axes of ``a``."""
     x, y, w, h, cos, sin = a
     other_x, other_y, other_w, other_h, other_cos, other_sin = b
     place = along_axes(other_x - x, other_y - y, cos, sin)
@@ -205,13 +207,13 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _frames(boxes: Tensor) -> Tensor:
-    """Centre ``x, y``, half sides, cosine and sine, on a new first axis: rows of many numbers are quick, of six not."""
+    """Stack centre ``x, y``, half sides, cosine, sine on a new first axis: long rows are fast, rows of six slow."""
     x, y, w, h, theta = wide(boxes).unbind(-1)
     return torch.stack((x, y, w / 2, h / 2, theta.cos(), theta.sin()))
 
 
 def _outline(x: Tensor, y: Tensor, w: Tensor, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of the corners on a new first axis; ``w`` and ``h`` are half sides."""
+    """Compute coordinates of the corners on a new first axis; ``w`` and ``h`` are half sides."""
 
     def four(middle: Tensor, along: Tensor, across: Tensor) -> Tensor:
         first, second = along + across, along - across
@@ -221,18 +223,19 @@ def _outline(x: Tensor, y: Tensor, w: Tensor, h: Tensor, cos: Tensor, sin: Tenso
 
 
 def _area_within(x: Tensor, y: Tensor, w: Tensor, h: Tensor) -> Tensor:
-    """Area within ``|x| <= w`` and ``|y| <= h`` of polygons, whose corners are on the first axis.
+    """Compute the area within ``|x| <= w`` and ``|y| <= h`` of polygons, whose corners are on the first axis.
 
     Each edge, cut off at ``|y| = h``, adds its extent in ``y`` times the mean of ``clamp(x, -w, w)`` along it. With the
-    ends clamped to ``a`` and ``b``, and ``p`` and ``q`` what that cut off of each, the mean is
-    ``(a + b) / 2 + (b - a) / 2 * (q - p) / (|b - a| + p + q)``: no difference of like numbers, in value and gradient.
+    ends clamped to ``a`` and ``b``, by the distances ``p`` and ``q``, the mean is
+    ``(a + b) / 2 + (b - a) / 2 * (q - p) / (|b - a| + p + q)``: no difference of similar numbers, in value and
+    gradient.
     """
     next_x, next_y = x.roll(-1, 0), y.roll(-1, 0)
     run, rise = next_x - x, next_y - y
     rise = torch.where(rise == 0, 1, rise)
     cut = _limited(y, h)
     next_cut = cut.roll(-1, 0)
-    # From either end, so that a corner inside stays where it is and a level edge has both of its ends.
+    # From either end, so that a corner inside stays where it is and a horizontal edge has both of its ends.
     start = x + ((cut - y) / rise).clamp(0, 1) * run
     end = next_x - ((next_y - next_cut) / rise).clamp(0, 1) * run
     a, b = _limited(start, w), _limited(end, w)
@@ -243,5 +246,5 @@ def _area_within(x: Tensor, y: Tensor, w: Tensor, h: Tensor) -> Tensor:
 
 
 def _limited(values: Tensor, limit: Tensor) -> Tensor:
-    """Between plus and minus the limit; on the limit, value and limit have half of the gradient each."""
+    """Limit values to plus and minus the limit; on the limit, value and limit have half of the gradient each."""
     return torch.maximum(torch.minimum(values, limit), -limit)

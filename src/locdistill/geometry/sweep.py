@@ -1,4 +1,4 @@
-"""Which of many axis-aligned boxes overlap, found without comparing all with all."""
+"""Overlapping pairs of many axis-aligned boxes, found without comparing all with all."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from torch import Tensor
 CANDIDATES = 2**20
 """Pairs whose vertical extents are compared at once (about 60 bytes each)."""
 PAIRS = {"cpu": 2**14}
-"""Pairs of which something is computed at once: what a processor's cache holds."""
+"""Pairs that are processed at once; few enough to fit a CPU's cache."""
 PAIRS_ELSEWHERE = 2**18
-"""The same on other devices, where each turn has a price."""
+"""The same on other devices, where each iteration has a fixed cost."""
 
 
 def overlapping_pairs(
     a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"] | None = None
 ) -> tuple[Int[Tensor, " k"], Int[Tensor, " k"]]:
-    """Places in ``a`` and in ``b`` of the boxes ``x1, y1, x2, y2`` that overlap; in no particular order.
+    """Return indices into ``a`` and ``b`` of the boxes ``x1, y1, x2, y2`` that overlap, in no particular order.
 
-    Without ``b``: the pairs within ``a``, each once, either of its two first.
+    Without ``b``: the pairs within ``a``, each once, in either order.
 
-    Boxes are sorted by their left edges; those that start within the horizontal extent of another are then a range of
-    places, and of these the vertical extents are compared. Time and memory grow with the pairs that overlap
-    horizontally, and memory beyond a limit only with those that overlap. Boxes that share no more than a vertical
-    line count as overlapping: what was rounded alike is never missed. A box that is not finite overlaps nothing.
+    Boxes are sorted by their left edges, so the boxes that start within the horizontal extent of another are a
+    contiguous range; of these the vertical extents are compared. Time and memory grow with the pairs that overlap
+    horizontally, and memory beyond a limit only with the pairs that overlap. Boxes that share no more than a vertical
+    line count as overlapping, so that rounding cannot lose a pair. A box that is not finite overlaps nothing.
     """
     own, order = _sorted(a)
     if b is None:
@@ -34,15 +34,15 @@ def overlapping_pairs(
         return taken(order, i), taken(order, j)
     other, other_order = _sorted(b)
     i, j = _starting_within(own, other, torch.searchsorted(other[0], own[0]))
-    # The same the other way round, less those that start together.
+    # The same with the roles exchanged, without the pairs that start together.
     j_too, i_too = _starting_within(other, own, torch.searchsorted(own[0], other[0], right=True))
     return taken(order, torch.cat((i, i_too))), taken(other_order, torch.cat((j, j_too)))
 
 
 def moved_apart(boxes: Float[Tensor, "n 4"], groups: Int[Tensor, " n"]) -> Float[Tensor, "n 4"]:
-    """Boxes ``x1, y1, x2, y2`` moved sideways by group, so that those of different groups do not overlap.
+    """Move boxes ``x1, y1, x2, y2`` sideways by group, so that those of different groups do not overlap.
 
-    Rounding keeps the order of edges within a group: those that overlap still do.
+    Rounding keeps the order of edges within a group: boxes that overlapped still do.
     """
     if not len(boxes):
         return boxes
@@ -51,19 +51,19 @@ def moved_apart(boxes: Float[Tensor, "n 4"], groups: Int[Tensor, " n"]) -> Float
 
 
 def in_parts(value: Callable[[Tensor, Tensor], Tensor], i: Int[Tensor, " k"], j: Int[Tensor, " k"]) -> Tensor:
-    """``value(i, j)``, which has a number for each pair of places, for some pairs at a time."""
+    """Compute ``value(i, j)``, which has one number per pair of indices, for some pairs at a time."""
     size = PAIRS.get(i.device.type, PAIRS_ELSEWHERE)
     some = zip(torch.split(i, size), torch.split(j, size), strict=True)
     return torch.cat([value(*places) for places in some])
 
 
 def taken(values: Tensor, places: Int[Tensor, " k"], axis: int = 0) -> Tensor:
-    """The values at these places of an axis; for rows of numbers many times quicker than an index on a processor."""
+    """Select indices along an axis; for rows of numbers much faster than indexing on a CPU."""
     return values.index_select(axis, places)
 
 
 def _sorted(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of the boxes (4, n) by their left edge, and their places; what is not finite is empty, and last."""
+    """Sort coordinates (4, n) by left edge, and return them with the order; boxes not finite become empty and last."""
     finite = boxes.isfinite().all(1)
     low = boxes[:, :2].T.where(finite, torch.inf)
     high = boxes[:, 2:].T.where(finite, -torch.inf)
@@ -72,7 +72,7 @@ def _sorted(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _starting_within(a: Tensor, b: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """Pairs that overlap of a box of ``a`` and one of ``b`` from place ``first`` to the last that starts within it."""
+    """Find overlapping pairs of boxes of ``a`` with those of ``b`` that start within them, from index ``first`` on."""
     last = torch.searchsorted(b[0], a[2].contiguous(), right=True)
     found = [(first[:0], first[:0])]
     for i, j in _expanded(first, (last - first).clamp(min=0)):
@@ -83,7 +83,7 @@ def _starting_within(a: Tensor, b: Tensor, first: Tensor) -> tuple[Tensor, Tenso
 
 
 def _expanded(first: Tensor, counts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each row with each of its ``counts`` places from ``first`` on, some rows at a time."""
+    """Yield each row with each of its ``counts`` indices from ``first`` on, some rows at a time."""
     ends = counts.cumsum(0)
     sizes = torch.unique_consecutive((ends - 1).div(CANDIDATES, rounding_mode="floor"), return_counts=True)[1]
     shift = first - (ends - counts)

@@ -1,4 +1,4 @@
-"""Names of the classes of public data sets, in the order in which published detectors number them."""
+"""Class names of public data sets, in the order in which published detectors number them."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ DOTA = (
 """DOTA 2.0."""
 
 DOTA_BY_COUNT = {count: DOTA[:count] for count in (15, 16, 18)}
-"""Its versions, each of which continues the one before."""
+"""DOTA's versions by number of classes; each continues the one before."""
 BY_COUNT = {len(COCO): COCO, len(VOC): VOC}

@@ -1,7 +1,7 @@
 """Names of tensors in checkpoints of MMDetection and of Rotated-LD (MMRotate), both directions.
 
-The names are data: ordered pairs of patterns, ours and theirs, of which the first that fits decides. ``{i}`` stands
-for a number, ``{rest}`` for anything. Another head is another list of pairs.
+The names are data: ordered pairs of patterns, ours and theirs; the first match applies. ``{i}`` stands for a number,
+``{rest}`` for anything. Each head has its own list of pairs.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from locdistill.geometry.coding import ANGLE, GROWTH
 Pairs = tuple[tuple[str, str], ...]
 Renamed = TypeVar("Renamed")
 
-# Backbones of the ResNet family have the same names in timm, torchvision and MMDetection; but for three convolutions in
-# place of the first one, which timm spreads over `conv1` and `bn1` and MMDetection keeps together.
+# Backbones of the ResNet family have the same names in timm, torchvision and MMDetection, except for three convolutions
+# in place of the first one, which timm spreads over `conv1` and `bn1` and MMDetection keeps together.
 DEEP_STEM: Pairs = (
     ("backbone.bn1.{rest}", "backbone.stem.7.{rest}"),
     ("backbone.conv1.{i}.{rest}", "backbone.stem.{i}.{rest}"),
@@ -75,7 +75,7 @@ NAMES: dict[str, Pairs] = {
         ("head.reg.{rest}", "bbox_head.retina_reg.{rest}"),
     ),
 }
-# Names that only old files have, and those that replaced them.
+# Names in old files only, and their replacements.
 OLD: Pairs = (
     ("backbone.{rest}.conv2_offset.{kind}", "backbone.{rest}.conv2.conv_offset.{kind}"),
     ("backbone.{rest}.convs.{i}_offset.{kind}", "backbone.{rest}.convs.{i}.conv_offset.{kind}"),
@@ -90,12 +90,12 @@ EDGES = {"rotated_retinanet": 5}
 
 
 def edges_of(model: str) -> int:
-    """Distributions that make a box: four, or five with an angle."""
+    """Return the number of distributions that make a box: four, or five with an angle."""
     return EDGES.get(model, 4)
 
 
 def to_mmdet(state_dict: Mapping[str, Tensor], model: str = "gfl") -> dict[str, Tensor]:
-    """A state dict of ours under MMDetection's names, with the positions of the bins added.
+    """Convert a state dict of ours to MMDetection's names, with the positions of the bins added.
 
     Raises:
         WeightsError: A name has no counterpart.
@@ -108,7 +108,7 @@ def to_mmdet(state_dict: Mapping[str, Tensor], model: str = "gfl") -> dict[str, 
 
 
 def from_mmdet(state_dict: Mapping[str, Tensor], model: str = "gfl") -> dict[str, Tensor]:
-    """A state dict of MMDetection under our names; the positions of the bins are dropped.
+    """Convert a state dict of MMDetection to our names; the positions of the bins are dropped.
 
     Raises:
         WeightsError: A name has no counterpart.
@@ -118,19 +118,19 @@ def from_mmdet(state_dict: Mapping[str, Tensor], model: str = "gfl") -> dict[str
 
 
 def to_ours(model: str) -> Pairs:
-    """The pairs that lead from MMDetection's names to ours."""
+    """Return the pairs that map MMDetection's names to ours."""
     return tuple((theirs, ours) for ours, theirs in (*DEEP_STEM, *_names(model)))
 
 
 def positions(model: str, count: int) -> dict[str, Tensor]:
-    """The positions of so many bins, under the names of the constants that hold them."""
+    """Return the positions of ``count`` bins, under the names of the constants that hold them."""
     if edges_of(model) == 4:
         return {BINS: torch.arange(count, dtype=torch.float32)}
     return {name: torch.linspace(*ends, count) for name, ends in ((BINS, GROWTH), (ANGLE_BINS, ANGLE))}
 
 
 def rename(state_dict: Mapping[str, Renamed], pairs: Pairs) -> tuple[dict[str, Renamed], list[str]]:
-    """What has names of tensors, under the names that pairs of patterns lead to; and the names that none fits."""
+    """Rename the entries of a state dict by pairs of patterns; also return the names that no pattern matches."""
     rules = [(_compile(source), target) for source, target in pairs]
     renamed, unknown = {}, []
     for key, value in state_dict.items():

@@ -1,9 +1,9 @@
-"""PyTorch checkpoint files, read without running anything that is in them.
+"""Reading of PyTorch checkpoint files without running any code in them.
 
 PyTorch reads such a file with ``weights_only=True``: tensors and plain containers, nothing else. Files of training
-programs also hold objects of theirs (histories of losses, configurations) that nobody needs for the weights. Their
-names are bound to inert stand-ins here, so that the file loads while no code of its own, or of the libraries it names,
-is run. Any other name is refused.
+programs also hold other objects (histories of losses, configurations) that the weights do not need. Their names are
+bound to inert stand-ins here, so that the file loads, while no code of its own, or of the libraries it names, is run.
+Any other name is refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from locdistill.errors import WeightsError
 
 
 class Opaque:
-    """Stands for an object, or for what a function would have returned: it takes anything and does nothing."""
+    """Stand-in for an object or a function's result: it accepts any arguments and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -32,10 +32,10 @@ class Opaque:
 
 
 class Dictionary:
-    """Stands for a kind of dictionary: it becomes a plain one, with the same content."""
+    """Stand-in for a kind of dictionary: it becomes a plain one, with the same content."""
 
     def __new__(cls, *args: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
-        """Keep the content, if it is handed over at once; otherwise it comes item by item."""
+        """Keep the content if it is passed at once; otherwise it is added item by item."""
         return OrderedDict(*(arg for arg in args[:1] if isinstance(arg, Mapping)))
 
 
@@ -77,10 +77,10 @@ REMEDY = """If you trust where it comes from, and only then, save its weights al
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU; zip files and those of PyTorch before 1.6 alike.
+    """Read a checkpoint on the CPU, from a zip file or the format before PyTorch 1.6.
 
     Raises:
-        WeightsError: It is damaged, no checkpoint, or needs objects that could run code.
+        WeightsError: It is damaged, not a checkpoint, or needs objects that could run code.
     """
     known = [(stand_in, name) for stand_in, names in STAND_INS for name in names]
     with torch.serialization.safe_globals(known):  # type: ignore[arg-type]
@@ -100,7 +100,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _wanting(path: Path, error: Exception) -> str:
-    """Names in the file that are not allowed: all of them, or the one that stopped it in a file without a list."""
+    """Return names in the file that are not allowed: all of them, or the first one in a file without a list."""
     try:
         names = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # the file is no zip file, or is hand-made
@@ -109,7 +109,7 @@ def _wanting(path: Path, error: Exception) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The one sentence of PyTorch's message that says what is wrong; the others advise to read the file unsafely."""
+    """Return the one sentence of PyTorch's message that states the error; the others advise unsafe reading."""
     text = str(error).split("WeightsUnpickler error:")[-1].strip()
     return re.split(r"\n|\. ", text)[0][:200] if text else type(error).__name__
 

@@ -1,8 +1,9 @@
-"""What a detector of MMDetection's is made of, read off the names and shapes of its tensors.
+"""Recognition of an MMDetection detector from the names and shapes of its tensors.
 
-Plain data in, plain data out: the settings of a detector as they would stand in a recipe. What shapes cannot tell (the
-order of the colours, which convolution of a bottleneck halves) comes from the configuration text that training programs
-store with the weights, which is searched, never run; without it the published detectors decide.
+Input and output are plain data: the result is the settings of a detector as in a recipe. What shapes do not determine
+(the order of the colours, which convolution of a bottleneck halves the resolution) is read from the configuration text
+that training programs store with the weights, which is searched, never run; without it, that of the published detectors
+is assumed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from locdistill.types import Triple
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# Kind, its predictors of classes and edges, and a name that sets it apart from the kinds below it.
+# Kind, its predictors of classes and edges, and a name that distinguishes it from the kinds below it.
 KINDS = (
     ("gflv2", "gfl_cls", "gfl_reg", "bbox_head.reg_conf."),
     ("gfl", "gfl_cls", "gfl_reg", "bbox_head.gfl_"),
@@ -46,7 +47,7 @@ SUPPORTED = (
     "ResNet-18, 34, 50, 101 and 152, ResNeXt-50 and 101 32x4d, ResNeXt-101 64x4d, Res2Net-50 and 101 v1d 26w 4s, each "
     "with or without deformable convolutions"
 )
-# Names that give away what else it is. The first that is found decides.
+# Names that identify other detectors. The first match decides.
 OTHER_DETECTORS = (
     (r"roi_head\.|rpn_head\.", "a two-stage detector (Faster R-CNN and its like)"),
     (r"bbox_head\.vfnet_", "VarifocalNet, whose edges are single numbers"),
@@ -76,7 +77,7 @@ OTHER_NECKS = (
 RGB: tuple[Triple, Triple] = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 BGR: tuple[Triple, Triple] = ((103.53, 116.28, 123.675), (1.0, 1.0, 1.0))
 PUBLISHED_DEPTH = 4
-# What no file of Rotated-LD tells of itself.
+# Properties of Rotated-LD that none of its files states.
 ROTATED: dict[str, Any] = {
     "angles": "oc",
     "angle_bins": "linear",
@@ -90,11 +91,11 @@ LARGEST_LEVEL = 5  # of the backbone; those above are the pyramid's own
 
 @dataclass(frozen=True, slots=True)
 class Recognised:
-    """What a state dict is.
+    """Result of recognising a state dict.
 
     Attributes:
-        settings: Of the detector, as plain data.
-        notes: What was assumed, and why.
+        settings: Settings of the detector, as plain data.
+        notes: Assumptions, with their reasons.
     """
 
     settings: dict[str, Any]
@@ -108,17 +109,18 @@ def recognise(
     classes: Sequence[str] | None = None,
     style: str | None = None,
 ) -> Recognised:
-    """The settings of the detector that tensors of these names and shapes belong to.
+    """Return the settings of the detector that tensors of these names and shapes belong to.
 
     Args:
-        shapes: Of the tensors, under MMDetection's names; with those of the constants, which tell of an angle.
-        meta: What the file says of itself: ``CLASSES``, ``dataset_meta``, ``config`` or ``cfg`` (a text).
+        shapes: Shapes of the tensors, under MMDetection's names; including those of the constants, which indicate an
+            angle.
+        meta: Metadata of the file: ``CLASSES``, ``dataset_meta``, ``config`` or ``cfg`` (a text).
         classes: Names of the classes; they overrule those of the file.
         style: ``pytorch`` or ``caffe``; overrules what the file and the kind of detector suggest.
 
     Raises:
         WeightsError: It is no detector with edge distributions, or its backbone, neck or head is not supported; the
-            message says what it looks like.
+            message describes what it appears to be.
     """
     meta = meta or {}
     shapes = {name: shape or (1,) for name, shape in shapes.items()}
@@ -154,14 +156,14 @@ def recognise(
 
 
 def _first(names: Iterable[str], table: Sequence[tuple[str, str]]) -> tuple[str, str] | None:
-    """What the first pattern that fits any name stands for, and that name."""
+    """Return the meaning of the first pattern that matches any name, and that name."""
     listed = list(names)
     fits = ((what, name) for pattern, what in table for name in listed if re.search(pattern, name))
     return next(fits, None)
 
 
 def _kind(shapes: Shapes) -> tuple[str, str, str]:
-    """Kind of detector and the names of its predictors."""
+    """Return the kind of detector and the names of its predictors."""
     other = _first(shapes, OTHER_DETECTORS)
     found = next((kind for kind in KINDS if any(name.startswith(kind[3]) for name in shapes)), None)
     if other is not None or found is None:
@@ -183,10 +185,10 @@ def _kind(shapes: Shapes) -> tuple[str, str, str]:
 
 
 def _plain(shapes: Shapes, model: str, reg: str) -> bool:
-    """Whether each edge is a single number.
+    """Return whether each edge is a single number.
 
     The names of a rotated RetinaNet with distributions are those of any plain one. It has the constant of its angle's
-    bins; a file that has lost its constants is told by its number of outputs, unless this fits four edges as well.
+    bins; a file without its constants is recognised by its number of outputs, unless this fits four edges as well.
     """
     rows, edges = _rows(shapes, reg), edges_of(model)
     if model != "rotated_retinanet":
@@ -196,7 +198,7 @@ def _plain(shapes: Shapes, model: str, reg: str) -> bool:
 
 
 def _rows(shapes: Shapes, predictor: str) -> int:
-    """Number of outputs of a predictor; one of its two tensors is enough to tell."""
+    """Return the number of outputs of a predictor, from either of its two tensors."""
     for kind in ("weight", "bias"):
         if (shape := shapes.get(f"bbox_head.{predictor}.{kind}")) is not None:
             return shape[0]
@@ -217,7 +219,7 @@ def _reg_max(shapes: Shapes, predictor: str, model: str) -> int:
 
 
 def _backbone(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
-    """Name of the backbone in timm, and its blocks per stage."""
+    """Return the name of the backbone in timm, and its blocks per stage."""
     own = {name.removeprefix("backbone."): shape for name, shape in shapes.items() if name.startswith("backbone.")}
     if not own:
         raise WeightsError("there are no weights of a backbone in it (names that begin with 'backbone.')")
@@ -247,7 +249,7 @@ def _backbone(shapes: Shapes) -> tuple[str, tuple[int, ...]]:
 
 
 def _deformable(shapes: Shapes, counts: Sequence[int]) -> tuple[int, ...]:
-    """Stages whose 3x3 convolutions are deformable."""
+    """Return the stages whose 3x3 convolutions are deformable."""
     found: dict[int, set[int]] = {}
     for name, shape in shapes.items():
         match = re.fullmatch(r"backbone\.layer(\d+)\.(\d+)\.(conv2|convs\.\d+)\.conv_offset\.(weight|bias)", name)
@@ -268,7 +270,7 @@ def _deformable(shapes: Shapes, counts: Sequence[int]) -> tuple[int, ...]:
 
 
 def _pyramid(shapes: Shapes) -> tuple[int, tuple[int, ...]]:
-    """Width and levels of the pyramid."""
+    """Return width and levels of the pyramid."""
     laterals = {int(m[1]) for name in shapes if (m := re.match(r"neck\.lateral_convs\.(\d+)\.conv\.", name))}
     outputs = {int(m[1]) for name in shapes if (m := re.match(r"neck\.fpn_convs\.(\d+)\.conv\.", name))}
     other = _first(shapes, OTHER_NECKS)
@@ -282,7 +284,7 @@ def _pyramid(shapes: Shapes) -> tuple[int, tuple[int, ...]]:
 
 
 def _depth(shapes: Shapes, notes: list[str]) -> int:
-    """Convolutions in each tower of the head."""
+    """Return the number of convolutions in each tower of the head."""
     depths = [
         {int(m[1]) for name in shapes if (m := re.match(rf"bbox_head\.{tower}_convs\.(\d+)\.", name))}
         for tower in ("cls", "reg")
@@ -301,7 +303,7 @@ def _depth(shapes: Shapes, notes: list[str]) -> int:
 def _classes(
     outputs: int, model: str, meta: Mapping[str, Any], given: Sequence[str] | None, notes: list[str]
 ) -> dict[str, Any]:
-    """Names of the classes, and whether there is one more channel, for background (GFL v2 as published)."""
+    """Return names of the classes, and whether there is one more channel, for background (GFL v2 as published)."""
     spare = model == "gflv2"
     if given is not None:
         if len(given) not in (outputs, outputs - spare):
@@ -326,7 +328,7 @@ def _classes(
 
 
 def numbered(count: int) -> tuple[str, ...]:
-    """Names for classes of which nothing but their number is known."""
+    """Return names for classes of which only the number is known."""
     return tuple(f"class_{index}" for index in range(count))
 
 
@@ -342,7 +344,7 @@ def _named_classes(meta: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 
 def _input(settings: Mapping[str, Any], meta: Mapping[str, Any], style: str | None, notes: list[str]) -> dict[str, Any]:
-    """Style of the bottlenecks, and how images are normalised."""
+    """Return the style of the bottlenecks and the normalisation of images."""
     text = "\n".join(str(meta[key]) for key in ("config", "cfg") if isinstance(meta.get(key), str))
     if style is None and text:
         style = "caffe" if re.search(r"style\s*=\s*['\"]caffe['\"]", text) else "pytorch"
@@ -364,7 +366,7 @@ def _input(settings: Mapping[str, Any], meta: Mapping[str, Any], style: str | No
 
 
 def _listed(name: str, text: str) -> Triple | None:
-    """The first list of three numbers, and of nothing else, that a name is set to in a text."""
+    """Return the first list of exactly three numbers that a name is set to in a text."""
     match = re.search(rf"\b{name}\s*=\s*[\[(]\s*({NUMBER}\s*(?:,\s*{NUMBER}\s*)*),?\s*[\])]", text)
     return _triple([float(number) for number in re.findall(NUMBER, match[1])]) if match else None
 

@@ -1,4 +1,4 @@
-"""Which of the tensors in a foreign checkpoint are the detector, and why the others are not."""
+"""Selection of the detector's tensors in a foreign checkpoint, with reasons for leaving out the others."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from locdistill.errors import WeightsError
 from locdistill.interop.mmdet import ANGLE_BINS, BINS, OLD, rename
 
 Which = Literal["ema", "raw"]
-# Under what training programs keep a state dict.
+# Keys of a state dict in checkpoints of training programs.
 STATE = ("state_dict", "model", "module")
-# Averaged weights of their own. What OpenMMLab's programs call so is the opposite: see `_averages`.
+# Keys of averaged weights. Keys of that kind in OpenMMLab's programs hold the opposite: see `_averages`.
 AVERAGED = ("state_dict_ema", "model_ema")
 MMENGINE_SWAPPED = "ema_state_dict"
 MMCV_SWAPPED = "ema_"
-# What the names of every dense detector's head begin with.
+# Prefix of the names of every dense detector's head.
 HEAD = "bbox_head."
 PREPROCESSOR = "data_preprocessor."
 FIELDS = {
@@ -37,12 +37,12 @@ COMPUTED = "positions of the bins, a constant: computed here"
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """Something of a file that was left out.
+    """Part of a file that was left out.
 
     Attributes:
-        what: The group of names, or the field of the file.
-        count: How many tensors, or entries.
-        reason: Why.
+        what: Group of names, or field of the file.
+        count: Number of tensors or entries.
+        reason: Reason for leaving it out.
     """
 
     what: str
@@ -55,14 +55,14 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unpacked:
-    """The detector in a checkpoint.
+    """Detector in a checkpoint.
 
     Attributes:
-        tensors: Under MMDetection's present names, without any prefix and without constants.
+        tensors: Tensors under MMDetection's present names, without any prefix and without constants.
         constants: Positions of bins, which are computed here.
-        meta: What the file says of itself.
-        weights: Which weights these are, in words.
-        skipped: What was left out.
+        meta: Metadata of the file.
+        weights: Description of which weights these are.
+        skipped: Parts that were left out.
     """
 
     tensors: dict[str, Tensor]
@@ -73,13 +73,13 @@ class Unpacked:
 
 
 def unpack(content: Mapping[str, Any], which: Which = "ema") -> Unpacked:
-    """Find the weights of a detector in what a checkpoint holds: a state dict, or a dictionary with one inside.
+    """Find the weights of a detector in the content of a checkpoint: a state dict, or a dictionary with one inside.
 
-    Prefixes (``module.`` of data-parallel training, ``student.`` of a pair) are taken off; a teacher beside it is left
-    out; old names are brought up to date.
+    Prefixes (``module.`` of data-parallel training, ``student.`` of a pair) are removed; a teacher beside it is left
+    out; old names are replaced by present ones.
 
     Args:
-        content: Of the file.
+        content: Content of the file.
         which: Averaged weights (``ema``), if there are any, or those that were averaged (``raw``).
 
     Raises:
@@ -92,7 +92,7 @@ def unpack(content: Mapping[str, Any], which: Which = "ema") -> Unpacked:
     others = [Skipped(str(key), 1, "no tensor") for key in everything if key not in tensors]
     tensors, weights, averages = _averages(tensors, content, which)
     tensors, outside = _inside(tensors)
-    # refuse tensors from which values cannot be copied as they are
+    # Refuse tensors from which values cannot be copied as they are.
     odd = {
         name: "quantised" if value.is_quantized else "without values" if value.is_meta else str(value.layout)[6:]
         for name, value in tensors.items()
@@ -122,7 +122,7 @@ def unpack(content: Mapping[str, Any], which: Which = "ema") -> Unpacked:
 
 
 def _state(content: Mapping[str, Any]) -> tuple[Mapping[str, Any], list[Skipped]]:
-    """The state dict of a checkpoint, and the other fields that are left out."""
+    """Return the state dict of a checkpoint, and the other fields, which are left out."""
     if content and all(isinstance(value, Tensor) for value in content.values()):
         return content, []
     name = next((name for name in STATE if isinstance(content.get(name), Mapping) and content[name]), None)
@@ -147,8 +147,8 @@ def _averages(
     """Choose between averaged weights and those that were averaged.
 
     Both programs of OpenMMLab swap the two before they save, so that the plain names hold the averaged weights, which
-    are those that are evaluated: what mmengine keeps as ``ema_state_dict``, and mmcv as ``ema_backbone_conv1_weight``,
-    are the weights *without* averaging.
+    they evaluate: ``ema_state_dict`` in mmengine, and names such as ``ema_backbone_conv1_weight`` in mmcv, are the
+    weights *without* averaging.
     """
     buffers = {key: value for key, value in tensors.items() if key.startswith(MMCV_SWAPPED) and "." not in key}
     plain = {key: value for key, value in tensors.items() if key not in buffers}
@@ -175,9 +175,9 @@ def _averages(
 
 
 def _inside(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Skipped]]:
-    """The tensors of the detector without the prefix that all of them have; the rest is left out.
+    """Return the tensors of the detector without their common prefix; the rest is left out.
 
-    Names that are no part of a detector's, but have its prefix, stay in: they may tell what it is instead.
+    Names that are no part of a detector's, but have its prefix, stay in: they may identify another model.
     """
     prefixes = {key[: key.index(HEAD)] for key in tensors if re.search(rf"(^|\.){re.escape(HEAD)}", key)}
     prefixes = {prefix for prefix in prefixes if "roi_head." not in prefix}  # the second of two stages
@@ -203,7 +203,7 @@ def _inside(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[Skipped
 
 
 def _statistics(tensors: dict[str, Tensor], meta: dict[str, Any]) -> tuple[dict[str, Tensor], list[Skipped]]:
-    """Take out the mean and deviation of the input, which go to what the file says of itself."""
+    """Move the mean and standard deviation of the input from the tensors to the metadata."""
     own = {key: value for key, value in tensors.items() if key.startswith(PREPROCESSOR)}
     if not own:
         return tensors, []

@@ -1,4 +1,4 @@
-"""How central a location is in an object."""
+"""Centerness of a location in an object."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from locdistill.geometry.boxes import EPSILON
 
 
 def centerness(distances: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
-    """1 in the middle of a box, 0 on its edges and outside (FCOS, Tian et al. 2019, equation 3).
+    """Compute centerness: 1 in the middle of a box, 0 on its edges and outside (FCOS, Tian et al. 2019, equation 3).
 
-    ``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))`` of the distances to the left, top, right and bottom edge, in
-    any one unit.
+    ``sqrt(min(l, r) / max(l, r) * min(t, b) / max(t, b))`` of the distances to the left, top, right and bottom edge,
+    all in the same unit.
     """
     first, second = distances[..., :2], distances[..., 2:]
     near, far = torch.minimum(first, second).clamp(min=0), torch.maximum(first, second).clamp(min=EPSILON)

@@ -1,4 +1,4 @@
-"""Losses on pairs of boxes: axis-aligned ones, or rotated ones, which three of the losses take for Gaussians."""
+"""Losses on pairs of boxes, axis-aligned or rotated; three of the losses treat rotated boxes as Gaussians."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ OverlapKind = Literal["giou", "diou", "ciou", "rotated_iou", "gwd", "kld", "prob
 
 
 def gwd_loss(boxes: Float[Tensor, "*batch 5"], targets: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
-    """``ln(1 + D)`` with the normalised Wasserstein distance ``D``.
+    """Compute ``ln(1 + D)`` with the normalised Wasserstein distance ``D``.
 
-    MMRotate with ``tau = 0``, which the reference implementation (Rotated-LD) trains with. The paper (Yang et al. 2021)
-    has ``1 - 1 / (tau + f(D^2))``.
+    This is MMRotate with ``tau = 0``, which the reference implementation (Rotated-LD) trains with. The paper (Yang et
+    al. 2021) has ``1 - 1 / (tau + f(D^2))``.
     """
     return gwd(boxes, targets).log1p()
 
 
 def kld_loss(boxes: Float[Tensor, "*batch 5"], targets: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
-    """``1 - 1 / (1 + ln(1 + K))``, with ``K`` twice the divergence of the prediction from the truth.
+    """Compute ``1 - 1 / (1 + ln(1 + K))``, with ``K`` twice the divergence of the prediction from the truth.
 
-    Yang et al. 2021; MMRotate with ``tau = 1``, whose ``K`` is at least 1e-6; here it may be 0.
+    Source: Yang et al. 2021; MMRotate with ``tau = 1``, whose ``K`` is at least 1e-6; here it may be 0.
     """
     return 1 - 1 / (1 + kld(boxes, targets).log1p())
 
@@ -41,26 +41,26 @@ _KINDS: dict[OverlapKind, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
     "kld": (5, kld_loss),
     "probiou": (5, hellinger),
 }
-"""How many numbers a box has, and the loss."""
+"""Number of coordinates per box, and the loss, by kind of overlap."""
 
 
 def numbers_for(kind: OverlapKind) -> int:
-    """How many numbers the boxes have that a kind of overlap compares."""
+    """Return how many coordinates the boxes of a kind of overlap have."""
     return _KINDS[kind][0]
 
 
 def kinds_for(numbers: int) -> tuple[OverlapKind, ...]:
-    """The kinds of overlap for boxes of so many numbers."""
+    """Return the kinds of overlap for boxes of this many coordinates."""
     return tuple(kind for kind, (own, _) in _KINDS.items() if own == numbers)
 
 
 def overlap_loss(
     boxes: Float[Tensor, "*batch d"], targets: Float[Tensor, "*batch d"], *, kind: OverlapKind = "giou"
 ) -> Float[Tensor, "*batch"]:
-    """How far predicted boxes are from true ones, in any one unit of length, and radians.
+    """Compute the loss of predicted boxes against true ones; lengths in any one unit, angles in radians.
 
-    One minus the similarity of axis-aligned boxes ``x1, y1, x2, y2`` (``giou``, ``diou``, ``ciou``), or of rotated ones
-    ``cx, cy, w, h, theta`` (``rotated_iou``); or a distance of the Gaussians that stand for rotated boxes: `gwd_loss`,
-    `kld_loss`, and for ``probiou`` the Hellinger distance, the loss ``L1`` of Llerena et al. (2021).
+    It is one minus the similarity of axis-aligned boxes ``x1, y1, x2, y2`` (``giou``, ``diou``, ``ciou``) or of rotated
+    ones ``cx, cy, w, h, theta`` (``rotated_iou``); or a distance of the Gaussians that represent rotated boxes:
+    `gwd_loss`, `kld_loss`, and for ``probiou`` the Hellinger distance, the loss ``L1`` of Llerena et al. (2021).
     """
     return _KINDS[kind][1](boxes, targets)

@@ -1,1 +1,1 @@
-"""Dense detectors: backbone, pyramid, head, and the way from predictions to detections."""
+"""Dense detectors: backbone, pyramid, head, and the conversion of predictions to detections."""

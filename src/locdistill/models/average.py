@@ -1,4 +1,4 @@
-"""A running average of the weights."""
+"""Running average of the weights."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ class Average:
     """Exponential moving average of a model's parameters and buffers.
 
     ``average <- d * average + (1 - d) * weights`` after each optimiser step ``k`` from 0, where
-    ``d = min(decay, (1 + k) / (10 + k))``: the first steps, far from the end, are forgotten quickly (the warm-up of
-    TensorFlow's moving average). Floating-point buffers, such as the statistics of batch normalisation, are averaged
+    ``d = min(decay, (1 + k) / (10 + k))``: early weights, far from the final ones, are forgotten quickly (the warm-up
+    of TensorFlow's moving average). Floating-point buffers, such as the statistics of batch normalisation, are averaged
     too, since they belong to the weights; other buffers are copied.
 
-    Own code rather than Lightning's ``WeightAveraging``: that one copies the whole module with its teacher, has no
-    warm-up of the decay, and puts the average where the raw weights belong in the checkpoint.
+    Lightning's ``WeightAveraging`` is not used: it copies the whole module with its teacher, has no warm-up of the
+    decay, and stores the average in place of the raw weights in the checkpoint.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -27,16 +27,16 @@ class Average:
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
 
     def to(self, device: torch.device) -> None:
-        """Move the average to where the model is."""
+        """Move the average to the model's device."""
         self.model.to(device)
 
     def decay_at(self, update: int) -> float:
-        """Decay of an update, counted from 0."""
+        """Return the decay of an update, counted from 0."""
         return min(self.decay, (1 + update) / (10 + update))
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the model's present weights."""
+        """Update the average with the model's present weights."""
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         averaged = [(ours, new) for ours, new in pairs if ours.is_floating_point()]
         torch._foreach_lerp_(
@@ -48,15 +48,15 @@ class Average:
         self.updates += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on averaging."""
+        """Return the state needed to resume averaging."""
         return {"updates": self.updates, "model": self.model.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved average."""
+        """Restore a saved average."""
         self.updates = state["updates"]
         self.model.load_state_dict(state["model"])
 
 
 def _tensors(model: nn.Module) -> list[Tensor]:
-    """Parameters and persistent buffers, in a fixed order."""
+    """Return parameters and persistent buffers, in a fixed order."""
     return list(model.state_dict(keep_vars=True).values())

@@ -1,4 +1,4 @@
-"""Backbones from timm: the maps that a pyramid needs, their weights, and which of them are trained."""
+"""Backbones from timm: their maps for the pyramid, their weights, and their trainable parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger("locdistill")
 
 @dataclass(frozen=True, slots=True)
 class BackboneInfo:
-    """What the rest of a detector needs to know of its backbone.
+    """Properties of a backbone that the rest of a detector depends on.
 
     Attributes:
         channels: Width of each map that the pyramid takes, finest first.
@@ -45,20 +45,20 @@ class BackboneInfo:
 def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple[nn.Module, BackboneInfo]:
     """Build a backbone whose parameters have timm's names (for ResNets: torchvision's).
 
-    Maps are found by their stride, not by their position. With ``weights`` they are loaded as
-    ``settings.pretrained`` says; otherwise, and from scratch, they are timm's initialisation (for ResNets: He et al.
-    2015 over the fan-out, the last normalisation of each residual block starting at 0). Residual networks are those of
+    Maps are found by their stride, not by their position. With ``weights`` the weights are loaded as set in
+    ``settings.pretrained``; otherwise, and from scratch, they are timm's initialisation (for ResNets: He et al. 2015
+    over the fan-out, the last normalisation of each residual block starting at 0). Residual networks are those of
     MMDetection, numerically: see `residual`.
 
     Raises:
         RecipeError: The name is unknown, the arguments do not fit, or the backbone lacks a map of a needed stride.
-        WeightsError: The pretrained weights cannot be had, or are of another architecture.
+        WeightsError: The pretrained weights are not available, or are of another architecture.
     """
     probe = _to_look_at(lambda: _create(settings))
-    # Of several maps of one stride the deepest; the index counts all maps that timm knows of.
+    # Of several maps of one stride the deepest; the index counts all maps that timm lists.
     position = {entry["reduction"]: index for index, entry in enumerate(_feature_info(probe).info)}
     needed = [2**level for level in settings.levels if level <= 5]
-    # The map that ends the frozen part is an output too, so that `Freezing` can find what feeds it.
+    # The map that ends the frozen part is an output too, so that `Freezing` can find what it depends on.
     wanted = sorted({*needed, *([2 ** (settings.frozen_stages + 1)] if settings.frozen_stages >= 0 else [])})
     lacking = [stride for stride in wanted if stride not in position]
     if lacking:
@@ -90,9 +90,9 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
 
 
 def _to_look_at(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a network only to be looked at: without values where it can be had so, which takes no time.
+    """Build a network for inspection only: without allocating values where possible, which takes no time.
 
-    Either way the seeded initialisation is not disturbed.
+    In either case the seeded initialisation is not disturbed.
     """
     try:
         with torch.device("meta"):
@@ -103,7 +103,7 @@ def _to_look_at(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _feature_info(net: nn.Module) -> Any:
-    """What timm knows of the maps of a network: strides, widths, names."""
+    """Return timm's description of the maps of a network: strides, widths, names."""
     return net.feature_info
 
 
@@ -138,7 +138,7 @@ def _create(settings: DetectorSettings, *, hub: bool = False, **extra: Any) -> n
 
 
 def _arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments for timm, with ``groupnorm:G`` made a layer: timm's own ``groupnorm`` always has 32 groups."""
+    """Return arguments for timm, with ``groupnorm:G`` made a layer: timm's own ``groupnorm`` always has 32 groups."""
     norm = arguments.get("norm_layer")
     if not isinstance(norm, str) or not norm.startswith("groupnorm:"):
         return dict(arguments)
@@ -153,11 +153,11 @@ def _first_line(error: Exception) -> str:
 
 
 def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:
-    """Load a state dict of the timm classifier (or of the bare backbone) and drop what the backbone has not.
+    """Load a state dict of the timm classifier (or of the bare backbone), without what the backbone does not have.
 
-    Names may be those of MMDetection's files of backbones, which differ for a stem of three convolutions.
-    Only names of the classifier may be dropped: any other is an error, and so is any name that is missing. The offsets
-    of deformable convolutions are 0 where the file has none.
+    Names may be those of MMDetection's backbone files, which differ for a stem of three convolutions. Only names of the
+    classifier may be dropped: any other is an error, and so is any missing name. The offsets of deformable convolutions
+    are 0 where the file has none.
     """
     tensors = read_state_dict(path)
     classifier = _to_look_at(
@@ -175,7 +175,7 @@ def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:
 
 
 def _without_bias(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Move the bias of the first convolution, which Detectron's ResNets have, into the normalisation behind it.
+    """Move the bias of the first convolution, which Detectron's ResNets have, into the following normalisation.
 
     MMDetection drops it.
     """
@@ -186,14 +186,14 @@ def _without_bias(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict
 
 
 def _flat(key: str, own: Mapping[str, Tensor]) -> str:
-    """Name that a classifier's tensor has in the backbone: timm flattens containers, ``stages.0`` is ``stages_0``."""
+    """Return a classifier tensor's name in the backbone: timm flattens containers, ``stages.0`` is ``stages_0``."""
     flat = key.replace(".", "_", 1)
     return flat if key not in own and flat in own else key
 
 
 @dataclass(frozen=True, slots=True)
 class Freezing:
-    """Which part of a backbone is not trained, and which of its modules stay in inference mode.
+    """Parts of a backbone that are not trained, and modules that stay in inference mode.
 
     In the frozen part no parameter is trained and all modules are in inference mode. If ``norm_eval``, all batch
     normalisation of the backbone keeps its statistics; outside the frozen part its scale and shift are still trained,
@@ -213,8 +213,8 @@ class Freezing:
     def of(cls, net: nn.Module, settings: DetectorSettings) -> Freezing:
         """Find the frozen part: the parameters that the map of stride ``2 ** (frozen_stages + 1)`` depends on.
 
-        The gradient of the map tells them, whatever the backbone is made of. For a ResNet and ``frozen_stages=1``
-        they are the stem and the first stage, as in the reference.
+        They are found by the gradient of the map, for any architecture. For a ResNet and ``frozen_stages=1`` they are
+        the stem and the first stage, as in the reference.
         """
         if settings.frozen_stages < 0:
             return cls(frozenset(), settings.norm_eval, settings.norm_frozen)
@@ -229,7 +229,7 @@ class Freezing:
         return cls(frozenset(fed), settings.norm_eval, settings.norm_frozen)
 
     def apply(self, net: nn.Module) -> None:
-        """Enforce the policy; to be called after every change of mode."""
+        """Enforce the policy; must be called after every change of mode."""
         for name, parameter in net.named_parameters():
             if name in self.parameters:
                 parameter.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Names that carry the checksum of their file: ``NAME-<first 8 hexadecimal digits of the SHA-256>.safetensors``.
+"""Names with the checksum of their file: ``NAME-<first 8 hexadecimal digits of the SHA-256>.safetensors``.
 
 MMDetection names its published files the same way, so these can be checked too.
 """
@@ -15,21 +15,21 @@ _ENDING = re.compile(r"(?P<name>.+)-(?P<checksum>[0-9a-f]{8})")
 
 
 def with_checksum(name: str, sha256: str) -> str:
-    """The stem of a published file."""
+    """Return the stem of a published file."""
     return f"{name}-{sha256[:8]}"
 
 
 def split_checksum(stem: str) -> tuple[str, str | None]:
-    """Name and checksum of a stem; None where it ends in no checksum."""
+    """Split a stem into name and checksum; None where it ends in no checksum."""
     found = _ENDING.fullmatch(stem)
     return (found["name"], found["checksum"]) if found else (stem, None)
 
 
 def check_checksum(path: Path) -> str:
-    """The SHA-256 of a file, which begins as its name says if the name says anything.
+    """Return the SHA-256 of a file, after checking it against the checksum in its name, if there is one.
 
     Raises:
-        WeightsError: It begins otherwise.
+        WeightsError: It does not match.
     """
     digest, (_, checksum) = file_digest(path), split_checksum(path.stem)
     if checksum is not None and not digest.startswith(checksum):

@@ -1,4 +1,4 @@
-"""What a detector costs, counted rather than measured."""
+"""Cost of a detector, counted rather than measured."""
 
 from __future__ import annotations
 
@@ -14,20 +14,16 @@ from locdistill.models.settings import DetectorSettings
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters, frozen ones included."""
+    """Count the parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def multiply_adds(settings: DetectorSettings, size: tuple[int, int]) -> int:
-    """Multiplications with addition in one forward pass of one image, without post-processing.
+    """Count the multiply-adds of one forward pass of one image, without post-processing.
 
-    What the reference's tool prints as FLOPs; PyTorch's own counter, which is used here, counts each as two. Nothing is
-    computed: the network is built without memory behind its tensors. The bilinear sampling of deformable convolutions
-    is left out, as in the reference's tool.
-
-    Args:
-        settings: The detector; its classes must be named.
-        size: Height and width of the padded image.
+    The reference's tool prints this number as FLOPs; PyTorch's own counter, which is used here, counts each as two.
+    Nothing is computed: the network is built without memory for its tensors. The bilinear sampling of deformable
+    convolutions is left out, as in the reference's tool.
     """
     with torch.device("meta"):
         detector = Detector(settings, pretrained=False).eval()
@@ -36,7 +32,7 @@ def multiply_adds(settings: DetectorSettings, size: tuple[int, int]) -> int:
 
 
 def multiply_adds_of(model: nn.Module, *inputs: Tensor) -> int:
-    """Multiplications with addition in a call of a module: half of what PyTorch's own counter says."""
+    """Count the multiply-adds in a call of a module: half of the count of PyTorch's own counter."""
     deformable = torch.ops.torchvision.deform_conv2d
     counter = FlopCounterMode(display=False, custom_mapping={deformable: _deformable, deformable.default: _deformable})
     with counter, torch.no_grad():
@@ -45,5 +41,5 @@ def multiply_adds_of(model: nn.Module, *inputs: Tensor) -> int:
 
 
 def _deformable(_input: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
-    """Of a deformable convolution: those of the convolution itself, times two."""
+    """Count operations of a deformable convolution: the multiply-adds of the convolution itself, times two."""
     return int(2 * math.prod(out_shape) * math.prod(weight[1:]))

@@ -1,4 +1,4 @@
-"""Deformable convolution (Dai et al. 2017): a convolution that learns where to look."""
+"""Deformable convolution (Dai et al. 2017): a convolution with learned sampling positions."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ IntPair = tuple[int, int]
 
 
 class DeformConv2d(nn.Module):
-    """A convolution whose taps are shifted, at every place, by offsets that an ordinary convolution predicts.
+    """Convolution whose taps are shifted, at every position, by offsets that an ordinary convolution predicts.
 
     The first version, without modulation: ``y(p) = sum_k w_k x(p + p_k + d_k(p))``, with ``x`` interpolated bilinearly
-    and 0 outside the map. All channels share the offsets. They start at 0, where it is the ordinary convolution.
-    Names and layout are those of MMDetection: ``weight`` and ``conv_offset.{weight,bias}``, offsets as ``(dy, dx)``
-    tap by tap, taps row by row.
+    and 0 outside the map. All channels share the offsets. They start at 0, which gives the ordinary convolution. Names
+    and layout are those of MMDetection: ``weight`` and ``conv_offset.{weight,bias}``, offsets as ``(dy, dx)`` tap by
+    tap, taps row by row.
 
-    Positions in a large map need more digits than half precision has: the sampling is in float32 at least, whatever
-    the precision of the network, and only the result has the type of the input.
+    Positions in a large map need more digits than half precision has: sampling is in float32 at least, whatever the
+    precision of the network, and only the result has the dtype of the input.
 
     Args:
-        conv: The convolution that it replaces, of which it takes over the weight and the geometry. It has no bias and
-            is padded with zeros.
+        conv: The convolution to replace; its weight and geometry are taken over. It must have no bias and zero padding.
 
     Attributes:
-        weight: Of the convolution.
-        conv_offset: Predicts the offsets, in pixels of the input map; sees all channels, whatever the groups.
+        weight: Weight of the convolution.
+        conv_offset: Convolution that predicts the offsets, in pixels of the input map, from all channels, whatever the
+            groups.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -58,14 +58,14 @@ class DeformConv2d(nn.Module):
         offsets = self.conv_offset(x)
         precision = torch.promote_types(x.dtype, torch.float32)
         geometry: dict[str, Any] = {"stride": self.stride, "padding": self.padding, "dilation": self.dilation}
-        # ONNX has had this operator since version 19, but few runtimes do: what is exported samples and multiplies.
+        # ONNX has had this operator since version 19, but few runtimes support it: the export samples and multiplies.
         exporting = torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export()
         convolve = deform_conv2d_plain if exporting else deform_conv2d
         out: Tensor = convolve(x.to(precision), offsets.to(precision), self.weight.to(precision), **geometry)
         return out.to(x.dtype)
 
     def extra_repr(self) -> str:
-        """Geometry, as other convolutions print it."""
+        """Return the geometry, in the format of other convolutions."""
         return f"{tuple(self.weight.shape)}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
 
 
@@ -78,19 +78,19 @@ def deform_conv2d_plain(
     padding: IntPair = (0, 0),
     dilation: IntPair = (1, 1),
 ) -> Float[Tensor, "b d p q"]:
-    """Deformable convolution in operations that every format of exchange has: sample all taps, then multiply.
+    """Compute deformable convolution in operations that every exchange format has: sample all taps, then multiply.
 
     Equal to ``torchvision.ops.deform_conv2d`` up to the rounding of positions (in float32 about 1e-5 pixels in a map
-    150 wide). Where a tap looks exactly at a pixel the gradient of its offset has two one-sided values, of which
-    rounding picks one: train with the operator. The samples of all taps are held at once, ``i * j`` maps.
+    150 wide). Where a tap is exactly at a pixel the gradient of its offset has two one-sided values, and rounding
+    selects one of them: train with the operator. The samples of all taps are held at once, ``i * j`` maps.
 
     Args:
         x: Input; its channels are a multiple of ``g``, the channels of a group.
-        offsets: Of each tap at each place, in pixels: ``(dy, dx)`` tap by tap, shared by all channels.
-        weight: Of the convolution.
-        stride: Between places, along ``y`` and ``x``.
-        padding: Zeros around the input.
-        dilation: Between taps.
+        offsets: Offset of each tap at each position, in pixels: ``(dy, dx)`` tap by tap, shared by all channels.
+        weight: Weight of the convolution.
+        stride: Distance between positions, along ``y`` and ``x``.
+        padding: Number of zeros around the input.
+        dilation: Distance between taps.
     """
     images, channels, height, width = x.shape
     outputs, per_group, *kernel = weight.shape

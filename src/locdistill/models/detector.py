@@ -1,4 +1,4 @@
-"""The detector: images in, dense predictions or detections out."""
+"""Detector: images in, dense predictions or detections out."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ log = logging.getLogger("locdistill")
 
 
 class Prepared(NamedTuple):
-    """A picture resized for the network, once for each view, with its heights and widths before and after.
+    """Image resized for the network, once for each view, with its heights and widths before and after.
 
     Attributes:
-        images: The picture in each view.
+        images: The image in each view.
         original: Height and width before resizing.
         padded: Height and width of each view after padding.
     """
@@ -52,27 +52,27 @@ HEADS: dict[HeadName, type[nn.Module]] = {
     "centerness": CenternessHead,
     "retina": RetinaHead,
 }
-"""The networks behind the pyramid, by the names that kinds of detectors have for them."""
+"""Networks behind the pyramid, by the names that detector kinds use for them."""
 
 
 class Detector(nn.Module):
-    """A backbone, a feature pyramid and a head that is shared by its levels.
+    """Backbone, feature pyramid, and a head shared by the levels of the pyramid.
 
-    Calling it gives `Dense` predictions of normalised images, in training, evaluation and export alike; losses live
-    elsewhere. `detect` does everything from image files to boxes.
+    Calling it computes `Dense` predictions of normalised images, in training, evaluation and export alike; losses are
+    separate. `detect` does everything from image files to boxes.
 
     Args:
-        settings: What to build. The classes must be named.
-        pretrained: Whether to load what ``settings.pretrained`` names; `load` does not, for its weights are at hand.
+        settings: Settings of the detector. The classes must be named.
+        pretrained: Whether to load what ``settings.pretrained`` names; `load` does not, as it has the weights already.
 
     Attributes:
         settings: As given, with ``mean`` and ``std`` filled in from the backbone where they were None.
-        coding: What the predicted numbers mean.
+        coding: Meaning of the predicted numbers.
         bins: Support of the edge distributions.
 
     Raises:
         RecipeError: The settings cannot be built.
-        WeightsError: The pretrained weights cannot be had or do not fit.
+        WeightsError: The pretrained weights are not available or do not fit.
     """
 
     mean: Tensor
@@ -98,12 +98,12 @@ class Detector(nn.Module):
         self.train()
 
     def forward(self, images: Float[Tensor, "b 3 h w"], *, features: bool = False, towers: bool = False) -> Dense:
-        """Dense predictions of normalised images whose height and width are multiples of 32.
+        """Compute dense predictions of normalised images whose height and width are multiples of 32.
 
         Args:
-            images: Normalised, in the network's order of channels.
-            features: Whether to hand out the maps of the pyramid too.
-            towers: Whether to hand out the maps inside the towers of the head too, before their last convolution.
+            images: Normalised images, in the network's order of channels.
+            features: Whether to return the maps of the pyramid too.
+            towers: Whether to return the maps inside the towers of the head too, before their last convolution.
         """
         levels = self.pyramid(images)
         head: Any = self.head
@@ -113,7 +113,7 @@ class Detector(nn.Module):
         return dense._replace(features=tuple(levels) if features else (), towers=kept)
 
     def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """Maps of the backbone that the pyramid takes, finest first."""
+        """Compute the maps of the backbone that the pyramid takes, finest first."""
         maps = self.backbone(images)
         chosen = [maps[index] for index in self._outputs]
         if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
@@ -121,33 +121,33 @@ class Detector(nn.Module):
         return chosen
 
     def pyramid(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """Maps of the feature pyramid, finest first."""
+        """Compute the maps of the feature pyramid, finest first."""
         levels: list[Tensor] = self.fpn(self.stages(images))
         return levels
 
     def train(self, mode: bool = True) -> Detector:
-        """Change the mode; the frozen part of the backbone, and its batch normalisation, keep to the settings."""
+        """Change the mode; the frozen part of the backbone and its batch normalisation stay as the settings require."""
         super().train(mode)
         self.freezing.apply(self.backbone)
         return self
 
     @property
     def device(self) -> torch.device:
-        """Where the detector computes."""
+        """Device of the detector."""
         return self.mean.device
 
     def normalise(self, images: UInt8[Tensor, "b 3 h w"], sizes: Int[Tensor, "b 2"]) -> Float[Tensor, "b 3 h w"]:
-        """Images as the network takes them; the padding beyond each image's height and width becomes exactly 0."""
+        """Normalise images for the network; the padding beyond each image's height and width becomes exactly 0."""
         return normalised(images, sizes, mean=self.mean, std=self.std, bgr=self.settings.bgr)
 
     def normalise_as(self, how: NormalisationSettings) -> None:
-        """Normalise images in another way from now on; what is None stays."""
+        """Change the normalisation of images; settings that are None stay unchanged."""
         self.settings = self.settings.model_copy(update=how.model_dump(exclude_none=True))
         for buffer, values in ((self.mean, self.settings.mean), (self.std, self.settings.std)):
             buffer.copy_(torch.tensor(values)[:, None, None])
 
     def grid(self, shapes: tuple[tuple[int, int], ...]) -> Grid:
-        """Locations of the predictions on levels of these heights and widths, on the detector's device."""
+        """Return the locations of predictions on levels of these heights and widths, on the detector's device."""
         key = (tuple(shapes), self.device)
         if key not in self._grids:
             if len(self._grids) >= CACHED_GRIDS:
@@ -169,16 +169,16 @@ class Detector(nn.Module):
         """Predict from padded images of these heights and widths, through another form of the network if given.
 
         Returns:
-            The predictions, and where they were made.
+            The predictions and their locations.
         """
         dense: Dense = (network or self)(self.normalise(images, sizes))
         return dense, self.grid_for(images.shape[-2:])
 
     def grid_for(self, size: Sequence[int]) -> Grid:
-        """Locations of the predictions for images of this padded height and width.
+        """Return the locations of the predictions for images of this padded height and width.
 
         Raises:
-            ValueError: They are not multiples of the largest stride of the backbone that is in use.
+            ValueError: They are not multiples of the largest backbone stride in use.
         """
         levels = self.settings.levels
         stride = 2 ** min(5, levels[-1])
@@ -197,17 +197,17 @@ class Detector(nn.Module):
         *,
         flipped: bool = False,
     ) -> list[Detections]:
-        """What may be detected, in pixels of the original images, before suppression; see `postprocess.candidates`.
+        """Return candidates in pixels of the original images, before suppression; see `postprocess.candidates`.
 
-        The background channel that the published GFL v2 has is left out from the beginning. The reference drops what
-        it reports at the very end, after it took part in the choice of locations and counted as detections.
+        The background channel of the published GFL v2 is left out from the beginning. The reference drops its
+        detections at the very end, after it took part in the choice of locations and counted as detections.
 
         Args:
             dense: Predictions.
-            grid: Where they were made.
-            sizes: Height and width of each image as the network saw it, without padding.
+            grid: Locations of the predictions.
+            sizes: Height and width of each image as input of the network, without padding.
             original_sizes: Height and width of each image before resizing.
-            flipped: Whether the network saw the images mirrored left and right.
+            flipped: Whether the input of the network was mirrored left and right.
         """
         device = dense.cls_logits.device
         sizes, original_sizes = sizes.to(device), original_sizes.to(device)
@@ -223,35 +223,35 @@ class Detector(nn.Module):
         )
 
     def suppress(self, views: Sequence[list[Detections]]) -> list[Detections]:
-        """Detections of each image from the candidates of one or more views of them; see `postprocess.suppress`."""
+        """Return detections of each image from the candidates of one or more views; see `postprocess.suppress`."""
         return postprocess.suppress(views, self.settings.detections, self.coding.kind)
 
     def detections(
         self, dense: Dense, grid: Grid, sizes: Int[Tensor, "b 2"], original_sizes: Int[Tensor, "b 2"]
     ) -> list[Detections]:
-        """Detections in pixels of the original images, from one view of them; arguments are those of `candidates`."""
+        """Return detections in pixels of the original images, from one view; arguments are those of `candidates`."""
         return self.suppress([self.candidates(dense, grid, sizes, original_sizes)])
 
     @torch.no_grad()
     def detect(self, images: ImageSource | Iterable[ImageSource], *, batch: int = 8) -> list[Detections]:
-        """Detections of pictures, in pixels of the pictures as given.
+        """Detect objects in images, with boxes in pixels of the images as given.
 
-        Pictures are read and resized as ``settings.input`` says, and only those that are padded to the same size share
-        a batch: what is found in one does not depend on the others. The mode of the detector is left as it was.
+        Images are read and resized as set in ``settings.input``, and only those that are padded to the same size share
+        a batch: the detections of one do not depend on the others. The mode of the detector is unchanged afterwards.
 
-        With ``settings.detections.augment`` each picture is looked at several times, resized anew from the original
-        and mirrored; the candidates of all views, in pixels of the picture, undergo one suppression. It takes as many
-        times as long as there are views.
+        With ``settings.detections.augment`` the detector is run on several views of each image, resized anew from the
+        original and mirrored; the candidates of all views, in pixels of the original image, undergo one suppression.
+        The time is proportional to the number of views.
 
         Args:
-            images: One picture or several: paths, PIL images, uint8 arrays ``(h, w, 3)`` or tensors ``(3, h, w)``, RGB.
-            batch: Largest number of pictures at once.
+            images: One image or several: paths, PIL images, uint8 arrays ``(h, w, 3)`` or tensors ``(3, h, w)``, RGB.
+            batch: Maximum number of images at once.
 
         Returns:
-            One `Detections` per picture, in their order, on the detector's device.
+            One `Detections` per image, in their order, on the detector's device.
 
         Raises:
-            ImageError: A picture cannot be read.
+            ImageError: An image cannot be read.
         """
         training = self.training
         self.eval()
@@ -261,7 +261,7 @@ class Detector(nn.Module):
             self.train(training)
 
     def _groups(self, sources: Iterable[ImageSource], batch: int) -> Iterator[list[Prepared]]:
-        """Consecutive pictures that are padded to the same size, at most ``batch`` of them, read as they are needed."""
+        """Yield consecutive images that are padded to the same size, at most ``batch`` of them, read when needed."""
         group: list[Prepared] = []
         for source in sources:
             prepared = self._prepare(source)
@@ -300,8 +300,8 @@ class Detector(nn.Module):
         """Write weights and settings to one safetensors file, which appears whole or not at all.
 
         Args:
-            path: Where to write; ``.safetensors`` is added if it is not there.
-            extra: Plain data to keep beside them, such as metrics; `weights.read_metadata` gives it back.
+            path: Path of the file; ``.safetensors`` is added if missing.
+            extra: Plain data to store with them, such as metrics; `weights.read_metadata` returns it.
 
         Returns:
             The path written to.
@@ -314,13 +314,13 @@ class Detector(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> Detector:
-        """Build a detector from a file, in evaluation mode; nothing is downloaded, and nothing of the file is run.
+        """Build a detector from a file, in evaluation mode; nothing is downloaded, and no code in the file is run.
 
         Args:
-            path: What `save` wrote, with or without ``.safetensors``; or the folder of a run (its
+            path: A file written by `save`, with or without ``.safetensors``; or the folder of a run (its
                 ``best.safetensors``); or a checkpoint of MMDetection, the reference, Rotated-LD or GFocal v2
-                (``.pth``), for which `locdistill.load_mmdet` has choices to make.
-            device: Where to put it.
+                (``.pth``), for which `locdistill.load_mmdet` has further options.
+            device: Device of the detector.
 
         Raises:
             WeightsError: The file is absent, damaged, of an unsupported architecture, or does not fit its settings.
@@ -340,6 +340,6 @@ class Detector(nn.Module):
 
 
 def _several(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """One picture as a list of one; several as they are. A tensor or array with four axes is several."""
+    """Return a single image as a list of one, several as they are; a tensor or array with four axes is several."""
     one = isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor | np.ndarray) and images.ndim < 4)
     return [images] if one else images  # type: ignore[list-item, return-value]

@@ -1,6 +1,6 @@
-"""A detector that is only looked through, made quicker: batch normalisation folded away, weights in half precision.
+"""Faster inference of a frozen detector: folded batch normalisation and weights in half precision.
 
-In inference mode batch normalisation is one factor and one summand per channel, which the convolution before it can
+In inference mode batch normalisation is one factor and one summand per channel, which the preceding convolution can
 apply: ``gamma (W x + b - mean) / sqrt(var + eps) + beta`` is a convolution with other weights.
 """
 
@@ -21,26 +21,26 @@ from locdistill.models.detector import Detector
 from locdistill.types import Dense
 
 TRIED = ((64, 64), (96, 128))
-"""Height and width of the random images that a folded network is compared on."""
+"""Height and width of the random images on which a folded network is compared."""
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.05
-"""Of a difference, relative to the norm of what is said: after folding, and in half precision."""
+"""Largest differences relative to the norm of the output: after folding, and in half precision."""
 Foldable = nn.Conv2d | nn.Linear
 log = logging.getLogger("locdistill")
 
 
 class CannotFoldError(Exception):
-    """A network cannot be folded, or not without changing what it says; the message tells the reason."""
+    """Network cannot be folded, or not without changing its output; the message states the reason."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeedUps:
-    """How a frozen detector is made quicker.
+    """Options for faster inference of a frozen detector.
 
     Attributes:
-        fold: Fold batch normalisation, and keep the weights of convolutions in ``dtype``.
-        dtype: The half precision that convolutions multiply in; None for float32.
-        channels_last: Memory layout of images, weights and maps.
-        wrap: What is done to the function that looks, given what to call it: compiling it, or nothing.
+        fold: Whether to fold batch normalisation, and keep the weights of convolutions in ``dtype``.
+        dtype: Half precision of the convolutions; None for float32.
+        channels_last: Whether images, weights and maps have this memory layout.
+        wrap: Function applied to the inference function and its name: compilation, or nothing.
     """
 
     fold: bool = False
@@ -49,16 +49,16 @@ class SpeedUps:
     wrap: Callable[[Callable[..., Dense], str], Callable[..., Dense]] = lambda function, _: function
 
     def images(self, images: Tensor) -> Tensor:
-        """Images in the layout."""
+        """Return the images in the memory layout."""
         return images.contiguous(memory_format=torch.channels_last) if self.channels_last else images
 
 
 def optimised(detector: Detector, how: SpeedUps) -> Detector:
-    """A copy of a frozen detector in inference mode that says the same, up to rounding, in less time.
+    """Copy a frozen detector in inference mode to a faster one with the same output up to rounding.
 
-    What cannot be done without changing what it says is left undone, with a note in the log. The copy is to be called
-    under autocast of ``how.dtype``: normalisation and the rest keep to its rules, and the weights of convolutions are
-    what it would make of them at every step.
+    What cannot be done without changing the output is skipped, with a note in the log. The copy must be called under
+    autocast of ``how.dtype``: normalisation and the rest follow its rules, and the weights of convolutions are stored
+    as it would convert them at every step.
     """
     quick = copy.deepcopy(detector)
     if how.fold:
@@ -72,13 +72,13 @@ def optimised(detector: Detector, how: SpeedUps) -> Detector:
 
 
 def folded(net: nn.Module) -> nn.Module:
-    """A copy of a network in inference mode, with batch normalisation folded into the convolutions before it.
+    """Copy a network in inference mode with batch normalisation folded into the preceding convolutions.
 
-    Which convolution comes right before is read off the traced graph; the copy runs its own code, with the folded
-    normalisation taken out. On random images of two sizes it must say the same.
+    The convolution before each normalisation is found in the traced graph; the copy runs its own code, without the
+    folded normalisation. On random images of two sizes its output must be the same.
 
     Raises:
-        CannotFoldError: The network cannot be traced, or says something else afterwards.
+        CannotFoldError: The network cannot be traced, or its output changes.
     """
     copied = copy.deepcopy(net).cpu().float().eval()
     device = next(net.parameters()).device
@@ -90,7 +90,7 @@ def folded(net: nn.Module) -> nn.Module:
         images = [torch.randn(1, 3, *size) for size in TRIED]
         before = [copied(x) for x in images]
         for above, norm in pairs:
-            # fold one normalisation, in place; the activation that timm puts into some of them stays
+            # Fold one normalisation, in place; the activation that timm puts into some of them stays.
             convolution, layer = copied.get_submodule(above), copied.get_submodule(norm)
             assert isinstance(layer, _BatchNorm)
             fuse: Any = fuse_linear_bn_eval if isinstance(convolution, nn.Linear) else fuse_conv_bn_eval
@@ -104,14 +104,14 @@ def folded(net: nn.Module) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Does not look into convolutions and normalisations, whoever wrote them."""
+    """Tracer that does not trace into convolutions and normalisations, including subclasses of other libraries."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Foldable | _BatchNorm) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _pairs(net: nn.Module) -> list[tuple[str, str]]:
-    """Names of convolutions with the normalisation that alone takes what they give; each is run once.
+    """Return names of convolutions with the normalisation that is the only user of their output; each is run once.
 
     Raises:
         CannotFoldError: The network cannot be traced.
@@ -139,7 +139,7 @@ def _pairs(net: nn.Module) -> list[tuple[str, str]]:
 
 
 def _halved(detector: Detector, dtype: torch.dtype) -> Detector:
-    """The weights of plain convolutions and linear layers in half precision, unless that changes what is said."""
+    """Convert weights of plain convolutions and linear layers to half precision, unless that changes the output."""
     halved = copy.deepcopy(detector)
     for module in halved.modules():
         if type(module) in (nn.Conv2d, nn.Linear):  # others may compute with their weights
@@ -164,7 +164,7 @@ def _said(dense: Dense) -> list[Tensor]:
 
 
 def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
-    """The largest difference of two lists of maps, relative to the norm of the second."""
+    """Compute the largest difference of two lists of maps, relative to the norm of the second."""
     return max(
         float((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-12))
         for a, b in zip(ours, theirs, strict=True)

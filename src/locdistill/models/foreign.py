@@ -42,17 +42,17 @@ REMEDY = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImportReport:
-    """What was found in a foreign file, and what was not taken over.
+    """Contents of a foreign file, and the parts that were not taken over.
 
     Attributes:
         source: The file.
-        settings: Of the detector that was recognised.
-        weights: Which of the file's weights these are, in words.
-        tensors: Number of tensors that were taken over.
+        settings: Settings of the recognised detector.
+        weights: Description of which of the file's weights these are.
+        tensors: Number of tensors taken over.
         parameters: Number of trainable values of the detector.
-        skipped: What was left out.
-        notes: What was assumed.
-        missing: Names, as in the file, that it should have and has not, or not of use; they keep their random initial
+        skipped: Parts that were left out.
+        notes: Assumptions that were made.
+        missing: Names, in the file's form, of tensors that are missing or unusable; they keep their random initial
             values.
     """
 
@@ -66,7 +66,7 @@ class ImportReport:
     missing: tuple[str, ...] = ()
 
     def facts(self) -> dict[str, str]:
-        """What was recognised, as pairs of a name and a text."""
+        """Return the recognised properties, as pairs of a name and a text."""
         own = self.settings
         stages = ", ".join(map(str, own.deformable)) or "none"
         spare = " and one channel for background" if own.background_channel else ""
@@ -96,7 +96,7 @@ class ImportReport:
         return "\n".join(lines)
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything as plain data."""
+        """Return everything as plain data."""
         return {
             "source": self.source,
             "settings": self.settings.model_dump(mode="json"),
@@ -111,12 +111,12 @@ class ImportReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Foreign:
-    """A detector read from a foreign file, before it is built.
+    """Detector read from a foreign file, before it is built.
 
     Attributes:
-        tensors: Under our names.
-        names: Ours to those of MMDetection.
-        report: What was found; its ``settings`` say what to build.
+        tensors: Tensors under our names.
+        names: Mapping of our names to those of MMDetection.
+        report: Report of the import; its ``settings`` are those to build.
     """
 
     tensors: dict[str, Tensor]
@@ -124,15 +124,15 @@ class Foreign:
     report: ImportReport
 
     def fill(self, detector: nn.Module, *, strict: bool = True) -> ImportReport:
-        """Load the weights into the detector that was built from the settings.
+        """Load the weights into a detector built from the settings.
 
         Args:
-            detector: Changed in place.
-            strict: Whether every weight must be there; otherwise those that are missing, or have another shape or
-                values of no use, keep their initial values.
+            detector: The detector, changed in place.
+            strict: Whether every weight must be present; otherwise those that are missing, or have another shape or
+                unusable values, keep their initial values.
 
         Returns:
-            The report, with what was missing.
+            The report, with the missing weights.
 
         Raises:
             WeightsError: Weights are missing, have another shape or no place, are no floating-point numbers or not
@@ -188,19 +188,19 @@ def read(
     strict: bool = True,
     settings: Mapping[str, Any] | None = None,
 ) -> Foreign:
-    """Read a detector from a foreign file, or from its content; nothing of it is run.
+    """Read a detector from a foreign file, or from its content; no code in it is run.
 
     Args:
         source: A file, or a state dict, or a checkpoint that holds one.
-        classes: Names of the classes, where the file has none or wrong ones.
-        weights: If there is a moving average beside the weights that were averaged: that one (``ema``), which is what
-            training programs evaluate, or those (``raw``).
+        classes: Names of the classes, if the file has none or wrong ones.
+        weights: Weights to read if the file holds a moving average too: the average (``ema``), which training programs
+            evaluate, or the weights that were averaged (``raw``).
         strict: Whether all tensors of the detector must be known.
-        settings: Of the detector, laid over what was recognised: ``{"style": "caffe"}``, say.
+        settings: Settings of the detector that override the recognised ones, such as ``{"style": "caffe"}``.
 
     Raises:
         WeightsError: The file is absent, damaged, would run code, or holds no detector that is supported; the message
-            says what it looks like.
+            describes what it appears to be.
     """
     given = dict(settings or {})
     named = given.pop("classes", None) if classes is None else classes
@@ -233,7 +233,7 @@ def _content(path: Path) -> Mapping[str, Any]:
 
 
 def _names(classes: Any) -> tuple[str, ...]:
-    """Names of classes as a tuple: a text would be taken for the list of its letters."""
+    """Return names of classes as a tuple, and refuse a text, which would count as the list of its letters."""
     if isinstance(classes, str) or not isinstance(classes, Iterable):
         raise WeightsError(f"classes: expected a list of names, such as ['disc', 'box'], came {classes!r}")
     return tuple(classes)
@@ -242,7 +242,7 @@ def _names(classes: Any) -> tuple[str, ...]:
 def _settings(
     unpacked: Unpacked, classes: Sequence[str] | None, given: Mapping[str, Any]
 ) -> tuple[DetectorSettings, tuple[str, ...]]:
-    """Settings of the detector: those that we stored with it, else what is recognised; what is given overrules both."""
+    """Return the detector's settings: ours if stored with it, else the recognised ones; given ones override both."""
     shapes = {key: tuple(value.shape) for key, value in (unpacked.tensors | unpacked.constants).items()}
     ours = unpacked.meta.get(METADATA_KEY)
     if not isinstance(ours, str):
@@ -259,7 +259,7 @@ def _settings(
 
 
 def _check_positions(constants: Mapping[str, Tensor], own: DetectorSettings) -> None:
-    """Refuse bins that lie elsewhere than the detector's: the weights would mean other boxes here."""
+    """Refuse bins at other positions than the detector's: the weights would mean other boxes here."""
     for name, values in constants.items():
         its, edge = values.detach().flatten().float().cpu(), own.edges - 1 if name == mmdet.ANGLE_BINS else 0
         _, bins = meaning_of(own.model_copy(update={"reg_max": max(1, len(its) - 1)}))
@@ -272,7 +272,7 @@ def _check_positions(constants: Mapping[str, Tensor], own: DetectorSettings) -> 
 
 
 def _checked(plain: Mapping[str, Any], given: Mapping[str, Any]) -> DetectorSettings:
-    """Settings from plain data, over which others were laid."""
+    """Build settings from plain data, overridden by given settings."""
     data = {**plain, **given}
     try:
         settings = DetectorSettings.model_validate(data)
@@ -287,7 +287,7 @@ def _checked(plain: Mapping[str, Any], given: Mapping[str, Any]) -> DetectorSett
 
 
 def is_foreign(file: Path) -> bool:
-    """Whether a file is of another program, by its format and, in safetensors, by its names."""
+    """Return whether a file is from another program, by its format and, for safetensors, by its names."""
     if file.suffix != SUFFIX:
         return file.suffix != CHECKPOINT
     try:
@@ -295,11 +295,11 @@ def is_foreign(file: Path) -> bool:
             named = METADATA_KEY in (content.metadata() or {})
             return not named and any(HEAD in key for key in content.keys())  # noqa: SIM118 - no mapping
     except (safetensors.SafetensorError, OSError):
-        return False  # who reads it says what is wrong with it
+        return False  # the reader reports the error
 
 
 def detector_settings(path: str | Path) -> DetectorSettings:
-    """What the detector in a file is made of, whoever wrote the file; a run folder stands for its best weights.
+    """Return the settings of the detector in a file from any program; a run folder stands for its best weights.
 
     Raises:
         WeightsError: The file is absent, damaged, or holds no detector.

@@ -11,7 +11,7 @@ from locdistill.models.kinds import ExtraLevels
 
 
 class FPN(nn.Module):
-    """A pyramid of equally wide maps from the stages of a backbone.
+    """Pyramid of equally wide maps from the stages of a backbone.
 
     One 1x1 convolution per stage, added to the nearest-neighbour enlargement of the coarser level, then one 3x3
     convolution per level. Further levels are 3x3 convolutions of stride 2, each on the one before. No normalisation;
@@ -21,9 +21,9 @@ class FPN(nn.Module):
         in_channels: Width of each stage, finest first.
         channels: Width of the pyramid.
         extra_levels: Number of further levels.
-        extra: What the first further level is made of: the coarsest ``output`` of the pyramid (GFL, ATSS, and FCOS with
-            ``output_relu``, where the further levels but the first see it through a ReLU) or its ``input``, the
-            coarsest stage (RetinaNet).
+        extra: Input of the first further level: the coarsest ``output`` of the pyramid (GFL, ATSS, and FCOS with
+            ``output_relu``, where a ReLU precedes all further levels but the first) or its ``input``, the coarsest
+            stage (RetinaNet).
 
     Attributes:
         laterals: The 1x1 convolutions, finest level first.
@@ -48,7 +48,7 @@ class FPN(nn.Module):
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
     def forward(self, stages: Sequence[Tensor]) -> list[Tensor]:
-        """Maps of the pyramid, finest first, from maps of the backbone, finest first."""
+        """Compute the maps of the pyramid, finest first, from maps of the backbone, finest first."""
         merged = [lateral(stage) for lateral, stage in zip(self.laterals, stages, strict=True)]
         for finer in range(len(merged) - 2, -1, -1):
             size = merged[finer].shape[-2:]

@@ -1,6 +1,6 @@
-"""Published weights on a model hub, through ``huggingface_hub``: up, down, and by name wherever weights are named.
+"""Published weights on a model hub, through ``huggingface_hub``: upload, download, and addresses in place of paths.
 
-A hub is never needed: every path that begins with ``hf://`` can be a file instead. What was fetched once is found again
+A hub is never required: every path that begins with ``hf://`` can be a file instead. Downloaded files are found again
 without a network. Address, token and cache are the library's: ``HF_ENDPOINT``, ``HF_TOKEN`` or ``hf auth login``,
 ``HF_HOME``, ``HF_HUB_OFFLINE``.
 """
@@ -42,21 +42,21 @@ def pull(
     out: str | Path | None = None,
     token: str | None = None,
 ) -> Path:
-    """Fetch published weights, and check that they are what their name says.
+    """Download published weights, and check them against the checksum in their name.
 
     Args:
         repo_id: ``OWNER/NAME``, or ``hf://OWNER/NAME[@REVISION][/FILE]``.
         revision: A branch, tag or commit; the main branch unless given.
-        file: Which file of the repository; the only weights in it unless given.
+        file: File of the repository; the only weights in it unless given.
         out: Folder to put the file in; it stays in the hub's cache unless given.
-        token: Of the hub, for a private repository; the one that is logged in unless given.
+        token: Token of the hub, for a private repository; that of the login unless given.
 
     Returns:
-        The file, for :meth:`locdistill.Detector.load` and whatever else takes weights.
+        The file, for :meth:`locdistill.Detector.load` and other functions that take weights.
 
     Raises:
-        HubError: The hub cannot be reached, or has no such repository, revision or file, or none that is clearly meant.
-        WeightsError: The file is damaged, or no detector of this package.
+        HubError: The hub cannot be reached, or has no such repository, revision or file, or the file is ambiguous.
+        WeightsError: The file is damaged, or not a detector of this package.
         RunError: ``out`` cannot be written to, or another file of this name is in the way.
     """
     named = _address(repo_id) or _Address(repo_id)
@@ -65,30 +65,30 @@ def pull(
 
 
 def find(weights: str | Path) -> Path:
-    """Return the file of weights that a user means.
+    """Return the path of the weights that a user names.
 
     Args:
         weights: A file, a path without its suffix, a run folder (its best), or ``hf://OWNER/NAME[@REVISION][/FILE]``,
-            which is fetched if need be.
+            which is downloaded if needed.
 
     Raises:
         HubError: The hub cannot be reached, or has no such thing.
-        WeightsError: There is no such file, or what was fetched is damaged or no detector of this package.
+        WeightsError: There is no such file, or the download is damaged or not a detector of this package.
     """
     address = _address(str(weights))
     return locate(weights) if address is None else _fetch(address, token=None)
 
 
 def is_address(text: str) -> bool:
-    """Whether a text names something on a hub, and no path."""
+    """Return whether a text is a hub address, not a path."""
     return text.startswith("hf:/")
 
 
 def _address(text: str) -> _Address | None:
-    """What a hub address names; None if the text is a path.
+    """Parse a hub address; return None if the text is a path.
 
     Raises:
-        HubError: It begins like an address and is none.
+        HubError: It begins like an address, but is not valid.
     """
     if not is_address(text):
         return None
@@ -111,7 +111,7 @@ def _fetch(address: _Address, token: str | None) -> Path:
 
 
 def _files(api: HfApi, address: _Address) -> list[str]:
-    """Names of the files of a repository; where the hub cannot be reached, of those that were fetched before."""
+    """Return names of the files of a repository; if the hub cannot be reached, of those downloaded before."""
     from huggingface_hub import errors  # noqa: PLC0415 - heavy
 
     try:
@@ -136,7 +136,7 @@ def file_names(info: ModelInfo) -> list[str]:
 
 
 def _only_weights(repo_id: str, files: list[str]) -> str:
-    """The weights that are meant where no file is named: the only published ones, or the only ones."""
+    """Return the default weights of a repository: the only published ones, or the only ones."""
     there = [name for name in files if name.endswith(SUFFIX)]
     published = [name for name in there if split_checksum(PurePosixPath(name).stem)[1] is not None]
     for candidates in (published, there):
@@ -150,7 +150,7 @@ def _only_weights(repo_id: str, files: list[str]) -> str:
 
 
 def _copy(found: Path, folder: Path) -> Path:
-    """Put a copy into a folder, whole or not at all; another file of its name is not replaced."""
+    """Copy a file into a folder atomically, without replacing another file of the same name."""
     make_folder(folder)
     target = folder / found.name
     if target.exists():
@@ -166,14 +166,14 @@ def _copy(found: Path, folder: Path) -> Path:
 
 
 def hub_api(token: str | None) -> HfApi:
-    """Return the hub's interface."""
+    """Return the hub's client."""
     from huggingface_hub import HfApi  # noqa: PLC0415 - heavy
 
     return HfApi(token=token, library_name="locdistill")
 
 
 def _failed_connection() -> tuple[type[Exception], ...]:
-    """What a failed connection raises; the hub's library changed its HTTP client more than once."""
+    """Return the exceptions of a failed connection; the hub's library has changed its HTTP client more than once."""
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415 - heavy
 
     return (OSError, *(base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)))
@@ -181,10 +181,10 @@ def _failed_connection() -> tuple[type[Exception], ...]:
 
 @contextmanager
 def asking(repo_id: str, revision: str | None) -> Iterator[None]:
-    """Say what went wrong at the hub, and what can be done.
+    """Turn errors of the hub into a `HubError` with a remedy.
 
     Raises:
-        HubError: Something did.
+        HubError: The block raised an error of the hub's library.
     """
     from huggingface_hub import errors  # noqa: PLC0415 - heavy
 
@@ -202,7 +202,7 @@ def asking(repo_id: str, revision: str | None) -> Iterator[None]:
 
 
 def _explained(error: Exception) -> str:
-    """What an error of the hub's library means for the user."""
+    """Return an explanation of an error of the hub's library for the user."""
     from huggingface_hub import constants, errors  # noqa: PLC0415 - heavy
 
     said = (getattr(error, "server_message", None) or str(error).strip() or type(error).__name__).splitlines()[0]

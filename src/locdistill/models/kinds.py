@@ -1,6 +1,6 @@
 """The kinds of detectors, one record each: settings, defaults, help texts and checks follow from it.
 
-A record is plain data, and imports no network: heads, meanings of numbers, losses and assigners go by their names.
+A record is plain data, and imports no network: it refers to heads, meanings of numbers, losses and assigners by name.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Model = Literal["gfl", "gflv2", "atss", "fcos", "retinanet", "rotated_gfl", "rotated_retinanet"]
-"""The names of the kinds, for type checkers; a test holds them to the table."""
+"""Names of the kinds, for type checkers; a test compares them with the table."""
 HeadName = Literal["gfl", "gflv2", "centerness", "retina"]
 NumbersName = Literal["distances", "rotated_distances", "anchor_deltas"]
 Loss = Literal["gfl", "centerness", "retina"]
@@ -19,19 +19,19 @@ ExtraLevels = Literal["output", "output_relu", "input"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DetectorKind:
-    """A kind of detector.
+    """Kind of detector.
 
     Attributes:
         title: Its name in prose.
         head: Name of the network behind the pyramid (see `models.detector`).
         loss: Name of the published loss without a teacher (see `distillation.presets`).
         assigner: Name of the published assigner in the vocabulary of recipes.
-        quality: What its head predicts beside the class scores: ``centerness``, trained by a term of its own; a factor
-            ``in_score``; or nothing.
+        quality: Quality that its head predicts beside the class scores: ``centerness``, trained by a term of its own; a
+            factor ``in_score``; or nothing.
         rotated: Whether its boxes are rotated.
-        numbers: Name of what a location predicts (see `models.meaning`).
-        defaults: Settings whose defaults are others than those of `DetectorSettings`.
-        extra: What the further levels of the pyramid are made of.
+        numbers: Name of the numbers that a location predicts (see `models.meaning`).
+        defaults: Settings whose defaults differ from those of `DetectorSettings`.
+        extra: Input of the further levels of the pyramid.
         offset: Position of a location within its cell, in strides.
         octaves: Anchor sizes per ratio.
         ratios: Height over width of the anchors of a cell.

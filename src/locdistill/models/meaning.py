@@ -1,4 +1,4 @@
-"""What the numbers mean that a location predicts, and the bins of their distributions."""
+"""Meaning of the numbers that a location predicts, and the bins of their distributions."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from locdistill.models.settings import DetectorSettings
 
 Meaning = tuple[Coding, Bins]
 FIRST_ANGLE = {"oc": -math.pi / 4, "le90": -math.pi / 2, "le135": -math.pi / 4}
-"""Where half a turn begins that has all angles of a range, those of ``oc`` in its middle."""
+"""Start of a half turn that contains all angles of a range, with those of ``oc`` in its middle."""
 
 
 def distances(settings: DetectorSettings) -> Meaning:
-    """Four distances, in strides."""
+    """Return coding and bins of four distances, in strides."""
     return DISTANCES, Bins(settings.reg_max)
 
 
 def rotated_distances(settings: DetectorSettings) -> Meaning:
-    """Four distances along the sides of a rotated box, in strides, and its angle."""
+    """Return coding and bins of four distances along the sides of a rotated box, in strides, and its angle."""
     reg_max, ranges = settings.reg_max, 4 * ((0.0, float(settings.reg_max)),)
     coding = RotatedDistances(Rotated(settings.angles))
     first = FIRST_ANGLE[settings.angles]
@@ -32,7 +32,7 @@ def rotated_distances(settings: DetectorSettings) -> Meaning:
 
 
 def anchor_deltas(settings: DetectorSettings) -> Meaning:
-    """Shift and growth of an anchor, and an angle."""
+    """Return coding and bins of the shift and growth of an anchor, and an angle."""
     coding = AnchorDeltas(Rotated(settings.angles), settings.angle_unit)
     if settings.angle_bins == "circular":
         first = FIRST_ANGLE[settings.angles] / settings.angle_unit
@@ -49,5 +49,5 @@ MEANINGS: dict[NumbersName, Callable[[DetectorSettings], Meaning]] = {
 
 
 def meaning_of(settings: DetectorSettings) -> Meaning:
-    """Return what a detector's numbers mean, and their bins."""
+    """Return coding and bins of a detector's numbers."""
     return MEANINGS[KINDS[settings.model].numbers](settings)

@@ -1,4 +1,4 @@
-"""Whole detectors from and to files of MMDetection."""
+"""Import and export of whole detectors in files of MMDetection."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from locdistill.models.weights import METADATA_KEY, SUFFIX, building, file_name,
 
 Format = Literal["locdistill", "mmdet"]
 THEIR_SUFFIXES = (".pth", ".pt")
-# What a file tells of a detector without our settings, or takes for granted; it must be so in one for MMDetection.
+# Settings that a file without ours states or implies; those of a file written for MMDetection must agree.
 VISIBLE = (
     *("model", "backbone", "deformable", "classes", "background_channel", "channels", "depth", "levels", "reg_max"),
     *("norm_groups", "predictor", "angle_bins", "angle_unit"),
@@ -40,22 +40,22 @@ def load_mmdet(
 ) -> Detector:
     """Build a detector from a checkpoint of MMDetection, the reference, Rotated-LD or GFocal v2, in evaluation mode.
 
-    ``detector(images)`` gives `Dense` of normalised images, ``detector.detect(pictures)`` does everything from files
-    to boxes. Nothing is downloaded and nothing of the file is run. What was recognised and what was left out is logged
+    ``detector(images)`` computes `Dense` of normalised images, ``detector.detect(pictures)`` does everything from files
+    to boxes. Nothing is downloaded and no code in the file is run. What was recognised and what was left out is logged
     (logger ``locdistill``).
 
     Args:
         source: A file, a state dict, or a checkpoint dictionary with a state dict.
-        classes: Names of the classes, where the file has none or wrong ones.
-        weights: If there is a moving average beside the weights that were averaged: that one (``ema``), which is what
-            training programs evaluate, or those (``raw``).
-        strict: Whether every weight must be there, fit and be finite; otherwise what is not is listed in a warning, and
-            keeps its random initial values.
-        settings: Of the detector, laid over what was recognised: ``{"style": "caffe"}``, say.
+        classes: Names of the classes, if the file has none or wrong ones.
+        weights: Weights to read if the file holds a moving average too: the average (``ema``), which training programs
+            evaluate, or the weights that were averaged (``raw``).
+        strict: Whether every weight must be present, fit and be finite; otherwise a warning lists those that are not,
+            which keep their random initial values.
+        settings: Settings of the detector that override the recognised ones, such as ``{"style": "caffe"}``.
 
     Raises:
         WeightsError: The file is absent, damaged, would run code, is of another architecture, or incomplete; or the
-            classes, weights or settings that were asked for are not to be had.
+            requested classes, weights or settings are not available.
     """
     if not isinstance(source, Mapping):
         source = _foreign_file(source)
@@ -69,12 +69,12 @@ def save_mmdet(detector: Detector, path: str | Path) -> Path:
     """Write a detector under MMDetection's names, as a file that MMDetection 3 loads strictly.
 
     It holds the state dict, and as ``meta`` the names of the classes (for versions 2 and 3) and our settings, so that
-    it is read back as it was. GFL is part of MMDetection; the other heads are those of the reference, of Rotated-LD
-    (MMRotate) and of GFocal v2.
+    reading it restores the same detector. GFL is part of MMDetection; the other heads are those of the reference, of
+    Rotated-LD (MMRotate) and of GFocal v2.
 
     Args:
-        detector: What to write.
-        path: The file, which appears whole or not at all.
+        detector: The detector to write.
+        path: The file, written atomically.
 
     Returns:
         The path written to.
@@ -118,20 +118,20 @@ def convert(
     settings: Mapping[str, Any] | None = None,
     force: bool = False,
 ) -> tuple[Path, ImportReport]:
-    """Turn a file of MMDetection's into one of ours, or the other way.
+    """Convert a file of MMDetection to one of ours, or the reverse.
 
     Args:
         source: A file of either kind, or a run folder.
         out: The file to write.
-        to: The kind of file to write; unless given, MMDetection's for ``.pth`` and ours otherwise.
+        to: Kind of file to write; unless given, MMDetection's for ``.pth`` and ours otherwise.
         classes: As for `load_mmdet`, for a foreign source; also the next three.
-        weights: Averaged or not.
-        strict: Whether every weight must be there and fit.
-        settings: Laid over what was recognised.
-        force: Whether to replace a file that is there.
+        weights: Averaged weights or not.
+        strict: Whether every weight must be present and fit.
+        settings: Settings that override the recognised ones.
+        force: Whether to replace an existing file.
 
     Returns:
-        The path written to, and what was found in the source.
+        The path written to, and the report on the source.
 
     Raises:
         WeightsError: As for `load_mmdet` and `save_mmdet`; or the file to write exists.
@@ -142,7 +142,7 @@ def convert(
     to = to or ("mmdet" if out.suffix in THEIR_SUFFIXES else "locdistill")
     if to == "locdistill" and out.suffix != SUFFIX:
         out = out.with_name(out.name + SUFFIX)
-    if os.path.exists(out) and not force:  # unlike `Path.exists`, leaves it to who writes to say what is wrong
+    if os.path.exists(out) and not force:  # unlike `Path.exists`, never an error: the writer reports it
         raise WeightsError(f"{out} is there already; give another name, or --force to replace it")
     file = locate(source)
     if foreign.is_foreign(file):

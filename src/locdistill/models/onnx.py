@@ -1,6 +1,6 @@
-"""A detector's network as an ONNX file: normalised images in, dense predictions out.
+"""Export of a detector's network to ONNX: normalised images in, dense predictions out.
 
-What comes before and after (normalising, choosing, suppressing) is not in the file.
+Pre- and post-processing (normalisation, selection, suppression) are not in the file.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from locdistill.models.detector import Detector
 
 INPUT = "images"
 OUTPUTS = ("cls_logits", "edge_logits", "quality_logits")
-"""Names in the file, those of `Dense`; the last only where the head has a quality."""
+"""Names of the outputs, those of `Dense`; the last only where the head has a quality."""
 NEEDED = ("onnx", "onnxscript")
 
 
 class _Network(nn.Module):
-    """The detector, its predictions as plain tensors."""
+    """Detector with its predictions as plain tensors."""
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
@@ -38,8 +38,8 @@ def export_onnx(detector: Detector, path: str | Path, size: tuple[int, int], bat
     """Write the network, in evaluation mode and float32, for a fixed number of images of one size.
 
     Args:
-        detector: It is left as it was.
-        path: The file; weights are in it, so it may not exceed 2 GB.
+        detector: The detector, unchanged afterwards.
+        path: The file; it contains the weights, so it may not exceed 2 GB.
         size: Height and width of the padded images.
         batch: Number of images.
 
@@ -60,9 +60,9 @@ def export_onnx(detector: Detector, path: str | Path, size: tuple[int, int], bat
     options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False}
     try:
         with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of PyTorch's own deprecations, on which nobody here can act
+            warnings.simplefilter("ignore")  # PyTorch's own deprecations, which cannot be fixed here
             images = torch.zeros(batch, 3, *size, device=detector.device)
-            # Names are given to as many outputs as there are.
+            # Names are matched to as many outputs as there are.
             names = OUTPUTS[: len(network(images))]
             torch.onnx.export(network, (images,), str(path), input_names=[INPUT], output_names=names, **options)
     finally:

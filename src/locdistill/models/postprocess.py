@@ -1,4 +1,4 @@
-"""From dense predictions to detections."""
+"""Conversion of dense predictions to detections."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from locdistill.types import Dense, Detections
 
 
 def scale_factors(sizes: Int[Tensor, "b 2"], original_sizes: Int[Tensor, "b 2"]) -> Float[Tensor, "b 2"]:
-    """How much each image was enlarged, along ``y`` and ``x``: its size over its original size, in float32."""
+    """Compute how much each image was enlarged, along ``y`` and ``x``: its size over its original size, in float32."""
     return sizes.float() / original_sizes.float()
 
 
 def select(scores: Float[Tensor, "b l c"], grid: Grid, candidates: int) -> Int[Tensor, "b k"]:
-    """Indices of the locations with the largest best class score, at most ``candidates`` of each level.
+    """Return indices of the locations with the largest best class score, at most ``candidates`` of each level.
 
-    A level that has no more than that keeps all its locations, in their order. No threshold is applied before.
+    A level with no more locations keeps all of them, in their order. No threshold is applied before.
     """
     best = scores.amax(-1)
     chosen, start = [], 0
@@ -50,27 +50,27 @@ def candidates(
     flipped: bool = False,
     coding: Coding = DISTANCES,
 ) -> list[Detections]:
-    """What may be detected in each image of a batch, in pixels of the original images, before suppression.
+    """Return candidate detections of each image of a batch, in pixels of the original images, before suppression.
 
-    Every pair of location and class whose class score is *greater* than the threshold, among the best locations of each
-    level; a location may be there for several classes. Boxes come from the means of the edge distributions, are clipped
-    to the resized image (rotated ones by their centre) and divided by the scale; none is dropped for its size.
-    Candidates keep the order of the locations.
+    Candidates are all pairs of location and class whose class score is *greater* than the threshold, among the best
+    locations of each level; a location may appear for several classes. Boxes are computed from the means of the edge
+    distributions, clipped to the resized image (rotated ones by their centre) and divided by the scale; none is dropped
+    for its size. Candidates keep the order of the locations.
 
-    Where the predictions have a quality beside the class score, the product of the two is what locations are chosen by
-    and what is reported. If the product is what was trained as class score (GFL v2) it is held against the threshold
-    too. If the quality only ranks (centerness of ATSS and FCOS) the class score alone is, so that reported scores may
-    be below the threshold.
+    Where the predictions have a quality beside the class score, locations are ranked by the product of the two, which
+    is also the reported score. If the product was trained as the class score (GFL v2), the threshold applies to it too.
+    If the quality only ranks (centerness of ATSS and FCOS), the threshold applies to the class score alone, so that
+    reported scores may be below it.
 
     Args:
         dense: Predictions.
-        grid: Where they were made.
+        grid: Locations of the predictions.
         bins: Support of the edge distributions.
         sizes: Height and width of each resized image, without padding.
         scales: How much each image was enlarged, along ``y`` and ``x``.
         settings: Thresholds and limits.
         flipped: Whether the images were mirrored left and right before padding; boxes are mirrored back.
-        coding: What the predicted numbers mean.
+        coding: Meaning of the predicted numbers.
     """
     judged = ranked = dense.cls_logits.float().sigmoid()
     if dense.quality_logits is not None:
@@ -86,7 +86,7 @@ def candidates(
         boxes = kind.mirrored(boxes, sizes[:, 1:].to(boxes))
     boxes = kind.shrunk(boxes, scales.to(boxes).flip(-1)[:, None])
     inside = judged > settings.score_threshold
-    # Sent before the one wait for the device, which is for the number of candidates, and there when it ends.
+    # Copied before the only wait for the device, which is for the number of candidates, so that it has arrived by then.
     counts = inside.sum((1, 2)).to("cpu", non_blocking=inside.is_cuda)
     image, location, labels = inside.nonzero(as_tuple=True)
     found = (boxes[image, location], ranked[image, location, labels], labels)
@@ -97,13 +97,12 @@ def candidates(
 def suppress(
     views: Sequence[list[Detections]], settings: DetectionSettings, kind: BoxKind = HORIZONTAL
 ) -> list[Detections]:
-    """Detections of each image from its candidates, best score first.
+    """Return detections of each image from its candidates, best score first.
 
     Args:
-        views: Candidates of the same images, one list for each time they were looked at. Those of an image are put
-            together before suppression.
+        views: Candidates of the same images, one list per view. Those of an image are merged before suppression.
         settings: Kind of suppression, threshold and limit.
-        kind: Of the boxes.
+        kind: Kind of the boxes.
     """
     return [
         _suppress_one(Detections(*map(torch.cat, zip(*own, strict=True))), settings, kind)

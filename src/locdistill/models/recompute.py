@@ -1,4 +1,4 @@
-"""Activation checkpointing (Chen et al. 2016): maps inside a network are computed again instead of kept."""
+"""Activation checkpointing (Chen et al. 2016): maps inside a network are recomputed instead of stored."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def recompute(net: nn.Module) -> int:
-    """Let a network keep only what goes into and comes out of its blocks while it trains; change it in place.
+    """Make a network, in place, store only the inputs and outputs of its blocks in training.
 
-    A block is the outermost module below containers that has parts of its own: of a ResNet the residual blocks.
-    Parameters and their names stay. timm's own switch is not used: it cuts networks into fewer pieces, and where batch
-    normalisation is trained it updates the running statistics twice.
+    A block is the outermost module below containers that has children: in a ResNet, the residual blocks. Parameters and
+    their names stay. timm's own switch is not used: it cuts networks into fewer pieces, and where batch normalisation
+    is trained it updates the running statistics twice.
 
     Returns:
         Number of blocks.
@@ -44,7 +44,7 @@ def _blocks(net: nn.Module) -> Iterator[nn.Module]:
 
 
 def _forward(block: nn.Module, *inputs: Any, **options: Any) -> Any:
-    """What the block computes, and once more on the way back."""
+    """Compute the output of a block, and compute it again in the backward pass."""
     compute = partial(type(block).forward, block)
     if not (block.training and torch.is_grad_enabled()):
         return compute(*inputs, **options)
@@ -55,13 +55,13 @@ def _forward(block: nn.Module, *inputs: Any, **options: Any) -> Any:
 
 
 def _contexts(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Of the first computation, and of the second, which must not count in running statistics."""
+    """Return contexts of the first computation and of the second, which must not update running statistics."""
     return nullcontext(), _statistics_kept(norms)
 
 
 @contextmanager
 def _statistics_kept(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Batch normalisation in training mode normalises by its batch as before, and what it takes in has no weight."""
+    """Keep running statistics unchanged in the block, while batch normalisation still normalises by its batch."""
     before = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
         norm.momentum, norm.num_batches_tracked = 0.0, None

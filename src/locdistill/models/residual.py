@@ -1,4 +1,4 @@
-"""Residual networks of timm's made those of the reference: style, deformable convolutions, Res2Net's pooling."""
+"""Adaptation of timm's residual networks to the reference: style, deformable convolutions, Res2Net's pooling."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ResidualBlock = BasicBlock | Bottleneck | Bottle2neck
 
 
 def adapt(net: nn.Module, settings: DetectorSettings) -> None:
-    """Change a backbone in place as its settings say; the names of timm's own tensors and their values stay.
+    """Change a backbone in place as its settings require; names and values of timm's own tensors stay.
 
     Raises:
-        RecipeError: The settings ask for what this backbone has not.
+        RecipeError: The settings require a part that this backbone does not have.
     """
     blocks = {stage: _blocks(net, stage) for stage in STAGES}
     everywhere = [block for stage in STAGES for block in blocks[stage]]
@@ -41,14 +41,14 @@ def adapt(net: nn.Module, settings: DetectorSettings) -> None:
 
 
 def _blocks(net: nn.Module, stage: int) -> list[ResidualBlock]:
-    """Residual blocks of a stage; none for other architectures, and for stages that the levels do not need."""
+    """Return the residual blocks of a stage; none for other architectures, and for stages that no level uses."""
     layer = getattr(net, f"layer{stage}", None)
     blocks = list(layer) if isinstance(layer, nn.Sequential) else []
     return [block for block in blocks if isinstance(block, ResidualBlock)]
 
 
 def _pass_through(blocks: list[ResidualBlock]) -> None:
-    """Hand the last split of a Res2Net block on as it is where the block does not change the resolution.
+    """Pass the last split of a Res2Net block on unchanged where the block does not change the resolution.
 
     timm and the authors of Res2Net average it over 3x3 in the first block of every stage. MMDetection does so only
     where the stride is 2; its published detectors were trained that way, from ImageNet weights of the other network.

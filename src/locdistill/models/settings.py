@@ -1,4 +1,4 @@
-"""What a detector is made of, as data."""
+"""Settings of a detector, as data."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ WEIGHTS = "weights of a backbone go into 'pretrained'"
 
 
 class InputSettings(Settings):
-    """How an image is resized before the detector sees it.
+    """Resizing of an image for the detector.
 
     Attributes:
-        short: The shorter side does not exceed this, in pixels.
-        long: The longer side does not exceed this, in pixels.
+        short: Maximum of the shorter side, in pixels.
+        long: Maximum of the longer side, in pixels.
         pad_to: Height and width are padded to a multiple of this; 32 for a backbone of stride 32.
     """
 
@@ -37,11 +37,11 @@ class InputSettings(Settings):
 
 
 class NormalisationSettings(Settings):
-    """How the images of a detector are normalised; what is None is as its weights' file says.
+    """Normalisation of a detector's images; settings that are None are taken from its weights file.
 
     Attributes:
-        mean: Of the input channels, in the network's order, 0 to 255.
-        std: Standard deviation, likewise.
+        mean: Mean of the input channels, in the network's order, 0 to 255.
+        std: Standard deviation of the input channels, likewise.
         bgr: Whether the network takes blue, green, red.
     """
 
@@ -58,13 +58,13 @@ class NormalisationSettings(Settings):
 
 
 class AugmentSettings(Settings):
-    """Test-time augmentation: a picture is looked at several times, and what is found is put together.
+    """Test-time augmentation: detection on several views of an image, whose candidates are merged.
 
-    Each view costs a forward pass: there are as many as scales, or twice as many with ``flip``.
+    Each view costs a forward pass; there are as many views as scales, or twice as many with ``flip``.
 
     Attributes:
         scales: Factors of the limits of the input size.
-        flip: Whether each size is looked at mirrored left and right as well.
+        flip: Whether to add a view mirrored left and right for each size.
     """
 
     scales: tuple[float, ...] = (1.0,)
@@ -79,22 +79,22 @@ class AugmentSettings(Settings):
 
     @property
     def views(self) -> tuple[ScaledView, ...]:
-        """How each picture is looked at."""
+        """Views of each image."""
         return tuple(ScaledView(scale, flipped) for scale in self.scales for flipped in (False, True)[: 1 + self.flip])
 
 
 class DetectionSettings(Settings):
-    """How dense predictions become detections (the published test settings of GFL).
+    """Conversion of dense predictions to detections (the published test settings of GFL).
 
     Attributes:
-        score_threshold: A pair of location and class is kept if its class score is greater than this.
+        score_threshold: Class score above which a pair of location and class is kept.
         candidates: Number of locations kept per level, by their best class score.
         nms: ``plain`` suppresses boxes by their IoU with better ones. ``voting_cluster_diou`` takes the distance of the
             centres into account as well, and moves each box that is kept to the mean of those close to it
             (`locdistill.geometry.nms.voting_nms`).
-        nms_iou: A box is suppressed if it overlaps a better one of its class by more than this.
+        nms_iou: IoU with a better box of its class above which a box is suppressed.
         max_detections: Number of detections kept per image.
-        augment: How often each picture is looked at.
+        augment: Views of each image.
     """
 
     score_threshold: float = Field(default=0.05, ge=0, lt=1)
@@ -106,24 +106,24 @@ class DetectionSettings(Settings):
 
 
 class DetectorSettings(Settings):
-    """A dense detector: backbone, pyramid, head, input and output.
+    """Dense detector: backbone, pyramid, head, input and output.
 
     With ``pretrained=False`` the defaults of ``frozen_stages`` and ``norm_eval`` become -1 and False: freezing random
-    weights, or normalising by statistics that were never collected, is hardly ever meant.
+    weights, or normalising by statistics that were never collected, is rarely intended.
 
     Attributes:
         model: Kind of detector.
         backbone: A timm model name that supports ``features_only``, with or without a tag of pretrained weights.
         backbone_args: Properties of the architecture, passed on to ``timm.create_model``. ``norm_layer`` may be
-            ``groupnorm:G`` for G groups. What would make timm read a file or a hub is refused: these settings also come
-            from weight files, and reading one must not open another.
+            ``groupnorm:G`` for G groups. Arguments that make timm read a file or a hub are refused: these settings also
+            come from weight files, and reading one must not open another.
         deformable: Stages (1 to 4) of a ResNet, ResNeXt or Res2Net whose 3x3 convolutions are deformable.
-        style: Which convolution of a bottleneck halves the resolution: the 3x3 one (``pytorch``) or the first 1x1 one
-            (``caffe``, as the weights of Detectron have it).
+        style: Convolution of a bottleneck that halves the resolution: the 3x3 one (``pytorch``) or the first 1x1 one
+            (``caffe``, as in the weights of Detectron).
         pretrained: True for timm's own weights, False for random ones, or the path of a file (.pth or .safetensors)
             with the state dict of the timm classifier.
         classes: Names of the classes; empty until they are taken from the data.
-        background_channel: Whether the class scores have one more channel, for background, which nothing reads. The
+        background_channel: Whether the class scores have one more channel, for background, which is ignored. The
             published GFL v2 has it by accident; its checkpoints need it.
         channels: Width of pyramid and head.
         depth: Number of convolutions in each of the two towers of the head.
@@ -131,22 +131,22 @@ class DetectorSettings(Settings):
         levels: Pyramid levels; level k has stride ``2 ** k``. Those above 5 come from further stride-2 convolutions.
         reg_max: Largest distance of an edge, in strides.
         anchor_scale: Side of the smallest square anchor of a location, in strides.
-        angles: Range of the angles of rotated boxes: ``oc`` (of OpenCV, in which the first side met may be the shorter
-            one), or ``le90`` and ``le135``, with the longer side first.
-        angle_bins: Whether the bins of the angle lie on a circle, where the last is beside the first (``circular``), or
-            on a line (``linear``, as published).
-        angle_unit: What ``rotated_retinanet`` counts the angle in, in radians; pi in JDet.
+        angles: Range of the angles of rotated boxes: ``oc`` (OpenCV's, in which the first side may be the shorter one),
+            or ``le90`` and ``le135``, with the longer side first.
+        angle_bins: Whether the bins of the angle lie on a circle, where the last is next to the first (``circular``),
+            or on a line (``linear``, as published).
+        angle_unit: Unit of the angle of ``rotated_retinanet``, in radians; pi in JDet.
         predictor: Side of the kernels of the two predictors behind the towers of RetinaNet: 3, or 1 in JDet.
-        frozen_stages: -1 trains the whole backbone, 0 freezes its stem, k > 0 all that feeds the map of stride
-            ``2 ** (k + 1)``.
+        frozen_stages: -1 trains the whole backbone, 0 freezes its stem, k > 0 all parameters that the map of stride
+            ``2 ** (k + 1)`` depends on.
         norm_eval: Whether batch normalisation in the backbone keeps its statistics while training.
         norm_frozen: Whether its scale and shift are not trained either.
         bgr: Whether the network takes blue, green, red (weights of Detectron); images are RGB everywhere else.
-        mean: Mean of the input channels, in the network's order, 0 to 255; None takes what the backbone was pretrained
-            with.
+        mean: Mean of the input channels, in the network's order, 0 to 255; None takes that of the backbone's
+            pretraining.
         std: Standard deviation of the input channels, likewise.
         input: Size of the input outside training.
-        detections: From predictions to detections.
+        detections: Conversion of predictions to detections.
     """
 
     model: Model = "gfl"
@@ -179,7 +179,7 @@ class DetectorSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Defaults that follow from other settings."""
+        """Fill in defaults that depend on other settings."""
         if isinstance(values, dict) and values.get("pretrained") is False:
             values = {"frozen_stages": -1, "norm_eval": False} | values
         if isinstance(values, dict) and isinstance(model := values.get("model"), str) and model in KINDS:
@@ -222,7 +222,7 @@ class DetectorSettings(Settings):
 
     @property
     def edges(self) -> int:
-        """How many numbers a location predicts: the angle of a rotated box counts as one more edge."""
+        """Number of numbers a location predicts: the angle of a rotated box counts as one more edge."""
         return 5 if self.rotated else 4
 
     @property

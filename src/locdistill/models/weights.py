@@ -1,4 +1,4 @@
-"""Files of weights: read without running code, written whole or not at all, compared key by key."""
+"""Weights files: read without running code, written atomically, compared key by key."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SUFFIX = ".safetensors"
 CHECKPOINT = ".ckpt"
 METADATA_KEY = "locdistill"
 FORMAT = 1
-# Counts batches; old versions of PyTorch did not.
+# Counter of batches; old versions of PyTorch have none.
 COUNTER = "num_batches_tracked"
 # Names under which training programs nest a state dict in a checkpoint.
 NESTED = ("state_dict", "model", "module")
@@ -32,8 +32,8 @@ NESTED = ("state_dict", "model", "module")
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from a ``.safetensors`` file or from a PyTorch checkpoint, on the CPU.
 
-    A checkpoint may nest it under ``state_dict``, ``model`` or ``module``, and may carry the prefix ``module.`` that
-    data-parallel training leaves. Nothing of it is run: see `interop.pickles`.
+    A checkpoint may nest it under ``state_dict``, ``model`` or ``module``, and may carry the prefix ``module.`` of
+    data-parallel training. No code in it is run: see `interop.pickles`.
 
     Raises:
         WeightsError: The file is absent, damaged, would run code, or holds no state dict.
@@ -56,7 +56,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
     """Read all tensors of a safetensors file.
 
     Raises:
-        WeightsError: The file is damaged or of another kind.
+        WeightsError: The file is damaged or has another format.
     """
     try:
         return dict(safetensors.torch.load_file(path, device=str(device)))
@@ -65,7 +65,7 @@ def read_tensors(path: Path, device: torch.device | str = "cpu") -> dict[str, Te
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read what `write` put beside the tensors: ``format``, ``settings``, ``extra``.
+    """Read the metadata that `write` stored with the tensors: ``format``, ``settings``, ``extra``.
 
     Raises:
         WeightsError: The file is absent, damaged, not written by this package, or by a later version of it.
@@ -107,10 +107,10 @@ def write(
     settings: dict[str, Any],
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write tensors and their description as safetensors; the file appears whole or not at all.
+    """Write tensors and their description to a safetensors file, atomically.
 
     Args:
-        path: Where to write; ``.safetensors`` is added if it is not there.
+        path: Path of the file; ``.safetensors`` is added if missing.
         tensors: Names to tensors, none sharing memory.
         settings: Plain data that describes the model.
         extra: Plain data of the caller's choice, such as the metrics that the weights reached.
@@ -133,10 +133,10 @@ def write(
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Where to write so that a file appears whole or not at all; the folder is made.
+    """Yield a path to write to, which replaces the file atomically at the end; create the folder.
 
     Raises:
-        WeightsError: The folder cannot be made, or the file not written.
+        WeightsError: The folder cannot be created, or the file not written.
     """
     path = file_name(path)
     try:
@@ -148,10 +148,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def file_name(path: str | Path) -> Path:
-    """A path that ends in the name of a file.
+    """Return a path after checking that it ends in the name of a file.
 
     Raises:
-        WeightsError: It ends in none.
+        WeightsError: It does not.
     """
     path = Path(path)
     if path.name in ("", ".."):
@@ -160,7 +160,7 @@ def file_name(path: str | Path) -> Path:
 
 
 def _reason(error: Exception, path: Path) -> str:
-    """Why a file was not written, and where if the problem lies elsewhere."""
+    """Return why a file was not written, with the path at fault if it is another one."""
     reason = str(getattr(error, "strerror", None) or error)
     where = getattr(error, "filename", None)
     return reason if where is None or Path(where) == path else f"{where}: {reason}"
@@ -168,10 +168,10 @@ def _reason(error: Exception, path: Path) -> str:
 
 @contextmanager
 def building(source: str | Path) -> Iterator[None]:
-    """Say of which file the settings are that no detector can be built from.
+    """Turn settings that no detector can be built from into an error that names their file.
 
     Raises:
-        WeightsError: It cannot.
+        WeightsError: The block raised `RecipeError`.
     """
     try:
         yield
@@ -180,7 +180,7 @@ def building(source: str | Path) -> Iterator[None]:
 
 
 def locate(path: str | Path) -> Path:
-    """Find the file of weights that a user means: a file, a path without its suffix, or a run folder (its best).
+    """Find the weights file that a user names: a file, a path without its suffix, or a run folder (its best).
 
     Raises:
         WeightsError: None of them exists.
@@ -199,14 +199,14 @@ def locate(path: str | Path) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """How a state dict differs from that of a module.
+    """Differences between a state dict and that of a module.
 
     Attributes:
-        missing: Names that the module has alone. ``num_batches_tracked`` is not among them: weights of old PyTorch
+        missing: Names that only the module has. ``num_batches_tracked`` is not among them: weights of old PyTorch
             versions have none, and inference does not use it.
-        foreign: Names that the state dict has alone.
-        shapes: Names whose shapes differ, with both shapes in words.
-        values: Names whose values are of no use in the module, with the reason.
+        foreign: Names that only the state dict has.
+        shapes: Names whose shapes differ, with both shapes as text.
+        values: Names whose values are unusable in the module, with the reason.
     """
 
     missing: tuple[str, ...]
@@ -216,7 +216,7 @@ class Differences:
 
     @classmethod
     def between(cls, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> Differences:
-        """Compare names and shapes, and look at the values."""
+        """Compare names and shapes, and check the values."""
         own = module.state_dict()
         pairs = {key: (value, tensors[key]) for key, value in own.items() if key in tensors}
         alike = {key: pair for key, pair in pairs.items() if pair[0].shape == pair[1].shape}
@@ -232,7 +232,7 @@ class Differences:
         )
 
     def renamed(self, names: Mapping[str, str]) -> Differences:
-        """The same under other names."""
+        """Return the same differences under other names."""
         return Differences(
             missing=tuple(names[key] for key in self.missing),
             foreign=tuple(names[key] for key in self.foreign),
@@ -251,7 +251,7 @@ class Differences:
 
 
 def _useless(value: Tensor, given: Tensor) -> str:
-    """Why a tensor cannot take the place of another of its shape; empty if it can."""
+    """Return why a tensor cannot replace another of its shape; empty if it can."""
     if not value.is_floating_point():
         return ""
     if not given.is_floating_point():
@@ -261,7 +261,7 @@ def _useless(value: Tensor, given: Tensor) -> str:
 
 
 def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
-    """Load a state dict whose names and shapes must be the module's own, but for `Differences` that do not count.
+    """Load a state dict whose names and shapes must be the module's own, except for ignorable `Differences`.
 
     Raises:
         WeightsError: Names or shapes differ, or values are not finite; the message lists a few of each.

@@ -1,4 +1,4 @@
-"""Terms whose strength is given by their gradient, not by their value."""
+"""Weighting of terms by their gradients instead of their values."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ LARGEST = 1e4
 
 
 class Balance(nn.Module):
-    """Scales terms so that their gradients stand in given ratios to that of the supervised terms.
+    """Scaling of terms so that their gradients have given ratios to that of the supervised terms.
 
-    A gradient is measured where it enters the network: on the logits of the head; for terms that look at feature maps,
-    on the maps of the pyramid, for which the head is gone through once more per term. Of the logits only those are
-    compared which the term has a gradient on: localization distillation is held against the supervised gradient on the
-    edge logits. Squared norms are averaged over steps (an exponential mean without the bias of its beginning) and over
-    processes, so that all scale alike; the means are buffers, and in the run's checkpoint.
+    A gradient is measured where it enters the network: on the logits of the head or, for terms that use feature maps,
+    on the maps of the pyramid, which costs one more backward pass through the head per term. Only those logits are
+    compared on which the term has a gradient: localization distillation is compared with the supervised gradient on the
+    edge logits. Squared norms are averaged over steps (an exponential mean with bias correction) and over processes, so
+    that all processes scale alike; the means are buffers, saved in the run's checkpoint.
 
-    The idea is that of weighting by gradient norms (GradNorm, Chen et al. 2018; per-term ratios to one reference as in
+    The method is weighting by gradient norms (GradNorm, Chen et al. 2018; per-term ratios to one reference as in
     RT-DETRv4's GAM), here in closed form and without learning rates of its own. In fp16 the measured gradients of
     feature maps are not scaled as those of the training step are, and may vanish; bf16 has no such limit.
 
@@ -33,7 +33,7 @@ class Balance(nn.Module):
 
     Attributes:
         squares: Running means per term: squared norm of the supervised gradient, and of the term's own.
-        share: What the mean has seen, ``1 - momentum ** batches``.
+        share: Total weight of the batches in the mean, ``1 - momentum ** batches``.
     """
 
     squares: Tensor
@@ -50,15 +50,15 @@ class Balance(nn.Module):
     def forward(
         self, values: Mapping[str, Tensor], supervised: Tensor, student: Dense, with_features: Sequence[str] = ()
     ) -> dict[str, Tensor]:
-        """The balanced terms of ``values``, each times its factor, by name.
+        """Return the balanced terms of ``values``, each times its factor, by name.
 
         Without gradients to measure (in evaluation) the factors are those of the last batch that had some.
 
         Args:
             values: All balanced terms, before scaling.
             supervised: Sum of the terms that need no teacher.
-            student: What the terms were computed from.
-            with_features: Names of those that look at feature maps.
+            student: Predictions that the terms were computed from.
+            with_features: Names of the terms that use feature maps.
         """
         if torch.is_grad_enabled() and supervised.requires_grad:
             self._measure(values, supervised, student, with_features)
@@ -67,10 +67,10 @@ class Balance(nn.Module):
 
     @torch.no_grad()
     def factors(self) -> Float[Tensor, " k"]:
-        """The present factor of each balanced term; 1 before the first batch, and bounded where a gradient is nearly 0.
+        """Return the present factor of each balanced term; 1 before the first batch, bounded for tiny gradients.
 
-        A term whose gradient is below a ten-thousandth of the supervised one (a teacher that is still the student) is
-        treated as if it had that.
+        A gradient below a ten-thousandth of the supervised one (such as for a teacher equal to the student) counts as a
+        ten-thousandth.
         """
         theirs, own = self.squares.unbind(-1)
         floor = (theirs / LARGEST**2).clamp(min=torch.finfo(own.dtype).tiny)
@@ -98,7 +98,7 @@ class Balance(nn.Module):
 
 
 def _squares(value: Tensor, inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """Squared norms of a value's gradient on each input; None where it does not depend on it."""
+    """Compute squared norms of a value's gradient on each input; None where the value does not depend on it."""
     if not value.requires_grad:
         return [None] * len(inputs)
     found = torch.autograd.grad(value, list(inputs), retain_graph=True, allow_unused=True)

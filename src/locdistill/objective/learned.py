@@ -1,4 +1,4 @@
-"""Where a run is, and what its terms have learned until then."""
+"""Progress of a run, and the weights learned by its terms."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from locdistill.types import Dense
 
 
 class Learned(nn.Module):
-    """What the terms of an objective own: trained with the student, in the run's checkpoint, and in no weights file.
+    """Weights and state of the terms: trained with the student, saved in checkpoints, but in no weights file.
 
     Attributes:
-        terms: Weights of the terms that have some; see ``of``.
-        balance: Gradients of the terms that are balanced; None where none is.
-        cross: Adapters of the student's maps inside the head, which go through that of a teacher of another width;
-            shared by all terms that look at what it makes of them. None where there is no need.
+        terms: Weights of the terms that have any; see ``of``.
+        balance: Gradient statistics of the balanced terms; None without balanced terms.
+        cross: Adapters from the student's maps inside the head to the width of the teacher's head, which processes
+            them; shared by all terms that use the resulting predictions. None where not needed.
     """
 
     def __init__(
@@ -31,30 +31,30 @@ class Learned(nn.Module):
         self.cross = cross
 
     def of(self, term: str) -> nn.Module | None:
-        """The weights of a term; None if it has none."""
+        """Return the weights of a term; None if it has none."""
         return dict(self.terms.items()).get(_key(term))
 
     def crossing(self, student: Dense) -> Dense:
-        """The student's predictions, with its maps inside the head as wide as the teacher's head takes them."""
+        """Return the student's predictions, with its maps inside the head adapted to the teacher's width."""
         if self.cross is None:
             return student
         return student._replace(towers=tuple(adapter(m) for adapter, m in zip(self.cross, student.towers, strict=True)))
 
 
 def _key(term: str) -> str:
-    """A name that no attribute of ``nn.ModuleDict`` has, whatever a recipe calls its term."""
+    """Return a name that no attribute of ``nn.ModuleDict`` has, for any name of a term."""
     return f"of_{term}"
 
 
 def adapters(
     student: Sequence[Float[Tensor, "_ _ _ _"]], teacher: Sequence[Float[Tensor, "_ _ _ _"]], *, always: bool = False
 ) -> nn.ModuleList | None:
-    """New 1x1 convolutions from the width of each of the student's maps to that of the teacher's beside it.
+    """Build 1x1 convolutions from the width of each map of the student to that of the teacher's corresponding map.
 
     Args:
-        student: Maps, of which only the widths count.
-        teacher: As many.
-        always: Whether they are there for equal widths too; None otherwise.
+        student: Maps of the student, of which only the widths are used.
+        teacher: Maps of the teacher, as many.
+        always: Whether to build them for equal widths too; otherwise the result is then None.
     """
     widths = [(mine.shape[1], its.shape[1]) for mine, its in zip(student, teacher, strict=True)]
     if not always and all(mine == its for mine, its in widths):
@@ -63,11 +63,11 @@ def adapters(
 
 
 class TrainingProgress(NamedTuple):
-    """Where a run is, and what its terms have learned until then.
+    """Progress of a run, and the weights learned by its terms.
 
     Attributes:
-        done: Share of the run's optimiser steps that are done, as a plain number: nothing waits for the device.
-        learned: What the terms own; None where they own nothing, or outside a run.
+        done: Share of the run's optimiser steps that are done, a Python number, so that nothing waits for the device.
+        learned: Weights and state of the terms; None where they have none, or outside a run.
     """
 
     done: float = 0.0
@@ -75,4 +75,4 @@ class TrainingProgress(NamedTuple):
 
 
 NO_RUN = TrainingProgress()
-"""The progress of a scene that belongs to no run: its beginning, and nothing learned."""
+"""Progress of a scene that belongs to no run: its beginning, with nothing learned."""

@@ -1,8 +1,8 @@
-"""What the weighted sum of a term is divided by.
+"""Denominators of the weighted sum of a term.
 
 A normaliser gives a denominator per location (broadcast over ``(b, l)``), so that "mean over each level" is the same
-mechanism as "sum over everything". Quantities that are global are averaged over processes here, in one place: with
-gradients averaged by DDP, dividing by the mean over processes equals dividing by the global total.
+mechanism as "sum over everything". Global quantities are averaged over processes here, in one place: with gradients
+averaged by DDP, dividing by the mean over processes equals dividing by the global total.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from locdistill.settings import Positive
 
 @runtime_checkable
 class Normaliser(Protocol):
-    """A denominator for every location, positive everywhere."""
+    """Denominator for every location, positive everywhere."""
 
     __slots__ = ()
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
-        """Denominators, given the region's weights."""
+        """Compute denominators from the region's weights."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PositiveCount(Normaliser):
-    """Number of positive locations, the mean over processes and at least 1.
+    """Number of positive locations, averaged over processes and at least 1.
 
-    In the reference RetinaNet divides by the count of its own process; here it is the mean like elsewhere.
+    In the reference, RetinaNet divides by the count of its own process; here it is averaged as for the other detectors.
 
     Attributes:
         one_per_image: Whether an image without positives counts as one (GFL, ATSS, RetinaNet), or as none (FCOS).
@@ -42,7 +42,7 @@ class PositiveCount(Normaliser):
     one_per_image: bool = True
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
-        """One denominator for all."""
+        """Compute one denominator for all locations."""
         counts = scene.assignment.positive.sum(-1).clamp(min=int(self.one_per_image))
         count = counts.sum().to(weights.dtype)
         return reduce_mean(count).clamp(min=1)[None, None]
@@ -50,7 +50,7 @@ class PositiveCount(Normaliser):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightSum(Normaliser):
-    """Sum of the region's weights over the batch, the mean over processes (GFL's box and distribution losses).
+    """Sum of the region's weights over the batch, averaged over processes (GFL's box and distribution losses).
 
     Attributes:
         epsilon: Added to the sum, as in the reference's distilling heads. Its plain GFL head adds nothing and gives
@@ -60,32 +60,32 @@ class WeightSum(Normaliser):
     epsilon: float = 1e-6
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
-        """One denominator for all."""
+        """Compute one denominator for all locations."""
         return reduce_mean(weights.sum() + self.epsilon)[None, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constant(Normaliser):
-    """A fixed number: the published normalisation of localization distillation.
+    """Fixed number: the published normalisation of localization distillation.
 
-    The term then is a sum over the images of a process, so its strength grows with their number; the reference's
-    author calls it a bug (HikariTJU/LD, issue 78). Choose ``PerImage`` unless old numbers must be reproduced.
+    The term is then a sum over the images of a process, so its strength grows with their number; the reference's author
+    calls it a bug (HikariTJU/LD, issue 78). Choose ``PerImage`` unless old numbers must be reproduced.
 
     Attributes:
         divisor: 1 for main LD and 4 for LD on the valuable region; the reference's 4 and 16 also average over the four
-            edges, which ``EdgeKL`` has done already.
+            edges, which ``EdgeKL`` does itself.
     """
 
     divisor: Positive = 1.0
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
-        """One denominator for all."""
+        """Return one denominator for all locations."""
         return weights.new_full((1, 1), self.divisor)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerImage(Normaliser):
-    """The mean over images of each image's sum, times a reference number of images per process.
+    """Mean over images of each image's sum, times a reference number of images per process.
 
     Equal to ``Constant`` when a process holds ``reference_batch`` images, and unchanged by how a batch is split into
     micro-batches and processes.
@@ -99,7 +99,7 @@ class PerImage(Normaliser):
     divisor: Positive = 1.0
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
-        """One denominator for all."""
+        """Compute one denominator for all locations."""
         return (_images(weights) * (self.divisor / self.reference_batch))[None, None]
 
 
@@ -112,26 +112,27 @@ class LevelMean(Normaliser):
     """
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
-        """A denominator per level."""
+        """Compute one denominator per level."""
         return _nonzero(_level_sums(weights, scene).sum(0, keepdim=True))[:, scene.grid.levels]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageLevelMean(Normaliser):
-    """A mean over each level of each image, levels summed, averaged over images.
+    """Mean over each level of each image, levels summed, averaged over images.
 
-    ``LevelMean`` of each image on its own: unchanged by how a batch is split. With one image both are equal; with more,
-    a level that holds positives of few images weighs less here, because the others count with zero.
+    This is ``LevelMean`` of each image separately, so it does not depend on how a batch is split. With one image both
+    are equal; with more, a level that holds positives of few images weighs less here, because the other images count as
+    zero.
 
     Attributes:
-        over: What the mean is taken over: ``weights``, their sum; ``locations``, the number of those that have one (the
-            published Rotated-LD, whose weights are below 1, so that its terms are weaker than they look).
+        over: Denominator of the mean: ``weights``, their sum; ``locations``, the number of locations with a positive
+            weight (the published Rotated-LD, whose weights are below 1, so that its terms are weaker than they appear).
     """
 
     over: Literal["weights", "locations"] = "weights"
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
-        """A denominator per image and level."""
+        """Compute one denominator per image and level."""
         counted = weights if self.over == "weights" else (weights > 0).to(weights.dtype)
         return _nonzero(_level_sums(counted, scene))[:, scene.grid.levels] * _images(weights)
 
@@ -140,40 +141,40 @@ class ImageLevelMean(Normaliser):
 class ImagePositiveCount(Normaliser):
     """Number of positive locations of each image, averaged over images.
 
-    ``PositiveCount`` of each image on its own: unchanged by how a batch is split.
+    This is ``PositiveCount`` of each image separately, so it does not depend on how a batch is split.
 
     Attributes:
-        at_least: An image with fewer positives counts as having this many, so that one without objects, where the
-            whole background may add up, does not outweigh the others. ATSS gives an object up to nine per level.
+        at_least: Minimum count per image, so that an image without objects, where the whole background may add up, does
+            not outweigh the others. ATSS gives an object up to nine per level.
     """
 
     at_least: Positive = 9.0
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
-        """A denominator per image."""
+        """Compute one denominator per image."""
         count = scene.assignment.positive.sum(-1, keepdim=True).to(weights.dtype)
         return count.clamp(min=self.at_least) * _images(weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageWeightSum(Normaliser):
-    """A weighted mean over each image, averaged over images.
+    """Weighted mean over each image, averaged over images.
 
-    ``WeightSum`` of each image on its own: unchanged by how a batch is split.
+    This is ``WeightSum`` of each image separately, so it does not depend on how a batch is split.
 
     Attributes:
-        epsilon: Added to each image's sum.
+        epsilon: Number added to each image's sum.
     """
 
     epsilon: float = 1e-6
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
-        """A denominator per image."""
+        """Compute one denominator per image."""
         return (weights.sum(-1, keepdim=True) + self.epsilon) * _images(weights)
 
 
 def _images(weights: Tensor) -> Tensor:
-    """Images per process, the mean over processes (they differ when a last batch is uneven)."""
+    """Return the number of images per process, averaged over processes (they differ when a last batch is uneven)."""
     return reduce_mean(weights.new_full((), weights.shape[0]))
 
 

@@ -1,4 +1,4 @@
-"""The loss of a run: named terms over one scene."""
+"""Loss of a run: named terms over one scene."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from locdistill.types import Dense, Instances
 
 _SAYS = {4: "axis-aligned boxes", 5: "rotated boxes"}
 OWNED = frozenset({Need.WEIGHTS, Need.CROSS})
-"""What brings weights that are trained with the student: a divergence's own, or adapters to the teacher's head."""
+"""Needs that bring weights trained with the student: a divergence's own, or adapters to the teacher's head."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
-    """Named terms; supervised training is the same objective without a teacher.
+    """Loss as named terms; supervised training is the same objective without a teacher.
 
     Attributes:
         terms: Summands of the loss by the name under which they are logged.
         bins: Support of the student's edge distributions.
-        assigner: Which location answers for which object.
-        coding: What the student's predicted numbers mean.
+        assigner: Assignment of objects to locations.
+        coding: Meaning of the student's predicted numbers.
     """
 
     terms: Mapping[str, Term]
@@ -43,14 +43,14 @@ class Objective:
     assigner: Assigner = field(default_factory=ATSS)
     coding: Coding = DISTANCES
     _shared: Mapping[str, str] = field(init=False, repr=False, compare=False)
-    """Terms with a divergence that another one has too, each with the first of those."""
+    """Terms that share their divergence with others, each mapped to the first term with it."""
 
     def __post_init__(self) -> None:
-        """Refuse terms that the assigner would silently leave without a region, or that nothing can be held against.
+        """Refuse terms that the assigner would silently leave without a region, or that have nothing to compare with.
 
         Raises:
             RecipeError: A term takes thresholds from an assigner that has none, is balanced without a counterpart, or
-                looks at boxes or numbers that this detector has not.
+                uses boxes or numbers that this detector does not have.
         """
         object.__setattr__(self, "_shared", _shared(self.terms))
         balanced = {name: term for name, term in self.terms.items() if term.balance is not None}
@@ -91,15 +91,15 @@ class Objective:
 
     @property
     def learns(self) -> bool:
-        """Whether any term may own weights or a running state; see :meth:`learned`."""
+        """Whether any term may have weights or a running state; see :meth:`learned`."""
         return any(term.needs & OWNED or term.balance is not None for term in self.terms.values())
 
     def learned(self, example: Callable[[], tuple[Dense, Dense | None]]) -> Learned:
-        """What the terms own, new, to be trained and kept beside the student.
+        """Build the weights and state of the terms, to be trained and saved beside the student.
 
         Args:
-            example: Gives predictions of student and teacher, with the maps that the terms need; only their shapes
-                count. Called if a term may have weights.
+            example: Function that returns predictions of student and teacher, with the maps that the terms need; only
+                their shapes are used. Called if a term may have weights.
 
         Raises:
             TeacherError: A term has weights that depend on a teacher, and none is given.
@@ -118,26 +118,26 @@ class Objective:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether any term looks at a teacher; without one the teacher need not even be loaded."""
+        """Whether any term uses a teacher; otherwise it need not be loaded."""
         return any(term.needs_teacher for term in self.terms.values())
 
     @property
     def needs_features(self) -> bool:
-        """Whether the maps of the pyramids are looked at; without that they need not be handed out.
+        """Whether any term uses the maps of the pyramids; otherwise they need not be returned.
 
-        A balanced term that has its gradient on other maps than the predictions is measured there.
+        The gradient of a balanced term is measured on them where the term acts on maps instead of predictions.
         """
         mapped = any(term.balance is not None and _mapped(term) for term in self.terms.values())
         return mapped or any(Need.FEATURES in term.needs for term in self.terms.values())
 
     @property
     def needs_towers(self) -> bool:
-        """Whether any term looks at maps inside the heads, or sends the student's through the teacher's."""
+        """Whether any term uses maps inside the heads, or passes the student's through the teacher's head."""
         return any(not term.needs.isdisjoint({Need.TOWERS, Need.CROSS}) for term in self.terms.values())
 
     @property
     def needs_cross(self) -> bool:
-        """Whether any term looks at what the teacher's head makes of the student's features."""
+        """Whether any term uses the predictions of the teacher's head on the student's features."""
         return any(Need.CROSS in term.needs for term in self.terms.values())
 
     def scene(
@@ -150,15 +150,15 @@ class Objective:
         cross: Dense | None = None,
         progress: TrainingProgress = NO_RUN,
     ) -> Scene:
-        """The batch as the terms see it.
+        """Build the scene of a batch, and check that it has what the terms need.
 
         Args:
-            student: Predictions that are trained.
+            student: Predictions to train.
             teacher: Predictions to learn from.
-            grid: The locations that both speak of.
+            grid: Locations of both predictions.
             instances: Ground truth.
-            cross: What the teacher's head makes of the student's features.
-            progress: Where the run is, and what the terms have learned until then.
+            cross: Predictions of the teacher's head on the student's features.
+            progress: Progress of the run, and the weights learned by the terms.
 
         Raises:
             TeacherError: A term needs a teacher and none is given, or predictions of its head and there are none.
@@ -181,7 +181,7 @@ class Objective:
     def unchecked(
         self, student: Dense, teacher: Dense | None, *, grid: Grid, instances: Instances, cross: Dense | None = None
     ) -> Scene:
-        """The scene, whether or not it has all that the terms look at."""
+        """Build the scene of a batch without checking that it has what the terms need."""
         return Scene.build(
             student,
             teacher,
@@ -194,9 +194,9 @@ class Objective:
         )
 
     def losses(self, scene: Scene) -> dict[str, Float[Tensor, ""]]:
-        """Each term's value, weights included; the loss is their sum.
+        """Compute each term's value, weights included; the loss is their sum.
 
-        A divergence that several terms have in several regions is worked out once.
+        A divergence that several terms apply to different regions is computed once.
         """
         learned = scene.progress.learned
         once = {first: self.terms[first].of(scene) for first in dict.fromkeys(self._shared.values())}
@@ -214,7 +214,7 @@ class Objective:
     def __call__(
         self, student: Dense, teacher: Dense | None = None, *, grid: Grid, instances: Instances
     ) -> dict[str, Float[Tensor, ""]]:
-        """The losses of the scene.
+        """Compute the losses of a batch.
 
         Raises:
             TeacherError: A term needs a teacher and none is given.
@@ -223,17 +223,17 @@ class Objective:
         return self.losses(self.scene(student, teacher, grid=grid, instances=instances))
 
     def _that(self, need: Need) -> str:
-        """Names of the terms that have a need."""
+        """Return the names of the terms that have a need, as text."""
         return ", ".join(name for name, term in self.terms.items() if need in term.needs)
 
 
 def _shared(terms: Mapping[str, Term]) -> dict[str, str]:
-    """Terms with a divergence that another one has too, and that owns nothing, each with the first of those."""
+    """Map terms without weights that share their divergence with others to the first term with it."""
     plain = {name: term.of for name, term in terms.items() if not term.learns}
     firsts = {name: next(other for other, of in plain.items() if of == plain[name]) for name in plain}
     return {name: first for name, first in firsts.items() if list(firsts.values()).count(first) > 1}
 
 
 def _mapped(term: Term) -> bool:
-    """Whether the term's gradient is on maps and not on the student's own predictions."""
+    """Return whether the term's gradient is on maps, not on the student's own predictions."""
     return not term.needs.isdisjoint(MAPS) or Need.CROSS in term.needs

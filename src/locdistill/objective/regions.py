@@ -1,4 +1,4 @@
-"""Where terms count: regions that need no teacher."""
+"""Regions that need no teacher: the locations, and weights, at which terms count."""
 
 from __future__ import annotations
 
@@ -15,38 +15,38 @@ from locdistill.objective.term import NOTHING, Need, Region
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counted(Region):
-    """Every location of the image that is not ignored, positive or not: where class losses act."""
+    """Every location of the image that is not ignored, positive or not: the region of class losses."""
 
     needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Weight 1."""
+        """Return weight 1 in the region."""
         return scene.assignment.counted.to(scene.confidence.dtype)
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
-        """The region itself."""
+        """Return the region itself."""
         return scene.assignment.counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Positives(Region):
-    """The main region: locations that answer for an object.
+    """Main region: the locations assigned to an object.
 
     Attributes:
-        by: Weight of a location: ``ones``; ``student_confidence``, its own highest class probability, as GFL weights
-            its box losses and LD its main region; ``iou``, of its anchor with the object; ``centerness``, how central
-            it is in the object, as ATSS and FCOS weight their box loss.
+        by: Weight of a location: ``ones``; ``student_confidence``, its own highest class probability, as in GFL's box
+            losses and LD's main region; ``iou``, that of its anchor with the object; ``centerness``, that of the
+            location in the object, as in the box loss of ATSS and FCOS.
     """
 
     by: Literal["ones", "student_confidence", "iou", "centerness"] = "ones"
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Distances to four edges, for centerness."""
+        """Distances to the four edges, for centerness."""
         return frozenset({Need.DISTANCES}) if self.by == "centerness" else NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """The chosen weight at positives."""
+        """Return the chosen weight at positives."""
         positive = scene.assignment.positive.to(scene.confidence.dtype)
         if self.by == "student_confidence":
             return positive * scene.confidence
@@ -57,22 +57,22 @@ class Positives(Region):
         return positive
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
-        """All positives."""
+        """Return all positives."""
         return scene.assignment.positive
 
 
 def within_objects(scene: Scene) -> Bool[Tensor, "b l"]:
-    """Locations of the image whose centre lies strictly inside some object's box, on whatever level."""
+    """Return the locations of the image that lie strictly inside some object's box, on any level."""
     within = inside_some(scene.grid.points, scene.instances.boxes, scene.instances.present)
     return within & scene.assignment.inside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InsideBoxes(Region):
-    """Locations strictly inside an object's box, on whatever level.
+    """Locations strictly inside an object's box, on any level.
 
-    Without positives it is the valuable region of detectors without anchors (the published LD for FCOS); with them, a
-    region to imitate features in (what the published code calls ``fitnet``, and the foreground of DeFeat).
+    Without positives this is the valuable region of anchor-free detectors (the published LD for FCOS); with them, a
+    region for feature imitation (``fitnet`` in the published code, and the foreground of DeFeat).
 
     Attributes:
         by: Weight of a location: ``ones``, or ``student_confidence``, its own highest class probability.
@@ -84,11 +84,11 @@ class InsideBoxes(Region):
     positives: bool = False
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """The chosen weight in the region."""
+        """Return the chosen weight in the region."""
         region = self.reach(scene)
         return scene.confidence * region if self.by == "student_confidence" else region.to(scene.confidence.dtype)
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
-        """The region, whatever the student says there."""
+        """Return the region, independent of the student's predictions."""
         region = within_objects(scene)
         return region if self.positives else region & ~scene.assignment.positive

@@ -1,4 +1,4 @@
-"""Everything that a loss term may look at."""
+"""Inputs of the loss terms."""
 
 from __future__ import annotations
 
@@ -20,26 +20,27 @@ from locdistill.types import Dense, Instances
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scene:
-    """A batch as the terms see it: predictions, truth, and what follows from both.
+    """A batch as input of the terms: predictions, ground truth, and values derived from both.
 
     Boxes are in strides of each location's level, as in the reference, so that a box of one size has one scale on every
-    level; only ``assignment`` and ``instances`` are in pixels. Of the ``e`` numbers that a location predicts ``coding``
-    makes a box.
+    level; only ``assignment`` and ``instances`` are in pixels. ``coding`` converts the ``e`` numbers predicted at a
+    location to a box.
 
     Attributes:
-        student: Predictions that are trained, in float32.
+        student: Predictions to train, in float32.
         teacher: Predictions to learn from, in float32; ``None`` without distillation.
-        grid: The locations that both speak of.
+        grid: Locations of both predictions.
         instances: Ground truth.
-        assignment: Which location answers for which object.
+        assignment: Assignment of objects to locations.
         bins: Support of the student's edge distributions.
         boxes: The student's boxes: mean of the edge distributions around each location.
         target_boxes: The assigned objects' boxes; zeros where there is none.
-        target_values: The numbers that make the assigned object's box, limited to what the bins hold.
+        target_values: The numbers that describe the assigned object's box, limited to the range of the bins.
         confidence: The student's highest class score, without gradient.
-        progress: Where the run is, and what the terms have learned until then.
-        cross: What the teacher's head makes of the student's features, in float32; ``None`` unless a term asks for it.
-        coding: What the predicted numbers mean.
+        progress: Progress of the run, and the weights learned by the terms.
+        cross: Predictions of the teacher's head on the student's features, in float32; ``None`` unless a term needs
+            them.
+        coding: Meaning of the predicted numbers.
     """
 
     student: Dense
@@ -90,23 +91,23 @@ class Scene:
 
     @property
     def quality(self) -> Float[Tensor, "b l"]:
-        """IoU of the student's box with its object, without gradient; 0 where there is none."""
+        """IoU of the student's box with its object, without gradient; 0 without an object."""
         return self.coding.kind.paired_iou(self.boxes.detach(), self.target_boxes) * self.assignment.positive
 
     @property
     def centerness(self) -> Float[Tensor, "b l"]:
-        """How central each location is in its object, between 0 and 1; 0 where there is none.
+        """Centerness of each location in its object, between 0 and 1; 0 without an object.
 
-        The objective checks that boxes are made of distances to four edges.
+        The objective checks that the predicted numbers are distances to four edges.
         """
         distances = self.coding.distances(self.coding.encode(self.grid, self.target_boxes))
         return centerness(distances) * self.assignment.positive
 
     @property
     def taught(self) -> Scene:
-        """The scene with the objects of those classes alone that the teacher knows.
+        """Scene with only the objects of those classes that the teacher knows.
 
-        Where it sees background, its boxes are of nothing in particular. Where another object stands, the student still
+        Where the teacher sees background, its boxes are meaningless. At objects of other classes the student still
         learns from the labels.
         """
         if self.teacher is None or self.teacher.known is None:
@@ -122,12 +123,12 @@ class Scene:
 
     @property
     def teacher_boxes(self) -> Float[Tensor, "b l d"]:
-        """The teacher's boxes, as ``boxes`` are the student's."""
+        """The teacher's boxes, in the form of ``boxes``."""
         assert self.teacher is not None, "the objective checks that a teacher is there"
         return self.boxes_of(self.teacher)
 
     def boxes_of(self, dense: Dense) -> Float[Tensor, "b l d"]:
-        """The boxes that predictions in the student's terms make, in strides."""
+        """Compute the boxes, in strides, of predictions with the student's coding and bins."""
         return self.coding.decode(self.grid, self.bins.expect(dense.edge_logits))
 
 

@@ -1,4 +1,4 @@
-"""How the weight of a term follows the run: a factor for every share of the run that is done."""
+"""Schedules of a term's weight: a factor for every share of the run that is done."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Protocol, runtime_checkable
 
 @runtime_checkable
 class Schedule(Protocol):
-    """A factor of a term's weight."""
+    """Factor of a term's weight."""
 
     __slots__ = ()
 
     def __call__(self, progress: float) -> float:
-        """The factor when this share of the run is done, from 0 (no step yet) to 1."""
+        """Return the factor when this share of the run is done, from 0 (no step yet) to 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Span(Schedule):
-    """From one factor to another between two moments of the run; steady before and after.
+    """Change from one factor to another between two moments of the run; constant before and after.
 
     Attributes:
         first: Factor until ``start``.
         last: Factor from ``end`` on.
         start: Share of the run at which the factor begins to change.
-        end: Share of the run at which it has changed; equal to ``start``, the factor jumps.
+        end: Share of the run at which the change ends; if equal to ``start``, the factor jumps.
     """
 
     first: float = 1.0
@@ -43,7 +43,7 @@ class _Span(Schedule):
             raise ValueError("start and end are shares of the run, 0 <= start <= end <= 1")
 
     def _through(self, progress: float) -> float:
-        """Share of the span that is over."""
+        """Return the share of the span that is over."""
         if progress >= self.end:
             return 1.0
         return max(0.0, (progress - self.start) / (self.end - self.start)) if progress > self.start else 0.0
@@ -51,20 +51,20 @@ class _Span(Schedule):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Linear(_Span):
-    """A straight line from the first factor to the last."""
+    """Straight line from the first factor to the last."""
 
     def __call__(self, progress: float) -> float:
-        """``first + (last - first) t``, with ``t`` the share of the span that is over."""
+        """Return ``first + (last - first) t``, with ``t`` the share of the span that is over."""
         return self.first + (self.last - self.first) * self._through(progress)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cosine(_Span):
-    """Half a cosine from the first factor to the last: the teacher early, the labels late.
+    """Half a cosine from the first factor to the last: strong distillation early, labels late.
 
-    YOLOv6 distils itself with ``first`` 1 and ``last`` 0.01 over the whole run.
+    The self-distillation of YOLOv6 has ``first`` 1 and ``last`` 0.01 over the whole run.
     """
 
     def __call__(self, progress: float) -> float:
-        """``last + (first - last) (1 + cos(pi t)) / 2``, with ``t`` the share of the span that is over."""
+        """Return ``last + (first - last) (1 + cos(pi t)) / 2``, with ``t`` the share of the span that is over."""
         return self.last + (self.first - self.last) * (1 + math.cos(math.pi * self._through(progress))) / 2

@@ -1,4 +1,4 @@
-"""What the ground truth asks of the student: the losses of GFL (Li et al. 2020), ATSS, FCOS and RetinaNet."""
+"""Supervised losses of GFL (Li et al. 2020), ATSS, FCOS and RetinaNet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from locdistill.objective.term import NOTHING, Divergence, Need
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QualityFocal(Divergence):
-    """Quality focal loss: the class score is to be the IoU of the location's own box with its object.
+    """Quality focal loss: the target of the class score is the IoU of the location's own box with its object.
 
     Attributes:
         beta: Exponent of the distance to the target (2 in GFL).
@@ -29,7 +29,7 @@ class QualityFocal(Divergence):
     beta: float = 2.0
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Summed over classes; at locations without an object the target is zero for every class."""
+        """Compute the loss, summed over classes; without an object the target is zero for every class."""
         logits, assignment = scene.student.score_logits, scene.assignment
         targets = torch.zeros_like(logits).scatter(-1, assignment.labels[..., None], scene.quality[..., None])
         return quality_focal_loss(logits, targets, beta=self.beta)
@@ -37,7 +37,7 @@ class QualityFocal(Divergence):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Focal(Divergence):
-    """Focal loss: the score of the object's class is to be one, every other zero (Lin et al. 2017).
+    """Focal loss: the target is one for the score of the object's class, zero for the others (Lin et al. 2017).
 
     Attributes:
         gamma: Exponent of the error.
@@ -49,7 +49,7 @@ class Focal(Divergence):
     alpha: float = 0.25
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Summed over classes; at locations without an object the target is zero for every class."""
+        """Compute the loss, summed over classes; without an object the target is zero for every class."""
         logits, assignment = scene.student.cls_logits, scene.assignment
         positive = assignment.positive[..., None].to(logits.dtype)
         targets = torch.zeros_like(logits).scatter(-1, assignment.labels[..., None], positive)
@@ -58,12 +58,12 @@ class Focal(Divergence):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Centerness(Divergence):
-    """Binary cross-entropy of the predicted quality against how central the location is in its object (FCOS)."""
+    """Binary cross-entropy of the predicted quality with the centerness of the location in its object (FCOS)."""
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.QUALITY, Need.DISTANCES})
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Meaningful at positives."""
+        """Compute the loss; only values at positives are meaningful."""
         logits = scene.student.quality_logits
         assert logits is not None, "the objective checks that a quality is there"
         return binary_cross_entropy_with_logits(logits, scene.centerness, reduction="none")
@@ -71,10 +71,10 @@ class Centerness(Divergence):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overlap(Divergence):
-    """How far the student's box is from its object (see :func:`locdistill.losses.overlap.overlap_loss`).
+    """Overlap loss of the student's box and its object (see :func:`locdistill.losses.overlap.overlap_loss`).
 
     Attributes:
-        kind: ``giou`` (GFL, the published teachers), ``diou`` or ``ciou``; of rotated boxes ``gwd``, ``kld`` (both of
+        kind: ``giou`` (GFL, the published teachers), ``diou`` or ``ciou``; for rotated boxes ``gwd``, ``kld`` (both of
             Rotated-LD), ``probiou`` or ``rotated_iou``.
     """
 
@@ -83,26 +83,26 @@ class Overlap(Divergence):
 
     @property
     def numbers(self) -> int:
-        """Of the boxes that it compares."""
+        """Number of coordinates per box that it compares."""
         return numbers_for(self.kind)
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Meaningful at positives."""
+        """Compute the loss; only values at positives are meaningful."""
         return overlap_loss(scene.boxes, scene.target_boxes, kind=self.kind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValueL1(Divergence):
-    """Distance of the predicted numbers, the means of their distributions, from those of the object; their sum.
+    """L1 distance of the predicted numbers (the means of their distributions) from those of the object, summed.
 
-    What the rotated RetinaNet of JDet is trained with. Unlike an overlap it has an opinion on which of the equal ways
-    to say a box is the right one.
+    The rotated RetinaNet of JDet is trained with it. Unlike an overlap, it depends on which of the equivalent
+    parametrisations of a box is used.
     """
 
     needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Meaningful at positives."""
+        """Compute the loss; only values at positives are meaningful."""
         truth = scene.coding.encode(scene.grid, scene.target_boxes)
         return scene.bins.apart(scene.bins.expect(scene.student.edge_logits), truth).sum(-1)
 
@@ -114,6 +114,6 @@ class DistributionFocal(Divergence):
     needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Meaningful at positives."""
+        """Compute the loss; only values at positives are meaningful."""
         targets = scene.bins.two_hot(scene.target_values)
         return distribution_focal_loss(scene.student.edge_logits, targets).mean(-1)

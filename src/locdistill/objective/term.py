@@ -1,4 +1,4 @@
-"""One summand of the loss: divergence times region, over a normaliser, times a weight."""
+"""A summand of the loss: divergence times region, over a normaliser, times a weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from locdistill.types import Dense
 
 
 class Need(StrEnum):
-    """A thing that a divergence or a region looks at, beside the student's predictions and the labels."""
+    """Input of a divergence or a region beside the student's predictions and the labels."""
 
     TEACHER = "teacher"
     """A teacher."""
@@ -26,11 +26,11 @@ class Need(StrEnum):
     TOWERS = "towers"
     """The maps inside the heads."""
     CROSS = "cross"
-    """The predictions that the teacher's head makes of the student's features."""
+    """The predictions of the teacher's head on the student's features."""
     DISTRIBUTIONS = "distributions"
-    """The teacher's distributions over the positions of edges, and not only its boxes."""
+    """The teacher's distributions over the positions of edges, not only its boxes."""
     LOCAL = "local"
-    """Of the teacher's predictions those of the location itself, and no others: a cache may leave those out."""
+    """The teacher's predictions at the region's own locations only: a cache may leave out all others."""
     PADDING = "padding"
     """The teacher's predictions in the padding that a batch adds to an image."""
     QUALITY = "quality"
@@ -38,66 +38,66 @@ class Need(StrEnum):
     THRESHOLDS = "thresholds"
     """The assigner's threshold of each object, which only some assigners have."""
     DISTANCES = "distances"
-    """Distances to four edges, of which only some boxes are made."""
+    """Distances to four edges, which only some detectors predict."""
     WEIGHTS = "weights"
-    """Weights of its own, which the run trains (see :class:`Learner`)."""
+    """Weights of the divergence, which the run trains (see :class:`Learner`)."""
 
 
 @runtime_checkable
 class Divergence(Protocol):
-    """How wrong the student is at every location, finite everywhere, whether or not the location counts."""
+    """Error of the student at every location, finite everywhere, whether or not the location counts."""
 
     __slots__ = ()
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What it looks at; nothing where it is empty."""
+        """Inputs it needs; may be empty."""
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """A value per location, with gradient to the student."""
+        """Compute a value per location, with gradient to the student."""
 
 
 @runtime_checkable
 class Learner(Divergence, Protocol):
-    """A divergence that needs weights of its own, which it describes and the run owns.
+    """Divergence that needs trained weights, which it describes and the run holds.
 
-    So the divergence itself stays plain data, that can be compared and written down.
+    The divergence itself stays plain data, which can be compared and serialised.
     """
 
     __slots__ = ()
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
-        """The weights that it needs, new; None if it can do without.
+        """Build the weights it needs; None if it needs none.
 
         Args:
-            student: Predictions of an image, of which only the shapes count.
+            student: Predictions for an image, of which only the shapes are used.
             teacher: Likewise.
         """
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
-        """A value per location, with gradient to the student and to ``own``, what ``parts`` made."""
+        """Compute a value per location, with gradient to the student and to ``own``, the result of ``parts``."""
 
 
 @runtime_checkable
 class Region(Protocol):
-    """Where, and how much, a divergence counts."""
+    """Weight of a divergence at each location."""
 
     __slots__ = ()
 
     @property
     def needs(self) -> frozenset[Need]:
-        """What it looks at; nothing where it is empty."""
+        """Inputs it needs; may be empty."""
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """A weight per location, without gradient; zero outside the region."""
+        """Compute a weight per location, without gradient; zero outside the region."""
 
 
 @runtime_checkable
 class Bounded(Protocol):
-    """A region that follows from the ground truth alone, but for its weights."""
+    """Region that depends on the ground truth alone, except for its weights."""
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
-        """The locations outside which the weight is zero, whatever student and teacher say."""
+        """Return the locations outside which the weight is zero, whatever student and teacher predict."""
 
 
 NOTHING: frozenset[Need] = frozenset()
@@ -105,10 +105,10 @@ MAPS = frozenset({Need.FEATURES, Need.TOWERS})
 
 
 def stated_needs(part: Divergence | Region) -> frozenset[Need]:
-    """Return what a divergence or region needs.
+    """Return the needs of a divergence or region.
 
     Raises:
-        RecipeError: What it states is no set of :class:`Need`: a run would not hand it what it looks at.
+        RecipeError: ``needs`` is no set of :class:`Need`, so a run would not provide its inputs.
     """
     needs = getattr(part, "needs", None)
     if isinstance(needs, frozenset) and all(isinstance(need, Need) for need in needs):
@@ -121,18 +121,18 @@ def stated_needs(part: Divergence | Region) -> frozenset[Need]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """``weight * sum(of * on / norm)`` over the batch, times a factor that may follow the run.
+    """Term ``weight * sum(of * on / norm)`` over the batch, times a factor that may follow the run.
 
-    A loss of whole maps is a divergence whose values sum, or average, to it: the normaliser says which.
+    A loss of whole maps is a divergence whose values sum to it or average to it, depending on the normaliser.
 
     Attributes:
-        of: What is measured.
-        on: Where it counts.
-        norm: What the sum is divided by.
+        of: Divergence.
+        on: Region where it counts.
+        norm: Denominator of the sum.
         weight: Factor of the whole.
-        schedule: A further factor, by the share of the run that is done; none is constant.
-        balance: Where given, the norm of the term's gradient on what the student says, in multiples of the supervised
-            terms'. It takes the place of the weight, which cancels; the schedule still acts.
+        schedule: A further factor, by the share of the run that is done; constant without one.
+        balance: If given, the norm of the term's gradient on the student's predictions, in multiples of the supervised
+            terms'. It replaces the weight, which cancels; the schedule still acts.
     """
 
     of: Divergence
@@ -143,12 +143,12 @@ class Term:
     balance: float | None = None
 
     needs: frozenset[Need] = field(init=False, repr=False, compare=False)
-    """What divergence and region look at together."""
+    """Needs of divergence and region together."""
     needs_predictions: bool = field(init=False, repr=False, compare=False)
-    """Whether divergence or region looks at a teacher's predictions, and not at its maps alone."""
+    """Whether divergence or region uses a teacher's predictions, not only its maps."""
 
     def __post_init__(self) -> None:
-        """Collect the needs once: compiled code reads them, and cannot put sets together.
+        """Collect the needs once: compiled code reads them, but cannot unite sets.
 
         Raises:
             RecipeError: ``needs`` of the divergence or the region is no set of :class:`Need`.
@@ -160,52 +160,52 @@ class Term:
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether divergence or region looks at a teacher."""
+        """Whether divergence or region uses a teacher."""
         return Need.TEACHER in self.needs
 
     @property
     def learns(self) -> bool:
-        """Whether the divergence may have weights of its own."""
+        """Whether the divergence may have weights."""
         return Need.WEIGHTS in self.of.needs
 
     @property
     def bounded(self) -> bool:
-        """Whether the ground truth alone says which locations of a teacher's predictions are looked at."""
+        """Whether the ground truth alone determines which locations of a teacher's predictions are used."""
         return isinstance(self.on, Bounded) and Need.LOCAL in self.of.needs
 
     @property
     def sees_padding(self) -> bool:
-        """Whether what a teacher says of the padding, which a batch adds to an image, may count."""
+        """Whether a teacher's predictions in the padding, which a batch adds to an image, may count."""
         return {Need.TEACHER, Need.PADDING} <= self.needs
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
-        """Outside of these locations it does not matter what a teacher predicts; all of the images if not bounded."""
+        """Return the locations outside which a teacher's predictions do not matter; all locations if not bounded."""
         if not self.bounded:
             return scene.assignment.inside
         assert isinstance(self.on, Bounded), "that is what bounded says"
         return self.on.reach(self._seen(scene))
 
     def _seen(self, scene: Scene) -> Scene:
-        """What compares with a teacher's predictions counts at objects of the classes that the teacher knows."""
+        """Return the scene, limited to the classes a teacher knows if the term uses its predictions."""
         return scene.taught if self.needs_predictions else scene
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
-        """New weights of the divergence, from the shapes of predictions; None if it has none."""
+        """Build new weights of the divergence, from the shapes of predictions; None if it has none."""
         return cast(Learner, self.of).parts(student, teacher) if self.learns else None
 
     def factor(self, scene: Scene) -> float:
-        """What the schedule says now."""
+        """Return the present factor of the schedule."""
         return 1.0 if self.schedule is None else self.schedule(scene.progress.done)
 
     def per_location(
         self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
     ) -> Float[Tensor, "b l"]:
-        """Each location's share of the term, before the schedule.
+        """Compute each location's share of the term, before the schedule.
 
         Args:
             scene: The batch.
-            own: The divergence's weights, if it has some.
-            values: The divergence, where it is known already.
+            own: The divergence's weights, if it has any.
+            values: The divergence, if already computed.
         """
         seen = self._seen(scene)
         weights = self.on(seen)
@@ -218,12 +218,12 @@ class Term:
     def unscheduled(
         self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
     ) -> Float[Tensor, ""]:
-        """The term's value, were its weight constant."""
+        """Compute the term's value without its schedule."""
         return self.per_location(scene, own, values).sum()
 
     def __call__(
         self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
     ) -> Float[Tensor, ""]:
-        """The term's value; 0, with gradients defined, where the region is empty."""
+        """Compute the term's value; 0, with gradients defined, where the region is empty."""
         value = self.unscheduled(scene, own, values)
         return value if self.schedule is None else value * self.factor(scene)

@@ -1,4 +1,4 @@
-"""The head of ATSS (Zhang et al. 2020) and FCOS (Tian et al. 2019) with edge distributions."""
+"""Head of ATSS (Zhang et al. 2020) and FCOS (Tian et al. 2019) with edge distributions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from locdistill.types import Dense
 
 
 class CenternessHead(GFLHead):
-    """The head of GFL with one more predictor, on the tower of the edges: how central the location is in its object.
+    """Head of GFL with one more predictor, on the tower of the edges: the centerness of the location in its object.
 
     Attributes:
-        centerness: Predicts one logit per location, which ranks detections.
+        centerness: Predictor of one logit per location, which ranks detections.
     """
 
     def __init__(self, settings: DetectorSettings) -> None:
@@ -25,7 +25,7 @@ class CenternessHead(GFLHead):
         initialise(self, self.cls)
 
     def finish(self, maps: Sequence[Tensor], first: int = 0) -> Dense:
-        """Predictions with a centerness; see :meth:`GFLHead.finish`."""
+        """Compute predictions with a centerness; see :meth:`GFLHead.finish`."""
         classes, edges, centerness = [], [], []
         for cls_map, reg_map, scale in zip(
             maps[::2], maps[1::2], list(self.scales)[first : first + len(maps) // 2], strict=True

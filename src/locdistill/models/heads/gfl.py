@@ -1,4 +1,4 @@
-"""The heads of GFL (Generalized Focal Loss, Li et al. 2020) and GFL v2 (Li et al. 2021)."""
+"""Heads of GFL (Generalized Focal Loss, Li et al. 2020) and GFL v2 (Li et al. 2021)."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from locdistill.types import Dense
 class GFLHead(nn.Module):
     """Two towers of convolutions, shared by all levels, that predict class scores and edge distributions.
 
-    Edge logits are float32 whatever the precision of the network: the distances that come of them, and the softened
-    distributions, do not survive bfloat16.
+    Edge logits are float32 whatever the precision of the network: bfloat16 is too coarse for the distances computed
+    from them and for the softened distributions.
 
     Attributes:
         cls_tower: Convolutions before the class scores.
         reg_tower: Convolutions before the edge distributions.
-        cls: Predicts ``classes`` logits per location.
-        reg: Predicts ``edges * (reg_max + 1)`` logits per location, edge by edge: left, top, right, bottom, and of
+        cls: Predictor of ``classes`` logits per location.
+        reg: Predictor of ``edges * (reg_max + 1)`` logits per location, edge by edge: left, top, right, bottom, and for
             rotated boxes the angle.
         scales: One factor of the edge logits per level.
     """
@@ -37,19 +37,19 @@ class GFLHead(nn.Module):
         initialise(self, self.cls)
 
     def forward(self, levels: Sequence[Tensor]) -> Dense:
-        """Class and edge logits of the maps of a pyramid, finest first."""
+        """Compute class and edge logits from the maps of a pyramid, finest first."""
         return self.finish(self.begin(levels))
 
     def begin(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Maps from inside the two towers, before the last convolution of each: classes and edges, level by level."""
+        """Compute maps before the last convolution of each of the two towers: classes and edges, level by level."""
         return begin((self.cls_tower, self.reg_tower), levels)
 
     def finish(self, maps: Sequence[Tensor], first: int = 0) -> Dense:
-        """Predictions from what `begin` gives, of this head or of another one.
+        """Compute predictions from the maps of `begin`, of this head or of another one.
 
         Args:
-            maps: Two for each level; may be overwritten.
-            first: Index of the level that they begin with.
+            maps: Two maps per level; may be overwritten.
+            first: Index of their first level.
         """
         classes = [self.cls(self.cls_tower.finish(level)) for level in maps[::2]]
         edges = [
@@ -60,9 +60,9 @@ class GFLHead(nn.Module):
 
 
 class GFLv2Head(GFLHead):
-    """The head of GFL, whose class scores are multiplied by a quality that is read off the edge distributions.
+    """Head of GFL whose class scores are multiplied by a quality computed from the edge distributions.
 
-    A sharp distribution tells of a well-placed edge: the four largest probabilities of each edge and their mean, 20
+    A sharp distribution indicates a well-placed edge: the four largest probabilities of each edge and their mean, 20
     numbers per location, go through two 1x1 convolutions (Li et al. 2021, section 3.2). The gradient flows back into
     the distributions.
 
@@ -81,12 +81,12 @@ class GFLv2Head(GFLHead):
         initialise(self, self.cls)
 
     def finish(self, maps: Sequence[Tensor], first: int = 0) -> Dense:
-        """Predictions with a quality; see :meth:`GFLHead.finish`."""
+        """Compute predictions with a quality; see :meth:`GFLHead.finish`."""
         dense = super().finish(maps, first)
         return dense._replace(quality_logits=self.read(dense.edge_logits), quality_in_score=True)
 
     def read(self, edge_logits: Tensor) -> Tensor:
-        """Quality logits ``(b, l)`` of edge logits ``(b, l, 4, n)``."""
+        """Compute quality logits ``(b, l)`` from edge logits ``(b, l, 4, n)``."""
         largest = edge_logits.softmax(-1).topk(self.TOP, -1).values
         statistics = torch.cat((largest, largest.mean(-1, keepdim=True)), -1).flatten(2)
         quality: Tensor = self.quality(statistics.transpose(1, 2)[..., None])

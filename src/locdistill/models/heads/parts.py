@@ -1,4 +1,4 @@
-"""What the heads of dense detectors are made of."""
+"""Parts of the heads of dense detectors."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ PRIOR = 0.01  # probability that a class score has before training (focal loss, 
 
 
 class GroupNorm(nn.GroupNorm):
-    """Group normalisation that also takes groups of a single value, for which it gives the bias.
+    """Group normalisation that also accepts groups of a single value, for which it returns the bias.
 
     PyTorch's own refuses one image with a 1x1 map and one channel per group, even in inference; the coarsest level of
     a small image is such a map.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise over each group of channels and all places."""
+        """Normalise over each group of channels and all positions."""
         return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 class ConvNormAct(nn.Module):
-    """A 3x3 convolution, group normalisation, ReLU; with ``groups=0`` a bias takes the place of the normalisation."""
+    """3x3 convolution, group normalisation, ReLU; with ``groups=0`` a bias replaces the normalisation."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class ConvNormAct(nn.Module):
 
 
 class Tower(nn.Sequential):
-    """The convolutions before a predictor, in two halves: another head's map may take the place in between."""
+    """Convolutions before a predictor, in two halves; another head's map may be inserted in between."""
 
     @property
     def cut(self) -> int:
@@ -49,7 +49,7 @@ class Tower(nn.Sequential):
         return max(len(self) - 1, 0)
 
     def begin(self, x: Tensor) -> Tensor:
-        """The first half, up to before the last ReLU in it; ``x`` itself where there is no convolution in it."""
+        """Apply the first half, up to before its last ReLU; return ``x`` itself if the half has no convolution."""
         blocks = list(self)[: self.cut]
         for block in blocks[:-1]:
             x = block(x)
@@ -59,7 +59,7 @@ class Tower(nn.Sequential):
         return x
 
     def finish(self, x: Tensor) -> Tensor:
-        """From there to the predictor; ``x`` may be overwritten."""
+        """Apply the remaining convolutions before the predictor; ``x`` may be overwritten."""
         x = torch.relu_(x) if self.cut else x
         for block in list(self)[self.cut :]:
             x = block(x)
@@ -67,22 +67,22 @@ class Tower(nn.Sequential):
 
 
 def tower(settings: DetectorSettings) -> Tower:
-    """The convolutions before a predictor."""
+    """Build the convolutions before a predictor."""
     return Tower(*(ConvNormAct(settings.channels, settings.norm_groups) for _ in range(settings.depth)))
 
 
 def predictor(settings: DetectorSettings, outputs: int) -> nn.Conv2d:
-    """The convolution behind a tower."""
+    """Build the convolution behind a tower."""
     return nn.Conv2d(settings.channels, outputs, settings.predictor, padding=settings.predictor // 2)
 
 
 def level_scales(settings: DetectorSettings) -> nn.ParameterList:
-    """One learned factor per level, for levels share the tower but not the range of object sizes."""
+    """Build one learned factor per level: levels share the tower but not the range of object sizes."""
     return nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in settings.levels)
 
 
 def initialise(head: nn.Module, classes: nn.Conv2d) -> None:
-    """Convolutions from N(0, 0.01), biases 0, class scores near 0.01."""
+    """Initialise convolutions from N(0, 0.01), biases with 0, and class scores near 0.01."""
     for module in head.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=0.01)
@@ -92,13 +92,13 @@ def initialise(head: nn.Module, classes: nn.Conv2d) -> None:
 
 
 def begin(towers: Sequence[Tower], levels: Sequence[Tensor]) -> list[Tensor]:
-    """What the first halves of the towers make of each level, level by level."""
+    """Apply the first halves of the towers to each level, level by level."""
     return [tower.begin(level) for level in levels for tower in towers]
 
 
 def flat(maps: Sequence[Tensor], *shape: int) -> Tensor:
-    """Maps of the levels, ``(b, k, h, w)`` each, as one ``(b, l, *shape)``: level by level, row by row.
+    """Flatten the levels' maps, ``(b, k, h, w)`` each, to one ``(b, l, *shape)``: level by level, row by row.
 
-    Where ``k`` is several times the product of ``shape``, a cell has that many locations, one behind the other.
+    Where ``k`` is a multiple of the product of ``shape``, a cell has that many locations, one after another.
     """
     return torch.cat([level.flatten(2).transpose(1, 2).reshape(len(level), -1, *shape) for level in maps], 1)

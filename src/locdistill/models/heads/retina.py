@@ -1,4 +1,4 @@
-"""The head of RetinaNet (Lin et al. 2017) with edge distributions."""
+"""Head of RetinaNet (Lin et al. 2017) with edge distributions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from locdistill.types import Dense
 
 
 class RetinaHead(nn.Module):
-    """Two towers whose predictors speak for each of the anchors of a cell; edge logits have no factor per level.
+    """Two towers whose predictors have outputs for each of the anchors of a cell; edge logits have no factor per level.
 
     Distances are measured from the cell's point (here its corner, a multiple of the stride), which is the centre of all
-    its anchors: their shapes matter for the assignment only, unless what is predicted is the growth of an anchor.
+    its anchors: their shapes matter for the assignment only, unless the growth of an anchor is predicted.
 
     Attributes:
         cls_tower: Convolutions before the class scores.
         reg_tower: Convolutions before the edge distributions.
-        cls: Predicts ``anchors * classes`` logits per cell, anchor by anchor.
-        reg: Predicts ``anchors * edges * (reg_max + 1)`` logits per cell, anchor by anchor; the angle of a rotated box
-            is a fifth edge.
+        cls: Predictor of ``anchors * classes`` logits per cell, anchor by anchor.
+        reg: Predictor of ``anchors * edges * (reg_max + 1)`` logits per cell, anchor by anchor; the angle of a rotated
+            box is a fifth edge.
     """
 
     ANCHORS = 9
@@ -36,15 +36,15 @@ class RetinaHead(nn.Module):
         initialise(self, self.cls)
 
     def forward(self, levels: Sequence[Tensor]) -> Dense:
-        """Class and edge logits of the maps of a pyramid, finest first; nine locations per cell."""
+        """Compute class and edge logits from the maps of a pyramid, finest first; nine locations per cell."""
         return self.finish(self.begin(levels))
 
     def begin(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Maps from inside the two towers, before the last convolution of each: classes and edges, level by level."""
+        """Compute maps before the last convolution of each of the two towers: classes and edges, level by level."""
         return begin((self.cls_tower, self.reg_tower), levels)
 
     def finish(self, maps: Sequence[Tensor], first: int = 0) -> Dense:  # noqa: ARG002 - levels are alike
-        """Predictions from what `begin` gives, which may be overwritten, of this head or of another one."""
+        """Compute predictions from the maps of `begin`, which may be overwritten, of this head or of another one."""
         classes = [self.cls(self.cls_tower.finish(level)) for level in maps[::2]]
         edges = [self.reg(self.reg_tower.finish(level)).float() for level in maps[1::2]]
         return Dense(flat(classes, self.classes), flat(edges, self.edges, self.bins))
