@@ -1,8 +1,8 @@
-"""Feature maps of student and teacher side by side, whatever their widths, strides and numbers of levels.
+"""Pairs of feature maps of student and teacher, for any widths, strides and numbers of levels.
 
 Widths are bridged by a learned 1x1 convolution of the student's map, one per level, that is trained with the student
-and thrown away. Levels are paired by stride; where a teacher has no level of a stride, the nearest one is resized to
-the student's map.
+and discarded after training. Levels are paired by stride; where a teacher has no level of a stride, the nearest one is
+resized to the student's map.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from locdistill.types import Dense
 
 
 class Pair(NamedTuple):
-    """A level of both, in float32.
+    """Maps of student and teacher at one level, in float32.
 
     Attributes:
         student: The student's map.
         teacher: The teacher's, of the same shape, without gradient.
-        inside: Which cells belong to the image, not to the padding that its batch adds.
-        groups: Number of predictions that a cell has in these maps, each with an equal share of the channels; 1 where
-            a cell has one feature.
+        inside: Mask of the cells that belong to the image, not to the padding of the batch.
+        groups: Number of predictions per cell in these maps, each with an equal share of the channels; 1 where a cell
+            has one feature.
     """
 
     student: Float[Tensor, "b c h w"]
@@ -42,19 +42,19 @@ class Pair(NamedTuple):
     groups: int = 1
 
     def channel_mean(self, values: Float[Tensor, "b c h w"]) -> Float[Tensor, "b g h w"]:
-        """The mean over the channels of each prediction of a cell."""
+        """Return the mean over the channels of each prediction of a cell."""
         return grouped(values, self.groups).mean(2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfMaps(Learner):
-    """What compares feature maps.
+    """Base class of divergences between feature maps.
 
     Attributes:
-        maps: Which ones: those of the ``pyramid``, or inside the head those of its ``cls_tower`` or ``reg_tower``,
+        maps: Maps to compare: those of the ``pyramid``, or those inside the head, of its ``cls_tower`` or ``reg_tower``
             before the last convolution.
-        adapt: Whether a learned 1x1 convolution stands before the comparison even where both maps have one width; where
-            their widths differ, one stands there always.
+        adapt: Whether to apply a learned 1x1 convolution even where both maps have the same width. Where their widths
+            differ, it is always applied.
     """
 
     maps: Literal["pyramid", "cls_tower", "reg_tower"] = "pyramid"
@@ -62,14 +62,14 @@ class OfMaps(Learner):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The maps of both, and weights of its own where they differ in width."""
+        """The maps of both, and learned weights where they differ in width."""
         return needs_of(self.maps)
 
     def levels(self, student: Dense, teacher: Dense) -> list[tuple[Tensor, Tensor]]:
-        """The maps of both, paired by stride.
+        """Return the maps of student and teacher, paired by stride.
 
         Raises:
-            TeacherError: One of the two hands out no maps.
+            TeacherError: The student or the teacher provides no maps.
         """
         return paired(*(self._maps_of(dense) for dense in (student, teacher)))
 
@@ -77,25 +77,25 @@ class OfMaps(Learner):
         return {"pyramid": dense.features, "cls_tower": dense.towers[::2], "reg_tower": dense.towers[1::2]}[self.maps]
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
-        """An adapter for each of the student's levels; none where all are as wide as the teacher's.
+        """Create an adapter for each of the student's levels; return None if all are as wide as the teacher's.
 
         Raises:
-            TeacherError: One of the two hands out no maps.
+            TeacherError: The student or the teacher provides no maps.
         """
         mine, its = zip(*self.levels(student, teacher), strict=True)
         return adapters(mine, its, always=self.adapt)
 
     def pairs(self, scene: Scene, own: nn.Module | None = None) -> list[Pair]:
-        """The levels of both, the student's through its adapters, the teacher's resized to the student's.
+        """Return the levels of both: the student's after its adapters, the teacher's resized to the student's.
 
         Raises:
-            TeacherError: One of the two hands out no maps, or their widths differ and no adapters are given.
+            TeacherError: The student or the teacher provides no maps, or their widths differ and no adapters are given.
         """
         assert scene.teacher is not None, "the objective checks that a teacher is there"
         levels = self.levels(scene.student, scene.teacher)
         if own is None:
             check_widths(levels)
-        # In float32, level by level: under mixed precision no whole pyramid is converted at once.
+        # Converted to float32 level by level, so that under mixed precision no whole pyramid is converted at once.
         mine = [student.float() for student, _ in levels]
         if own is not None:
             assert isinstance(own, nn.ModuleList)
@@ -107,23 +107,24 @@ class OfMaps(Learner):
 
 
 def needs_of(maps: str) -> frozenset[Need]:
-    """Return what a comparison of these maps needs: the maps of both, and adapters where they differ in width."""
+    """Return the needs of a comparison of these maps: the maps of both, and adapters where they differ in width."""
     return frozenset({Need.TEACHER, Need.FEATURES if maps == "pyramid" else Need.TOWERS, Need.WEIGHTS})
 
 
 def grouped(values: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b g k h w"]:
-    """The channels of each prediction of a cell."""
+    """Split the channels into those of each prediction of a cell."""
     b, _, h, w = values.shape
     return values.reshape(b, groups, -1, h, w)
 
 
 def paired(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Each of the student's maps with the teacher's of the same stride, or of the nearest.
+    """Pair each of the student's maps with the teacher's map of the same stride, or of the nearest stride.
 
-    The maps of a pyramid halve from level to level; how many octaves the finest ones are apart is read off their sizes.
+    The maps of a pyramid halve in size from level to level. The number of octaves between the finest maps follows from
+    their sizes.
 
     Raises:
-        TeacherError: One of the two hands out no maps.
+        TeacherError: The student or the teacher provides no maps.
     """
     for who, maps in (("student", student), ("teacher", teacher)):
         if not maps:
@@ -139,10 +140,10 @@ def paired(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[T
 
 
 def check_widths(levels: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Maps that are compared as they are must have equal widths.
+    """Raise an error unless maps that are compared without adapters have equal widths.
 
     Raises:
-        TeacherError: They do not; the message shows both.
+        TeacherError: The widths differ; the message shows both.
     """
     if any(mine.shape[1] != its.shape[1] for mine, its in levels):
         raise TeacherError(
@@ -154,7 +155,7 @@ def check_widths(levels: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def resized(teacher: Float[Tensor, "b c i j"], student: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
-    """The teacher's map at the size of the student's: bilinear, and averaged where it shrinks."""
+    """Resize the teacher's map to the size of the student's: bilinear, with averaging where it shrinks."""
     size = student.shape[-2:]
     if teacher.shape[-2:] == size:
         return teacher
@@ -162,12 +163,12 @@ def resized(teacher: Float[Tensor, "b c i j"], student: Float[Tensor, "b d h w"]
 
 
 def inside_maps(scene: Scene) -> list[Bool[Tensor, "b 1 h w"]]:
-    """Cells of each level that belong to the image; all locations of a cell share one place."""
+    """Return a mask per level of the cells that belong to the image; all locations of a cell share one position."""
     return [level[:, :1] for level in as_maps(scene.assignment.inside[..., None], scene.grid)]
 
 
 def as_maps(values: Tensor, grid: Grid) -> list[Tensor]:
-    """Values ``(b, l, k)`` of all locations as maps ``(b, p k, h, w)``, with those of a cell's ``p`` locations."""
+    """Reshape values ``(b, l, k)`` of all locations to maps ``(b, p k, h, w)``, with ``p`` locations per cell."""
     levels = torch.split(values, list(grid.level_sizes), 1)
     return [
         level.reshape(len(level), h, w, -1).permute(0, 3, 1, 2)
@@ -176,13 +177,13 @@ def as_maps(values: Tensor, grid: Grid) -> list[Tensor]:
 
 
 def per_location(values: Sequence[Float[Tensor, "b _ _ _"]], grid: Grid) -> Float[Tensor, "b l"]:
-    """A value for every location, from maps of one for every cell (which its locations share) or every location."""
+    """Return a value per location, from maps with one value per cell (shared by its locations) or per location."""
     flat = [level.permute(0, 2, 3, 1) for level in values]
     return torch.cat([level.expand(-1, -1, -1, grid.per_cell).flatten(1) for level in flat], 1)
 
 
 def shares(values: Sequence[Float[Tensor, "b _ _ _"]], grid: Grid) -> Float[Tensor, "b l"]:
-    """As :func:`per_location`, divided by the locations of a cell: their sum is the cell's value, or mean value."""
+    """Return :func:`per_location` over the locations per cell, so that they sum to the cell's (mean) value."""
     return per_location(values, grid) / grid.per_cell
 
 

@@ -1,7 +1,7 @@
-"""Teachers that do not match their student: what is said in other bins, of other classes, or by several at once.
+"""Conversion of predictions of teachers with other bins or classes than the student, and of several teachers.
 
-Everything is done to the teacher's predictions, so that no term needs to know of it: what comes out is in the student's
-bins, at the student's locations and in the student's order of classes.
+Only the teacher's predictions are converted, so that terms are not affected: the result is in the student's bins, at
+the student's locations and in the student's order of classes.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.types import Batch, Dense
 
 UNKNOWN = -20.0
-"""Logit of a class that a teacher does not know. It means nothing: see ``Dense.known``."""
+"""Placeholder logit of a class that a teacher does not know, to be ignored: see ``Dense.known``."""
 Step = Callable[[Dense], Dense]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a detector speaks of, as far as another one that listens needs to know.
+    """Properties of a detector's predictions that decide whether another detector can use them.
 
     Attributes:
         classes: Names of its classes.
-        strides: Of its pyramid's levels, in pixels.
+        strides: Strides of its pyramid's levels, in pixels.
         offset: Position of a location within its cell, in strides.
         octaves: Anchor sizes per ratio in a cell.
         ratios: Height over width of the anchors of a cell.
-        bins: Of the distributions of these numbers; None where it has boxes and no distributions.
-        channels: Width of the maps of its pyramid and its head; None where it hands out none.
-        coding: What the numbers mean that a location predicts.
+        bins: Bins of the distributions of these numbers; None where it predicts boxes without distributions.
+        channels: Width of the maps of its pyramid and its head; None where it provides none.
+        coding: Meaning of the numbers predicted at a location.
     """
 
     classes: tuple[str, ...]
@@ -56,7 +56,7 @@ class Facts:
 
     @classmethod
     def of(cls, settings: DetectorSettings) -> Facts:
-        """Those of a detector of this package."""
+        """Return the facts of a detector of this package."""
         kind = KINDS[settings.model]
         coding, bins = meaning_of(settings)
         return cls(
@@ -74,23 +74,23 @@ class Facts:
 def rebin(
     logits: Float[Tensor, "*batch e n"], positions: Float[Tensor, "e n"], bins: Bins
 ) -> Float[Tensor, "*batch e m"]:
-    """The same distributions over other bins: each bin's probability is split between its two new neighbours.
+    """Convert distributions to other bins: split each bin's probability between its two new neighbours.
 
     The split is that of a two-hot target (GFL, equation 6): linear, so that each bin's position, and with it the mean
-    of the distribution, is kept. Probabilities beyond the range of the new bins go to the first or last of them: there
-    the mean moves by no more than what lies outside. Total probability is kept, and where the positions are those of
-    the new bins nothing changes but a constant added to an edge's logits.
+    of the distribution, is kept. Probabilities beyond the range of the new bins go to the first or last bin, which
+    moves the mean by no more than what lies outside. Total probability is kept. Where the positions equal those of the
+    new bins, only a constant is added to an edge's logits.
 
-    Between coarse bins, a finer support would allow something smoother than what is known; nothing is made up here.
+    When bins are refined, no smoothing is applied between the old positions: no information is added.
 
     Args:
         logits: Unnormalised log-probabilities.
-        positions: Where each number's bins lie, edges in strides from the *student's* location; they need not be
+        positions: Positions of each number's bins, edges in strides from the *student's* location; they need not be
             evenly spaced, nor equal for all numbers.
         bins: The new bins.
 
     Returns:
-        Log-probabilities. That of a bin which gets nothing is the logarithm of the smallest positive number.
+        Log-probabilities; for an empty bin, the logarithm of the smallest positive number.
     """
     table = bins.two_hot(bins.limit(positions.mT)).transpose(0, 1).to(logits)
     probs = torch.einsum("...en,enm->...em", logits.softmax(-1), table)
@@ -100,14 +100,15 @@ def rebin(
 def soft_edges(
     distances: Float[Tensor, "*batch"], bins: Bins, *, kind: SoftTarget = "two_hot", width: float = 0.5
 ) -> Float[Tensor, "*batch n"]:
-    """Distributions for a teacher that has none: made of the distances of its boxes' edges.
+    """Compute distributions for a teacher that has none, from the distances of its boxes' edges.
 
     Args:
-        distances: In strides; beyond the range of the bins, the first or last of them.
+        distances: Distances in strides; those beyond the range of the bins are clamped to the first or last bin.
         bins: The student's.
-        kind: ``two_hot``, the two neighbouring bins, whose mean is the distance; or ``gaussian``, whose mean is the
-            distance too, but for what its tails lose at the ends of the range.
-        width: Standard deviation of the Gaussian, in strides. It says how sure the teacher is, which nobody knows.
+        kind: ``two_hot``, the two neighbouring bins, with the distance as mean; or ``gaussian``, with the distance as
+            mean except for the tails that are cut off at the ends of the range.
+        width: Standard deviation of the Gaussian, in strides. It stands for the teacher's uncertainty, which is not
+            known.
 
     Returns:
         Log-probabilities.
@@ -121,12 +122,12 @@ def soft_edges(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rebin:
-    """Puts distributions into the student's bins, around the student's locations; see :func:`rebin`.
+    """Conversion of distributions to the student's bins and locations; see :func:`rebin`.
 
     Attributes:
-        own: The teacher's bins, of numbers that mean what the student's do.
+        own: The teacher's bins, of numbers with the same meaning as the student's.
         bins: The student's.
-        shift: Where the student's locations lie in a cell, less where the teacher's do, in strides; of four edges.
+        shift: Position of the student's locations in a cell minus that of the teacher's, in strides; for four edges.
     """
 
     own: Bins
@@ -134,7 +135,7 @@ class Rebin:
     shift: float = 0.0
 
     def __call__(self, dense: Dense) -> Dense:
-        """Predictions in the student's bins; from a location further right, left edges are further and right nearer."""
+        """Convert to the student's bins; seen from further right, left edges are further and right ones nearer."""
         logits = dense.edge_logits.float()
         positions = self.own.positions(logits).expand(logits.shape[-2:])
         if self.shift:
@@ -144,14 +145,14 @@ class Rebin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Soften:
-    """Makes distributions of the boxes of a teacher that has none; see :func:`soft_edges`.
+    """Conversion of a teacher's boxes to distributions, where it has none; see :func:`soft_edges`.
 
-    Such a teacher gives the four distances themselves, in strides, in the place of the logits of a single bin.
+    Such a teacher provides the four distances, in strides, in place of the logits of a single bin.
 
     Attributes:
-        shift: Where the student's locations lie in a cell, less where the teacher's do, in strides.
-        bins: The student's.
-        kind: What is made of a distance.
+        shift: Position of the student's locations in a cell minus that of the teacher's, in strides.
+        bins: The student's bins.
+        kind: Kind of distribution.
         width: Standard deviation of a Gaussian, in strides.
     """
 
@@ -161,7 +162,7 @@ class Soften:
     width: float = 0.5
 
     def __call__(self, dense: Dense) -> Dense:
-        """Predictions in the student's bins."""
+        """Convert the boxes to distributions over the student's bins."""
         distances = dense.edge_logits[..., 0].float()
         distances = distances + constant((self.shift, self.shift, -self.shift, -self.shift), distances)
         return dense._replace(edge_logits=soft_edges(distances, self.bins, kind=self.kind, width=self.width))
@@ -169,7 +170,7 @@ class Soften:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapClasses:
-    """Puts class logits into the student's order and leaves out what it does not learn.
+    """Conversion of class logits to the student's classes and their order.
 
     Attributes:
         sources: For each class of the student, its index among the teacher's; None where the teacher does not know it.
@@ -178,7 +179,7 @@ class MapClasses:
     sources: tuple[int | None, ...]
 
     def __call__(self, dense: Dense) -> Dense:
-        """Predictions of the student's classes, which say what of them is known."""
+        """Convert to the student's classes, and record those the teacher knows."""
         logits = dense.cls_logits
         logits = logits.index_select(-1, indices([source or 0 for source in self.sources], logits))
         missing = [i for i, source in enumerate(self.sources) if source is None]
@@ -189,18 +190,19 @@ class MapClasses:
 
 
 class AdaptedTeacher(FrozenTeacher):
-    """A teacher whose predictions are put into the student's terms.
+    """A teacher with predictions converted to the student's bins, locations and classes.
 
     Args:
-        teacher: Who teaches.
-        steps: What is done to its predictions, in order; to those of its head on the student's features too.
+        teacher: The teacher.
+        steps: Conversions of its predictions, in order; also applied to its head's predictions for the student's
+            features.
     """
 
     def __init__(self, teacher: FrozenTeacher, *steps: Step) -> None:
         self.teacher, self.steps = teacher, steps
 
     def to(self, device: torch.device) -> AdaptedTeacher:
-        """Move to where the batches are."""
+        """Move to the device of the batches."""
         self.teacher.to(device)
         return self
 
@@ -210,11 +212,11 @@ class AdaptedTeacher(FrozenTeacher):
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
-        """The teacher's predictions in the student's terms; its maps are as they were."""
+        """Return the teacher's converted predictions; its maps are unchanged."""
         return self._adapted(self.teacher(batch, features=features, towers=towers))
 
     def cross(self, student: Dense, teacher: Dense) -> Dense:
-        """What the teacher's head makes of the student's features, in the student's terms."""
+        """Return the converted predictions of the teacher's head for the student's features."""
         return self._adapted(self.teacher.cross(student, teacher))
 
     def _adapted(self, dense: Dense) -> Dense:
@@ -224,14 +226,14 @@ class AdaptedTeacher(FrozenTeacher):
 
 
 class SeveralTeachers(FrozenTeacher):
-    """Several teachers as one: their probabilities are averaged, not their logits.
+    """Several teachers combined: the average of their probabilities, not of their logits.
 
     A class score is averaged over those teachers that know the class. The quality of GFL v2 is a factor of the score
-    before it is averaged; a quality that only ranks is dropped. They have no common maps to hand out, and no one head.
+    before it is averaged; a quality used only for ranking is dropped. There are no common maps and no common head.
 
     Args:
-        teachers: Which say all they say in the student's terms.
-        shares: Their weights, positive; only their ratios count. None is equal weights.
+        teachers: Teachers with predictions in the student's bins, locations and classes.
+        shares: Their weights, positive; only their ratios matter. None for equal weights.
     """
 
     def __init__(self, teachers: Sequence[FrozenTeacher], shares: Sequence[float] | None = None) -> None:
@@ -242,30 +244,30 @@ class SeveralTeachers(FrozenTeacher):
         self.shares = tuple(weight / sum(weights) for weight in weights)
 
     def to(self, device: torch.device) -> SeveralTeachers:
-        """Move to where the batches are."""
+        """Move to the device of the batches."""
         for teacher in self.teachers:
             teacher.to(device)
         return self
 
     def optimise(self, how: SpeedUps) -> None:
-        """Speed up each of them."""
+        """Speed up each teacher."""
         for teacher in self.teachers:
             teacher.optimise(how)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
-        """The mean of what they say."""
+        """Return the mean of their predictions."""
         assert not features, "the recipe's checks refuse terms that look at maps"
         assert not towers, "and at what a head makes of the student's"
         return averaged([teacher(batch) for teacher in self.teachers], self.shares)
 
 
 def averaged(predictions: Sequence[Dense], shares: Sequence[float]) -> Dense:
-    """One prediction whose probabilities are the weighted means of those of several; the shares sum to 1.
+    """Average the probabilities of several predictions, weighted by shares that sum to 1.
 
-    Means are taken of logarithms, so that nothing is lost where a probability is close to 0 or 1.
+    Means are computed from logarithms, so that no precision is lost where a probability is close to 0 or 1.
     """
-    # A background channel of the published GFL v2 is no class.
+    # The background channel of the published GFL v2 is not a class.
     count = min(dense.cls_logits.shape[-1] for dense in predictions)
     scores = torch.stack([dense.score_logits[..., :count] for dense in predictions])
     weights = [

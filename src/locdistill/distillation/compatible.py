@@ -1,4 +1,4 @@
-"""Whether a teacher can teach a student, and whether weights can be what it begins with."""
+"""Compatibility of a teacher, or of initial weights, with a student."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FREE = {
     *("classes", "backbone", "pretrained", "frozen_stages", "norm_eval", "norm_frozen"),
     *("anchor_scale", "input", "detections"),
 }
-"""What does not change what weights mean, or (classes, backbone) is compared on its own."""
+"""Settings that do not change the meaning of weights, or (classes, backbone) are compared separately."""
 _BOXES = {4: "axis-aligned", 5: "rotated"}
 
 
@@ -31,9 +31,9 @@ class MismatchError(TeacherError):
     """A teacher does not match its student, and this cannot be bridged.
 
     Attributes:
-        student: What was to learn.
-        teacher: What was to teach.
-        where: The teacher, in messages.
+        student: Settings of the student.
+        teacher: Settings or facts of the teacher.
+        where: Name of the teacher in messages.
     """
 
     def __init__(self, message: str, student: DetectorSettings, teacher: DetectorSettings | Facts, where: str) -> None:
@@ -43,13 +43,14 @@ class MismatchError(TeacherError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bridge:
-    """How a teacher's predictions are put into its student's terms.
+    """Conversion of a teacher's predictions to its student's bins, locations and classes.
 
     Attributes:
-        strides: Of the teacher's levels that have the student's cells; all of its levels where only maps are compared.
-        steps: What is done to its predictions, in order.
-        notes: The same in words; empty where both match.
-        comparable: Whether its predictions can be put into the student's terms. If not, no term asks for them.
+        strides: Strides of the teacher's levels that match the student's cells; of all its levels where only maps are
+            compared.
+        steps: Conversions of its predictions, in order.
+        notes: Descriptions of the conversions; empty where both match.
+        comparable: Whether its predictions can be converted. If not, no term needs them.
     """
 
     strides: tuple[int, ...]
@@ -68,25 +69,26 @@ def check_teacher(
     soft: SoftTarget | None = None,
     soft_width: float = 0.5,
 ) -> Bridge:
-    """How a teacher can teach a student: what differs and can be bridged is, and is said; the rest is refused.
+    """Bridge the differences between a teacher and a student where possible; otherwise raise an error.
 
-    Bridged are classes (by name; of those that the teacher does not know, it teaches nothing), edge bins (see
-    `bridges.rebin`), where in a cell a location lies (the corner for GFL, GFL v2 and ATSS, the centre for FCOS: a
-    shift of the bins), and levels that only the teacher has. Not bridged is the number of locations of a cell, of which
-    RetinaNet has nine. Sizes of anchors do not matter: only the student's locations are assigned to objects. Where the
-    terms compare maps alone, nothing of this matters, and the terms bridge widths, strides and numbers of levels.
+    Bridged are classes (by name; classes unknown to the teacher are not distilled), edge bins (see `bridges.rebin`),
+    the position of a location within its cell (the corner for GFL, GFL v2 and ATSS, the centre for FCOS: a shift of the
+    bins), and levels that only the teacher has. The number of locations per cell, nine for RetinaNet, is not bridged.
+    Sizes of anchors do not matter: only the student's locations are assigned to objects. Where the terms compare only
+    maps, none of this matters, and the terms bridge widths, strides and numbers of levels.
 
     Args:
-        student: What learns.
-        teacher: What teaches.
-        where: The teacher, in messages.
-        needs: What the recipe's terms ask for.
-        scale: How much the batch is enlarged before the teacher looks at it.
-        soft: What distributions are made of the boxes of a teacher that has none; None refuses terms that ask for some.
-        soft_width: Standard deviation of Gaussian ones, in strides.
+        student: Settings of the student.
+        teacher: Settings or facts of the teacher.
+        where: Name of the teacher in messages.
+        needs: Requirements of the recipe's terms.
+        scale: Factor by which the teacher's input is enlarged.
+        soft: Distributions to compute from the boxes of a teacher that has none; with None, terms that need
+            distributions raise an error.
+        soft_width: Standard deviation of Gaussian distributions, in strides.
 
     Raises:
-        MismatchError: They do not go together; the message lists every difference with its remedy.
+        MismatchError: A difference cannot be bridged; the message lists every difference with its remedy.
     """
     its = Facts.of(teacher) if isinstance(teacher, DetectorSettings) else teacher
     mine, kind = Facts.of(student), teacher.model if isinstance(teacher, DetectorSettings) else None
@@ -118,7 +120,7 @@ def check_teacher(
 
 
 def _sources(mine: Facts, its: Facts) -> tuple[int | None, ...]:
-    """For each of the student's classes its index among the teacher's, by name; case, ``_`` and ``-`` do not matter."""
+    """Match the student's classes to indices of the teacher's, by name; case, ``_`` and ``-`` do not matter."""
     exact = {name: i for i, name in enumerate(its.classes)}
     loose = {_loose(name): i for i, name in enumerate(its.classes)}
     return tuple(exact.get(name, loose.get(_loose(name))) for name in mine.classes)
@@ -154,7 +156,7 @@ def _class_notes(mine: Facts, its: Facts) -> list[str]:
 def _meaning_problems(
     student: DetectorSettings, mine: Facts, its: Facts, teacher: DetectorSettings | Facts
 ) -> list[str]:
-    """Numbers must mean the same; that of an angle's bins on a line is their mean alone, which no circle keeps."""
+    """Return problems unless numbers mean the same; angle bins on a line rest on their mean, which no circle keeps."""
     if mine.coding == its.coding and (its.bins is None or type(mine.bins) is type(its.bins)):
         return []
     if mine.coding.kind.numbers != its.coding.kind.numbers:
@@ -273,13 +275,13 @@ def _some(names: Sequence[str]) -> str:
 
 
 def check_start(student: DetectorSettings, weights: DetectorSettings, where: str) -> None:
-    """Weights that a student begins with must be those of a detector that computes the same from them.
+    """Raise an error unless initial weights come from a detector that computes the same from them as the student.
 
-    Names and shapes are compared when the weights are loaded; here, what they do not show: the order of classes, how
-    images are normalised, where a bottleneck halves the resolution, and the like.
+    Names and shapes are compared when the weights are loaded. This function compares the rest: the order of classes,
+    the normalisation of images, the position of the stride in a bottleneck, and the like.
 
     Raises:
-        WeightsError: They are not; the message lists every difference with its remedy.
+        WeightsError: The detectors differ; the message lists every difference with its remedy.
     """
     problems = []
     if student.classes != weights.classes:
@@ -301,12 +303,12 @@ def check_start(student: DetectorSettings, weights: DetectorSettings, where: str
 
 
 def _plain(value: Any) -> Any:
-    """A value as it is written in a recipe."""
+    """Return a value as it is written in a recipe."""
     return list(value) if isinstance(value, tuple) else value
 
 
 def _unnamed(student: DetectorSettings, other: DetectorSettings, where: str) -> str:
-    """What to do where a checkpoint does not name its classes, and there are as many; empty where that is not so."""
+    """Return the remedy if a checkpoint names no classes but has the right number of them, else an empty text."""
     names, count = student.classes, len(other.classes)
     spare = other.model == "gflv2" and not other.background_channel  # one of them may be for background
     if other.classes != numbered(count) or len(names) not in (count, count - spare):

@@ -1,9 +1,9 @@
-"""Focal and global distillation (FGD, Yang et al. 2022): where the teacher looks, and how its places hang together.
+"""Focal and global distillation (FGD, Yang et al. 2022): attention-weighted features and their global context.
 
 The published loss is the sum of four terms: :class:`AttentiveL2` on :class:`ObjectCells`, the same on
-:class:`BackgroundCells`, :class:`AttentionL1`, and :class:`ContextL2`. Each of them is a sum over the places of all
-levels, averaged over images. Where channels are summed there, here is their mean, so that weights do not depend on the
-width; attention is taken over the image's own part of a map, without the padding of its batch.
+:class:`BackgroundCells`, :class:`AttentionL1`, and :class:`ContextL2`. Each of them is a sum over the positions of all
+levels, averaged over images. The published sum over channels is replaced by their mean, so that weights do not depend
+on the width. Attention is computed over the image's own part of a map, without the padding of its batch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from locdistill.types import Dense
 
 
 class Attention(NamedTuple):
-    """Where a map is strong: both have mean 1.
+    """Spatial and channel attention of a map, both with mean 1.
 
     Attributes:
-        places: ``places softmax(mean_c |x| / T)`` over the image's places; 0 in the padding.
-        channels: ``channels softmax(mean_p |x| / T)``, the mean over the image's places.
+        places: ``places softmax(mean_c |x| / T)`` over the image's positions; 0 in the padding.
+        channels: ``channels softmax(mean_p |x| / T)``, the mean over the image's positions.
     """
 
     places: Float[Tensor, "b 1 h w"]
@@ -37,7 +37,7 @@ class Attention(NamedTuple):
 
     @classmethod
     def of(cls, x: Float[Tensor, "b c h w"], inside: Bool[Tensor, "b 1 h w"], temperature: float) -> Attention:
-        """The attention of a map (FGD, equations 3 and 4)."""
+        """Compute the attention of a map (FGD, equations 3 and 4)."""
         strength, count = x.abs(), inside.sum((2, 3), keepdim=True).clamp(min=1)
         spread = (strength.mean(1, keepdim=True) / temperature).masked_fill(~inside, -torch.inf)
         mean = (strength * inside).sum((2, 3), keepdim=True) / count
@@ -46,7 +46,7 @@ class Attention(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentiveL2(OfMaps):
-    """Squared difference of features where, and in which channels, the teacher's are strong.
+    """Squared difference of features, weighted by the teacher's spatial and channel attention.
 
     ``mean_c A_place A_c (t_c - s_c)^2`` with the teacher's attention (FGD, equation 7).
 
@@ -57,7 +57,7 @@ class AttentiveL2(OfMaps):
     temperature: Positive = 0.5
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
-        """Zero where both features agree."""
+        """Return the loss of each location; zero where both features agree."""
         return shares([self._level(pair) for pair in self.pairs(scene, own)], scene.grid)
 
     def _level(self, pair: Pair) -> Float[Tensor, "b 1 h w"]:
@@ -70,8 +70,8 @@ class AttentiveL2(OfMaps):
 class AttentionL1(OfMaps):
     """Absolute difference of the student's and the teacher's attention (FGD, equation 8).
 
-    That of the places is a location's own; that of the channels, one number for the level of an image, is divided among
-    its places, so that the sum over the level is the published value.
+    The spatial part belongs to each location. The channel part, one number per image and level, is divided among the
+    positions of the level, so that the sum over the level is the published value.
 
     Attributes:
         temperature: Softening of the attention (0.5 in the paper).
@@ -80,7 +80,7 @@ class AttentionL1(OfMaps):
     temperature: Positive = 0.5
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
-        """Zero where both look at the same places and channels."""
+        """Return the loss of each location; zero where both have the same attention."""
         return shares([self._level(pair) for pair in self.pairs(scene, own)], scene.grid)
 
     def _level(self, pair: Pair) -> Float[Tensor, "b 1 h w"]:
@@ -91,10 +91,10 @@ class AttentionL1(OfMaps):
 
 
 class Context(nn.Module):
-    """A global context block (GCNet, Cao et al. 2019): one vector of the whole map, added to each of its places.
+    """A global context block (GCNet, Cao et al. 2019): one vector of the whole map, added at each position.
 
-    ``x + W2 relu(norm(W1 sum_p softmax_p(k x) x_p))``. The last convolution begins at zero, so that the block begins as
-    the identity.
+    ``x + W2 relu(norm(W1 sum_p softmax_p(k x) x_p))``. The last convolution is initialised to zero, so that the block
+    starts as the identity.
 
     Args:
         channels: Width of the map.
@@ -113,7 +113,7 @@ class Context(nn.Module):
         nn.init.zeros_(last.bias)
 
     def forward(self, x: Float[Tensor, "b c h w"], inside: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, "b c h w"]:
-        """The map with its context, taken over the places inside."""
+        """Return the map with its context, computed over the positions inside the image."""
         attention = self.key(x).masked_fill(~inside, -torch.inf).flatten(2).softmax(-1)
         vector = (x.flatten(2) @ attention.transpose(1, 2))[..., 0]
         out: Tensor = x + self.add(vector)[..., None, None]
@@ -121,12 +121,12 @@ class Context(nn.Module):
 
 
 class BothContexts(nn.Module):
-    """For a level: an adapter where widths differ, and a context block each for student and teacher.
+    """Learned modules of a level: an adapter where widths differ, and a context block each for student and teacher.
 
     Args:
         student: Width of the student's map.
         teacher: Width of the teacher's.
-        adapt: Whether the adapter is there for equal widths too.
+        adapt: Whether to use the adapter for equal widths too.
     """
 
     def __init__(self, student: int, teacher: int, *, adapt: bool) -> None:
@@ -137,23 +137,23 @@ class BothContexts(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContextL2(OfMaps):
-    """Squared difference of both maps with their contexts, the mean over channels (FGD, equation 10).
+    """Squared difference of both maps with their contexts, averaged over channels (FGD, equation 10).
 
-    Student and teacher each have a context block that is trained with the student and thrown away; the teacher's own
-    weights get no gradient. At the start the blocks are identities and equal maps give zero.
+    Student and teacher each have a context block that is trained with the student and discarded after training; the
+    teacher's own weights get no gradient. At the start the blocks are identities and equal maps give zero.
     """
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
-        """Context blocks for each of the student's levels.
+        """Create context blocks for each of the student's levels.
 
         Raises:
-            TeacherError: One of the two hands out no maps.
+            TeacherError: The student or the teacher provides no maps.
         """
         levels = self.levels(student, teacher)
         return nn.ModuleList(BothContexts(s.shape[1], t.shape[1], adapt=self.adapt) for s, t in levels)
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
-        """Zero where both maps agree with their contexts."""
+        """Return the loss of each location; zero where both maps with their contexts agree."""
         assert isinstance(own, nn.ModuleList), (
             "contexts need their blocks: Objective.learned, in TrainingProgress.learned"
         )
@@ -169,7 +169,7 @@ class ContextL2(OfMaps):
 
 
 def _touched(scene: Scene) -> Iterator[tuple[Bool[Tensor, "b 1 h w"], Iterator[Bool[Tensor, "b k h w"]]]]:
-    """For each level, the cells of the image, and of some objects at a time those that each object's box overlaps."""
+    """Yield for each level the image's cells and, a few objects at a time, the cells that each box overlaps."""
     grid, instances = scene.grid, scene.instances
     for (height, width), stride, inside in zip(grid.shapes, grid.level_strides, inside_maps(scene), strict=True):
         x, y = (torch.arange(n, device=inside.device) * stride for n in (width, height))
@@ -185,7 +185,7 @@ def _touched(scene: Scene) -> Iterator[tuple[Bool[Tensor, "b 1 h w"], Iterator[B
 def _cells(
     x: Int[Tensor, " w"], y: Int[Tensor, " h"], stride: int, boxes: Float[Tensor, "b k 4"]
 ) -> Bool[Tensor, "b k h w"]:
-    """Which cells, beginning at these positions, each box overlaps."""
+    """Return a mask of the cells, starting at these positions, that each box overlaps."""
     x1, y1, x2, y2 = (side[..., None] for side in boxes.unbind(-1))
     columns, rows = (x + stride > x1) & (x < x2), (y + stride > y1) & (y < y2)
     return rows[..., :, None] & columns[..., None, :]
@@ -193,16 +193,16 @@ def _cells(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectCells(Region):
-    """Cells that an object's box overlaps, on every level, each object with a weight of 1 in all (FGD, equation 5).
+    """Cells that an object's box overlaps, with a total weight of 1 per object and level (FGD, equation 5).
 
-    Of several objects in a cell the one with the fewest cells counts. Published, a box takes one more row and column of
-    cells at its right and bottom end.
+    If several objects share a cell, the one with the fewest cells is used. In the published code, a box covers one more
+    row and column of cells at its bottom and right end.
     """
 
     needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """One over the number of the object's cells on the level."""
+        """Return one over the number of the object's cells on the level."""
         levels = []
         for inside, parts in _touched(scene):
             highest = torch.zeros_like(inside, dtype=scene.confidence.dtype)
@@ -215,12 +215,12 @@ class ObjectCells(Region):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackgroundCells(Region):
-    """Cells of the image that no object's box overlaps, with a weight of 1 in all on every level."""
+    """Cells of the image that no object's box overlaps, with a total weight of 1 per level."""
 
     needs: ClassVar[frozenset[Need]] = NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """One over the number of such cells of the level."""
+        """Return one over the number of such cells on the level."""
         levels = []
         for inside, parts in _touched(scene):
             free = inside

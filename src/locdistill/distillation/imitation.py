@@ -1,4 +1,4 @@
-"""Where to imitate features: the regions of the methods that the LD paper compares with, and their normaliser.
+"""Feature imitation: the regions of the methods compared in the LD paper, and their normaliser.
 
 All are terms of :class:`~locdistill.distillation.imitation.FeatureL2`:
 
@@ -40,61 +40,61 @@ class Everywhere(Region):
     """Every location of the image, ignored or not.
 
     Attributes:
-        padding: Whether locations in the padding that a batch adds belong to it: the whole map, as in the reference.
+        padding: Whether the region includes locations in the padding of the batch: the whole map, as in the reference.
     """
 
     padding: bool = False
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The padding, where it belongs to it."""
+        """The padding, if the region includes it."""
         return frozenset({Need.PADDING}) if self.padding else NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Weight 1."""
+        """Return weight 1 in the region."""
         inside = scene.assignment.inside.to(scene.confidence.dtype)
         return torch.ones_like(inside) if self.padding else inside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutsideBoxes(Region):
-    """The background: locations whose centre lies strictly inside no object's box.
+    """The background: locations with a centre that is not strictly inside any object's box.
 
-    The reference means to imitate the background, but compares the student's there with the teacher's foreground, which
-    crashes; here both are the background's.
+    The reference is meant to imitate the background, but compares the student's background features with the teacher's
+    foreground features, which crashes. Here both are taken from the background.
 
     Attributes:
-        padding: Whether locations in the padding that a batch adds belong to it, as in the reference.
+        padding: Whether the region includes locations in the padding of the batch, as in the reference.
     """
 
     padding: bool = False
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The padding, where it belongs to it."""
+        """The padding, if the region includes it."""
         return frozenset({Need.PADDING}) if self.padding else NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Weight 1."""
+        """Return weight 1 in the region."""
         outside = ~within_objects(scene)
         return (outside if self.padding else outside & scene.assignment.inside).to(scene.confidence.dtype)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FineGrained(Region):
-    """Locations whose anchor overlaps an object more than a part of what the object's best anchor does.
+    """Locations whose anchor's IoU with an object exceeds a fraction of the object's highest IoU with any anchor.
 
-    Wang et al. 2019; the best anchor is looked for on all levels, as in the reference.
+    Wang et al. 2019; the highest IoU is taken over all levels, as in the reference.
 
     Attributes:
-        part: Of the highest IoU that any anchor has with the object.
+        part: Fraction of the highest IoU of any anchor with the object.
     """
 
     needs: ClassVar[frozenset[Need]] = NOTHING
     part: Share = 0.5
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Weight 1."""
+        """Return weight 1 in the region."""
         anchors, inside = scene.grid.anchors(), scene.assignment.inside
         near = torch.zeros_like(inside)
         for boxes, present in in_turn(anchors, scene.instances.boxes, scene.instances.present):
@@ -105,19 +105,19 @@ class FineGrained(Region):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GeneralInstances(Region):
-    """Where student and teacher disagree most about a class (GI imitation, Dai et al. 2021).
+    """Locations where student and teacher differ most in a class score (GI imitation, Dai et al. 2021).
 
-    A location's score is the largest difference of their class scores; its box is that of the one which scores that
-    class higher. On every level the boxes are suppressed by score, and the best of what remains are the region. No
-    ground truth is looked at. Of rotated boxes it is those that circumscribe them.
+    A location's score is the largest difference of their class scores; its box is that of the detector with the higher
+    score for that class. On every level non-maximum suppression is applied by score, and the best remaining locations
+    are the region. No ground truth is used. Rotated boxes are replaced by their circumscribed boxes.
 
     Attributes:
         top: Locations per level.
         nms_iou: A box is suppressed if it overlaps a better one of its level by more than this.
-        per: What a level's locations are counted over. ``image``. ``batch``, of the published code, which the published
-            numbers come from: over all images of a process, whose boxes suppress each other across images, and with
-            locations in the padding, whose boxes lie around the image's corner.
-        score: What is compared. ``probability`` of both. The published code of GFL v2 students differs: ``mixed``, the
+        per: Set from which a level's locations are selected: each ``image``, or the ``batch``. ``batch`` is the
+            published code, from which the published numbers come: all images of a process, with suppression across
+            images, and with locations in the padding, whose boxes lie around the image's corner.
+        score: Scores to compare: ``probability`` of both. The published code of GFL v2 students differs: ``mixed``, the
             teacher's class logit with the student's probability (LD v2), and ``logit``, class logits without the
             quality (IM v2).
     """
@@ -129,12 +129,12 @@ class GeneralInstances(Region):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The teacher, and the padding where its locations may be chosen."""
+        """The teacher, and the padding if its locations may be selected."""
         return frozenset({Need.TEACHER, Need.PADDING} if self.per == "batch" else {Need.TEACHER})
 
     @torch.no_grad()
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Weight 1, at no more than ``top`` locations of a level; equal scores are ranked as ``torch.max`` does."""
+        """Return weight 1 at up to ``top`` locations of a level; equal scores are ranked as by ``torch.max``."""
         assert scene.teacher is not None, "the objective checks that a teacher is there"
         grid, inside = scene.grid, scene.assignment.inside
         lead = self._lead(scene.student, scene.teacher)
@@ -148,7 +148,7 @@ class GeneralInstances(Region):
         return self._best(boxes, score, grid).to(score.dtype)
 
     def _lead(self, student: Dense, teacher: Dense) -> Float[Tensor, "b l"]:
-        """The teacher's score less the student's, of the class where they differ most."""
+        """Return the teacher's score minus the student's, for the class where they differ most."""
         mine = student.cls_logits if self.score == "logit" else student.score_logits.sigmoid()
         its = teacher.score_logits.sigmoid() if self.score == "probability" else teacher.cls_logits
         mine, its = common_classes(mine, its, teacher.known)
@@ -156,7 +156,7 @@ class GeneralInstances(Region):
         return lead.gather(-1, lead.abs().argmax(-1, keepdim=True))[..., 0]
 
     def _best(self, boxes: Float[Tensor, "b l 4"], score: Float[Tensor, "b l"], grid: Grid) -> Bool[Tensor, "b l"]:
-        """Levels are filled up to the largest one, so that all are looked at together."""
+        """Select the best locations of each level; levels are padded to the largest one and processed together."""
         sizes = grid.level_sizes
         place = torch.cat([torch.arange(size, device=score.device) for size in sizes])
         shape = (len(score), len(sizes), max(sizes))
@@ -174,10 +174,10 @@ class GeneralInstances(Region):
 def best_apart(
     boxes: Float[Tensor, "*batch n 4"], scores: Float[Tensor, "*batch n"], *, count: int, iou: float
 ) -> Bool[Tensor, "*batch n"]:
-    """The first boxes that non-maximum suppression keeps, as a mask; boxes of score ``-inf`` take no part.
+    """Return a mask of the first boxes that non-maximum suppression keeps; boxes of score ``-inf`` are ignored.
 
-    One box after the other is taken and its neighbours struck out: as many passes as boxes are wanted, over all of the
-    leading axes at once, and no wait for a number of survivors.
+    Boxes are selected one after the other and their neighbours suppressed: ``count`` passes over all leading axes at
+    once, without synchronisation for the number of remaining boxes.
     """
     chosen = torch.zeros_like(scores, dtype=torch.bool)
     places = torch.arange(scores.shape[-1], device=scores.device)
@@ -192,14 +192,14 @@ def best_apart(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatedLevelMean(Normaliser):
-    """``LevelMean`` on levels that have a positive in some image of the process; the others count nothing.
+    """``LevelMean`` on levels with a positive in some image of the process; other levels contribute zero.
 
-    The published normalisation of feature imitation. That levels without positives are left out, whatever the region,
-    is an accident of the reference's code.
+    The published normalisation of feature imitation. Leaving out levels without positives, whatever the region, is a
+    side effect of the reference's code.
     """
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
-        """A denominator per level, infinite where the level counts nothing."""
+        """Return a denominator per level, infinite where the level contributes nothing."""
         grid, positive = scene.grid, scene.assignment.positive.any(0)
         count = weights.new_zeros(len(grid.shapes)).index_add(0, grid.levels, positive.to(weights.dtype))
         return LevelMean()(weights, scene).masked_fill(count[grid.levels] == 0, torch.inf)
@@ -207,15 +207,15 @@ class GatedLevelMean(Normaliser):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureL2(OfMaps):
-    """Squared difference of the student's and the teacher's features, the mean over channels.
+    """Squared difference of the student's and the teacher's features, averaged over channels.
 
     The divergence of FitNets (Romero et al. 2015) and of the methods after it, which differ in the *region* where they
-    imitate; see :mod:`locdistill.distillation.imitation`. The reference has no adapter: both its pyramids have 256
-    channels. Locations of one cell share its feature: with the nine anchors of a RetinaNet cell, a region weighs the
-    cell by the number of its anchors that lie in the region.
+    imitate; see :mod:`locdistill.distillation.imitation`. The reference has no adapter, since both its pyramids have
+    256 channels. Locations of one cell share its feature: with the nine anchors of a RetinaNet cell, the cell is
+    weighted by the number of its anchors in the region.
     """
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
-        """Zero where both features agree (the student's through its adapter); without gradient to the teacher."""
+        """Return the loss of each location; zero where both features agree (the student's after its adapter)."""
         levels = [(p.student - p.teacher).square().mean(1, keepdim=True) for p in self.pairs(scene, own)]
         return per_location(levels, scene.grid)

@@ -1,4 +1,4 @@
-"""From the teacher that settings name to one that its student understands."""
+"""Loading of the teachers named by settings, with conversion of their predictions for the student."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from locdistill.objective.term import Term
 
 
 def teacher_files(settings: TeacherSettings | None, recipe: str) -> tuple[Path, ...]:
-    """Find the weights files of all teachers; none where there is no teacher, or it is made of the student.
+    """Find the weights files of all teachers; none without a teacher, or if it is the student's average.
 
     Args:
         settings: The teacher.
-        recipe: Name of the recipe that asks for it, in messages.
+        recipe: Name of the recipe, for messages.
 
     Raises:
-        TeacherError: There is a teacher, but a file is not named.
+        TeacherError: There is a teacher, but a file is not given.
         WeightsError: There is no such file.
     """
     if settings is None or settings.follows:
@@ -49,12 +49,12 @@ def teacher_files(settings: TeacherSettings | None, recipe: str) -> tuple[Path, 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pupil:
-    """Who is taught.
+    """Settings of a student and its training.
 
     Attributes:
         detector: The student.
-        terms: What compares it with its teacher, and the rest of its loss.
-        data: The images that both see.
+        terms: Terms of its loss, with and without the teacher.
+        data: The images of both student and teacher.
     """
 
     detector: DetectorSettings
@@ -65,15 +65,15 @@ class Pupil:
 def load_teacher(
     settings: TeacherSettings, files: tuple[Path, ...], pupil: Pupil
 ) -> tuple[TeacherSettings, FrozenTeacher]:
-    """Load the teachers, record which files they were, and bridge what differs from the student; see their ``notes``.
+    """Load the teachers, record their files, and bridge differences from the student; see their ``notes``.
 
     Args:
-        settings: Who teaches.
-        files: Where their weights are; see :func:`teacher_files`.
-        pupil: Who is taught.
+        settings: The teachers.
+        files: Their weights files; see :func:`teacher_files`.
+        pupil: The student.
 
     Raises:
-        TeacherError: A file is another one than in the run, or cannot teach this student.
+        TeacherError: A file differs from that of the run, or its detector does not match this student.
         WeightsError: A file cannot be read.
     """
     several = bool(settings.more)
@@ -90,7 +90,7 @@ def load_teacher(
 
 
 def _check_no_maps(terms: Mapping[str, Term]) -> None:
-    """Terms that look at maps need one teacher.
+    """Raise an error if a term uses maps, which need a single teacher.
 
     Raises:
         TeacherError: There is such a term.
@@ -115,7 +115,7 @@ def _digest(file: Path, settings: TeacherSettings | Colleague) -> str:
 
 
 def _load(options: TeacherSettings, file: Path, own: TeacherSettings | Colleague, pupil: Pupil) -> FrozenTeacher:
-    """Load one teacher, its predictions in the student's terms."""
+    """Load one teacher, with its predictions converted for the student."""
     foreign = None
     teaches: DetectorSettings | Facts
     if file.suffix == ONNX_SUFFIX:
@@ -152,10 +152,10 @@ def _load(options: TeacherSettings, file: Path, own: TeacherSettings | Colleague
 
 
 def _detector(file: Path, own: TeacherSettings | Colleague) -> Detector:
-    """The detector in a weights file, with what the recipe knows better than the file.
+    """Return the detector in a weights file, corrected by the settings of the recipe.
 
     Raises:
-        TeacherError: The recipe names another number of classes.
+        TeacherError: The number of classes in the recipe differs.
     """
     detector = Detector.load(file)
     there = detector.settings.classes
@@ -170,10 +170,10 @@ def _detector(file: Path, own: TeacherSettings | Colleague) -> Detector:
 
 
 def _check_input(teacher: OnnxTeacher, scale: int, data: DataSettings) -> None:
-    """Images must fit into a file with a fixed input size; before the first step, and not in the middle of a run.
+    """Raise an error before the first step, not in the middle of a run, if images exceed a file's fixed input size.
 
     Raises:
-        TeacherError: They do not.
+        TeacherError: They exceed it.
     """
     if teacher.size is None:
         return

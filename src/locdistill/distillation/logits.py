@@ -1,7 +1,7 @@
 """Divergences of the student's predictions from the teacher's.
 
-Each can be taken of the student's own predictions, or of those that the teacher's head makes of the student's features
-(``head="teacher"``: CrossKD, Wang et al. 2024), which leave the student's own predictions to the ground truth.
+Each can use the student's own predictions, or the predictions of the teacher's head for the student's features
+(``head="teacher"``: CrossKD, Wang et al. 2024). The student's own predictions then learn from the ground truth only.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Head = Literal["own", "teacher"]
 
 
 class OfPredictions(Divergence):
-    """What compares the student's predictions with the teacher's.
+    """Base class of divergences between the student's and the teacher's predictions.
 
     Attributes:
-        head: Whose head made the student's predictions out of its features: its ``own``, or the ``teacher``'s.
-        beside: What it needs beside the teacher's predictions of the location itself.
+        head: Head that computes predictions from the student's features: its ``own``, or the ``teacher``'s.
+        beside: Needs in addition to the teacher's predictions at the location itself.
     """
 
     __slots__ = ()
@@ -38,12 +38,12 @@ class OfPredictions(Divergence):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The teacher's predictions, and those of its head for the student's features where they are compared."""
+        """The teacher's predictions, and those of its head for the student's features if they are compared."""
         crossed = {Need.CROSS} if self.head == "teacher" else NOTHING
         return self.beside | crossed | {Need.TEACHER, Need.LOCAL}
 
     def pair(self, scene: Scene) -> tuple[Dense, Dense]:
-        """Predictions of the student, by whichever head, and of the teacher."""
+        """Return the predictions of the student, by the chosen head, and of the teacher."""
         assert scene.teacher is not None, "the objective checks that a teacher is there"
         if self.head == "own":
             return scene.student, scene.teacher
@@ -54,10 +54,10 @@ class OfPredictions(Divergence):
 def common_classes(
     student: Float[Tensor, "b l c"], teacher: Float[Tensor, "b l k"], known: tuple[int, ...] | None
 ) -> tuple[Float[Tensor, "b l m"], Float[Tensor, "b l m"]]:
-    """The logits of those classes that both speak of, the teacher's without gradient.
+    """Return the logits of the classes that both predict, the teacher's without gradient.
 
-    Where only one of the two has the further background channel of the published GFL v2, it is left out. A class that
-    the teacher does not know is no background to it: it says nothing of it, and nothing is learned of it.
+    Where only one of the two has the additional background channel of the published GFL v2, it is left out. A class
+    that the teacher does not know is not background for it: the class is left out of distillation.
 
     Args:
         student: The student's logits.
@@ -74,19 +74,19 @@ def common_classes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeKL(OfPredictions):
-    """Localization distillation: the softened divergence of each edge distribution, the mean over the edges.
+    """Localization distillation: the softened divergence of each edge distribution, averaged over the edges.
 
     Zheng et al. 2022, equation 4; the reference divides its sum over edges by 4 in the normaliser instead.
 
     Attributes:
         temperature: Softening of both distributions (10 in the paper).
-        joint: One softmax over the bins of all edges together, and the mean over them all, in place of one for each
-            edge: what the published code does for RetinaNet. Of edge logits that differ by ``d`` the value is about
-            ``var(d) / 2n`` per edge and ``var(d) / 8n`` jointly, and it also sees constants added to single edges,
-            which change no box.
-        summed: The sum over bins, which is the divergence in nats and does not depend on their number (CrossKD), in
-            place of the mean.
-        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
+        joint: Whether to use one softmax over the bins of all edges together, and the mean over them all, in place of
+            one for each edge, as in the published code for RetinaNet. For edge logits that differ by ``d`` the value is
+            about ``var(d) / 2n`` per edge and ``var(d) / 8n`` jointly. The joint value also depends on constants added
+            to single edges, which change no box.
+        summed: Whether to use the sum over bins in place of the mean: the divergence in nats, independent of the number
+            of bins (CrossKD).
+        head: Head that computes predictions from the student's features: its ``own``, or the ``teacher``'s.
     """
 
     beside: ClassVar[frozenset[Need]] = frozenset({Need.DISTRIBUTIONS})
@@ -96,7 +96,7 @@ class EdgeKL(OfPredictions):
     head: Head = "own"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Zero where student and teacher agree, up to a constant added to an edge's (jointly: to all) logits."""
+        """Return the loss; zero where both agree, up to a constant added to an edge's (jointly: to all) logits."""
         student, teacher = (dense.edge_logits for dense in self.pair(scene))
         bins = student.shape[-1] if self.summed else 1
         if self.joint:
@@ -108,19 +108,19 @@ class EdgeKL(OfPredictions):
 class ClassKL(OfPredictions):
     """Class distillation: the softened divergence of a softmax over class logits, as in the reference.
 
-    The logits are those of the classes themselves, without the quality by which GFL v2 multiplies their scores; those
-    of the classes that both speak of.
+    The class logits are used without the quality by which GFL v2 multiplies its scores, for the classes that both
+    predict.
 
     Attributes:
         temperature: Softening of both distributions (2 in the published recipes).
-        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
+        head: Head that computes predictions from the student's features: its ``own``, or the ``teacher``'s.
     """
 
     temperature: Positive = 2.0
     head: Head = "own"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Zero where student and teacher agree, up to a constant added to all classes' logits."""
+        """Return the loss; zero where student and teacher agree, up to a constant added to all classes' logits."""
         student, teacher = self.pair(scene)
         mine, its = common_classes(student.cls_logits, teacher.cls_logits, teacher.known)
         return softened_kl(mine, its, temperature=self.temperature)
@@ -128,23 +128,23 @@ class ClassKL(OfPredictions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassBinary(OfPredictions):
-    """Class distillation class by class: each score is a binary question of its own, as detectors have it.
+    """Class distillation by binary cross-entropy: each class score is independent, as in detectors.
 
     ``sum_c |q_c - p_c|^beta * BCE(p_c, q_c)`` with ``p = sigmoid(student)`` and ``q = sigmoid(teacher)``: a quality
     focal loss to the teacher's scores (BCKD, Yang et al. 2023, where ``beta`` is 1; the class distance of CrossKD,
-    likewise). Unlike a softmax it keeps the absolute score. Of GFL v2 it is the score with its quality. The gradient
-    flows through the factor before the cross-entropy too. Classes that the teacher does not know count nothing.
+    likewise). Unlike a softmax it keeps the absolute score. For GFL v2 it uses the score with its quality. The gradient
+    also flows through the factor before the cross-entropy. Classes that the teacher does not know contribute zero.
 
     Attributes:
         beta: Exponent of the distance to the teacher's score.
-        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
+        head: Head that computes predictions from the student's features: its ``own``, or the ``teacher``'s.
     """
 
     beta: float = 1.0
     head: Head = "own"
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Zero where student and teacher agree."""
+        """Return the loss of each location; zero where student and teacher agree."""
         student, teacher = self.pair(scene)
         mine, its = common_classes(student.score_logits, teacher.score_logits, teacher.known)
         return quality_focal_loss(mine, its.sigmoid(), beta=self.beta)
@@ -154,12 +154,12 @@ class ClassBinary(OfPredictions):
 class TeacherOverlap(OfPredictions):
     """One minus the overlap of the student's box with the teacher's at the same location (BCKD, Yang et al. 2023).
 
-    It asks for no distribution: each box is the mean of its own, or all that a teacher has.
+    It needs no distribution from the teacher: each box is the mean of its distributions, or the teacher's box itself.
 
     Attributes:
-        kind: ``giou`` (the paper), ``diou`` or ``ciou``; of rotated boxes ``rotated_iou``, ``gwd``, ``kld`` or
+        kind: ``giou`` (the paper), ``diou`` or ``ciou``; for rotated boxes ``rotated_iou``, ``gwd``, ``kld`` or
             ``probiou``.
-        head: Whose head made the student's predictions: its ``own``, or the ``teacher``'s.
+        head: Head that computes predictions from the student's features: its ``own``, or the ``teacher``'s.
     """
 
     kind: OverlapKind = "giou"
@@ -167,10 +167,10 @@ class TeacherOverlap(OfPredictions):
 
     @property
     def numbers(self) -> int:
-        """Of the boxes that it compares."""
+        """Number of values per box."""
         return numbers_for(self.kind)
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Zero where both boxes agree."""
+        """Return the loss of each location; zero where both boxes agree."""
         student, teacher = (scene.boxes_of(dense) for dense in self.pair(scene))
         return overlap_loss(student, teacher.detach(), kind=self.kind)

@@ -1,10 +1,10 @@
-"""The distillation methods by name: what each adds to the loss of the student alone.
+"""The distillation methods by name: the terms that each adds to the loss of the student alone.
 
-A method is one record of :data:`METHODS`: a function from the kind of detector to terms, and what is to be known of it.
-``docs/methods.md`` and ``locdistill methods`` follow from the table. Methods are combined by taking the terms of both.
-All of them are normalised so that the loss does not depend on how a batch is split; the weights are the published ones,
-or what they amount to in that normalisation, unless the notes say otherwise. The published normalisations, which depend
-on the batch, are those of the recipes.
+A method is one record of :data:`METHODS`: a function from the kind of detector to terms, and its documentation.
+``docs/methods.md`` and ``locdistill methods`` follow from the table. To combine methods, use the terms of both. All of
+them are normalised so that the loss does not depend on how a batch is split; the weights are the published ones, or
+their equivalents in that normalisation, unless the notes state otherwise. The published normalisations, which depend on
+the batch, are those of the recipes.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from locdistill.objective.regions import InsideBoxes, Positives
 from locdistill.objective.term import Region, Term
 
 IMITATION_WEIGHT = 2.0
-"""Of feature imitation, in the reference's recipes for ResNet-50 and GFL v2."""
+"""Weight of feature imitation in the reference's recipes for ResNet-50 and GFL v2."""
 WIDTH = 256
-"""Channels for which weights of losses that sum over channels were published; here is their mean."""
+"""Number of channels for which weights of losses summed over channels were published; here losses are means."""
 SUM = PerImage(reference_batch=1.0)
 """A sum over the locations of each image, averaged over images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
-    """A named method; what it needs of a teacher in particular follows from its terms.
+    """A named method; its detailed requirements on a teacher follow from its terms.
 
     Attributes:
-        terms: Its terms, for a kind of detector.
-        compares: What of student and teacher.
-        where: In which regions.
-        asks: What it asks the teacher for.
+        terms: Function from the kind of detector to its terms.
+        compares: Quantities of student and teacher that are compared.
+        where: Regions of the comparison.
+        asks: Requirements on the teacher.
         paper: Name and source.
-        notes: What else is to be known, such as differences from the paper.
+        notes: Further remarks, such as differences from the paper.
         recipe: The recipe of its published number; None where it has none of its own.
     """
 
@@ -59,7 +59,7 @@ class Method:
 
     @property
     def what(self) -> str:
-        """What it does, in one sentence."""
+        """Description in one sentence."""
         return f"{self.compares[0].upper()}{self.compares[1:]}; {self.where} ({self.paper})."
 
 

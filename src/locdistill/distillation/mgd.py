@@ -1,4 +1,4 @@
-"""Masked generation: the student's map, with holes, is to be enough to make the teacher's."""
+"""Masked generation: reconstruction of the teacher's map from a masked map of the student."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from locdistill.types import Dense
 
 
 class Generator(nn.Module):
-    """Makes a teacher's map out of a student's: a 1x1 convolution where widths differ, then two 3x3 convolutions.
+    """Network from a student's map to a teacher's: a 1x1 convolution where widths differ, then two 3x3 convolutions.
 
     Args:
         student: Width of the student's map.
         teacher: Width of the teacher's.
-        adapt: Whether the 1x1 convolution is there for equal widths too.
+        adapt: Whether to use the 1x1 convolution for equal widths too.
     """
 
     def __init__(self, student: int, teacher: int, *, adapt: bool) -> None:
@@ -31,37 +31,38 @@ class Generator(nn.Module):
         )
 
     def forward(self, level: Float[Tensor, "b c h w"], keep: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b d h w"]:
-        """The generated map; ``keep`` is 0 where the student's is hidden."""
+        """Return the generated map; ``keep`` is 0 where the student's is hidden."""
         generated: Tensor = self.generation(self.adapter(level) * keep)
         return generated
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskedGeneration(OfMaps):
-    """Squared difference of the teacher's map and the one generated from the student's, the mean over channels.
+    """Squared difference of the teacher's map and the one generated from the student's, averaged over channels.
 
-    MGD (Yang et al. 2022): places of the student's map are hidden at random, the same for all channels, and a small
-    network that is thrown away after training rebuilds the teacher's map from the rest. The loss is the sum over the
-    places; published, it is one over channels too. It is not zero for equal maps, since the network has to learn to
-    rebuild them; and each batch, on each process, has its own holes.
+    MGD (Yang et al. 2022): positions of the student's map are hidden at random, the same for all channels, and a small
+    network, discarded after training, rebuilds the teacher's map from the rest. The loss is the sum over the positions;
+    the published loss also sums over channels. It is not zero for equal maps, since the network has to learn to rebuild
+    them. Each batch on each process has its own mask.
 
     Attributes:
-        hidden: Share of the places that are hidden (0.65 published for one-stage detectors, 0.45 for two-stage ones).
+        hidden: Fraction of the positions that are hidden (0.65 published for one-stage detectors, 0.45 for two-stage
+            ones).
     """
 
     hidden: Share = 0.65
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
-        """A generator for each of the student's levels.
+        """Create a generator for each of the student's levels.
 
         Raises:
-            TeacherError: One of the two hands out no maps.
+            TeacherError: The student or the teacher provides no maps.
         """
         levels = self.levels(student, teacher)
         return nn.ModuleList(Generator(s.shape[1], t.shape[1], adapt=self.adapt) for s, t in levels)
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
-        """Zero where the teacher's map is rebuilt exactly; without gradient to the teacher."""
+        """Return the loss of each location; zero where the teacher's map is rebuilt exactly."""
         assert isinstance(own, nn.ModuleList), (
             "generation needs its networks: Objective.learned, in TrainingProgress.learned"
         )

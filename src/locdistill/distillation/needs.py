@@ -1,4 +1,4 @@
-"""What terms ask of a teacher."""
+"""Requirements of terms on a teacher."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from locdistill.objective.term import MAPS, Need, Term
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needs:
-    """What the terms of a recipe ask of a teacher.
+    """Requirements of a recipe's terms on a teacher.
 
     Attributes:
-        predictions: What it says at each location, and not its maps alone.
-        features: Maps of its pyramid or head, to compare with the student's; unequal widths are bridged by the terms.
-        cross: Its head, to send the student's features through; unequal widths are bridged likewise.
-        distributions: Distributions over the positions of edges, and not only boxes.
+        predictions: Predictions at each location, not only maps.
+        features: Maps of its pyramid or head, for comparison with the student's; unequal widths are bridged by the
+            terms.
+        cross: Its head, for application to the student's features; unequal widths are bridged likewise.
+        distributions: Distributions over the positions of edges, not only boxes.
     """
 
     predictions: bool = True
@@ -26,7 +27,7 @@ class Needs:
 
     @classmethod
     def of(cls, terms: Iterable[Term]) -> Needs:
-        """What these terms ask for."""
+        """Return the requirements of these terms."""
         terms = tuple(terms)
         return cls(
             predictions=any(term.needs_predictions for term in terms),
@@ -37,4 +38,4 @@ class Needs:
 
 
 PREDICTIONS = Needs()
-"""Of terms that compare predictions alone, which may be boxes."""
+"""Requirements of terms that compare only predictions, which may be boxes."""

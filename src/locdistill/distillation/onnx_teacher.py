@@ -1,4 +1,4 @@
-"""A detector in an ONNX file as teacher: class scores and edge distributions, or boxes, of every location."""
+"""A detector in an ONNX file as teacher: class scores and edge distributions, or boxes, at every location."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from locdistill.types import Batch, Dense
 EDGES = 4
 STRIDES = (4, 8, 16, 32, 64, 128)
 PROBE = 256
-"""Side of the image that a file with any input size is looked at with, to see what its outputs are."""
+"""Side of the image used to examine the outputs of a file with variable input size."""
 EPSILON = 1e-7
 BoxUnits = Literal["strides", "pixels", "corners"]
 _KNOWN = {len(COCO): COCO, len(VOC): VOC}
@@ -37,15 +37,15 @@ _KNOWN = {len(COCO): COCO, len(VOC): VOC}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputLayout:
-    """Where the predictions stand in the outputs of a file.
+    """Positions of the predictions in the outputs of a file.
 
     Attributes:
-        strides: Of the levels, finest first.
-        shapes: Height and width of the levels that were seen.
-        scores: Index of the output with each level's class scores; a single one holds all levels.
-        edges: Likewise of the edges; the same where scores and edges stand behind each other.
+        strides: Strides of the levels, finest first.
+        shapes: Height and width of the levels in the examined outputs.
+        scores: Index of the output with each level's class scores; a single index if one output has all levels.
+        edges: Likewise for the edges; equal to ``scores`` if one output has scores followed by edges.
         classes: Number of classes.
-        bins: Numbers per edge; 1 where there are boxes and no distributions.
+        bins: Numbers per edge; 1 for boxes without distributions.
     """
 
     strides: tuple[int, ...]
@@ -57,25 +57,24 @@ class OutputLayout:
 
 
 def flat(output: Float[Tensor, "..."]) -> Float[Tensor, "b l k"]:
-    """An output as ``(b, l, k)``: as it is, or of a map ``(b, k, h, w)``."""
+    """Return an output as ``(b, l, k)``: unchanged, or converted from a map ``(b, k, h, w)``."""
     return output if output.ndim == 3 else output.flatten(2).transpose(1, 2)
 
 
 def recognise(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], classes: int | None = None) -> OutputLayout:
-    """Find out from the shapes of the outputs where what stands.
+    """Determine the layout of the outputs from their shapes.
 
     Outputs are ``(b, l, k)`` or maps ``(b, k, h, w)``; one per level, or one for all levels, finest first. Scores have
-    as many numbers per location as there are classes, edges four times the number of bins (``4``: boxes); both may
-    stand in one output, scores first. Other outputs are not allowed, since one that is left out by mistake would not be
-    missed.
+    as many numbers per location as there are classes, edges four times the number of bins (``4``: boxes); both may be
+    in one output, scores first. Other outputs are not allowed, so that no output is ignored by mistake.
 
     Args:
-        shapes: Of the outputs.
+        shapes: Shapes of the outputs.
         size: Height and width of the input.
-        classes: Number of classes; None where it is to be that of COCO or VOC.
+        classes: Number of classes; None for that of COCO or VOC.
 
     Raises:
-        ValueError: It cannot be told, with the reason.
+        ValueError: The layout cannot be determined; the message has the reason.
     """
     if not shapes or any(len(shape) not in (3, 4) for shape in shapes):
         raise ValueError("outputs must be (images, locations, numbers), or maps (images, numbers, height, width)")
@@ -95,7 +94,7 @@ def recognise(shapes: Sequence[tuple[int, ...]], size: tuple[int, int], classes:
 
 
 def _columns(widths: Sequence[int], classes: int | None) -> tuple[list[int], list[int], int, int]:
-    """Outputs with scores, outputs with edges, number of classes, number of bins."""
+    """Return outputs with scores, outputs with edges, number of classes, number of bins."""
     different = sorted(set(widths))
     for count in [classes] if classes is not None else list(_KNOWN):
         rest = [width for width in different if width != count]
@@ -113,7 +112,7 @@ def _columns(widths: Sequence[int], classes: int | None) -> tuple[list[int], lis
 
 
 def _strides(counts: Sequence[int], size: tuple[int, int]) -> tuple[int, ...]:
-    """Strides of levels with so many locations; of several consecutive levels where one count is the sum of theirs."""
+    """Return the strides of levels with these numbers of locations; one count may be the sum of consecutive levels."""
 
     def locations(stride: int) -> int:
         return math.ceil(size[0] / stride) * math.ceil(size[1] / stride)
@@ -137,7 +136,7 @@ def _per_channel(values: Sequence[float]) -> Float[Tensor, "3 1 1"]:
 
 
 def runtime() -> Any:
-    """ONNX Runtime.
+    """Import and return ONNX Runtime.
 
     Raises:
         TeacherError: It is not installed.
@@ -153,22 +152,23 @@ def runtime() -> Any:
 class OnnxTeacher(FrozenTeacher):
     """A detector in an ONNX file, run by ONNX Runtime.
 
-    Images are normalised as the file's network was trained to see them, which the file does not say. A file with a
-    fixed input size gets each batch padded to it, right and bottom, with zeros, and what it says of the padding is left
-    out; images larger than that it cannot look at. A file for a fixed number of images gets them in turn.
+    Images are normalised as in the training of the file's network, which the file does not record. For a file with a
+    fixed input size, each batch is padded to that size at the right and bottom with zeros, and predictions of the
+    padding are left out; larger images are not supported. For a file with a fixed number of images, the batch is
+    processed in parts of that number.
 
     Args:
         file: The file.
-        classes: Names of its classes, in its order; None is those of COCO where there are 80, of VOC where 20.
-        mean: Of the input channels, in the network's order, 0 to 255.
+        classes: Names of its classes, in its order; None for those of COCO if there are 80, of VOC if there are 20.
+        mean: Mean of the input channels, in the network's order, 0 to 255.
         std: Standard deviation, likewise.
-        bgr: Whether the network takes blue, green, red.
+        bgr: Whether the network's channel order is blue, green, red.
         offset: Position of a location within its cell, in strides.
-        boxes: What four numbers per location are: distances to the edges in ``strides`` or ``pixels``, or ``corners``,
-            ``x1, y1, x2, y2`` in pixels.
+        boxes: Meaning of four numbers per location: distances to the edges in ``strides`` or ``pixels``, or
+            ``corners``, ``x1, y1, x2, y2`` in pixels.
 
     Attributes:
-        facts: What it speaks of.
+        facts: Properties of its predictions.
         size: Height and width of its input; None for any.
 
     Raises:
@@ -215,24 +215,24 @@ class OnnxTeacher(FrozenTeacher):
         self.strides = self.layout.strides
 
     def looking(self, strides: Sequence[int], scale: int = 1) -> OnnxTeacher:
-        """Itself, speaking only of some of its levels, and of images that are enlarged before it looks at them."""
+        """Restrict predictions to some of its levels, set the enlargement of its input, and return itself."""
         self.strides, self.scale = tuple(strides), scale
         return self
 
     @property
     def normalisation(self) -> NormalisationSettings:
-        """How it normalises images."""
+        """Its normalisation of images."""
         mean, std = (tuple(round(v, 4) for v in values.flatten().tolist()) for values in (self.mean, self.std))
         return NormalisationSettings(mean=mean, std=std, bgr=self.bgr)
 
     def normalise_as(self, how: NormalisationSettings) -> None:
-        """Normalise images in another way from now on; what is None stays."""
+        """Change the normalisation of images; settings that are None stay unchanged."""
         self.mean = self.mean if how.mean is None else _per_channel(how.mean).to(self.mean)
         self.std = self.std if how.std is None else _per_channel(how.std).to(self.std)
         self.bgr = self.bgr if how.bgr is None else how.bgr
 
     def to(self, device: torch.device) -> OnnxTeacher:
-        """Answer on this device; on a GPU, run there too if ONNX Runtime can."""
+        """Return predictions on this device; on a GPU, also run there if ONNX Runtime can."""
         self.device = device
         self.mean, self.std = self.mean.to(device), self.std.to(device)
         gpu = "CUDAExecutionProvider"
@@ -242,7 +242,7 @@ class OnnxTeacher(FrozenTeacher):
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
-        """Its predictions on the batch, as logits; of boxes, the four distances in strides stand for edge logits."""
+        """Return predictions on the batch, as logits; for boxes, the four distances in strides replace edge logits."""
         assert not features, "the recipe's checks refuse terms that look at maps"
         assert not towers, "and at what a head makes of the student's"
         images = self._normalised(batch)
@@ -256,14 +256,14 @@ class OnnxTeacher(FrozenTeacher):
         library = runtime()
         options = library.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3  # old exporters list weights as inputs, and each would be warned of
+        options.log_severity_level = 3  # old exporters list weights as inputs, with a warning for each
         try:
             return library.InferenceSession(str(self.file), options, providers=providers)
         except Exception as error:
             raise TeacherError(f"{self.file}: ONNX Runtime cannot read it: {error}") from error
 
     def _look(self, classes: int | None) -> tuple[OutputLayout, bool]:
-        """What the outputs are, and whether scores are probabilities, seen of a noisy image."""
+        """Return the layout of the outputs, and whether scores are probabilities, determined from a noise image."""
         size = self.size or (PROBE, PROBE)
         outputs = self._run(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)))
         try:
@@ -290,13 +290,13 @@ class OnnxTeacher(FrozenTeacher):
             )
 
     def _run(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """All outputs, with the images along the first axis."""
+        """Return all outputs, with the images along the first axis."""
         array = np.ascontiguousarray(images.float().cpu().numpy())
         step = self.images or len(array)
         groups = []
         for start in range(0, len(array), step):
             part = array[start : start + step]
-            missing = step - len(part)  # a file for several images wants no fewer
+            missing = step - len(part)  # a file for a fixed number of images accepts no fewer
             filled = np.concatenate((part, np.zeros((missing, *part.shape[1:]), part.dtype))) if missing else part
             outputs = self.session.run(None, {self.input: filled})
             groups.append([np.asarray(output)[: len(part)] for output in outputs])
@@ -317,7 +317,7 @@ class OnnxTeacher(FrozenTeacher):
         return Dense(scores[:, kept], edges[:, kept])
 
     def _kept(self, seen: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
-        """Which locations are those of the levels that are spoken of, and of the batch without the added padding."""
+        """Return the locations of the selected levels, and of the batch without the added padding."""
         masks = []
         for stride in self.layout.strides:
             mask = torch.zeros(math.ceil(seen[0] / stride), math.ceil(seen[1] / stride), dtype=torch.bool)
@@ -327,7 +327,7 @@ class OnnxTeacher(FrozenTeacher):
         return torch.cat(masks).nonzero()[:, 0]
 
     def _distances(self, boxes: Float[Tensor, "b l 4"], seen: tuple[int, int]) -> Float[Tensor, "b l 4"]:
-        """Distances to the edges, in strides."""
+        """Convert boxes to distances to the edges, in strides."""
         if self.boxes == "strides":
             return boxes
         shapes = tuple((math.ceil(seen[0] / s), math.ceil(seen[1] / s)) for s in self.layout.strides)
@@ -337,7 +337,7 @@ class OnnxTeacher(FrozenTeacher):
 
 
 def onnx_teacher(file: Path, settings: OnnxSettings | None) -> OnnxTeacher:
-    """The teacher in an ONNX file.
+    """Load the teacher in an ONNX file.
 
     Raises:
         TeacherError: ONNX Runtime is not installed, or the file's inputs or outputs are not those of a detector.

@@ -1,9 +1,9 @@
-"""Divergences that compare patterns instead of values: what a whole map, or a whole vector of scores, looks like.
+"""Divergences that compare patterns of a whole map, or of a whole vector of scores, instead of single values.
 
-A loss of a whole map has a place per location all the same. Pearson's ``1 - r`` of two patterns is half the mean of the
-squared differences of their standardised values; a divergence of two distributions over the places of a map is a sum
-over the places. So the regions and normalisers of all other terms serve here too: with :class:`Everywhere` and a mean
-per level of each image the first gives the published loss, with a sum over each image the second.
+A loss of a whole map still has one value per location. Pearson's ``1 - r`` of two patterns is half the mean of the
+squared differences of their standardised values. A divergence of two distributions over the positions of a map is a sum
+over the positions. So the regions and normalisers of all other terms apply here too: with :class:`Everywhere` and a
+mean per level of each image the first gives the published loss, with a sum over each image the second.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ EPSILON = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _OfPatterns(OfMaps):
-    """What compares maps of features or of class predictions.
+    """Base class of divergences between maps of features or of class predictions.
 
     Attributes:
         what: ``features`` of the pyramids, or ``classes``: the class predictions, a map for each class.
-        temperature: Divides what is compared.
+        temperature: Divisor of the compared values.
     """
 
     what: Literal["features", "classes"] = "features"
@@ -39,11 +39,11 @@ class _OfPatterns(OfMaps):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """Maps and adapters; of classes the predictions alone, for class maps are as many on both sides."""
+        """Maps and adapters; for classes only the predictions, since both sides have equally many class maps."""
         return needs_of(self.maps) if self.what == "features" else frozenset({Need.TEACHER})
 
     def _class_pairs(self, scene: Scene) -> list[Pair]:
-        """Maps of the class logits, without the quality of GFL v2, of the classes that both speak of."""
+        """Pair maps of the class logits, without the quality of GFL v2, of the classes that both predict."""
         assert scene.teacher is not None, "the objective checks that a teacher is there"
         logits = common_classes(scene.student.cls_logits, scene.teacher.cls_logits, scene.teacher.known)
         student, teacher = (as_maps(x, scene.grid) for x in logits)
@@ -53,23 +53,24 @@ class _OfPatterns(OfMaps):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correlation(_OfPatterns):
-    """Half the squared difference of standardised values, whose mean is one minus Pearson's correlation.
+    """Half the squared difference of standardised values, with one minus Pearson's correlation as mean.
 
-    ``across`` the locations of a level it is PKD (Cao et al. 2022): each channel of a map is brought to mean 0 and
-    variance 1, so that neither scale nor offset of the teacher's features counts. On class scores it is the relation
-    within a class of DIST (Huang et al. 2022), and across classes, at each location, DIST's relation between classes.
+    ``across`` the locations of a level it is PKD (Cao et al. 2022): each channel of a map is standardised to mean 0 and
+    variance 1, so that neither scale nor offset of the teacher's features matters. On class scores it is the relation
+    within a class of DIST (Huang et al. 2022), and across the classes at each location, DIST's relation between
+    classes.
 
-    Statistics are those of the image's own locations, so that neither the other images nor the padding matter.
-    Published PKD takes those of all images of a process together, padding included (``per="batch"``). A constant
-    pattern has no direction: two of them count nothing, and one alone 1/2 (in the place of 1). The variance is never
-    taken to be below 1e-6.
+    Statistics are computed over the image's own locations, so that neither the other images nor the padding matter.
+    Published PKD computes them over all images of a process together, padding included (``per="batch"``). A constant
+    pattern has no direction: two of them contribute zero, and one alone 1/2 (in place of 1). The variance is clamped to
+    at least 1e-6.
 
     Attributes:
-        across: What the mean and the variance are over: the ``locations`` of each level, channel by channel, or the
-            ``channels`` of each location.
-        per: Over whose locations: each ``image``'s, or those of the ``batch`` of this process.
-        scores: What is compared of classes: their ``sigmoid``, as a detector scores, or one ``softmax`` (DIST).
-        temperature: Divides class logits; features have no scale here.
+        across: Axis of the mean and the variance: the ``locations`` of each level, per channel, or the ``channels`` of
+            each location.
+        per: Set of locations: those of each ``image``, or of the ``batch`` of this process.
+        scores: Class scores to compare: their ``sigmoid``, as in detectors, or one ``softmax`` (DIST).
+        temperature: Divisor of class logits; the scale of features has no effect.
     """
 
     across: Literal["locations", "channels"] = "locations"
@@ -77,7 +78,7 @@ class Correlation(_OfPatterns):
     scores: Literal["sigmoid", "softmax"] = "sigmoid"
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
-        """The mean over channels; zero where both patterns agree up to scale and offset."""
+        """Return the mean over channels; zero where both patterns agree up to scale and offset."""
         pairs = self.pairs(scene, own) if self.what == "features" else [*map(self._scored, self._class_pairs(scene))]
         return per_location([self._level(pair) for pair in pairs], scene.grid)
 
@@ -102,15 +103,15 @@ class Correlation(_OfPatterns):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelKL(_OfPatterns):
-    """Channel-wise distillation (CWD, Shu et al. 2021): each channel as a distribution over the places of its level.
+    """Channel-wise distillation (CWD, Shu et al. 2021): each channel as a distribution over the positions of its level.
 
     ``temperature^2 / channels * sum_c sum_p phi(t)_cp log(phi(t)_cp / phi(s)_cp)`` with ``phi`` the softmax over the
-    places of the image's own part of the level. The value of a location is its summand: the *sum* over the level is the
-    loss, and is not negative; single values may be. Published, the padding takes part in the softmax.
+    positions of the image's own part of the level. The value of a location is its summand: the *sum* over the level is
+    the loss and is not negative, but single values may be. In the published code the padding is part of the softmax.
     """
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
-        """A location's share; its sum is zero where both maps agree up to a constant added to a channel."""
+        """Return each location's summand; the sum is zero where both maps agree up to a constant added to a channel."""
         pairs = self.pairs(scene, own) if self.what == "features" else self._class_pairs(scene)
         return shares([self._level(pair) for pair in pairs], scene.grid)
 
@@ -123,7 +124,7 @@ class ChannelKL(_OfPatterns):
 
 
 def _of_vectors(x: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b c h w"]:
-    """Each location's vector with mean 0 and variance 1."""
+    """Standardise each location's vector to mean 0 and variance 1."""
     vectors = grouped(x, groups)
     centred = vectors - vectors.mean(2, keepdim=True)
     return (centred * (centred.square().mean(2, keepdim=True) + EPSILON).rsqrt()).flatten(1, 2)
@@ -132,7 +133,7 @@ def _of_vectors(x: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b c 
 def _of_places(
     x: Float[Tensor, "b c h w"], within: Bool[Tensor, "b 1 h w"], axes: tuple[int, ...]
 ) -> Float[Tensor, "b c h w"]:
-    """Each channel with mean 0 and variance 1 over the places within; places outside are treated alike."""
+    """Standardise each channel to mean 0 and variance 1 over the positions within; others are transformed alike."""
     weight = within.to(x.dtype)
     count = weight.sum(axes, keepdim=True).clamp(min=1)
     centred = x - (x * weight).sum(axes, keepdim=True) / count

@@ -1,4 +1,4 @@
-"""The terms of the paper's rows, as data (LD, Zheng et al. 2022, and the reference's configurations)."""
+"""The terms of the rows in the paper's tables, as data (LD, Zheng et al. 2022, and the reference's configurations)."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ VALUABLE = ValuableLocations()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Published:
-    """Localization distillation of one kind of detector, as the reference has it.
+    """Published settings of localization distillation for one kind of detector, as in the reference.
 
     Attributes:
-        weight: Of main LD.
-        divisor: Of main LD per edge. RetinaNet's published divergence is joint and its divisor 4; a joint value is
-            about a quarter of the mean of the edges, so that 16 gives the edges the published strength.
-        region: Of LD beside the positives.
-        factor: Of its weight, relative to main LD.
-        region_divisor: Of LD beside the positives, likewise per edge.
-        kd_temperature: Of class distillation.
-        images: Per process, for which the weights were tuned.
+        weight: Weight of main LD.
+        divisor: Divisor of main LD per edge. RetinaNet's published divergence is joint with a divisor of 4. A joint
+            value is about a quarter of the mean over the edges, so that 16 gives the published strength.
+        region: Region of LD outside the positives.
+        factor: Factor of the region's weight, relative to main LD.
+        region_divisor: Divisor of LD outside the positives, likewise per edge.
+        kd_temperature: Temperature of class distillation.
+        images: Images per process for which the weights were tuned.
     """
 
     weight: float = 0.25
@@ -62,21 +62,21 @@ _PUBLISHED |= {f"rotated_{model}": _PUBLISHED[model] for model in ("gfl", "retin
 
 
 def overlap_of(model: str) -> OverlapKind:
-    """How the boxes of a kind of detector are compared."""
+    """Return the similarity of boxes for a kind of detector."""
     return "gwd" if KINDS[model].rotated else "giou"
 
 
 def supervised(model: str = "gfl", *, overlap: OverlapKind | None = None) -> dict[str, Term]:
-    """The loss of a kind of detector without a teacher.
+    """Return the loss of a kind of detector without a teacher.
 
     GFL and GFL v2 share theirs: quality focal loss, which for v2 acts on the product of class score and quality. ATSS,
-    FCOS and RetinaNet have no loss on the edge distributions themselves, only on the boxes that they make. Detectors of
-    rotated boxes have the loss of their kind, with the distance of Gaussians (GWD) in the place of GIoU; RetinaNet with
-    the weight of the published Rotated-LD.
+    FCOS and RetinaNet have no loss on the edge distributions themselves, only on the resulting boxes. Detectors of
+    rotated boxes have the loss of their kind, with the distance of Gaussians (GWD) in place of GIoU; rotated RetinaNet
+    has the weight of the published Rotated-LD.
 
     Args:
         model: ``gfl``, ``gflv2``, ``atss``, ``fcos``, ``retinanet``, ``rotated_gfl`` or ``rotated_retinanet``.
-        overlap: Similarity of boxes; None is that of the kind of detector.
+        overlap: Similarity of boxes; None for that of the kind of detector.
     """
     _published(model)
     overlap = overlap or overlap_of(model)
@@ -108,16 +108,17 @@ def ld_main(
     temperature: float = 10.0,
     joint: bool = False,
 ) -> dict[str, Term]:
-    """Localization distillation on the main region only.
+    """Return the terms of localization distillation on the main region only.
 
     Args:
         model: Kind of the student: ``gfl``, ``gflv2``, ``atss``, ``fcos`` or ``retinanet``, or of rotated boxes
             ``rotated_gfl`` or ``rotated_retinanet``, which have the settings of ``gfl`` and ``retinanet``.
-        weight: Of the term; the published one (0.25, for RetinaNet 5) where it is None.
-        reference_batch: Images per process for which the weight is meant; the published ones (3 for GFL and GFL v2, 2
-            for the others) where it is None.
+        weight: Weight of the term; None for the published one (0.25, for RetinaNet 5).
+        reference_batch: Images per process for which the weight is meant; None for the published number (3 for GFL and
+            GFL v2, 2 for the others).
         temperature: Softening of the edge distributions.
-        joint: One softmax over all edges, as published for RetinaNet. Its divisor is a quarter, for equal strength.
+        joint: Whether to use one softmax over all edges, as published for RetinaNet. Its divisor is a quarter, for
+            equal strength.
     """
     published = _published(model)
     return {
@@ -139,11 +140,11 @@ def ld_full(
     kd_weight: float = 10.0,
     joint: bool = False,
 ) -> dict[str, Term]:
-    """Main LD, LD beside the positives, and class distillation on the main region.
+    """Return the terms of main LD, LD outside the positives, and class distillation on the main region.
 
-    Beside the positives means on the valuable region; for FCOS, which has no anchors, on all of the objects' boxes.
-    ``weight`` is that of main LD, to which the other's stands as published: equal for GFL and GFL v2, 0.15 for ATSS,
-    0.25 for FCOS, 0.03 for RetinaNet. The other arguments are those of :func:`ld_main`.
+    LD outside the positives uses the valuable region; for FCOS, which has no anchors, all of the objects' boxes.
+    ``weight`` is that of main LD; the ratio of the other weight to it is the published one: equal for GFL and GFL v2,
+    0.15 for ATSS, 0.25 for FCOS, 0.03 for RetinaNet. The other arguments are those of :func:`ld_main`.
     """
     published = _published(model)
     main = ld_main(model, weight=weight, reference_batch=reference_batch, temperature=temperature, joint=joint)
@@ -160,12 +161,12 @@ def ld_full(
 
 
 def ld_sharp(model: str = "gfl") -> dict[str, Term]:
-    """What measured best for GFL on the data sets of ``docs/results.md``: the default where no recipe is named.
+    """Return the terms with the best results for GFL in ``docs/results.md``: the default if no recipe is given.
 
-    Both regions at temperature 1 and sixteen times the published weight, and no class distillation. The published
-    temperature of 10 weighs all bins of an edge alike, and its softmax over classes takes the absolute score from a
-    detector whose score is to tell the quality of its box; in short schedules both cost more than they bring. The other
-    kinds of detectors take over the idea, each with its own region and weights.
+    Both regions have temperature 1 and sixteen times the published weight, and there is no class distillation. The
+    published temperature of 10 weighs all bins of an edge alike. The published softmax over classes removes the
+    absolute score, which measures the quality of a box in these detectors. In short schedules both reduce AP. The other
+    kinds of detectors use the same temperature and factor, each with its own region and weights.
     """
     terms = ld_full(model, weight=16 * _published(model).weight, temperature=1.0)
     return {name: terms[name] for name in ("ld", "ld_vlr")}

@@ -1,4 +1,4 @@
-"""Where it is worth listening to the teacher beside the positives."""
+"""Regions of distillation outside the positives."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from locdistill.types import Instances
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ValuableLocations(Region):
-    """The valuable localization region: locations whose anchor nearly reaches an object (LD, algorithm 1).
+    """The valuable localization region: locations whose anchor is close to an object (LD, algorithm 1).
 
     A location belongs to it when, for some object with ATSS threshold ``t``, ``gamma * t <= D < t``. An image without
     objects has none.
 
     Attributes:
-        gamma: Lower bound as a part of the threshold (0.25 in the paper).
-        metric: What ``D`` is. ``diou``, the paper's: IoU less the normalised squared centre distance. ``iof_diou``, of
-            the published code, which the published numbers come from: with intersection over the area of the *anchor*
-            in place of the IoU, which on fine levels gives a ring along the rim of large objects. ``iou``, of
-            Rotated-LD.
-        by: Weight of a location: ``iou``, the highest IoU with an object whose band it is in (the published code), or
-            ``mask``, 1 (the paper).
-        threshold: Where ``t`` comes from: ``assignment``, what the assigner found, for ATSS; ``adaptive``, the
-            statistic of ATSS worked out here, for assigners that have none (the published LD for RetinaNet).
-        topk: Candidates per level and object of the ``adaptive`` statistic.
-        positives: Whether positives may be in the region. They may in the published LD for GFL and ATSS, and then get
-            both terms; for RetinaNet they are taken out.
-        ring: Whether ``t`` bounds the region from above. It does not in Rotated-LD, where one region is main and
-            valuable region in one.
-        box: The axis-aligned box that stands for a rotated object: ``circumscribed``, or ``unturned``, its sides ``w``
-            and ``h`` laid along the axes as if its angle were 0 (the published Rotated-LD, by an oversight: with its
-            range of angles, ``oc``, an upright object then lies on its side). ``own`` is no stand-in but the rotated
-            box itself, which takes longer and knows the metric ``iou`` alone. Both need the ``adaptive`` threshold: the
-            assigner's is of the circumscribed box.
+        gamma: Lower bound as a fraction of the threshold (0.25 in the paper).
+        metric: Definition of ``D``. ``diou``, as in the paper: IoU minus the normalised squared centre distance.
+            ``iof_diou``, as in the published code, from which the published numbers come: with intersection over the
+            area of the *anchor* in place of the IoU, which on fine levels gives a ring along the boundary of large
+            objects. ``iou``, as in Rotated-LD.
+        by: Weight of a location: ``iou``, the highest IoU with an object whose band contains it (the published code),
+            or ``mask``, 1 (the paper).
+        threshold: Source of ``t``: ``assignment``, the threshold of the ATSS assigner; ``adaptive``, the statistic of
+            ATSS computed here, for assigners without one (the published LD for RetinaNet).
+        topk: Candidates per level and object for the ``adaptive`` statistic.
+        positives: Whether the region may include positives. It may in the published LD for GFL and ATSS, where such
+            positives get both terms; for RetinaNet they are excluded.
+        ring: Whether ``t`` bounds the region from above. It does not in Rotated-LD, where one region is both main and
+            valuable region.
+        box: The box used for a rotated object. ``circumscribed`` is the circumscribed axis-aligned box. ``unturned`` is
+            axis-aligned with its sides ``w`` and ``h``, as if its angle were 0 (the published Rotated-LD, by an
+            oversight: with its range of angles, ``oc``, an upright object then lies on its side). ``own`` is the
+            rotated box itself, which takes longer and supports only the metric ``iou``. Both ``unturned`` and ``own``
+            need the ``adaptive`` threshold, since the assigner's is for the circumscribed box.
     """
 
     gamma: float = 0.25
@@ -61,10 +61,10 @@ class ValuableLocations(Region):
     box: Literal["circumscribed", "unturned", "own"] = "circumscribed"
 
     def __post_init__(self) -> None:
-        """Refuse closeness to one box that is held against the statistic of another.
+        """Raise an error if closeness to one box would be compared with the statistic of another.
 
         Raises:
-            ValueError: A stand-in for rotated objects goes with neither the assigner's thresholds nor this metric.
+            ValueError: The box of rotated objects does not fit the assigner's thresholds or this metric.
         """
         if self.box != "circumscribed" and self.threshold == "assignment":
             raise ValueError(
@@ -75,11 +75,11 @@ class ValuableLocations(Region):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The assigner's thresholds, unless they are worked out here."""
+        """The assigner's thresholds, unless they are computed here."""
         return frozenset({Need.THRESHOLDS}) if self.threshold == "assignment" else NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """The chosen weight in the region."""
+        """Return the chosen weight in the region, and 0 outside."""
         scene = replace(scene, instances=self._seen(scene.instances))
         instances, assignment, anchors = scene.instances, scene.assignment, scene.grid.anchors()
         highest = torch.zeros_like(assignment.overlaps)
@@ -101,11 +101,11 @@ class ValuableLocations(Region):
         return value if self.by == "iou" else (value > 0).to(value.dtype)
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
-        """The region itself."""
+        """Return the mask of the region."""
         return self(scene) > 0
 
     def _seen(self, instances: Instances) -> Instances:
-        """The objects with the boxes that stand for them."""
+        """Return the objects with the chosen boxes."""
         if self.box != "unturned" or instances.oriented is None:
             return instances
         centre, half = instances.oriented[..., :2], instances.oriented[..., 2:4] / 2
@@ -114,7 +114,7 @@ class ValuableLocations(Region):
     def _closeness(
         self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"], iou: Float[Tensor, "b k l"]
     ) -> Float[Tensor, "b k l"]:
-        """``D`` of all anchors and some objects."""
+        """Compute ``D`` of all anchors and some objects."""
         if self.metric == "iou":
             return iou
         hulls = kind_of(boxes).hull(boxes)[:, :, None]
@@ -124,17 +124,17 @@ class ValuableLocations(Region):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreGap(Region):
-    """Every location of the image, by how much the two disagree about a class there (BCKD, Yang et al. 2023).
+    """Every location of the image, weighted by the largest difference of class scores (BCKD, Yang et al. 2023).
 
-    The weight is the largest difference of their scores, ``max_c |q_c - p_c|``, over the classes that the teacher
-    knows: where both say the same of what is there, the student need not be told where it is.
+    The weight is the largest difference of the scores of student and teacher, ``max_c |q_c - p_c|``, over the classes
+    that the teacher knows. Where the class scores agree, the box is not distilled.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER})
 
     @torch.no_grad()
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Zero where student and teacher agree."""
+        """Return the weight of each location; zero where student and teacher agree."""
         assert scene.teacher is not None, "the objective checks that a teacher is there"
         mine, its = common_classes(scene.student.score_logits, scene.teacher.score_logits, scene.teacher.known)
         return (its.sigmoid() - mine.sigmoid()).abs().amax(-1) * scene.assignment.inside
@@ -142,16 +142,16 @@ class ScoreGap(Region):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherConfidence(Region):
-    """Every location of the image, by the teacher's highest class score there (CrossKD, Wang et al. 2024).
+    """Every location of the image, weighted by the teacher's highest class score (CrossKD, Wang et al. 2024).
 
-    Of the classes that the student is to learn; a teacher that knows others too is not asked where those are.
+    Only classes of the student count; other classes of the teacher are ignored.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({Need.TEACHER})
 
     @torch.no_grad()
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
-        """Between 0 and 1."""
+        """Return weights between 0 and 1."""
         assert scene.teacher is not None, "the objective checks that a teacher is there"
         mine, teacher = scene.student.score_logits, scene.teacher
         _, its = common_classes(mine, teacher.score_logits, teacher.known)
@@ -159,7 +159,7 @@ class TeacherConfidence(Region):
 
 
 def valuable_region(objective: Objective) -> Region:
-    """The valuable region of a run: that of its own terms, or the published one."""
+    """Return the valuable region of a run: that of its own terms, or the published one."""
     regions = [term.on for term in objective.terms.values() if term.needs_teacher]
     if own := [region for region in regions if _beside(region)]:
         return own[0]
@@ -168,5 +168,5 @@ def valuable_region(objective: Objective) -> Region:
 
 
 def _beside(region: Region) -> bool:
-    """Whether a region is that beside the positives: for detectors without anchors all of the objects' boxes."""
+    """Return whether a region is the one outside the positives: without anchors, all of the objects' boxes."""
     return isinstance(region, ValuableLocations) or (isinstance(region, InsideBoxes) and not region.positives)

@@ -1,4 +1,4 @@
-"""Settings of who teaches: weights, how they are understood, and where predictions are kept."""
+"""Settings of the teacher: weights, their interpretation, and the cache of predictions."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ SoftTarget = Literal["two_hot", "gaussian"]
 
 NumberFormat = Literal["half", "8bit"]
 ONNX_SUFFIX = ".onnx"
-"""Of teachers in ONNX files."""
+"""File name suffix of teachers in ONNX files."""
 EMA = "ema"
-"""``teacher.weights`` where the student teaches itself."""
+"""Value of ``teacher.weights`` for a teacher that is the running average of the student."""
 
 EMA_DECAY = 0.999
-"""Of the mean teacher (Tarvainen and Valpola 2017)."""
+"""Decay of the mean teacher (Tarvainen and Valpola 2017)."""
 
 
 class OnnxSettings(Settings):
-    """What an ONNX file does not say of itself."""
+    """Properties of a detector that its ONNX file does not record."""
 
     classes: tuple[str, ...] | None = None
-    """Names, in the file's order; None is those of COCO where there are 80, those of VOC where there are 20."""
+    """Names of the classes, in the file's order; None for those of COCO (80 classes) or VOC (20 classes)."""
     mean: Triple = (103.53, 116.28, 123.675)
-    """Of the input channels, in the network's order, 0 to 255; those of MMDetection and NanoDet unless given."""
+    """Mean of the input channels, in the network's order, 0 to 255; by default that of MMDetection and NanoDet."""
     std: Triple = (57.375, 57.12, 58.395)
     bgr: bool = True
-    """Whether the network takes blue, green, red."""
+    """Whether the network's channel order is blue, green, red."""
     offset: float = 0.5
     """Position of a location within its cell, in strides: 0.5 in NanoDet and FCOS, 0 in GFL."""
     boxes: Literal["strides", "pixels", "corners"] = "strides"
-    """What four numbers per location are, where there are no distributions: distances to the edges, in strides or in
+    """Meaning of four numbers per location, if there are no distributions: distances to the edges, in strides or in
     pixels, or ``x1, y1, x2, y2`` in pixels."""
 
 
 class Colleague(Settings):
-    """One more teacher, beside the first."""
+    """An additional teacher."""
 
     weights: str | None = None
-    """As ``teacher.weights``, but for ``ema``."""
+    """Weights as in ``teacher.weights``, except for ``ema``."""
     share: float = Field(default=1.0, gt=0)
-    """Its weight in the mean of the teachers; only ratios count."""
+    """Its weight in the mean of the teachers; only ratios matter."""
     sha256: str | None = None
     classes: tuple[str, ...] | None = None
     input: NormalisationSettings | None = None
@@ -53,55 +53,56 @@ class Colleague(Settings):
 
 
 class CacheSettings(Settings):
-    """Where a teacher's predictions are kept, so that it looks at each image once."""
+    """Settings of the cache of a teacher's predictions, with which it processes each view of an image once."""
 
     path: str
     """A folder; several runs of the same teacher and student may share it."""
     numbers: NumberFormat = "half"
-    """How precisely they are kept: ``half`` precision, or ``8bit`` in about half the space."""
+    """Number format of the cache: ``half`` precision, or ``8bit`` in about half the space."""
 
 
 class TeacherSettings(Settings):
-    """The detector that teaches."""
+    """Settings of the teacher."""
 
     weights: str | None = None
-    """A weights file, a run folder, or ``run/best``; None where the file has to be named on the command line.
+    """A weights file, a run folder, or ``run/best``; None if the file has to be given on the command line.
 
-    ``ema`` is the running average of the student's own weights (a folder of this name is ``./ema``). It is the student
-    at first, so that the terms which compare with it begin at about 0; its weights are in the run's checkpoint alone.
+    ``ema`` is the running average of the student's own weights (a folder of this name is ``./ema``). It equals the
+    student at first, so that the terms which compare with it begin at about 0. Its weights are only in the run's
+    checkpoint.
     """
     decay: float | None = Field(default=None, gt=0, lt=1)
-    """Of that average, at most: step ``k`` from 0 has ``min(decay, (1 + k) / (10 + k))``. None is 0.999."""
+    """Maximum decay of that average: step ``k`` from 0 has ``min(decay, (1 + k) / (10 + k))``. None for 0.999."""
     name: str = ""
-    """What the teacher is, in words."""
+    """Description of the teacher."""
     where: str = ""
-    """How to get it."""
+    """Instructions for obtaining it."""
     sha256: str | None = None
-    """Digest of the weights file. None takes whichever file is there; a finished run has it filled in."""
+    """Digest of the weights file. None accepts any file; a finished run has it filled in."""
     scale: int = Field(default=1, ge=1, le=4)
-    """The batch is enlarged this much before the teacher looks at it: 1, 2 or 4. Its levels are shifted likewise."""
+    """Factor by which the teacher's input is enlarged: 1, 2 or 4. Its levels are shifted accordingly."""
     soft_target: SoftTarget | None = None
     """Distributions for a teacher that has boxes only: ``two_hot`` or ``gaussian`` around the distance of each edge."""
     soft_width: float = Field(default=0.5, gt=0)
     """Standard deviation of the Gaussian, in strides."""
     classes: tuple[str, ...] | None = None
-    """Names of its classes, in its order, where its weights' file is wrong about them; see also ``input``."""
+    """Names of its classes, in its order, if its weights file has wrong ones; see also ``input``."""
     input: NormalisationSettings | None = None
-    """How its images are normalised, where its weights' file is wrong about it; of an ONNX file, ``onnx`` says it."""
+    """Normalisation of its images, if its weights file has a wrong one; for an ONNX file, it is in ``onnx``."""
     onnx: OnnxSettings | None = None
-    """What the teacher's file does not say of itself, where it is an ONNX file."""
+    """Properties that the teacher's file does not record, if it is an ONNX file."""
     share: float = Field(default=1.0, gt=0)
-    """Its weight in the mean where there are more teachers."""
+    """Its weight in the mean, if there are several teachers."""
     cache: CacheSettings | None = None
-    """Where its predictions are kept; a folder's name alone will do. None asks the teacher at each step. What is not
-    there yet is added as the images come; ``locdistill cache build`` does it beforehand."""
+    """Cache of its predictions; a folder name alone is accepted. With None the teacher runs at each step. Missing
+    predictions are added during training; ``locdistill cache build`` adds them beforehand."""
     more: tuple[Colleague, ...] = ()
     """Further teachers: the probabilities of all are averaged. ``weights: [a, b]`` is short for two of equal share."""
 
     @model_validator(mode="before")
     @classmethod
     def _several(cls, values: Any) -> Any:
-        """A list of weights: the first teacher, and more."""
+        """Convert a list of weights to the first teacher and ``more``."""
         if isinstance(values, dict) and isinstance(values.get("weights"), list | tuple):
             first, *others = values["weights"] or [None]
             return {**values, "weights": first, "more": [{"weights": other} for other in others]}
@@ -138,5 +139,5 @@ class TeacherSettings(Settings):
 
     @property
     def follows(self) -> bool:
-        """Whether the teacher is the running average of the student, and no file."""
+        """Whether the teacher is the running average of the student, not a file."""
         return self.weights == EMA

@@ -1,4 +1,4 @@
-"""Where the teacher's predictions come from."""
+"""Sources of the teacher's predictions."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from locdistill.models.settings import NormalisationSettings
 from locdistill.types import Batch, Dense
 
 EPSILON = 1e-5
-"""Added to variances, which are 0 on maps of a single place."""
+"""Constant added to variances, which are 0 on maps of a single position."""
 
 
 class FrozenTeacher(ABC):
-    """A source of predictions that learns nothing in the run.
+    """A source of predictions without trainable weights.
 
-    It is composed, never a submodule: its weights are in no checkpoint, no optimiser and no DDP bucket.
+    It is not a submodule of the student: its weights are in no checkpoint, no optimiser and no DDP bucket.
 
     Attributes:
-        notes: In words, what was done to make its student understand it.
-        comparable: Whether its predictions are in its student's terms; otherwise only its maps are of use.
+        notes: Descriptions of the conversions of its predictions for its student.
+        comparable: Whether its predictions are comparable with its student's; otherwise only its maps can be used.
     """
 
     notes: tuple[str, ...] = ()
@@ -37,53 +37,53 @@ class FrozenTeacher(ABC):
 
     @abstractmethod
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
-        """The teacher's predictions on the batch, padding included, without gradient.
+        """Return the teacher's predictions on the batch, padding included, without gradient.
 
         Args:
-            batch: What the student sees.
-            features: Whether to hand out the maps of its pyramid too.
-            towers: Whether to hand out the maps inside its head too.
+            batch: The student's batch.
+            features: Whether to return the maps of its pyramid too.
+            towers: Whether to return the maps inside its head too.
         """
 
     @abstractmethod
     def to(self, device: torch.device) -> FrozenTeacher:
-        """Move to where the batches are."""
+        """Move to the device of the batches."""
 
     def cross(self, student: Dense, teacher: Dense) -> Dense:
-        """What the teacher's head makes of the student's features, with gradient to them.
+        """Return the predictions of the teacher's head for the student's features, with gradient to them.
 
         Args:
             student: The student's predictions, with ``towers``.
-            teacher: This teacher's of the same batch, with ``towers``.
+            teacher: This teacher's predictions of the same batch, with ``towers``.
         """
         raise NotImplementedError("this teacher has no head to run; the recipe's checks refuse what asks for one")
 
-    def optimise(self, how: SpeedUps) -> None:  # noqa: B027 - not everyone can
-        """Say the same, up to rounding, in less time from now on; to be called where the batches are."""
+    def optimise(self, how: SpeedUps) -> None:  # noqa: B027 - not every teacher supports it
+        """Speed up predictions (same outputs up to rounding). Call after moving to the device of the batches."""
 
-    def after_step(self, student: nn.Module) -> None:  # noqa: B027 - most have nothing to do
-        """It learns nothing from the student."""
+    def after_step(self, student: nn.Module) -> None:  # noqa: B027 - most need no update
+        """Update the teacher from the student; by default, do nothing."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: its weights are in their own file."""
+        """Return an empty state: the weights are in their own file."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Nothing to go on from."""
+        """Restore a saved state; by default, do nothing."""
 
 
 class LiveTeacher(FrozenTeacher):
-    """A frozen detector that looks at every batch.
+    """A frozen detector that runs on every batch.
 
     It normalises the images by its own statistics, stays in eval mode, and runs under the caller's precision policy
-    until it is optimised; then a folded copy of it predicts, in the precision that was chosen, and the detector
-    itself has only its head at work, where the student's features go through it.
+    until it is optimised. Then a folded copy of it predicts in the chosen precision, and only the head of the detector
+    itself is used, for the student's features.
 
     Args:
-        detector: Who teaches.
-        levels: The pyramid levels to speak of, consecutive ones of the detector's; None for all.
-        scale: The batch is enlarged this much before the teacher looks at it, so that its level ``k + log2(scale)``
-            has the cells of the student's level ``k``.
+        detector: The detector.
+        levels: Pyramid levels to predict on, consecutive ones of the detector's; None for all.
+        scale: Factor by which the batch is enlarged, so that the teacher's level ``k + log2(scale)`` has the cells of
+            the student's level ``k``.
     """
 
     def __init__(self, detector: Detector, *, levels: Sequence[int] | None = None, scale: int = 1) -> None:
@@ -96,28 +96,28 @@ class LiveTeacher(FrozenTeacher):
         self._look: Callable[..., Dense] | None = None
 
     def to(self, device: torch.device) -> LiveTeacher:
-        """Move to where the batches are; what was optimised elsewhere is so no more."""
+        """Move to the device of the batches; earlier speed-ups on another device are dropped."""
         self.detector.to(device)
         self._how, self._look = SpeedUps(), None
         return self
 
     def optimise(self, how: SpeedUps) -> None:
-        """See :func:`locdistill.models.fold.optimised`."""
+        """Speed up predictions; see :func:`locdistill.models.fold.optimised`."""
         self._how, self._look = how, how.wrap(optimised(self.detector, how), "the teacher")
 
     @property
     def normalisation(self) -> NormalisationSettings:
-        """How it normalises images."""
+        """Its normalisation of images."""
         own = self.detector.settings
         return NormalisationSettings(mean=own.mean, std=own.std, bgr=own.bgr)
 
     def normalise_as(self, how: NormalisationSettings) -> None:
-        """Normalise images in another way from now on; what is None stays."""
+        """Change the normalisation of images; settings that are None stay unchanged."""
         self.detector.normalise_as(how)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
-        """The teacher's predictions on the batch; see :meth:`FrozenTeacher.__call__`."""
+        """Return the teacher's predictions on the batch; see :meth:`FrozenTeacher.__call__`."""
         images = self.detector.normalise(batch.images, batch.sizes)
         if self.scale > 1:
             images = nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
@@ -139,12 +139,12 @@ class LiveTeacher(FrozenTeacher):
         )
 
     def cross(self, student: Dense, teacher: Dense) -> Dense:
-        """What the teacher's head makes of the student's features (CrossKD, Wang et al. 2024), with gradient to them.
+        """Return the teacher's head's predictions for the student's features (CrossKD), with gradient to them.
 
-        The student's maps inside both towers, before the ReLU that ends all convolutions but the last, are given the
-        mean and spread that the teacher's have there, and go through the rest of the teacher's head. In the paper each
-        channel is aligned over all images of a batch; here over each image, so that an image's loss does not depend on
-        which others share its batch.
+        CrossKD is by Wang et al. 2024. The student's maps inside both towers, before the ReLU that ends all
+        convolutions but the last, are aligned to the mean and spread of the teacher's maps, and pass through the rest
+        of the teacher's head. In the paper each channel is aligned over all images of a batch; here over each image, so
+        that an image's loss does not depend on the other images of its batch.
         """
         maps = [like(s, t) for s, t in zip(student.towers, teacher.towers, strict=True)]
         head: Any = self.detector.head
@@ -153,7 +153,7 @@ class LiveTeacher(FrozenTeacher):
 
 
 def like(x: Float[Tensor, "b d h w"], model: Float[Tensor, "b d v u"]) -> Float[Tensor, "b d h w"]:
-    """Maps with each image's and channel's mean and standard deviation made those of others; no gradient to those."""
+    """Align maps to the mean and standard deviation of ``model`` per image and channel; no gradient to ``model``."""
     model = model.detach()
     mean, its_mean = x.mean((2, 3), keepdim=True), model.mean((2, 3), keepdim=True)
     spread, its_spread = ((m.float().var((2, 3), correction=0, keepdim=True) + EPSILON).sqrt() for m in (x, model))
@@ -163,17 +163,17 @@ def like(x: Float[Tensor, "b d h w"], model: Float[Tensor, "b d v u"]) -> Float[
 class AverageTeacher(LiveTeacher):
     """An exponential moving average of the student's own weights (a mean teacher; Tarvainen and Valpola 2017).
 
-    It is the student at first, so that terms which compare with it begin at about 0, and at random weights nothing is
-    learned from it; as the decay rises (see `Average`) it becomes the steadier of the two. Nothing holds the terms back
-    at first, as a ramp of their weight does in the paper. Also unlike there, teacher and student see one and the same
-    augmented image, and the teacher has no dropout and normalises by averaged statistics.
+    It equals the student at first, so that terms which compare with it begin at about 0, and nothing is learned from
+    random weights. As the decay rises (see `Average`) it becomes more stable than the student. Unlike in the paper, the
+    weight of the terms is not ramped up, teacher and student get the same augmented image, and the teacher has no
+    dropout and normalises by averaged statistics.
 
-    Its weights are part of the run, and in its checkpoint; a student of several processes must begin with the same
-    weights on all of them.
+    Its weights are part of the run's checkpoint. With several processes, the student must begin with the same weights
+    on all of them.
 
     Args:
         student: The detector in training; it is copied.
-        decay: Of the average, once the first steps are forgotten.
+        decay: Decay of the average after the first steps.
     """
 
     def __init__(self, student: Detector, decay: float) -> None:
@@ -183,23 +183,24 @@ class AverageTeacher(LiveTeacher):
         super().__init__(detector)
 
     def optimise(self, how: SpeedUps) -> None:
-        """Change the layout and compile; its weights follow the student's, and stay as they are."""
+        """Change the memory layout and compile, without folding, since its weights follow the student's."""
         if how.channels_last:
             self.detector.to(memory_format=torch.channels_last)
         self._how, self._look = how, how.wrap(self.detector, "the teacher")
 
     def after_step(self, student: nn.Module) -> None:
-        """Take in the student's present weights.
+        """Update the average with the student's current weights.
 
-        Statistics of batch normalisation are each process's own until its next forward pass; those of the first count.
+        Statistics of batch normalisation differ between processes until the next forward pass; those of the first
+        process are used.
         """
         self.average.update(student)
         broadcast_from_first(self.detector.buffers())
 
     def state_dict(self) -> dict[str, Any]:
-        """The average and its number of updates."""
+        """Return the average and its number of updates."""
         return self.average.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved average."""
+        """Restore a saved average."""
         self.average.load_state_dict(state)

@@ -1,1 +1,1 @@
-"""Training: the loop, and what it goes through."""
+"""The training engine: loop, settings, devices, checkpoints and logs."""

@@ -1,4 +1,4 @@
-"""Checkpoints that are either whole or not there, and the state of all random generators."""
+"""Atomic writing of checkpoints, and the state of all random generators."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from locdistill.files import replacing
 
 
 def write_checkpoint(content: dict[str, Any], path: str | Path) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint atomically."""
     with replacing(path) as part:
         torch.save(content, part)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU, as tensors and plain values only: nothing in it is run.
+    """Read a checkpoint to the CPU, as tensors and plain values only: no code in it is executed.
 
     Raises:
-        RunError: The file is damaged, or holds anything else.
+        RunError: The file is damaged, or holds other types.
     """
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -39,7 +39,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def random_state() -> dict[str, Any]:
-    """State of the generators of Python, NumPy and PyTorch in this process, in plain values and tensors."""
+    """Return the state of Python's, NumPy's and PyTorch's generators in this process, as plain values and tensors."""
     name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
     return {
         "python": random.getstate(),
@@ -50,7 +50,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Put the generators of this process back to a saved state."""
+    """Restore the generators of this process to a saved state."""
     random.setstate(state["python"])
     name, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, gauss))  # noqa: NPY002
@@ -60,14 +60,14 @@ def restore_random_state(state: dict[str, Any]) -> None:
 
 
 def seed_everything(seed: int, rank: int) -> None:
-    """Seed the generators of this process; each process draws its own dropout."""
+    """Seed the generators of this process; dropout differs between processes."""
     random.seed(seed + rank)
     np.random.seed((seed + rank) % 2**32)  # noqa: NPY002
     torch.manual_seed(seed + rank)
 
 
 def gathered(value: Any) -> list[Any]:
-    """The value of every process, in the order of ranks; every process must ask."""
+    """Gather the values of all processes, in the order of ranks; every process must call this."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

@@ -1,4 +1,4 @@
-"""Functions that are compiled where that works."""
+"""Compilation of functions, with a fallback where it fails."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from locdistill.types import Instances
 
 logger = logging.getLogger("locdistill.engine")
 VARIANTS = 32
-"""Versions of one function, for sizes and modes, after which no more are compiled; PyTorch's own limit is 8."""
+"""Maximum number of compiled versions of one function, for sizes and modes; PyTorch's default is 8."""
 BACKEND = "inductor"
-"""PyTorch's name of what turns a graph into code."""
+"""PyTorch's name of the compiler backend."""
 
 
 class Compiled:
-    """A function that is compiled at its first call; where that fails it goes on as it was, and the log says why.
+    """A function that is compiled at its first call; if that fails, it runs uncompiled and the reason is logged.
 
-    The first size of images gives a version for that size, the second one for any: PyTorch's way with sizes. It is the
-    function that is compiled, not the module behind it, so that evaluation runs the module as ``locdistill evaluate``
-    does, and names in checkpoints stay.
+    The first size of images gives a version for that size, the second a version for any size, as by default in PyTorch.
+    The function is compiled, not its module, so that evaluation runs the module as ``locdistill evaluate`` does, and
+    names in checkpoints do not change.
 
     Args:
-        function: What to compile.
-        name: What to call it in the log.
+        function: The function to compile.
+        name: Its name in the log.
         whole: Whether it must be one graph.
         must: Whether a failure is raised.
-        mode: PyTorch's name of how to compile; None is its default.
+        mode: PyTorch's compilation mode; None for the default.
     """
 
     def __init__(
@@ -68,11 +68,12 @@ FEWEST = 8
 
 
 def bucketed(instances: Instances) -> Instances:
-    """The same objects in 8, 16, 32, ... slots.
+    """Pad the objects of a batch to 8, 16, 32, ... slots.
 
-    A batch has as many slots as its fullest image has objects, so that hardly any two batches are alike, and compiled
-    code or memory that is planned ahead meets new shapes all the time. Empty slots change no loss. Whoever compiles the
-    objective is to do this where batches are put together or before they are used; nothing here depends on it.
+    A batch has as many slots as the largest number of objects in an image. So shapes differ in almost every batch,
+    which is costly for compiled code and preallocated memory. Empty slots do not change the losses. Callers that
+    compile the objective should apply this when batches are collated or before they are used; nothing else here depends
+    on it.
     """
     objects = instances.boxes.shape[1]
     slots = FEWEST

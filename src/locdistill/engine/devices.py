@@ -1,4 +1,4 @@
-"""Devices that are asked for must be there."""
+"""Choice of the device, with a check that it exists."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from locdistill.errors import RunError
 
 
 def existing_device(name: str | torch.device) -> torch.device:
-    """The device of this name, which is tried out.
+    """Return the device of this name after a trial computation.
 
     Raises:
         RunError: There is no such device, or PyTorch cannot compute on it.
@@ -30,14 +30,14 @@ def existing_device(name: str | torch.device) -> torch.device:
 
 
 def device_kind(settings: EngineSettings) -> Literal["cpu", "cuda", "mps"]:
-    """What is trained on; ``auto`` is what Lightning chooses."""
+    """Return the kind of device to train on; ``auto`` is Lightning's choice."""
     if settings.accelerator != "auto":
         return settings.accelerator
     return "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def device_name(settings: EngineSettings) -> str:
-    """The device that the first process trains on, in words."""
+    """Return the name of the device that the first process trains on."""
     kind = device_kind(settings)
     if kind == "cpu":
         return f"cpu ({os.cpu_count()} cores)"
@@ -56,5 +56,5 @@ def devices_here() -> str:
 
 
 def default_device() -> str:
-    """A GPU if there is one."""
+    """Return ``cuda`` if there is a GPU, else ``cpu``."""
     return "cuda" if torch.cuda.is_available() else "cpu"

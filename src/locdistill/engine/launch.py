@@ -1,4 +1,4 @@
-"""The processes and devices of a run: how many, started by whom."""
+"""The processes and devices of a run: their number, and how they are started."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ logger = logging.getLogger("locdistill.engine")
 
 
 def check_training_devices(settings: EngineSettings) -> None:
-    """Refuse to train on an accelerator that is not there, or on more devices than there are.
+    """Raise an error if the accelerator does not exist, or has fewer devices than requested.
 
-    Processes that torchrun or SLURM started may each see their own device only; their number is not judged.
+    Processes started by torchrun or SLURM may see only their own device each, so their number is not checked.
 
     Raises:
-        RunError: As said.
+        RunError: The accelerator does not exist or has too few devices.
     """
     kind = device_kind(settings)
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -60,7 +60,7 @@ def check_training_devices(settings: EngineSettings) -> None:
 
 
 def build_fabric(settings: EngineSettings, speed: Speed) -> Fabric:
-    """Return what knows the device, the precision and the other processes; nothing is started yet."""
+    """Return a Fabric with device, precision and processes configured; nothing is started yet."""
     devices, nodes = device_count(settings)
     return Fabric(
         accelerator="gpu" if settings.accelerator == "cuda" else settings.accelerator,
@@ -72,10 +72,10 @@ def build_fabric(settings: EngineSettings, speed: Speed) -> Fabric:
 
 
 class Mixed(MixedPrecision):
-    """Mixed precision with two habits unlike Fabric's own.
+    """Mixed precision with two differences from Fabric's own.
 
-    The batch stays as it is, for the boxes of objects would be rounded too. Weights are cast anew wherever they are
-    used: gradients of a head that all levels share are then added up in float32, and not in half precision.
+    The batch is not cast, since the boxes of objects would be rounded too. Weights are cast at each use, without a
+    cache: gradients of a head shared by all levels are then summed in float32, not in half precision.
     """
 
     def forward_context(self) -> torch.autocast:
@@ -83,22 +83,22 @@ class Mixed(MixedPrecision):
         return torch.autocast(self.device, dtype=self._desired_input_dtype, cache_enabled=False)
 
     def convert_input(self, data: Any) -> Any:
-        """Return the data."""
+        """Return the data unchanged."""
         return data
 
     def convert_output(self, data: Any) -> Any:
-        """Return the data."""
+        """Return the data unchanged."""
         return data
 
 
 def slurm() -> list[Any]:
-    """Return what knows the processes of a SLURM job; it leaves being stopped to `StopSignals`, between two steps."""
+    """Return the plugins for a SLURM job; stopping between two steps is left to `StopSignals`."""
     found = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
     return [SLURMEnvironment(auto_requeue=False)] if found else []
 
 
 def device_count(settings: EngineSettings) -> tuple[int | list[int], int]:
-    """Devices per machine, and machines: those that torchrun or SLURM started, or else those of the settings."""
+    """Return the devices per machine and the number of machines, from torchrun or SLURM or else from the settings."""
     environment = os.environ
     if TorchElasticEnvironment.detect():
         local = int(environment.get("LOCAL_WORLD_SIZE", "1"))
@@ -115,7 +115,7 @@ def device_count(settings: EngineSettings) -> tuple[int | list[int], int]:
 
 
 def strategy(settings: EngineSettings, devices: int | list[int], nodes: int) -> Any:
-    """One device alone, or distributed data parallel training without a search for unused parameters."""
+    """Return the strategy: a single device, or distributed data parallel without a search for unused parameters."""
     if _processes(devices, nodes) == 1:
         return "auto"
     methods = {"subprocess": "popen", "spawn": "spawn", "fork": "fork"}
@@ -123,12 +123,12 @@ def strategy(settings: EngineSettings, devices: int | list[int], nodes: int) -> 
 
 
 def started_by_command(settings: EngineSettings) -> bool:
-    """Whether training starts further processes by giving the command of this one again."""
+    """Return whether training starts further processes by running this process's command again."""
     return process_count(settings) > 1 and not _started_outside() and _launch(settings) == "subprocess"
 
 
 def process_count(settings: EngineSettings) -> int:
-    """Processes that train together."""
+    """Return the number of processes that train together."""
     return _processes(*device_count(settings))
 
 
@@ -161,7 +161,7 @@ def _precision(settings: EngineSettings, speed: Speed) -> list[MixedPrecision]:
 
 
 def leave(end: End, out: Path, *, first: bool) -> NoReturn:
-    """End after a signal: say how to go on; processes beside the first leave quietly.
+    """Exit after a signal: the first process reports how to resume, the others exit silently.
 
     Raises:
         RunInterrupted: In the first process.
@@ -179,7 +179,7 @@ def leave(end: End, out: Path, *, first: bool) -> NoReturn:
 
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's tips to itself; its errors pass."""
+    """Suppress Lightning's tips, but not its errors."""
     names = ("lightning_fabric", "lightning_fabric.utilities.rank_zero")
     loggers = [logging.getLogger(name) for name in names]
     levels = [log.level for log in loggers]

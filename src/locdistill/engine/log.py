@@ -1,4 +1,4 @@
-"""What a run tells: a table on disk, TensorBoard, and the terminal."""
+"""Logs of a run: a table on disk, TensorBoard, and the terminal."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class MetricsFile:
-    """``metrics.csv``: one row per logged step and per evaluation; a cell is empty where a row has no such number.
+    """``metrics.csv``: one row per logged step and per evaluation; a cell is empty where a row has no value.
 
     Columns: ``step`` (optimiser steps done), ``epoch`` (passes done, with fraction), ``seconds`` (of training), ``lr``,
-    ``images_per_second``, ``train/<term>``, ``train/total``, what is watched in training (with a teacher
-    ``agree/edge_kl`` and ``agree/box_iou``), and ``val/<metric>``. Numbers are written in full, so that equal runs give
-    equal text.
+    ``images_per_second``, ``train/<term>``, ``train/total``, the quantities monitored in training (with a teacher
+    ``agree/edge_kl`` and ``agree/box_iou``), and ``val/<metric>``. Numbers are written with full precision, so that
+    equal runs give equal text.
     """
 
     def __init__(self, path: Path) -> None:
@@ -34,7 +34,7 @@ class MetricsFile:
         self._columns: list[str] = []
 
     def start(self, steps: int) -> None:
-        """Keep the rows of the first ``steps`` steps of an earlier part of the run, and go on after them."""
+        """Keep the rows of the first ``steps`` steps of an earlier part of the run, and append after them."""
         rows = [row for row in read_metrics(self.path) if row["step"] <= steps] if steps and self.path.exists() else []
         self._columns = []
         for row in rows:
@@ -42,7 +42,7 @@ class MetricsFile:
         self._rewrite(rows)
 
     def write(self, row: Row) -> None:
-        """Append a row at once; a new column rewrites the file."""
+        """Append a row immediately; a new column rewrites the file."""
         new = [name for name in row if name not in self._columns]
         if new:
             rows = read_metrics(self.path)
@@ -60,7 +60,7 @@ class MetricsFile:
 
 
 def read_metrics(path: Path) -> list[Row]:
-    """Rows of a ``metrics.csv``; empty cells are left out, and so is a last line that a crash cut short."""
+    """Read the rows of a ``metrics.csv``, without empty cells and without a last line truncated by a crash."""
     with path.open(newline="") as file:
         lines = list(csv.reader(file))
     if not lines:
@@ -79,10 +79,10 @@ def _text(row: Mapping[str, float]) -> dict[str, str]:
 
 
 class TensorBoard:
-    """The same numbers as event files; rows after ``start``'s step of an earlier part of the run are hidden."""
+    """Event files with the same numbers; rows of an earlier part of the run after its ``steps`` are hidden."""
 
     def __init__(self, folder: Path, steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import, and not for every process)
+        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import, not always needed)
 
         self._writer = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
 
@@ -94,12 +94,12 @@ class TensorBoard:
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is still in memory."""
+        """Flush and close the event files."""
         self._writer.close()
 
 
 class Terminal:
-    """A progress bar on a terminal, a line now and then elsewhere; every line also goes to the package's log.
+    """A progress bar on a terminal, occasional lines elsewhere; every line also goes to the package's log.
 
     Args:
         total: Optimiser steps of the whole run.
@@ -115,7 +115,7 @@ class Terminal:
         self._last_line = float("-inf")
 
     def start(self, steps: int) -> None:
-        """Begin to show a run that has done this many steps."""
+        """Start the display of a run that has done this many steps."""
         self._started = (time.monotonic(), steps)
         if not (self._show and sys.stdout.isatty()):
             return
@@ -131,7 +131,7 @@ class Terminal:
         self._bar.start()
 
     def advance(self, steps: int) -> None:
-        """Move the bar."""
+        """Advance the bar to this many steps."""
         if self._bar is not None:
             self._bar.update(self._task, completed=steps)
 
@@ -164,7 +164,7 @@ class Terminal:
             print(text, flush=True)
 
     def stop(self) -> None:
-        """Leave the terminal in order."""
+        """Stop the display and restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None

@@ -1,4 +1,4 @@
-"""Training from the first step to the last: the loop, on one device or many."""
+"""The training loop, on one device or several."""
 
 from __future__ import annotations
 
@@ -33,33 +33,32 @@ def fit(
     settings: EngineSettings | None = None,
     resume: bool = False,
 ) -> FitResult:
-    """Train, evaluate and save until the end of the schedule; or go on with a run that was stopped.
+    """Train, evaluate and save until the end of the schedule, or resume a run that was stopped.
 
-    A resumed run takes the same steps, with the same losses on the same hardware, as one that was never stopped; if
-    it was killed before its first checkpoint, it begins again. A run that is over goes on if it is given more epochs,
-    time or patience than before. SLURM jobs that are preempted and run again resume by
-    themselves.
+    A resumed run takes the same steps, with the same losses on the same hardware, as one that was never stopped; if it
+    was killed before its first checkpoint, it starts from the beginning. A finished run continues if it gets more
+    epochs, time or patience than before. SLURM jobs that are preempted and requeued resume automatically.
 
     The folder gets ``last.ckpt`` (to resume from), ``best.safetensors`` and ``last.safetensors`` (the student; its
-    averaged weights if ``ema`` is set), ``metrics.csv``, ``metrics.json`` and ``logs/`` for TensorBoard. What a teacher
-    learned from the student is in ``last.ckpt`` alone. Files are replaced in one stroke, so that a crash never leaves
-    half of one.
+    averaged weights if ``ema`` is set), ``metrics.csv``, ``metrics.json`` and ``logs/`` for TensorBoard. The state that
+    a teacher learned from the student is only in ``last.ckpt``. Files are replaced atomically, so that a crash never
+    leaves a partial one.
 
     Args:
         module: The detector with its objective and teacher.
-        make_train_loader: From rank and number of processes to the loader of the training batches; its batch sampler
-            has ``set_epoch``, ``skip`` and ``batch_size``.
-        make_val_loader: Likewise for the images to evaluate on, each process a share.
-        evaluate: From all detections by image to metrics, among them ``AP``; called on the first process only.
+        make_train_loader: Function from rank and number of processes to the loader of the training batches; its batch
+            sampler has ``set_epoch``, ``skip`` and ``batch_size``.
+        make_val_loader: Likewise for the images to evaluate on, with a share for each process.
+        evaluate: Function from all detections by image to metrics including ``AP``; called on the first process only.
         out: Folder of the run.
-        settings: How to train; by default the module's.
-        resume: Go on with the run in ``out``.
+        settings: Training settings; by default the module's.
+        resume: Whether to continue the run in ``out``.
 
     Raises:
-        RunError: ``out`` holds a run and ``resume`` is not set, or the run in it is not the same; or a device that is
-            asked for is not there.
+        RunError: ``out`` holds a run and ``resume`` is not set, or the run in it is a different one; or a requested
+            device does not exist.
         NonFiniteLossError: A loss term became NaN or infinite.
-        RunInterrupted: A signal asked to stop; the checkpoint is written.
+        RunInterrupted: A signal requested a stop; the checkpoint is written.
     """
     if settings is not None and settings != module.settings:
         module.settings, module.speed = settings, choose(settings, Machine.here(settings))
@@ -76,7 +75,7 @@ def fit(
     )
     with quiet_lightning():
         fabric = build_fabric(module.settings, module.speed)
-        end: End = fabric.launch(train, module, around)  # type: ignore[arg-type]  # its own type forgets the arguments
+        end: End = fabric.launch(train, module, around)  # type: ignore[arg-type]  # its type omits them
     if end.interrupted:
         leave(end, out, first=fabric.global_rank == 0)
     return FitResult.read(out)
@@ -85,8 +84,8 @@ def fit(
 def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
     """Run the loop in this process, from the checkpoint in the run's folder or from the first step.
 
-    What is done between two steps is always done in this order, because it makes a resumed run equal to one that never
-    stopped: a checkpoint holds all that came before it, and nothing that comes after.
+    The order of operations between two steps is fixed, which makes a resumed run equal to one that never stopped: a
+    checkpoint includes everything before it, and nothing after it.
     """
     settings = module.settings
     training = Training(fabric, module, around)
@@ -96,7 +95,7 @@ def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
         for number, batch in enumerate(training.batches()):
             begins, completes = number % plan.accumulate == 0, (number + 1) % plan.accumulate == 0
             if begins and module.speed.cuda_graphs:
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # their results may go
+                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # frees earlier results
             with fabric.no_backward_sync(model, enabled=not completes):
                 losses = model(batch)
                 fabric.backward(losses.total / plan.accumulate)
@@ -130,7 +129,7 @@ def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
             if ends or decisions.time_is_up:
                 state.stopped = "finished" if ends else "time"
             if evaluates or state.stopped:
-                training.evaluate()  # which may end the run, by patience
+                training.evaluate()  # may end the run (patience)
             over = bool(state.stopped) or decisions.stop > 0
             if boundary or over or due or decisions.save:
                 training.save(weights=boundary or over)

@@ -1,4 +1,4 @@
-"""Running means of the loss terms and of what is watched, and the watch for values that are no numbers."""
+"""Running means of loss terms and monitored quantities, and detection of values that are not finite."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from locdistill.dist import reduce_mean
 
 
 class Meter:
-    """Sums what each batch says of its losses, on the device and without waiting for it.
+    """Running sums of the losses of each batch, on the device and without synchronisation.
 
-    Waiting for the device at every step would cost speed, so ``broken`` and ``means``, which do wait, are asked only
-    now and then. Until then ``Meter`` remembers the images of each batch, to name them if a loss broke.
+    Synchronisation at every step would be slow, so ``broken`` and ``means``, which do synchronise, are called only
+    occasionally. Until then ``Meter`` keeps the image ids of each batch, to report them if a loss is not finite.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Meter:
     def add(
         self, names: Sequence[str], values: Float[Tensor, " t"], *, step: int, image_ids: Int[Tensor, " b"]
     ) -> None:
-        """Take in the terms of one batch of an optimiser step (counted from 0)."""
+        """Add the terms of one batch of an optimiser step (counted from 0)."""
         self.names = tuple(names)
         if self._sums is None:
             self._sums = torch.zeros_like(values, dtype=_wide(values))
@@ -42,11 +42,11 @@ class Meter:
         self._recent.append((step, image_ids))
 
     def any_broken(self) -> Tensor | None:
-        """Whether some term was not finite since the last ``forget``, as a number still on the device."""
+        """Return whether some term was not finite since the last ``forget``, as a tensor on the device."""
         return None if self._first_broken is None else (self._first_broken >= 0).any()
 
     def broken(self) -> tuple[list[str], int, list[int]] | None:
-        """The first terms that were not finite, the optimiser step, and the images of the batch; None if all were."""
+        """Return the first terms that were not finite, their step and the batch's images; None if all were finite."""
         if self._first_broken is None:
             return None
         found = [int(v) for v in self._first_broken.tolist()]
@@ -58,67 +58,67 @@ class Meter:
         return names, step, [int(i) for i in image_ids.tolist()]
 
     def forget(self) -> None:
-        """Drop the memory of batches that are known to be fine."""
+        """Drop the image ids of batches with finite losses."""
         self._recent.clear()
         self._first_broken = None
 
     def means(self) -> dict[str, float]:
-        """Mean of each term over the batches since the last ``reset`` and over all processes."""
+        """Return the mean of each term over the batches since the last ``reset`` and over all processes."""
         if self._sums is None:
             return {}
         values = reduce_mean(self._sums / self._batches).tolist()
         return {name: float(value) for name, value in zip(self.names, values, strict=True)}
 
     def reset(self) -> None:
-        """Begin new means."""
+        """Start new means."""
         self._sums, self._batches = None, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The means in progress; those of all processes together."""
+        """Return the means in progress, combined over all processes."""
         sums = None if self._sums is None else reduce_mean(self._sums).cpu()
         return {"names": list(self.names), "sums": sums, "batches": self._batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with saved means."""
+        """Restore saved means."""
         self.names, self._sums, self._batches = tuple(state["names"]), state["sums"], state["batches"]
 
 
 class Ratios:
-    """Running ratios of sums, such as means over all positives of many batches, without waiting for the device.
+    """Running ratios of sums, such as means over all positives of many batches, without synchronisation.
 
-    A mean of the batches' means would weigh a batch with one positive as much as one with a thousand, and have nothing
-    to say of a batch without.
+    A mean of the batches' means would weight a batch with one positive as much as one with a thousand, and would be
+    undefined for a batch without any.
     """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Float[Tensor, "2"]]) -> None:
-        """Take in a batch: by name, a sum and what it is divided by."""
+        """Add a batch: by name, a sum and its divisor."""
         for name, pair in values.items():
             before = self._sums.get(name)
             self._sums[name] = pair.to(_wide(pair)) if before is None else before.to(pair.device) + pair
 
     def means(self) -> dict[str, float]:
-        """The ratios over the batches since the last ``reset`` and over all processes; none where the divisor is 0."""
+        """Return the ratios since the last ``reset`` over all processes; those with divisor 0 are left out."""
         if not self._sums:
             return {}
         sums = reduce_mean(torch.stack(list(self._sums.values()))).tolist()
         return {name: float(a / b) for name, (a, b) in zip(self._sums, sums, strict=True) if b}
 
     def reset(self) -> None:
-        """Begin new ratios."""
+        """Start new ratios."""
         self._sums = {}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The sums in progress; those of all processes together."""
+        """Return the sums in progress, combined over all processes."""
         return {name: reduce_mean(pair).cpu() for name, pair in self._sums.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on with saved sums."""
+        """Restore saved sums."""
         self._sums = dict(state)
 
 
 def _wide(values: Tensor) -> torch.dtype:
-    """The type to sum in: float64 where the device is sure to have it."""
+    """Return the data type of sums: float64 on CPU, where it is always supported, else float32."""
     return torch.float64 if values.device.type == "cpu" else torch.float32

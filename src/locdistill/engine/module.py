@@ -25,12 +25,12 @@ from locdistill.objective.learned import Learned, TrainingProgress
 from locdistill.types import Batch, Dense, Instances
 
 EXAMPLE_SIDE = 256
-"""Of the blank image that shows what predictions look like: two cells on the coarsest level of a pyramid."""
+"""Side of the blank image used to find the shapes of predictions: two cells on the coarsest level of a pyramid."""
 
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """What the student is guided by. No part of the model: neither saved with it nor optimised."""
+    """Objective, teacher and monitored quantities. Not part of the model: neither saved with it nor optimised."""
 
     objective: Goal
     teacher: Teacher | None
@@ -39,20 +39,20 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What is called at every step, compiled or as it is. No part of the model."""
+    """Functions called at every step, compiled or not. Not part of the model."""
 
     student: Callable[..., Dense]
     compare: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]]
 
 
 class Losses(NamedTuple):
-    """What a batch gave.
+    """Losses of a batch.
 
     Attributes:
-        total: Their sum, to be minimised.
-        names: Of the terms.
-        terms: ``(t,)``, without gradient.
-        watched: What is logged beside them: by name, a sum over the batch and what to divide the sums by.
+        total: Sum of the terms, to be minimised.
+        names: Names of the terms.
+        terms: Values of the terms, ``(t,)``, without gradient.
+        watched: Monitored quantities: by name, a sum over the batch and the divisor of the sums.
     """
 
     total: Float[Tensor, ""]
@@ -65,17 +65,17 @@ class TrainingModule(nn.Module):
     """A detector in training.
 
     Its submodules are ``detector``, and ``learned`` where terms of the objective own weights or a running state (an
-    adapter between feature maps of unequal width): the checkpoint and the optimiser hold both, what is published the
-    detector alone. The teacher sees the same augmented images, under the same precision, without gradients; the losses
-    are computed in float32.
+    adapter between feature maps of unequal width): the checkpoint and the optimiser hold both, the published weights
+    only the detector. The teacher gets the same augmented images, with the same precision, without gradients; the
+    losses are computed in float32.
 
     Args:
         detector: The student.
         objective: The loss terms.
-        teacher: Who teaches; needed if and only if the objective has a term that compares with a teacher.
-        settings: How to train.
-        watch: What to log beside the losses.
-        speed: How the machine is made use of; by default what ``settings`` choose here.
+        teacher: The teacher; needed if and only if the objective has a term that compares with one.
+        settings: Training settings.
+        watch: Function that computes monitored quantities.
+        speed: Speed options; by default the choice of ``settings`` for this machine.
 
     Raises:
         TeacherError: The objective needs a teacher, and there is none.
@@ -108,14 +108,14 @@ class TrainingModule(nn.Module):
         self.progress = RunState()
 
     def _learned(self) -> Learned:
-        """New weights for the terms, drawn by the run's seed; the generators and the student are left as they were."""
+        """Create weights for the terms from the run's seed; generators and student are left unchanged."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.settings.seed)
             return self.guidance.objective.learned(self._example)
 
     @torch.no_grad()
     def _example(self) -> tuple[Dense, Dense | None]:
-        """What student and teacher say of a blank image: what their predictions look like, asked of themselves."""
+        """Return student's and teacher's predictions of a blank image, from which the terms learn their shapes."""
         device = next(p.device for _, p in self.detector.named_parameters())
         if self.guidance.teacher is not None:
             self.guidance.teacher.to(device)
@@ -127,7 +127,7 @@ class TrainingModule(nn.Module):
             self.detector.train(training)
 
     def arrange(self) -> None:
-        """Lay out the student's weights, and let it checkpoint, as was chosen; before anything takes copies of it."""
+        """Apply the chosen memory layout and activation checkpointing to the student; call before it is copied."""
         student = as_module(self.detector)
         if self.speed.channels_last:
             student.to(memory_format=torch.channels_last)
@@ -135,7 +135,7 @@ class TrainingModule(nn.Module):
             recompute(backbone)
 
     def speed_up(self, device: torch.device) -> None:
-        """Bring the teacher to where the student is, and speed both up as was chosen."""
+        """Move the teacher to the student's device, and apply the chosen speed-ups to both."""
         speed = self.speed
         set_backends(tf32=speed.tf32, cudnn_benchmark=speed.cudnn_benchmark)
         if self.guidance.teacher is not None:
@@ -147,7 +147,7 @@ class TrainingModule(nn.Module):
         self.work = Work(self._compiled(self.detector, "the student"), compare)
 
     def _compiled(self, function: Callable[..., Any], name: str, *, whole: bool = False) -> Callable[..., Any]:
-        """A function compiled, if that was chosen."""
+        """Return the function, compiled if that was chosen."""
         speed = self.speed
         if not speed.compile:
             return function
@@ -178,19 +178,19 @@ class TrainingModule(nn.Module):
         instances: Instances,
         progress: TrainingProgress,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The terms of the objective and what is watched, by name."""
+        """Compute the terms of the objective and the monitored quantities, by name."""
         objective, watch = self.guidance.objective, self.guidance.watch
         scene = objective.scene(student, teacher, grid=grid, instances=instances, progress=progress, cross=cross)
         return objective.losses(scene), {} if watch is None else dict(watch(scene))
 
     @property
     def training_progress(self) -> TrainingProgress:
-        """Share of the run that is done, and what the terms have learned."""
+        """Fraction of the run that is done, and the learned state of the terms."""
         done = self.progress.step / self.plan.total_steps if self.plan is not None else 0.0
         return TrainingProgress(done, self.learned)
 
     def predictions(self, batch: Batch) -> tuple[Dense, Dense | None]:
-        """What student and teacher say of a batch; maps of pyramids and heads only where a term looks at them."""
+        """Return the predictions of student and teacher; with maps of pyramids and heads only if a term needs them."""
         student: Student = self.detector
         maps = {"features": self.guidance.objective.needs_features, "towers": self.guidance.objective.needs_towers}
         images = student.normalise(batch.images, batch.sizes)
@@ -206,13 +206,13 @@ class TrainingModule(nn.Module):
         return dense, teacher
 
     def _crossed(self, student: Dense, teacher: Dense | None) -> Dense | None:
-        """What the teacher's head makes of the student's features, where a term looks at it."""
+        """Return the predictions of the teacher's head for the student's features, if a term needs them."""
         if teacher is None or self.guidance.teacher is None or not self.guidance.objective.needs_cross:
             return None
         return self.guidance.teacher.cross(student if self.learned is None else self.learned.crossing(student), teacher)
 
     def optimizer(self) -> torch.optim.Optimizer:
-        """Return a new optimiser of all that learns, at the full learning rate."""
+        """Return a new optimiser of all trainable parameters, at the full learning rate."""
         assert self.plan is not None
         lr = scaled_lr(self.settings, self.plan.images_per_step)
         groups = parameter_groups(self.detector, self.settings, lr, self.learned)
@@ -220,11 +220,11 @@ class TrainingModule(nn.Module):
 
 
 def unmeasured(_part: str) -> None:
-    """What is told that a part of a step is over, unless someone measures."""
+    """Ignore the end of a part of a step: the default without a profile."""
 
 
 def blank_batch(device: torch.device) -> Batch:
-    """One black image without objects."""
+    """Return a batch of one black image without objects."""
     side = EXAMPLE_SIDE
     sizes = torch.full((1, 2), side, device=device)
     none = torch.zeros(1, 1, dtype=torch.bool, device=device)
@@ -238,6 +238,6 @@ def blank_batch(device: torch.device) -> Batch:
 
 
 def as_module(student: Student) -> nn.Module:
-    """The student as the ``nn.Module`` that it is."""
+    """Return the student typed as the ``nn.Module`` that it is."""
     assert isinstance(student, nn.Module)
     return student

@@ -1,4 +1,4 @@
-"""Which parameters learn, how fast, and how that changes over the run."""
+"""Parameter groups, optimiser, and learning rate schedule."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LARGEST_WARMUP_SHARE = 0.2
 
 
 def scaled_lr(settings: EngineSettings, images_per_step: int) -> float:
-    """Learning rate after warm-up: linear in the images per optimiser step, from a base of 16 (Goyal et al., 2017)."""
+    """Return the rate after warm-up: linear in the images per step, from a base of 16 (Goyal et al., 2017)."""
     if not settings.scale_lr:
         return settings.lr
     return settings.lr * images_per_step / BASE_IMAGES_PER_STEP
@@ -28,15 +28,15 @@ def scaled_lr(settings: EngineSettings, images_per_step: int) -> float:
 def parameter_groups(
     student: Student, settings: EngineSettings, lr: float, learned: nn.Module | None = None
 ) -> list[dict[str, Any]]:
-    """Sort the learning parameters by learning rate and decay; frozen ones are left out.
+    """Group the trainable parameters by learning rate and decay; frozen ones are left out.
 
-    What the terms of the objective own (``learned``) learns as the detector does outside its backbone.
+    Parameters of the objective's terms (``learned``) are treated like those of the detector outside its backbone.
 
     A parameter with at most one axis (bias, norm weight, scale) decays only with ``norm_bias_decay``; the bias of a
-    convolution or a linear layer has its own settings beside.
+    convolution or a linear layer has additional settings.
 
     Raises:
-        RecipeError: No parameter learns.
+        RecipeError: No parameter is trainable.
     """
     groups: dict[str, dict[str, Any]] = {}
     parameters = dict(student.named_parameters())
@@ -47,7 +47,7 @@ def parameter_groups(
         in_backbone = name.startswith(BACKBONE_PREFIX)
         if not parameter.requires_grad or (in_backbone and settings.backbone_lr_factor == 0):
             continue
-        # The weight beside the bias of a normalisation has one axis.
+        # The weight that accompanies the bias of a normalisation has one axis.
         is_bias = name.endswith(".bias") and axes.get(f"{name.removesuffix('bias')}weight", 0) > 1
         decays = parameter.ndim > 1 or (settings.norm_bias_decay and (settings.bias_decay or not is_bias))
         factor = settings.backbone_lr_factor if in_backbone else 1.0
@@ -72,10 +72,10 @@ def parameter_groups(
 def build_optimizer(
     groups: list[dict[str, Any]], settings: EngineSettings, *, fused: bool = False
 ) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over groups that carry their own rate and decay.
+    """Create SGD with momentum, or AdamW, over groups with their own rate and decay.
 
-    With ``fused`` all weights are updated in one operation, otherwise as PyTorch does by default: on CUDA in a few,
-    elsewhere one after the other. What comes out is equal up to rounding.
+    With ``fused`` all weights are updated in one operation, otherwise by PyTorch's default: on CUDA in a few
+    operations, elsewhere one after the other. The results are equal up to rounding.
     """
     how = True if fused else None
     if settings.optimizer == "adamw":
@@ -90,7 +90,7 @@ def set_rate(optimizer: Any, factor: float) -> None:
 
 
 def laid_out(optimizer: torch.optim.Optimizer) -> None:
-    """Give what an optimiser keeps for each weight the weight's own memory layout, which a fused update relies on.
+    """Convert an optimiser's state to the memory layout of its weights, on which a fused update relies.
 
     A checkpoint keeps the layout of the run that wrote it.
     """
@@ -101,15 +101,15 @@ def laid_out(optimizer: torch.optim.Optimizer) -> None:
 
 
 def warmup_length(settings: EngineSettings, total_steps: int) -> int:
-    """Steps of warm-up: as set, but at most a fifth of the run, so that short runs train at their full rate."""
+    """Return the steps of warm-up: as set, but at most a fifth of the run, so that short runs reach their full rate."""
     return min(settings.warmup_steps, int(total_steps * LARGEST_WARMUP_SHARE))
 
 
 def milestone_steps(settings: EngineSettings, plan: Plan) -> tuple[int, ...]:
-    """Optimiser steps at which the rate decays.
+    """Return the optimiser steps at which the rate decays.
 
-    Epoch milestones are starts of epochs. Shares, and epoch milestones of a run whose length is given in steps
-    (``milestone / epochs`` is then the share), count from the total.
+    Epoch milestones are starts of epochs. Fractions are fractions of the total steps. In a run with its length given in
+    steps, epoch milestones are the fraction ``milestone / epochs`` of the total too.
     """
     steps = []
     for milestone in settings.milestones:
@@ -123,7 +123,7 @@ def milestone_steps(settings: EngineSettings, plan: Plan) -> tuple[int, ...]:
 
 
 def schedule(settings: EngineSettings, plan: Plan) -> Callable[[int], float]:
-    """Factor of the learning rate at optimiser step ``k``, counted from 0.
+    """Return the function from optimiser step ``k``, counted from 0, to the factor of the learning rate.
 
     Warm-up multiplies the schedule by ``1 - (1 - k / warmup_steps) * (1 - warmup_ratio)``, as in the reference
     implementation; ``cosine`` is ``(1 + cos(pi * k / total)) / 2`` (Loshchilov and Hutter, 2017, without restarts).

@@ -1,4 +1,4 @@
-"""How many steps a run has, and where its epochs begin and end."""
+"""Number of steps of a run, and the boundaries of its epochs."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from locdistill.errors import RunError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The run in numbers.
+    """Numbers of steps, batches and images of a run.
 
-    Batches are one endless stream that goes through the data again and again; every optimiser step takes
-    ``accumulate`` of them, also across the end of an epoch. So every step has the same number of images, and epoch
-    ``e`` ends with the step that takes its last batch.
+    Batches are one endless stream of repeated passes over the data; every optimiser step uses ``accumulate`` of them,
+    also across the end of an epoch. So every step has the same number of images, and epoch ``e`` ends with the step
+    that uses its last batch.
 
     Attributes:
         batches_per_epoch: Batches of one process in one pass over the data.
@@ -37,7 +37,7 @@ class Plan:
         """Count the steps of a run over this loader.
 
         Raises:
-            RunError: The loader is empty, or does not tell the size of its batches.
+            RunError: The loader is empty, or its batch size is unknown.
         """
         batches = len(loader)
         if batches == 0:
@@ -56,19 +56,19 @@ class Plan:
 
     @property
     def images_per_step(self) -> int:
-        """Images that one optimiser step learns from, over all processes."""
+        """Images per optimiser step, over all processes."""
         return self.batch_per_device * self.world * self.accumulate
 
     def epochs_done(self, steps: int) -> int:
-        """Whole passes over the data that this many optimiser steps complete."""
+        """Return the number of complete passes over the data in this many optimiser steps."""
         return steps * self.accumulate // self.batches_per_epoch
 
     def epoch_start(self, epoch: float) -> int:
-        """Number of optimiser steps after which this epoch (from 0) begins, or a fraction of it is over."""
+        """Return the number of optimiser steps before this epoch (from 0) begins, or a fraction of it is over."""
         return math.ceil(epoch * self.batches_per_epoch / self.accumulate)
 
     def evaluates(self, steps: int, eval_every: int) -> bool:
-        """Whether an evaluation is due after this many steps: every so many epochs, and at the end."""
+        """Return whether an evaluation is due after this many steps: every ``eval_every`` epochs, and at the end."""
         if steps >= self.total_steps:
             return True
         if eval_every == 0:
@@ -76,11 +76,11 @@ class Plan:
         return self.epochs_done(steps) // eval_every > self.epochs_done(steps - 1) // eval_every
 
     def ends_epoch(self, steps: int) -> bool:
-        """Whether the last of this many steps completed an epoch."""
+        """Return whether the last of this many steps completed an epoch."""
         return self.epochs_done(steps) > self.epochs_done(steps - 1)
 
     def fingerprint(self, seed: int) -> dict[str, int]:
-        """What must be the same for a resumed run to go on as if it had not stopped."""
+        """Return the values that must be equal for a resumed run to continue as if it had not stopped."""
         return {
             "processes": self.world,
             "batch_per_device": self.batch_per_device,
@@ -91,7 +91,7 @@ class Plan:
 
 
 def _batch_size(loader: Any) -> int:
-    """Images per batch, as the loader or its sampler says."""
+    """Return the images per batch, from the loader or its sampler."""
     for owner in (loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
         size = getattr(owner, "batch_size", None)
         if isinstance(size, int):

@@ -1,4 +1,4 @@
-"""Which side of training waits for the other, and where the time of a step goes."""
+"""Profile of training: time spent waiting for the loader, and time of each part of a step."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from locdistill.types import Batch
 
 TEXT, TRACE = "profile.txt", "profile.json"
 WARM_UP = 10
-"""Batches before anything is counted: workers start, kernels are chosen, the step is compiled."""
+"""Batches before measurement, during which workers start, kernels are selected and the step is compiled."""
 LOOKED_INTO = 3
-"""Batches of which every operation is recorded, which slows them down: they are not counted either."""
+"""Batches with every operation recorded, which slows them down: they are not measured either."""
 OPERATIONS = 25
 MUCH = 0.1
-"""Share of the time from which waiting for the loader is worth a remedy."""
+"""Fraction of the time spent waiting for the loader from which a remedy is suggested."""
 PARTS = {
     "loader": "waiting for the loader",
     "copy": "copying to the device",
@@ -37,10 +37,10 @@ PARTS = {
 
 
 class Laps:
-    """Seconds of the parts of a step, told one after the other as each ends.
+    """Seconds of the parts of a step, recorded as each part ends.
 
-    On CUDA they are those of the device, between events in its own queue: nothing waits for it but `settle`. So the
-    loader counts as far as the device has nothing left to do meanwhile, for the process runs ahead of it.
+    On CUDA they are seconds of the device, between events in its queue; only `settle` synchronises. The process runs
+    ahead of the device, so loading is measured only while the device is idle.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -51,31 +51,31 @@ class Laps:
         self.seconds: dict[str, float] = {}
 
     def lap(self, part: str | None) -> None:
-        """All since the last lap was this part; None is not counted."""
+        """Assign the time since the last lap to this part; None discards it."""
         self._marks.append((part, self._now()))
 
     def settle(self) -> None:
-        """Count the laps; waits for the device."""
+        """Sum the laps after synchronisation with the device."""
         for (_, start), (part, end) in pairwise(self._marks):
             if part is not None:
                 self.seconds[part] = self.seconds.get(part, 0.0) + self._between(start, end)
         self._marks = self._marks[-1:]
 
     def reset(self) -> None:
-        """Forget everything; the next lap has no beginning, and is not counted."""
+        """Discard all laps; the next lap has no start, and is not counted."""
         self._marks, self.seconds = [], {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepTimes:
-    """What was measured.
+    """Measured times.
 
     Attributes:
-        steps: Batches that were counted, on each process.
+        steps: Measured batches, on each process.
         images: Images in a batch, over all processes.
-        parts: Seconds of the parts of all of them, on the process that waited longest for its loader.
-        workers: Processes that read images, of each process.
-        memory: Largest number of bytes that were in use on the device, or on a CPU by the process.
+        parts: Seconds of each part summed over these batches, on the process that waited longest for its loader.
+        workers: Worker processes that read images, per process.
+        memory: Peak number of bytes in use on the device, or by the process on a CPU.
     """
 
     steps: int
@@ -86,17 +86,17 @@ class StepTimes:
 
     @property
     def seconds(self) -> float:
-        """Of one step."""
+        """Seconds of one step."""
         return sum(self.parts.values()) / max(self.steps, 1)
 
     @property
     def waiting(self) -> float:
-        """Share of the time in which the step waited for the loader."""
+        """Fraction of the time that the step waited for the loader."""
         total = sum(self.parts.values())
         return self.parts.get("loader", 0.0) / total if total else 0.0
 
     def verdict(self) -> str:
-        """Who waits, in a line, and what to do about it."""
+        """Return one line with the bottleneck and a remedy."""
         if not self.steps:
             return f"too few steps to say who waits for whom: {WARM_UP + LOOKED_INTO + 2} batches will do"
         said = f"the loader made the step wait {self.waiting:.0%} of the time".replace("%", " %")
@@ -106,7 +106,7 @@ class StepTimes:
         return f"{said}: {more} if there are cores left, or keep decoded images in memory (data.cache=true)"
 
     def table(self) -> str:
-        """Seconds per step and shares."""
+        """Return a table of seconds per step and fractions."""
         if not self.steps:
             return self.verdict()
         total = sum(self.parts.values())
@@ -124,12 +124,12 @@ class StepTimes:
 
 
 class Profile:
-    """Measures the run, and writes ``profile.txt`` and ``profile.json`` (a trace for Chrome or Perfetto) beside it.
+    """Measurement of a run, with ``profile.txt`` and ``profile.json`` (a trace for Chrome or Perfetto) as output.
 
-    Evaluations and checkpoints are left out. The first batches are not counted, nor are those that are looked into.
+    Evaluations and checkpoints are left out, and so are the first batches and those with recorded operations.
 
     Args:
-        training: The run, an `engine.training.Training`, which holds the profile.
+        training: The run, an `engine.training.Training`, which owns the profile.
     """
 
     def __init__(self, training: Any) -> None:
@@ -142,12 +142,12 @@ class Profile:
         training.module.lap = self.laps.lap
 
     def start(self) -> None:
-        """Decide which batches are looked into: the first ones after the warm-up, of a short run earlier ones."""
+        """Choose the batches to record: the first ones after the warm-up, or earlier ones in a short run."""
         batches = len(self._training.stream)
         skipped, looked = min(WARM_UP, batches // 4), min(LOOKED_INTO, max(batches // 4, 1))
         self._first = skipped + 1 + looked
         if self._training.fabric.is_global_zero:
-            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it calls a machine without a GPU an error
+            os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it reports an error on a machine without a GPU
             on_cuda = self._training.fabric.device.type == "cuda"
             self._profiler = profile(
                 activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])],
@@ -157,14 +157,14 @@ class Profile:
             self._profiler.start()
 
     def watched(self, stream: Iterable[Batch]) -> Iterator[Batch]:
-        """Pass on the batches, measuring the time until each is there and what is done between them."""
+        """Yield the batches, measuring the time to load each and the time between them."""
         batches, clock = iter(stream), self._training.clock
         every = self._training.settings.log_every * self._training.plan.accumulate
         paused = clock.seconds
         while True:
-            self.laps.lap("between" if clock.seconds == paused else None)  # an evaluation or a checkpoint came between
+            self.laps.lap("between" if clock.seconds == paused else None)  # None after an evaluation or a checkpoint
             paused = clock.seconds
-            if self._done % every == 0:  # the device has just been waited for, to write the log
+            if self._done % every == 0:  # already synchronised to write the log
                 self.laps.settle()
             batch = next(batches, None)
             self.laps.lap("loader")
@@ -173,7 +173,7 @@ class Profile:
             yield batch
 
     def lap(self, part: str) -> None:
-        """Note that a part of a step is over; its update is its end, and the measuring begins once enough are over."""
+        """Record the end of a part; the update ends a step, and measurement starts after enough steps."""
         self.laps.lap(part)
         if part != "update":
             return
@@ -191,13 +191,13 @@ class Profile:
             self._profiler = None
 
     def _keep(self, found: profile) -> None:
-        """Write the trace, and keep the operations that took longest."""
+        """Write the trace, and keep the slowest operations."""
         found.export_chrome_trace(str(self._training.around.out / TRACE))
         by = f"self_{'device' if ProfilerActivity.CUDA in found.activities else 'cpu'}_time_total"
         self._operations = found.key_averages().table(sort_by=by, row_limit=OPERATIONS, max_name_column_width=60)
 
     def write(self) -> None:
-        """Write what was found, and say the gist of it."""
+        """Write the measurements, and log a summary."""
         self.stop()
         self.laps.settle()
         every, training = gathered(self.laps.seconds), self._training

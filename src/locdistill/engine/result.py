@@ -1,4 +1,4 @@
-"""How far a run is, and what it has shown."""
+"""Progress and results of a run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from locdistill.settings import finite
 
 @dataclass(slots=True)
 class RunState:
-    """The part of a run's state that is about results.
+    """Progress and results in a run's state.
 
     Attributes:
         step: Optimiser steps done.
-        history: One entry per evaluation: ``step``, ``epoch``, the metrics, and what was watched in training since the
-            evaluation before.
+        history: One entry per evaluation: ``step``, ``epoch``, the metrics, and the quantities monitored in training
+            since the previous evaluation.
         best_at: Index in ``history`` of the best AP; None before the first evaluation.
-        bad_evaluations: Evaluations since the best.
-        stopped: Why the run is over (``finished``, ``patience``, ``time``); empty while it is not.
-        interrupted: The signal that made it stop early; 0 if none. Not saved: a resumed run is not interrupted.
+        bad_evaluations: Number of evaluations since the best.
+        stopped: Reason for the end of the run (``finished``, ``patience``, ``time``); empty before the end.
+        interrupted: The signal that stopped it early; 0 if none. Not saved: a resumed run is not interrupted.
         wall_before: Seconds of earlier parts of the run, evaluation and saving included.
     """
 
@@ -44,7 +44,7 @@ class RunState:
         return self.wall_before + time.monotonic() - self._begun
 
     def note(self, epoch: float, metrics: Mapping[str, float]) -> bool:
-        """Remember an evaluation; whether it is the best so far. NaN (nothing to find) is worse than any number."""
+        """Add an evaluation; return whether it is the best so far. NaN (no objects) is worse than any number."""
         entry = {"step": self.step, "epoch": epoch, **{name: float(value) for name, value in metrics.items()}}
         self.history.append(entry)
         if self.best_at is None or _rank(entry) > _rank(self.history[self.best_at]):
@@ -54,7 +54,7 @@ class RunState:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the state as plain values."""
         return {
             "step": self.step,
             "history": self.history,
@@ -65,7 +65,7 @@ class RunState:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from plain values."""
+        """Restore a saved state."""
         for name, value in state.items():
             setattr(self, name, value)
         self._begun = time.monotonic()
@@ -88,13 +88,13 @@ class RunState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FitResult:
-    """What a run gave.
+    """Result of a run.
 
     Attributes:
         best: Weights of the best evaluation; None if nothing was evaluated.
         last: Weights at the end.
-        seconds: Of the whole run, over all its parts.
-        train_seconds: Of training alone, without evaluation and saving.
+        seconds: Seconds of the whole run, over all its parts.
+        train_seconds: Seconds of training only, without evaluation and saving.
         steps: Optimiser steps done.
         stopped: ``finished``, ``patience`` or ``time``.
         history: One entry per evaluation: ``step``, ``epoch``, and the metrics.
@@ -112,7 +112,7 @@ class FitResult:
 
     @classmethod
     def read(cls, out: Path) -> FitResult:
-        """The result of the run in this folder, as its ``metrics.json`` tells it."""
+        """Read the result of the run in this folder from its ``metrics.json``."""
         content = json.loads((out / "metrics.json").read_text())
         history = tuple(
             {name: math.nan if value is None else value for name, value in entry.items()}

@@ -1,4 +1,4 @@
-"""What the engine asks of the parts that it is given."""
+"""Interfaces of the parts that the engine uses."""
 
 from __future__ import annotations
 
@@ -23,69 +23,69 @@ class Student(Protocol):
     training: bool
 
     def __call__(self, images: Tensor, *, features: bool = False, towers: bool = False) -> Dense:
-        """Predict from normalised images; hand out the maps of the pyramid, or inside the head, too."""
+        """Predict from normalised images; optionally with the maps of the pyramid, or inside the head."""
 
     def normalise(self, images: Tensor, sizes: Tensor) -> Tensor:
-        """Turn uint8 images into what the backbone expects, zero where padded."""
+        """Normalise uint8 images for the backbone, zero in the padding."""
 
     def see(self, images: Tensor, sizes: Tensor) -> tuple[Dense, Grid]:
-        """Predict from uint8 images; where, too."""
+        """Predict from uint8 images; return the grid of locations too."""
 
     def grid_for(self, size: Sequence[int]) -> Grid:
-        """The locations of images of this height and width."""
+        """Return the locations of images of this height and width."""
 
     def candidates(
         self, dense: Dense, grid: Grid, sizes: Tensor, original_sizes: Tensor, *, flipped: bool = False
     ) -> list[Detections]:
-        """Turn predictions into boxes before suppression, in pixels of the original images, mirrored back."""
+        """Decode predictions to boxes before suppression, in pixels of the original images, with flips undone."""
 
     def suppress(self, views: Sequence[list[Detections]]) -> list[Detections]:
-        """Turn the boxes of one or more views of the same images into what is reported."""
+        """Combine the boxes of one or more views of the same images into final detections."""
 
     def save(self, path: Path) -> Any:
-        """Write the weights and what is needed to build the model again."""
+        """Write the weights and the settings needed to rebuild the model."""
 
     def eval(self) -> Any:
-        """Switch to evaluation."""
+        """Switch to evaluation mode."""
 
     def train(self, mode: bool = True) -> Any:
-        """Switch between training and evaluation."""
+        """Switch between training and evaluation mode."""
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """All parameters by name."""
+        """Yield all parameters by name."""
 
     def buffers(self) -> Iterator[Tensor]:
-        """All buffers."""
+        """Yield all buffers."""
 
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A source of predictions that is not optimised; no part of the model in training.
+    """A source of predictions that is not optimised; not part of the model in training.
 
-    It may follow the student. What it has learned from it is its state, which is in the run's checkpoint and in no
-    weights file; a frozen teacher has none, so that its weights are in no file of the run.
+    It may follow the student. Its state, learned from the student, is in the run's checkpoint and in no weights file. A
+    frozen teacher has none, so that its weights are in no file of the run.
     """
 
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
         """Predict from the same images as the student, without gradients; with maps as the student."""
 
     def cross(self, student: Dense, teacher: Dense) -> Dense:
-        """Predict from the student's maps inside the head, with gradients to them; both predictions hold theirs."""
+        """Predict from the student's maps inside the head, with gradients to them; both predictions include towers."""
 
     def to(self, device: torch.device) -> Any:
-        """Move to where the student is."""
+        """Move to the student's device."""
 
     def optimise(self, how: SpeedUps) -> None:
-        """Speed up inference; called where the student is, before the first step."""
+        """Speed up inference; called on the student's device, before the first step."""
 
     def after_step(self, student: nn.Module) -> None:
-        """Look at the student's weights after an optimiser step; the same on every process afterwards."""
+        """Update from the student's weights after an optimiser step; the result is the same on every process."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What was learned in the run, as tensors and plain values; empty for a frozen teacher."""
+        """Return the state learned in the run, as tensors and plain values; empty for a frozen teacher."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Restore a saved state."""
 
 
 @runtime_checkable
@@ -98,22 +98,22 @@ class Goal(Protocol):
 
     @property
     def needs_features(self) -> bool:
-        """Whether any term looks at the maps of the pyramids."""
+        """Whether any term uses the maps of the pyramids."""
 
     @property
     def needs_cross(self) -> bool:
-        """Whether any term looks at what the teacher's head makes of the student's features."""
+        """Whether any term uses the predictions of the teacher's head for the student's features."""
 
     @property
     def needs_towers(self) -> bool:
-        """Whether any term looks at maps inside the heads."""
+        """Whether any term uses maps inside the heads."""
 
     @property
     def learns(self) -> bool:
-        """Whether any term may own weights or a running state."""
+        """Whether any term may have weights or a running state."""
 
     def learned(self, example: Callable[[], tuple[Dense, Dense | None]]) -> Learned:
-        """What the terms own, new, from the shapes of predictions of student and teacher."""
+        """Create the weights of the terms, from the shapes of predictions of student and teacher."""
 
     def scene(
         self,
@@ -125,11 +125,11 @@ class Goal(Protocol):
         progress: TrainingProgress,
         cross: Dense | None = None,
     ) -> Scene:
-        """The batch as the terms see it, at this progress of the run."""
+        """Return the terms' view of the batch, at this progress of the run."""
 
     def losses(self, scene: Scene) -> dict[str, Tensor]:
-        """One scalar per term."""
+        """Compute one scalar per term."""
 
 
 Watch = Callable[[Scene], Mapping[str, Tensor]]
-"""What is told of training beside the losses: by name, a sum over a batch and what to divide the sums by, ``(2,)``."""
+"""Function that computes monitored quantities: by name, a sum over a batch and the divisor of the sums, ``(2,)``."""

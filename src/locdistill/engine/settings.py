@@ -1,4 +1,4 @@
-"""How a detector is trained: optimiser, schedule, precision, evaluation, devices."""
+"""Settings of training: optimiser, schedule, precision, evaluation, devices."""
 
 from __future__ import annotations
 
@@ -17,27 +17,28 @@ from pydantic import (
 from locdistill.settings import Settings
 
 BASE_IMAGES_PER_STEP = 16
-"""Images per optimiser step that ``EngineSettings.lr`` is written for."""
+"""Images per optimiser step for which ``EngineSettings.lr`` is given."""
 
 
 Switch = Literal["auto"] | bool
 
 
 class SpeedSettings(Settings):
-    """How the machine is made use of. Each part is on, off, or chosen for the machine (see :mod:`engine.speed`).
+    """Speed options. Each part is on, off, or chosen for the machine (see :mod:`engine.speed`).
 
-    Nothing here changes what is computed, but for rounding.
+    They change results only by rounding.
 
     Attributes:
-        channels_last: Lay images, weights and maps of student and teacher out channel by channel within a place.
-        teacher: Fold the batch normalisation of a frozen teacher into its convolutions, and keep their weights in the
+        channels_last: Store images, weights and maps of student and teacher with the channels innermost (NHWC).
+        teacher: Fold the batch normalisation of a frozen teacher into its convolutions, and store their weights in the
             run's precision.
-        fused: Update all weights in one operation (of SGD or AdamW).
-        compile: Compile the student, a teacher that is a detector, and the objective. True fails where that fails;
-            ``auto`` goes on without.
-        cuda_graphs: Record what is compiled as CUDA graphs, which takes memory for each size of images. Off unless on.
-        checkpointing: Compute the maps inside the student's backbone again on the way back instead of keeping them:
-            less memory, more time. Off unless on.
+        fused: Update all weights in one operation (SGD or AdamW).
+        compile: Compile the student, a teacher that is a detector, and the objective. If compilation fails, True raises
+            an error; ``auto`` continues without.
+        cuda_graphs: Record compiled functions as CUDA graphs, which takes memory for each size of images. ``auto`` is
+            off.
+        checkpointing: Recompute the maps inside the student's backbone in the backward pass instead of keeping them:
+            less memory, more time. ``auto`` is off.
         tf32: Multiply float32 matrices in TF32 on CUDA. Evaluation never does.
         cudnn_benchmark: Let cuDNN try its algorithms for each new size of images. Evaluation never does.
     """
@@ -64,7 +65,7 @@ class SpeedSettings(Settings):
 
 
 def spelled_out(speed: Any) -> Any:
-    """``auto`` and ``off`` as groups of parts; anything else as it is.
+    """Convert ``auto`` and ``off`` to groups of parts; return other values unchanged.
 
     Raises:
         ValueError: It is another word.
@@ -79,7 +80,7 @@ def spelled_out(speed: Any) -> Any:
 
 
 class EngineSettings(Settings):
-    """One group of settings for everything that turns a model and data into trained weights.
+    """Settings of training.
 
     The defaults are those of the 1x schedule of the reference implementation (HikariTJU/LD): SGD, 0.01 for 16 images
     per step, 12 epochs with decay at the start of epochs 8 and 11 (counted from 0), 500 warm-up steps.
@@ -88,46 +89,49 @@ class EngineSettings(Settings):
         epochs: Passes over the training images.
         steps: Optimiser steps to take instead of ``epochs``; the schedule of ``epochs`` is then stretched over them.
         time_limit_seconds: Stop after this much training time (evaluation and saving excluded). The schedule does not
-            know of it: to compare at equal time, choose ``steps`` from a measured speed and keep this as a fence.
+            depend on it: to compare at equal time, choose ``steps`` from a measured speed and use this as an upper
+            limit.
         optimizer: ``sgd`` or ``adamw``.
         lr: Learning rate for 16 images per optimiser step.
         scale_lr: Multiply ``lr`` by (images per step) / 16, over all processes and accumulated batches.
-        momentum: Of SGD.
-        weight_decay: Of SGD and AdamW.
-        norm_bias_decay: Whether biases, norm weights and scalars decay too (they do in the reference).
-        bias_decay: Whether the biases of convolutions and linear layers decay, if ``norm_bias_decay`` lets them (they
-            do not in FCOS).
+        momentum: Momentum of SGD.
+        weight_decay: Weight decay of SGD and AdamW.
+        norm_bias_decay: Whether weight decay includes biases, norm weights and scalars (it does in the reference).
+        bias_decay: Whether weight decay includes the biases of convolutions and linear layers, if ``norm_bias_decay``
+            is set (it does not in FCOS).
         bias_lr_factor: Learning rate of these biases relative to the rest (2 in FCOS).
         backbone_lr_factor: Learning rate of the backbone relative to the rest.
         warmup_steps: Optimiser steps of linear warm-up; at most a fifth of the run is used.
         warmup_ratio: Factor of the learning rate at the first step.
         schedule: ``step`` decays by ``gamma`` at each milestone; ``cosine`` falls to zero at the end of the run.
-        milestones: Epochs, counted from 0, at whose start the rate decays; a number below 1 is a share of the run.
+        milestones: Epochs, counted from 0, at whose start the rate decays; a number below 1 is a fraction of the run.
         gamma: Factor of each decay.
         accumulate: Batches per optimiser step on each process.
         clip_norm: Largest norm of the gradient; None does not clip.
-        precision: ``32``, ``bf16`` or ``fp16`` (mixed). ``auto`` is bf16 where the device multiplies in it, else 32,
-            and 32 where ``speed`` is ``off``; the recipe in the run's folder holds which. Losses and evaluation are
-            computed in float32 always. PyTorch has no fp16 training on CPU: bf16 is used there.
+        precision: ``32``, ``bf16`` or ``fp16`` (mixed). ``auto`` is bf16 where the device supports its multiplication,
+            else 32, and 32 where ``speed`` is ``off``; the recipe in the run's folder records the choice. Losses and
+            evaluation are always computed in float32. PyTorch has no fp16 training on CPU: bf16 is used there.
         speed: ``auto``, ``off`` (plain eager PyTorch), or a group that sets parts: see `SpeedSettings`.
-        ema: Decay of the running average of the weights, evaluated and published in their place; None for no average.
-        patience: Evaluations without a better AP after which training stops; None never stops early.
-        eval_every: Epochs between evaluations; 0 evaluates at the end only. The end is evaluated always.
+        ema: Decay of the running average of the weights, evaluated and published in place of the weights; None for no
+            average.
+        patience: Evaluations without a better AP after which training stops; None for no early stopping.
+        eval_every: Epochs between evaluations; 0 evaluates at the end only. The end is always evaluated.
         checkpoint_every_steps: Optimiser steps between checkpoints within an epoch (each epoch ends with one anyway).
         checkpoint_every_minutes: Minutes between checkpoints within an epoch.
-        seed: Of the order of images, their augmentation and dropout. Weights are drawn before the engine comes in.
-        devices: ``auto`` is one device, or as many as torchrun or SLURM started processes; else a number of devices
-            (of processes, on CPU) or a list of device indices.
-        nodes: Machines that train together.
+        seed: Seed of the order of images, their augmentation and dropout. Weights are initialised before the engine is
+            used.
+        devices: ``auto`` is one device, or one per process started by torchrun or SLURM; else a number of devices (of
+            processes, on CPU) or a list of device indices.
+        nodes: Number of machines.
         accelerator: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        launch: How processes are started when there are several: ``subprocess`` runs the same command line once per
-            device, ``spawn`` and ``fork`` start from this process (spawn needs picklable arguments). ``auto`` is
-            ``subprocess``, but ``fork`` in a notebook or an interactive session.
-        log_every: Optimiser steps between rows of the log, which hold means over those steps.
-        deterministic: Use deterministic operations where PyTorch has them, and warn where it has none.
+        launch: Method of starting several processes: ``subprocess`` runs the same command line once per device,
+            ``spawn`` and ``fork`` start from this process (spawn needs picklable arguments). ``auto`` is
+            ``subprocess``, or ``fork`` in a notebook or an interactive session.
+        log_every: Optimiser steps between rows of the log, which are means over those steps.
+        deterministic: Use deterministic operations where PyTorch has them, and warn otherwise.
         progress: Show progress on the terminal.
-        profile: Measure which side waits, loader or step, and where the time goes: ``profile.txt`` and, for Chrome or
-            Perfetto, ``profile.json`` in the run's folder.
+        profile: Measure the time spent waiting for the loader and in each part of a step: ``profile.txt`` and, for
+            Chrome or Perfetto, ``profile.json`` in the run's folder.
     """
 
     epochs: PositiveInt = 12

@@ -1,4 +1,4 @@
-"""Being asked to stop, from a keyboard or a cluster."""
+"""Stop signals from a keyboard or a cluster."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any
 
 
 def in_slurm() -> bool:
-    """Whether this process was started by a SLURM job."""
+    """Return whether this process was started by a SLURM job."""
     return "SLURM_JOB_ID" in os.environ
 
 
 def requeued() -> bool:
-    """Whether SLURM runs this job again after a preemption; such a run resumes by itself."""
+    """Return whether SLURM requeued this job after a preemption; such a run resumes automatically."""
     return in_slurm() and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
 class StopSignals:
-    """Notes SIGINT and SIGTERM, and SIGUSR1 under SLURM, so that training can stop between two steps.
+    """Handler of SIGINT and SIGTERM, and SIGUSR1 under SLURM, so that training can stop between two steps.
 
-    The second signal of a kind acts as if nobody listened, so an impatient Ctrl-C twice ends the process at once.
+    The second signal of a kind has its default effect, so that a second Ctrl-C ends the process immediately.
     Lightning's own handlers are not used: for SLURM they save in the middle of a step, which could not be resumed
     exactly.
     """
@@ -34,7 +34,7 @@ class StopSignals:
         self._previous: dict[int, Any] = {}
 
     def listen(self) -> None:
-        """Begin to note signals; only the main thread of a process can."""
+        """Install the handlers; this is possible only in the main thread of a process."""
         if threading.current_thread() is not threading.main_thread():
             return
         wanted = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if in_slurm() else [])
@@ -42,7 +42,7 @@ class StopSignals:
             self._previous[number] = signal.signal(number, self._note)
 
     def restore(self) -> None:
-        """Give signals back to who had them before."""
+        """Restore the previous handlers."""
         for number, handler in self._previous.items():
             if signal.getsignal(number) == self._note:
                 signal.signal(number, handler)
@@ -54,7 +54,7 @@ class StopSignals:
 
 
 def requeue_job() -> bool:
-    """Ask SLURM to run this job again; whether it agreed."""
+    """Requeue this SLURM job; return whether SLURM accepted."""
     job = os.environ.get("SLURM_JOB_ID", "")
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     name = f"{array}_{task}" if array and task else job

@@ -1,17 +1,18 @@
-"""What of ``engine.speed`` is used on a machine, and why.
+"""Choice of the parts of ``engine.speed`` for a machine, with reasons.
 
-What ``auto`` chooses; ``benchmarks/step.py`` measures it on a machine at hand. The choices for CUDA and MPS follow
-what PyTorch says of them.
+These are the choices of ``auto``; ``benchmarks/step.py`` measures them on a machine. The choices for CUDA and MPS
+follow PyTorch's documentation.
 
-- bf16 where the device multiplies in it: on CUDA since Ampere, on CPUs with AVX-512 BF16 or AMX, unless the user keeps
-  oneDNN from them (ONEDNN_MAX_CPU_ISA). Elsewhere it is emulated and slower than float32.
-- channels last on CUDA, whose tensor cores work in that order; not elsewhere: on CPU, backward passes of narrow
-  networks take half as long again with it.
-- a folded teacher always, and a fused optimiser on CPU and CUDA. Lightning does not clip gradients for a fused one
-  in half precision (engine.clip_norm): it is not fused there.
-- compiled code on CUDA, in runs that are long enough to earn back the time of compiling. Not on CPU, where that takes
-  minutes for each of student, teacher and objective.
-- TF32 on CUDA; cuDNN's search for the best algorithm where all images have one size, for it is done anew for each.
+- bf16 where the device supports its multiplication: on CUDA since Ampere, on CPUs with AVX-512 BF16 or AMX, unless the
+  user disables these in oneDNN (ONEDNN_MAX_CPU_ISA). Elsewhere it is emulated and slower than float32.
+- channels last on CUDA, where tensor cores use that order; not elsewhere: on CPU, backward passes of narrow networks
+  take 1.5 times as long with it.
+- a folded teacher always, and a fused optimiser on CPU and CUDA, except with gradient clipping (engine.clip_norm) in
+  half precision, which Lightning does not support for a fused optimiser.
+- compiled code on CUDA, in runs that are long enough to compensate for the time of compilation. Not on CPU, where
+  compilation takes minutes for each of student, teacher and objective.
+- TF32 on CUDA; cuDNN's search for the best algorithm where all images have one size, since it is repeated for each
+  size.
 """
 
 from __future__ import annotations
@@ -31,21 +32,21 @@ from locdistill.engine.devices import device_kind
 from locdistill.engine.settings import EngineSettings
 
 STEPS_TO_COMPILE = 2000
-"""Optimiser steps from which on a run is long enough to compile for."""
+"""Minimum number of optimiser steps for which compilation is worthwhile."""
 Precision = Literal["32", "bf16", "fp16"]
 ONEDNN_WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI"}
-"""Instruction sets to which oneDNN can be limited and that do not multiply in bf16 (AVX2_VNNI_2 only converts it)."""
+"""Limits of oneDNN's instruction set without bf16 multiplication (AVX2_VNNI_2 only converts bf16)."""
 DTYPES: dict[Precision, torch.dtype | None] = {"32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What the choice depends on.
+    """Properties of a machine that determine the choice.
 
     Attributes:
-        device: Kind of device that is trained on.
-        bf16: Whether it multiplies in bf16, rather than emulating that.
-        triton: Whether there is a compiler for CUDA.
+        device: Kind of the training device.
+        bf16: Whether it multiplies in bf16 natively, without emulation.
+        triton: Whether Triton, the compiler for CUDA, is installed.
     """
 
     device: Literal["cpu", "cuda", "mps"]
@@ -54,7 +55,7 @@ class Machine:
 
     @classmethod
     def here(cls, settings: EngineSettings) -> Machine:
-        """This machine, and the device of it that these settings train on."""
+        """Return this machine with the training device of these settings."""
         device = device_kind(settings)
         cuda = device == "cuda" and torch.cuda.is_available()
         bf16 = (device == "cpu" and cpu_bf16()) or (cuda and torch.cuda.is_bf16_supported(including_emulation=False))
@@ -63,7 +64,7 @@ class Machine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speed:
-    """What was chosen; the parts are those of `SpeedSettings`."""
+    """Chosen speed options; the parts are those of `SpeedSettings`."""
 
     precision: Precision = "32"
     channels_last: bool = False
@@ -75,15 +76,15 @@ class Speed:
     tf32: bool = False
     cudnn_benchmark: bool = False
     must_compile: bool = False
-    """Whether a failure to compile ends the run, because it was asked for."""
+    """Whether a failure to compile ends the run, because compilation was requested explicitly."""
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """Of multiplications; None for float32."""
+        """Data type of multiplications; None for float32."""
         return DTYPES[self.precision]
 
     def words(self, optimizer: str) -> str:
-        """The choice in one line."""
+        """Return the choice in one line."""
         switches = {
             "channels-last": self.channels_last,
             f"fused {'AdamW' if optimizer == 'adamw' else 'SGD'}": self.fused,
@@ -99,12 +100,12 @@ class Speed:
 
 
 def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_size: bool = False) -> Speed:
-    """What of the settings is used on a machine.
+    """Choose the speed options for a machine.
 
     Args:
-        settings: Those of the run.
-        machine: Where it runs.
-        steps: Its optimiser steps, about; 0 where that is not known.
+        settings: Settings of the run.
+        machine: The machine of the run.
+        steps: Approximate number of optimiser steps; 0 if unknown.
         one_size: Whether all its batches have one height and width.
     """
     parts, cuda = settings.speed, machine.device == "cuda"
@@ -138,10 +139,10 @@ def _precision(settings: EngineSettings, machine: Machine) -> Precision:
 
 
 def cpu_bf16() -> bool:
-    """Return whether oneDNN, which PyTorch multiplies with on CPU, does so in bf16 and does not emulate it.
+    """Return whether oneDNN, which PyTorch uses for multiplication on CPU, supports bf16 without emulation.
 
-    The processor must be able to (PyTorch's own answer, or else that of Linux), and the user must not have limited
-    oneDNN to an older instruction set. Like oneDNN, ignore the case of the limit, and a limit that it does not know.
+    The processor must support it (according to PyTorch, or else to Linux), and the user must not have limited oneDNN to
+    an older instruction set. As in oneDNN, the case of the limit and unknown limits are ignored.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
     return limit.upper() not in ONEDNN_WITHOUT_BF16 and _processor_bf16()
@@ -156,14 +157,14 @@ def _processor_bf16() -> bool:
 
 
 def set_backends(*, tf32: bool, cudnn_benchmark: bool) -> None:
-    """Set what is PyTorch's own, and holds for the whole process."""
+    """Set PyTorch's global options for the whole process."""
     torch.set_float32_matmul_precision("high" if tf32 else "highest")
     torch.backends.cudnn.benchmark = cudnn_benchmark
 
 
 @contextmanager
 def own_backends(*, deterministic: bool = False) -> Iterator[None]:
-    """Restore afterwards what is PyTorch's own, whatever is set inside; inside, be deterministic if asked to."""
+    """Restore PyTorch's global options on exit; inside, use deterministic algorithms if requested."""
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
     strict = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     if deterministic:

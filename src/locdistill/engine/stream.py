@@ -1,4 +1,4 @@
-"""The training data as one stream that can be entered anywhere."""
+"""The training data as one stream with a start at any batch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from locdistill.types import Batch
 
 @contextmanager
 def torch_rng_kept() -> Iterator[None]:
-    """Leave PyTorch's CPU generator as it was.
+    """Restore the state of PyTorch's CPU generator on exit.
 
-    Starting a data loader draws a number from it. Without this, a run that enters an epoch in the middle, or that
-    evaluates more often, would have another dropout than one that does not.
+    Starting a data loader draws a number from it. Without this, dropout would change in a run that resumes in the
+    middle of an epoch, or that evaluates more often.
     """
     state = torch.get_rng_state()
     try:
@@ -26,10 +26,10 @@ def torch_rng_kept() -> Iterator[None]:
 
 
 class Stream:
-    """Batches ``start`` to ``end`` of a loader that is gone through again and again.
+    """Batches ``start`` to ``end`` of repeated passes over a loader.
 
     The loader's sampler must give the same order for the same epoch: ``set_epoch(e)`` chooses the epoch, and
-    ``skip(n)`` lets its next pass begin at batch ``n``.
+    ``skip(n)`` starts its next pass at batch ``n``.
     """
 
     def __init__(self, loader: Any, start: int, end: int) -> None:
@@ -38,11 +38,11 @@ class Stream:
         self.end = end
 
     def __len__(self) -> int:
-        """Batches that are left."""
+        """Return the number of remaining batches."""
         return max(0, self.end - self.start)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Go on from ``start``, epoch after epoch."""
+        """Yield the batches from ``start``, epoch after epoch."""
         position, per_epoch = self.start, len(self.loader)
         while position < self.end:
             epoch, offset = divmod(position, per_epoch)
@@ -60,7 +60,7 @@ class Stream:
 
 
 def _sampler(loader: Any) -> Any:
-    """The part of the loader that knows epochs: its batch sampler, or else its sampler."""
+    """Return the part of the loader that handles epochs: its batch sampler, or else its sampler."""
     for name in ("batch_sampler", "sampler"):
         sampler = getattr(loader, name, None)
         if hasattr(sampler, "set_epoch") and hasattr(sampler, "skip"):

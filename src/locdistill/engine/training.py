@@ -1,4 +1,4 @@
-"""A run in progress: where it is, what its checkpoint holds, and what is done between its steps."""
+"""A run in progress: its state, its checkpoint, and the operations between steps."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ CHECKPOINT = "last.ckpt"
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Seconds that were spent training; stopped during evaluation and saving."""
+    """Clock of the seconds spent training; paused during evaluation and saving."""
 
     seconds: float = 0.0
     _since: float | None = None
 
     def start(self) -> None:
-        """Go on."""
+        """Start or resume the clock."""
         self._since = time.monotonic()
 
     def stop(self) -> None:
-        """Pause."""
+        """Pause the clock."""
         self.seconds, self._since = self.read(), None
 
     def read(self) -> float:
-        """Seconds until now."""
+        """Return the seconds until now."""
         return self.seconds + (0.0 if self._since is None else time.monotonic() - self._since)
 
 
 @dataclass(slots=True, kw_only=True)
 class Surroundings:
-    """What a run is given besides the module: its data, its judge, its folder."""
+    """Inputs of a run besides the module: data, evaluation and folder."""
 
     make_train_loader: MakeLoader
     make_val_loader: MakeLoader | None
@@ -78,8 +78,8 @@ class Decisions:
     """Decisions shared by all processes after a step.
 
     Attributes:
-        stop: The signal that asked to stop; 0 is none.
-        save: Whether a checkpoint is due by the clock.
+        stop: The signal that requested a stop; 0 for none.
+        save: Whether a checkpoint is due by time.
         time_is_up: Whether the time limit is reached.
     """
 
@@ -89,10 +89,10 @@ class Decisions:
 
 
 class End(NamedTuple):
-    """How a run ended.
+    """End of a run.
 
     Attributes:
-        interrupted: The signal that stopped it early; 0 is none.
+        interrupted: The signal that stopped it early; 0 for none.
         step: Optimiser steps done.
         total: Optimiser steps of the whole run.
     """
@@ -103,7 +103,7 @@ class End(NamedTuple):
 
 
 class Training:
-    """A run in progress, in one of its processes; :func:`locdistill.engine.loop.train` takes its steps.
+    """A run in progress, in one of its processes; :func:`locdistill.engine.loop.train` runs its steps.
 
     Args:
         fabric: The device and the other processes.
@@ -143,7 +143,7 @@ class Training:
 
     @property
     def published(self) -> Student:
-        """The weights that are evaluated and published: the average if there is one."""
+        """The student with the weights to evaluate and publish: the average if there is one."""
         if self.average is None:
             return self.module.detector
         student = self.average.model
@@ -153,10 +153,10 @@ class Training:
     # ---------------------------------------------------------------------------------------------- begin and resume
 
     def set_up(self) -> tuple[Any, Any]:
-        """Bring everything to the device, and go on from the checkpoint if there is one.
+        """Move everything to the device, and resume from the checkpoint if there is one.
 
         Returns:
-            Module and optimiser, which know of the device, the precision and the other processes.
+            Module and optimiser, set up for the device, the precision and the other processes.
         """
         saved = load_checkpoint(path) if (path := self.around.out / CHECKPOINT).exists() else None
         if saved is not None:
@@ -172,7 +172,7 @@ class Training:
             laid_out(optimizer.optimizer)
             self.fabric.strategy.precision.load_state_dict(saved["precision"])
             self._load(saved["run"])
-        self.student.train()  # it may come from a file, in evaluation mode
+        self.student.train()  # a student loaded from a file is in evaluation mode
         seed_everything(self.settings.seed, self.fabric.global_rank)
         if saved is not None:
             restore_random_state(saved["run"]["random"][self.fabric.global_rank])
@@ -180,10 +180,10 @@ class Training:
         return model, optimizer
 
     def _check_same(self, saved: dict[str, Any]) -> None:
-        """Refuse to go on with another run.
+        """Raise an error if the checkpoint is of a different run.
 
         Raises:
-            RunError: The data, the processes or the settings are not those of the run that was saved.
+            RunError: The data, the processes or the settings differ from those of the saved run.
         """
         run = saved.get("run")
         if run is None:
@@ -220,7 +220,7 @@ class Training:
             self.average.load_state_dict(run["average"])
         if self.teacher is not None and run["teacher"]:
             self.teacher.load_state_dict(run["teacher"])
-        # whether what ended the saved run still holds: it goes on if it is now given more steps, time or patience
+        # check whether the saved run is still over: it continues if it now has more steps, time or patience
         limit, patience = self.settings.time_limit_seconds, self.settings.patience
         is_over = {
             "": False,
@@ -234,7 +234,7 @@ class Training:
         self._saved_at = self.state.step
 
     def _start(self) -> None:
-        """Open the log, listen to signals, and let the time run."""
+        """Open the logs, install the signal handlers, and start the clock."""
         done = self.state.step
         if self.fabric.is_global_zero:
             self._table = MetricsFile(self.around.out / "metrics.csv")
@@ -261,7 +261,7 @@ class Training:
         self.clock.start()
 
     def batches(self) -> Iterator[Batch]:
-        """Yield the batches that are left, on the device."""
+        """Yield the remaining batches, on the device."""
         for batch in self.stream if self.profile is None else self.profile.watched(self.stream):
             moved = self.fabric.to_device(batch)
             self.lap("copy")
@@ -270,21 +270,21 @@ class Training:
     # ------------------------------------------------------------------------------------------------ after each step
 
     def lap(self, part: str) -> None:
-        """Note, if the run is profiled, that a part of a step is over."""
+        """Record the end of a part of a step if the run is profiled."""
         if self.profile is not None:
             self.profile.lap(part)
 
     def note(self, losses: Losses, batch: Batch) -> None:
-        """Take in the losses of a batch, without waiting for the device."""
+        """Add the losses of a batch, without synchronisation."""
         self.meter.add(losses.names, losses.terms, step=self.state.step, image_ids=batch.image_ids)
         self.watched.add(losses.watched)
         self.watched_since_evaluation.add(losses.watched)
 
     def agree(self) -> Decisions:
-        """Find out what at least one process wants, known to all; raise if a loss of any was not finite.
+        """Share decisions requested by any process with all; raise an error if any loss was not finite.
 
-        Asked every step on a lone CPU, else every ``log_every`` steps and before anything is saved, because the answer
-        waits for the device.
+        Called at every step on a single CPU process, else every ``log_every`` steps and before anything is saved,
+        because it synchronises with the device.
 
         Raises:
             NonFiniteLossError: Some term became NaN or infinite.
@@ -312,7 +312,7 @@ class Training:
 
     @property
     def agrees_every(self) -> int:
-        """Steps between two agreements."""
+        """Number of steps between two calls of ``agree``."""
         lone_cpu = self.fabric.device.type == "cpu" and not is_distributed()
         return 1 if lone_cpu else self.settings.log_every
 
@@ -333,7 +333,7 @@ class Training:
         )
 
     def log(self) -> None:
-        """Write a row of the log: means since the last one."""
+        """Write a row of the log: means since the last row."""
         terms, watched = self.meter.means(), self.watched.means()
         self.meter.reset()
         self.watched.reset()
@@ -359,7 +359,7 @@ class Training:
             self._board.write(row)
 
     def evaluate(self) -> None:
-        """Evaluate, keep the best weights, and see whether patience is over."""
+        """Evaluate, save the best weights, and check whether patience is exhausted."""
         if self._val_loader is None or self.around.evaluate is None:
             return
         self._pause()
@@ -384,7 +384,7 @@ class Training:
         self.clock.start()
 
     def save(self, *, weights: bool) -> None:
-        """Write the checkpoint, which holds all that came before it; with ``weights`` those of the student too."""
+        """Write the checkpoint with the complete state; with ``weights``, also the student's weights."""
         if self._saved_at == self.state.step:
             return
         self._pause()
@@ -415,7 +415,7 @@ class Training:
         self.clock.start()
 
     def _pause(self) -> None:
-        """Stop the clock once the device has done what it was asked to."""
+        """Stop the clock after synchronisation with the device."""
         if self.fabric.device.type == "cuda":
             torch.cuda.synchronize(self.fabric.device)
         self.clock.stop()
@@ -423,14 +423,14 @@ class Training:
     # ------------------------------------------------------------------------------------------------------- the end
 
     def end(self) -> End:
-        """Write the profile, and return how far the run came."""
+        """Write the profile, and return the end of the run."""
         self.clock.stop()
         if self.profile is not None:
             self.profile.write()
         return End(0 if self.state.stopped else self.state.interrupted, self.state.step, self.plan.total_steps)
 
     def close(self) -> None:
-        """Give back the terminal, the signals and the files, however the run ended."""
+        """Release the terminal, the signal handlers and the files, however the run ended."""
         self.clock.stop()
         if self.profile is not None:
             self.profile.stop()

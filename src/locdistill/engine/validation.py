@@ -1,4 +1,4 @@
-"""Detecting on the validation images, shared among all processes."""
+"""Detection on the validation images, distributed over all processes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,10 @@ Evaluate = Callable[[dict[int, Detections]], Mapping[str, float]]
 
 @torch.no_grad()
 def detect_all(student: Student, batches: Iterable[Batch], device: torch.device) -> dict[int, Detections]:
-    """Detections of every image of a loader by the image's identifier, on the CPU.
+    """Return the detections of every image of a loader by the image's identifier, on the CPU.
 
-    Batches of the same images that follow each other are views of them, whose candidates are put together.
-
-    In float32 whatever the precision of training, so that the numbers are those of a later ``locdistill evaluate``.
+    Consecutive batches of the same images are views of them, and their candidates are combined. Computed in float32 for
+    any precision of training, so that the metrics equal those of a later ``locdistill evaluate``.
     """
     found: dict[int, Detections] = {}
     was_training = student.training
@@ -42,17 +41,17 @@ def detect_all(student: Student, batches: Iterable[Batch], device: torch.device)
 
 
 def _packed(found: Sequence[Detections]) -> tuple[list[int], Float[Tensor, "n k"]]:
-    """How many detections there are of each image, and all of them on the CPU: box, score and label.
+    """Return the number of detections per image, and all of them on the CPU: box, score and label.
 
-    One tensor takes one wait for the device, and one entry where processes send it to each other. A label is exact in
-    float32 up to 2^24.
+    A single tensor needs only one synchronisation with the device, and one transfer between processes. A label is exact
+    in float32 up to 2^24.
     """
     rows = [torch.cat((boxes, scores[:, None], labels.to(boxes)[:, None]), 1) for boxes, scores, labels in found]
     return [len(own) for own in rows], torch.cat(rows or [torch.zeros(0, 6)]).cpu()
 
 
 def _unpacked(ids: Iterable[int], counts: list[int], rows: Float[Tensor, "n k"]) -> dict[int, Detections]:
-    """By image identifier what `_packed` put together."""
+    """Unpack the result of `_packed`, by image identifier."""
     parts = [torch.split(part, counts) for part in (rows[:, :-2], rows[:, -2], rows[:, -1].long())]
     return {image_id: Detections(*own) for image_id, *own in zip(ids, *parts, strict=True)}
 
@@ -69,14 +68,14 @@ def _candidates(student: Student, batch: Batch) -> list[Detections]:
 def evaluate_together(
     student: Student, batches: Iterable[Batch], evaluate: Evaluate, device: torch.device
 ) -> dict[str, float]:
-    """Let each process detect on its share, and the first one evaluate all; every process gets the numbers.
+    """Detect on a share in each process and evaluate all in the first; every process gets the metrics.
 
-    An image that two processes saw, because shares were filled up to equal length, counts once.
+    An image in two shares, because shares are padded to equal length, counts once.
 
     Raises:
-        LocdistillError: ``evaluate`` failed on the first process; raised on all, so that none waits for ever.
+        LocdistillError: ``evaluate`` failed on the first process; raised on all, so that none blocks.
     """
-    broadcast_from_first(student.buffers())  # statistics of batch normalisation are each process's own
+    broadcast_from_first(student.buffers())  # statistics of batch normalisation differ between processes
     with torch_rng_kept():
         mine = detect_all(student, batches, device)
     if not is_distributed():

@@ -1,1 +1,1 @@
-"""How good detections are: COCO's and VOC's metrics and those of rotated boxes, result files, tables."""
+"""Evaluation of detections: metrics of COCO, of VOC and of rotated boxes, result files, tables."""

@@ -1,10 +1,10 @@
-"""How far two detectors agree, where and on which edges, and whether an edge's spread predicts its error.
+"""Agreement of two detectors by region and edge, and reliability of an edge's spread as a predictor of its error.
 
-Distances, spreads and errors are counted in bins, which are a stride apart in horizontal detectors: the edges of a
-rotated box and its angle have different units, and a mean or a rank over both would compare strides with radians.
+Distances, spreads and errors are in units of bins, which are one stride apart in horizontal detectors. The edges of a
+rotated box and its angle have different units, and a mean or a rank over both would mix strides with radians.
 
-Pure functions of predictions. Beside the measure that every run logs (``agree/...``, at the positives), these tell the
-regions and the edges apart, for a diagnosis of a finished run.
+All are pure functions of predictions. In addition to the measure that every run logs (``agree/...``, at the positives),
+they separate regions and edges, for a diagnosis of a finished run.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from locdistill.objective.scene import Scene
 from locdistill.types import Dense, Doubles
 
 OTHERS = 3
-"""Sums that are not of edges: locations, overlap and score."""
+"""Number of sums that are not per edge: locations, overlap and score."""
 EXPRESSED = 1e-6
-"""How far, by rounding alone, a number may lie from what the bins can say."""
+"""Tolerance for rounding outside the range of values that the bins can express."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What two detectors say alike in a region; means over its locations, NaN where it has none.
+    """Agreement of two detectors in a region; means over its locations, NaN where it has none.
 
     Attributes:
         locations: Number of locations.
-        edge_kl: By edge, divergence of the student's distributions from the teacher's, in nats, at temperature 1.
-        distance: By edge, distance between the two expected positions, in bins.
+        edge_kl: Per edge, divergence of the student's distributions from the teacher's, in nats, at temperature 1.
+        distance: Per edge, distance between the two expected positions, in bins.
         box_iou: IoU of both boxes.
-        score: Largest difference of two scores of one class, the scores being probabilities.
+        score: Largest difference of the two scores of a class, as probabilities.
     """
 
     locations: int
@@ -49,7 +49,7 @@ class Agreement:
 
     @classmethod
     def of(cls, sums: Float[Tensor, " k"]) -> Agreement:
-        """From sums over any number of batches (see `agreement_sums`)."""
+        """Create from sums over any number of batches (see `agreement_sums`)."""
         count, *rest = sums.tolist()
         means = [value / count if count else math.nan for value in rest]
         edges = (len(sums) - OTHERS) // 2
@@ -57,16 +57,16 @@ class Agreement:
 
     @property
     def mean_edge_kl(self) -> float:
-        """Mean over the edges."""
+        """Mean of ``edge_kl`` over the edges."""
         return math.fsum(self.edge_kl) / len(self.edge_kl)
 
 
 @torch.no_grad()
 def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, " k"]:
-    """Number of locations of a region, and sums over them of what `Agreement` is made of, in float64.
+    """Return the number of locations in a region, and the sums over them for `Agreement`, in float64.
 
-    Sums of several batches may be added, so that means over all of them are exact. The two may be detectors of
-    different kinds on one grid; of their classes the common ones are compared.
+    Sums of several batches may be added, so that means over all of them are exact. The two detectors may be of
+    different kinds on one grid; their common classes are compared.
     """
     student, teacher = scene.student, scene.teacher
     assert teacher is not None, "there are two detectors to compare"
@@ -76,13 +76,13 @@ def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, "
     overlap = scene.coding.kind.paired_iou(scene.boxes, scene.teacher_boxes)
     gap = _score_gap(student, teacher)
     values = torch.cat((divergence, distance, overlap[..., None], gap[..., None]), -1)
-    # Chosen, not weighted: in the background a box may be degenerate, and 0 times NaN is NaN.
+    # Selected, not weighted: boxes in the background may be degenerate, and 0 times NaN is NaN.
     sums = values[region].double().sum(0)
     return torch.cat((region.sum().double()[None], sums))
 
 
 def _score_gap(student: Dense, teacher: Dense) -> Float[Tensor, "b l"]:
-    """Largest difference of two scores of one class, of those that both speak of; NaN where there is no such class."""
+    """Return the largest difference of the two scores of a common class; NaN where there is no common class."""
     common = range(min(student.cls_logits.shape[-1], teacher.cls_logits.shape[-1]))
     classes = [c for c in common if all(dense.known is None or c in dense.known for dense in (student, teacher))]
     if not classes:
@@ -92,17 +92,17 @@ def _score_gap(student: Dense, teacher: Dense) -> Float[Tensor, "b l"]:
 
 
 def no_sums(like: Tensor, edges: int = 4) -> Float[Tensor, " k"]:
-    """Sums over nothing, on the device of ``like``, for boxes of so many edges."""
+    """Return zero sums, on the device of ``like``, for boxes with this number of edges."""
     return torch.zeros(2 * edges + OTHERS, dtype=torch.float64, device=like.device)
 
 
 @torch.no_grad()
 def edge_errors(scene: Scene, logits: Float[Tensor, "b l e n"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
-    """Predicted standard deviation and actual absolute error of the edges at the positives, in bins.
+    """Return the predicted standard deviation and the actual absolute error of the edges at the positives, in bins.
 
-    Between two bins a deviation cannot be less than ``sqrt(f (1 - f))``, with ``f`` the fraction of the mean, which is
-    up to half a bin: this floor makes sharp distributions look less sure than they are. Left out are edges that no
-    distribution can express: beyond the last bin, or on the wrong side of the location.
+    Between two bins a deviation cannot be less than ``sqrt(f (1 - f))``, with ``f`` the fractional part of the mean,
+    which is up to half a bin. This lower bound overestimates the uncertainty of sharp distributions. Edges that no
+    distribution can express are left out: beyond the last bin, or on the wrong side of the location.
     """
     truth = scene.coding.encode(scene.grid, scene.target_boxes)
     expressed = scene.bins.apart(scene.bins.limit(truth), truth) <= EXPRESSED
@@ -113,7 +113,7 @@ def edge_errors(scene: Scene, logits: Float[Tensor, "b l e n"]) -> tuple[Float[T
 
 @dataclass(frozen=True)
 class ReliabilityBin:
-    """Edges of about the same predicted spread.
+    """Edges with similar predicted spread.
 
     Attributes:
         count: Number of edges.
@@ -130,15 +130,15 @@ class ReliabilityBin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Whether the spread of edge distributions predicts the error.
+    """Reliability of the spread of edge distributions as a predictor of the error.
 
     Attributes:
         count: Number of edges.
         pearson: Correlation of predicted standard deviation and absolute error.
-        spearman: The same of their ranks, which a few large errors do not decide.
-        ratio: Root mean square error over root mean square deviation: above 1 the detector is too sure of itself.
-        ence: Expected normalised calibration error (Levi et al. 2022): the mean over bins of how far the root mean
-            square error lies from the deviation, relative to the deviation.
+        spearman: Correlation of their ranks, which is robust to a few large errors.
+        ratio: Root mean square error over root mean square deviation: above 1 the detector is overconfident.
+        ence: Expected normalised calibration error (Levi et al. 2022): the mean over bins of the absolute difference
+            between root mean square error and deviation, relative to the deviation.
         bins: Edges sorted by predicted spread, in bins of equal count.
     """
 
@@ -151,12 +151,12 @@ class Reliability:
 
 
 def reliability(deviations: npt.ArrayLike, errors: npt.ArrayLike, *, bins: int = 10) -> Reliability:
-    """Compare predicted standard deviations with actual errors; NaN where too few edges leave a number undefined.
+    """Compare predicted standard deviations with actual errors; NaN for quantities undefined with too few edges.
 
     Args:
         deviations: Predicted standard deviation of each edge.
         errors: Its actual error, signed or absolute.
-        bins: Number of bins, fewer where there are fewer edges.
+        bins: Number of bins; fewer if there are fewer edges.
     """
     sigma, error = np.asarray(deviations, np.float64), np.abs(np.asarray(errors, np.float64))
     if sigma.shape != error.shape or sigma.ndim != 1:
@@ -188,14 +188,14 @@ def _quotient(a: float, b: float) -> float:
 
 
 def correlation(a: Sequence[float] | Doubles, b: Sequence[float] | Doubles) -> float:
-    """Pearson's correlation; NaN where one of the two does not vary."""
+    """Compute Pearson's correlation; NaN if one of the two is constant."""
     x, y = (np.asarray(values, np.float64) for values in (a, b))
     x, y = (values - values.mean() if len(values) else values for values in (x, y))
     return _quotient(float(x @ y), math.sqrt(float(x @ x) * float(y @ y)))
 
 
 def _ranks(values: Doubles) -> Doubles:
-    """Ranks from 1; equal values share the mean of theirs."""
+    """Compute ranks from 1; equal values get the mean of their ranks."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ranks: Doubles = (np.cumsum(counts) - (counts - 1) / 2)[place.ravel()]
     return ranks
@@ -208,9 +208,9 @@ BOX_IOU = "agree/box_iou"
 
 @torch.no_grad()
 def agreement(scene: Scene) -> dict[str, Float[Tensor, "2"]]:
-    """What student and teacher say alike of the objects, at the positive locations; nothing without a teacher.
+    """Measure the agreement of student and teacher at the positive locations; empty without a teacher.
 
-    Objects are those of the classes that the teacher knows.
+    Only objects of classes that the teacher knows are included.
 
     Unlike the terms of a recipe, which have temperatures, regions and weights of their own, this is the same measure in
     every run. The teacher may be a detector of another kind on the same grid.
@@ -220,14 +220,14 @@ def agreement(scene: Scene) -> dict[str, Float[Tensor, "2"]]:
 
         ``agree/edge_kl``
             Divergence of the student's edge distributions from the teacher's, in nats: the sum over bins at temperature
-            1, the mean over the edges. 0 is full agreement.
+            1, averaged over the edges. 0 is full agreement.
         ``agree/box_iou``
             IoU of both boxes, each the mean of its distributions. 1 is full agreement.
     """
     if scene.teacher is None:
         return {}
     theirs = scene.teacher.edge_logits
-    # All locations are compared, since picking out the positives would wait for the device to count them.
+    # All locations are compared, since selecting the positives would synchronise with the device.
     divergence = scene.bins.count * softened_kl(scene.student.edge_logits, theirs, temperature=1.0).mean(-1)
     overlap = scene.coding.kind.paired_iou(scene.boxes, scene.teacher_boxes)
     positive = scene.taught.assignment.positive.to(divergence.dtype)

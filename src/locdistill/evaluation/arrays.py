@@ -13,7 +13,7 @@ from locdistill.types import Detections
 
 
 class Found(NamedTuple):
-    """What was detected in one image, in the order in which it was given.
+    """Detections in one image, in the given order.
 
     Attributes:
         boxes: ``(k, 4)``, ``x1, y1, x2, y2`` in pixels of the original image; rotated ones ``(k, 5)``,
@@ -28,11 +28,11 @@ class Found(NamedTuple):
 
 
 def found(dataset: Dataset, detections: Mapping[int, Detections]) -> dict[int, Found]:
-    """Detections as arrays, image by image in the order of the data set; an image without an entry has none.
+    """Convert detections to arrays, image by image in the order of the data set; no entry means no detections.
 
     Raises:
         ValueError: Detections were given for an image that the data set does not have, or for a class it does not have,
-            or their boxes are rotated where its objects are not, or the other way round.
+            or their boxes are rotated and its objects are not, or vice versa.
     """
     known = {record.image_id for record in dataset.records}
     strangers = [image_id for image_id in detections if image_id not in known]
@@ -71,7 +71,7 @@ def _other_boxes(dataset: Dataset, image_id: int) -> str:
 
 
 def outlines(record: Record) -> NDArray[np.float32]:
-    """What is to be found in an image: quadrilaterals ``(n, 4, 2)`` where it has them, else boxes ``(n, 4)``."""
+    """Return the ground truth of an image: quadrilaterals ``(n, 4, 2)`` if it has them, else boxes ``(n, 4)``."""
     return record.boxes if record.quads is None else record.quads
 
 
@@ -85,17 +85,17 @@ def _arrays(detections: Detections, numbers: int) -> Found:
 
 
 class Rows(NamedTuple):
-    """Objects or detections of all images, sorted by class, then image, then (detections) falling score.
+    """Objects or detections of all images, sorted by class, then image, then (detections) descending score.
 
-    What is equal in all of them stays in the order given.
+    Rows equal in all of these stay in the given order.
 
     Attributes:
-        images: ``(n,)`` place of the image among those given.
+        images: ``(n,)`` index of the image among those given.
         labels: ``(n,)`` class indices.
-        boxes: ``(n, 4)``, ``x1, y1, x2, y2`` in pixels of the original image; of rotated objects the corners
-            ``(n, 4, 2)``, of rotated detections ``(n, 5)``.
-        values: ``(n,)``: of objects, whether they are to be ignored; of detections, the score.
-        areas: ``(n,)``, that decide whether an object counts as small; of detections those of the boxes.
+        boxes: ``(n, 4)``, ``x1, y1, x2, y2`` in pixels of the original image; for rotated objects the corners
+            ``(n, 4, 2)``, for rotated detections ``(n, 5)``.
+        values: ``(n,)``: for objects, whether they are ignored; for detections, the score.
+        areas: ``(n,)``, which decide the size class of an object; for detections, areas of the boxes.
     """
 
     images: NDArray[np.int64]
@@ -106,7 +106,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def objects(cls, records: Sequence[Record]) -> Rows:
-        """What is to be found."""
+        """Create the rows of the ground truth."""
         images, labels = _numbered(record.labels for record in records)
         boxes = _joined(map(outlines, records), np.zeros((0, 4), np.float32))
         ignored = _joined((record.ignored for record in records), np.zeros(0, bool))
@@ -115,7 +115,7 @@ class Rows(NamedTuple):
 
     @classmethod
     def detections(cls, parts: Sequence[Found]) -> Rows:
-        """What was found in images in the same order."""
+        """Create the rows of detections in images in the same order."""
         images, labels = _numbered(part.labels for part in parts)
         boxes = _joined((part.boxes for part in parts), np.zeros((0, 4), np.float32))
         scores = _joined((part.scores for part in parts), np.zeros(0, np.float32))
@@ -125,29 +125,29 @@ class Rows(NamedTuple):
         return cls(images, labels, boxes, scores, areas).taken(np.lexsort((-scores, images, labels)))
 
     def of_class(self, label: int) -> Rows:
-        """Those of one class."""
+        """Return the rows of one class."""
         first, end = np.searchsorted(self.labels, (label, label + 1))
         return self.taken(slice(first, end))
 
     def by_image(self) -> dict[int, slice]:
-        """Where the rows of each image are that has any; of one class."""
+        """Return the slice of each image's rows, for images with rows; the rows must be of one class."""
         images, starts = np.unique(self.images, return_index=True)
         ends = np.append(starts, len(self.images))[1:]
         rows = map(slice, starts.tolist(), ends.tolist())
         return dict(zip(images.tolist(), rows, strict=True))
 
     def taken(self, order: NDArray[np.int64] | slice) -> Rows:
-        """Some of the rows, in an order."""
+        """Return the selected rows in the given order."""
         columns: list[NDArray[Any]] = [column[order] for column in self]
         return Rows(*columns)
 
 
 def _numbered(labels_by_image: Iterable[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The place of the image of each entry, and all labels."""
+    """Return the image index of each entry, and all labels."""
     parts = list(labels_by_image)
     return np.repeat(np.arange(len(parts)), [len(part) for part in parts]), _joined(parts, np.zeros(0, np.int64))
 
 
 def _joined(parts: Iterable[NDArray[Any]], nothing: NDArray[Any]) -> NDArray[Any]:
-    """One array of all; ``nothing`` gives shape and type where there is none."""
+    """Concatenate all arrays; ``nothing`` gives shape and type if there is none."""
     return np.concatenate(list(parts) or [nothing])

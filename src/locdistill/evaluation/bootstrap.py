@@ -1,13 +1,13 @@
-"""How far AP depends on which images it was measured on: AP on resamples of the images.
+"""Bootstrap over images: AP on resamples of the images, to measure its dependence on them.
 
-A resample draws as many images as there are, with replacement. Which detections are true is decided image by image and
-does not change with the others, so it is found out once; what a resample changes is how often each image counts. AP is
-then a sum over the true detections of a class, with whole numbers as weights, for many resamples at once.
+A resample draws as many images as there are, with replacement. Whether a detection is true is decided within its image
+and does not depend on other images, so matching is done once; a resample only changes the weight of each image. AP is
+then a sum over the true detections of a class, with integer weights, for many resamples at once.
 
-The rules are those of :mod:`locdistill.evaluation.coco` and :mod:`locdistill.evaluation.voc`: where every image counts
-once, AP is theirs, and where an image counts twice, it is AP on data that hold the image twice (but for the order of
-equal scores: copies of a detection follow each other here). Matching is done anew for COCO, as ``faster-coco-eval``
-keeps its matches to itself.
+The rules are those of :mod:`locdistill.evaluation.coco` and :mod:`locdistill.evaluation.voc`: if every image has weight
+1, AP is theirs, and if an image has weight 2, it is AP on data that include the image twice (except for the order of
+equal scores: copies of a detection follow each other here). Matching for COCO is implemented here, since
+``faster-coco-eval`` does not expose its matches.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from locdistill.types import Detections
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 _COCO_LEVELS = np.linspace(0.0, 1.0, 101)
 _AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}
-_BUDGET = 100  # detections per image and class that count
-_CHUNK = 2_000_000  # numbers held at once
+_BUDGET = 100  # detections per image and class that are evaluated
+_CHUNK = 2_000_000  # numbers in memory at once
 
 
 @dataclass(frozen=True, eq=False)
 class Ranked:
-    """The detections of one class in all images, best score first, and what each is worth at each overlap.
+    """The detections of one class in all images, by descending score, with their matches at each overlap.
 
-    Those that AP does not depend on are left out.
+    Detections without effect on AP are left out.
 
     Attributes:
         image: ``(n,)`` index of the image.
-        true: ``(t, n)``, at each of the overlaps.
-        counted: ``(t, n)``: true or false, as opposed to ignored.
-        objects: ``(images,)`` objects to find.
+        true: ``(t, n)``, whether each is true at each overlap.
+        counted: ``(t, n)``: whether each is true or false, as opposed to ignored.
+        objects: ``(images,)`` number of objects to find.
     """
 
     image: NDArray[np.int64]
@@ -55,7 +55,7 @@ class Numbers:
     """AP on each of several resamples, between 0 and 1; NaN where a resample has no object to find.
 
     Attributes:
-        means: AP, AP50, AP75, AP90 over the classes that have objects; for COCO also APs, APm and APl.
+        means: Means of AP, AP50, AP75, AP90 over the classes with objects; for COCO also APs, APm and APl.
         classes: AP by class name.
     """
 
@@ -65,13 +65,13 @@ class Numbers:
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """Which detections of a data set are true: all that AP on any choice of its images needs.
+    """Matches of a data set's detections, from which AP on any weighting of its images follows.
 
     Attributes:
         images: Identifiers, ascending; the columns of the weights.
-        classes: Names.
-        ranked: By size (``""`` is all; ``s``, ``m``, ``l`` for COCO) the classes.
-        levels: Recalls at which precision is read; None takes the area under its envelope.
+        classes: Names of the classes.
+        ranked: Detections of each class, by size (``""`` is all; ``s``, ``m``, ``l`` for COCO).
+        levels: Recalls at which precision is sampled; None for the area under its envelope.
     """
 
     images: tuple[int, ...]
@@ -80,10 +80,10 @@ class Judgement:
     levels: NDArray[np.floating] | None
 
     def numbers(self, weights: NDArray[np.integer] | None = None) -> Numbers:
-        """AP on resamples.
+        """Compute AP on resamples.
 
         Args:
-            weights: ``(resamples, images)``, how often each image counts; each once unless given.
+            weights: ``(resamples, images)``, weight of each image; 1 by default.
         """
         if weights is None:
             weights = np.ones((1, len(self.images)), np.int64)
@@ -94,7 +94,7 @@ class Judgement:
         return Numbers(means, {name: ap[:, :, c].mean(1) for c, name in enumerate(self.classes)})
 
     def _ap(self, weights: NDArray[np.integer], size: str) -> NDArray[np.float64]:
-        """AP by resample, overlap and class."""
+        """Compute AP by resample, overlap and class."""
         ap = np.full((len(weights), len(_THRESHOLDS), len(self.classes)), np.nan)
         for c, ranked in enumerate(self.ranked[size]):
             rows = max(1, _CHUNK // max(1, len(ranked.image)))
@@ -105,7 +105,7 @@ class Judgement:
 
 
 def image_weights(images: int, resamples: int, *, seed: int = 0) -> NDArray[np.int32]:
-    """How often each image was drawn: ``(resamples, images)``, rows that sum to the number of images."""
+    """Draw the weight of each image: ``(resamples, images)``, with rows that sum to the number of images."""
     rng = np.random.default_rng(seed)
     return rng.multinomial(images, np.full(images, 1 / max(images, 1)), size=resamples).astype(np.int32)
 
@@ -146,10 +146,10 @@ def judge_voc(
 
 
 class _Collected:
-    """Judged detections as they come, image by image."""
+    """Collector of matched detections, image by image."""
 
     def __init__(self, dataset: Dataset, sizes: tuple[str, ...]) -> None:
-        # COCO ranks equal scores by image identifier, and VOC's identifiers are the places of the images.
+        # COCO ranks equal scores by image identifier, and VOC's identifiers are the positions of the images.
         self.records: list[Record] = sorted(dataset.records, key=lambda record: record.image_id)
         self.classes = dataset.classes
         places = [(size, c) for size in sizes for c in range(len(dataset.classes))]
@@ -164,13 +164,13 @@ class _Collected:
         true: NDArray[np.bool_],
         counted: NDArray[np.bool_],
     ) -> None:
-        """Take what was judged of one size in one image for one class, best first."""
+        """Add the matches of one size, image and class, by descending score."""
         size, image, label = place
         self.objects[size, label][image] = objects
         self.parts[size, label].append((np.full(len(scores), image), scores, true, counted))
 
     def judgement(self, levels: NDArray[np.floating] | None) -> Judgement:
-        """All of it, ranked."""
+        """Return all matches, ranked by score."""
         sizes = tuple(dict.fromkeys(size for size, _ in self.parts))
         ranked = {size: tuple(self._ranked(size, c) for c in range(len(self.classes))) for size in sizes}
         return Judgement(tuple(record.image_id for record in self.records), self.classes, ranked, levels)
@@ -180,7 +180,7 @@ class _Collected:
         parts = [(np.zeros(0, np.int64), np.zeros(0, np.float32), nothing, nothing), *self.parts[size, label]]
         image, scores, true, counted = (np.concatenate(part, -1) for part in zip(*parts, strict=True))
         order = np.argsort(-scores, kind="stable")
-        # What is never counted, and what comes after the last true detection, changes no precision that is read.
+        # Detections that are never counted, or follow the last true detection, change no precision that is used.
         last = np.flatnonzero(true[:, order].any(0))[-1:]
         order = order[: int(last[0]) + 1 if last.size else 0]
         order = order[counted[:, order].any(0)]
@@ -188,7 +188,7 @@ class _Collected:
 
 
 def _judge_coco(collected: _Collected, place: tuple[int, int], here: Found, record: Record) -> None:
-    """Judge the detections of one class in one image, once for each size."""
+    """Match the detections of one class in one image, once for each size."""
     image, label = place
     # indices of the detections of a class in one image
     mine = np.flatnonzero(here.labels == label)
@@ -201,13 +201,13 @@ def _judge_coco(collected: _Collected, place: tuple[int, int], here: Found, reco
     for size, (low, high) in _AREAS.items():
         ignored = crowd | (areas < low) | (areas > high)
         true, forgiven = _match(overlaps, crowd, ignored)
-        beside = (own_areas < low) | (own_areas > high)  # matters only where nothing was matched
+        beside = (own_areas < low) | (own_areas > high)  # used only where there is no match
         counted = ~forgiven & (true | ~beside)
         collected.add((size, image, label), int((~ignored).sum()), here.scores[chosen], true, counted)
 
 
 def _overlaps(boxes: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """IoU of every detection with every object; of a crowd, the share of the detection that lies in it."""
+    """Compute the IoU of detections and objects; for a crowd, the fraction of the detection inside it."""
     low = np.maximum(boxes[:, None, :2], truth[None, :, :2])
     high = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
     shared = (high - low).clip(min=0).prod(-1)
@@ -220,10 +220,10 @@ def _overlaps(boxes: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDA
 def _match(
     overlaps: NDArray[np.float64], crowd: NDArray[np.bool_], ignored: NDArray[np.bool_]
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which detections, best first, have an object of their own, and which have an ignored one: (thresholds, k) each.
+    """Return masks of the detections, best first, that match an object, and an ignored one: (thresholds, k) each.
 
-    From the best score down, a detection takes the free object that it overlaps most (of equal overlaps the last);
-    an ignored one only if there is no other. Crowds are never used up.
+    In descending order of score, a detection is matched to the free object that it overlaps most (of equal overlaps the
+    last), to an ignored one only if there is no other. A crowd can be matched any number of times.
     """
     limits = np.minimum(_THRESHOLDS, 1 - 1e-10)[:, None]
     true = np.zeros((len(limits), len(overlaps)), bool)
@@ -243,11 +243,11 @@ def _match(
 def _average_precision(
     ranked: Ranked, weights: NDArray[np.integer], levels: NDArray[np.floating] | None
 ) -> NDArray[np.float64]:
-    """AP by resample and overlap.
+    """Compute AP by resample and overlap.
 
-    Precision is needed at the true detections alone: its falling envelope changes nowhere else, and so does recall.
+    Precision is needed only at the true detections: its decreasing envelope and recall change nowhere else.
     """
-    some_objects = np.flatnonzero(ranked.objects)  # of most classes few images have any
+    some_objects = np.flatnonzero(ranked.objects)  # most classes have objects in few images
     total = weights[:, some_objects] @ ranked.objects[some_objects]
     drawn = weights[:, ranked.image]
     ap = np.zeros((len(weights), len(ranked.true)))
@@ -263,7 +263,7 @@ def _average_precision(
         precision = hits / np.maximum(seen, 1)
         best_from_here = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
         recall = hits / np.maximum(total, 1)[:, None]
-        # How much of the recall axis each true detection answers for.
+        # Width of the recall axis that belongs to each true detection.
         if levels is None:
             share = np.diff(recall, prepend=0.0)
         else:
@@ -274,14 +274,14 @@ def _average_precision(
 
 
 def _running(drawn: NDArray[np.integer], columns: NDArray[np.bool_]) -> NDArray[np.integer]:
-    """Sums of the first 0, 1, 2, ... of the chosen columns."""
+    """Compute sums of the first 0, 1, 2, ... of the chosen columns."""
     sums = np.zeros((len(drawn), int(columns.sum()) + 1), drawn.dtype)
     np.cumsum(drawn[:, columns], 1, out=sums[:, 1:])
     return sums
 
 
 def _mean(by_class: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the classes that have objects; NaN where none has."""
+    """Compute the mean over the classes with objects; NaN where there is none."""
     defined = ~np.isnan(by_class)
     count = defined.sum(1)
     mean: NDArray[np.float64] = np.where(defined, by_class, 0.0).sum(1) / np.maximum(count, 1)

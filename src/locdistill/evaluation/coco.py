@@ -1,7 +1,7 @@
 """Average precision as COCO defines it, over ten overlaps, by size and by class.
 
-Matching and accumulation are done by ``faster-coco-eval``; this file hands the data over in memory and reads the
-numbers off its arrays. The numbers equal those of ``pycocotools`` on the same boxes.
+Matching and accumulation are done by ``faster-coco-eval``; this module passes the data in memory and reads the metrics
+from its arrays. They equal those of ``pycocotools`` on the same boxes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from locdistill.evaluation.arrays import Found, Rows, found
 from locdistill.evaluation.tables import Table, metrics_table, percent
 from locdistill.types import Detections
 
-# Places in the arrays that the evaluator fills: overlap 0.5 + 0.05 i; all, small, medium, large; 1, 10, 100 detections.
+# Axes of the evaluator's arrays: overlap 0.5 + 0.05 i; all, small, medium, large; 1, 10, 100 detections.
 OVERLAPS = {"50": 0, "75": 5, "90": 8}
 SIZES = {"": 0, "s": 1, "m": 2, "l": 3}
 BUDGETS = {"1": 0, "10": 1, "100": 2}
@@ -35,21 +35,21 @@ class CocoResult:
     """COCO metrics of one set of detections, each between 0 and 1, None where there is no object to find.
 
     Attributes:
-        stats: AP, AP50, AP75, AP90, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl. A class without objects takes no
-            part in any mean.
-        per_class: By class name: AP, AP50, AP75, AP90, and ``objects``, the number of objects to find (crowds apart).
+        stats: AP, AP50, AP75, AP90, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl. A class without objects is left out
+            of all means.
+        per_class: By class name: AP, AP50, AP75, AP90, and ``objects``, the number of objects to find (without crowds).
     """
 
     stats: dict[str, float | None]
     per_class: dict[str, dict[str, float | None]]
 
     def metrics(self) -> dict[str, float]:
-        """The numbers to log: those that are defined, and in any case AP, AP50, AP75, AP90 (NaN if undefined)."""
+        """Return the metrics to log: those that are defined, and always AP, AP50, AP75, AP90 (NaN if undefined)."""
         values = {name: math.nan if value is None else value for name, value in self.stats.items()}
         return {name: value for name, value in values.items() if name in PER_CLASS or not math.isnan(value)}
 
     def tables(self) -> tuple[Table, ...]:
-        """The metrics in one row, and AP class by class."""
+        """Return a table of the metrics, and one of AP by class."""
         rows = [
             (name, f"{numbers['objects']:.0f}", *(percent(numbers[metric]) for metric in PER_CLASS))
             for name, numbers in self.per_class.items()
@@ -61,14 +61,14 @@ class CocoResult:
 
 
 def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> CocoResult:
-    """The twelve COCO numbers, AP at overlap 0.90, and AP by class.
+    """Compute the twelve COCO metrics, AP at overlap 0.90, and AP by class.
 
-    Crowd regions (``Record.ignored``) follow COCO: they are not to be found, and detections inside one are not counted
-    as false. At most 100 detections per image and class count.
+    Crowd regions (``Record.ignored``) follow COCO: they need not be found, and detections inside one are not counted as
+    false. At most 100 detections per image and class are evaluated.
 
-    Size classes (small up to 32², medium, large from 96² pixels) go by ``Record.areas``: the area of the object's
-    outline where the annotations have one, as in the official evaluation of COCO, else of its box. Boxes were stored
-    as corners in single precision, which can move an overlap by about 1e-7.
+    Size classes (small up to 32², medium, large from 96² pixels) are determined by ``Record.areas``: the area of the
+    object's outline where the annotations have one, as in the official evaluation of COCO, else of its box. Boxes were
+    stored as corners in single precision, which can move an overlap by about 1e-7.
 
     Args:
         dataset: Images, ground truth and class names.
@@ -96,16 +96,16 @@ def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> Coco
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
-    """Mean over what is defined; the evaluator marks the undefined with -1."""
+    """Compute the mean over defined values; the evaluator marks undefined ones with -1."""
     defined = values[values > -1]
     return float(defined.mean()) if defined.size else None
 
 
 def _evaluate(dataset: Dataset, found_by_image: Mapping[int, Found]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Precision (overlap, recall, class, size, budget) and recall (overlap, class, size, budget).
+    """Compute precision (overlap, recall, class, size, budget) and recall (overlap, class, size, budget).
 
-    Class by class: each is evaluated on the images that have something of it, so that neither time nor memory is spent
-    on the others. A class without objects stays undefined, whatever was reported.
+    Each class is evaluated on the images with objects or detections of it, to save time and memory. A class without
+    objects stays undefined, whatever was detected.
     """
     # Detections of equal scores are ranked by the identifiers of their images.
     records = sorted(dataset.records, key=lambda record: record.image_id)
@@ -124,10 +124,10 @@ def _evaluate(dataset: Dataset, found_by_image: Mapping[int, Found]) -> tuple[ND
 
 
 class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no types
-    """The library's evaluation of one class, whose objects and detections come as arrays.
+    """The library's evaluation of one class, with objects and detections as arrays.
 
-    Its own way in, by `COCO`, makes an index of all entries and looks each up several times, for every image and class:
-    that took as long as the evaluation itself.
+    Its own input, by `COCO`, builds an index of all entries and looks each up several times, for every image and class,
+    which took as long as the evaluation itself.
     """
 
     def __init__(self, objects: Rows, reported: Rows) -> None:
@@ -139,7 +139,7 @@ class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no ty
         self.params.catIds = [_CATEGORY]
 
     def _prepare(self) -> None:
-        """Hand over what the library keeps of each entry; it asks for this first."""
+        """Pass the entries to the library, which calls this first."""
         for image, number, area, crowd in _entries(self._objects):
             entry = {"id": number, "area": area, "iscrowd": crowd, "ignore": crowd}
             self.gt_dataset.append(image, _CATEGORY, entry)
@@ -147,7 +147,7 @@ class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no ty
             self.dt_dataset.append(image, _CATEGORY, {"id": number, "area": area, "score": score})
 
     def computeIoU(self, imgId: np.integer, catId: np.integer) -> NDArray[np.float64] | list[float]:  # noqa: ARG002, N802, N803
-        """Overlaps of the detections in an image, best first, with its objects; the library asks for each image."""
+        """Return the overlaps of an image's detections, best first, with its objects; called by the library."""
         image = int(imgId)
         objects, reported = self._objects_of.get(image), self._reported_of.get(image)
         if objects is None or reported is None:
@@ -159,17 +159,17 @@ class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no ty
 
 
 def _entries(rows: Rows) -> Iterator[tuple[int, int, float, Any]]:
-    """Image, number from 1 (the library marks with 0 what has no partner), area and value of each entry."""
+    """Yield image, number from 1 (in the library 0 means no match), area and value of each entry."""
     columns = (rows.images.tolist(), rows.areas.tolist(), rows.values.tolist())
     return ((image, i, area, value) for i, (image, area, value) in enumerate(zip(*columns, strict=True), 1))
 
 
 def _position_and_size(corners: NDArray[np.float32]) -> NDArray[np.float64]:
-    """``x, y, width, height`` of boxes given by their corners."""
+    """Convert boxes from corners to ``x, y, width, height``."""
     boxes = corners.astype(np.float64)
     boxes[:, 2:] -= boxes[:, :2]
     return boxes
 
 
 def _silent(*_: object) -> None:
-    """Say nothing: this is a library, and it may run in several processes at once."""
+    """Suppress the evaluator's output, since this is a library and may run in several processes at once."""

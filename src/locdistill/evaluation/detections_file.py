@@ -1,4 +1,4 @@
-"""Detections that are kept in files, so that what was interrupted or is repeated need not look at images again."""
+"""Files of detections, so that an interrupted or repeated evaluation need not process images again."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _PARTS = Detections._fields
 
 
 def write_detections(path: Path, stamp: str, found: Mapping[int, Sequence[Detections]]) -> None:
-    """Keep detections, as many for each image; the file appears whole or not at all.
+    """Write detections, the same number of sets for each image; the file is written atomically.
 
     Args:
         path: The file.
-        stamp: What they were made with and on.
+        stamp: Identifier of the model and the data that they come from.
         found: By image identifier.
     """
     here = list(chain.from_iterable(found.values()))
@@ -32,7 +32,7 @@ def write_detections(path: Path, stamp: str, found: Mapping[int, Sequence[Detect
 
 
 def read_detections(path: Path, stamp: str) -> dict[int, list[Detections]] | None:
-    """What was kept with this stamp, by image identifier; None where that is not there."""
+    """Read the detections with this stamp, by image identifier; return None if there are none."""
     if not path.is_file():
         return None
     with np.load(path, allow_pickle=False) as kept:

@@ -1,4 +1,4 @@
-"""Which term of a loss pulls how hard at a student."""
+"""Gradients of the terms of a loss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Targets = Mapping[str, Sequence[Tensor]]
-"""What is pulled at, by name: tensors of the graph that the losses were computed from."""
+"""Points at which gradients are computed, by name: tensors in the graph of the losses."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,8 @@ class Pull:
 
     Attributes:
         norm: Its Euclidean norm.
-        cosine: How far it points where the labels' terms together point, from -1 to 1; NaN where one of both is 0.
+        cosine: Cosine of its angle to the total gradient of the labels' terms, from -1 to 1; NaN if either gradient is
+            0.
     """
 
     norm: float
@@ -27,29 +28,29 @@ class Pull:
 
 
 def pulls(terms: Mapping[str, Tensor], targets: Targets, *, labels: Collection[str]) -> dict[str, dict[str, Pull]]:
-    """The gradient of each term at each target.
+    """Compute the gradient of each term at each target.
 
     Args:
         terms: Values of the terms, weights included. Their graph is kept.
-        targets: What the gradients are taken at; a term that does not depend on a target has gradient 0 there.
-        labels: Names of the terms that learn from labels, whose sum the others are compared with.
+        targets: Tensors at which gradients are computed; a term that does not depend on a target has gradient 0 there.
+        labels: Names of the terms that learn from labels; other terms are compared with their sum.
 
     Returns:
-        By target, then by term.
+        Gradients by target, then by term.
     """
     reference = _gradients(sum(terms[name] for name in labels if name in terms), targets)
     found: dict[str, dict[str, Pull]] = {name: {} for name in targets}
     for term, value in terms.items():
         for target, gradient in _gradients(value, targets).items():
             length, other = gradient.norm(), reference[target].norm()
-            # Not divided first: where one is 0, the cosine is undefined, and 0 / 0 says so.
+            # Divided last: if either norm is 0, the cosine is undefined, and 0 / 0 gives NaN.
             cosine = (gradient @ reference[target]) / (length * other)
             found[target][term] = Pull(float(length), float(cosine))
     return found
 
 
 def _gradients(value: Tensor | int, targets: Targets) -> dict[str, Tensor]:
-    """The gradient at each target, flat; zeros where the value does not depend on it."""
+    """Compute the flattened gradient at each target; zeros where the value does not depend on it."""
     flat = [tensor for tensors in targets.values() for tensor in tensors]
     given: Sequence[Tensor | None] = [None] * len(flat)
     if isinstance(value, Tensor) and value.requires_grad:
@@ -63,9 +64,9 @@ def _gradients(value: Tensor | int, targets: Targets) -> dict[str, Tensor]:
 
 
 def shares(norms: Mapping[str, float]) -> dict[str, float]:
-    """Each norm as a part of their sum; they sum to 1, or are all NaN where every norm is 0.
+    """Divide each norm by their sum; the results sum to 1, or are all NaN if every norm is 0.
 
-    Norms, not vectors, are added: terms that pull against each other both count in full.
+    Norms, not vectors, are added: opposite gradients do not cancel.
     """
     total = math.fsum(norms.values())
     return {name: value / total if total else math.nan for name, value in norms.items()}

@@ -1,10 +1,10 @@
-"""Paired differences over seeds, how far they depend on seeds and images, and what may be concluded from them.
+"""Paired differences over seeds, their uncertainty by seeds and images, and the conclusion from them.
 
-Two things make a difference of AP uncertain: another seed would have given other weights, and other images another AP
-of the same weights. The first is seen in the spread over seeds; the second in resamples of the images (the same for
-both sides), on each of which the mean difference over seeds is measured again. Each gives half the width of an interval
-- by Student's t over the seeds, by the normal distribution over the images - and their squares are added. What seed and
-image do together is in both, so the interval is rather too wide than too narrow.
+A difference of AP has two sources of uncertainty: other seeds would give other weights, and other images would give
+another AP of the same weights. The first is estimated by the spread over seeds; the second by resamples of the images
+(the same for both sides), with the mean difference over seeds computed on each. Each gives half the width of an
+interval (by Student's t over the seeds, by the normal distribution over the images), and their squares are added. The
+interaction of seed and image is included in both, so the interval is rather too wide than too narrow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NORMAL = 1.96
 
 
 def t_quantile(freedom: int) -> float:
-    """The 0.975 quantile of Student's t (above 30 degrees of freedom to within 0.002)."""
+    """Return the 0.975 quantile of Student's t (above 30 degrees of freedom to within 0.002)."""
     return _T[freedom - 1] if freedom <= len(_T) else 1.96 + 2.4 / freedom
 
 
@@ -48,7 +48,7 @@ class OverImages:
 
     @classmethod
     def of(cls, resampled: NDArray[np.float64]) -> OverImages | None:
-        """From a difference per resample; resamples without any object (NaN) say nothing, nor does a single one."""
+        """Compute from a difference per resample, without NaN (resamples without objects); None for fewer than two."""
         defined = resampled[~np.isnan(resampled)]
         if len(defined) < 2:
             return None
@@ -58,17 +58,17 @@ class OverImages:
 
 @dataclass(frozen=True)
 class Paired:
-    """The mean of paired differences, and how sure it is.
+    """The mean of paired differences, with its uncertainty.
 
     Attributes:
-        differences: One per seed.
+        differences: Differences, one per seed.
         mean: Their mean.
         deviation: Their standard deviation (n - 1); NaN for one seed.
         error: The standard error of the mean over seeds; NaN for one seed.
         low: Lower end of the 95 % interval of the mean, for other seeds and, where these were resampled, other images;
             minus infinity for one seed.
         high: Its upper end.
-        images: What other images alone would change; None where they were not resampled.
+        images: Uncertainty by images only; None if they were not resampled.
     """
 
     differences: tuple[float, ...]
@@ -84,7 +84,7 @@ class Paired:
         """Compare two measurements of the same seeds: ``first`` minus ``second``.
 
         Raises:
-            ValueError: The two are of different length, or empty.
+            ValueError: The two differ in length, or are empty.
         """
         differences = tuple(a - b for a, b in zip(first, second, strict=True))
         if not differences:
@@ -108,7 +108,7 @@ class Paired:
         return "lower" if self.high < 0 else "within noise"
 
     def text(self) -> str:
-        """The mean, its interval and the spread, as ``+4.3 (95 % interval +2.9 to +5.7; deviation 0.6, 3 seeds)``."""
+        """Format mean, interval and spread, as ``+4.3 (95 % interval +2.9 to +5.7; deviation 0.6, 3 seeds)``."""
         count = len(self.differences)
         if count == 1:
             over = "no interval"
@@ -140,9 +140,9 @@ class Wording:
     """The words of a verdict.
 
     Attributes:
-        what: Is said to help or to hurt.
-        rival: What it is compared with.
-        condition: Under which the first comparison was made.
+        what: Subject that helps or hurts.
+        rival: Baseline of the comparison.
+        condition: Condition of the first comparison.
     """
 
     what: str = "localization distillation"
@@ -151,7 +151,7 @@ class Wording:
 
 
 def verdict(equal_steps: Paired, equal_time: Paired | None, words: Wording | None = None) -> str:
-    """Say what was seen, in AP of the first side (the distilled student) minus the second, and no more than that."""
+    """Return a sentence with the finding, in AP of the first side (the distilled student) minus the second."""
     words = words or Wording()
     lead = _STEPS[equal_steps.finding].format(what=words.what)
     sentence = f"{words.condition} {lead}: AP {equal_steps.text()}."

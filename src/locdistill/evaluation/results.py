@@ -1,4 +1,4 @@
-"""Detections as the JSON file that COCO's test servers take, and back."""
+"""Reading and writing of detections as the JSON file of COCO's test servers."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from locdistill.files import replacing
 from locdistill.geometry.kinds import kind_of
 from locdistill.types import Detections
 
-_SHOWN = 10  # offenders that an error spells out
+_SHOWN = 10  # invalid entries that an error lists
 
 
 def write_results(path: str | Path, dataset: Dataset, detections: Mapping[int, Detections]) -> Path:
     """Write COCO's results format: a list of ``image_id, category_id, bbox [x, y, width, height], score``.
 
     Rotated boxes are written as ``rbox [cx, cy, width, height, angle in radians]``, which is not part of the format;
-    ``bbox`` then circumscribes them. Where the data set's format has no identifiers of classes and images, these depend
-    on which classes and images were chosen, and ``category_name`` and ``file_name`` are written too.
+    ``bbox`` then circumscribes them. If the data set's format has no identifiers of classes and images, these depend on
+    the chosen classes and images, and ``category_name`` and ``file_name`` are written too.
 
-    Boxes are rounded to a hundredth of a pixel, angles and scores to five decimals, as the file of a large test set is
-    long; detections stay in their order. The file appears complete or not at all.
+    Boxes are rounded to a hundredth of a pixel, angles and scores to five decimals, to limit the size of the file for a
+    large test set; the order of detections is kept. The file is written atomically.
 
     Args:
         path: File to write; its folder is created.
-        dataset: Gives the identifier of each class (``category_ids``).
+        dataset: Data set with the identifier of each class (``category_ids``).
         detections: By image identifier, in pixels of the original image.
 
     Returns:
@@ -73,19 +73,19 @@ def _entries(dataset: Dataset, detections: Mapping[int, Detections]) -> Iterator
 
 
 def rounded(box: Sequence[float]) -> list[float]:
-    """Numbers of a box as files have them: pixels with two decimals, an angle, which is the fifth, with five."""
+    """Round the numbers of a box for files: pixels to two decimals, the angle (the fifth number) to five."""
     return [round(v, 2) for v in box[:4]] + [round(v, 5) for v in box[4:]]
 
 
 def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
     """Read a file of COCO results, best score first within each image, to evaluate it on a data set.
 
-    Detections are rotated boxes where they have an ``rbox``, whatever the data set's objects are. A ``category_name``
-    counts for more than a ``category_id``, and a ``file_name`` must be that of the image.
+    Detections with an ``rbox`` are rotated boxes, whatever the data set's objects are. A ``category_name`` takes
+    precedence over a ``category_id``, and a ``file_name`` must be that of the image.
 
     Raises:
-        DataError: The file is absent or not of that format, or speaks of images or classes that the data set lacks, or
-            some of its detections are rotated and others not; the message lists the first offenders.
+        DataError: The file is absent or not of that format, or has images or classes that the data set lacks, or some
+            of its detections are rotated and others not; the message lists the first invalid entries.
     """
     path = Path(path)
     entries = _load(path)
@@ -108,11 +108,11 @@ def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
 
 
 _Labels: TypeAlias = dict[str | int, int]
-"""By the name and by the identifier of a class."""
+"""Class index by the name and by the identifier of a class."""
 
 
 def _category(entry: dict[str, Any]) -> str:
-    """Where an entry says what its class is."""
+    """Return the key of an entry's class."""
     return "category_name" if "category_name" in entry else "category_id"
 
 
@@ -131,7 +131,7 @@ def _load(path: Path) -> list[Any]:
 
 
 def _rotated(path: Path, entries: list[Any]) -> bool:
-    """Whether the detections are rotated boxes."""
+    """Return whether the detections are rotated boxes."""
     without = [i for i, entry in enumerate(entries) if isinstance(entry, dict) and "rbox" not in entry]
     rotated = any(isinstance(entry, dict) and "rbox" in entry for entry in entries)
     if rotated and without:
@@ -143,7 +143,7 @@ def _rotated(path: Path, entries: list[Any]) -> bool:
 
 
 def _problem(entry: object, images: dict[int, str], label_of: _Labels, rotated: bool) -> str | None:
-    """What is wrong with an entry of the file, if anything."""
+    """Return the problem of an entry of the file; None if it is valid."""
     if not isinstance(entry, dict) or not {"image_id", "category_id", "bbox", "score"} <= entry.keys():
         return f"expected image_id, category_id, bbox and score, found {str(entry)[:80]}"
     if not isinstance(entry["image_id"], int) or entry["image_id"] not in images:
@@ -172,7 +172,7 @@ def _detections(entries: list[dict[str, Any]], label_of: _Labels, rotated: bool)
 
 
 def _boxes(numbers: list[list[float]], rotated: bool) -> Tensor:
-    """Boxes as detections have them."""
+    """Convert boxes to the format of detections."""
     boxes = torch.tensor(numbers, dtype=torch.float64).reshape(-1, 5 if rotated else 4)
     if not rotated:
         boxes[:, 2:] += boxes[:, :2]

@@ -2,14 +2,14 @@
 
 The rules are those of :mod:`locdistill.evaluation.voc`, which are also those of the DOTA development kit, with two
 differences, both the kit's: a detection overlaps the quadrilateral as it was annotated (eight numbers, not a rectangle
-fitted to it), and it is true if the overlap is *greater* than the threshold, where VOC asks for at least that. Equal
-scores are ranked by image and then by the order given; among objects that a detection overlaps equally, those to find
-come before the difficult ones, and then the order given counts.
+fitted to it), and it is true if the overlap is *greater* than the threshold, where VOC requires at least the threshold.
+Equal scores are ranked by image and then by the given order. Among objects that a detection overlaps equally, those to
+find come before the difficult ones, and then the given order decides.
 
-Overlaps are computed in float64, once for all thresholds, of those detections and objects whose circumscribed boxes
-meet. Three things differ from the kit: its 11-point AP divides by the number of objects, which may be 0 (here a class
-without objects takes no part in any mean, and is shown as undefined); it widens boxes by a pixel to choose the pairs
-to compare; and it sorts equal scores in an order that is not defined.
+Overlaps are computed in float64, once for all thresholds, for those detections and objects whose circumscribed boxes
+intersect. There are three differences from the kit: its 11-point AP divides by the number of objects, which may be 0
+(here a class without objects is left out of all means, and shown as undefined); it widens boxes by a pixel to choose
+the pairs to compare; and it sorts equal scores in an undefined order.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from locdistill.geometry.rotated import hull, paired_polygon_iou, polygon_hull
 from locdistill.geometry.sweep import in_parts, moved_apart, overlapping_pairs
 from locdistill.types import Detections
 
-PUBLISHED_CLASSES = 15  # of DOTA 1.0, by which the published evaluator divides
+PUBLISHED_CLASSES = 15  # number of classes of DOTA 1.0, by which the published evaluator divides
 
 
 def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
-    """By the overlap of rotated boxes with quadrilaterals; all images at once."""
+    """Find the nearest object by the overlap of rotated boxes with quadrilaterals; all images at once."""
     boxes, quads = torch.from_numpy(reported.boxes).double(), torch.from_numpy(objects.boxes).double()
     images = torch.from_numpy(np.concatenate((reported.images, objects.images)))
     hulls = moved_apart(torch.cat((hull(boxes), polygon_hull(quads))), images)
@@ -47,12 +47,12 @@ def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
     return nearest, most
 
 
-# An overlap greater than a threshold is one that reaches the next larger number.
+# An overlap is greater than a threshold if it reaches the next larger number.
 ROTATED = Rules("Rotated boxes:", np.nextafter(np.arange(50, 100, 5) / 100, 1.0), _nearest)
 
 
 def rotated_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_point: bool) -> VocResult:
-    """AP by class at overlaps 0.50, 0.55, ... 0.95 of rotated boxes with the quadrilaterals of an oriented data set.
+    """Compute AP by class at overlaps 0.50, 0.55, ... 0.95 of rotated boxes with the data set's quadrilaterals.
 
     Arguments and errors are those of :func:`locdistill.evaluation.voc.voc_metrics`.
     """
@@ -60,11 +60,11 @@ def rotated_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, e
 
 
 def published_sum(result: VocResult) -> dict[str, float | None]:
-    """AP at each overlap as the published evaluator of Rotated-LD would print it; for comparison with its numbers only.
+    """Compute AP as printed by the published evaluator of Rotated-LD; for comparison with its numbers only.
 
-    That script adds the classes' AP to a sum, divides it by 15 and prints it, for one overlap after the other, without
-    ever setting the sum back to 0. So it prints ``r_t = true_t + r_(t-1) / 15`` in place of ``true_t``: AP50 is right,
-    the others are too large. The first entry, AP, is the mean of the ten.
+    For each overlap in turn, that script adds the classes' AP to a sum, divides it by 15 and prints it, without
+    resetting the sum to 0. So it prints ``r_t = true_t + r_(t-1) / 15`` in place of ``true_t``: AP50 is right, the
+    others are too large. The first entry, AP, is the mean of the ten.
     """
     stats, before = result.stats, 0.0
     printed: list[float] = []
@@ -77,7 +77,7 @@ def published_sum(result: VocResult) -> dict[str, float | None]:
 
 
 def published_table(result: VocResult) -> Table:
-    """The true numbers, and below them `published_sum` of them."""
+    """Return a table of the true metrics, and below them their `published_sum`."""
     series, stats = published_sum(result), result.stats
     rows = (("AP", stats), (f"running sum r_t = AP_t + r_(t-1) / {PUBLISHED_CLASSES}", series))
     return Table(

@@ -1,6 +1,6 @@
-"""Detections as the files of DOTA's first task: one for each class, and a zip file to send to the server.
+"""Detections as the files of DOTA's first task: one for each class, and a zip file for the server.
 
-A line is ``image score x1 y1 x2 y2 x3 y3 x4 y4``: the image's name without its ending, and the corners clockwise.
+A line is ``image score x1 y1 x2 y2 x3 y3 x4 y4``: the image's name without its suffix, and the corners clockwise.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ _SHOWN = 10
 
 
 def task1_name(name: str) -> str:
-    """The file of a class."""
+    """Return the file name of a class."""
     return f"Task1_{name}.txt"
 
 
 def write_task1(dataset: Dataset, detections: Mapping[int, Detections], folder: str | Path) -> Path:
-    """Write ``Task1_{class}.txt`` for every class, also without detections, and ``Task1.zip`` of them without folders.
+    """Write ``Task1_{class}.txt`` for every class, also without detections, and a flat ``Task1.zip`` of these.
 
-    Scores have five decimals and coordinates two. The first corner is the one that makes the corners fit best to those
-    of the circumscribed box, counted from its upper left one, as the DOTA development kit orders them.
+    Scores have five decimals and coordinates two. The first corner is chosen so that the corners fit best to those of
+    the circumscribed box, counted from its upper left one, as in the DOTA development kit.
 
     Args:
-        dataset: Gives the names of images and classes.
+        dataset: Data set with the names of images and classes.
         detections: By image identifier, in pixels of the original image.
-        folder: Is created; files of these names in it are replaced.
+        folder: Folder to create; files of these names in it are replaced.
 
     Returns:
         The path of the zip file.
 
     Raises:
         ValueError: Detections for an image or a class that the data set does not have.
-        DataError: Two images have the same name, or a class has a name that no file can have.
+        DataError: Two images have the same name, or a class has a name that is not a valid file name.
     """
     names = {image_id: stem for stem, image_id in _image_ids(dataset).items()}
     lines: list[list[str]] = [[] for _ in dataset.classes]
@@ -69,9 +69,9 @@ def write_task1(dataset: Dataset, detections: Mapping[int, Detections], folder: 
 
 
 def from_upper_left(quads: Float[Tensor, "k 4 2"]) -> Float[Tensor, "k 4 2"]:
-    """The same corners in the same turn, beginning where they lie closest to those of the circumscribed box.
+    """Rotate the order of the corners to the one that is closest to the corners of the circumscribed box.
 
-    Closest is by the sum of the distances; of equal sums the first in the order given.
+    The orientation is kept. Closeness is the sum of the distances; of equal sums the first in the given order is used.
     """
     box = HORIZONTAL.corners(polygon_hull(quads))
     turns = torch.stack([quads.roll(-i, 1) for i in range(4)], 1)
@@ -82,11 +82,11 @@ def from_upper_left(quads: Float[Tensor, "k 4 2"]) -> Float[Tensor, "k 4 2"]:
 def read_task1(folder: str | Path, dataset: Dataset, *, angles: AngleRange = "oc") -> dict[int, Detections]:
     """Read the files of `write_task1`, or of another program, best score first within each image.
 
-    Corners become the rotated box with the smallest area around them, the angle in the range asked for.
+    Corners are converted to the rotated box with the smallest area around them, with the angle in the given range.
 
     Raises:
-        DataError: The file of a class is absent, or lines are broken or of images that the data set lacks; the first
-            offenders are listed.
+        DataError: The file of a class is absent, or lines are invalid or of images that the data set lacks; the message
+            lists the first of them.
     """
     image_ids = _image_ids(dataset)
     rows: dict[int, list[tuple[int, list[float]]]] = {record.image_id: [] for record in dataset.records}
@@ -113,7 +113,7 @@ def read_task1(folder: str | Path, dataset: Dataset, *, angles: AngleRange = "oc
 
 
 def _numbers(words: list[str]) -> list[float] | None:
-    """Score and corners of a line; None if it has others."""
+    """Parse the score and corners of a line; return None if it is invalid."""
     try:
         numbers = [float(word) for word in words]
     except ValueError:
@@ -132,7 +132,7 @@ def _detections(rows: list[tuple[int, list[float]]], angles: AngleRange) -> Dete
 
 
 def _image_ids(dataset: Dataset) -> dict[str, int]:
-    """Image identifiers by the names that Task-1 files use."""
+    """Return image identifiers by the names used in Task-1 files."""
     image_ids: dict[str, int] = {}
     for record in dataset.records:
         if record.path.stem in image_ids:

@@ -1,13 +1,14 @@
-"""Average precision as Pascal VOC defines it, at ten overlaps; of any boxes, given what they overlap by.
+"""Average precision as Pascal VOC defines it, at ten overlaps, for any boxes with a given overlap.
 
-A detection belongs to the object of its class and image that it overlaps most, even if a better detection has taken
-that object already. It is true if that overlap reaches the threshold and the object is still free, ignored if the
-object is difficult, else false. Detections are taken from the best score down; equal scores in the order given.
+A detection is assigned to the object of its class and image that it overlaps most, even if a better detection is
+already matched to that object. It is true if that overlap reaches the threshold and the object is still unmatched,
+ignored if the object is difficult, else false. Detections are processed in descending order of score, equal scores in
+the given order.
 
-Two points differ from the reference implementation, both of them rounding: thresholds are 0.50, 0.55, ... 0.95 and not
-a running sum (whose third is 0.6000000000000001), and sorting is stable, so that results do not depend on the machine.
-One peculiarity is kept, because published 11-point numbers contain it: recall levels are multiples of the float 0.1, so
-that a recall of exactly 3/10, 6/10 or 7/10 stays just short of its level (0.30000000000000004 and so on).
+There are two differences from the reference implementation, both in rounding: thresholds are 0.50, 0.55, ... 0.95 and
+not a running sum (whose third is 0.6000000000000001), and sorting is stable, so that results do not depend on the
+machine. One property is kept, because published 11-point numbers depend on it: recall levels are multiples of the float
+0.1, so that a recall of exactly 3/10, 6/10 or 7/10 is slightly below its level (0.30000000000000004 and so on).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from locdistill.evaluation.arrays import Rows, found
 from locdistill.evaluation.tables import Table, percent
 from locdistill.types import Detections
 
-# In the precision of the overlaps, so that a quotient of exactly 7/10 reaches 0.7.
+# Same precision as the overlaps, so that a quotient of exactly 7/10 reaches 0.7.
 THRESHOLDS = (np.arange(50, 100, 5) / 100).astype(np.float32)
 NAMES = tuple(f"AP{p}" for p in range(50, 100, 5))
 RECALL_LEVELS = np.arange(11) * 0.1
@@ -35,18 +36,18 @@ Floats: TypeAlias = NDArray[np.floating]
 
 
 Nearest: TypeAlias = Callable[[Rows, Rows], tuple[NDArray[np.int64], Floats]]
-"""Of detections and objects of one class: the object of its image that each detection overlaps most, the first of
-equals, and how much. Where it overlaps none, or there is none in its image, it is any object, and 0."""
+"""Function from detections and objects of one class to the object in its image that each detection overlaps most, the
+first of equals, and the overlap. If it overlaps none, or its image has none, the result is any object, and 0."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What it takes for a detection to belong to an object; all else is the same for all kinds of boxes.
+    """Rules of matching detections to objects; all else is the same for all kinds of boxes.
 
     Attributes:
-        name: What the metrics are called.
-        thresholds: The overlap to be reached at 0.50, 0.55, ... 0.95, in the precision of the overlaps.
-        nearest: The object that each detection is held against.
+        name: Name of the metrics.
+        thresholds: Required overlaps at 0.50, 0.55, ... 0.95, in the precision of the overlaps.
+        nearest: Function that finds the object each detection is compared with.
     """
 
     name: str
@@ -60,12 +61,12 @@ class VocResult:
 
     Attributes:
         classes: Class names.
-        ap: ``(thresholds, classes)``.
-        recall: ``(thresholds, classes)``, of all detections.
-        objects: Objects to find by class, difficult ones apart.
-        reported: Detections by class.
+        ap: AP, ``(thresholds, classes)``.
+        recall: Recall of all detections, ``(thresholds, classes)``.
+        objects: Number of objects to find by class, without difficult ones.
+        reported: Number of detections by class.
         eleven_point: Whether AP samples precision at eleven recalls (VOC 2007) or is the area under it (from 2010).
-        name: Of the rules.
+        name: Name of the rules.
     """
 
     classes: tuple[str, ...]
@@ -78,18 +79,18 @@ class VocResult:
 
     @property
     def stats(self) -> dict[str, float | None]:
-        """AP (mean of the ten), AP50 ... AP95, and mAP, the name under which the field knows AP50; None: no objects."""
+        """AP (mean of the ten), AP50 ... AP95, and mAP, the usual name of AP50 for VOC; None without objects."""
         some = self.objects > 0
         means = dict(zip(NAMES, (float(v) for v in self.ap[:, some].mean(1)), strict=True)) if some.any() else {}
         mean = sum(means.values()) / len(means) if means else None
         return {"AP": mean} | {name: means.get(name) for name in NAMES} | {"mAP": means.get("AP50")}
 
     def metrics(self) -> dict[str, float]:
-        """The numbers to log: ``stats``, NaN where there is no object at all."""
+        """Return the metrics to log: ``stats``, NaN if there are no objects."""
         return {name: math.nan if value is None else value for name, value in self.stats.items()}
 
     def tables(self) -> tuple[Table, ...]:
-        """The means at each threshold, and AP class by class at each threshold."""
+        """Return a table of the means at each threshold, and one of AP by class at each threshold."""
         kind = "11-point" if self.eleven_point else "area"
         stats = self.stats
         summary = Table(f"{self.name} metrics (%, {kind})", tuple(stats), (tuple(percent(v) for v in stats.values()),))
@@ -103,7 +104,7 @@ class VocResult:
         return summary, Table("By class and overlap", header, tuple(rows), emphasis=(len(rows) - 1,))
 
     def class_table(self, threshold: float) -> Table:
-        """Objects, detections, recall and AP of each class at one of the ten thresholds."""
+        """Return a table of objects, detections, recall and AP of each class at one of the ten thresholds."""
         t = int(np.argmin(np.abs(THRESHOLDS - threshold)))
         rows = [
             (name, str(self.objects[c]), str(self.reported[c]), _cell(self.recall[t, c]), _cell(self.ap[t, c]))
@@ -119,15 +120,15 @@ def _cell(value: float) -> str:
 
 
 def voc_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_point: bool) -> VocResult:
-    """AP by class at overlaps 0.50, 0.55, ... 0.95, difficult objects (``Record.ignored``) neither asked for nor false.
+    """Compute AP by class at overlaps 0.50, 0.55, ... 0.95, ignoring difficult objects (``Record.ignored``).
 
-    Overlaps are of real boxes: no pixel is added to a width (the VOC devkit of 2007 adds one).
+    Overlaps are computed with continuous coordinates: no pixel is added to a width (the VOC devkit of 2007 adds one).
 
     Args:
         dataset: Images, ground truth and class names.
         detections: By image identifier, in pixels of the original image. An image without an entry has none.
-        eleven_point: AP as the mean of the best precision at recalls 0, 0.1, ... 1 (VOC 2007), else as the area
-            under the falling envelope of precision over recall.
+        eleven_point: Whether AP is the mean of the best precision at recalls 0, 0.1, ... 1 (VOC 2007), instead of the
+            area under the decreasing envelope of precision over recall.
 
     Raises:
         ValueError: Detections for an image or a class that the data set does not have.
@@ -138,7 +139,7 @@ def voc_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, eleve
 def average_precision(
     dataset: Dataset, detections: Mapping[int, Detections], rules: Rules, *, eleven_point: bool
 ) -> VocResult:
-    """What `voc_metrics` does, for any rules: detections of all images together, judged by class and threshold."""
+    """Compute `voc_metrics` for any rules: detections of all images are matched by class and threshold."""
     found_by_image = found(dataset, detections)
     objects, reported = Rows.objects(dataset.records), Rows.detections([*found_by_image.values()])
     shape = (len(rules.thresholds), len(dataset.classes))
@@ -157,7 +158,7 @@ def average_precision(
 
 
 def judge_class(reported: Rows, objects: Rows, rules: Rules) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Which detections of one class, best first in each image, are true and which false: (thresholds, k) each."""
+    """Return masks of the true and the false detections of a class, best first per image: (thresholds, k) each."""
     if not len(objects.images):
         true = np.zeros((len(rules.thresholds), len(reported.images)), bool)
         return true, ~true
@@ -175,7 +176,7 @@ def judge_class(reported: Rows, objects: Rows, rules: Rules) -> tuple[NDArray[np
 
 
 def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
-    """By IoU, in the precision of the boxes; only images with an object need a closer look."""
+    """Find the nearest object by IoU, in the precision of the boxes; only images with an object are processed."""
     target, overlap = np.zeros(len(reported.images), np.int64), np.zeros(len(reported.images), np.float32)
     truth = objects.by_image()
     for image, mine in reported.by_image().items():
@@ -199,12 +200,12 @@ VOC = Rules("VOC", THRESHOLDS, _nearest)
 
 
 def _average(hits: NDArray[np.int64], misses: NDArray[np.int64], objects: int, eleven_point: bool) -> float:
-    """AP from the running counts of true and false detections."""
-    # Ignored detections at the start have seen neither: precision 0, at recall 0.
+    """Compute AP from the running counts of true and false detections."""
+    # Ignored detections at the start have no true or false ones before them: precision 0, at recall 0.
     precision = hits / np.maximum(hits + misses, 1)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
     if eleven_point:
-        places = np.searchsorted(hits / objects, RECALL_LEVELS)  # the first place at which each level is reached
+        places = np.searchsorted(hits / objects, RECALL_LEVELS)  # the first position at which each level is reached
         return float(np.append(best_from_here, 0.0)[places].sum() / 11)
     gained = np.diff(hits, prepend=0)
     return float((best_from_here * gained).sum() / objects)

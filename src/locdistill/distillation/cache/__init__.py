@@ -1,1 +1,1 @@
-"""What a teacher said, kept."""
+"""Cache of a teacher's predictions."""

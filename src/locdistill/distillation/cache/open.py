@@ -1,4 +1,4 @@
-"""The cache of a teacher's predictions that a recipe names: whose it is, and what is in it."""
+"""Opening of a recipe's cache of teacher predictions, with checks of its owner and its contents."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ log = logging.getLogger("locdistill")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheUse:
-    """What decides what a cache holds, and what is read from it.
+    """Settings and objects that decide what a cache holds, and what is read from it.
 
     Attributes:
         settings: The teachers and the cache.
-        teacher: Who teaches, run at each step as yet.
-        student: Who is taught.
+        teacher: The teacher, not cached yet.
+        student: The student.
         objective: The student's loss.
         dataset: The training images.
-        data: How they are shown.
-        precision: Of the teacher's multiplications.
-        seed: Of the order and the views of the images.
+        data: Settings of augmentation, batches and padding.
+        precision: Precision of the teacher's multiplications.
+        seed: Seed of the order and the views of the images.
     """
 
     settings: TeacherSettings
@@ -66,19 +66,20 @@ class CacheUse:
 
     @property
     def plan(self) -> ViewPlan:
-        """How the images are shown."""
+        """Plan of the views of the images."""
         return training_plan(self.data, self.seed)
 
 
 def open_cache(use: CacheUse, *, progress: Progress | None = None) -> tuple[CachedTeacher, Recall]:
-    """Open the cache of a run: a teacher that is run for what is missing alone, and what it said before.
+    """Open a run's cache: a teacher that runs only where records are missing, and the lookup of its records.
 
     Args:
-        use: The run.
-        progress: Shows how far the images are read, where their content is not known yet.
+        use: The run's settings and objects.
+        progress: Reports how many of the images with unknown content are read.
 
     Raises:
-        CacheError: The cache is another one's, incomplete where it cannot be added to, or cannot be read or written.
+        CacheError: The cache belongs to another teacher or student, is incomplete and cannot be added to, or cannot be
+            read or written.
         ImageError: An image cannot be read.
     """
     teacher, dataset, settings = use.teacher, use.dataset, use.settings.cache
@@ -111,10 +112,10 @@ def open_cache(use: CacheUse, *, progress: Progress | None = None) -> tuple[Cach
 
 
 def store_in(path: str | Path) -> Store:
-    """The store in a folder, which may be new.
+    """Return the store in a folder, which may be new.
 
     Raises:
-        CacheError: It is a file, or a folder of something else.
+        CacheError: The path is a file, or a folder with other contents.
     """
     folder = Path(path)
     if folder.exists() and not folder.is_dir():
@@ -126,7 +127,7 @@ def store_in(path: str | Path) -> Store:
 
 
 def contract_of(use: CacheUse, keeping: Keeping) -> dict[str, Any]:
-    """All that decides what a teacher says of an image, and what of it is kept, as plain data."""
+    """Return as plain data all that determines a teacher's predictions of an image, and which of them are kept."""
     teacher, student = use.settings, use.student.settings
     own = ("sha256", "share", "classes", "input", "onnx")
     return {
@@ -152,10 +153,10 @@ def contract_of(use: CacheUse, keeping: Keeping) -> dict[str, Any]:
 
 
 def _check_contract(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse a cache of something else; one that holds more will do.
+    """Raise an error if a cache has another contract; one that holds more is accepted.
 
     Raises:
-        CacheError: It is another teacher's or student's, or lacks something.
+        CacheError: It belongs to another teacher or student, or lacks something.
     """
     differs = [
         f"{name} {_brief(there.get(name))} there, {_brief(value)} here"
@@ -174,7 +175,7 @@ def _check_contract(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -
 
 
 def _brief(value: Any) -> str:
-    """Plain data in a few words; digests shortened."""
+    """Format plain data briefly; digests are shortened."""
     if isinstance(value, list):
         return "[" + ", ".join(_brief(each) for each in value) + "]"
     if isinstance(value, dict):
@@ -183,10 +184,10 @@ def _brief(value: Any) -> str:
 
 
 def _check_padding(use: CacheUse, layout: Layout) -> None:
-    """Terms that look at the padding need batches without any.
+    """Raise an error if a term uses the padding of a batch and batches have any.
 
     Raises:
-        CacheError: A term looks at the padding that a batch adds, and what is kept cannot hold it.
+        CacheError: A term uses the padding that a batch adds, which the records cannot hold.
     """
     terms = [name for name, term in use.objective.terms.items() if term.sees_padding]
     if not terms:
@@ -204,14 +205,14 @@ def _check_padding(use: CacheUse, layout: Layout) -> None:
 
 
 def missing_draws(recall: Recall, dataset: Dataset, plan: ViewPlan, part: tuple[int, int] = (1, 1)) -> list[Draw]:
-    """The ways of looking at the images of which nothing is kept yet; each once.
+    """Return the views of the images without a record yet; each once.
 
     Args:
-        recall: What is kept.
+        recall: The lookup of records.
         dataset: The images.
-        plan: How they are shown.
-        part: ``(k, n)``: only those of the ``k``-th of ``n`` shares, from 1. A share is the same whatever is kept
-            already, so that all of them together are everything, whenever each begins.
+        plan: The plan of their views.
+        part: ``(k, n)``: only those of the ``k``-th of ``n`` shares, counted from 1. A share does not depend on the
+            existing records, so that all shares together are complete, whenever each begins.
     """
     keys: dict[bytes, Draw] = {}
     for draw, view, size in _sized(dataset, plan):
@@ -223,12 +224,12 @@ def missing_draws(recall: Recall, dataset: Dataset, plan: ViewPlan, part: tuple[
 
 
 def ways_of(dataset: Dataset, plan: ViewPlan) -> int:
-    """Number of images times ways to look at each."""
+    """Return the number of images times the number of views of each."""
     return len(dataset) * (plan.ways or 0)
 
 
 def _sized(dataset: Dataset, plan: ViewPlan) -> Iterator[tuple[Draw, View, tuple[int, int]]]:
-    """All ways of looking at all images, with the height and width that they get."""
+    """Yield all views of all images, with the resulting height and width."""
     assert plan.ways is not None, "the recipe's checks refuse what cannot be counted"
     for image, record in enumerate(dataset.records):
         for way, view in enumerate(plan.all_views(image)):
@@ -236,9 +237,9 @@ def _sized(dataset: Dataset, plan: ViewPlan) -> Iterator[tuple[Draw, View, tuple
 
 
 def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Progress | None = None) -> np.ndarray:
-    """A digest of each image's file and objects, ``(n, 16)`` uint8.
+    """Return a digest of each image's file and objects, ``(n, 16)`` uint8.
 
-    A file whose size and time of change are those that the store has noted is not read again.
+    A file is not read again if its size and modification time match the notes in the store.
 
     Raises:
         ImageError: A file cannot be read.

@@ -1,8 +1,8 @@
-"""What is kept of a teacher's predictions of one image, and how a batch is put together of it again.
+"""Records of a teacher's predictions of one image, and their reassembly into a batch.
 
-A record has the locations that were asked for and, row by row, what is said there; and whole maps where terms look at
-them. Locations are counted on the image's own grid, padded to its own extents, so that a record does not depend on
-which images once shared a batch.
+A record has the selected locations with one row of predictions each, and whole maps where terms use them. Locations are
+counted on the image's own grid, padded to its own extents, so that a record does not depend on which images once shared
+a batch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ LARGEST = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
-    """How the locations of a padded image follow each other; see `Grid`.
+    """Order of the locations of a padded image; see `Grid`.
 
     Attributes:
-        strides: Of the levels, in pixels.
-        per_cell: Locations of a cell.
+        strides: Strides of the levels, in pixels.
+        per_cell: Locations per cell.
         pad_to: Sides of images are padded to multiples of this.
     """
 
@@ -38,20 +38,20 @@ class Layout:
     pad_to: int
 
     def extents(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width of an image with its own padding."""
+        """Return the height and width of an image with its own padding."""
         height, width = (-(-side // self.pad_to) * self.pad_to for side in size)
         return height, width
 
     def shapes(self, padded: tuple[int, int]) -> list[tuple[int, int]]:
-        """Height and width of each level's map, of a padded image."""
+        """Return the height and width of each level's map for a padded image."""
         return [(-(-padded[0] // stride), -(-padded[1] // stride)) for stride in self.strides]
 
     def locations(self, padded: tuple[int, int]) -> int:
-        """Number of locations of a padded image."""
+        """Return the number of locations of a padded image."""
         return sum(h * w for h, w in self.shapes(padded)) * self.per_cell
 
     def moved(self, index: Int[Tensor, " k"], source: tuple[int, int], target: tuple[int, int]) -> Int[Tensor, " k"]:
-        """Where locations of a padded image are found when it is padded to other sides, not smaller ones."""
+        """Return the indices of a padded image's locations after padding it to other sides, not smaller ones."""
         if source == target:
             return index
         ours, theirs = (torch.tensor(self.shapes(sides)) for sides in (source, target))
@@ -67,15 +67,15 @@ class Layout:
 def record_of(
     dense: Dense, image: int, where: Int[Tensor, " k"] | None, *, maps: Sequence[str], numbers: NumberFormat
 ) -> CacheRecord:
-    """What is kept of one image of a batch.
+    """Create the record of one image of a batch.
 
     Args:
-        dense: What the teacher says of the batch.
-        image: The image's place in it.
+        dense: The teacher's predictions of the batch.
+        image: The image's position in the batch.
         where: Locations to keep; None keeps no predictions.
-        maps: Which of ``features`` and ``towers`` to keep whole, and whether ``moments`` of the towers.
-        numbers: ``half``, or ``8bit``: the edges of a location, its classes, or a channel of a map between their own
-            least and largest value.
+        maps: Maps to keep: ``features`` and ``towers`` whole, or ``moments`` of the towers.
+        numbers: ``half``, or ``8bit``: the edges of a location, its classes, or a channel of a map are quantised
+            between their own minimum and maximum.
     """
     record: CacheRecord = {}
     if where is not None:
@@ -94,7 +94,7 @@ def record_of(
 
 
 def record_errors(record: CacheRecord, dense: Dense, image: int, where: Int[Tensor, " k"] | None) -> dict[str, float]:
-    """The largest difference between what was said and what is kept of it, by name."""
+    """Return the largest difference between predictions and their record, by name."""
     values_of = (dense.cls_logits, dense.edge_logits, dense.quality_logits)
     pairs = {
         name: values[image, where]
@@ -116,14 +116,14 @@ def record_errors(record: CacheRecord, dense: Dense, image: int, where: Int[Tens
 
 
 def moments(values: Float[Tensor, "d h w"]) -> Float[Tensor, "d 1 2"]:
-    """Maps of two places with each channel's mean and spread: all that is asked of the maps another is aligned to."""
+    """Return maps of two positions with the same mean and spread per channel: all that alignment to them uses."""
     mean = values.float().mean((1, 2), keepdim=True)
     spread = values.float().var((1, 2), correction=0, keepdim=True).sqrt()
     return torch.cat((mean - spread, mean + spread), -1)
 
 
 def encoded(name: str, values: Float[Tensor, "*shape"], numbers: NumberFormat) -> CacheRecord:
-    """Numbers as they are kept; see :func:`decoded`. Half precision has 11 bits, and 8-bit numbers 255 equal steps."""
+    """Encode numbers for storage; see :func:`decoded`. Half precision has 11 bits, and 8 bits have 255 equal steps."""
     values = values.float().clamp(-LARGEST, LARGEST)
     if numbers == "half" or name == "quality":
         return {name: values.half()}
@@ -135,7 +135,7 @@ def encoded(name: str, values: Float[Tensor, "*shape"], numbers: NumberFormat) -
 
 
 def decoded(record: Mapping[str, Tensor], name: str) -> Float[Tensor, "*shape"]:
-    """Numbers in float32; those of 8 bits are wrong by half a step at most."""
+    """Decode stored numbers to float32; the error of 8-bit numbers is at most half a step."""
     values = record[name].float()
     if name + LOW not in record:
         return values
@@ -145,12 +145,12 @@ def decoded(record: Mapping[str, Tensor], name: str) -> Float[Tensor, "*shape"]:
 
 
 def joined(records: Sequence[CacheRecord], sizes: Sequence[tuple[int, int]], layout: Layout) -> CacheRecord:
-    """The records of a batch's images, put together for its padding; for ``dense_of``.
+    """Join the records of a batch's images for its padding; input of ``dense_of``.
 
     Args:
         records: One for each image.
         sizes: Height and width of each image, without padding.
-        layout: Of its locations.
+        layout: Layout of the locations.
     """
     extents = [layout.extents(size) for size in sizes]
     padded = max(h for h, _ in extents), max(w for _, w in extents)
@@ -159,7 +159,7 @@ def joined(records: Sequence[CacheRecord], sizes: Sequence[tuple[int, int]], lay
         parts = [record[name] for record in records]
         kind, _, level = name.partition(".")
         if kind in MAPS and level.isdigit():
-            # maps of unequal size in one tensor; what lies beyond their own size is padding, and means nothing
+            # maps of unequal size in one tensor; values beyond their own size are padding without meaning
             height, width = (max(values.shape[axis] for values in parts) for axis in (-2, -1))
             whole = parts[0].new_zeros(len(parts), len(parts[0]), height, width)
             for place, values in zip(whole, parts, strict=True):
@@ -177,7 +177,7 @@ def joined(records: Sequence[CacheRecord], sizes: Sequence[tuple[int, int]], lay
 def _places(
     records: Sequence[CacheRecord], extents: Sequence[tuple[int, int]], padded: tuple[int, int], layout: Layout
 ) -> Int[Tensor, " k"]:
-    """Places of all rows in the batch, its images' locations one after the other."""
+    """Return the index of each row in the batch's locations, image after image."""
     places, locations = [], layout.locations(padded)
     for image, (record, own) in enumerate(zip(records, extents, strict=True)):
         index = record[INDEX].long() if INDEX in record else torch.arange(layout.locations(own))
@@ -186,12 +186,12 @@ def _places(
 
 
 def dense_of(record: Mapping[str, Tensor], images: int, locations: int) -> Dense:
-    """Predictions of a batch, in float32; 0 where nothing is kept.
+    """Return the predictions of a batch in float32; 0 where no record has a row.
 
     Args:
-        record: Put together by :func:`joined`, on the device.
-        images: Of the batch.
-        locations: Of each image.
+        record: Record joined by :func:`joined`, on the device.
+        images: Number of images in the batch.
+        locations: Number of locations per image.
     """
 
     def spread(name: str) -> Tensor:

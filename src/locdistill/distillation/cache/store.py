@@ -1,8 +1,8 @@
 """Tensors by key in a memory-mapped file, shared by the processes that read and write it.
 
-The file is an LMDB database, and a record in it a set of named tensors as safetensors writes them. A write is there
-whole or not at all, also after a kill; many processes may read while one writes, and writers wait for each other. LMDB
-asks for a file system of the machine itself: on a network file system it may be read, by one machine also written.
+The file is an LMDB database; each record is a set of named tensors in safetensors format. Writes are atomic, also when
+the process is killed. Many processes may read while one writes, and writers wait for each other. LMDB needs a local
+file system: on a network file system the file may be read, and written by one machine only.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from locdistill.errors import CacheError
 
-# Addresses set aside, not disk: the file grows with what is put into it.
+# Reserved addresses, not disk space: the file grows with its contents.
 ADDRESSES = 2**40
 READERS = 1024
 FILE = "data.mdb"
@@ -31,9 +31,9 @@ CacheRecord = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Store:
-    """Records, small notes, and what the whole is about.
+    """Database of records, small notes, and metadata of the whole.
 
-    It may be handed to other processes: each opens the file for itself, when it first needs it.
+    It may be passed to other processes: each opens the file itself, on first use.
 
     Attributes:
         path: Folder of the database; made by the first write.
@@ -43,7 +43,7 @@ class Store:
 
     @property
     def exists(self) -> bool:
-        """Whether anything was ever written."""
+        """Whether the store has been written to."""
         file = self.path / FILE
         return file.is_file() and file.stat().st_size > 0
 
@@ -53,12 +53,12 @@ class Store:
         return (self.path / FILE).stat().st_size if self.exists else 0
 
     def __len__(self) -> int:
-        """Number of records."""
+        """Return the number of records."""
         with self._reading() as (transaction, tables):
             return 0 if transaction is None else int(transaction.stat(tables[RECORDS])["entries"])
 
     def get(self, keys: Sequence[bytes]) -> list[CacheRecord | None]:
-        """The records of these keys; None where there is none."""
+        """Return the records of these keys; None where there is none."""
         with self._reading() as (transaction, tables):
             if transaction is None:
                 return [None] * len(keys)
@@ -66,14 +66,14 @@ class Store:
             return [None if data is None else load(bytes(data)) for data in found]
 
     def has(self, keys: Iterable[bytes]) -> list[bool]:
-        """Which of these keys have a record."""
+        """Return for each key whether it has a record."""
         with self._reading() as (transaction, tables):
             if transaction is None:
                 return [False for _ in keys]
             return [transaction.get(key, db=tables[RECORDS]) is not None for key in keys]
 
     def put(self, records: Mapping[bytes, CacheRecord]) -> None:
-        """Add records, all of them or none; one that is there already is left as it is.
+        """Add records, all of them or none; existing records are left unchanged.
 
         Raises:
             CacheError: The folder cannot be written to, or the disk is full.
@@ -86,7 +86,7 @@ class Store:
                 transaction.put(key, data, db=tables[RECORDS], overwrite=False)
 
     def notes(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """The notes of these keys."""
+        """Return the notes of these keys; None where there is none."""
         with self._reading() as (transaction, tables):
             if transaction is None:
                 return [None] * len(keys)
@@ -94,7 +94,7 @@ class Store:
             return [None if data is None else bytes(data) for data in found]
 
     def note(self, notes: Mapping[bytes, bytes]) -> None:
-        """Write notes, over those that are there.
+        """Write notes, replacing existing ones.
 
         Raises:
             CacheError: The folder cannot be written to, or the disk is full.
@@ -104,13 +104,13 @@ class Store:
                 transaction.put(key, data, db=tables[NOTES])
 
     def about(self, name: str) -> Any:
-        """What was written under a name of the whole; None if nothing was."""
+        """Return the metadata with this name; None if there is none."""
         with self._reading() as (transaction, tables):
             data = None if transaction is None else transaction.get(name.encode(), db=tables[ABOUT])
             return None if data is None else json.loads(bytes(data))
 
     def claim(self, name: str, value: Any) -> Any:
-        """Write plain data under a name of the whole, unless something is there; returns what is there then.
+        """Write plain data as metadata with this name unless it exists, and return the stored value.
 
         Raises:
             CacheError: The folder cannot be written to, or the disk is full.
@@ -127,7 +127,7 @@ class Store:
         with self._explained("read"):
             try:
                 environment, tables = _opened(self.path, writable=False)
-            except (lmdb.NotFoundError, lmdb.ReadonlyError):  # another process is about to make it
+            except (lmdb.NotFoundError, lmdb.ReadonlyError):  # another process is creating it
                 yield None, {}
                 return
             with environment.begin(buffers=True) as transaction:
@@ -162,7 +162,7 @@ class _Open(NamedTuple):
 
 
 _OPEN: dict[Path, _Open] = {}
-"""A process may open a database only once, and must not go on with one that its parent had opened."""
+"""Open databases. A process may open one only once, and must not use one opened by its parent."""
 
 
 def _opened(path: Path, *, writable: bool) -> tuple[Any, dict[bytes, Any]]:
@@ -184,7 +184,7 @@ def _open(path: Path, writable: bool) -> _Open:
         max_dbs=3,
         max_readers=READERS,
         readonly=not writable,
-        lock=writable or os.access(path, os.W_OK),  # readers sign a list, which a folder that is only read cannot hold
+        lock=writable or os.access(path, os.W_OK),  # readers need a lock file, which a read-only folder cannot hold
         metasync=False,
         readahead=False,
     )
@@ -197,5 +197,5 @@ def _open(path: Path, writable: bool) -> _Open:
 
 
 def _file(path: Path) -> int | None:
-    """Which file it is: another one may have taken its place."""
+    """Return the inode of the file, to detect its replacement by another one."""
     return (path / FILE).stat().st_ino if (path / FILE).is_file() else None

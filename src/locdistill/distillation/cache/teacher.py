@@ -1,4 +1,4 @@
-"""A teacher that looks at each image once, and is remembered ever after."""
+"""A teacher that processes each view of an image once and takes its predictions from a cache afterwards."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ ERRORS = "errors"
 
 @dataclass(frozen=True)
 class Recall:
-    """Hands on with each batch what is remembered of its images, in the processes that read them.
+    """Lookup of the records of a batch's images, in the worker processes that read the images.
 
-    A record belongs to an image's content, its objects, and the exact size and way in which it is looked at: nothing
-    else of the file system or the run counts.
+    A record is identified by an image's content, its objects, and its exact size and view: nothing else of the file
+    system or the run matters.
 
     Attributes:
-        store: Where the records are.
+        store: Store of the records.
         contents: A digest of each image and its objects, ``(n, 16)`` uint8.
-        layout: Of the student's locations.
+        layout: Layout of the student's locations.
     """
 
     store: Store
@@ -45,18 +45,18 @@ class Recall:
     layout: Layout
 
     def key(self, image: int, size: tuple[int, int], view: View) -> bytes:
-        """The key of one image, looked at in one way."""
+        """Return the key of one view of an image."""
         return bytes(self.contents[image]) + struct.pack("<II", *size) + view.mark
 
     def recall(
         self, images: Sequence[int], sizes: Sequence[tuple[int, int]], views: Sequence[View]
     ) -> Mapping[str, Tensor]:
-        """The keys of a batch's images and, if there is a record of all of them, what they say; see `CachedTeacher`.
+        """Return the keys of a batch's images and, if all have records, their joined records; see `CachedTeacher`.
 
         Args:
-            images: Their positions in the data set.
+            images: Positions of the images in the data set.
             sizes: Height and width of each, before padding.
-            views: How each is looked at.
+            views: View of each.
         """
         keys = [self.key(*own) for own in zip(images, sizes, views, strict=True)]
         named = {KEYS: torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1).copy())}
@@ -67,14 +67,14 @@ class Recall:
 
 @dataclass(frozen=True, kw_only=True)
 class Keeping:
-    """What is kept of what a teacher says.
+    """Selection of a teacher's predictions to keep.
 
     Attributes:
-        objective: Whose terms it is kept for: its assigner and regions say at which locations.
-        layout: Of the student's locations.
-        predictions: Whether terms, or what is watched, look at predictions.
-        maps: Which maps are kept: ``features``, ``towers``, or the ``moments`` of the towers.
-        numbers: How precisely.
+        objective: The loss with the terms to keep them for; its assigner and regions decide at which locations.
+        layout: Layout of the student's locations.
+        predictions: Whether terms, or the monitored agreement, use predictions.
+        maps: Maps to keep: ``features``, ``towers``, or the ``moments`` of the towers.
+        numbers: Number format of the records.
     """
 
     objective: Objective
@@ -85,13 +85,14 @@ class Keeping:
 
     @classmethod
     def of(cls, objective: Objective, layout: Layout, *, comparable: bool, numbers: NumberFormat = "half") -> Keeping:
-        """What the terms of an objective look at.
+        """Return the selection that the terms of an objective need.
 
         Args:
             objective: The loss.
-            layout: Of the student's locations.
-            comparable: Whether the teacher's predictions are in the student's terms: how well both agree is watched.
-            numbers: How precisely to keep it.
+            layout: Layout of the student's locations.
+            comparable: Whether the teacher's predictions are comparable with the student's; their agreement is then
+                monitored.
+            numbers: Number format of the records.
         """
         terms = list(objective.terms.values())
         towers = any(Need.TOWERS in term.needs for term in terms)
@@ -105,12 +106,12 @@ class Keeping:
 
     @property
     def everywhere(self) -> bool:
-        """Whether predictions are kept at all locations, since a term may look at any."""
+        """Whether predictions are kept at all locations, since a term may use any."""
         return any(not term.bounded for term in self._asking)
 
     @property
     def regions(self) -> tuple[str, ...]:
-        """The regions at whose locations predictions are kept, beside the positives, in words."""
+        """Names of the regions at which predictions are kept, in addition to the positives."""
         return ("everywhere",) if self.everywhere else tuple(sorted({_footprint(term.on) for term in self._asking}))
 
     @property
@@ -118,7 +119,7 @@ class Keeping:
         return [term for term in self.objective.terms.values() if term.needs_teacher and term.needs_predictions]
 
     def where(self, dense: Dense, instances: Instances, grid: Grid) -> Bool[Tensor, "b l"]:
-        """The locations at which predictions are kept: the positives, and all that a term may look at."""
+        """Return the locations at which predictions are kept: the positives, and all that a term may use."""
         with torch.autocast(grid.points.device.type, enabled=False):
             objective = self.objective
             scene = objective.unchecked(dense, dense, grid=grid, instances=instances)
@@ -129,20 +130,20 @@ class Keeping:
 
 
 class CachedTeacher(FrozenTeacher):
-    """A teacher whose predictions are taken from a store where they are there, and put there where they are not.
+    """A teacher that reads its predictions from a store, and adds those that are missing.
 
-    Predictions of an image do not depend on which images share its batch: each is looked at in its own padding. They
-    are rounded as the store keeps them, the first time too, so that a run does not change with what was there before.
-    A batch that does not come with what is remembered (another loader's) is shown to the teacher itself.
+    Predictions of an image do not depend on the other images of its batch: each is processed with its own padding. They
+    are rounded as in the store, also on first use, so that a run does not depend on the previous contents of the store.
+    For a batch without cache keys (from another loader), the teacher itself is run.
 
     Args:
-        teacher: Who is asked where nothing is remembered; it is brought to the device only then.
-        store: Where the records are.
-        keeping: What is kept.
-        grid_for: From height and width of padded images to the student's locations.
+        teacher: The teacher to run where records are missing; it is moved to the device only then.
+        store: Store of the records.
+        keeping: Selection of what is kept.
+        grid_for: Function from height and width of padded images to the student's locations.
 
     Attributes:
-        errors: Largest difference, by rounding, between what the teacher said and what was kept, by name.
+        errors: Largest rounding error of the records so far, by name.
     """
 
     def __init__(
@@ -157,17 +158,17 @@ class CachedTeacher(FrozenTeacher):
         self._facts: tuple[tuple[int, ...] | None, bool] | None = None
 
     def to(self, device: torch.device) -> CachedTeacher:
-        """Note where the batches are; the teacher follows when it is needed."""
+        """Record the device of the batches; the teacher is moved there when it is needed."""
         self._device = device
         return self
 
     def optimise(self, how: SpeedUps) -> None:
-        """Note how; the teacher does so when it is needed."""
+        """Record the speed-ups; they are applied to the teacher when it is needed."""
         self._how, self._brought_to = how, None
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
-        """The teacher's predictions on the batch; see :meth:`FrozenTeacher.__call__`."""
+        """Return the teacher's predictions on the batch; see :meth:`FrozenTeacher.__call__`."""
         from_cache = batch.from_cache
         if from_cache is None:
             return self._asked(batch, features=features, towers=towers)
@@ -177,14 +178,14 @@ class CachedTeacher(FrozenTeacher):
                 keys = [bytes(key) for key in from_cache[KEYS].tolist()]
                 self.store.put(dict(zip(keys, records, strict=True)))
                 self._note_errors()
-                # what would have come with the batch, had it been there
+                # the same as a record that comes with the batch
                 sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
                 cpu = [{name: values.cpu() for name, values in record.items()} for record in records]
                 together = joined(cpu, sizes, self.keeping.layout)
                 from_cache = {name: values.to(batch.images.device) for name, values in together.items()}
             locations = self.keeping.layout.locations((int(batch.images.shape[-2]), int(batch.images.shape[-1])))
             dense = dense_of(from_cache, len(batch.images), locations)
-        # which classes are known, and what the quality is for: the same of all images
+        # the known classes and the use of the quality are the same for all images
         if self._facts is None:
             facts = self.store.about(FACTS)
             self._facts = None if facts["known"] is None else tuple(facts["known"]), facts["quality_in_score"]
@@ -192,18 +193,18 @@ class CachedTeacher(FrozenTeacher):
         return dense._replace(known=known, quality_in_score=quality_in_score)
 
     def _note_errors(self) -> None:
-        """Write down the largest errors, where they have grown."""
+        """Update the largest errors in the store."""
         known = noted_errors(self.store) or {}
         if grown := {name: error for name, error in self.errors.items() if error > known.get(name, -1.0)}:
             self.store.note({f"{ERRORS}.{name}".encode(): repr(error).encode() for name, error in grown.items()})
 
     def cross(self, student: Dense, teacher: Dense) -> Dense:
-        """What the teacher's head makes of the student's features: it is run each time."""
+        """Return the predictions of the teacher's head for the student's features; the head is run each time."""
         return self._present().cross(student, teacher)
 
     @torch.no_grad()
     def look(self, batch: Batch) -> list[CacheRecord]:
-        """What is kept of each image of a batch, seen by the teacher now."""
+        """Run the teacher on a batch and return the record of each image."""
         extents = [self.keeping.layout.extents((int(h), int(w))) for h, w in batch.sizes.tolist()]
         records: dict[int, CacheRecord] = {}
         for own in sorted(set(extents)):
@@ -212,7 +213,7 @@ class CachedTeacher(FrozenTeacher):
         return [records[i] for i in range(len(extents))]
 
     def _look_alike(self, batch: Batch) -> list[CacheRecord]:
-        """Records of images that fill a batch with their extents."""
+        """Return the records of images that all have the extents of their batch."""
         keeping = self.keeping
         kept_towers = "towers" in keeping.maps or MOMENTS in keeping.maps
         dense = self._asked(batch, features="features" in keeping.maps, towers=kept_towers)
@@ -235,7 +236,7 @@ class CachedTeacher(FrozenTeacher):
         return self._present()(batch, features=features, towers=towers)
 
     def _present(self) -> FrozenTeacher:
-        """The teacher, where the batches are."""
+        """Return the teacher on the device of the batches."""
         if self._brought_to != self._device:
             self.teacher.to(self._device)
             if self._how is not None:
@@ -245,20 +246,20 @@ class CachedTeacher(FrozenTeacher):
 
 
 def noted_errors(store: Store) -> dict[str, float] | None:
-    """Largest rounding error of what is kept: of class and edge logits, qualities and maps; None if none is known."""
+    """Return the largest rounding error of class and edge logits, qualities and maps; None if none is known."""
     names = (*ROWS, *MAPS)
     notes = zip(names, store.notes([f"{ERRORS}.{name}".encode() for name in names]), strict=True)
     return {name: float(note) for name, note in notes if note is not None} or None
 
 
 def _footprint(region: Region) -> str:
-    """A region in words, without how it weighs its locations."""
+    """Return a description of a region, without the weighting of its locations."""
     own = {field.name: getattr(region, field.name) for field in fields(region) if field.name != "by"}  # type: ignore[arg-type]
     return " ".join([type(region).__name__, *(f"{name}={value}" for name, value in own.items())])
 
 
 def _part(batch: Batch, images: list[int], extents: tuple[int, int]) -> Batch:
-    """Some images of a batch, without what pads them beyond their extents."""
+    """Return some images of a batch, without padding beyond their extents."""
     height, width = extents
     return batch._replace(
         images=batch.images[images, :, :height, :width],
