@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 class PictureCache:
-    """A block of memory with a place for each image, filled as images are first read.
+    """A block of memory with a slot for each image, filled as images are first read.
 
-    What has no place within ``limit`` bytes is read from its file each time. Forked workers share the block (two that
-    fill the same place write the same pixels); workers started otherwise begin with an empty one each, of their part
-    of the limit.
+    Images without a slot within ``limit`` bytes are read from their files each time. Forked workers share the block
+    (two that fill the same slot write the same pixels). Workers started otherwise begin with an empty block each, of
+    their share of the limit.
     """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], *, limit: int, workers: int = 0) -> None:
@@ -26,11 +26,11 @@ class PictureCache:
         self._allocate()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Shapes and limit: the memory itself stays behind."""
+        """Return shapes and limit, without the memory itself."""
         return {"_shapes": self._shapes, "_limit": self._limit // max(self._workers, 1), "_workers": 1}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """An empty cache."""
+        """Restore an empty cache."""
         self.__dict__.update(state)
         self._allocate()
 
@@ -40,18 +40,18 @@ class PictureCache:
         self._starts = ends - sizes
         self.places = int((ends <= self._limit).sum())
         total = int(ends[self.places - 1]) if self.places else 0
-        # Anonymous shared memory: physical pages are taken only as they are written, and vanish with the processes.
+        # Anonymous shared memory: physical pages are allocated only when written, and freed with the processes.
         self._pixels = torch.from_numpy(np.frombuffer(mmap.mmap(-1, max(total, 1)), dtype=np.uint8))
         self._filled = torch.from_numpy(np.frombuffer(mmap.mmap(-1, max(self.places, 1)), dtype=np.uint8))
 
     def get(self, index: int) -> UInt8[Tensor, "3 h w"] | None:
-        """The image, if it was kept; to be read, never written."""
+        """Return the image if it is cached; the caller must not write to it."""
         if index >= self.places or not self._filled[index]:
             return None
         return self._place(index).permute(2, 0, 1)
 
     def put(self, index: int, image: UInt8[Tensor, "3 h w"]) -> None:
-        """Keep the image if it has a place of its shape."""
+        """Store the image if it has a slot of its shape."""
         if index < self.places and tuple(image.shape[-2:]) == tuple(self._shapes[index].tolist()):
             self._place(index).copy_(image.permute(1, 2, 0))
             self._filled[index] = 1  # after the pixels, for others read as soon as it is set

@@ -1,4 +1,4 @@
-"""A full look at a data set without training: every annotation, every pixel, and what is merely odd."""
+"""The check of a data set without training: every annotation, every pixel, and harmless oddities."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ EXAMPLES = 5
 
 @dataclass(frozen=True)
 class Turned:
-    """How rotated objects lie, by the smallest rectangles around them.
+    """Shapes and directions of rotated objects, measured on the smallest rectangles around them.
 
     Attributes:
-        ratios: 5 %, median and 95 % of the longer side in multiples of the shorter.
-        upright: Objects whose sides are along the image's, within a degree.
-        directions: Objects by the direction of their longer side: the nearest multiple of 30 degrees from the x axis,
-            clockwise on screen.
+        ratios: 5 %, 50 % and 95 % quantiles of longer over shorter side.
+        upright: Number of objects with sides parallel to the image's, within a degree.
+        directions: Number of objects by direction of the longer side: the nearest multiple of 30 degrees from the x
+            axis, clockwise on screen.
     """
 
     ratios: tuple[float, ...]
@@ -48,17 +48,17 @@ class SplitSummary:
     """Counts of one split.
 
     Attributes:
-        name: Of the split.
-        images: Whose files and entries are sound.
-        empty: Images without any box.
-        boxes: All boxes, ignored ones among them.
-        ignored: Crowd regions and difficult objects.
-        per_class: Boxes of each class, ignored ones among them.
+        name: Name of the split.
+        images: Number of images with sound files and entries.
+        empty: Number of images without boxes.
+        boxes: Number of boxes, including ignored ones.
+        ignored: Number of crowd regions and difficult objects.
+        per_class: Number of boxes of each class, including ignored ones.
         image_sides: Smallest, median and largest side of the images, in pixels.
-        box_sides: 5 %, median and 95 % of the root of the areas of boxes (rotated ones where there are some), in
-            pixels; empty where there is no box.
-        notes: Harmless oddities, counted.
-        turned: How the objects lie, where they are rotated.
+        box_sides: 5 %, 50 % and 95 % quantiles of the square root of the area of the boxes (the rotated boxes in
+            oriented data), in pixels; empty if there is no box.
+        notes: Number of harmless oddities of each kind.
+        turned: Shapes and directions of the objects; only for rotated objects.
     """
 
     name: str
@@ -75,14 +75,14 @@ class SplitSummary:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found.
+    """Result of `check`.
 
     Attributes:
-        path: What was checked.
-        kind: The format, empty where it was not recognised.
-        problems: What must be repaired before training; all of it.
-        warnings: What should be looked at.
-        splits: Counts of each split that can be read.
+        path: Path of the data set.
+        kind: Format; empty if it was not recognised.
+        problems: All faults that must be repaired before training.
+        warnings: Oddities worth inspecting.
+        splits: Counts of each readable split.
     """
 
     path: str
@@ -93,15 +93,15 @@ class CheckReport:
 
     @property
     def ok(self) -> bool:
-        """Whether training can start."""
+        """True if there is no problem, so that training can start."""
         return not self.problems
 
     def as_dict(self) -> dict[str, object]:
-        """Everything, for JSON."""
+        """Return the report as plain data for JSON."""
         return {"ok": self.ok, **asdict(self)}
 
     def __str__(self) -> str:
-        """Everything, for people."""
+        """Format the report as text."""
         lines = [f"{self.path}: {self.kind or 'not recognised'}"]
         for split in self.splits:
             lines += ["", *_described(split)]
@@ -113,9 +113,9 @@ class CheckReport:
 def check(data: DataSettings | str | Path) -> CheckReport:
     """Read all splits, decode all images, and report everything that is broken or odd.
 
-    Beyond what stops training, it warns of boxes drawn twice, boxes too small to learn or beyond the image, classes
-    without boxes, and equal image files, within a split or between splits; of rotated objects also of quadrilaterals
-    that are far from rectangles, and of boxes that do not belong to their rotated boxes.
+    Besides the faults that stop training, the report warns of duplicate boxes, boxes too small to learn or beyond the
+    image, classes without boxes, and equal image files within a split or between splits. For rotated objects it also
+    warns of quadrilaterals far from rectangular, and of boxes that do not match their rotated boxes.
     """
     settings = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
     try:
@@ -212,7 +212,7 @@ def _oddities(dataset: Dataset) -> list[str]:
 
 
 def _odd_quads(record: Record) -> dict[str, int]:
-    """What is odd about the quadrilaterals of an image."""
+    """Count the odd quadrilaterals of an image, by kind of oddity."""
     if record.quads is None:
         return {}
     areas, limit = np.abs(signed_areas(record.quads)), np.tile((record.width, record.height), 2)
@@ -231,7 +231,7 @@ def _odd_quads(record: Record) -> dict[str, int]:
 
 
 def _equal_files(scans: dict[str, Scan]) -> list[str]:
-    """Images with the same content, by the splits that they are in."""
+    """Describe images with the same content, grouped by the splits that contain them."""
     places: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
     for name, scan in scans.items():
         for path, seen in scan.seen.items():

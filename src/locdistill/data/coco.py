@@ -1,4 +1,4 @@
-"""COCO json: images, annotations and categories in one file; with ``rbox``, a rotated box, beside ``bbox`` or not."""
+"""COCO json: images, annotations and categories in one file; optionally with rotated boxes, ``rbox``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBES = 20
 
 
 def annotation_names(split: str) -> list[str]:
-    """Where the annotation file of a split may lie within a data folder, in the order of preference."""
+    """List possible paths of a split's annotation file in a data folder, in order of preference."""
     names = []
     for alias in ALIASES.get(split, (split,)):
         names += [
@@ -37,10 +37,10 @@ def annotation_names(split: str) -> list[str]:
 
 
 def find_annotations(path: Path, split: str) -> Path | None:
-    """Annotation file of a split, or ``None``.
+    """Find the annotation file of a split, or return ``None``.
 
-    ``split`` is a name, or a ``.json`` file relative to the folder. Where ``path`` is itself a file, it serves the
-    split that its name says; a file whose name says none serves any.
+    ``split`` is a name, or a ``.json`` file relative to the folder. If ``path`` is itself a file, it belongs to the
+    split in its name; a file without a split in its name serves any split.
     """
     if path.is_file():
         if split.endswith(".json"):
@@ -60,11 +60,10 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
     """Read one annotation file.
 
     Boxes ``[x, y, w, h]`` become ``x, y, x + w, y + h``, not clipped. ``iscrowd`` and the rarer ``ignore`` mark objects
-    as ignored (pycocotools overwrites ``ignore``; we take the annotator's word). Classes come in the order of the
-    category ids.
+    as ignored (unlike pycocotools, which overwrites ``ignore``). Classes are in the order of the category ids.
 
-    An annotation may have ``rbox = [cx, cy, w, h, theta]`` beside its box, with the angle in radians, clockwise on
-    screen. Where any has one, those without get the corners of their box. Boxes and areas stay as annotated.
+    An annotation may have ``rbox = [cx, cy, w, h, theta]`` in addition to its box, with the angle in radians, clockwise
+    on screen. If any annotation has one, those without get the corners of their box. Boxes and areas stay as annotated.
 
     Raises:
         AnnotationError: The file is no COCO json at all. Broken entries are listed in ``problems`` instead.
@@ -103,7 +102,7 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
 
 
 def _quads(boxes: np.ndarray, rotated: list[list[float] | None]) -> np.ndarray:
-    """Corners of each rotated box; of the box where there is none."""
+    """Return the corners of each rotated box, or of the box if there is none."""
     quads = corners(boxes)
     there = [index for index, box in enumerate(rotated) if box is not None]
     quads[there] = rotated_corners([box for box in rotated if box is not None])
@@ -137,7 +136,7 @@ def _is_number(value: object) -> bool:
 
 
 def _read_images(entries: list[Any], source: Source) -> dict[int, dict[str, Any]]:
-    """Images by id; broken ones stay as empty entries, so that their annotations are not reported as well."""
+    """Read the images by id; broken ones stay as empty entries, so that their annotations are not reported too."""
     images: dict[int, dict[str, Any]] = {}
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict) or not _is_int(entry.get("id")):
@@ -180,7 +179,7 @@ def _read_categories(content: dict[str, Any], source: Source) -> dict[int, str]:
 
 
 def _roboflow_headings(content: dict[str, Any], source: Source) -> set[int]:
-    """Roboflow lists the project as category 0, the parent of all others and without objects: not a class."""
+    """Return the id of Roboflow's project heading, category 0: a parent of others, without objects, and no class."""
     entries = [entry for entry in content["categories"] if isinstance(entry, dict)]
     if Path(source.file).name != ROBOFLOW or len(entries) < 2:
         return set()
@@ -219,7 +218,7 @@ def _read_annotations(
 
 
 def _fault(entry: dict[str, Any], images: dict[int, Any], names: dict[int, str]) -> tuple[str, str] | None:
-    """What is wrong with an annotation, and the remedy."""
+    """Return the fault of an annotation, and the remedy."""
     image_id, category = entry.get("image_id"), entry.get("category_id")
     if not _is_int(image_id) or image_id not in images:
         return f"no image has the id {image_id!r}", "list the image or remove the annotation"
@@ -244,7 +243,7 @@ def _box_fault(box: object) -> tuple[str, str] | None:
 
 
 def _image_folder(file: Path, root: Path, split: str, names: list[str]) -> Path:
-    """The folder in which most of the first images lie."""
+    """Return the folder that contains most of the first images."""
     said = [split, *ALIASES.get(split, ())] if not split.endswith(".json") else []
     stem = file.stem.removeprefix("instances_")
     parts = list(dict.fromkeys([stem, *said, *(f"{name}2017" for name in said)]))

@@ -1,4 +1,4 @@
-"""The digest by which two data sets are the same: all that training and evaluation read of them, but for the pixels."""
+"""The digest that identifies a data set: everything that training and evaluation read of it, except the pixels."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _SIZE = 16
 
 
 def data_digest(dataset: Dataset, *, ordered: bool = True) -> str:
-    """Digest of a data set: its format, classes, images (name, identifier, size) and objects.
+    """Compute the digest of a data set: its format, classes, images (name, identifier, size) and objects.
 
-    What the data set is called, where it lies, and the numbers of its categories do not matter.
+    The name and path of the data set and its category ids do not enter.
 
     Args:
         dataset: The data set.
-        ordered: Whether the order of classes, images and objects matters, as it does for training.
+        ordered: Whether the order of classes, images and objects matters, as in training.
     """
     images = [
         json.dumps([record.path.name, record.image_id, record.width, record.height]).encode() + objects
@@ -34,12 +34,12 @@ def data_digest(dataset: Dataset, *, ordered: bool = True) -> str:
 
 
 def object_digests(dataset: Dataset, *, ordered: bool = True, records: Sequence[Record] | None = None) -> list[bytes]:
-    """Digests of the objects of each image, 16 bytes each: boxes, names of classes, marks, areas, quadrilaterals.
+    """Compute a 16-byte digest of each image's objects: boxes, class names, ignore flags, areas, quadrilaterals.
 
     Args:
         dataset: The data set.
         ordered: Whether the order of the objects of an image matters.
-        records: In place of those of the data set.
+        records: Records to use instead of the data set's.
     """
     names = [hashlib.blake2b(name.encode(), digest_size=_SIZE).digest() for name in dataset.classes]
     table = np.frombuffer(b"".join(names), np.uint8).reshape(-1, _SIZE)

@@ -1,4 +1,4 @@
-"""DOTA: images and, one text file for each, the corners of its objects; whole images or tiles of them."""
+"""DOTA: images, and one text file per image with the corners of its objects; whole images or tiles."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ LINE = "expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult'"
 
 
 class Place(NamedTuple):
-    """Where a split lies.
+    """Location of a split.
 
     Attributes:
-        images: The folder of its images.
-        labels: That of its label files; None where there are none, as of DOTA's test images.
-        names: The list of its images; None where it has a folder of its own.
+        images: Folder of its images.
+        labels: Folder of its label files; None if there are none, as for DOTA's test images.
+        names: List file of its images; None if it has its own folder.
     """
 
     images: Path
@@ -35,20 +35,20 @@ class Place(NamedTuple):
 
 
 def label_folder(folder: Path) -> Path | None:
-    """The folder with label files within one: ``labelTxt``, ``annfiles``, or the only ``labelTxt-v*``."""
+    """Find the folder of label files in a folder: ``labelTxt``, ``annfiles``, or the only ``labelTxt-v*``."""
     candidates = [folder / name for name in LABELS] + sorted(folder.glob("labelTxt-v*"))
     found = [labels for labels in candidates if next(labels.glob("*.txt"), None)]
     return found[0] if found and (found[0].name in LABELS or len(found) == 1) else None
 
 
 def label_folders(path: Path) -> list[Path]:
-    """Those of a data folder: its own, and those of the folders in it."""
+    """Find the label folders of a data folder: directly in it, and in its subfolders."""
     folders = [path, *sorted(folder for folder in path.glob("*") if folder.is_dir())] if path.is_dir() else []
     return [labels for folder in folders if (labels := label_folder(folder))]
 
 
 def find_place(path: Path, split: str) -> Place | None:
-    """Where a split lies: in a folder of its name, or in ``images`` and ``labelTxt``, with a list of its name."""
+    """Find a split: a folder of its name, or ``images`` and ``labelTxt`` with a list file of its name."""
     for name in ALIASES.get(split, (split,)):
         folder = path / name
         if (folder / "images").is_dir():
@@ -62,14 +62,13 @@ def find_place(path: Path, split: str) -> Place | None:
 def read_dota(path: Path, place: Place) -> Source:
     """Read one split.
 
-    A line of a label file is ``x1 y1 x2 y2 x3 y3 x4 y4 class difficult``, in pixels; ``difficult`` may be absent, and
-    objects where it is 1 or more are ignored ones. Corners are put in order clockwise on screen; boxes circumscribe
-    them. An image without a label file has no objects. Images are numbered from 1 in the order of their names, or of
-    the list.
+    A line of a label file is ``x1 y1 x2 y2 x3 y3 x4 y4 class difficult``, in pixels. ``difficult`` may be absent;
+    objects with 1 or more are marked as ignored. Corners are ordered clockwise on screen; boxes circumscribe them. An
+    image without a label file has no objects. Images are numbered from 1 in the order of their names, or of the list.
 
-    The classes are those of the first version of DOTA that has all names which occur in the data folder, whatever the
-    split, in its order; otherwise the names that occur, sorted. Objects are rotated. Tiles have the classes of the data
-    that they were cut from, and rotated objects if those had.
+    The classes are those of the first version of DOTA that has all names in the data folder (of all splits), in its
+    order; if none has, the names that occur, sorted. Objects are rotated. Tiles have the classes of the data that they
+    were cut from, and rotated objects if those had.
     """
     source = Source(file=str(place.names or place.images.parent), categories=[])
     pictures = pictures_by_name(place.images)
@@ -110,11 +109,11 @@ class _Row(NamedTuple):
 
 _Parsed = tuple[list[_Row], list[Problem]]
 UNLABELLED: _Parsed = ([], [])
-"""What an image without a label file has; no other image has this very pair."""
+"""Content of an image without a label file; recognised by identity."""
 
 
 def _image_names(place: Place, pictures: dict[str, Path], source: Source) -> list[str]:
-    """Those of the list; else those of all images and of all label files, which may have lost theirs."""
+    """Return the image names of the list, else of all images and all label files, whose image may be missing."""
     if place.names is not None:
         suffixes = {path.name: name for name, path in pictures.items()}
         return [suffixes.get(name, name) for name in listed_names(place.names, source)]
@@ -130,7 +129,7 @@ def _classes(path: Path, parsed: dict[Path | None, _Parsed]) -> tuple[str, ...]:
 
 
 def _parse(file: Path | None) -> _Parsed:
-    """Rows of a label file, and what is broken in it."""
+    """Parse a label file; return its rows and its faults."""
     if file is None:
         return UNLABELLED
     try:
@@ -152,7 +151,7 @@ def _parse(file: Path | None) -> _Parsed:
 
 
 def _row(fields: list[str]) -> _Row | tuple[str, str]:
-    """An object, or what is wrong with its line and the remedy."""
+    """Parse a line; return its object, or the fault and the remedy."""
     if len(fields) not in (9, 10):
         return f"has {len(fields)} fields", LINE
     try:

@@ -1,4 +1,4 @@
-"""Image files on disk: names that stay where they belong, and a cheap look at each file before training."""
+"""Image files on disk: safe relative names, and a cheap check of each file before training."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".
 THREADS = 8
 BAR_FROM = 3000
 TAIL_BYTES = 64
-# What a whole file ends with. Some cameras and editors append bytes, so that another ending only calls for a full look.
+# Ending of a complete file. Some cameras and editors append bytes, so another ending only leads to a full check.
 ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}
 
 T = TypeVar("T")
@@ -28,12 +28,12 @@ U = TypeVar("U")
 
 
 class Seen(NamedTuple):
-    """What a look at an image file showed.
+    """Result of the check of an image file.
 
     Attributes:
-        size: Height and width of the upright image; ``None`` where it cannot be read.
-        fault: What is wrong with the file, if anything.
-        digest: Hash of the content, where asked for.
+        size: Height and width of the upright image; ``None`` if it cannot be read.
+        fault: Fault of the file, if any.
+        digest: Hash of the content, if computed.
     """
 
     size: tuple[int, int] | None
@@ -42,10 +42,10 @@ class Seen(NamedTuple):
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a relative file name cannot leave the folder that it is joined to, on any operating system.
+    """Return whether a relative file name stays inside the folder that it is joined to, on any operating system.
 
-    Only the name is judged. Symbolic links inside the folder are followed: whoever prepared the folder made them, and
-    data sets are often assembled from links; an annotation file cannot.
+    Only the name is checked. Symbolic links inside the folder are followed: data sets are often assembled from links,
+    and the creator of the folder made them, whereas an annotation file cannot create any.
     """
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     rooted = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
@@ -53,9 +53,9 @@ def stays_inside(name: str) -> bool:
 
 
 def look(path: Path) -> Seen:
-    """Size of an image from its header, and whether the file is whole, at the price of two small reads.
+    """Read the size of an image from its header and check that the file is complete, with two small reads.
 
-    JPEG and PNG files that end as they should are taken to be whole; any other file is decoded.
+    JPEG and PNG files with the right ending are assumed complete; any other file is decoded.
     """
     try:
         size = image_size(path)
@@ -82,7 +82,7 @@ def look_closely(path: Path) -> Seen:
 
 
 def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) -> list[U]:
-    """Apply a function to all items at once, in order, with a progress bar where there are many."""
+    """Apply a function to all items in threads; return results in order. Many items get a progress bar."""
     Image.preinit()  # Pillow loads its formats on first use, which threads must not do at once
     with ThreadPoolExecutor(THREADS) as pool:
         results: Iterable[U] = pool.map(function, items)
@@ -93,12 +93,12 @@ def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) ->
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All image files in a folder and those below it, in the order of their names."""
+    """List all image files in a folder and its subfolders, sorted by name."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
 
 
 def pictures_by_name(folder: Path) -> dict[str, Path]:
-    """The image files of a folder by their names in it, without endings."""
+    """Map the image files of a folder by their relative names without endings."""
     files = images_below(folder) if folder.is_dir() else []
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
 

@@ -1,4 +1,4 @@
-"""HRSC2016: ships in images from above, one XML file of rotated boxes for each image."""
+"""HRSC2016: ships in aerial images, one XML file of rotated boxes per image."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CLASS = "ship"
 
 
 def data_folder(path: Path) -> Path | None:
-    """The folder with ``Annotations`` and ``AllImages``: the path itself or ``FullDataSet`` in it."""
+    """Return the folder with ``Annotations`` and ``AllImages``: the path itself or ``FullDataSet`` in it."""
     places = (path, path / "FullDataSet")
     return next((p for p in places if (p / "Annotations").is_dir() and (p / "AllImages").is_dir()), None)
 
 
 def image_sets(path: Path) -> dict[str, Path]:
-    """The list files of ``ImageSets`` by name, which lies in the path, in the data folder, or beside it."""
+    """Return the list files of ``ImageSets`` by name; the folder is in the path, in the data folder, or beside it."""
     folder = data_folder(path)
     places = [] if folder is None else [path, folder, folder.parent]
     return {file.stem: file for place in reversed(places) for file in sorted((place / "ImageSets").glob("*.txt"))}
@@ -41,9 +41,9 @@ def image_sets(path: Path) -> dict[str, Path]:
 def read_hrsc(path: Path, file: Path) -> Source:
     """Read one image set.
 
-    There is one class, ``ship``, whatever ``Class_ID`` says. Rotated boxes are ``mbox_*``, their angle in radians,
-    clockwise on screen; boxes circumscribe them (``box_*`` are not read). Difficult objects are ignored ones. Images
-    are numbered from 1 in the order of the list.
+    The only class is ``ship``; ``Class_ID`` is not read. Rotated boxes are ``mbox_*``, with the angle in radians,
+    clockwise on screen; boxes circumscribe them (``box_*`` are not read). Difficult objects are marked as ignored.
+    Images are numbered from 1 in the order of the list.
     """
     folder = data_folder(path)
     assert folder is not None
@@ -78,11 +78,11 @@ class _Content(NamedTuple):
 
 
 def _parse(file: Path) -> _Content:
-    """Content of one annotation file, and what is broken in it."""
+    """Parse one annotation file; return its content and its faults."""
     root = load_xml(file)
     if isinstance(root, Problem):
         return _Content(None, [], [], [root])
-    # height and width; None where the file does not say
+    # height and width; None if not in the file
     sides = [_number(root, name) for name in ("Img_SizeHeight", "Img_SizeWidth")]
     height, width = (int(side) if isinstance(side, float) and 1 <= side < LIMIT else 0 for side in sides)
     size = (height, width) if height and width else None
@@ -102,7 +102,7 @@ def _parse(file: Path) -> _Content:
 
 
 def _number(entry: Element, name: str) -> float | str | None:
-    """A number; what stands in its place where it is none."""
+    """Return a number, or the text in its place if it is none."""
     text = entry.findtext(name)
     try:
         return float(text or "")

@@ -1,4 +1,4 @@
-"""Batches from a data set, the same ones for the same seed whatever the number of workers."""
+"""Batches from a data set; equal seeds give equal batches for any number of workers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class InputSize(Protocol):
-    """What evaluation needs to know of the detector's input: limits of the sides in pixels, and padding."""
+    """The settings of the detector's input that evaluation needs: limits of the sides in pixels, and padding."""
 
     @property
     def short(self) -> int:
@@ -45,7 +45,7 @@ class InputSize(Protocol):
 
     @property
     def pad_to(self) -> int:
-        """Padded sides are multiples of this."""
+        """Multiple to which the sides are padded."""
 
 
 def training_loader(
@@ -57,10 +57,10 @@ def training_loader(
     world_size: int = 1,
     memory: Memory | None = None,
 ) -> DataLoader[Batch]:
-    """Shuffled, resized, flipped and turned batches of ``settings.batch_per_device`` images, endlessly by epochs.
+    """Build the loader of training batches: ``settings.batch_per_device`` images, shuffled and augmented.
 
-    ``loader.sampler`` is a `GroupedSampler`: call its ``set_epoch`` before each epoch, and ``skip`` to enter one in
-    the middle. Each random choice derives from seed, epoch and image, so neither workers nor a restart change it.
+    ``loader.sampler`` is a `GroupedSampler`: call its ``set_epoch`` before each epoch, and ``skip`` to start in the
+    middle of one. Each random choice derives from seed, epoch and image, so neither workers nor a restart change it.
     Every process gets the same number of batches; do not let an engine replace the sampler.
     """
     plan = training_plan(settings, seed)
@@ -90,14 +90,14 @@ def every_view_loader(
     draws: Sequence[Draw],
     memory: Memory,
 ) -> DataLoader[Batch]:
-    """Batches of training images, each looked at in the ways that are named; images of a batch have one shape.
+    """Build the loader of given views of training images; the images of a batch have one shape.
 
     Args:
         dataset: The images.
-        settings: How they are looked at in training.
-        seed: Of the training run.
-        draws: What to look at; each says its ``way`` (see `training_plan` for those that there are).
-        memory: Tells of each batch what is known of it.
+        settings: Data settings of the training run, which define the views.
+        seed: Seed of the training run.
+        draws: The images to load, each with its ``way``, the index of its view (see `training_plan`).
+        memory: Source of the cached entries of each batch.
     """
     plan = training_plan(settings, seed)
     shapes: dict[tuple[int, int], list[Draw]] = {}
@@ -116,7 +116,7 @@ def every_view_loader(
 
 
 def training_plan(settings: DataSettings, seed: int) -> ViewPlan:
-    """What is done to the images in training."""
+    """Return the plan of the views of training images."""
     return ViewPlan(
         sizes=settings.sizes,
         mode=settings.size_mode,
@@ -143,10 +143,10 @@ def evaluation_loader(
     world_size: int = 1,
     views: tuple[ScaledView, ...] = (ScaledView(),),
 ) -> DataLoader[Batch]:
-    """Every image once, in order, not flipped; of several processes each gets every ``world_size``-th.
+    """Build the loader of every image once, in order, not flipped; each process gets every ``world_size``-th image.
 
-    Shares may differ by one image, and so may the numbers of batches. Ignored objects are in the batches. Of several
-    views (test-time augmentation) the batches of the same images follow each other; each view is made from the files.
+    Shares may differ by one image, and so may the numbers of batches. Batches include ignored objects. With several
+    views (test-time augmentation) the batches of the same images are consecutive; each view is made from the files.
     """
     plan = ViewPlan(sizes=((input_settings.long, input_settings.short),), pad_to=input_settings.pad_to, views=views)
     sampler = ShareSampler(len(dataset), batch=batch, rank=rank, world_size=world_size, views=len(views))
@@ -155,24 +155,25 @@ def evaluation_loader(
 
 @runtime_checkable
 class Memory(Protocol):
-    """Something that remembers images, as they were looked at: what a teacher says of them."""
+    """Interface of a cache of teacher predictions, looked up by image and view."""
 
     def recall(
         self, images: Sequence[int], sizes: Sequence[tuple[int, int]], views: Sequence[View]
     ) -> Mapping[str, Tensor]:
-        """What is remembered of the images of a batch, to be handed on with it as ``Batch.from_cache``.
+        """Return the cached entries of the images of a batch, which become its ``Batch.from_cache``.
 
         Args:
-            images: Their positions in the data set.
-            sizes: Height and width of each as it is looked at, before it is padded.
-            views: How each is looked at.
+            images: Positions of the images in the data set.
+            sizes: Height and width of each transformed image before padding.
+            views: View of each image.
         """
 
 
 class Pictures(TorchDataset[Batch]):
-    """A data set whose items are whole batches, asked for by a list of draws.
+    """A data set whose items are whole batches, indexed by a list of draws.
 
-    Annotations are kept in a few flat arrays: many small objects would be copied into each worker bit by bit.
+    Annotations are kept in a few flat arrays, because the memory of many small objects would gradually be copied into
+    each worker.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class Pictures(TorchDataset[Batch]):
         self._quads = _joined(quads, np.float32, (0, 4, 2)) if dataset.oriented else None
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self._paths)
 
     def __getitem__(self, draws: Sequence[Draw]) -> Batch:
@@ -211,7 +212,7 @@ class Pictures(TorchDataset[Batch]):
         return batch._replace(flipped=views[0].flipped) if self._plan.views else batch
 
     def sample(self, draw: Draw) -> Sample:
-        """One image, looked at as the draw decides."""
+        """Load one image and apply the view of the draw."""
         return self._sample(draw.image, self._plan.view(draw))
 
     def _sample(self, image: int, view: View) -> Sample:
@@ -248,10 +249,10 @@ def collate(samples: Sequence[Sample], *, pad_to: int, angles: AngleRange = "le1
     """Stack samples: images padded with zeros right and bottom, objects with empty slots (at least one per image).
 
     The padded sides are the largest of the batch, rounded up to ``pad_to``. Each image's extents are its own sides
-    rounded up, as if it had been padded before it met the others.
+    rounded up in the same way.
 
-    Quadrilaterals are fitted here, after all that was done to them: a rotated object is the smallest rectangle around
-    its corners, its angle in the given range, and its axis-aligned box is that around the rectangle.
+    Rotated boxes are fitted here, after all transforms: a rotated object is the smallest rectangle around its corners,
+    with its angle in the given range. Its axis-aligned box circumscribes that rectangle.
     """
     sizes = torch.tensor([sample.image.shape[-2:] for sample in samples], dtype=torch.int64)
     extents = (sizes + pad_to - 1) // pad_to * pad_to
@@ -275,7 +276,7 @@ def collate(samples: Sequence[Sample], *, pad_to: int, angles: AngleRange = "le1
 
 
 def _slots(parts: Sequence[Tensor]) -> Tensor:
-    """Stack what belongs to the objects of each image, filled up with zeros to the most objects, at least one."""
+    """Stack per-object tensors of images, padded with zeros to the largest number of objects, at least one."""
     one = parts[0].new_zeros((1, *parts[0].shape[1:]))
     return pad_sequence([*parts, one], batch_first=True)[:-1]
 
@@ -285,7 +286,7 @@ def _joined(parts: Sequence[np.ndarray], kind: type, empty: tuple[int, ...]) -> 
 
 
 def _shapes(dataset: Dataset, plan: ViewPlan) -> list[tuple[int, int]]:
-    """Height and width of the images as they are kept: resized if that is always the same."""
+    """Return height and width of the cached images: the resized ones if an image always gets the same size."""
     shapes = [(record.height, record.width) for record in dataset.records]
     if not plan.fixed_size:
         return shapes
@@ -310,10 +311,10 @@ def _loader(pictures: Pictures, sampler: Iterable[list[Draw]], *, workers: int, 
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Outlive a signal to the whole group of processes, which a terminal, ``timeout`` and SLURM send.
+    """Ignore signals sent to the whole process group, as a terminal, ``timeout`` and SLURM send them.
 
-    The parent finishes its step, saves, and ends the workers itself: only its own SIGTERM ends one. Where the sender of
-    a signal cannot be told (not on Linux), SIGTERM keeps its effect.
+    The parent finishes its step, saves, and ends the workers itself: a worker ends only on the parent's SIGTERM. On
+    systems other than Linux the sender of a signal is unknown, and SIGTERM keeps its effect.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):

@@ -1,4 +1,4 @@
-"""From a path to a data set: recognise the format, read it, look at every image file, refuse what is broken."""
+"""Opening a data set from a path: recognise the format, read it, check every image file, refuse what is broken."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from locdistill.geometry.rotated import AngleRange, fit
 SPLITS = ("train", "val", "test")
 EMPTY = "images without objects, left out"
 ANY, LEFT_OUT = -1, -2
-"""Instead of a label: of what is to be ignored whatever class it may be, and of what is not looked at."""
+"""Special labels: regions to ignore for every class, and annotations that are left out."""
 
 
 @dataclass
 class Scan:
-    """A split as found, with everything that is wrong with it.
+    """A split as read, with all its faults.
 
     Attributes:
-        dataset: The images whose files and annotations are sound. What `DataSettings.ignore_classes` marks has the
-            label ``ANY``.
-        problems: What is broken.
-        notes: Harmless oddities, counted.
-        seen: What the look at each image file showed, by path.
+        dataset: The images with sound files and annotations. Objects of `DataSettings.ignore_classes` have the label
+            ``ANY``.
+        problems: Faults.
+        notes: Number of harmless oddities of each kind.
+        seen: Result of the check of each image file, by path.
     """
 
     dataset: Dataset
@@ -53,15 +53,15 @@ class Scan:
 
 @runtime_checkable
 class DetectorBoxes(Protocol):
-    """The kind of boxes that a detector has; its settings say so."""
+    """Interface of the kind of boxes of a detector, implemented by its settings."""
 
     @property
     def rotated(self) -> bool:
-        """Whether they are rotated."""
+        """True for rotated boxes."""
 
     @property
     def angles(self) -> AngleRange:
-        """The range of their angles."""
+        """Range of the angles."""
 
 
 def open_dataset(
@@ -71,21 +71,21 @@ def open_dataset(
 
     For training, boxes that do not touch the image, have an area of zero, or short sides (`DataSettings.min_box_side`)
     are left out, then images without any annotation or with a short side (`.filter_empty`, `.min_side`). For evaluation
-    every image and box stays. Crowd regions and difficult objects are marked as ignored, in training unless
-    `DataSettings.crowd` says otherwise; what `DataSettings.ignore_classes` marks is an ignored object of each class.
+    every image and box stays. Crowd regions and difficult objects are marked as ignored; in training
+    `DataSettings.crowd` decides. An object of `DataSettings.ignore_classes` becomes an ignored object of each class.
 
-    Every image file is looked at (header, size, ending), so that a broken one is found before the first epoch.
+    Every image file is checked (header, size, ending), so that a broken one is found before the first epoch.
 
     Args:
-        settings: Where, and which classes.
-        split: ``train`` and ``val`` are what the settings say; any other name is taken as it is.
+        settings: Path, classes and filters.
+        split: ``train`` and ``val`` are resolved by the settings; any other name is used as it is.
         training: Whether to leave out what cannot be trained on; ``None``: for the split ``train``.
-        boxes: The kind of boxes that objects are to have: a rotated object is circumscribed by an axis-aligned box, an
-            axis-aligned one is a rectangle like any other. None leaves them as they are.
+        boxes: Kind of boxes to convert the objects to: axis-aligned boxes circumscribe rotated objects; axis-aligned
+            objects become rotated boxes with the same corners. None leaves them as they are.
 
     Raises:
-        AnnotationError: There is no such data set, or annotations are broken; all that were found are listed.
-        ImageError: Only images are missing, damaged, or of another size than declared; all are listed.
+        AnnotationError: There is no such data set, or annotations are broken; the message lists all faults.
+        ImageError: Only images are missing, damaged, or of another size than declared; the message lists all.
     """
     scan = scan_dataset(settings, split, training=training)
     if scan.problems:
@@ -98,7 +98,7 @@ def open_dataset(
 
 
 def _of_each_class(record: Record, classes: int) -> Record:
-    """A record in which what is to be ignored whatever its class is there once for each class."""
+    """Return the record with each object labelled ``ANY`` repeated once per class."""
     loose = np.flatnonzero(record.labels == ANY)
     if not len(loose):
         return record
@@ -110,10 +110,10 @@ def _of_each_class(record: Record, classes: int) -> Record:
 def scan_dataset(
     settings: DataSettings, split: str, *, training: bool | None = None, inspect: Callable[[Path], Seen] = look
 ) -> Scan:
-    """Read a split and collect what is broken in it instead of stopping at the first.
+    """Read a split and collect all its faults instead of stopping at the first.
 
     Raises:
-        AnnotationError: Nothing can be read: no such split, not the format, unknown class names.
+        AnnotationError: The split cannot be read: it is absent, of another format, or lacks the chosen classes.
     """
     divided = settings.holdout > 0 and split in ("train", "val")
     kind, sources = _sources(settings, "train" if divided else split)
@@ -143,10 +143,10 @@ def scan_dataset(
 
 
 def _hold_out(sources: Sequence[Source], share: float, split: str) -> None:
-    """Leave the sources of the training images with those held out (``val``), or with the others.
+    """Restrict the sources of training images to the held-out images (``val``) or to the others.
 
-    Which ones depends on the names of the files alone, not on their order or on the machine. Tiles of an image, which
-    may overlap, stay together.
+    The choice depends on file names alone, not on their order or on the machine. Tiles of an image, which may overlap,
+    stay together.
     """
     paths = {_original(listed.path) for source in sources for listed in source.images}
     shuffled = sorted(paths, key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
@@ -156,12 +156,12 @@ def _hold_out(sources: Sequence[Source], share: float, split: str) -> None:
 
 
 def _original(path: Path) -> Path:
-    """The image that a tile is cut from, by its name; any other image itself."""
+    """Return the path of the image that a tile was cut from, by its name; any other path unchanged."""
     return path.with_stem(image_name(path.stem))
 
 
 def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
-    """Classes of a split in the data's own order, whatever the settings choose; no image is looked at.
+    """Return all classes of a split in the data's own order, without the choice in the settings; reads no image.
 
     Raises:
         AnnotationError: Nothing can be read.
@@ -175,10 +175,10 @@ def _sources(settings: DataSettings, split: str) -> tuple[DataFormat, list[Sourc
 
 
 def recognise(settings: DataSettings) -> DataFormat:
-    """The format of a path.
+    """Recognise the format of the data set at the path.
 
     Raises:
-        AnnotationError: The path is empty or absent, or it looks like no format or like several.
+        AnnotationError: The path is empty or absent, or it matches no format or several.
     """
     if not settings.path:
         raise AnnotationError("no data given; set data.path (--data PATH) to a folder, a COCO json or a data.yaml")
@@ -212,13 +212,13 @@ def recognise(settings: DataSettings) -> DataFormat:
 
 
 def split_names(settings: DataSettings, split: str) -> tuple[str, ...]:
-    """The names of the format that are behind ``train`` and ``val``; any other split is its own name."""
+    """Return the format's names of the splits ``train`` and ``val``; any other split keeps its name."""
     choice = {"train": settings.train, "val": settings.val}.get(split)
     return _tuple(choice) if choice is not None else (split,)
 
 
 def available_splits(settings: DataSettings) -> list[str]:
-    """Those of train, val and test that can be found, for `locdistill data check`."""
+    """Return those of train, val and test that exist, for `locdistill data check`."""
     kind = recognise(settings)
     path = Path(settings.path)
     if kind == "coco":
@@ -237,14 +237,14 @@ def available_splits(settings: DataSettings) -> list[str]:
 
 
 def _has_set(kind: DataFormat, path: Path) -> Callable[[str], bool]:
-    """Whether there is an image set of a name, in a format that has image sets."""
+    """Return a test for image sets by name, for a format that has image sets."""
     if kind == "voc":
         return lambda name: bool(image_sets(path, name))
     return hrsc.image_sets(path).__contains__
 
 
 def _names_behind(settings: DataSettings, kind: DataFormat, split: str) -> tuple[str, ...]:
-    """`split_names`, with the format's usual image set where the settings name none."""
+    """Return `split_names`, with the format's usual image set as the default."""
     given = {"train": settings.train, "val": settings.val}.get(split)
     if given is None and kind in ("voc", "hrsc"):
         return (usual_split(split, _has_set(kind, Path(settings.path))),)
@@ -306,7 +306,7 @@ def _no_split(path: Path, name: str, known: Sequence[str]) -> str:
 def _choose_classes(
     sources: Sequence[Source], wanted: tuple[str, ...] | None, ignored: tuple[str, ...]
 ) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Class names in order, and the first source's identifiers for them."""
+    """Return the chosen class names in order, and the first source's identifiers for them."""
     first = sources[0]
     for source in sources[1:]:
         if {name for _, name in source.categories} != {name for _, name in first.categories}:
@@ -329,7 +329,7 @@ def _choose_classes(
 
 
 def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, oriented: bool) -> Record | None:
-    """The image with its boxes in pixels and the chosen classes; ``None``, and a problem, where the file is no good."""
+    """Build a record with boxes in pixels and the chosen classes; for a bad file add a problem and return ``None``."""
     size, fault, _ = scan.seen[listed.path]
     if size is None:
         remedy = "put it there, or remove the image from the annotations" if "no such" in fault else "replace it"
@@ -365,7 +365,7 @@ def _other_size(listed: Listed, size: tuple[int, int]) -> tuple[str, str]:
 
 
 def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Record | None:
-    """The boxes that can be learnt (LD reference's rules), or ``None`` for an image to leave out.
+    """Return the record with its trainable boxes (LD reference's rules), or ``None`` for an image to leave out.
 
     The sides of a rotated object are those of the smallest rectangle around it.
     """
@@ -388,13 +388,13 @@ def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Re
 
 
 def sides_of(record: Record) -> np.ndarray:
-    """Lengths ``(n, 2)`` of the sides of each object, in pixels: of its box, or of the smallest rectangle around it."""
+    """Return the side lengths ``(n, 2)`` in pixels of each object's box, or of the smallest rectangle around it."""
     sides: np.ndarray = record.boxes[:, 2:] - record.boxes[:, :2]
     return sides if record.quads is None else fit(torch.from_numpy(record.quads), "oc")[:, 2:4].numpy()
 
 
 def _numbered(records: list[Record]) -> tuple[Record, ...]:
-    """The records; numbered anew from 1 where concatenated sources use the same identifier twice."""
+    """Renumber the records from 1 if concatenated sources use the same identifier twice."""
     if len({record.image_id for record in records}) == len(records):
         return tuple(records)
     return tuple(replace(record, image_id=number) for number, record in enumerate(records, start=1))

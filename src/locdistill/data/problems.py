@@ -1,4 +1,4 @@
-"""What is broken in a data set, collected before anything is said."""
+"""Faults of a data set, collected and reported together."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ LINES = 50
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that must be repaired before training.
+    """A fault that must be repaired before training.
 
     Attributes:
         file: The annotation file or image.
-        where: The place in it; empty where the whole file is meant.
-        what: What was expected and what came.
-        remedy: What to do.
-        image: Whether the image file is at fault rather than an annotation.
+        where: The place in the file; empty for the whole file.
+        what: The expected and the actual content.
+        remedy: How to repair it.
+        image: Whether the fault is in the image file rather than in an annotation.
     """
 
     file: str
@@ -34,14 +34,14 @@ class Problem:
         return f"{place}: {self.what}; {self.remedy}"
 
     def as_dict(self) -> dict[str, object]:
-        """The fields, for JSON."""
+        """Return the fields for JSON."""
         return asdict(self)
 
 
 def error_of(problems: Sequence[Problem], name: str, path: str) -> DataError:
-    """One error that lists all problems, at most ``LINES`` of them line by line.
+    """Build one error that lists all problems, at most ``LINES`` of them line by line.
 
-    An `ImageError` where only image files are at fault, an `AnnotationError` otherwise.
+    It is an `ImageError` if only image files are at fault, otherwise an `AnnotationError`.
     """
     kind = ImageError if all(problem.image for problem in problems) else AnnotationError
     if len(problems) == 1:

@@ -1,4 +1,4 @@
-"""What a data set is once its files have been read: images with boxes, whatever the format was."""
+"""A data set in memory, independent of its file format: images with boxes."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Record:
     Attributes:
         path: The image file.
         image_id: The data set's own identifier; for formats without one, the position from 1.
-        width: Of the upright image, in pixels.
-        height: Of the upright image, in pixels.
+        width: Width of the upright image, in pixels.
+        height: Height of the upright image, in pixels.
         boxes: ``(n, 4)`` float32, ``x1, y1, x2, y2`` in pixels, as annotated: they may reach beyond the image.
         labels: ``(n,)`` int64, indices into the classes of the data set.
         ignored: ``(n,)`` bool: crowd regions and difficult objects.
-        areas: ``(n,)`` float32, the area by which COCO sorts objects into small, medium and large: that of the
-            annotated mask where the file has one; the box's otherwise (and when not given).
-        quads: ``(n, 4, 2)`` float32, the corners ``x, y`` of each object as annotated, clockwise on screen, where
-            objects are rotated; ``boxes`` then circumscribe them.
+        areas: ``(n,)`` float32, the area by which COCO sorts objects into small, medium and large: the area of the
+            annotated mask if the file has one, otherwise (and by default) that of the box.
+        quads: ``(n, 4, 2)`` float32, the corners ``x, y`` of each object as annotated, clockwise on screen; only for
+            rotated objects. ``boxes`` then circumscribe them.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Record:
             object.__setattr__(self, "areas", sides.prod(-1))
 
     def of(self, objects: np.ndarray) -> Record:
-        """The image with some of its objects, chosen by a mask or by their places."""
+        """Return the image with a subset of its objects, selected by a mask or by indices."""
         names = ("boxes", "labels", "ignored", "areas", "quads")
         rows = {name: getattr(self, name) for name in names}
         return replace(self, **{name: row[objects] for name, row in rows.items() if row is not None})
@@ -58,14 +58,14 @@ class Dataset:
     """A split, ready to train or evaluate on.
 
     Attributes:
-        name: For people: the folder and the split.
+        name: Name for messages: the folder and the split.
         classes: Names, in the order of the labels.
         records: The images.
-        kind: The format it came from; ``voc`` is evaluated by VOC's rules.
-        category_ids: What the file calls each class: COCO category ids, ``1..C`` for other formats.
-        empty: Images without objects that were left out, and are not among the records.
-        oriented: Whether objects are to be found as rotated boxes: every record then has ``quads``.
-        angles: Range of the angles of those boxes.
+        kind: File format; ``voc`` is evaluated by VOC's rules.
+        category_ids: Identifier of each class in the file: the COCO category id, ``1..C`` for other formats.
+        empty: Number of images that were left out of the records because they have no objects.
+        oriented: Whether objects are rotated boxes; every record then has ``quads``.
+        angles: Range of the angles of rotated boxes.
     """
 
     name: str
@@ -81,9 +81,9 @@ class Dataset:
         return len(self.records)
 
     def as_oriented(self, oriented: bool, angles: AngleRange = "le135") -> Dataset:
-        """The same objects as rotated boxes with angles in a range, or as axis-aligned ones.
+        """Convert the objects to rotated boxes with angles in a range, or to axis-aligned boxes.
 
-        An axis-aligned box has its own corners for a quadrilateral; a rotated one is circumscribed by its ``boxes``.
+        The quadrilateral of an axis-aligned box is its own corners; ``boxes`` circumscribe rotated objects.
         """
         if oriented == self.oriented:
             return replace(self, angles=angles)
@@ -92,12 +92,12 @@ class Dataset:
 
 
 def corners(boxes: np.ndarray) -> np.ndarray:
-    """Corners of axis-aligned boxes, clockwise on screen from the upper left one."""
+    """Return the corners of axis-aligned boxes, clockwise on screen from the upper left one."""
     return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
 
 
 def evenly(dataset: Dataset, images: int | None) -> Dataset:
-    """So many images at equal distances; all where there are no more, or None is asked for."""
+    """Return ``images`` evenly spaced images of a data set; all if there are no more, or for None."""
     count = len(dataset)
     if images is None or images >= count:
         return dataset

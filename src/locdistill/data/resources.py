@@ -1,4 +1,4 @@
-"""What of this machine a process may use: cores for readers, memory for decoded images."""
+"""Resources of the machine available to a process: cores for readers, memory for decoded images."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from locdistill.errors import RecipeError
 MOST_WORKERS = 16
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
 DEFAULT_MEMORY = 8 * 10**9
-"""Taken for the machine's memory where the system does not tell."""
+"""Memory to assume where the system reports none, in bytes."""
 
 
 def worker_count(wanted: int | None, processes: int) -> int:
-    """Processes that read images for one of so many training processes.
+    """Return the number of reader processes for each of ``processes`` training processes.
 
-    Unless it is said: a core each but for one, which the training process itself needs, at most 16. (One hands over
-    some 200 photographs a second at 1333 x 800; 16 are for slow formats, large files and fast devices.) Training
-    processes of this machine share its cores.
+    The default is one per core, less one core for the training process itself, and at most 16. (One reader delivers
+    about 200 photographs a second at 1333 x 800; 16 are for slow formats, large files and fast devices.) The training
+    processes of a machine share its cores.
     """
     if wanted is not None:
         return wanted
@@ -27,14 +27,14 @@ def worker_count(wanted: int | None, processes: int) -> int:
 
 
 def picture_memory(wanted: float | None, processes: int) -> int:
-    """Bytes of decoded images that one of so many training processes may keep.
+    """Return the bytes of decoded images that each of ``processes`` training processes may keep in memory.
 
     Args:
         wanted: GB (10^9 bytes) for the whole machine; None is a quarter of its memory.
-        processes: Processes that train together.
+        processes: Number of processes that train together.
 
     Raises:
-        RecipeError: The machine has less memory than is wanted.
+        RecipeError: The machine has less memory than ``wanted``.
     """
     there = _memory()
     if wanted is not None and wanted * 10**9 > there:
@@ -46,7 +46,7 @@ def picture_memory(wanted: float | None, processes: int) -> int:
 
 
 def processes_here(processes: int) -> int:
-    """How many of the processes that train together are on this machine, as torchrun or SLURM tell; else all."""
+    """Return how many of the training processes run on this machine, from torchrun or SLURM; all otherwise."""
     local = os.environ.get("LOCAL_WORLD_SIZE")
     if local is not None:
         return min(int(local), processes)
@@ -55,7 +55,7 @@ def processes_here(processes: int) -> int:
 
 
 def cores(processes: int = 1) -> int:
-    """Cores for one training process, within what the process, its container and SLURM are allowed."""
+    """Return the number of cores for one training process, within the limits of process, container and SLURM."""
     every = allowed_cores()
     task = os.environ.get("SLURM_CPUS_PER_TASK")
     if task is not None and os.environ.get("SLURM_NTASKS") == str(processes):  # each is a task with cores of its own
@@ -64,17 +64,17 @@ def cores(processes: int = 1) -> int:
 
 
 def allowed_cores() -> int:
-    """Cores that this process may keep busy: those it sees, or the quota of its container if that is less."""
+    """Return the number of usable cores: those visible to the process, or its container's quota if that is less."""
     return min([visible_cores(), *(max(quota // period, 1) for quota, period in _limits("cpu.max"))])
 
 
 def visible_cores() -> int:
-    """Cores that this process may run on."""
+    """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> int:
-    """Bytes of memory of the machine, or of the container if it has less."""
+    """Return the memory of the machine, or of the container if it has less, in bytes."""
     if not hasattr(os, "sysconf"):
         return DEFAULT_MEMORY
     limits = [limit for (limit,) in _limits("memory.max")]
@@ -82,7 +82,7 @@ def _memory() -> int:
 
 
 def _limits(name: str) -> Iterable[tuple[int, ...]]:
-    """The numbers in a file of the control group (version 2) that a container runs in; none where there is no limit."""
+    """Read the numbers in a file of the container's control group (version 2); empty if there is no limit."""
     try:
         words = (CONTROL_GROUPS / name).read_text(encoding="ascii").split()
     except OSError:

@@ -1,4 +1,4 @@
-"""Which images make which batch, on which process, in which epoch."""
+"""Samplers: the assignment of images to batches, processes and epochs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch.utils.data import Sampler
 
 
 class Draw(NamedTuple):
-    """One image in one batch: with the seed, all that its random choices depend on.
+    """One image in one batch: together with the seed, it determines all random choices.
 
     Attributes:
-        image: Its position in the data set.
+        image: Position in the data set.
         epoch: The epoch.
-        turn: How many times the image was drawn before in this epoch.
-        way: The number of the way in which it is looked at; None leaves that to chance.
+        turn: Number of previous draws of the image in this epoch.
+        way: Index of the view; None draws one at random.
     """
 
     image: int
@@ -27,13 +27,13 @@ class Draw(NamedTuple):
 
 
 class GroupedSampler(Sampler[list[Draw]]):
-    """Batches of images that are all wide (``w / h > 1``) or all not, shuffled, with the same number on each process.
+    """Shuffled batches grouped by aspect ratio (``w / h > 1`` or not), the same number on each process.
 
     The rules are those of the reference implementation: each group is shuffled and filled up from its own beginning to
     a multiple of images per step over all processes, the batches of both groups are shuffled, each process takes a
-    contiguous slice. Every image is seen at least ``repeat`` times an epoch; a group smaller than a step repeats.
+    contiguous slice. Every image is used at least ``repeat`` times an epoch; a group smaller than a step repeats.
 
-    Unlike the reference, the order depends on nothing but seed and epoch, and an epoch can be entered in the middle.
+    Unlike the reference, the order depends only on seed and epoch, and an epoch can be started in the middle.
     """
 
     def __init__(
@@ -53,34 +53,34 @@ class GroupedSampler(Sampler[list[Draw]]):
         self._epoch, self._skipped = 0, {0: 0}
 
     def __len__(self) -> int:
-        """Batches per process and epoch, whatever is skipped."""
+        """Return the number of batches per process and epoch, skipped ones included."""
         step = self._batch * self._world_size
         return sum(-(-len(group) * self._repeat // step) for group in self._groups)
 
     @property
     def epoch(self) -> int:
-        """The epoch that the next iteration gives."""
+        """Epoch of the next iteration."""
         return self._epoch
 
     @property
     def batch_size(self) -> int:
-        """Images per batch of this process."""
+        """Number of images per batch of this process."""
         return self._batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration gives."""
+        """Set the epoch of the next iteration."""
         self._epoch = epoch
 
     def skip(self, batches: int, *, epoch: int | None = None) -> None:
-        """Begin an epoch after its first ``batches``, without reading them; ``None``: the epoch that is set.
+        """Skip the first ``batches`` of an epoch without reading them; ``None``: the current epoch.
 
-        It holds for every iteration over that epoch and for no other; ``skip(0)`` undoes it. The length stays that of
+        This applies to every iteration over that epoch and to no other; ``skip(0)`` undoes it. The length stays that of
         the whole epoch.
         """
         self._skipped = {self._epoch if epoch is None else epoch: batches}
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """The batches of this process, from the first that is not skipped."""
+        """Iterate over the batches of this process, from the first that is not skipped."""
         epoch = self._epoch
         yield from self._batches(epoch)[self._skipped.get(epoch, 0) :]
 
@@ -98,9 +98,9 @@ class GroupedSampler(Sampler[list[Draw]]):
 
 
 class ShareSampler(Sampler[list[Draw]]):
-    """Every image once and in order, dealt out to the processes in turn, without repeats.
+    """Every image once and in order, distributed over the processes round-robin, without repeats.
 
-    With several views each batch comes that many times in a row; ``turn`` is the number of the view.
+    With several views each batch is repeated once per view, consecutively; ``turn`` is the index of the view.
     """
 
     def __init__(self, count: int, *, batch: int, rank: int = 0, world_size: int = 1, views: int = 1) -> None:
@@ -108,11 +108,11 @@ class ShareSampler(Sampler[list[Draw]]):
         self._batch, self._views = batch, views
 
     def __len__(self) -> int:
-        """Batches of this process."""
+        """Return the number of batches of this process."""
         return math.ceil(len(self._indices) / self._batch) * self._views
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        """The batches of this process."""
+        """Iterate over the batches of this process."""
         for start in range(0, len(self._indices), self._batch):
             for view in range(self._views):
                 yield [Draw(index, turn=view) for index in self._indices[start : start + self._batch]]

@@ -1,4 +1,4 @@
-"""What a run says about its data."""
+"""The data settings of a run."""
 
 from __future__ import annotations
 
@@ -11,50 +11,52 @@ from locdistill.settings import Positive, Settings
 
 
 class DataSettings(Settings):
-    """Where the pictures are, and how they are turned into batches.
+    """Location of the data set, augmentation, and batching.
 
     Attributes:
         path: A folder or file; the format is recognised from it. Empty in recipes that leave it to the command line.
-        format: Says the format where the path could be read in two ways.
+        format: The format, if the path is ambiguous.
         train: Splits to train on; several are concatenated. ``None`` is the format's usual: ``train.json``,
             ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json`` of COCO, ``trainval`` of all
-            years of VOC (``train`` where there is no ``test``), likewise of HRSC2016, ``train`` of a YOLO
-            ``data.yaml``, the folder ``train`` or the list ``train.txt`` of DOTA.
+            years of VOC (``train`` if there is no ``test``), likewise of HRSC2016, ``train`` of a YOLO ``data.yaml``,
+            the folder ``train`` or the list ``train.txt`` of DOTA.
         val: Splits to evaluate on, likewise.
-        holdout: A share of the training images, chosen by a hash of their file names, that is not trained on and takes
-            the place of ``val``: what settings are chosen on, so that ``val`` stays unseen.
+        holdout: Fraction of the training images, chosen by a hash of their file names, that is not trained on and
+            replaces ``val``. Use it to choose settings, so that ``val`` stays unseen.
         classes: Names of the classes to use, in this order; boxes of others are left out. ``None``: all, in the order
             of the file.
-        ignore_classes: Names of classes that are none: what they mark may be anything, and is neither object nor
-            background. ``crowd`` is then ``ignore`` unless it is given.
-        sizes: ``(long, short)`` limits of the two sides in pixels, between which training chooses per image.
+        ignore_classes: Names of classes whose regions are ignored: they count neither as object nor as background.
+            ``crowd`` then defaults to ``ignore``.
+        sizes: ``(long, short)`` limits of the two sides in pixels, from which training chooses per image.
         size_mode: ``value`` picks one of ``sizes``; ``range`` draws both limits uniformly between the smallest and the
             largest of them.
-        flip: Probability of a flip of left and right.
-        flip_vertical: Probability of a flip of top and bottom.
-        turns: Whether each image is turned by none, one, two or three right angles, with equal probability.
-        rotate: Each image is rotated by an angle that is drawn uniformly between minus and plus this, in degrees; what
-            is then beyond the image has ImageNet's mean colour.
-        scale: Smallest and largest factor by which each image is enlarged beside ``sizes``, drawn uniformly in its
-            logarithm: an enlarged one is cut to a random window, a shrunk one has a margin. ``None``: 1.
-        min_visible: An object of whose area a rotation or ``scale`` leaves a smaller part in the image is treated as a
-            difficult one; others keep their whole extent, of which axis-aligned boxes are limited to the image.
-        views: In how many ways each image is looked at in the whole of training: so many sizes, flips and the like are
-            drawn for it once, the same ones in all runs, and chosen from each time. ``None`` draws anew each time. A
-            cache of a teacher's predictions needs a number where sizes, rotations or scales are drawn from a range.
+        flip: Probability of a horizontal flip.
+        flip_vertical: Probability of a vertical flip.
+        turns: Whether to turn each image by 0, 1, 2 or 3 right angles, with equal probability.
+        rotate: Largest rotation in degrees: the angle of each image is drawn uniformly between minus and plus this. The
+            area outside the image is filled with ImageNet's mean colour.
+        scale: Smallest and largest scale factor on top of ``sizes``, drawn log-uniformly for each image. An enlarged
+            image is cropped to a random window, a shrunk one gets a margin. ``None``: 1.
+        min_visible: Minimum fraction of an object's area that a rotation or ``scale`` must leave in the image; objects
+            below it are treated as difficult. Others keep their whole extent, but axis-aligned boxes are clipped to the
+            image.
+        views: Number of views of each image in the whole training: that many sizes, flips and so on are drawn for it
+            once, the same in all runs, and one of them is chosen each time. ``None`` draws a new view each time. A
+            cache of a teacher's predictions needs a number if sizes, rotations or scales are drawn from a range.
         batch_per_device: Images per process and micro-batch.
-        workers: Processes that read images for each training process; ``None``: its share of the cores but one, at
-            least 1 and at most 16.
-        crowd: ``background`` trains crowd regions and difficult objects as background, like the reference;
-            ``ignore`` hands them on, so that locations on them can be left out; ``objects`` trains them as any other
-            object, as is published for DOTA. Evaluation ignores them in any case.
-        repeat: Passes over the images that make one epoch (3 in the published VOC schedules).
-        pad_to: The padded sides of a batch are multiples of this.
-        cache: Keep decoded images in memory: a number is how much in GB, on each machine; True is a quarter of what
-            the machine has. Images that do not fit are read each time.
-        filter_empty: Leave out training images without any annotated object.
-        min_side: Leave out training images with a shorter side, in pixels.
-        min_box_side: Leave out of training objects with a shorter side, in pixels of the image file (2 in Rotated-LD).
+        workers: Reader processes for each training process; ``None``: its share of the cores less one, at least 1 and
+            at most 16.
+        crowd: Treatment of crowd regions and difficult objects. ``background`` trains them as background, like the
+            reference; ``ignore`` keeps them in the batches, so that locations on them can be left out; ``objects``
+            trains them as any other object, as published for DOTA. Evaluation always ignores them.
+        repeat: Passes over the images in one epoch (3 in the published VOC schedules).
+        pad_to: Multiple to which the sides of a batch are padded.
+        cache: Memory for decoded images: a number in GB per machine; True is a quarter of the machine's memory. Images
+            that do not fit are read each time.
+        filter_empty: Whether to leave out training images without any annotated object.
+        min_side: Minimum shorter side of training images, in pixels; others are left out.
+        min_box_side: Minimum shorter side of training objects, in pixels of the image file (2 in Rotated-LD); others
+            are left out.
     """
 
     path: str = ""
@@ -85,13 +87,13 @@ class DataSettings(Settings):
 
     @property
     def hands_on_ignored(self) -> bool:
-        """Whether ignored objects are in the batches, so that locations on them take no part in training."""
+        """True if batches include ignored objects, so that locations on them take no part in training."""
         some = bool(self.ignore_classes) or self.rotate > 0 or self.scale is not None
         return self.crowd == "ignore" or (self.crowd == "objects" and some)
 
     @property
     def ranges(self) -> tuple[str, ...]:
-        """Those of the settings that make more ways to look at an image than can be counted."""
+        """Names of the settings that are drawn from a range, which gives too many views to enumerate."""
         drawn = {
             "size_mode=range": self.size_mode == "range" and len(self.sizes) > 1,
             "rotate": self.rotate > 0,

@@ -1,9 +1,9 @@
-"""A seeded detection data set that is drawn, not downloaded: soft shapes whose edges are hard to place.
+"""A seeded synthetic detection data set: soft shapes whose edges are hard to localize.
 
-It is made so that *localization* is what there is to learn. The class shows in the hue (told by shape alone, mistakes
-of classification would swamp those of localization), the edges are blurred and partly covered by bars, and the boxes of
-the training split are jittered while those of the validation split are exact. A larger network that saw the same
-jittered boxes for longer knows better where edges are, and how sure it is: what localization distillation passes on.
+Its difficulty is *localization*. Each class has its own hue (with shape alone, classification errors would outweigh
+localization errors). Edges are blurred and partly covered by bars. Boxes of the training split are jittered; those of
+the validation split are exact. A larger network trained longer on the same jittered boxes predicts edges and their
+uncertainty better: this is the knowledge that localization distillation transfers.
 
 Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)`` and its centre is ``i + 0.5``.
 """
@@ -29,27 +29,27 @@ from locdistill.settings import Settings
 SPLITS = ("train", "val")
 CLASSES = ("ellipse", "rectangle", "star")
 _HUES = (0.02, 0.36, 0.62)  # red, green, blue; each shape's own hue lies within 0.05 of it
-_VERSION = 1  # of the drawing: a folder drawn by another version is not taken for this one
+_VERSION = 1  # version of the drawing: a folder drawn by another version is not reused
 
 Singles = npt.NDArray[np.float32]
 Box = tuple[float, float, float, float]
 
 
 class ShapesSettings(Settings):
-    """What is drawn.
+    """Settings of the drawing.
 
     Attributes:
-        train: Images of the training split, whose boxes are jittered.
-        val: Images of the validation split, whose boxes are exact.
+        train: Number of images of the training split, whose boxes are jittered.
+        val: Number of images of the validation split, whose boxes are exact.
         size: Height and width of each image, in pixels.
-        objects: Fewest and most shapes of an image.
+        objects: Smallest and largest number of shapes per image.
         radius: Smallest and largest half of the longer axis, as a fraction of ``size``.
         blur: Smallest and largest standard deviation of the edge blur, as a fraction of the radius.
-        bars: Most occluding bars of an image.
-        jitter: Standard deviation of the noise on each edge of a training box, as a fraction of the side; noise is cut
-            at two standard deviations.
-        noise: Standard deviation of the pixel noise, where 1 is the full range.
-        seed: Two folders drawn with equal settings are equal byte for byte (with equal versions of numpy and Pillow).
+        bars: Largest number of occluding bars per image.
+        jitter: Standard deviation of the noise on each edge of a training box, as a fraction of the side; truncated at
+            two standard deviations.
+        noise: Standard deviation of the pixel noise; 1 is the full range.
+        seed: Random seed. Equal settings give byte-identical folders (with equal versions of numpy and Pillow).
     """
 
     train: int = 3000
@@ -72,7 +72,7 @@ class Shape:
         label: Index into `CLASSES`.
         centre: x and y, in pixels.
         axes: Half-axes along and across the object's own direction, in pixels (both the outer radius for a star).
-        angle_rad: From the x axis towards the y axis, which points down.
+        angle_rad: Angle from the x axis towards the y axis, which points down.
         blur_px: Standard deviation of the edge blur.
         colour: Red, green, blue between 0 and 1.
     """
@@ -86,7 +86,7 @@ class Shape:
 
     @property
     def box(self) -> Box:
-        """The tightest box ``x1, y1, x2, y2`` around the contour at which the shape is half opaque."""
+        """Tightest box ``x1, y1, x2, y2`` around the contour at which the shape is half opaque."""
         x, y = self.centre
         if self.label == 0:
             cos, sin = math.cos(self.angle_rad), math.sin(self.angle_rad)
@@ -98,7 +98,7 @@ class Shape:
         return float(x1), float(y1), float(x2), float(y2)
 
     def corners(self) -> Singles:
-        """The corners ``(n, 2)`` of a rectangle or a star, in order around it."""
+        """Return the corners ``(n, 2)`` of a rectangle or a star, in order around it."""
         a, b = self.axes
         if self.label == 1:
             local = np.array([(-a, -b), (a, -b), (a, b), (-a, b)])
@@ -111,7 +111,7 @@ class Shape:
         return corners
 
     def distance(self, x: Singles, y: Singles) -> Singles:
-        """Signed distance of points to the contour in pixels, negative inside (first order for an ellipse)."""
+        """Compute signed distances of points to the contour in pixels, negative inside (first order for an ellipse)."""
         if self.label:
             return _polygon_distance(self.corners(), x, y)
         cos, sin = math.cos(self.angle_rad), math.sin(self.angle_rad)
@@ -119,12 +119,12 @@ class Shape:
         along, across = dx * cos + dy * sin, dy * cos - dx * sin
         a, b = self.axes
         level = np.hypot(along / a, across / b)
-        # (f - 1) / |grad f| of f = |p / axes|: exact on the contour, where the blur looks at it.
+        # (f - 1) / |grad f| of f = |p / axes|: exact on the contour, where the blur is evaluated.
         distance: Singles = level * (level - 1) / np.maximum(np.hypot(along / a**2, across / b**2), 1e-6)
         return distance
 
     def alpha(self, size: int) -> Singles:
-        """Opacity ``(size, size)``: one half on the contour, a logistic edge of the blur's standard deviation."""
+        """Compute the opacity ``(size, size)``: 0.5 on the contour, a logistic edge with the blur's deviation."""
         alpha = np.zeros((size, size), np.float32)
         x1, y1, x2, y2 = self.box
         margin = 4 * self.blur_px + 1
@@ -138,14 +138,14 @@ class Shape:
 
 @dataclass(frozen=True)
 class Drawing:
-    """One drawn image ``(size, size, 3)`` uint8 and what is on it, later shapes over earlier ones."""
+    """One drawn image ``(size, size, 3)`` uint8 and its shapes, later ones over earlier ones."""
 
     image: npt.NDArray[np.uint8]
     shapes: tuple[Shape, ...]
 
 
 def _polygon_distance(corners: Singles, x: Singles, y: Singles) -> Singles:
-    """Distance to the nearest edge of a polygon, negative inside by the even-odd rule."""
+    """Compute the distance to the nearest edge of a polygon, negative inside by the even-odd rule."""
     nearest = np.full(x.shape, np.inf, np.float32)
     inside = np.zeros(x.shape, bool)
     for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
@@ -158,7 +158,7 @@ def _polygon_distance(corners: Singles, x: Singles, y: Singles) -> Singles:
 
 
 def _random_shape(settings: ShapesSettings, rng: np.random.Generator) -> Shape:
-    """A shape whose box lies within the image."""
+    """Draw a random shape whose box lies within the image."""
     low, high = (fraction * settings.size for fraction in settings.radius)
     label = int(rng.integers(len(CLASSES)))
     radius = math.exp(rng.uniform(math.log(low), math.log(high)))  # as many small ones as large ones
@@ -178,14 +178,14 @@ def _random_shape(settings: ShapesSettings, rng: np.random.Generator) -> Shape:
 
 
 def _overlap(first: Shape, second: Shape) -> float:
-    """Share of the smaller box that the two have in common."""
+    """Compute the intersection of two boxes as a fraction of the smaller one."""
     a, b = np.array(first.box), np.array(second.box)
     sides = np.clip(np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2]), 0, None)
     return float(sides.prod() / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()))
 
 
 def _place(settings: ShapesSettings, rng: np.random.Generator) -> tuple[Shape, ...]:
-    """One to four shapes that cover each other little; a shape that finds no room is left out."""
+    """Place the shapes of an image with little overlap; a shape without room is left out."""
     placed: list[Shape] = []
     for _ in range(int(rng.integers(settings.objects[0], settings.objects[1] + 1))):
         for _ in range(20):
@@ -226,7 +226,7 @@ def draw_picture(settings: ShapesSettings, rng: np.random.Generator) -> Drawing:
 
 
 def jittered(box: Box, settings: ShapesSettings, rng: np.random.Generator) -> Box:
-    """Move each edge of a box by noise relative to its side; the box stays within the image and keeps a size."""
+    """Move each edge of a box by noise relative to its side; the box stays within the image and non-empty."""
     x1, y1, x2, y2 = box
     noise = np.clip(rng.normal(0, 1, 4), -2, 2) * settings.jitter
     moved = np.array(box) + noise * np.array([x2 - x1, y2 - y1, x2 - x1, y2 - y1])
@@ -236,7 +236,7 @@ def jittered(box: Box, settings: ShapesSettings, rng: np.random.Generator) -> Bo
 
 def _draw(settings: ShapesSettings, split: str, index: int, folder: Path) -> list[tuple[int, Box]]:
     """Draw one image of a split, write it, and return the label and the box of each shape on it."""
-    # Seeded by its own place: an image depends neither on how many others there are nor on who draws it.
+    # Seeded by split and index: an image depends neither on the number of others nor on the thread that draws it.
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
     picture = draw_picture(settings, rng)
     Image.fromarray(picture.image).save(folder / "images" / _file_name(split, index), compress_level=1)
@@ -250,7 +250,7 @@ def _file_name(split: str, index: int) -> str:
 
 
 def _annotation(settings: ShapesSettings, split: str, drawn: list[list[tuple[int, Box]]]) -> dict[str, object]:
-    """The COCO annotation of a split; image numbers of the splits do not overlap."""
+    """Build the COCO annotation of a split; image ids differ between splits."""
     first = 1 if split == "train" else 1 + settings.train
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
@@ -269,9 +269,9 @@ def write_shapes(folder: Path, settings: ShapesSettings, *, report: Callable[[in
     """Draw the data set as a COCO folder: ``images/``, ``train.json``, ``val.json``; a finished one is kept as it is.
 
     Args:
-        folder: Where to; made if absent.
-        settings: What to draw.
-        report: Called with the number of images drawn and to draw.
+        folder: Output folder; created if absent.
+        settings: Settings of the drawing.
+        report: Called with the number of images drawn so far and in total.
 
     Raises:
         RunError: The folder holds a data set that was drawn with other settings.

@@ -1,4 +1,4 @@
-"""What the readers of the formats hand over: annotations as written, with all that is wrong with them."""
+"""The common output of the format readers: annotations as written, with all their faults."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ TURN = 2 * np.pi + 1e-6  # no angle in radians is larger
 
 @dataclass
 class Listed:
-    """An image as an annotation source lists it; its file has not been looked at.
+    """An image as listed by an annotation source; its file is not read yet.
 
     Attributes:
         path: The image file.
         image_id: The source's identifier.
-        declared: Height and width that the source claims, if it does.
-        boxes: ``(n, 4)``, ``x1, y1, x2, y2`` in pixels, or in parts of the image sides.
+        declared: Height and width according to the source, if given.
+        boxes: ``(n, 4)``, ``x1, y1, x2, y2`` in pixels, or as fractions of the image sides.
         categories: ``(n,)`` positions in the source's list of categories.
         ignored: ``(n,)`` crowd or difficult.
-        areas: ``(n,)`` or ``None`` where the source gives none.
-        where: Names the image in messages.
-        quads: ``(n, 4, 2)`` corners of each object in pixels, clockwise on screen, where the source has rotated
-            objects; ``boxes`` circumscribe them.
+        areas: ``(n,)``, or ``None`` if the source has none.
+        where: Name of the image in messages.
+        quads: ``(n, 4, 2)`` corners of each object in pixels, clockwise on screen; only for rotated objects. ``boxes``
+            circumscribe them.
     """
 
     path: Path
@@ -51,12 +51,12 @@ class Source:
     """One annotation file or image set.
 
     Attributes:
-        file: For messages.
+        file: Name of the file, for messages.
         categories: Identifier and name of each category, in the order of the labels.
-        images: What it lists.
-        relative: Whether boxes are in parts of the image sides (YOLO) rather than pixels.
-        problems: What is broken in it.
-        notes: Harmless oddities, counted.
+        images: The listed images.
+        relative: Whether boxes are fractions of the image sides (YOLO) instead of pixels.
+        problems: Faults of the source.
+        notes: Number of harmless oddities of each kind.
     """
 
     file: str
@@ -68,19 +68,19 @@ class Source:
 
 
 def box_arrays(rows: list[tuple[float, float, float, float]]) -> np.ndarray:
-    """Boxes as an array ``(n, 4)``, also for none."""
+    """Convert boxes to an array ``(n, 4)``, also for n = 0."""
     return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
 
 
 def usual_split(split: str, has: Callable[[str], bool]) -> str:
-    """The image set behind ``train`` and ``val``: ``trainval`` and ``test`` where the data have both."""
+    """Return the image set for ``train`` or ``val``: ``trainval`` and ``test`` if the data have both."""
     if split not in ("train", "val") or not has("test") or not has("trainval"):
         return split
     return "trainval" if split == "train" else "test"
 
 
 def listed_names(file: Path, source: Source) -> list[str]:
-    """Image names in the first column of a list file; one that leaves the image folder is a problem of the source."""
+    """Read image names from the first column of a list file; a name outside the image folder is a problem."""
     names = []
     for line in file.read_text(encoding="utf-8-sig").splitlines():
         name = line.split()[0] if line.strip() else ""
@@ -93,7 +93,7 @@ def listed_names(file: Path, source: Source) -> list[str]:
 
 
 def rotated_fault(box: object) -> tuple[str, str] | None:
-    """What is wrong with a rotated box ``cx, cy, w, h, theta``, and the remedy."""
+    """Return the fault of a rotated box ``cx, cy, w, h, theta``, and the remedy."""
     remedy = "rotated boxes are cx, cy, w, h in pixels and an angle in radians, clockwise on screen"
     numbers = isinstance(box, Sequence) and all(type(value) in (float, int) and abs(value) < LIMIT for value in box)
     if not numbers or len(box) != 5:  # type: ignore[arg-type]  # a sequence, if they are numbers
@@ -106,19 +106,19 @@ def rotated_fault(box: object) -> tuple[str, str] | None:
 
 
 def rotated_corners(boxes: Sequence[Sequence[float]]) -> np.ndarray:
-    """Corners ``(n, 4, 2)`` of rotated boxes ``cx, cy, w, h, theta``, also of none."""
+    """Compute the corners ``(n, 4, 2)`` of rotated boxes ``cx, cy, w, h, theta``, also for n = 0."""
     rows = np.asarray(boxes, dtype=np.float64).reshape(-1, 5)
     return rotated.corners(torch.from_numpy(rows)).numpy()
 
 
 def clockwise(quads: np.ndarray, notes: Counter[str]) -> np.ndarray:
-    """Quadrilaterals ``(n, 4, 2)`` with their corners clockwise on screen, from the one that was written first.
+    """Order the corners of quadrilaterals ``(n, 4, 2)`` clockwise on screen, starting with the first one written.
 
-    Those written the other way round are turned. Where two sides cross, the corners enclose nothing: they are put in
-    order around their middle (four points of which two lines cross are the corners of one convex quadrilateral). Both
-    are counted in the notes.
+    Counter-clockwise quadrilaterals are reversed. If two sides cross, the corners are sorted by angle around their
+    centre (four points with two crossing connections are the corners of one convex quadrilateral). Both cases are
+    counted in the notes.
     """
-    # of which quadrilaterals two sides that are no neighbours cross
+    # quadrilaterals in which two opposite sides cross
     crossed = np.zeros(len(quads), dtype=bool)
     for a, b, c, d in ((0, 1, 2, 3), (1, 2, 3, 0)):
         p, q, r, s = (quads[:, corner] for corner in (a, b, c, d))
@@ -135,12 +135,12 @@ def clockwise(quads: np.ndarray, notes: Counter[str]) -> np.ndarray:
 
 
 def signed_areas(quads: np.ndarray) -> np.ndarray:
-    """Areas ``(n,)`` of quadrilaterals ``(n, 4, 2)``; negative where they are written counter-clockwise on screen."""
+    """Compute the areas ``(n,)`` of quadrilaterals ``(n, 4, 2)``; negative if counter-clockwise on screen."""
     return _cross(quads[:, 2] - quads[:, 0], quads[:, 3] - quads[:, 1]) / 2
 
 
 def circumscribed(quads: np.ndarray) -> np.ndarray:
-    """The axis-aligned boxes ``(n, 4)`` around quadrilaterals ``(n, 4, 2)``."""
+    """Compute the axis-aligned boxes ``(n, 4)`` around quadrilaterals ``(n, 4, 2)``."""
     return rotated.polygon_hull(torch.from_numpy(quads)).numpy()
 
 

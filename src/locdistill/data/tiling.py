@@ -1,12 +1,12 @@
-"""Large images cut into overlapping square tiles, and what was found in the tiles put together again.
+"""Large images cut into overlapping square tiles, and the merging of detections on the tiles.
 
-Tiles of one split are a folder in DOTA's layout, ``images/*.png`` and ``labelTxt/*.txt``, with ``windows.json`` beside
-them. A tile is called ``{image}__{side}__{x}___{y}`` after its window in pixels of the image, as in MMRotate. What is
-needed to go back is read from ``windows.json`` and not from these names: it also knows which image of which data set a
-tile is of, whatever the names look like, and by which settings all of them were cut.
+The tiles of a split are a folder in DOTA's layout, ``images/*.png`` and ``labelTxt/*.txt``, with ``windows.json``
+beside them. A tile is called ``{image}__{side}__{x}___{y}`` after its window in pixels of the image, as in MMRotate.
+Merging reads ``windows.json``, not these names: the file records the image and data set of each tile, and the settings
+of the cut.
 
-Unlike in MMRotate every tile is stored in one size (a window of 2048 pixels as 1024 at the scale 0.5), so that what a
-detector sees does not depend on how it resizes its input, and files stay small.
+Unlike in MMRotate all tiles are stored in one size (a window of 2048 pixels as 1024 at the scale 0.5), so that the
+network's input does not depend on how a detector resizes images, and files stay small.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from locdistill.settings import Count, Positive, Settings
 from locdistill.types import Detections
 
 WINDOWS = "windows.json"
-CUT = 2  # the difficulty of an object of which a part lies beyond its tile, as in MMRotate and the development kit
-_WHOLE = 1 - 1e-6  # from this part on an object counts as complete
+CUT = 2  # the difficulty of an object that lies partly outside its tile, as in MMRotate and the development kit
+_WHOLE = 1 - 1e-6  # minimum visible fraction of an object that counts as complete
 _COMPRESSION = 3
 
 
 class TilingSettings(Settings):
-    """How images are cut.
+    """Settings of the cut.
 
     Attributes:
         size: Height and width of a tile, in pixels.
-        overlap: What neighbouring tiles have in common at least, in pixels of the tile.
-        scales: Images are cut once at each of these sizes: at 0.5 a tile shows four times the area.
-        part: An object belongs to a tile that holds at least this part of its area.
-        pad: Colour of what lies beyond the image, right and bottom: that of ImageNet's mean, which becomes 0.
+        overlap: Minimum overlap of neighbouring tiles, in pixels of the tile.
+        scales: Scale factors; images are cut once at each. At 0.5 a tile shows four times the area.
+        part: Minimum fraction of an object's area inside a tile for the object to belong to it.
+        pad: Padding colour, right and bottom: by default ImageNet's mean, which is 0 after normalisation.
     """
 
     size: Count = 1024
@@ -71,7 +71,7 @@ class TilingSettings(Settings):
 
 
 class Window(NamedTuple):
-    """The square that a tile shows, in pixels of the image; what lies beyond the image is padding."""
+    """The square of a tile, in pixels of the image; the area outside the image is padding."""
 
     x: int
     y: int
@@ -79,16 +79,16 @@ class Window(NamedTuple):
 
 
 def tile_name(image: str, window: Window) -> str:
-    """What the tile of an image is called."""
+    """Return the name of a tile."""
     return f"{image}__{window.side}__{window.x}___{window.y}"
 
 
 class Origin(NamedTuple):
-    """What tiles were cut from, as far as their label files do not tell.
+    """Facts about the original data that the label files of the tiles do not contain.
 
     Attributes:
         oriented: Whether the objects were rotated.
-        classes: Names by what label files call them, in the order of the data that were cut.
+        classes: Class names by their names in label files, in the order of the original data.
     """
 
     oriented: bool
@@ -96,26 +96,26 @@ class Origin(NamedTuple):
 
 
 def origin(folder: Path) -> Origin | None:
-    """What the tiles in a folder were cut from; None if there are none of :func:`cut`."""
+    """Return the facts about the original data of tiles; None if the folder was not written by :func:`cut`."""
     try:
         content = json.loads((folder / WINDOWS).read_text(encoding="utf-8"))
         return Origin(bool(content["oriented"]), {written_class(name): name for name in content["classes"]})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # Tiles.read says what is wrong
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # Tiles.read reports the fault
         return None
 
 
 def image_name(name: str) -> str:
-    """The image that a tile of this name is cut from, by other programs' names too; what is no tile's name, itself."""
+    """Return the image name in a tile's name, also for names of other programs; any other name unchanged."""
     tile = re.fullmatch(r"(.+)__[\d.]+__-?\d+___-?\d+", name)
     return tile[1] if tile else name
 
 
 def windows(width: int, height: int, settings: TilingSettings) -> list[Window]:
-    """Windows that cover an image, scale by scale, row by row.
+    """Return the windows that cover an image, scale by scale, row by row.
 
     Neighbours are ``size - overlap`` apart; the last of a row or column is moved back so that it ends with the image.
-    An image that is smaller than a window has one, and padding. (MMRotate drops windows with more than 40 % of padding
-    unless all have. Moved back in this way all windows of a scale have equally much, so none would be dropped.)
+    An image smaller than a window has one window, with padding. (MMRotate drops windows with more than 40 % padding
+    unless all exceed it. Here all windows of a scale have equal padding, so none would be dropped.)
     """
     found = []
     for scale in settings.scales:
@@ -126,7 +126,7 @@ def windows(width: int, height: int, settings: TilingSettings) -> list[Window]:
 
 
 def _side(pixels: int, scale: float) -> int:
-    """Pixels of the tile in pixels of the image."""
+    """Convert a length in pixels of the tile to pixels of the image."""
     return int(pixels / scale)
 
 
@@ -138,7 +138,7 @@ def _starts(length: int, side: int, step: int) -> list[int]:
 def parts_inside(
     quads: Float[NDArray[np.floating], "n 4 2"], places: list[Window]
 ) -> Float[NDArray[np.float64], "w n"]:
-    """Which part of the area of each object lies in each window; 0 for objects without area."""
+    """Compute the fraction of each object's area in each window; 0 for objects without area."""
     corners = torch.from_numpy(quads).double()
     squares = torch.tensor([(x, y, x + side, y + side) for x, y, side in places], dtype=torch.float64).reshape(-1, 4)
     window, place = overlapping_pairs(squares, polygon_hull(corners))
@@ -150,15 +150,15 @@ def parts_inside(
 
 @dataclass(frozen=True, eq=False)
 class Tiles:
-    """The tiles of a split, and where they come from.
+    """The tiles of a split, and their origin.
 
     Attributes:
-        folder: Of the split.
-        settings: How they were cut.
-        original: The images that were cut, without their objects.
-        windows: By the name of each tile, the identifier of its image and its window.
-        oriented: Whether the objects that were cut were rotated.
-        left_out: Objects that are in no tile, because less than `TilingSettings.part` of them lies in any.
+        folder: Folder of the split.
+        settings: Settings of the cut.
+        original: The original images, without their objects.
+        windows: Image identifier and window of each tile, by the tile's name.
+        oriented: Whether the original objects were rotated.
+        left_out: Number of objects in no tile, because every tile holds less than `TilingSettings.part` of them.
     """
 
     folder: Path
@@ -170,10 +170,10 @@ class Tiles:
 
     @classmethod
     def read(cls, folder: str | Path) -> Tiles:
-        """The tiles in a folder.
+        """Read the tiles in a folder.
 
         Raises:
-            DataError: It was not written by `cut`.
+            DataError: The folder was not written by `cut`.
         """
         file = Path(folder) / WINDOWS
         try:
@@ -198,17 +198,17 @@ class Tiles:
             ) from error
 
     def joined(self, found: Mapping[str, Detections], *, iou: float) -> dict[int, Detections]:
-        """Detections of whole images from those of the tiles, best score first.
+        """Merge the detections of tiles to detections of whole images, best score first.
 
-        They are moved and scaled to where they are in the image; then those go that a better one of their class
-        overlaps by more than ``iou``: duplicates from where tiles overlap.
+        They are shifted and scaled to pixels of the image. Then non-maximum suppression removes duplicates where tiles
+        overlap: each detection that overlaps a better one of its class by more than ``iou``.
 
         Args:
             found: Detections by the name of the tile, in pixels of the tile.
             iou: Largest overlap of two detections of one class.
 
         Returns:
-            By the identifier of the image, in its pixels; for every image.
+            Detections of every image, by its identifier, in its pixels.
         """
         by_image: dict[int, list[Detections]] = {record.image_id: [] for record in self.original.records}
         for name, here in found.items():
@@ -240,22 +240,22 @@ def cut(
 ) -> Tiles:
     """Cut the images of a data set into tiles, with the objects that belong to them.
 
-    Corners of objects are moved to the tile and scaled, not clipped. An object of which a part lies beyond its tile has
-    difficulty 2, an ignored one 1. Images and tiles without objects stay. Spaces in names of classes become dashes.
+    Corners of objects are shifted and scaled to the tile, not clipped. An object partly outside its tile has difficulty
+    2, an ignored one 1. Images and tiles without objects are kept. Spaces in class names become dashes.
 
-    Tiles are put together in a folder beside, which takes the name asked for when it is complete: what is there was
-    cut to the end. A cut that was interrupted goes on where it was; one that is complete is left as it is. Of several
-    processes that cut the same, one does it and the others wait.
+    Tiles are written to a temporary folder beside, which is renamed to ``folder`` when complete: an existing folder is
+    therefore complete. An interrupted cut is continued; a complete one is left as it is. If several processes make the
+    same cut, one does it and the others wait.
 
     Args:
-        dataset: The images; objects without corners have those of their boxes.
-        folder: Of the split, for ``images``, ``labelTxt`` and ``windows.json``.
-        settings: How to cut.
-        threads: Images that are cut at once.
-        progress: Shows how far one is, image by image.
+        dataset: The images; objects without corners get the corners of their boxes.
+        folder: Folder of the split, for ``images``, ``labelTxt`` and ``windows.json``.
+        settings: Settings of the cut.
+        threads: Number of images to cut at once.
+        progress: Progress display, advanced image by image.
 
     Raises:
-        DataError: The folder holds something else, such as tiles of other images or settings.
+        DataError: The folder has other content, such as tiles of other images or settings.
     """
     folder, oriented = Path(folder), dataset.oriented
     dataset = dataset.as_oriented(True)
@@ -264,7 +264,7 @@ def cut(
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = folder.with_name(f".{folder.name}.lock")
         with FileLock(lock):
-            if not _is_cut(folder, content, dataset.name):  # by a process that this one waited for
+            if not _is_cut(folder, content, dataset.name):  # by another process, which held the lock
                 unfinished = folder.with_name(f".{folder.name}.unfinished")
                 _start(unfinished, content)
                 _cut_all(Tiles.read(unfinished), dataset, threads, progress)
@@ -275,10 +275,10 @@ def cut(
 
 
 def _is_cut(folder: Path, content: str, name: str) -> bool:
-    """Whether the tiles are there already.
+    """Return whether the tiles exist already.
 
     Raises:
-        DataError: Something else is.
+        DataError: The folder has other content.
     """
     if not folder.exists():
         return False
@@ -296,7 +296,7 @@ def _cut_all(
     threads: int | None,
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
 ) -> None:
-    """Write the tiles of all images that are not there."""
+    """Write the missing tiles of all images."""
     # the tiles of each image
     by_image: dict[int, list[tuple[str, Window]]] = {record.image_id: [] for record in dataset.records}
     for name, (image_id, window) in tiles.windows.items():
@@ -307,14 +307,14 @@ def _cut_all(
             done: Iterable[None] = pool.map(lambda job: _cut_one(tiles, dataset.classes, job), jobs)
             for _ in progress(done, len(jobs)) if progress is not None else done:
                 pass
-        except BaseException:  # such as a broken image or Ctrl-C: what has not begun is left out
+        except BaseException:  # such as a broken image or Ctrl-C: cancel the images not yet begun
             pool.shutdown(cancel_futures=True)
             raise
 
 
 def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
-    """All that says what is in the tiles."""
-    # what to call each image: its file's name, with the identifier where several have the same
+    """Build the content of ``windows.json``, which determines all tiles."""
+    # the name of each image: its file's name, with the identifier if several share it
     stems = [record.path.stem for record in dataset.records]
     twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
     names = [
@@ -347,19 +347,19 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
 
 
 def _left_out(record: Record, places: list[Window], settings: TilingSettings) -> int:
-    """Objects, other than ignored ones, that belong to none of the tiles of their image."""
+    """Count the objects, other than ignored ones, that belong to none of the tiles of their image."""
     assert record.quads is not None
     sought = record.quads[~record.ignored]
     return int((parts_inside(sought, places) < settings.part).all(axis=0).sum())
 
 
 def written_class(name: str) -> str:
-    """A class as label files call it."""
+    """Return the name of a class in label files."""
     return "-".join(name.split())
 
 
 def _record(file: str, image_id: int, width: int, height: int) -> Record:
-    """An image of which nothing but the size is known."""
+    """Build a record of an image without objects."""
     return Record(
         path=Path(file),
         image_id=image_id,
@@ -372,7 +372,7 @@ def _record(file: str, image_id: int, width: int, height: int) -> Record:
 
 
 def _start(folder: Path, content: str) -> None:
-    """Prepare a folder, or find one in which the same cut was begun."""
+    """Prepare a folder, or find one in which the same cut was started."""
     file = folder / WINDOWS
     if folder.exists() and not (file.is_file() and file.read_text(encoding="utf-8") == content):
         raise DataError(f"{folder}: an interrupted cut of other images or with other settings; remove it")
@@ -382,8 +382,8 @@ def _start(folder: Path, content: str) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with replacing(path, flush=False) as part:  # there are many, and a cut can be made again
+    """Write a file atomically."""
+    with replacing(path, flush=False) as part:  # there are many files, and a cut can be repeated
         part.write_bytes(content)
 
 
@@ -391,7 +391,7 @@ _Job = tuple[Record, list[tuple[str, Window]]]
 
 
 def _cut_one(tiles: Tiles, classes: tuple[str, ...], job: _Job) -> None:
-    """Write the tiles of an image that are not there; a picture is written before its labels."""
+    """Write the missing tiles of an image; a picture is written before its labels."""
     record, own = job
     images, labels, settings = tiles.folder / "images", tiles.folder / "labelTxt", tiles.settings
     missing = [(name, window) for name, window in own if not (labels / f"{name}.txt").is_file()]
@@ -420,7 +420,7 @@ def _labels(
     settings: TilingSettings,
     classes: tuple[str, ...],
 ) -> list[str]:
-    """Lines of the label file of a tile."""
+    """Return the lines of the label file of a tile."""
     assert record.quads is not None
     corners = (record.quads.astype(np.float64) - (window.x, window.y)) * (settings.size / window.side)
     lines = []

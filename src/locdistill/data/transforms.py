@@ -1,7 +1,7 @@
-"""What happens to one image: a size, flips, turns, and its objects along with it.
+"""Geometric transforms of one image and its objects: resizing, flips, turns, rotation.
 
-All of it is one matrix from pixels of the file to pixels that the network sees, applied to the image and to the corners
-of the objects. Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)``.
+They combine to one matrix from pixels of the file to pixels of the network's input, applied to the image and to the
+corners of the objects. Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from locdistill.geometry.rotated import part_inside, polygon_hull
 from locdistill.images import keep_ratio_size, resize_to
 
 FILL = (124, 116, 104)
-"""Colour of what lies beyond a turned or shrunk image: ImageNet's mean, which a network sees as padding, almost 0."""
+"""Fill colour outside a rotated or shrunk image: ImageNet's mean, almost 0 after normalisation, as padding is."""
 
 
 class Sample(NamedTuple):
-    """One image on its way into a batch.
+    """One image with its objects, before collation.
 
     Attributes:
         image: RGB.
@@ -36,7 +36,7 @@ class Sample(NamedTuple):
         ignored: Crowd regions and difficult objects.
         original_size: Height and width of the file.
         image_id: The data set's identifier.
-        quads: Corners ``x, y`` of each object, clockwise on screen, where they are rotated.
+        quads: Corners ``x, y`` of each object, clockwise on screen; only for rotated objects.
     """
 
     image: UInt8[Tensor, "3 h w"]
@@ -49,22 +49,23 @@ class Sample(NamedTuple):
 
 
 class View(NamedTuple):
-    """One way to look at an image: it is resized, mirrored, turned by right angles, placed in a frame, and rotated.
+    """One view of an image: it is resized, mirrored, turned by right angles, placed in a frame, and rotated.
 
-    The frame has the size that the image has within its limits (height and width change places with an odd number of
-    turns), so that what is enlarged is cut to a window, and what is shrunk has a margin.
+    The frame has the size of the image within the limits (height and width are swapped for an odd number of turns). An
+    enlarged image is therefore cropped to a window, and a shrunk one gets a margin.
 
     Attributes:
         long: Limit of the longer side in pixels.
         short: Limit of the shorter side in pixels.
-        flipped: Whether it is mirrored left and right.
-        turns: Right angles by which it is then turned clockwise, 0 to 3. A flip of top and bottom is ``flipped`` with
-            2 turns.
-        degrees: Angle by which it is rotated about the middle of the frame, clockwise.
-        zoom: Factor of its size, beside the limits.
-        window: Where the frame lies on the enlarged image, or the shrunk image in the frame: from 0 (left, top) to 1.
-        least: An object of which a smaller part of the area is left in the frame is ignored; asked only of views that
-            ``cut``.
+        flipped: Whether the image is flipped left to right.
+        turns: Number of clockwise right-angle turns after the flip, 0 to 3. A vertical flip is ``flipped`` with 2
+            turns.
+        degrees: Clockwise rotation about the centre of the frame.
+        zoom: Scale factor on top of the limits.
+        window: Position of the frame on the enlarged image, or of the shrunk image in the frame: from 0 (left, top) to
+            1.
+        least: Minimum visible fraction of an object's area; objects below it are ignored. Used only if parts of the
+            image may be lost (``cuts``).
     """
 
     long: int
@@ -78,26 +79,26 @@ class View(NamedTuple):
 
     @property
     def cuts(self) -> bool:
-        """Whether parts of the image may be lost."""
+        """True if parts of the image may be lost."""
         return self.degrees != 0 or self.zoom != 1
 
     @property
     def mark(self) -> bytes:
-        """What tells this view from others that give the same size."""
+        """Key that distinguishes this view from others of the same size."""
         pose = struct.pack("<B", self.flipped | self.turns << 1)
         return pose + (struct.pack("<5d", self.degrees, self.zoom, *self.window, self.least) if self.cuts else b"")
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the frame for an image of these sides."""
+        """Return height and width of the frame for an image of the given size."""
         return self._turned(keep_ratio_size(height, width, short=self.short, long=self.long))
 
     def content(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width to which an image of these sides is resized, before it is turned."""
+        """Return height and width to which an image of the given size is resized, before turns."""
         rows, columns = keep_ratio_size(height, width, short=self.short, long=self.long)
         return (rows, columns) if self.zoom == 1 else (_scaled(rows, self.zoom), _scaled(columns, self.zoom))
 
     def offset(self, height: int, width: int) -> tuple[int, int]:
-        """Where the upper left corner of the turned image lies in the frame: ``x, y`` in whole pixels."""
+        """Return the position ``x, y`` of the turned image's upper left corner in the frame, in whole pixels."""
         (rows, columns), (frame_rows, frame_columns) = (
             self._turned(self.content(height, width)),
             self.size(height, width),
@@ -105,7 +106,7 @@ class View(NamedTuple):
         return round((frame_columns - columns) * self.window[0]), round((frame_rows - rows) * self.window[1])
 
     def placing(self, height: int, width: int) -> np.ndarray:
-        """The matrix from pixels of the resized and turned image to pixels of the frame: an offset, and a rotation."""
+        """Return the matrix from pixels of the resized and turned image to pixels of the frame: offset and rotation."""
         x, y = self.offset(height, width)
         rows, columns = self.size(height, width)
         cos, sin = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
@@ -113,7 +114,7 @@ class View(NamedTuple):
         return middle @ np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]]) @ back if self.degrees else _moved_by(x, y)
 
     def matrix(self, height: int, width: int) -> np.ndarray:
-        """The ``(3, 3)`` matrix from pixels of the file to pixels of the frame."""
+        """Return the ``(3, 3)`` matrix from pixels of the file to pixels of the frame."""
         rows, columns = self.content(height, width)
         steps = [np.diag((columns / width, rows / height, 1.0))]
         if self.flipped:
@@ -128,17 +129,17 @@ class View(NamedTuple):
 
 
 def pose(*, flipped: bool, upended: bool, turns: int) -> tuple[bool, int]:
-    """Flips, left and right and top and bottom, and then turns, as a flip left and right and then turns."""
+    """Reduce horizontal and vertical flips followed by turns to a horizontal flip followed by turns."""
     return flipped != upended, (turns + 2 * upended) % 4
 
 
 def choose_limits(
     sizes: tuple[tuple[int, int], ...], mode: Literal["value", "range"], random: np.random.Generator
 ) -> tuple[int, int]:
-    """Limits ``(long, short)`` for one image.
+    """Draw the limits ``(long, short)`` for one image.
 
-    ``value`` takes one of the pairs, each with equal probability; ``range`` draws either limit as a whole number,
-    uniformly between its smallest and largest value, both included.
+    ``value`` picks one of the pairs with equal probability. ``range`` draws each limit as an integer, uniformly between
+    its smallest and largest value, both included.
     """
     if mode == "value":
         return sizes[int(random.integers(len(sizes)))]
@@ -149,16 +150,16 @@ def choose_limits(
 
 
 def look_at(sample: Sample, view: View, *, keep_ignored: bool = True) -> Sample:
-    """A sample with its objects in pixels of the file, as it is looked at.
+    """Apply a view to a sample with its objects in pixels of the file.
 
-    Axis-aligned boxes become those around their corners, limited to the frame. Quadrilaterals are never limited: what
-    the frame cuts off an object is not seen, and belongs to it. Of what the view cuts too much off is ignored, or left
-    out where ignored objects are not kept; so is what lies beyond the frame.
+    An axis-aligned box becomes the box around its transformed corners, clipped to the frame. Quadrilaterals are never
+    clipped: the hidden part of an object still belongs to it. Objects outside the frame, and those with too small a
+    visible part, become ignored; they are dropped if ignored objects are not kept.
 
     Args:
-        sample: The image may have its size already.
-        view: The way.
-        keep_ignored: Whether ignored objects are handed on.
+        sample: The sample; its image may be resized already.
+        view: The view to apply.
+        keep_ignored: Whether to keep ignored objects.
     """
     height, width = sample.original_size
     frame = view.size(height, width)
@@ -174,14 +175,14 @@ def look_at(sample: Sample, view: View, *, keep_ignored: bool = True) -> Sample:
 
 
 def moved(points: Float[Tensor, "*batch 2"], matrix: np.ndarray) -> Float[Tensor, "*batch 2"]:
-    """Points ``x, y`` under an affine map, a ``(3, 3)`` matrix."""
+    """Transform points ``x, y`` by an affine map, a ``(3, 3)`` matrix."""
     (a, b, c), (d, e, f), _ = matrix.tolist()
     x, y = points.unbind(-1)
     return torch.stack((a * x + b * y + c, d * x + e * y + f), -1)
 
 
 def _without_the_lost(sample: Sample, corners: Float[Tensor, "g 4 2"], least: float, *, keep_ignored: bool) -> Sample:
-    """The sample, with objects of which less than the least part is in the image ignored or left out."""
+    """Ignore or drop the objects whose visible fraction is below ``least``."""
     height, width = sample.image.shape[-2:]
     frame = corners.new_tensor([width / 2, height / 2, width, height, 0])
     part = part_inside(frame, corners)
@@ -196,7 +197,7 @@ def _without_the_lost(sample: Sample, corners: Float[Tensor, "g 4 2"], least: fl
 
 
 def _picture(image: UInt8[Tensor, "3 _h _w"], view: View, original: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
-    """The image as it is looked at: by copying pixels, and by bilinear sampling only where it is rotated."""
+    """Transform the image by a view: pixels are copied, or sampled bilinearly if the view rotates."""
     image = resize_to(image, view.content(*original), flipped=view.flipped)
     image = image.rot90(-view.turns, (-2, -1)) if view.turns else image
     frame = view.size(*original)
@@ -215,7 +216,7 @@ def _picture(image: UInt8[Tensor, "3 _h _w"], view: View, original: tuple[int, i
 
 
 def _placed(image: UInt8[Tensor, "3 _h _w"], frame: tuple[int, int], offset: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
-    """An image on a canvas of another size, its upper left corner at ``x, y``."""
+    """Paste an image onto a canvas of another size, its upper left corner at ``x, y``."""
     canvas = image.new_tensor(FILL).expand(*frame, 3).clone().permute(2, 0, 1)
     (x, y), (height, width) = offset, image.shape[-2:]
     (rows, own_rows), (columns, own_columns) = _common(y, height, frame[0]), _common(x, width, frame[1])
@@ -224,7 +225,7 @@ def _placed(image: UInt8[Tensor, "3 _h _w"], frame: tuple[int, int], offset: tup
 
 
 def _common(start: int, length: int, limit: int) -> tuple[slice, slice]:
-    """What a line and a canvas have in common: in pixels of the canvas, and of the line."""
+    """Return the overlap of a line and a canvas along one axis, as slices of the canvas and of the line."""
     first, end = max(start, 0), min(start + length, limit)
     return slice(first, end), slice(first - start, end - start)
 

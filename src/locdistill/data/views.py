@@ -1,4 +1,4 @@
-"""How an image may be looked at: limits of its size, flips, and turns."""
+"""The plan of image views: size limits, flips, turns, rotation and scale."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from locdistill.images import ScaledView
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPlan:
-    """What is done to each image; the fields are those of `DataSettings`.
+    """Parameters of the transforms of each image; the fields correspond to `DataSettings`.
 
     Attributes:
         sizes: Limits ``(long, short)``.
-        mode: How to choose between them.
-        flip: Probability of a flip of left and right.
-        flip_vertical: Probability of a flip of top and bottom.
-        turns: Whether it is turned by none, one, two or three right angles.
+        mode: Rule of choice between them.
+        flip: Probability of a horizontal flip.
+        flip_vertical: Probability of a vertical flip.
+        turns: Whether images are turned by 0, 1, 2 or 3 right angles.
         rotate: Largest angle of a rotation, in degrees.
-        scale: Smallest and largest factor of the size beside the limits.
+        scale: Smallest and largest scale factor on top of the limits.
         min_visible: See `View.least`.
         pad_to: Multiple for padded sides.
-        seed: Of all random choices.
-        keep_ignored: Whether crowd regions and difficult objects are handed on.
-        per_image: Views that are drawn once for each image, and chosen from ever after; None draws anew each time.
-        views: How images are looked at in evaluation, by ``Draw.turn``; nothing is left to chance then.
+        seed: Seed of all random choices.
+        keep_ignored: Whether to keep crowd regions and difficult objects.
+        per_image: Number of views drawn once for each image, from which each draw chooses; None draws a new view each
+            time.
+        views: Views of evaluation, indexed by ``Draw.turn``; nothing is random then.
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -49,12 +50,12 @@ class ViewPlan:
 
     @property
     def fixed_size(self) -> bool:
-        """Whether an image always gets the same size, so that it may be kept resized."""
+        """True if an image always gets the same size, so that it can be cached after resizing."""
         return len(self.sizes) == 1 and self.scale is None
 
     @property
     def ways(self) -> int | None:
-        """In how many ways an image may be looked at; None where there is no saying."""
+        """Number of possible views of an image; None if they cannot be enumerated."""
         if self.per_image is not None:
             return self.per_image
         if self.rotate or self.scale is not None or (self.mode == "range" and len(self.sizes) > 1):
@@ -63,13 +64,13 @@ class ViewPlan:
 
     @property
     def _poses(self) -> tuple[tuple[bool, int], ...]:
-        """All flips and turns by right angles, each once."""
+        """All distinct combinations of flips and turns by right angles."""
         turns = range(4 if self.turns else 1)
         ways = product(turns, _outcomes(self.flip_vertical), _outcomes(self.flip))
         return tuple(dict.fromkeys(pose(flipped=f, upended=u, turns=t) for t, u, f in ways))
 
     def view(self, draw: Draw) -> View:
-        """How a draw looks at its image."""
+        """Return the view of a draw."""
         if self.views:
             scaled = self.views[draw.turn]
             (long, short) = self.sizes[0]
@@ -83,9 +84,9 @@ class ViewPlan:
         return self._drawn(chance)
 
     def all_views(self, image: int) -> tuple[View, ...]:
-        """All ways in which an image may be looked at, which ``ways`` counts."""
+        """Return all possible views of an image; ``ways`` is their number."""
         if self.per_image is not None:
-            # The same whatever the run's seed, so that runs share what is remembered of them; more go on from fewer.
+            # Independent of the run's seed, so that runs share cache entries; a larger number extends a smaller one.
             chance = np.random.default_rng((image, 1))
             return tuple(self._drawn(chance) for _ in range(self.per_image))
         return tuple(View(long, short, *own) for (long, short), own in product(self.sizes, self._poses))
@@ -93,7 +94,7 @@ class ViewPlan:
     def _drawn(self, chance: np.random.Generator) -> View:
         long, short = choose_limits(self.sizes, self.mode, chance)
         flipped = bool(chance.random() < self.flip)
-        # What is not asked for is not drawn: other views are then what they always were.
+        # Unused settings consume no random numbers, so that other views do not change.
         upended = self.flip_vertical > 0 and bool(chance.random() < self.flip_vertical)
         turns = int(chance.integers(4)) if self.turns else 0
         view = View(long, short, *pose(flipped=flipped, upended=upended, turns=turns))
@@ -106,5 +107,5 @@ class ViewPlan:
 
 
 def _outcomes(probability: float) -> tuple[bool, ...]:
-    """Those of no and yes that may happen."""
+    """Return the possible outcomes, False and True, of an event with this probability."""
     return tuple(yes for yes in (False, True) if (probability if yes else 1 - probability) > 0)

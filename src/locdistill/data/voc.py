@@ -19,7 +19,7 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def year_folders(path: Path) -> list[Path]:
-    """The folders with ``Annotations`` and ``ImageSets/Main`` at or below a path: ``VOC2007``, ``VOC2012``, ..."""
+    """Find the folders with ``Annotations`` and ``ImageSets/Main`` at or below a path: ``VOC2007``, ``VOC2012``, ..."""
     candidates = [path, *sorted(path.glob("VOC*")), *sorted(path.glob("VOCdevkit/VOC*"))]
     return [
         folder
@@ -29,9 +29,9 @@ def year_folders(path: Path) -> list[Path]:
 
 
 def image_sets(path: Path, split: str) -> list[tuple[Path, Path]]:
-    """Year folder and list file of an image set, of all years that have annotations for it.
+    """Find year folder and list file of an image set, for all years with annotations for it.
 
-    ``split`` may name one year: ``VOC2007/trainval``. The ``test`` set of later years is public as images only.
+    ``split`` may select one year: ``VOC2007/trainval``. The ``test`` set of later years is public as images only.
     """
     year, _, name = split.rpartition("/")
     found = []
@@ -48,10 +48,10 @@ def image_sets(path: Path, split: str) -> list[tuple[Path, Path]]:
 def read_voc(folder: Path, file: Path) -> Source:
     """Read one image set of one year.
 
-    Corners are ``int(float(value)) - 1``, all four, as in the reference implementation: pixels counted from 1 become
-    coordinates from 0, and a box that includes its last pixel becomes one pixel narrower than it covers. Difficult
-    objects are ignored ones. Images are numbered from 1 in the order of the list. The classes are VOC's twenty where
-    all names are among them, otherwise all names found in the folder, sorted.
+    All four coordinates are ``int(float(value)) - 1``, as in the reference implementation: pixels counted from 1 become
+    coordinates from 0, and a box that includes its last pixel becomes one pixel narrower than its true extent.
+    Difficult objects are marked as ignored. Images are numbered from 1 in the order of the list. The classes are VOC's
+    twenty if all names are among them, otherwise all names found in the folder, sorted.
     """
     source = Source(file=str(file), categories=[])
     names = listed_names(file, source)
@@ -88,7 +88,7 @@ def _classes(folder: Path, parsed: list[Parsed]) -> tuple[str, ...]:
 
 
 def load_xml(file: Path) -> Element | Problem:
-    """The root of an XML file, or what is broken in it."""
+    """Read an XML file; return its root, or the fault."""
     try:
         root: Element = ElementTree.parse(file).getroot()
         return root
@@ -102,7 +102,7 @@ def load_xml(file: Path) -> Element | Problem:
 
 
 def _parse(file: Path) -> Parsed:
-    """Content of one annotation file, and what is broken in it."""
+    """Parse one annotation file; return its content and its faults."""
     content: dict[str, Any] = {"size": None, "boxes": [], "names": [], "difficult": []}
     root = load_xml(file)
     if isinstance(root, Problem):

@@ -1,4 +1,4 @@
-"""YOLO folders: ``data.yaml``, images, and beside them one text file of normalised boxes per image."""
+"""YOLO folders: ``data.yaml``, images, and one text file of normalised boxes per image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TOLERANCE = 1e-4  # exporters round to four or more digits
 
 
 def find_yaml(path: Path) -> Path | None:
-    """The file that describes the data set: the path itself, or a usual name in the folder, or its only YAML file."""
+    """Find the description of the data set: the path itself, a file of a usual name in it, or its only YAML file."""
     if path.is_file():
         return path if path.suffix in (".yaml", ".yml") else None
     usual = next((path / name for name in YAML_NAMES if (path / name).is_file()), None)
@@ -28,15 +28,15 @@ def find_yaml(path: Path) -> Path | None:
 
 
 def split_keys(split: str) -> tuple[str, ...]:
-    """Names that ``data.yaml`` may have for a split."""
+    """Return the possible names of a split in ``data.yaml``."""
     return ("val", "valid", "validation") if split == "val" else (split,)
 
 
 def yaml_splits(file: Path) -> list[str]:
-    """Those of train, val and test that the file names.
+    """Return those of train, val and test that the file defines.
 
     Raises:
-        AnnotationError: It is no YAML mapping.
+        AnnotationError: The file is no YAML mapping.
     """
     content = _load(file)
     return [split for split in ("train", "val", "test") if any(content.get(key) for key in split_keys(split))]
@@ -45,7 +45,7 @@ def yaml_splits(file: Path) -> list[str]:
 def read_yolo(file: Path, split: str) -> Source:
     """Read one split.
 
-    A line of a label file is ``class cx cy w h`` in parts of the image sides. An image without a label file has no
+    A line of a label file is ``class cx cy w h`` as fractions of the image sides. An image without a label file has no
     objects. Images are numbered from 1 in the order of their names, or of the list file.
 
     Raises:
@@ -77,7 +77,7 @@ def read_yolo(file: Path, split: str) -> Source:
 
 
 def label_file(image: Path) -> Path:
-    """Where the labels of an image lie: ``labels`` instead of the last ``images`` in its path, else beside it."""
+    """Return the label file of an image: ``labels`` replaces the last ``images`` in its path, else beside the image."""
     parts = list(image.parts)
     for position in range(len(parts) - 2, -1, -1):
         if parts[position] == "images":
@@ -111,7 +111,7 @@ def _class_names(file: Path, content: dict[str, Any]) -> list[str]:
 
 
 def _root(file: Path, content: dict[str, Any]) -> Path:
-    """``path`` of the YAML file relative to the file itself; the file's folder where that is no folder."""
+    """Resolve ``path`` of the YAML file relative to that file; the file's folder if that is no folder."""
     stated = content.get("path")
     root = file.parent / str(stated) if stated else file.parent
     return root if root.is_dir() else file.parent
@@ -139,9 +139,9 @@ def _split_images(file: Path, content: dict[str, Any], root: Path, split: str, s
 
 
 def _listed(file: Path, root: Path, source: Source) -> list[Path]:
-    """Images of a list file: absolute, or relative to the file or to the root; none outside the root.
+    """Read the images of a list file: absolute, or relative to the file or to the root; none outside the root.
 
-    Only names are judged; symbolic links are followed.
+    Only names are checked; symbolic links are followed.
     """
     pictures = []
     for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
@@ -162,7 +162,7 @@ LabelRows = list[tuple[int, float, float, float, float]]
 
 
 def _parse(file: Path, classes: int) -> tuple[LabelRows, list[Problem], int]:
-    """Rows of a label file, what is broken in it, and how many lines repeat another."""
+    """Parse a label file; return its rows, its faults, and the number of duplicate lines."""
     try:
         text = file.read_text(encoding="utf-8-sig")
     except FileNotFoundError:

@@ -1,1 +1,1 @@
-"""What a trained detector does: evaluate, predict, tiles, benchmark."""
+"""Use of a trained detector: evaluate, predict, tiles, benchmark."""

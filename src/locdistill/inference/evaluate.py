@@ -1,4 +1,4 @@
-"""What is done with trained weights: evaluate them on a data set, let them look at pictures."""
+"""Evaluation of trained weights on a data set."""
 
 from __future__ import annotations
 
@@ -39,22 +39,20 @@ from locdistill.recipe.run_folder import RECIPE
 from locdistill.settings import group
 from locdistill.types import Batch, Detections, Progress
 
-"""Wraps something to go through, of a known length, to show how far one is."""
-
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What an evaluation found.
+    """Result of an evaluation.
 
     Attributes:
-        metrics: Named numbers between 0 and 1; empty where only a results file was asked for.
-        per_class: By class name.
-        tables: Ready to print.
-        detections: By image identifier, in pixels of the images as they are on disk.
-        dataset: What was looked at.
-        results: The results file, if one was written.
-        task1: The zip file of DOTA's Task-1 files, if it was written.
-        published_sum: AP at each overlap as the published evaluator of Rotated-LD would print it, if asked for: a
+        metrics: Metrics by name, between 0 and 1; empty if only a results file was written.
+        per_class: Results by class name.
+        tables: Tables ready to print.
+        detections: Detections by image identifier, in pixels of the image files.
+        dataset: The evaluated data set.
+        results: The results file, if written.
+        task1: The zip file of DOTA's Task-1 files, if written.
+        published_sum: AP at each overlap as the published evaluator of Rotated-LD would print it, on request: a
             running sum that is not AP (see :func:`locdistill.evaluation.rotated.published_sum`).
     """
 
@@ -68,16 +66,16 @@ class EvaluationResult:
     published_sum: dict[str, float | None] | None = None
 
     def judged(self, *, eleven_point: bool | None = None, published: bool = False) -> EvaluationResult:
-        """The same detections with their metrics.
+        """Compute the metrics of the detections.
 
         Args:
-            eleven_point: How AP is averaged by the rules of VOC and DOTA; as usual for the data unless given (see
+            eleven_point: Averaging of AP by the rules of VOC and DOTA; by default as usual for the data (see
                 :class:`locdistill.evaluation.evaluator.Evaluator`).
             published: Whether to add ``published_sum`` and a table of it.
 
         Raises:
-            RecipeError: The rules are COCO's, which have one average, or the boxes are not rotated, as those of the
-                published evaluator are.
+            RecipeError: ``eleven_point`` is given for COCO's rules, which have one average, or ``published`` for COCO's
+                rules or for boxes that are not rotated, as the published evaluator's are.
         """
         result = Evaluator(self.dataset, eleven_point).result(self.detections)
         if eleven_point is not None and isinstance(result, CocoResult):
@@ -113,19 +111,19 @@ def evaluate(
 
     Args:
         weights: A weights file, a run folder, or ``run/best``.
-        data: Folder of the data set; that of the run unless given.
+        data: Folder of the data set; by default that of the run.
         split: ``train``, ``val``, or any name of the format.
-        format_only: Write the detections to this COCO results file instead of computing metrics; for test servers.
-        batch: Images at once, if all have the same size (see :func:`evaluation_batch`).
-        device: Such as ``cuda:0``; a GPU if there is one unless given.
+        format_only: COCO results file to write instead of computing metrics; for test servers.
+        batch: Images per batch, if all have the same size (see :func:`evaluation_batch`).
+        device: Device such as ``cuda:0``; by default a GPU if available.
         overrides: Settings of ``data``, ``input`` (size of the images) and ``detections`` (thresholds, suppression,
             test-time augmentation), such as ``"detections.score_threshold=0.01"`` or
             ``"detections.augment={scales: [0.8, 1, 1.2], flip: true}"``.
-        progress: Shows how far the evaluation is.
+        progress: Progress display.
 
     Raises:
         WeightsError: The weights cannot be read.
-        DataError: The data cannot be read, or lack a class that the detector knows.
+        DataError: The data cannot be read, or lack a class of the detector.
         RecipeError: An override is wrong.
         RunError: There is no such device.
     """
@@ -159,15 +157,15 @@ def validation_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> DataLoader[Batch]:
-    """What a detector is evaluated on: its input size, and as many views of each image as its settings ask for.
+    """Build the loader for evaluation, with the detector's input size and test-time views.
 
     Args:
         dataset: The images.
         detector: Settings of the detector.
-        batch: Images at once, if all have the same size (see :func:`evaluation_batch`).
-        workers: Processes that read images; a few unless given.
+        batch: Images per batch, if all have the same size (see :func:`evaluation_batch`).
+        workers: Number of reader processes; a few by default.
         rank: Index of this process among those that share the images.
-        world_size: Number of those.
+        world_size: Number of these processes.
     """
     views = detector.detections.augment.views
     return evaluation_loader(
@@ -184,9 +182,9 @@ def validation_loader(
 def evaluation_batch(
     dataset: Dataset, limits: InputSettings, batch: int, views: tuple[ScaledView, ...] = (ScaledView(),)
 ) -> int:
-    """Images that may share a batch without changing what is found: ``batch`` where all are padded alike, or else 1.
+    """Return the batch size that does not change detections: ``batch`` if all images are padded alike, else 1.
 
-    The head's group normalisation sees the padding, so an image's detections depend on the size it is padded to. The
+    The head's group normalisation includes the padding, so an image's detections depend on its padded size. The
     reference evaluates one image at a time.
     """
     for view in views:
@@ -216,7 +214,7 @@ def _judge(
 
 
 def per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | None]]:
-    """AP of each class, None without objects, and its number of objects."""
+    """Return AP (None without objects) and number of objects of each class."""
     if isinstance(result, CocoResult):
         return result.per_class
     return {
@@ -230,7 +228,7 @@ def per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | Non
 
 
 def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
-    """Data settings: a folder with all defaults, or those of the run that the weights belong to."""
+    """Return data settings: a folder with all defaults, or those of the run of the weights."""
     if data is not None:
         return {"path": str(data)}
     beside = locate(weights).parent / RECIPE
@@ -241,10 +239,10 @@ def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
 
 
 def with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> DataSettings:
-    """Data settings that choose the detector's classes, in its order.
+    """Return data settings that choose the detector's classes, in its order.
 
     Raises:
-        DataError: The data lack one, or other classes were asked for.
+        DataError: The data lack one of them, or the settings choose other classes.
     """
     if settings.classes not in (None, known):
         raise DataError(
@@ -263,7 +261,7 @@ def with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> 
 def adjusted(
     settings: DetectorSettings, overrides: Sequence[Override], **others: dict[str, Any]
 ) -> tuple[DetectorSettings, dict[str, Any]]:
-    """Lay overrides over the input and the detections of a detector, and over other groups, which come back changed.
+    """Apply overrides to input and detections of a detector, and to other groups; return its settings and these groups.
 
     Raises:
         RecipeError: An override is wrong.
@@ -282,7 +280,7 @@ def adjusted(
 
 @contextmanager
 def _processes() -> Iterator[str | None]:
-    """Join the other processes if torchrun started several; the device of this one."""
+    """Join the other processes if torchrun started several; yield the device of this one."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield None
         return

@@ -1,4 +1,4 @@
-"""Trained weights look at pictures."""
+"""Detection in image files with trained weights."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from locdistill.viz.draw import draw_detections
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was detected in one picture.
+    """The detections in one image.
 
     Attributes:
-        path: The picture.
-        height: In pixels.
-        width: In pixels.
-        detections: Those with at least the threshold's score.
-        classes: Names by label.
-        picture: The drawn picture, if one was saved.
+        path: The image file.
+        height: Height in pixels.
+        width: Width in pixels.
+        detections: Detections with a score of at least the threshold.
+        classes: Class names by label.
+        picture: The drawn picture, if saved.
     """
 
     path: Path
@@ -47,7 +47,7 @@ class Prediction:
     picture: Path | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data for JSON."""
         detections = [
             {"class": self.classes[label], "label": label, "score": round(score, 5), "box": rounded(box)}
             for box, score, label in zip(*(value.tolist() for value in self.detections), strict=True)
@@ -61,10 +61,10 @@ class Prediction:
 
 
 class PartialImageError(ImageError):
-    """Some images cannot be read; the others were looked at.
+    """Error for unreadable images after detection in the others.
 
     Attributes:
-        found: The predictions for those.
+        found: The predictions for the readable images.
     """
 
     def __init__(self, message: str, found: list[Prediction]) -> None:
@@ -87,20 +87,20 @@ def predict(
 
     Args:
         weights: A weights file, a run folder, ``run/best``, or a detector in memory.
-        images: Files, or folders that are searched for images.
+        images: Files, or folders to search for images.
         save: Folder for the drawn pictures and ``predictions.json``.
-        threshold: Lowest score that is reported and drawn; where it is below the detector's own
-            ``detections.score_threshold``, it takes its place.
-        batch: Images at once.
-        device: Such as ``cuda:0``; a GPU if there is one unless given. A detector in memory stays where it is.
+        threshold: Minimum score to report and draw; if it is below the detector's own
+            ``detections.score_threshold``, it replaces it.
+        batch: Images per batch.
+        device: Device such as ``cuda:0``; by default a GPU if available. A detector in memory keeps its device.
         overrides: Settings of ``input`` and ``detections``, as in `evaluate`; a detector in memory keeps its own.
-        progress: Shows how far one is.
+        progress: Progress display.
 
     Raises:
         WeightsError: The weights cannot be read.
         RecipeError: An override is wrong.
-        ImageError: Something that is named is not there; nothing was done then.
-        PartialImageError: Images could not be decoded; the others are done, and saved if asked for.
+        ImageError: A named file or folder does not exist; raised before any detection.
+        PartialImageError: Some images could not be decoded; the others are done, and saved with ``save``.
         RunError: There is no such device, a drawn picture would replace one of the images, or ``save`` cannot be
             written to.
     """
@@ -135,7 +135,7 @@ def predict(
 
 
 def _reporting_from(threshold: float, settings: DetectorSettings) -> DetectorSettings:
-    """Settings that keep whatever scores at least this, if they would drop some of it."""
+    """Lower the score threshold of the settings to ``threshold`` if it is higher."""
     lowest = min(threshold, settings.detections.score_threshold)
     detections = settings.detections.model_copy(update={"score_threshold": lowest})
     return settings.model_copy(update={"detections": detections})
@@ -143,7 +143,7 @@ def _reporting_from(threshold: float, settings: DetectorSettings) -> DetectorSet
 
 @contextmanager
 def _set_to(detector: Detector, settings: DetectorSettings) -> Iterator[None]:
-    """Let a detector follow other settings for a while."""
+    """Apply other settings to a detector within a context."""
     own = detector.settings
     detector.settings = settings
     try:
@@ -155,7 +155,7 @@ def _set_to(detector: Detector, settings: DetectorSettings) -> Iterator[None]:
 def _predict_some(
     detector: Detector, files: list[Path], threshold: float, targets: dict[Path, Path], unreadable: list[ImageError]
 ) -> Iterator[Prediction]:
-    """Predictions of some images; what is wrong with the others is added to ``unreadable``."""
+    """Yield predictions of the readable images; add the errors of the others to ``unreadable``."""
     pictures: dict[Path, Tensor] = {}
     for file in files:
         try:
@@ -175,10 +175,10 @@ def _predict_some(
 
 
 def list_images(images: str | Path | Iterable[str | Path]) -> list[tuple[Path, Path]]:
-    """Image files, each once, and the name by which each is to be saved: its path below the folder that was given.
+    """List image files, each once, with the name to save it under: its path relative to the given folder.
 
     Raises:
-        ImageError: Paths do not exist, or folders hold no image; all of them are listed.
+        ImageError: Paths do not exist, or folders contain no image; the message lists all.
     """
     problems: list[str] = []
     given = [images] if isinstance(images, str | Path) else list(images)
@@ -205,7 +205,7 @@ def _listed(heading: str, problems: Sequence[object]) -> str:
 
 
 def _targets(files: list[tuple[Path, Path]], save: Path) -> dict[Path, Path]:
-    """Where each drawn picture goes: JPEG for JPEG, PNG for the rest, numbered where names coincide."""
+    """Choose the file of each drawn picture: JPEG for JPEG, PNG for the rest, numbered if names coincide."""
     inputs = {file.resolve() for file, _ in files}
     taken: set[Path] = set()
     targets = {}

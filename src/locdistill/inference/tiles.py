@@ -1,4 +1,4 @@
-"""Large images: cut into tiles to train and detect on, and the detections on tiles put together again."""
+"""Large images: cutting into tiles for training and detection, and merging of detections on tiles."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from locdistill.types import Detections, Progress
 
 log = logging.getLogger("locdistill")
 ROTATED_IOU, UPRIGHT_IOU = 0.1, 0.3
-"""Overlap above which the worse of two detections goes: MMRotate's of rotated boxes, the DOTA kit's of upright ones."""
+"""Overlap above which the worse of two detections is removed: MMRotate's for rotated boxes, DOTA kit's for upright."""
 RESULTS = "results.json"
 
 
 @dataclass(frozen=True)
 class TilingResult:
-    """What was cut.
+    """Result of a cut.
 
     Attributes:
         out: The folder of the tiles, which is a data set in DOTA's layout.
@@ -43,7 +43,7 @@ class TilingResult:
     splits: dict[str, Tiles]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data for JSON."""
         counts = {
             name: {
                 "images": len(tiles.original),
@@ -69,23 +69,23 @@ def tile(
 ) -> TilingResult:
     """Cut the images of a data set into overlapping square tiles; the tiles are a data set in DOTA's layout.
 
-    Any data set will do. Upright boxes have their corners for a quadrilateral, and are read back as upright boxes. A
-    call that was interrupted goes on where it was. Classes of ``data.ignore_classes`` stay what they are: what is to be
-    ignored is said to whoever uses the tiles, as it would be with whole images.
+    Any data set is accepted. Upright boxes are written as quadrilaterals of their corners, and read back as upright
+    boxes. An interrupted call is continued. Classes of ``data.ignore_classes`` are kept as classes: set
+    ``data.ignore_classes`` again when using the tiles, as with whole images.
 
     Args:
         data: Folder of the data set, as for training.
         out: Folder for the tiles: ``out/SPLIT/images``, ``out/SPLIT/labelTxt`` and ``out/SPLIT/windows.json``.
-        splits: Which to cut; all of train, val and test that are there unless given.
-        size: Height and width of a tile.
-        overlap: What neighbouring tiles have in common, in pixels of the tile.
-        scales: Images are cut once at each of these sizes.
+        splits: Splits to cut; by default all existing ones of train, val and test.
+        size: Height and width of a tile, in pixels.
+        overlap: Overlap of neighbouring tiles, in pixels of the tile.
+        scales: Scale factors; images are cut once at each.
         overrides: Settings of ``data``, such as ``"data.classes=[ship]"``, and of ``tiling`` (see
             :class:`locdistill.data.tiling.TilingSettings`), such as ``"tiling.pad=[0, 0, 0]"``.
-        progress: Shows how far one is.
+        progress: Progress display.
 
     Raises:
-        DataError: The data cannot be read, or a folder of ``out`` holds something else.
+        DataError: The data cannot be read, or a folder of ``out`` has other content.
         RecipeError: A setting is wrong.
         RunError: ``out`` cannot be written to.
     """
@@ -107,7 +107,7 @@ def tile(
 
 
 def _all_classes(settings: DataSettings) -> DataSettings:
-    """The settings with classes that are to be ignored as classes like others."""
+    """Return the settings with the ignored classes as ordinary classes."""
     classes = None if settings.classes is None else (*settings.classes, *settings.ignore_classes)
     return settings.model_copy(update={"classes": classes, "ignore_classes": ()})
 
@@ -122,21 +122,21 @@ def merge(
     iou: float | None = None,
     overrides: Sequence[Override] = (),
 ) -> EvaluationResult:
-    """Put detections on tiles together to those of the whole images, and evaluate these if there are annotations.
+    """Merge detections on tiles to detections on the whole images, and evaluate them if there are annotations.
 
-    Detections are moved to where they are in the image; of those of one class that overlap the best one stays. Written
-    are ``results.json`` and, of rotated boxes, the ``Task1_*.txt`` files of DOTA and ``Task1.zip`` of them.
+    Detections are shifted to their position in the image; of overlapping ones of a class the best is kept. The output
+    is ``results.json`` and, for rotated boxes, the ``Task1_*.txt`` files of DOTA with their archive ``Task1.zip``.
 
     Args:
-        results: What was found on the tiles: the file of ``evaluate --format-only``, or ``predictions.json`` of
-            ``predict --save``, or in memory by the identifier of the tile as :func:`locdistill.evaluate` has it.
+        results: Detections on the tiles: the file of ``evaluate --format-only``, ``predictions.json`` of ``predict
+            --save``, or in memory by identifier of the tile, as returned by :func:`locdistill.evaluate`.
         tiles: The folder that :func:`tile` wrote, or that of one split in it.
-        out: Folder for what is written.
+        out: Output folder.
         split: The split of the tiles.
-        data: The data set that was cut, to evaluate on.
-        iou: Overlap from which on the worse of two detections goes: 0.1 for rotated boxes and 0.3 for upright ones
-            unless given.
-        overrides: Settings of ``data``, such as ``data.ignore_classes``, as they were given to train on the tiles.
+        data: The original data set, for the evaluation.
+        iou: Overlap above which the worse of two detections is removed; by default 0.1 for rotated boxes and 0.3 for
+            upright ones.
+        overrides: Settings of ``data``, such as ``data.ignore_classes``, as in the training on the tiles.
 
     Raises:
         DataError: Results, tiles or data cannot be read, or do not belong together.
@@ -169,7 +169,7 @@ def merge(
 def _by_tile(
     results: str | Path | Mapping[int, Detections], tiles: Tiles, wanted: tuple[str, ...]
 ) -> dict[str, Detections]:
-    """Detections by the name of the tile, labelled by the wanted classes; others are left out."""
+    """Return detections by the name of the tile, labelled by the wanted classes; others are left out."""
     content = _predictions(results)
     if content is not None:
         if threshold := content.get("threshold"):
@@ -199,7 +199,7 @@ def _by_tile(
 
 
 def _predictions(results: object) -> dict[str, Any] | None:
-    """What ``predict`` wrote, if it is that."""
+    """Read the results if they are a file written by ``predict``; else return None."""
     if not isinstance(results, str | Path):
         return None
     try:
@@ -225,10 +225,10 @@ def _relabelled(here: Detections, labels: torch.Tensor) -> Detections:
 
 
 def _original(path: str | Path, split: str, tiles: Tiles, overrides: Sequence[Override]) -> Dataset:
-    """The data set that was cut, with its objects.
+    """Open the data set that was cut, with its objects.
 
     Raises:
-        DataError: It is another one.
+        DataError: The data set is not the one that was cut.
     """
     plain = apply_overrides({"data": {"path": str(path)}}, overrides)["data"]
     settings = validate(DataSettings, plain, "data")

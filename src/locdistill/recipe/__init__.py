@@ -1,1 +1,1 @@
-"""A whole run as data: schema, terms, defaults, catalogue, run folder."""
+"""The description of a run as data: schema, terms, defaults, catalogue, run folder."""

@@ -1,4 +1,4 @@
-"""What there is: recipes and methods, in short."""
+"""Summaries of the available recipes and methods."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from locdistill.recipe.terms import Component, Slot, TermSettings, class_of, spl
 
 
 def method_summaries(model: str = "gfl") -> list[dict[str, Any]]:
-    """All methods as plain data: what each is, its terms for a kind of detector, and what it asks for."""
+    """Return all methods as plain data: description, terms for a kind of detector, and requirements."""
     return [_method_summary(name, model) for name in METHODS]
 
 
@@ -44,12 +44,12 @@ def _method_needs(terms: tuple[Term, ...]) -> dict[str, bool]:
 
 
 def recipe_summaries() -> list[dict[str, Any]]:
-    """All recipes that come with the package, as plain data."""
+    """Return summaries of all recipes of the package, as plain data."""
     return [recipe_summary(load_recipe(name)) for name in recipe_names()]
 
 
 def recipe_summary(recipe: Recipe) -> dict[str, Any]:
-    """Name, detector, teacher, terms, schedule and published AP of a recipe, as plain data."""
+    """Return name, detector, teacher, terms, schedule and published AP of a recipe, as plain data."""
     engine, data = recipe.engine, recipe.data
     return {
         "name": recipe.name,
@@ -73,9 +73,9 @@ def recipe_summary(recipe: Recipe) -> dict[str, Any]:
 
 
 def published_aps(published: Mapping[str, Any] | None) -> tuple[str, str]:
-    """AP as published, and that without a teacher, in words; empty where the literature has none.
+    """Format the published AP and its baseline without a teacher; empty if nothing is published.
 
-    In parentheses the corrected number, where there is one; AP50 where nothing else is published.
+    A corrected value follows in parentheses. AP50 is used if only that is published.
     """
     known = {key: f"{value:.1f}" for key, value in (published or {}).items() if isinstance(value, float)}
 
@@ -88,7 +88,7 @@ def published_aps(published: Mapping[str, Any] | None) -> tuple[str, str]:
 
 
 def _term(term: TermSettings) -> dict[str, Any]:
-    """The parts of a term; schedule and balance where it has them."""
+    """Return the parts of a term, with schedule and balance if it has them."""
     found: dict[str, Any] = {
         "divergence": _brief("of", term.of),
         "region": _brief("on", term.on),
@@ -103,14 +103,14 @@ def _term(term: TermSettings) -> dict[str, Any]:
 
 
 def spelled(component: Any) -> str:
-    """A component in words: its name, and the options that are given, as ``edge_kl (temperature 1.0)``."""
+    """Format a component as its name and given options, such as ``edge_kl (temperature 1.0)``."""
     name, options = split_component(component)
     listed = ", ".join(f"{key} {value}" for key, value in options.items() if value is not None)
     return f"{name} ({listed})" if listed else name
 
 
 def spelled_term(term: Mapping[str, Any]) -> str:
-    """A term of a resolved recipe in words, without what is at its defaults."""
+    """Format a term of a resolved recipe, without options at their defaults."""
     of, on, norm = (spelled(_brief(part, term[part])) for part in ("of", "on", "norm"))
     strength = f"weight {term['weight']:g}" if term.get("balance") is None else f"balance {term['balance']:g}"
     schedule = f", {spelled(_brief('schedule', term['schedule']))}" if term.get("schedule") else ""
@@ -118,7 +118,7 @@ def spelled_term(term: Mapping[str, Any]) -> str:
 
 
 def _brief(kind: Slot, component: Component) -> Component:
-    """A component as one would write it: its name, and the options that are not at their defaults."""
+    """Shorten a component to its name and the options that differ from their defaults."""
     name, options = split_component(component)
     usual = {field.name: field.default for field in own_fields(class_of(kind, name))}
     own = {key: value for key, value in options.items() if value != usual[key]}

@@ -1,17 +1,17 @@
-"""From a few words on the command line to a whole recipe: what is chosen for a user's own data, and why.
+"""Resolution of a request to a whole recipe, with defaults for a user's own data.
 
-Where no recipe is named, these are the choices:
+The defaults without a named recipe are:
 
-- kind of detector: GFL, with rotated boxes where the data have such; with a teacher, the teacher's kind;
+- kind of detector: GFL, with rotated boxes if the data have them; with a teacher, the teacher's kind;
 - classes: those of the data; with a teacher of the same classes, in its order (others are matched by name);
 - input size: the median size of the training images, both sides rounded to a multiple of 32 and shrunk to fit 1333 x
   800; with a teacher, the size that it was trained at;
 - with weights to start from, their detector's architecture, order of classes and input size;
 - four images per step and device, and a learning rate in proportion (0.01 for 16 images); decay by ten after two thirds
   and eleven twelfths of the run, as in the published 12-epoch schedule;
-- with a teacher, localization distillation on the main and the valuable region as it measured best on the data sets of
-  ``docs/results.md`` (temperature 1, weight 4, no class distillation). The published settings, tuned on COCO, are those
-  of the recipes.
+- with a teacher, localization distillation on the main and the valuable region with the best settings measured on the
+  data sets of ``docs/results.md`` (temperature 1, weight 4, no class distillation). The recipes have the published
+  settings, tuned on COCO.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, F
 
 
 def resolve(request: Request) -> Recipe:
-    """The recipe that a request stands for.
+    """Resolve a request to a recipe.
 
     Raises:
         RecipeError: Something is unknown, wrong or missing.
-        DataError: The data cannot be read; only where its images decide on settings.
+        DataError: The data cannot be read; only if settings depend on its images.
         WeightsError: The teacher's weights cannot be read.
     """
     named = request.get("recipe")
@@ -68,12 +68,12 @@ def resolve(request: Request) -> Recipe:
             "neither data nor a recipe is given; expected --data FOLDER, or --recipe NAME ('locdistill recipes' lists "
             "them), or both"
         )
-    import_own(data, where)  # which of the terms a method replaces is for their classes to say
+    import_own(data, where)  # the terms that a method replaces are determined by their classes
     return named_recipe(laid_over(data, [*request_words(request, data), *request.get("overrides", ())]), where)
 
 
 def request_words(request: Request, data: dict[str, Any]) -> list[Override]:
-    """The request's own words as overrides."""
+    """Return the request's own words as overrides."""
     words = fields_of(request)
     if (pretrained := request.get("pretrained")) is not None:
         words.append((("detector", "pretrained"), _PRETRAINED.get(pretrained, pretrained)))
@@ -83,10 +83,10 @@ def request_words(request: Request, data: dict[str, Any]) -> list[Override]:
 
 
 def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
-    """The terms of the methods, in place of all that compare with a teacher."""
+    """Return overrides that replace all terms that compare with a teacher by the terms of the methods."""
     asked = override_of(request, "detector.model") or request.get("model")
     model = kind_of_detector(data) if asked is None else known_kind(asked)
-    if model is None:  # what is wrong is said when the recipe is checked
+    if model is None:  # reported when the recipe is checked
         return []
     methods = request["methods"]
     new = method_terms((methods,) if isinstance(methods, str) else methods, model)
@@ -96,7 +96,7 @@ def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
 
 
 def _compares(term: Any) -> bool:
-    """Whether a term of plain data compares with a teacher; a wrong one is found when the recipe is checked."""
+    """Return whether a term in plain data compares with a teacher; invalid terms are reported by the recipe's check."""
     try:
         return TermSettings.model_validate(term).needs_teacher
     except ValidationError:
@@ -104,7 +104,7 @@ def _compares(term: Any) -> bool:
 
 
 def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
-    """Another number of epochs, with the milestones (unless they are shares of the run) at the same shares of it."""
+    """Return overrides for a number of epochs; milestones in epochs move to the same fractions of the run."""
     words: list[Override] = [(("engine", "epochs"), epochs)]
     before, milestones = engine.get("epochs"), engine.get("milestones")
     if not isinstance(milestones, list) or not milestones or epochs == before:
@@ -117,10 +117,10 @@ def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
 
 
 def _for_data(request: Request) -> dict[str, Any]:
-    """Plain data of the recipe that is chosen where none is named."""
+    """Build the plain data of the default recipe for the request's data."""
     teacher, start = _known_settings(request)
-    first = start or teacher  # whose kind, classes and input size the student has
-    # enough of the data settings to open the training images: the request's path and its own data settings
+    first = start or teacher  # the student takes its kind, classes and input size from this
+    # the data settings needed to open the training images: the request's path and its own data settings
     settings = validate(DataSettings, _overridden(request, "data", {"path": str(request["data"])}), "data")
     if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
         settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
@@ -131,7 +131,7 @@ def _for_data(request: Request) -> dict[str, Any]:
     )
     asked = override_of(request, "detector.model") or request.get("model")
     model = asked or (first.model if first is not None else _model_for(settings))
-    known = known_kind(model) or "gfl"  # what is wrong is said when the recipe is checked
+    known = known_kind(model) or "gfl"  # reported when the recipe is checked
     of_data_and_use = {"classes", "pretrained", "input", "detections"}
     architecture = start.model_dump(mode="json", exclude=of_data_and_use) if start else {}
     recipe: dict[str, Any] = {
@@ -152,20 +152,20 @@ def _for_data(request: Request) -> dict[str, Any]:
             if name in ("levels", "reg_max", "anchor_scale", "angles", "angle_bins", "angle_unit")
         }
     if KINDS[known].rotated or recognise(settings) == "dota":
-        recipe["data"]["crowd"] = "ignore"  # cut and difficult objects can be seen: they are no background
+        recipe["data"]["crowd"] = "ignore"  # cut and difficult objects are visible: they are not background
     if first is not None and settings.classes is not None:
         recipe["data"]["classes"] = list(settings.classes)
     return recipe
 
 
 def _known_settings(request: Request) -> tuple[DetectorSettings | None, DetectorSettings | None]:
-    """What is known of the teacher, and of the weights that the student begins with; None where there is no file."""
+    """Return the detector settings of the teacher and of the student's initial weights; None without a file."""
     teacher = start = None
     named = request.get("teacher")
     if named is not None and str(named) != EMA:
         teacher = _settings_of(named, _overridden(request, "teacher", {}).get("onnx"))
     asked = override_of(request, "start") or request.get("start")
-    if isinstance(asked, str | Path):  # what is wrong is said when the recipe is checked
+    if isinstance(asked, str | Path):  # anything else is reported when the recipe is checked
         start = teacher if str(asked) == OF_TEACHER else _settings_of(asked)
     return teacher, start
 
@@ -176,7 +176,7 @@ def _settings_of(weights: str | Path, onnx: Any = None) -> DetectorSettings:
 
 
 def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
-    """Those of a detector that a teacher in an ONNX file can teach without bridges, but for its name."""
+    """Return settings of a detector that an ONNX teacher can teach without bridges; its kind is not included."""
     from locdistill.distillation.onnx_teacher import onnx_teacher  # noqa: PLC0415 - brings networks; few have such a file
 
     teacher = onnx_teacher(file, None if given is None else validate(OnnxSettings, given, "teacher.onnx"))
@@ -191,7 +191,7 @@ def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
 
 
 def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, Any]:
-    """A group of settings under the request's own overrides of it."""
+    """Apply the request's own overrides to a group of settings."""
     mine = [
         parsed
         for o in request.get("overrides", ())
@@ -202,7 +202,7 @@ def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, 
 
 
 def _size(settings: DataSettings, teacher: DetectorSettings | None) -> list[int]:
-    """Long and short side."""
+    """Return the long and the short side of the input."""
     if "sizes" in settings.model_fields_set:
         return list(settings.sizes[0])
     if teacher is not None:
@@ -211,7 +211,7 @@ def _size(settings: DataSettings, teacher: DetectorSettings | None) -> list[int]
 
 
 def _model_for(settings: DataSettings) -> str:
-    """The kind of detector that fits the objects."""
+    """Return the kind of detector that fits the objects."""
     if not open_dataset(settings, "train").oriented:
         return "gfl"
     log.info("the objects are rotated, and so are the detector's boxes; detector.model=gfl has axis-aligned ones")
@@ -219,9 +219,9 @@ def _model_for(settings: DataSettings) -> str:
 
 
 def median_size(dataset: Dataset) -> tuple[int, int]:
-    """Long and short side of the median image, rounded to multiples of 32 (if below the largest).
+    """Compute long and short side of the median image, rounded to multiples of 32 (if below the largest).
 
-    It is shrunk to fit 1333 x 800, as is usual for COCO, or 1024 x 1024 where objects are rotated, as for DOTA.
+    The size is shrunk to fit 1333 x 800, as usual for COCO, or 1024 x 1024 for rotated objects, as for DOTA.
     """
     if not dataset.records:
         raise RecipeError(f"{dataset.name}: there are no training images to choose the input size by")

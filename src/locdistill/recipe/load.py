@@ -1,4 +1,4 @@
-"""From a name or a file to a checked recipe, and back to YAML."""
+"""Loading of a recipe from a name or file, its check, and its output as YAML."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from locdistill.settings import nearest, problems
 _PUBLISHED = Path(__file__).with_name("published")
 _Model = TypeVar("_Model", bound=BaseModel)
 _OWN = ("name", "description", "published")
-"""What a recipe never takes from its base: these speak of one run."""
+"""Fields that are not inherited from a base recipe, because they describe a single run."""
 Override = str | tuple[tuple[str, ...], Any]
-"""``"a.b=value"``, or the path and the value."""
+"""An override: ``"a.b=value"``, or the path and the value."""
 
 
 def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the package's recipes."""
     return sorted(_published(), key=_natural)
 
 
 @functools.cache
 def _published() -> dict[str, Path]:
-    """Files of the recipes that come with the package, by name."""
+    """Return the files of the package's recipes, by name."""
     return {path.stem: path for path in _PUBLISHED.glob("*/*.yaml")}
 
 
 def _natural(name: str) -> list[int | str]:
-    """Sort key by which r50 comes before r101."""
+    """Return a sort key that orders r50 before r101."""
     return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
-    """The file behind a recipe's name, a path to a YAML file, or a run folder.
+    """Return the recipe file for a recipe's name, a path to a YAML file, or a run folder.
 
     Raises:
         RecipeError: There is no such recipe.
@@ -63,29 +63,29 @@ def recipe_path(name_or_path: str | Path) -> Path:
 
 
 def load_recipe(name_or_path: str | Path, overrides: Iterable[Override] = ()) -> Recipe:
-    """Load a recipe that comes with the package, or a YAML file, and lay ``key.path=value`` settings over it.
+    """Load a recipe of the package, or a YAML file, and apply ``key.path=value`` overrides.
 
-    Classes of one's own that it names are imported: the recipe is to be one that the user names.
+    The user's own classes in it are imported, so call this only for a recipe that the user named.
 
     Raises:
-        RecipeError: No such recipe, not readable, or wrong; the message lists every problem with its dotted path, what
-            was expected, what came, and the nearest valid key.
+        RecipeError: The recipe does not exist, cannot be read, or is invalid. The message lists every problem with its
+            dotted path, the expected and the actual value, and the nearest valid key.
     """
     return named_recipe(laid_over(recipe_data(name_or_path), overrides), str(name_or_path))
 
 
 def named_recipe(data: dict[str, Any], where: str) -> Recipe:
-    """Build a recipe that the user names, after importing the classes of their own in it.
+    """Import the user's own classes in a recipe that the user named, and build the recipe.
 
     Raises:
-        RecipeError: Something is wrong.
+        RecipeError: The recipe is invalid.
     """
     import_own(data, where)
     return build_recipe(data, where)
 
 
 def recipe_data(name_or_path: str | Path) -> dict[str, Any]:
-    """The plain data of a recipe, laid over those of its ``base`` (the name of a recipe, or a path beside the file)."""
+    """Read the plain data of a recipe, merged over its ``base`` (the name of a recipe, or a path beside the file)."""
     return _with_bases(recipe_path(name_or_path), ())
 
 
@@ -109,18 +109,18 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 @functools.cache
 def _own_data(path: Path) -> Any:
-    """Content of a recipe that comes with the package; many have the same base."""
+    """Read a recipe of the package; cached, because many have the same base."""
     return read_own_yaml(path)
 
 
 def laid_over(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:
-    """Lay settings over the plain data of a recipe; those of terms over the published loss where it has no terms.
+    """Apply overrides to the plain data of a recipe.
 
-    A recipe without terms means the published loss of its detector, and so does one that is added to: a term of
-    distillation does not take its place.
+    A recipe without terms has the published loss of its detector. Overrides of terms are then applied to that loss, so
+    that an added distillation term does not replace it.
 
     Raises:
-        RecipeError: A setting cannot be laid over it (see :func:`locdistill.recipe.overrides.apply_overrides`).
+        RecipeError: An override cannot be applied (see :func:`locdistill.recipe.overrides.apply_overrides`).
     """
     given = list(overrides)
     others = [o for o in given if (re.split("[.=]", o)[0].strip() if isinstance(o, str) else o[0][0]) != "terms"]
@@ -135,7 +135,7 @@ def build_recipe(data: dict[str, Any], where: str = "the recipe") -> Recipe:
     """Check plain data and build the recipe; nothing is imported.
 
     Raises:
-        RecipeError: Something is wrong; the message lists every problem.
+        RecipeError: The data are invalid; the message lists every problem.
     """
     return validate(Recipe, data, where)
 
@@ -144,7 +144,7 @@ def validate(model: type[_Model], data: Any, where: str) -> _Model:
     """Build settings from plain data, with one readable error that lists all problems.
 
     Raises:
-        RecipeError: Something is wrong.
+        RecipeError: The data are invalid.
     """
     try:
         return model.model_validate(data)
@@ -155,7 +155,7 @@ def validate(model: type[_Model], data: Any, where: str) -> _Model:
 
 
 def dump_recipe(recipe: Recipe) -> str:
-    """The resolved recipe as YAML, every setting spelled out; loading it gives an equal recipe."""
+    """Write the resolved recipe as YAML with every setting; loading it gives an equal recipe."""
     data = recipe.model_dump(mode="json")
     for term in data["terms"].values():
         for part in ("of", "on", "norm"):

@@ -33,10 +33,10 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """Lay ``change`` over ``base``: groups are merged key by key, lists and values replaced; terms merge by name.
+    """Merge ``change`` into ``base``: groups are merged key by key, lists and values replaced; terms merge by name.
 
-    The assigner, and ``of``, ``on`` and ``norm`` of a term, are merged only if they name the same thing; a term that is
-    null is taken out. Neither argument is changed; what stays as it was is shared with ``base``.
+    The assigner, and ``of``, ``on`` and ``norm`` of a term, are merged only if they name the same class; a term that is
+    null is removed. Neither argument is modified; unchanged parts are shared with ``base``.
     """
     merged = dict(base)
     for key, value in change.items():
@@ -71,18 +71,18 @@ def _merge_component(base: Any, change: Any) -> Any:
 
 
 def _merge_options(base: Any, change: Any) -> Any:
-    """Options over options; what is no group takes their place, and is refused when the recipe is checked."""
+    """Merge options; a value that is no group replaces them, and is rejected when the recipe is checked."""
     if isinstance(base, dict | None) and isinstance(change, dict | None):
         return {**(base or {}), **(change or {})}
     return copy.deepcopy(change)
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
-    """Lay settings, given as text or already parsed, over the plain data of a recipe, in order.
+    """Apply overrides, as text or already parsed, to the plain data of a recipe, in order.
 
     Raises:
-        RecipeError: A setting cannot be parsed, goes through something that is no group, or names a term that the
-            recipe does not have; all such problems in one message.
+        RecipeError: An override cannot be parsed, its path passes through a value that is no group, or it names a term
+            that the recipe does not have; all such problems in one message.
     """
     problems = []
     data = copy.deepcopy(data)
@@ -101,7 +101,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
 
 
 def _with_parts(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """The data with ``engine.speed`` as a group, where it is ``auto`` or ``off`` and one of its parts is to be set."""
+    """Expand ``engine.speed`` from ``auto`` or ``off`` to a group if the override sets one of its parts."""
     engine = data.get("engine")
     if path[:2] != ("engine", "speed") or len(path) < 3 or not isinstance(engine, dict):
         return data
@@ -110,7 +110,7 @@ def _with_parts(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _with_own_names(path: tuple[str, ...]) -> tuple[str, ...]:
-    """A path in which a dotted name of a class is one part: ``terms.ld.of.my_module.MyKL.power``."""
+    """Join the dotted name of a class to one part of the path, as in ``terms.ld.of.my_module.MyKL.power``."""
     above = 1 if path[0] == "assigner" else 3 if path[0] == "terms" and path[2:3] and path[2] in _OWN else len(path)
     if len(path) - above < 3 or path[above] in _BUILT_IN:
         return path

@@ -1,11 +1,11 @@
 """Classes of a user's own in a recipe, by dotted path: ``of: my_package.my_module.MyDivergence``.
 
-A dotted path runs code, so it counts only in a recipe that the user names: a file or name, its ``base``, settings on
-the command line, and the run folder that is resumed, compared, diagnosed or published. :func:`import_own` is called
-there, and nowhere else is anything imported. Weights, their metadata, checkpoints and what comes from a hub import
-nothing, whatever stands in them or beside them: :func:`own_class` only looks up what is imported already.
+A dotted path runs code, so it is allowed only in a recipe that the user names: a file or name, its ``base``, settings
+on the command line, and the run folder that is resumed, compared, diagnosed or published. Only these call
+:func:`import_own`. Weights, their metadata, checkpoints and downloads from a hub import nothing, whatever their content
+and the files beside them: :func:`own_class` only looks up classes that are imported already.
 
-A module is taken from the environment or from the working directory, which goes to the end of ``sys.path``.
+A module is imported from the environment or from the working directory, which is appended to ``sys.path``.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ ROLES: dict[str, type] = {
     "schedule": Schedule,
     "assigner": Assigner,
 }
-"""What a class must derive from to stand under a key of a recipe."""
+"""Base class required of a user's class, by key of the recipe."""
 
 
 def own_paths(recipe: Any) -> dict[str, str]:
-    """Return the dotted paths of classes in a recipe's plain data, by the setting that names each."""
+    """Return the dotted paths of classes in a recipe's plain data, by setting."""
     terms = group(recipe, "terms")
     specs = {f"terms.{name}.{part}": group(terms, name).get(part) for name in terms for part in ROLES}
     specs["assigner"] = recipe.get("assigner") if isinstance(recipe, dict) else None
@@ -48,7 +48,7 @@ def own_paths(recipe: Any) -> dict[str, str]:
 
 
 def imports_of(recipe: Any) -> list[str]:
-    """Describe the classes that a recipe's plain data name and that are imported, one a line, each with its file."""
+    """List the imported classes of a recipe's plain data, one per line, each with its file."""
     return [
         f"{key} is {path}, imported from {getattr(sys.modules.get(_split(path)[0]), '__file__', None)}"
         for key, path in own_paths(recipe).items()
@@ -56,14 +56,14 @@ def imports_of(recipe: Any) -> list[str]:
 
 
 def import_own(recipe: Any, where: str) -> None:
-    """Import the classes that a recipe names by dotted path, and announce each module before.
+    """Import the classes that a recipe names by dotted path; log each module before its import.
 
     Args:
         recipe: Plain data of a recipe that the user names.
-        where: Its name, for errors.
+        where: Name of the recipe in errors.
 
     Raises:
-        RecipeError: A module cannot be imported, or it is not clear which one is meant; all problems in one message.
+        RecipeError: A module cannot be imported, or its name is ambiguous; all problems in one message.
     """
     wrong = []
     for key, path in own_paths(recipe).items():
@@ -79,7 +79,7 @@ def _import(path: str) -> None:
     """Import the module of a dotted path.
 
     Raises:
-        ValueError: It cannot be imported, or stands in two places.
+        ValueError: The module cannot be imported, or exists in two places.
     """
     module, _ = _split(path)
     file = _found(module.partition(".")[0])
@@ -102,10 +102,10 @@ def _import(path: str) -> None:
 
 
 def _split(path: str) -> tuple[str, str]:
-    """Module and class of a dotted path.
+    """Split a dotted path into module and class.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is no dotted path.
     """
     if not all(part.isidentifier() for part in path.split(".")):
         raise ValueError(f"{path!r} is no dotted path of a class; expected one such as my_module.MyClass")
@@ -114,10 +114,10 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def _found(top: str) -> str:
-    """Where a module without dots would be imported from, in words.
+    """Describe the place from which a top-level module would be imported.
 
     Raises:
-        ValueError: One of this name lies in the working directory, and another one in the environment.
+        ValueError: Both the working directory and the environment have a module of this name.
     """
     here = next((p for p in (Path(f"{top}.py"), Path(top, "__init__.py")) if p.is_file()), None)
     other = getattr(sys.modules.get(top), "__file__", None) or next(_origins(top), None)
@@ -129,7 +129,7 @@ def _found(top: str) -> str:
 
 
 def _origins(top: str) -> Iterator[str]:
-    """Files, or kinds, of the modules of this name in the environment, without the working directory."""
+    """Yield files, or kinds, of the modules of this name in the environment, without the working directory."""
     paths = [path for path in sys.path if Path(path).resolve() != Path.cwd()]
     for finder in sys.meta_path:
         spec: ModuleSpec | None = finder.find_spec(top, paths if finder is PathFinder else None)
@@ -138,15 +138,15 @@ def _origins(top: str) -> Iterator[str]:
 
 
 def own_class(kind: str, path: str, known: dict[str, type]) -> type:
-    """Return the class behind a dotted path, which is imported already.
+    """Return the class of a dotted path; its module must be imported already.
 
     Args:
-        kind: The key under which it stands.
+        kind: The key of the recipe.
         path: Module and class.
-        known: The package's own classes that may stand there, by name.
+        known: The package's own classes allowed under the key, by name.
 
     Raises:
-        ValueError: It is not imported, or cannot stand there.
+        ValueError: The class is not imported, or not allowed under the key.
     """
     module, name = _split(path)
     if module not in sys.modules:
@@ -175,7 +175,7 @@ def _home(role: type) -> str:
 
 
 def _open(found: type, role: type, part: str) -> bool:
-    """Whether a class leaves a part of its role undefined."""
+    """Return whether a class leaves a part of its base class undefined."""
     public = part == "__call__" or not part.startswith("_")
     return public and getattr(found, part, None) is getattr(role, part)
 
@@ -184,7 +184,7 @@ def path_of(component: Any) -> str:
     """Return the dotted path of the class of a component that was composed in Python.
 
     Raises:
-        ValueError: It stands in no module that can be imported again.
+        ValueError: The class is in no importable module.
     """
     found = type(component)
     path = f"{found.__module__}.{found.__qualname__}"
@@ -194,10 +194,10 @@ def path_of(component: Any) -> str:
 
 
 def check_plain(name: str, options: dict[str, Any]) -> None:
-    """Refuse options that a recipe cannot hold.
+    """Reject options that a recipe cannot hold.
 
     Raises:
-        ValueError: One is no plain value.
+        ValueError: An option is no plain value.
     """
     wrong = [key for key, value in options.items() if not _plain(value)]
     if wrong:

@@ -1,7 +1,7 @@
 """The typed description of one whole run: detector, teacher, data, engine and loss terms.
 
-A recipe is data. It is written as YAML (:mod:`locdistill.recipe.load`), or composed in Python, and the resolved recipe
-that is saved beside every run gives the same run again.
+A recipe is data. It is written as YAML (:mod:`locdistill.recipe.load`), or composed in Python. The resolved recipe
+saved with every run reproduces the run.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from locdistill.recipe.terms import Component, TermSettings, spelled_out
 from locdistill.settings import Settings, group
 
 OF_TEACHER = "teacher"
-"""``start`` where the student begins with its teacher's weights."""
+"""Value of ``start`` for a student initialised with its teacher's weights."""
 
 
 class Published(Settings):
-    """The number in the literature that belongs to a recipe."""
+    """The published result of a recipe."""
 
     ap: float | None = None
     """AP, in percent, over the thresholds 0.5 to 0.95."""
@@ -35,17 +35,17 @@ class Published(Settings):
     baseline50: float | None = None
     """AP50, likewise."""
     corrected: float | None = None
-    """AP as it would be without an error of the published evaluation that is known."""
+    """AP corrected for a known error of the published evaluation."""
     corrected_baseline: float | None = None
-    """Likewise without a teacher."""
+    """Corrected AP of the baseline without a teacher."""
     source: str = ""
-    """Where the number stands, and on which split it was measured."""
+    """Source of the number, and the split of its evaluation."""
     note: str = ""
-    """In what the recipe differs from the run behind the number, if known."""
+    """Known differences between the recipe and the published run."""
 
 
 def _input_of(data: dict[str, Any]) -> dict[str, int]:
-    """The largest size of training, long and short side; nothing where ``sizes`` is not what it should be."""
+    """Return the largest training size, long and short side; empty if ``sizes`` is invalid."""
     try:
         long, short = max((int(max(size)), int(min(size))) for size in data["sizes"])
     except (TypeError, ValueError, OverflowError):
@@ -54,50 +54,51 @@ def _input_of(data: dict[str, Any]) -> dict[str, int]:
 
 
 def kind_of_detector(recipe: dict[str, Any]) -> str | None:
-    """The kind of detector in a recipe's plain data; None where there is no such kind, which the check will say."""
+    """Return the kind of detector in a recipe's plain data; None for an unknown kind, which the check reports."""
     return known_kind(group(recipe, "detector").get("model", "gfl"))
 
 
 def known_kind(model: Any) -> str | None:
-    """A kind of detector, or None where it is none."""
+    """Return the kind of detector, or None if it is unknown."""
     return model if isinstance(model, str) and model in KINDS else None
 
 
 def supervised_terms(model: str) -> dict[str, TermSettings]:
-    """The published loss of a kind of detector, without a teacher."""
+    """Return the published loss of a kind of detector, without a teacher."""
     return {name: TermSettings.of_term(term) for name, term in supervised(model).items()}
 
 
 class Recipe(Settings):
-    """A whole run."""
+    """Description of a whole run."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    """Names the run folder as well."""
+    """Name of the recipe and of its run folder."""
     description: str = ""
     detector: DetectorSettings = DetectorSettings()
     teacher: TeacherSettings | None = None
     start: str | None = None
-    """What the student begins with: a weights file, or a run folder (its best), of a detector of the same architecture
-    and classes; ``teacher`` is the teacher's own file (a folder of this name is ``./teacher``). None begins with
-    ``detector.pretrained``. A resumed run goes on from its checkpoint instead."""
+    """Initial weights of the student: a weights file, or a run folder (its best), of a detector of the same
+    architecture and classes; ``teacher`` is the teacher's own file (a folder of this name is ``./teacher``). None uses
+    ``detector.pretrained``. A resumed run continues from its checkpoint instead."""
     data: DataSettings = DataSettings()
     engine: EngineSettings = EngineSettings()
     terms: dict[str, TermSettings] = Field(default_factory=dict, min_length=1)
-    """The objective: the loss is the sum of these; the published loss of ``detector.model`` unless given."""
+    """The objective: the loss is the sum of these terms; by default the published loss of ``detector.model``."""
     balance: float | None = Field(default=None, gt=0)
-    """That of every term which compares with a teacher and has none of its own: the norm of its gradient on what the
-    student says, in multiples of the supervised terms'. Weights then need no tuning: they cancel. None keeps them."""
+    """Default balance of the terms that compare with a teacher: the norm of a term's gradient with respect to the
+    student's predictions, in multiples of the supervised terms'. Weights cancel, so they need no tuning. None keeps the
+    weights."""
     assigner: Component = ""
-    """Which locations answer for an object: ``atss``, ``fcos`` or ``max_iou``, with options; that of ``detector.model``
-    unless given. Where ``data.crowd`` is ``ignore``, it leaves crowds and difficult objects out."""
+    """Assignment of locations to objects: ``atss``, ``fcos`` or ``max_iou``, with options; by default that of
+    ``detector.model``. If ``data.crowd`` is ``ignore``, it leaves crowds and difficult objects out."""
     published: Published | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _fill_in(cls, values: Any) -> Any:
-        """Settings that follow from others unless they are given.
+        """Fill in settings that follow from others unless they are given.
 
-        The input size outside training is the training's; loss and assigner are those of the kind of detector.
+        The input size outside training is that of training; loss and assigner are those of the kind of detector.
         """
         if not isinstance(values, dict):
             return values
@@ -178,12 +179,12 @@ class Recipe(Settings):
 
     @property
     def of_teacher(self) -> list[str]:
-        """The settings that are null in the recipe of the student alone."""
+        """Settings that are null in the recipe of the student alone."""
         taught = [f"terms.{name}" for name, term in self.terms.items() if term.needs_teacher]
         others = {"balance": self.balance is not None, "start": self.start == OF_TEACHER}
         return ["teacher", *taught, *(name for name, there in others.items() if there)]
 
     @property
     def distils(self) -> bool:
-        """Whether a teacher takes part."""
+        """True if the run has a teacher."""
         return self.teacher is not None

@@ -1,4 +1,4 @@
-"""What a user asks for: the words of the command line and of the Python functions, each of which is described here."""
+"""A user's request: the keywords shared by the command line and the Python functions, and their descriptions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ R = TypeVar("R")
 
 
 class Sets(NamedTuple):
-    """The field of the recipe that a word stands for."""
+    """The field of the recipe that a keyword sets."""
 
     field: str
 
 
 class TrainWords(TypedDict, total=False):
-    """The words of `train` beside the data."""
+    """The keywords of `train` besides the data."""
 
     model: Annotated[str | None, Sets("detector.model")]
     backbone: Annotated[str | None, Sets("detector.backbone")]
@@ -35,28 +35,28 @@ class TrainWords(TypedDict, total=False):
 
 
 class DistillWords(TrainWords, total=False):
-    """The words of `distill` beside teacher and data."""
+    """The keywords of `distill` besides teacher and data."""
 
     methods: Sequence[str]
 
 
 class Request(DistillWords, total=False):
-    """What a user asks for; everything left out is chosen.
+    """A user's request; everything left out has a default.
 
     Attributes:
         data: Folder of a COCO, VOC, YOLO, DOTA or HRSC2016 data set.
         teacher: Weights file or run folder of a trained detector; ``ema`` for the running average of the student.
         model: Kind of detector: ``gfl``, ``gflv2``, ``atss``, ``fcos``, ``retinanet``, or with rotated boxes
-            ``rotated_gfl`` or ``rotated_retinanet``; unless given the teacher's, or GFL, rotated where the objects are.
-        backbone: A timm name; ``resnet18`` unless given.
+            ``rotated_gfl`` or ``rotated_retinanet``; by default the teacher's, or GFL, rotated if the objects are.
+        backbone: A timm name; by default ``resnet18``.
         epochs: Passes over the data. Milestones of a named recipe move in proportion.
         pretrained: Weights of the backbone: ``hub``, ``none`` or a file.
-        start: Weights file or run folder of a trained detector of the same classes, which training begins with;
-            ``teacher`` for its teacher's. Unless a recipe is named, its architecture and input size are taken too.
+        start: Initial weights: weights file or run folder of a trained detector of the same classes; ``teacher`` for
+            the teacher's. Without a named recipe, its architecture and input size are used too.
         recipe: Name or file of a recipe to start from instead of the defaults for the data.
-        overrides: ``"key.path=value"``, any field of the recipe; they are laid over everything else, in order.
-        methods: Names of distillation methods (see :mod:`locdistill.distillation.methods`), whose terms take the place
-            of those that compare with a teacher; ``ld`` unless given.
+        overrides: ``"key.path=value"`` for any field of the recipe, applied last, in order.
+        methods: Names of distillation methods (see :mod:`locdistill.distillation.methods`), whose terms replace those
+            that compare with a teacher; by default ``ld``.
     """
 
     data: Annotated[str | Path | None, Sets("data.path")]
@@ -64,7 +64,7 @@ class Request(DistillWords, total=False):
 
 
 def takes(words: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Write the keywords of a request out in a function's signature and help, in place of its ``**words``."""
+    """Expand ``**words`` in a function's signature and help to the keywords of a request."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         own = list(inspect.signature(function, eval_str=True).parameters.values())[:-1]
@@ -78,7 +78,7 @@ def takes(words: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
         @functools.wraps(function)
         def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-            signature.bind(*args, **kwargs)  # a TypeError for a word that there is not
+            signature.bind(*args, **kwargs)  # a TypeError for an unknown keyword
             return function(*args, **kwargs)
 
         lines = re.findall(r"^        \w+: .*(?:\n {12}.*)*", Request.__doc__ or "", re.MULTILINE)
@@ -91,7 +91,7 @@ def takes(words: type) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def fields_of(request: Request) -> list[Override]:
-    """Return the words that stand for one field of the recipe, as overrides."""
+    """Return the keywords that set a single field of the recipe, as overrides."""
     kinds = get_type_hints(Request, include_extras=True)
     return [
         (tuple(sets.field.split(".")), str(value))
@@ -107,6 +107,6 @@ def parsed_override(override: Override) -> tuple[tuple[str, ...], Any]:
 
 
 def override_of(request: Request, key: str) -> Any:
-    """Return what a request's overrides set a field to; None if none does."""
+    """Return the value that a request's overrides give to a field; None if none does."""
     found = [value for path, value in map(parsed_override, request.get("overrides", ())) if ".".join(path) == key]
     return found[-1] if found else None

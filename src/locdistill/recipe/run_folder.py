@@ -1,4 +1,4 @@
-"""The folder of a run: never overwritten, complete enough to say what was done and to do it again."""
+"""The folder of a run: never overwritten, and complete enough to document and repeat the run."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ log = logging.getLogger("locdistill")
 
 
 def new_folder(out: str | Path | None, name: str) -> Path:
-    """Where a new run goes: ``out``, which must not hold anything yet, or ``runs/<name>``, ``runs/<name>-2``, ...
+    """Choose the folder of a new run: ``out``, which must be empty or absent, or ``runs/<name>``, ``<name>-2``, ...
 
-    Processes other than the first of a run take the first one's answer.
+    Processes other than the first of a run use the first one's choice.
 
     Raises:
         RunError: The folder is in use or cannot be made, or several processes were started without ``out``.
@@ -49,7 +49,7 @@ def new_folder(out: str | Path | None, name: str) -> Path:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             hint = f"'--resume --out {path}' continues it; " if (path / RECIPE).is_file() else ""
             raise RunError(f"{path} is there already and is not overwritten; {hint}give another folder with --out DIR")
-        # look whether a folder could be made, without making it: a run that fails early leaves nothing behind
+        # check that the folder could be made, without making it: a run that fails early leaves nothing behind
         above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not above.is_dir():
             raise RunError(f"{path} cannot be made, for {above} is a file; expected a folder: give another one")
@@ -59,7 +59,7 @@ def new_folder(out: str | Path | None, name: str) -> Path:
 
 
 def announce(path: Path) -> None:
-    """Let processes that this one starts know the run folder."""
+    """Pass the run folder to the processes that this one starts."""
     os.environ[_ENV] = str(path.resolve())
 
 
@@ -72,10 +72,10 @@ def _free(path: Path) -> Path:
 
 
 def saved_recipe(path: str | Path | None) -> Recipe:
-    """The recipe of a run that is to be resumed.
+    """Load the recipe of a run to resume.
 
     Raises:
-        RunError: No folder is named, or it holds no run.
+        RunError: No folder is given, or it contains no run.
     """
     if path is None:
         raise RunError("which run is to be resumed? Name its folder: --resume --out DIR")
@@ -97,7 +97,7 @@ def write_start(path: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What was written when the run began; empty if it cannot be read."""
+    """Read the facts written at the start of the run; empty if they cannot be read."""
     try:
         facts = json.loads((path / FACTS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -106,11 +106,11 @@ def read_facts(path: Path) -> dict[str, Any]:
 
 
 def facts_of(datasets: dict[str, Dataset], engine: EngineSettings | None = None) -> dict[str, Any]:
-    """What a reader of the run folder wants to know beside the recipe, and what a resumed run must find unchanged.
+    """Collect the facts of a run besides the recipe: versions, device, and the data that a resumed run must match.
 
     Args:
-        datasets: By split.
-        engine: Says which device is trained on; the one that is chosen unless given.
+        datasets: Data sets by split.
+        engine: Engine settings, which determine the device; by default it is chosen automatically.
     """
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -135,10 +135,10 @@ def _version(package: str) -> str:
 
 
 def runs_of_job(prefix: str) -> list[Path]:
-    """Folders of runs that this SLURM job began without a name for them, the first one first.
+    """Return folders of runs that this SLURM job started under automatic names, the first one first.
 
     Args:
-        prefix: With which their names begin.
+        prefix: Prefix of their names.
     """
     found = [path.parent for path in PARENT.glob(f"{prefix}*/{FACTS}")]
     job = os.environ.get("SLURM_JOB_ID")
@@ -148,10 +148,10 @@ def runs_of_job(prefix: str) -> list[Path]:
 
 
 def check_unchanged(path: Path, now: dict[str, Any]) -> None:
-    """Refuse to resume a run whose data changed.
+    """Check that the data are the same as at the start of a run.
 
     Raises:
-        RunError: A split is not what it was when the run began.
+        RunError: A split has changed since the start of the run.
     """
     before = read_facts(path).get("data", {})
     for split, facts in now["data"].items():
@@ -187,14 +187,14 @@ def logged_to(path: Path) -> Iterator[None]:
 
 
 _STARTED = frozenset({RECIPE, FACTS, LOG, "preflight.txt", "preflight.json", "metrics.csv", "train_batch.png"})
-"""Files that a run writes before its first checkpoint, beside the events of TensorBoard in ``logs``."""
+"""Files that a run writes before its first checkpoint, besides the events of TensorBoard in ``logs``."""
 
 
 def clear_start(path: Path) -> None:
-    """Remove what a run left behind that stopped before its first checkpoint, and nothing else.
+    """Remove the files of a run that stopped before its first checkpoint, and nothing else.
 
     Raises:
-        RunError: Anything else is there.
+        RunError: The folder has other content.
     """
     if not path.exists():
         return
@@ -210,7 +210,7 @@ def clear_start(path: Path) -> None:
 
 
 def _of_start(entry: Path, path: Path) -> bool:
-    """Whether a file or folder in a run's folder is one that a run writes before its first checkpoint, or a part."""
+    """Return whether a run writes this file or folder, or its partial file, before its first checkpoint."""
     name, place = entry.name, entry.relative_to(path).parts[:-1]
     if entry.is_symlink() or (entry.is_dir() and (name, place) != ("logs", ())):
         return False

@@ -1,4 +1,4 @@
-"""Loss terms between YAML and objects, both ways.
+"""Conversion of loss terms between YAML and objects.
 
 In a recipe a term is ``of`` (a divergence), ``on`` (a region), ``norm`` (a normaliser) and ``weight``. Each of the
 first three is a name, or a name with options::
@@ -9,11 +9,11 @@ first three is a name, or a name with options::
       norm: {per_image: {reference_batch: 3, divisor: 1}}
       weight: 0.25
 
-The weight may follow the run, with a ``schedule`` of the same form (``cosine``, or ``{linear: {first: 1, last: 0,
-start: 0.5}}``); or give way to ``balance``, the term's gradient in multiples of the supervised terms'.
+The weight may change during the run by a ``schedule`` of the same form (``cosine``, or ``{linear: {first: 1, last: 0,
+start: 0.5}}``). ``balance``, the term's gradient norm in multiples of the supervised terms', replaces the weight.
 
-The names are the keys of :mod:`locdistill.recipe.vocabulary`, or dotted paths of classes of one's own (see
-:mod:`locdistill.recipe.own`); the options are the fields of the classes behind them.
+The names are the keys of :mod:`locdistill.recipe.vocabulary`, or dotted paths of the user's own classes (see
+:mod:`locdistill.recipe.own`); the options are the fields of these classes.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from locdistill.settings import NumbersAreNoFlags, Settings, suggestion
 
 Slot = Literal["of", "on", "norm", "schedule", "assigner"]
 Component = str | dict[str, Any]
-"""A name, or ``{name: {option: value}}``."""
+"""A component in YAML: a name, or ``{name: {option: value}}``."""
 
 _WHAT = {"of": "divergence", "on": "region", "norm": "normaliser", "schedule": "schedule", "assigner": "assigner"}
 
 
 def names(kind: Slot) -> dict[str, type]:
-    """The classes that may stand under ``of``, ``on``, ``norm``, ``schedule`` or ``assigner``, by name."""
+    """Return the classes allowed under ``of``, ``on``, ``norm``, ``schedule`` or ``assigner``, by name."""
     tables: dict[str, dict[str, type]] = {
         "of": vocabulary.DIVERGENCES,
         "on": vocabulary.REGIONS,
@@ -52,10 +52,10 @@ def names(kind: Slot) -> dict[str, type]:
 
 
 def split_component(spec: Any) -> tuple[str, dict[str, Any]]:
-    """Name and options of a component as it stands in YAML.
+    """Split a component in YAML into name and options.
 
     Raises:
-        ValueError: Neither a name nor ``{name: options}``.
+        ValueError: The component is neither a name nor ``{name: options}``.
     """
     if isinstance(spec, str):
         return spec, {}
@@ -67,10 +67,10 @@ def split_component(spec: Any) -> tuple[str, dict[str, Any]]:
 
 
 def build_component(kind: Slot, spec: Any) -> Any:
-    """Build the divergence, region, normaliser, schedule or assigner that a component describes.
+    """Build the divergence, region, normaliser, schedule or assigner of a component.
 
     Raises:
-        ValueError: The name or an option does not exist, or a value is impossible; all problems in one message.
+        ValueError: The name or an option does not exist, or a value is invalid; all problems in one message.
     """
     name, options = split_component(spec)
     component = class_of(kind, name)
@@ -91,10 +91,10 @@ def build_component(kind: Slot, spec: Any) -> Any:
 
 
 def class_of(kind: Slot, name: str) -> type:
-    """Return the class behind a name of the vocabulary or a dotted path.
+    """Return the class of a name of the vocabulary or a dotted path.
 
     Raises:
-        ValueError: There is none, or it cannot stand there.
+        ValueError: There is no such class, or it is not allowed under this key.
     """
     table = names(kind)
     if "." in name:
@@ -108,11 +108,12 @@ def class_of(kind: Slot, name: str) -> type:
 
 
 def _own(name: str, component: type, options: dict[str, Any]) -> Any:
-    """Build a component of a user's own, whose class may be wrong in more ways than the package's.
+    """Build a component of a user's own class, with checks that the package's classes do not need.
 
     Raises:
-        ValidationError: A value is impossible.
-        ValueError: A type of its fields is none for a setting, it cannot be made, or it leaves open what it needs.
+        ValidationError: A value is invalid.
+        ValueError: The type of a field is not supported, construction fails, or the component does not declare its
+            needs.
     """
     try:
         built = _checked(component)(options)
@@ -139,7 +140,7 @@ def options_of(component: Any) -> dict[str, Any]:
 
 @functools.cache
 def _checked(component: type) -> Callable[[dict[str, Any]], Any]:
-    """A function from options to the component; making it takes far longer than calling it."""
+    """Return a function that builds the component from options; cached, because it is slow to make."""
     options: Any = Annotated[component, NumbersAreNoFlags]
     check: Callable[[dict[str, Any]], Any] = TypeAdapter(options).validate_python
     return check
@@ -156,7 +157,7 @@ def plain_component(kind: Slot, component: Any) -> dict[str, Any]:
     """Describe a component with all its options: the reverse of :func:`build_component`.
 
     Raises:
-        ValueError: Its class is not in the vocabulary, and none of the user's own that a recipe could name.
+        ValueError: Its class is neither in the vocabulary nor a user's class that a recipe could name.
     """
     for name, kind_class in names(kind).items():
         if type(component) is kind_class:
@@ -168,7 +169,7 @@ def plain_component(kind: Slot, component: Any) -> dict[str, Any]:
 
 
 def spelled_out(kind: Slot, spec: Any) -> dict[str, Any]:
-    """Return a component with all its options, under the name by which it is asked for.
+    """Return a component with all its options, under the given name.
 
     Raises:
         ValueError: As :func:`build_component`.
@@ -177,19 +178,19 @@ def spelled_out(kind: Slot, spec: Any) -> dict[str, Any]:
 
 
 class TermSettings(Settings):
-    """One term of the objective; stored with all options spelled out, so that equal terms compare equal."""
+    """One term of the objective; stored with all options, so that equal terms compare equal."""
 
     of: Component
-    """What is measured at each location: a divergence."""
+    """Divergence: the loss at each location."""
     on: Component
-    """Where, and how strongly: a region."""
+    """Region: the weight of each location."""
     norm: Component = Field(default="weight_sum", validate_default=True)
-    """What the weighted sum is divided by: a normaliser."""
+    """Normaliser: the divisor of the weighted sum."""
     weight: float = 1.0
     schedule: Component | None = None
-    """How the weight follows the run; None for a constant one."""
+    """Schedule of the weight during the run; None for a constant weight."""
     balance: float | None = Field(default=None, gt=0)
-    """The norm of the term's gradient in multiples of the supervised terms', in place of the weight."""
+    """Norm of the term's gradient in multiples of the supervised terms', in place of the weight."""
 
     @field_validator("of", "on", "norm", mode="before")
     @classmethod
@@ -204,7 +205,7 @@ class TermSettings(Settings):
         return spelled_out("schedule", spec)
 
     def build(self) -> Term:
-        """The term itself."""
+        """Build the term."""
         return Term(
             of=build_component("of", self.of),
             on=build_component("on", self.on),
@@ -216,12 +217,12 @@ class TermSettings(Settings):
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the term compares with a teacher."""
+        """True if the term compares with a teacher."""
         return self.build().needs_teacher
 
     @property
     def needs_quality(self) -> bool:
-        """Whether the term looks at a quality beside the class score, such as centerness."""
+        """True if the term uses a quality besides the class score, such as centerness."""
         return Need.QUALITY in self.build().needs
 
     @classmethod
@@ -238,10 +239,10 @@ class TermSettings(Settings):
 
 
 def method_terms(methods: Iterable[str], model: str) -> dict[str, TermSettings]:
-    """The terms of one or several methods together; a name that several have is preceded by the method's.
+    """Combine the terms of one or several methods; names shared by several get the method's name as a prefix.
 
     Args:
-        methods: Their names; the same twice is once.
+        methods: Names of the methods; duplicates count once.
         model: Kind of the student.
 
     Raises:

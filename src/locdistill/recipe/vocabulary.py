@@ -1,4 +1,4 @@
-"""The parts of terms, and the assigners, by the names that recipes use."""
+"""The vocabulary of recipes: parts of terms, and assigners, by name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""YAML as people expect it: safe, without duplicate keys, and with the scalars of YAML 1.2.
+"""Safe YAML without duplicate keys, and with the scalars of YAML 1.2.
 
 PyYAML follows YAML 1.1, in which ``on``, ``off``, ``yes`` and ``no`` are booleans (a term has a key ``on``), ``1e-4``
-is a string and ``1:30`` is ninety. Here a scalar is what the core schema of YAML 1.2 says.
+is a string and ``1:30`` is ninety. Here scalars follow the core schema of YAML 1.2.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SCALARS = (
 
 
 class _Core(yaml.constructor.SafeConstructor, yaml.resolver.BaseResolver):
-    """The core schema: keys are words, none stands twice; no dates or sets, nothing in itself."""
+    """The core schema: unique string keys; no dates, sets or recursive content."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
     yaml_constructors = {  # noqa: RUF012 - likewise
@@ -41,11 +41,11 @@ class _Core(yaml.constructor.SafeConstructor, yaml.resolver.BaseResolver):
     }
 
     def construct_document(self, node: yaml.Node) -> Any:
-        """Construct the whole content at once, which fails where a list or mapping is inside itself."""
+        """Construct the whole content at once, which fails if a list or mapping contains itself."""
         return self.construct_object(node, deep=True)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Construct a value; a scalar that is not what its tag says (``!!int three``) is an error of the text."""
+        """Construct a value; a scalar that contradicts its tag (``!!int three``) is an error of the text."""
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, KeyError) as error:
@@ -53,7 +53,7 @@ class _Core(yaml.constructor.SafeConstructor, yaml.resolver.BaseResolver):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Construct a mapping whose keys are words and all differ."""
+        """Construct a mapping whose keys are strings and unique."""
         seen: dict[Any, yaml.Mark] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -75,11 +75,11 @@ class _Loader(_Core, yaml.SafeLoader):
 
 
 class _QuickLoader(_Core, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # not in every PyYAML
-    """The same in C, several times as fast; it says less about what it cannot read."""
+    """The same loader in C, several times as fast, with less detailed errors."""
 
 
 class Inline(dict[str, Any]):
-    """A mapping that is written in one line."""
+    """A mapping to write in one line."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -88,7 +88,7 @@ class _Dumper(yaml.SafeDumper):
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
 
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
-        """Represent a list in one line if it holds no mapping."""
+        """Represent a list in one line if it contains no mapping."""
         flat = not any(isinstance(item, dict) for item in sequence)
         return super().represent_sequence(tag, sequence, flow_style=True if flat else flow_style)
 
@@ -118,7 +118,7 @@ def read_yaml(text: str, where: str) -> Any:
     """Parse YAML; ``where`` is named in errors.
 
     Raises:
-        RecipeError: The text is no YAML, holds a key twice, or asks for a Python object.
+        RecipeError: The text is no YAML, has a duplicate key, or contains a Python object.
     """
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
@@ -132,12 +132,12 @@ def read_yaml(text: str, where: str) -> Any:
 
 
 def read_own_yaml(path: Path) -> Any:
-    """Parse a YAML file that comes with the package, in which nothing has to be explained to a user."""
+    """Parse a YAML file of the package, without error messages for users."""
     return yaml.load(path.read_bytes(), Loader=_QuickLoader)  # noqa: S506 - a SafeLoader
 
 
 def typed(value: Any) -> str:
-    """A plain value as it is typed behind ``key=``, so that :func:`read_yaml` gives it back."""
+    """Format a plain value as typed after ``key=``; :func:`read_yaml` gives it back."""
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(typed, value)) + "]"
     if value is None or isinstance(value, bool) or (isinstance(value, str) and not _is_plain(value)):
@@ -146,7 +146,7 @@ def typed(value: Any) -> str:
 
 
 def _is_plain(text: str) -> bool:
-    """Whether a text is read as itself, also within a list."""
+    """Return whether an unquoted text is read back unchanged, also within a list."""
     try:
         return bool(read_yaml(f"[{text}]", "a value") == [text])
     except RecipeError:
@@ -157,7 +157,7 @@ def read_yaml_file(path: Path) -> Any:
     """Parse a YAML file.
 
     Raises:
-        RecipeError: The file is absent, no text, or no YAML.
+        RecipeError: The file is absent, not text, or not YAML.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Pictures of data, predictions, distillation and runs, and a page to collect them on; none needs a display."""
+"""Pictures of data, predictions, distillation and runs, and an HTML report page; none needs a display."""

@@ -1,4 +1,4 @@
-"""Whether the spread of edge distributions predicts their error, and which loss term pulls how hard."""
+"""Charts of the calibration of edge distributions, and of the terms' shares in the gradient."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from locdistill.viz.figures import new_figure, tidy, to_image
 from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal
 
 Points = Sequence[tuple[float, float]]
-"""Predicted standard deviation and actual error of groups of edges, in bins."""
+"""Points of predicted standard deviation and actual error of groups of edges, in bins."""
 
 # The mean absolute value of a normal variable is this times its standard deviation.
 _NORMAL = math.sqrt(2 / math.pi)
@@ -25,12 +25,13 @@ def plot_reliability(
 ) -> Image.Image:
     """Draw actual over predicted error, a line per detector.
 
-    The dashed line is where a calibrated detector with normal errors lies: a mean absolute error of 0.80 standard
-    deviations. Above it the detector is too sure of itself, below it too modest; a level line says nothing at all.
+    The dashed line is a calibrated detector with normal errors: a mean absolute error of 0.80 standard deviations.
+    Above it the detector is overconfident, below it underconfident; a level line means that the spread does not predict
+    the error.
 
     Args:
         curves: By detector, the mean absolute error of edges over their predicted standard deviation.
-        title: Above the chart.
+        title: Title of the chart.
     """
     figure = new_figure(640, 440)
     axes = tidy(figure.subplots(), title)
@@ -54,11 +55,11 @@ def plot_reliability(
 def plot_shares(
     bars: Mapping[str, Mapping[str, float]], *, title: str = "Share of each term in the gradient"
 ) -> Image.Image:
-    """Draw bars that are divided into the shares of the terms.
+    """Draw stacked bars of the terms' shares.
 
     Args:
-        bars: By bar, from the top, the share of each term; a bar whose shares are NaN is empty and says so.
-        title: Above the chart.
+        bars: By bar, from the top, the share of each term; a bar with NaN shares is empty and marked as such.
+        title: Title of the chart.
     """
     terms = list(dict.fromkeys(term for shares in bars.values() for term in shares))
     figure = new_figure(760, 110 + 34 * max(1, len(bars)))

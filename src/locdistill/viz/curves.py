@@ -1,4 +1,4 @@
-"""The course of a run: losses by term, AP, and agreement with the teacher over the optimiser steps."""
+"""Charts of a run over the optimiser steps: losses by term, AP, and agreement with the teacher."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, save
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
-# Dark enough for thin lines on white, and told apart by the colour-blind as far as eight colours allow.
+# Dark enough for thin lines on white, and distinguishable with colour blindness as far as eight colours allow.
 _LINES = ("#1f6fd2", "#d95f02", "#1a8c50", "#c2308e", "#7a5cc7", "#8a6d00", "#0089a8", "#5c6670")
 _NOTHING: Curve = (np.zeros(0), np.zeros(0))
 _SHOWN_METRICS = ("AP", "AP50", "AP75", "AP90")
@@ -28,8 +28,8 @@ _EDGE_KL, _BOX_IOU = "agree/edge_kl", "agree/box_iou"
 def read_metrics(path: str | Path) -> dict[str, Curve]:
     """Read a run's ``metrics.csv``: by column, the steps at which it has a value, and the values.
 
-    Cells that are blank, no number or not finite are left out, and so are lines without a step: a run that was killed
-    may end in half a line.
+    Cells that are blank, not a number or not finite are left out, and so are lines without a step: the log of a killed
+    run may end with half a line.
 
     Raises:
         RunError: The file is absent or has no column ``step``.
@@ -56,7 +56,7 @@ def read_metrics(path: str | Path) -> dict[str, Curve]:
 
 
 def _number(cell: object) -> float:
-    """The finite number in a cell; NaN for anything else."""
+    """Return the finite number in a cell; NaN for anything else."""
     try:
         value = float(cell) if isinstance(cell, str) else math.nan
     except ValueError:
@@ -65,18 +65,18 @@ def _number(cell: object) -> float:
 
 
 def plot_run(metrics: str | Path, picture: str | Path | None = None) -> Path:
-    """Draw the losses (by term, smoothed, on a logarithmic scale) and the AP of a run, and how it follows its teacher.
+    """Draw losses (by term, smoothed, on a logarithmic scale), AP, and agreement with the teacher of a run.
 
     Args:
         metrics: The run's ``metrics.csv``: ``step``, ``train/<term>``, ``val/<metric>``, with a teacher also
-            ``agree/edge_kl`` and ``agree/box_iou``; blank where there is none.
+            ``agree/edge_kl`` and ``agree/box_iou``; missing values are blank.
         picture: PNG to write; None: ``curves.png`` beside the log.
 
     Returns:
         The path of the picture.
 
     Raises:
-        RunError: The log is absent or not of that form.
+        RunError: The log is absent or of another form.
     """
     curves = read_metrics(metrics)
     picture = Path(metrics).parent / "curves.png" if picture is None else Path(picture)
@@ -97,8 +97,8 @@ def compare_runs(runs: Mapping[str, str | Path], picture: str | Path, *, metric:
     """Draw one metric of several runs over their steps, to compare a student with and without its teacher.
 
     Args:
-        runs: By name, each run's ``metrics.csv``. Names that agree up to a suffix `` (...)`` share a colour, so that
-            the seeds of a setting are seen together.
+        runs: By name, each run's ``metrics.csv``. Names that differ only in a suffix `` (...)`` share a colour, which
+            groups the seeds of a setting.
         picture: PNG to write.
         metric: A validation metric, such as ``AP75``.
     """
@@ -116,7 +116,7 @@ def compare_runs(runs: Mapping[str, str | Path], picture: str | Path, *, metric:
 
 
 def compare_agreement(runs: Mapping[str, str | Path], picture: str | Path) -> Path:
-    """Draw how several students come closer to their teachers, over their steps.
+    """Draw the agreement of several students with their teachers over their steps.
 
     Args:
         runs: By name, each run's ``metrics.csv``.
@@ -138,9 +138,9 @@ def compare_agreement(runs: Mapping[str, str | Path], picture: str | Path) -> Pa
 
 
 def _plot_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
-    """Each term, and their ``total`` in black, as measured (faint) and smoothed.
+    """Plot each term, and their ``total`` in black, as measured (faint) and smoothed.
 
-    The scale is logarithmic, as terms differ by orders of magnitude; it has no place for values of 0 and below.
+    The scale is logarithmic, as terms differ by orders of magnitude; values of 0 and below are not shown.
     """
     terms = [name for name in losses if name != "total"]
     for name, (steps, values) in losses.items():
@@ -170,7 +170,7 @@ def _plot_scores(axes: Axes, scores: Mapping[str, Curve]) -> None:
 
 
 def _plot_agreement(axes: Axes, divergence: Curve, overlap: Curve) -> None:
-    """Edge divergence, which falls as the student comes closer, and box IoU, which rises, each with its own scale."""
+    """Plot edge divergence and box IoU, each with its own scale; with better agreement the former falls, IoU rises."""
     right = axes.twinx()
     sides = ((axes, divergence, STUDENT, "edge KL in nats"), (right, overlap, TEACHER, "box IoU"))
     for side, (steps, values), colour, name in sides:
@@ -183,14 +183,14 @@ def _plot_agreement(axes: Axes, divergence: Curve, overlap: Curve) -> None:
         side.tick_params(axis="y", labelsize=8, colors=hexadecimal(colour), length=3)
     axes.set_ylim(bottom=0)
     right.spines[["top", "left", "right", "bottom"]].set_visible(False)
-    # The legend and the note on an empty chart are those of the left side: it names the lines of both.
+    # The left side has the legend, for the lines of both sides, and the note on an empty chart.
     for line in right.lines[1:]:
         axes.plot([], [], color=line.get_color(), linewidth=1.6, label=line.get_label())
     _finish(axes, columns=2)
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over a window of about a tenth of the curve around each value, cut off where the curve ends."""
+    """Compute a moving average over about a tenth of the curve; the window is truncated at the ends."""
     half = len(values) // 20
     sums = np.concatenate(([0.0], np.cumsum(values)))
     places = np.arange(len(values))
@@ -200,7 +200,7 @@ def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _finish(axes: Axes, *, columns: int) -> None:
-    """Name the step axis and put the legend below it, where it hides nothing; say so if there is nothing to draw."""
+    """Label the step axis and put the legend below it, where it covers nothing; mark an empty chart as such."""
     axes.set_xlabel("optimiser steps", fontsize=8, color=hexadecimal(MUTED))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
     if any(np.size(line.get_xdata()) for line in axes.lines):

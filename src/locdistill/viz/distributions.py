@@ -1,4 +1,4 @@
-"""Where a detector believes the edges of one box to be, or what else a location predicts, such as an angle."""
+"""Charts of the distributions predicted at one location: the edges of a box, or an angle."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def plot_edges(
     coding: Coding = DISTANCES,
     title: str = "",
 ) -> Image.Image:
-    """Draw the edge distributions of one location, an edge to a panel; the angle of a rotated box is one more.
+    """Draw the edge distributions of one location, one panel per edge; the angle of a rotated box has its own panel.
 
-    Bars are the student's probabilities of each bin; steps are the teacher's; short marks under the axis are the
-    expected positions, which is what the box is made of; the vertical line is the true position.
+    Bars are the student's probabilities of each bin; steps are the teacher's. Short marks under the axis are the
+    expected positions, which form the predicted box; the vertical line is the true position.
 
     Args:
         student: Logits by edge and bin.
         teacher: Logits of a teacher at the same location.
-        truth: True position of each edge. One beyond the last bin is marked at the border.
-        bins: Where the bins lie; None is a bin per stride.
-        coding: What the panels are called, and counted in.
-        title: Above the panels.
+        truth: True position of each edge. A position beyond the last bin is marked at the border.
+        bins: Positions of the bins; None is one bin per stride.
+        coding: Names and units of the panels.
+        title: Title above the panels.
     """
     bins = bins or Bins(student.shape[-1] - 1)
     figure = new_figure(240 * len(student), 250)
@@ -82,7 +82,7 @@ def _plain(values: Tensor) -> NDArray[np.float64]:
 
 
 def _mark(axes: Axes, place: float, colour: Colour) -> None:
-    """A mark under the axis at an expected position."""
+    """Draw a mark under the axis at an expected position."""
     mark = Line2D([place], [0], color=hexadecimal(colour), marker="^", markersize=6, clip_on=False, zorder=5)
     mark.set_transform(axes.get_xaxis_transform())
     axes.add_artist(mark)

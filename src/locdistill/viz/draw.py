@@ -1,4 +1,4 @@
-"""Boxes on an image, upright or rotated: what was predicted, and what is true."""
+"""Boxes on an image, upright or rotated: predictions and ground truth."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from locdistill.viz.style import MUTED, PAPER, Colour, class_colour, font, ink_o
 Rectangle = tuple[float, float, float, float]
 Point = tuple[float, float]
 Boxes: TypeAlias = Float[Tensor, "k d"] | Float[Tensor, "k 4 2"]
-"""``x1, y1, x2, y2``, or rotated: ``cx, cy, w, h, theta``, or the four corners ``x, y``; in pixels of the image."""
+"""Boxes ``x1, y1, x2, y2``; rotated ones ``cx, cy, w, h, theta`` or four corners ``x, y``; in pixels of the image."""
 Style = Literal["predicted", "truth", "ignored"]
 MANY = 200
-"""Beyond so many boxes lines are thin, and beyond so many tags none is written: they would hide the picture."""
+"""Limit of boxes beyond which lines are thin, and of tags beyond which none is drawn: they would cover the picture."""
 
 
 class Layer(NamedTuple):
-    """Boxes that are drawn alike.
+    """Boxes drawn in the same style.
 
     Attributes:
         boxes: See ``Boxes``.
-        labels: Class indices, which give the colour.
-        scores: Shown in percent behind the name of the class; None: not shown.
+        labels: Class indices, which determine the colour.
+        scores: Scores, shown in percent after the name of the class; None: not shown.
         style: ``predicted``: a solid line and a tag. ``truth``: dashes in the colour of the class and white, and a dark
             tag unless predictions are drawn too. ``ignored`` (crowd or difficult): short dashes in grey and white, and
             no tag.
@@ -44,7 +44,7 @@ class Layer(NamedTuple):
     style: Style = "predicted"
 
     def scaled(self, factor: float) -> Layer:
-        """The layer for a picture in which everything is larger by a factor."""
+        """Return the layer with boxes scaled by a factor."""
         if self.boxes.ndim == 3:
             return self._replace(boxes=self.boxes * factor)
         return self._replace(boxes=kind_of(self.boxes).scaled(self.boxes, torch.tensor(factor)))
@@ -52,7 +52,7 @@ class Layer(NamedTuple):
 
 class _Outline(NamedTuple):
     around: Rectangle
-    tips: tuple[Point, ...]  # of a rotated box the highest and the lowest corner
+    tips: tuple[Point, ...]  # highest and lowest corner of a rotated box
     draw: Callable[..., None]
 
 
@@ -61,11 +61,11 @@ class _Tag(NamedTuple):
     colour: Colour
     filled: bool
     outline: _Outline
-    rank: float  # who chooses a place first
+    rank: float  # order of placement
 
 
 def to_picture(image: UInt8[Tensor, "3 h w"]) -> Image.Image:
-    """A tensor of an RGB image as a picture."""
+    """Convert a tensor of an RGB image to a picture."""
     return Image.fromarray(np.ascontiguousarray(image.detach().cpu().permute(1, 2, 0).numpy()), "RGB")
 
 
@@ -82,13 +82,13 @@ def draw_boxes(
     """Draw boxes with the names of their classes, and their scores where given.
 
     Args:
-        image: RGB; is left as it is.
+        image: RGB; not modified.
         boxes: See ``Boxes``.
         labels: Class indices.
         scores: Between 0 and 1.
         classes: Names by index; a class without a name is shown by its number.
         style: See ``Layer``.
-        min_side: Enlarge the image by a whole factor until its longer side has so many pixels, to keep tags legible.
+        min_side: Minimum longer side in pixels; smaller images are enlarged by an integer factor for legible tags.
 
     Returns:
         The picture, in the size of the (enlarged) image.
@@ -105,7 +105,7 @@ def draw_detections(
     truth: Layer | None = None,
     min_side: int = 0,
 ) -> Image.Image:
-    """Draw what was detected with at least the score ``threshold``, over the truth where it is given."""
+    """Draw the detections with a score of at least ``threshold``, over the ground truth if given."""
     kept = detections.scores >= threshold
     predicted = Layer(detections.boxes[kept], detections.labels[kept], detections.scores[kept])
     return draw_layers(image, [*([truth] if truth else []), predicted], classes=classes, min_side=min_side)
@@ -118,9 +118,9 @@ def draw_layers(
     classes: Sequence[str] | None,
     min_side: int = 0,
 ) -> Image.Image:
-    """Draw several layers of boxes, the last on top; all tags lie over all boxes and avoid each other.
+    """Draw several layers of boxes, the last on top; tags are drawn over all boxes and avoid each other.
 
-    Arguments are those of ``draw_boxes``; ``classes=None`` draws no tags, as do more than ``MANY`` of them.
+    Arguments are those of ``draw_boxes``. No tags are drawn for ``classes=None``, or if there are more than ``MANY``.
     """
     picture = (image if isinstance(image, Image.Image) else to_picture(image)).convert("RGB")
     factor = max(1, -(-min_side // max(picture.size)))
@@ -150,7 +150,7 @@ def _draw_layer(canvas: ImageDraw.ImageDraw, layer: Layer, classes: Sequence[str
         label = int(layer.labels[i])
         colour = MUTED if layer.style == "ignored" else class_colour(label)
         dash = {"predicted": 0, "truth": 4 * width, "ignored": 2 * width}[layer.style]
-        if dash:  # white between the dashes, which shows on any image
+        if dash:  # white between the dashes, visible on any image
             outlines[i].draw(PAPER, width=width, dash=0)
         outlines[i].draw(colour, width=width, dash=dash)
         if layer.style != "ignored":
@@ -162,13 +162,13 @@ def _draw_layer(canvas: ImageDraw.ImageDraw, layer: Layer, classes: Sequence[str
 
 
 def _outlines(canvas: ImageDraw.ImageDraw, boxes: Tensor) -> list[_Outline]:
-    """Of each box what draws it, and where it is within the picture."""
+    """Return the outline of each box: its drawing function and its extent within the picture."""
     if boxes.shape[1:] == (4,):
         rectangles = [_within(box, canvas.im.size) for box in boxes.tolist()]
         return [_Outline(box, (), partial(_rectangle, canvas, box)) for box in rectangles]
     corners = boxes if boxes.ndim == 3 else kind_of(boxes).corners(boxes)
     outlines = []
-    # Coordinates are those of the corners between pixels, and a line is drawn from pixel to pixel.
+    # Coordinates refer to corners between pixels, but a line is drawn from pixel to pixel.
     for quad, inside in zip(corners.tolist(), (corners - 0.5).round().tolist(), strict=True):
         (xs, ys), by_height = zip(*quad, strict=True), sorted(inside, key=lambda corner: corner[1])
         around = _within((min(xs), min(ys), max(xs), max(ys)), canvas.im.size)
@@ -178,7 +178,7 @@ def _outlines(canvas: ImageDraw.ImageDraw, boxes: Tensor) -> list[_Outline]:
 
 
 def _within(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
-    """A box in whole pixels inside the picture, so that each of its sides is visible."""
+    """Clip a box to whole pixels inside the picture, so that each of its sides is visible."""
     x1, y1, x2, y2 = (round(v) for v in box)
     right, bottom = size[0] - 1, size[1] - 1
     x1, y1 = min(max(x1, 0), right), min(max(y1, 0), bottom)
@@ -187,7 +187,7 @@ def _within(box: Sequence[float], size: tuple[int, int]) -> Rectangle:
 
 
 def _rectangle(canvas: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, *, width: int, dash: int) -> None:
-    """An outline whose outer edge is the box; ``dash`` is the length of a dash and of the gap behind it."""
+    """Draw an outline whose outer edge is the box; ``dash`` is the length of a dash and of the gap after it."""
     if not dash:
         canvas.rectangle(box, outline=colour, width=width)
         return
@@ -204,7 +204,7 @@ def _rectangle(canvas: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, *, w
 
 
 def _polygon(canvas: ImageDraw.ImageDraw, corners: Sequence[Point], colour: Colour, *, width: int, dash: int) -> None:
-    """An outline along the corners; ``dash`` as in `_rectangle`."""
+    """Draw an outline along the corners; ``dash`` as in `_rectangle`."""
     closed = [*corners, corners[0]]
     if not dash:
         canvas.line([*closed, corners[1]], fill=colour, width=width, joint="curve")
@@ -217,11 +217,11 @@ def _polygon(canvas: ImageDraw.ImageDraw, corners: Sequence[Point], colour: Colo
 
 
 def _draw_tags(canvas: ImageDraw.ImageDraw, tags: Sequence[_Tag], size: int) -> None:
-    """Write the tags near their boxes; the best score chooses its place first."""
+    """Write the tags near their boxes, placed in order of score."""
     face, pad = font(size, bold=True), max(1, size // 6)
     ascent, descent = face.getmetrics()
     height = ascent + descent + 2 * pad - 1
-    taken = np.zeros(canvas.im.size[::-1], np.uint16)  # how many tags lie on each pixel
+    taken = np.zeros(canvas.im.size[::-1], np.uint16)  # number of tags on each pixel
     for tag in sorted(tags, key=lambda t: -t.rank):
         width = round(face.getlength(tag.text)) + 2 * pad + 2
         x, y = _free_place(tag.outline, (width, height), taken)
@@ -237,12 +237,12 @@ def _draw_tags(canvas: ImageDraw.ImageDraw, tags: Sequence[_Tag], size: int) -> 
 
 
 def _free_place(outline: _Outline, size: tuple[int, int], taken: np.ndarray) -> tuple[int, int]:
-    """Top left corner for a tag: above its box, below it, or inside, wherever it covers the least of other tags.
+    """Find the top left corner for a tag: above its box, below it, or inside, with the least overlap with other tags.
 
     Args:
-        outline: Of its box.
+        outline: Outline of its box.
         size: Width and height of the tag.
-        taken: How many tags lie on each pixel of the picture: the search takes as long however many there are.
+        taken: Number of tags on each pixel, which makes the search time independent of the number of tags.
     """
     x1, y1, x2, y2 = outline.around
     width, height = size
@@ -261,7 +261,7 @@ def _free_place(outline: _Outline, size: tuple[int, int], taken: np.ndarray) -> 
     for wanted_x, wanted_y in corners:
         x = max(0, min(round(wanted_x), taken.shape[1] - width))
         y = max(0, min(round(wanted_y), taken.shape[0] - height))
-        # Being pushed back into the picture costs a little, so that a free place of the tag's own wins.
+        # A shift back into the picture has a small cost, so that a free place without a shift is preferred.
         cost = int(taken[y : y + height, x : x + width].sum()) + abs(y - wanted_y) / height
         if cost < least:
             best, least = (x, y), cost

@@ -15,8 +15,8 @@ from locdistill.viz.style import INK, MUTED, hexadecimal
 
 
 def new_figure(width_px: int, height_px: int, *, scale: float = 2.0) -> Figure:
-    """A chart of that size on the page, drawn ``scale`` times finer; it owes nothing to pyplot or to a display."""
-    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)  # inches; room at the border, for dark pages
+    """Create a figure of the given size on the page, at ``scale`` times the resolution, without pyplot or a display."""
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)  # inches; margin at the border, for dark pages
     figure = Figure(figsize=(width_px / 100, height_px / 100), dpi=100 * scale, layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     return figure

@@ -1,4 +1,4 @@
-"""How good a mixture of two detectors is, over the two weights."""
+"""Chart of the AP of mixtures of two detectors over the two weights."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def plot_landscape(
 ) -> Image.Image:
     """Draw AP, in percent, over two weights: contours, or a line where only one of the weights varies.
 
-    The value stands at each measured point, the best in bold. The dashed line is where both weights sum to 1, the way
-    from one detector to the other.
+    Each measured point is labelled with its value, the best in bold. On the dashed line both weights sum to 1: the
+    interpolation between the detectors.
 
     Args:
         gamma1: Weights of the first detector, rising.
         gamma2: Weights of the second, rising.
-        values: One per pair, ``[i, j]`` belonging to ``gamma1[i], gamma2[j]``; NaN where there is none.
-        title: Above the chart.
-        names: Of the detectors.
+        values: AP for each pair of weights, ``[i, j]`` for ``gamma1[i], gamma2[j]``; NaN if not measured.
+        title: Title of the chart.
+        names: Names of the detectors.
     """
     first, second = (np.asarray(values, np.float64) for values in (gamma1, gamma2))
     table = np.asarray(values, np.float64).reshape(len(first), len(second))
@@ -71,7 +71,7 @@ def plot_landscape(
 
 
 def _line(first: Doubles, second: Doubles, table: Doubles, *, title: str, names: tuple[str, str]) -> Image.Image:
-    one = int(len(first) == 1)  # which of the two varies
+    one = int(len(first) == 1)  # the weight that varies
     varies, fixed = (first, second)[one], (second, first)[one]
     figure = new_figure(600, 400)
     axes = tidy(figure.subplots(), title)

@@ -26,11 +26,11 @@ def mosaic(
     """Lay pictures out in rows, each scaled to fit a square cell, with a caption below it.
 
     Args:
-        pictures: In reading order; none gives a sheet that says so.
-        captions: One for each picture, or none at all; cut where they are wider than the cell.
-        columns: Pictures in a row; None: about as many as rows.
+        pictures: Pictures in reading order; an empty list gives a sheet with a note.
+        captions: One caption per picture, or none at all; truncated to the width of the cell.
+        columns: Pictures per row; None: about as many as rows.
         cell: Side of a cell in pixels; smaller pictures keep their size.
-        title: Written above everything.
+        title: Title of the sheet.
 
     Raises:
         ValueError: The number of captions is neither 0 nor that of the pictures.
@@ -61,7 +61,7 @@ def mosaic(
 
 
 def batch_mosaic(batch: Batch, classes: Sequence[str], *, limit: int = 16, cell: int = 360) -> Image.Image:
-    """The images of a training batch as the detector sees them, without padding, with the boxes it learns from.
+    """Draw the images of a training batch after augmentation, without padding, with their training boxes.
 
     Objects are solid, crowd regions and difficult objects are dashed and grey.
     """
@@ -74,7 +74,7 @@ def batch_mosaic(batch: Batch, classes: Sequence[str], *, limit: int = 16, cell:
             Layer(objects.targets[i][ignored], objects.labels[i][ignored], style="ignored"),
             Layer(objects.targets[i][present], objects.labels[i][present]),
         ]
-        # Tags must be legible after the picture was fitted to its cell, so it is fitted first.
+        # Tags must be legible at the size of the cell, so the picture is fitted first.
         scale = min(1.0, cell / max(height, width))
         image = Image.fromarray(batch.images[i, :, :height, :width].permute(1, 2, 0).contiguous().cpu().numpy())
         image = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.BICUBIC)

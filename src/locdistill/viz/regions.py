@@ -1,4 +1,4 @@
-"""Which locations of the pyramid a distillation term looks at, and how hard."""
+"""Picture of the locations of the pyramid in a distillation term's region, with their weights."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def draw_regions(
 ) -> Image.Image:
     """Draw one panel per pyramid level: the main region in orange, the valuable one in blue, a dot per location.
 
-    The area of a dot is proportional to its weight, the largest weight of its region filling the cell of a location
-    (up to a limit on coarse levels); locations of weight 0 are small grey points. A location in both regions shows
-    both: the smaller dot lies on the larger one.
+    The area of a dot is proportional to its weight; the largest weight of a region fills the cell of a location (up to
+    a limit on coarse levels). Locations of weight 0 are small grey points. For a location in both regions the smaller
+    dot is drawn on the larger one.
 
     Args:
-        image: RGB without padding; is shown darkened.
+        image: RGB without padding; shown darkened.
         grid: Locations, in pixels of the image; those outside it are not shown.
         main: Weights of the main region.
         valuable: Weights of the valuable localization region.
@@ -57,14 +57,14 @@ def draw_regions(
 
 
 def _shares(weights: Float[Tensor, " l"]) -> Float[Tensor, " l"]:
-    """Weights as shares of the largest one."""
+    """Divide the weights by the largest one."""
     return weights.clamp(min=0) / weights.max().clamp(min=1e-12) if len(weights) else weights
 
 
 def _panel(
     picture: Image.Image, points: Float[Tensor, "k 2"], shares: dict[Colour, Float[Tensor, " k"]], stride: int
 ) -> Image.Image:
-    # Drawn four times larger and reduced, which gives round dots.
+    # Drawn four times larger and downsampled, for round dots.
     fine = 4
     overlay = Image.new("RGBA", (picture.width * fine, picture.height * fine), (0, 0, 0, 0))
     canvas = ImageDraw.Draw(overlay)

@@ -1,4 +1,4 @@
-"""One page that can be mailed: text, tables and pictures in a single HTML file that loads nothing else."""
+"""A report page: text, tables and pictures in a single self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from locdistill.images import open_picture
 
 @dataclass(frozen=True)
 class Text:
-    """Plain words; a blank line starts a new paragraph.
+    """Plain text; a blank line starts a new paragraph.
 
     Attributes:
-        text: Is shown as it is: markup in it is escaped.
-        note: Set small and muted, for conditions and caveats.
+        text: The text; markup in it is escaped.
+        note: Whether to use small, muted type, for conditions and caveats.
     """
 
     text: str
@@ -31,13 +31,13 @@ class Text:
 
 @dataclass(frozen=True)
 class TableBlock:
-    """Rows of finished strings; the first column is set left, the others right.
+    """Rows of formatted strings; the first column is left-aligned, the others right-aligned.
 
     Attributes:
         header: One heading per column.
         rows: Cells, row by row.
-        caption: Above the table.
-        emphasis: Indices of rows to set in bold.
+        caption: Caption above the table.
+        emphasis: Indices of rows in bold.
     """
 
     header: Sequence[str]
@@ -48,13 +48,13 @@ class TableBlock:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, carried inside the page.
+    """A picture, embedded in the page.
 
     Attributes:
         image: A picture, or the path of a PNG or JPEG file.
-        caption: Below the picture; also its description for those who cannot see it.
-        photo: Photographs are stored as JPEG, which takes a tenth of the room; charts and drawings as PNG.
-        density: Pixels of the picture to one of the page; the charts of this package have two.
+        caption: Caption below the picture; also its alternative text for screen readers.
+        photo: Whether to store the picture as JPEG, at a tenth of the size, instead of PNG (charts and drawings).
+        density: Pixels of the picture per pixel of the page; 2 for the charts of this package.
     """
 
     image: Image.Image | str | Path
@@ -65,7 +65,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Preformatted:
-    """Words whose lines and spaces matter, such as a settings file."""
+    """Text with significant lines and spaces, such as a settings file."""
 
     text: str
 
@@ -75,14 +75,14 @@ Block: TypeAlias = Text | TableBlock | Picture | Preformatted
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and its content."""
 
     title: str
     blocks: Sequence[Block] = field(default_factory=tuple)
 
 
 def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
-    """The page as HTML: no script, no external resource, light or dark as the reader's system is; all text escaped."""
+    """Render the page as HTML: no script or external resource, the system's light or dark theme, all text escaped."""
     contents = "".join(f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections))
     body = "\n".join(_section(i, section) for i, section in enumerate(sections))
     return _PAGE.format(
@@ -95,7 +95,7 @@ def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "") 
 
 
 def write_page(path: str | Path, title: str, sections: Sequence[Section], *, subtitle: str = "") -> Path:
-    """Write ``render_page`` to a file, complete or not at all; its folder is created."""
+    """Write ``render_page`` to a file atomically; its folder is created."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
@@ -136,7 +136,7 @@ def _table(table: TableBlock) -> str:
 
 
 def _encode(picture: Picture) -> tuple[int, str]:
-    """Width on the page and the picture as a data URL."""
+    """Encode a picture; return its width on the page and its data URL."""
     image = picture.image
     if not isinstance(image, Image.Image):
         with open_picture(image) as opened:

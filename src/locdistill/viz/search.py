@@ -1,4 +1,4 @@
-"""AP against each setting of a search."""
+"""Chart of AP against each setting of a search."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from locdistill.viz.figures import new_figure, tidy, to_image
 from locdistill.viz.style import MUTED, STUDENT, TEACHER, hexadecimal
 
 _COLUMNS = 3
-_MANY = 200  # a range wider than this has room for powers of ten only
+_MANY = 200  # a logarithmic range wider than this has ticks at powers of ten only
 _LINES = (":", "--")
 
 
 @dataclass(frozen=True)
 class SettingAxis:
-    """A setting over the trials.
+    """The values of a setting over the trials.
 
     Attributes:
-        label: Its name.
-        values: Of each trial: a number, a choice, or None where the trial has none.
-        log: Whether ratios count.
-        choices: All of them, in order; none for numbers.
+        label: Name of the setting.
+        values: Value in each trial: a number, a choice, or None if the trial has none.
+        log: Whether the axis is logarithmic.
+        choices: All choices, in order; empty for numbers.
     """
 
     label: str
@@ -36,12 +36,12 @@ class SettingAxis:
 
 
 def plot_search(settings: Sequence[SettingAxis], ap: Sequence[float], lines: Mapping[str, float]) -> Image.Image:
-    """Draw a panel per setting, with a point per trial; the best one stands out.
+    """Draw a panel per setting, with a point per trial and the best trial highlighted.
 
     Args:
-        settings: What was searched.
-        ap: Of each trial, in percent.
-        lines: AP of what they are to be better than, drawn across.
+        settings: The searched settings.
+        ap: AP of each trial, in percent.
+        lines: AP of baselines by name, drawn as horizontal lines.
     """
     columns = 2 if len(settings) == 4 else min(_COLUMNS, len(settings))
     rows = math.ceil(len(settings) / columns)

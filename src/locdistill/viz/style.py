@@ -1,4 +1,4 @@
-"""What all pictures share: colours and type."""
+"""Common style of all pictures: colours and fonts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STUDENT: Colour = (31, 111, 210)
 TEACHER: Colour = (217, 95, 2)
 TRUTH: Colour = (26, 140, 80)
 
-# Told apart at a glance, also in small boxes on photographs; by hue first, by lightness where hues come close.
+# Easy to distinguish, also in small boxes on photographs; by hue first, by lightness for similar hues.
 _PALETTE: tuple[Colour, ...] = (
     (255, 75, 62),
     (28, 140, 255),
@@ -37,7 +37,7 @@ _GOLDEN_TURN = 0.618033988749895
 
 
 def class_colour(label: int) -> Colour:
-    """The colour of a class: the same in every picture; a dozen chosen ones, then hues a golden angle apart."""
+    """Return the colour of a class, the same in every picture: a dozen fixed ones, then hues a golden angle apart."""
     if label < len(_PALETTE):
         return _PALETTE[label]
     extra = label - len(_PALETTE)
@@ -47,7 +47,7 @@ def class_colour(label: int) -> Colour:
 
 
 def ink_on(background: Colour) -> Colour:
-    """Near-black or white, whichever is easier to read on a colour (relative luminance of WCAG 2)."""
+    """Return near-black or white, whichever is easier to read on a colour (relative luminance of WCAG 2)."""
     linear = [(v / 255 / 12.92) if v <= 10 else ((v / 255 + 0.055) / 1.055) ** 2.4 for v in background]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return INK if luminance > 0.19 else PAPER
@@ -55,9 +55,9 @@ def ink_on(background: Colour) -> Colour:
 
 @cache
 def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib, so that pictures look the same on every machine.
+    """Load DejaVu Sans from matplotlib, so that pictures look the same on every machine.
 
-    Its file is found without importing matplotlib's code: a picture of a batch needs nothing else of it.
+    The file is found without importing matplotlib, which a picture of a batch does not need otherwise.
     """
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     package = find_spec("matplotlib")
@@ -67,12 +67,12 @@ def font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def hexadecimal(colour: Colour) -> str:
-    """A colour as charts and pages want it: ``#rrggbb``."""
+    """Format a colour as ``#rrggbb``, for charts and pages."""
     return "#{:02x}{:02x}{:02x}".format(*colour)
 
 
 def save_picture(picture: Image.Image, path: str | Path) -> Path:
-    """Save a picture, making its folder."""
+    """Save a picture; create its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path)

@@ -1,1 +1,1 @@
-"""How fast a detector is."""
+"""Benchmark of a detector's speed."""

@@ -1,4 +1,4 @@
-"""How fast a detector is: latency, throughput, memory and cost, with PyTorch and ONNX Runtime."""
+"""Benchmark of a detector: latency, throughput, memory and cost, with PyTorch and ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from locdistill.settings import finite, nearest
 from locdistill.types import Tell
 
 WARM_UP = 5
-"""Calls that do not count, as in the reference's benchmark."""
+"""Number of untimed calls, as in the reference's benchmark."""
 STEPS = {"cpu": 20}
 STEPS_ON_GPU = 200
 HELD = 32
-"""Pictures kept in memory and looked at in turn."""
+"""Number of images kept in memory and used in turn."""
 TRAINED = "as trained"
 RECIPE_SUFFIXES = (".yaml", ".yml")
 CLASSES = len(COCO)
-"""Of a recipe that does not name them, because its data do."""
+"""Number of classes for a recipe that leaves them to its data."""
 
 
-def benchmark(  # noqa: PLR0913 - what can be asked for
+def benchmark(  # noqa: PLR0913 - one parameter per option
     model: str | Path,
     *,
     input: str | None = None,
@@ -54,28 +54,28 @@ def benchmark(  # noqa: PLR0913 - what can be asked for
     out: str | Path | None = None,
     tell: Tell = lambda _: None,
 ) -> BenchmarkResult:
-    """Measure how fast a detector is, post-processing included, and what it costs.
+    """Measure the speed of a detector, post-processing included, and its cost.
 
-    Images are in memory, resized, when time begins; reading and resizing do not count, as in the reference's
-    benchmark. The first calls do not count either.
+    Images are resized and in memory before timing; reading and resizing do not count, as in the reference's benchmark.
+    The first calls do not count either.
 
     Args:
         model: A weights file, a run folder, ``run/best``, an address on a hub, or the name of a recipe, whose detector
             then has random weights.
-        input: Width and height, such as ``1333x800``; what the detector was made for unless given. Padded as always.
-        batch: Number of images at once for the throughput.
-        device: Such as ``cuda:0``; a GPU if there is one unless given.
-        precision: What PyTorch multiplies in: ``32``, ``bf16`` or ``fp16``.
-        steps: Calls that are timed; 20 on a CPU and 200 on a GPU unless given.
-        engines: Some of ``eager``, ``compiled`` and ``onnxruntime``; all that are there unless given.
-        data: Folder of images to look at, each made to fit the input; noise unless given.
-        out: Write the result to this JSON file.
-        tell: Is told what is done, for it can take minutes.
+        input: Width and height, such as ``1333x800``, before padding; by default the detector's input size.
+        batch: Number of images per batch for the throughput.
+        device: Device such as ``cuda:0``; by default a GPU if available.
+        precision: Precision of PyTorch's arithmetic: ``32``, ``bf16`` or ``fp16``.
+        steps: Number of timed calls; by default 20 on a CPU and 200 on a GPU.
+        engines: Some of ``eager``, ``compiled`` and ``onnxruntime``; by default all that are available.
+        data: Folder of images, each resized to fit the input; noise by default.
+        out: JSON file for the result.
+        tell: Callback for progress messages; a benchmark can take minutes.
 
     Raises:
-        RunError: The input, the device or an engine is wrong, an engine that was asked for is not there, or ``out``
-            cannot be written.
-        WeightsError: There is neither such a file nor such a recipe.
+        RunError: The input, the device or an engine is wrong, a requested engine is not available, or ``out`` cannot
+            be written.
+        WeightsError: There is no such file or recipe.
         ImageError: The folder has no images, or one cannot be read.
     """
     where = existing_device(device or default_device())
@@ -119,7 +119,7 @@ def benchmark(  # noqa: PLR0913 - what can be asked for
 def _run(
     work: Workload, engines: Sequence[str] | None, tell: Tell
 ) -> tuple[dict[str, EngineResult], dict[str, str], list[Answer]]:
-    """Results, engines that cannot be used and why, and the answers of the first that can."""
+    """Run the engines; return results, unusable engines with reasons, and the outputs of the first usable engine."""
     results: dict[str, EngineResult] = {}
     missing: dict[str, str] = {}
     first: list[Answer] = []
@@ -129,7 +129,7 @@ def _run(
             measured = work.measured(ENGINES[name], tell)
         except LocdistillError as error:
             missing[name] = str(error)
-        except Exception as error:  # compilers and runtimes raise what they like
+        except Exception as error:  # compilers and runtimes raise exceptions of any type
             missing[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
         else:
             results[name] = EngineResult(
@@ -152,7 +152,7 @@ def _check_engines(engines: Sequence[str] | None) -> None:
 
 
 def _check_out(out: Path) -> None:
-    """Look whether the file can be written, before minutes are spent on what is to be in it."""
+    """Check that the file can be written before the benchmark, which can take minutes."""
     make_folder(out.absolute().parent)
     if out.is_dir() or not os.access(out.absolute().parent, os.W_OK):
         raise RunError(f"--out {out}: expected a file in a folder that can be written to")
@@ -169,7 +169,7 @@ def _known(precision: str, device: torch.device) -> Precision:
 
 
 def _open(model: str | Path, device: torch.device) -> tuple[Detector, bool]:
-    """The detector, and whether its weights are random."""
+    """Open the detector; also return whether its weights are random."""
     name = str(model)
     if name not in recipe_names() and Path(name).suffix not in RECIPE_SUFFIXES:
         try:
@@ -199,7 +199,7 @@ def _noise(inner: tuple[int, int], size: tuple[int, int], count: int) -> ImagesI
 
 
 def _read(folder: Path, inner: tuple[int, int], size: tuple[int, int], batch: int) -> ImagesInMemory:
-    """Pictures of a folder, each as large as fits."""
+    """Read the images of a folder, each resized to the largest size that fits."""
     files = images_below(folder)[: max(batch, HELD)]
     if not files:
         raise ImageError(f"{folder}: there is no image in this folder; name one with images, or leave out --data")
@@ -228,10 +228,10 @@ def _facts(work: Workload, answers: Sequence[Answer]) -> dict[str, Any]:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """Height and width from ``1333x800``, which is width by height.
+    """Parse ``1333x800`` (width by height) to height and width.
 
     Raises:
-        RunError: It is something else.
+        RunError: The text has another form.
     """
     found = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
     width, height = map(int, found.groups()) if found else (0, 0)

@@ -1,4 +1,4 @@
-"""The engines that ``locdistill benchmark`` runs a detector with: each makes dense predictions of normalised images."""
+"""The engines of ``locdistill benchmark``: each computes dense predictions of normalised images."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ Build = Callable[[Detector, Precision, Tell], Network]
 
 
 def eager(detector: Detector, precision: Precision, _tell: Tell) -> Network:
-    """PyTorch as it is; in half precision with autocast, as detectors are trained."""
+    """Build plain PyTorch; half precision uses autocast, as in training."""
     return _in_precision(detector, detector.device, precision)
 
 
 def compiled(detector: Detector, precision: Precision, tell: Tell) -> Network:
-    """``torch.compile`` of the network, for each number of images anew; batch normalisation folded away."""
+    """Build the network with ``torch.compile``, once per batch size, with folded batch normalisation."""
     how = SpeedUps(fold=True, dtype=DTYPES[precision], channels_last=precision != "32")
     network, seen = torch.compile(optimised(detector, how), dynamic=False), set()
 
@@ -44,7 +44,7 @@ def compiled(detector: Detector, precision: Precision, tell: Tell) -> Network:
 
 
 def onnx_runtime(detector: Detector, _precision: Precision, tell: Tell) -> Network:
-    """ONNX Runtime, in float32, for each number of images anew."""
+    """Build ONNX Runtime in float32, once per batch size."""
     return OnnxRuntime(detector, tell)
 
 
@@ -56,7 +56,7 @@ ENGINES: dict[str, Build] = {
 
 
 def precision_of(engine: str, precision: Precision) -> Precision:
-    """What an engine really multiplies in."""
+    """Return the precision that an engine actually computes in."""
     return "32" if engine == "onnxruntime" else precision
 
 
@@ -73,7 +73,7 @@ def _in_precision(network: Network, device: torch.device, precision: Precision) 
 
 
 class OnnxRuntime:
-    """The dense network in an ONNX file, run by ONNX Runtime with as many threads as PyTorch uses.
+    """The dense network in an ONNX file, run by ONNX Runtime with PyTorch's number of threads.
 
     Raises:
         RunError: ONNX Runtime is not installed, or not for the device that the detector is on.
@@ -96,7 +96,7 @@ class OnnxRuntime:
         self.sessions: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Dense:
-        """Dense predictions, on the device of the images."""
+        """Compute dense predictions, on the device of the images."""
         shape = tuple(images.shape)
         if shape not in self.sessions:
             self.sessions[shape] = self._session(images)

@@ -1,4 +1,4 @@
-"""How long a detector takes with an engine, how much memory, and whether two engines detect the same."""
+"""Measurement of time and memory of a detector with an engine, and comparison of two engines' outputs."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from locdistill.types import Dense, Detections, Tell
 PERCENTILES = (50, 90, 99)
 SAME_IOU = 0.9
 COMPARED = 4
-"""Pictures that the engines are compared on."""
+"""Number of images for the comparison of engines."""
 AT_LEAST = 3
-"""Calls with many images, if as many are asked for with one."""
+"""Minimum number of calls with a batch, unless fewer calls are requested."""
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
 class ImagesInMemory(NamedTuple):
-    """Images as a loader would hand them over, on the CPU.
+    """A batch of images as a loader would return it, on the CPU.
 
     Attributes:
-        images: Padded right and bottom.
+        images: Images padded right and bottom.
         sizes: Height and width of each within the padding.
         originals: Height and width of each before resizing.
     """
@@ -47,13 +47,13 @@ class ImagesInMemory(NamedTuple):
     originals: Int[Tensor, "n 2"]
 
     def some(self, first: int, count: int) -> ImagesInMemory:
-        """So many from one place on; after the last comes the first."""
+        """Return ``count`` images from index ``first`` on, wrapping around after the last."""
         chosen = torch.arange(first, first + count) % len(self.images)
         return ImagesInMemory(*(part[chosen] for part in self))
 
 
 class Answer(NamedTuple):
-    """What a detector says of some images: at all locations of the grid, before and after suppression."""
+    """Outputs of a detector for some images: at all locations of the grid, before and after suppression."""
 
     dense: Dense
     grid: Grid
@@ -63,7 +63,7 @@ class Answer(NamedTuple):
 
 @torch.no_grad()
 def look(detector: Detector, network: Network, pictures: ImagesInMemory) -> Answer:
-    """From images in memory to detections: sent to the device, normalised, looked at, post-processed."""
+    """Detect objects on images in memory: transfer to the device, normalise, run the network, post-process."""
     images, sizes, originals = (part.to(detector.device) for part in pictures)
     dense, grid = detector.see(images, sizes, network)
     candidates = detector.candidates(dense, grid, sizes, originals)
@@ -72,11 +72,11 @@ def look(detector: Detector, network: Network, pictures: ImagesInMemory) -> Answ
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """How long several calls took.
+    """Durations of several calls.
 
     Attributes:
         images: Number of images in a call.
-        seconds: Of each call.
+        seconds: Duration of each call.
     """
 
     images: int
@@ -84,17 +84,17 @@ class Times:
 
     @property
     def per_second(self) -> float:
-        """Images per second: of all calls together, as the reference counts."""
+        """Images per second over all calls together, as in the reference."""
         return self.images * len(self.seconds) / math.fsum(self.seconds)
 
     @property
     def percentiles(self) -> dict[str, float]:
-        """Of the milliseconds of a call, between calls interpolated: ``p50``, ``p90``, ``p99``."""
+        """Percentiles of the milliseconds per call, interpolated between calls: ``p50``, ``p90``, ``p99``."""
         values = np.percentile(1000 * np.array(self.seconds), PERCENTILES)
         return {f"p{p}": float(value) for p, value in zip(PERCENTILES, values, strict=True)}
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         count, mean = len(self.seconds), 1000 * math.fsum(self.seconds) / len(self.seconds)
         times = {"mean": mean} | self.percentiles
         return {"batch": self.images, "calls": count, "images_per_second": self.per_second, "milliseconds": times}
@@ -102,15 +102,15 @@ class Times:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What each engine is asked to do.
+    """The workload of each engine.
 
     Attributes:
-        detector: In evaluation mode, on its device.
-        pictures: What it looks at in turn.
-        precision: What PyTorch multiplies in.
-        batch: Images at once, beside one at a time.
-        calls: How many calls are timed with one image.
-        warm_up: How many images are looked at before them.
+        detector: Detector in evaluation mode, on its device.
+        pictures: Input images, used in turn.
+        precision: Precision of PyTorch's arithmetic.
+        batch: Number of images per batch, measured in addition to single images.
+        calls: Number of timed calls with one image.
+        warm_up: Number of images before the timed calls.
     """
 
     detector: Detector
@@ -121,7 +121,7 @@ class Workload:
     warm_up: int
 
     def measured(self, build: Build, tell: Tell) -> MeasuredEngine:
-        """Ask an engine, which prepares for each number of images at the first call: that is not measured."""
+        """Measure an engine; its preparation at the first call with each batch size is not timed."""
         memory = MemoryWatch(self.detector.device)
         network = build(self.detector, self.precision, tell)
         answers = [look(self.detector, network, self.pictures.some(i, 1)) for i in range(COMPARED)]
@@ -132,9 +132,9 @@ class Workload:
         return MeasuredEngine(single, batched, memory.peak_mb(), answers)
 
     def _times(self, network: Network, batch: int) -> Times:
-        """Time calls with different images, the first of which do not count."""
+        """Time calls with different images, after untimed warm-up calls."""
         seconds = []
-        # With many images at once fewer calls look at as many.
+        # With larger batches fewer calls process as many images.
         calls, warm_up = max(self.calls // batch, min(self.calls, AT_LEAST)), max(self.warm_up // batch, 1)
         for number in range(warm_up + calls):
             some = self.pictures.some(number * batch, batch)
@@ -147,7 +147,7 @@ class Workload:
 
 
 class MeasuredEngine(NamedTuple):
-    """What was measured with an engine, and its answers to compare; memory in 2^20 bytes, None where not told."""
+    """Measurements of an engine, and its outputs to compare; memory in 2^20 bytes, None if unknown."""
 
     single: Times
     batched: Times | None
@@ -156,7 +156,7 @@ class MeasuredEngine(NamedTuple):
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a GPU has done what it was asked for."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -164,9 +164,10 @@ def wait(device: torch.device) -> None:
 
 
 class MemoryWatch:
-    """Peak memory since `restart`: on CUDA what PyTorch had allocated, on a CPU how much the process grew.
+    """Peak memory since `restart`: on CUDA PyTorch's allocations, on a CPU the growth of the process.
 
-    The growth is from the beginning of the watch, so that it contains what an engine keeps. It is told on Linux alone.
+    The growth counts from the creation of the watch, so that it includes memory that an engine keeps. It is available
+    on Linux only.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -174,14 +175,14 @@ class MemoryWatch:
         self.before = self.restart()
 
     def restart(self) -> int | None:
-        """Let the peak be counted anew; the memory of the process now, in KB."""
+        """Reset the peak; return the current memory of the process in KB, None if unknown."""
         gc.collect()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         if self.device.type != "cpu":
             return None
         try:
-            # What was freed is given back to the system first: it is no part of what comes.
+            # Freed memory is returned to the system first, so that it does not count.
             getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
             _CLEAR.write_text("5", encoding="ascii")
             return _status("VmRSS")
@@ -189,7 +190,7 @@ class MemoryWatch:
             return None
 
     def peak_mb(self) -> float | None:
-        """In 2^20 bytes; None where it cannot be told."""
+        """Return the peak in 2^20 bytes; None if unknown."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 2**20
         return None if self.before is None else max(_status("VmHWM") - self.before, 0) / 2**10
@@ -202,13 +203,13 @@ def _status(name: str) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """How far an engine's answer is from another's, on the same images.
+    """Differences between two engines' outputs for the same images.
 
     Attributes:
         score: Largest difference of a class score at a location.
         edge_px: Largest difference of a predicted edge position at a location, in pixels of the input.
         detections: Number of detections compared.
-        unmatched: How many of them have no partner: a detection of the same class with an IoU of at least 0.9.
+        unmatched: Number of detections without a partner: a detection of the same class with an IoU of at least 0.9.
     """
 
     score: float
@@ -218,7 +219,7 @@ class Difference:
 
 
 def difference(detector: Detector, answers: Sequence[Answer], others: Sequence[Answer]) -> Difference:
-    """Compare two engines' answers about the same images."""
+    """Compare two engines' outputs for the same images."""
     score, edge, count, alone = 0.0, 0.0, 0, 0
     for pair in zip(answers, others, strict=True):
         scores = [answer.dense.score_logits.float().sigmoid() for answer in pair]
@@ -232,14 +233,14 @@ def difference(detector: Detector, answers: Sequence[Answer], others: Sequence[A
 
 
 def _edges(detector: Detector, answer: Answer) -> Float[Tensor, "b l 4"]:
-    """The boxes of all locations in pixels of the input; of rotated ones those that circumscribe them."""
+    """Return the boxes of all locations in pixels of the input; for rotated boxes the circumscribed ones."""
     coding = detector.coding
     boxes = coding.decode(answer.grid, detector.bins.expect(answer.dense.edge_logits.float()))
     return coding.kind.hull(boxes) * answer.grid.strides[:, None]
 
 
 def _unmatched(found: Detections, others: Detections) -> int:
-    """How many detections have no partner among the others."""
+    """Count the detections without a partner among the others."""
     overlaps = kind_of(found.boxes).pairwise_iou(found.boxes, others.boxes)
     partner = (overlaps >= SAME_IOU) & (found.labels[:, None] == others.labels)
     return int((~partner.any(1)).sum())

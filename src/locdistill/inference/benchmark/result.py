@@ -1,4 +1,4 @@
-"""What ``locdistill benchmark`` found: plain data, tables and notes."""
+"""Results of ``locdistill benchmark``: plain data, tables and notes."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from locdistill.inference.benchmark.measure import Difference, Times
 
 RANDOM, NOISE = "random", "noise"
 TOLERANCE: dict[Precision, float] = {"32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
-"""Of the difference of a score between two engines, the coarser of whose precisions decides."""
+"""Tolerance of the score difference between two engines, by the coarser of their precisions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineResult:
-    """What was measured with one engine.
+    """Measurements of one engine.
 
     Attributes:
-        precision: What it multiplied in.
-        single: One image at a time.
-        batched: As many images at a time as were asked for; None if that is one.
-        memory_mb: Peak memory in 2^20 bytes; None where it cannot be told.
-        difference: From the answers of the first engine; None of the first.
+        precision: Precision of its arithmetic.
+        single: Times with one image per call.
+        batched: Times with the requested batch size; None if that is one.
+        memory_mb: Peak memory in 2^20 bytes; None if unknown.
+        difference: Difference from the first engine's outputs; None for the first.
     """
 
     precision: Precision
@@ -34,7 +34,7 @@ class EngineResult:
     difference: Difference | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """Return plain data."""
         return {
             "precision": self.precision,
             "fps": self.single.per_second,
@@ -47,17 +47,18 @@ class EngineResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchmarkResult:
-    """How fast a detector is.
+    """Benchmark of a detector.
 
     Attributes:
-        model: As it was named.
+        model: Name of the model as given.
         size: Height and width of the padded images.
-        facts: What it was measured on and with: plain data.
-        parameters: Number of them, frozen ones included.
-        multiply_adds: In the forward pass of one image, post-processing apart. One is two FLOPs.
-        engines: By name, in the order measured.
+        facts: Conditions of the measurement as plain data.
+        parameters: Number of parameters, frozen ones included.
+        multiply_adds: Number of multiply-adds in the forward pass of one image, without post-processing. One is two
+            FLOPs.
+        engines: Measurements by engine, in the order measured.
         missing: Engines that could not be measured, with the reason.
-        notes: What a reader has to know.
+        notes: Caveats for the reader.
     """
 
     model: str
@@ -70,7 +71,7 @@ class BenchmarkResult:
     notes: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data for JSON."""
         return {
             "model": self.model,
             "padded_input": {"height": self.size[0], "width": self.size[1]},
@@ -83,7 +84,7 @@ class BenchmarkResult:
         }
 
     def tables(self) -> tuple[Table, ...]:
-        """What it costs, how fast it is, how far the engines are from each other."""
+        """Build the tables of cost, speed, and differences between engines."""
         batch = self.facts["batch"]
         cost = Table(
             f"{self.model}, {self.size[1]}x{self.size[0]} (padded), {self.facts['device']}",
@@ -127,7 +128,7 @@ def _difference_row(name: str, apart: Difference | None) -> tuple[str, ...]:
 
 
 def notes(facts: Mapping[str, Any], engines: Mapping[str, EngineResult]) -> tuple[str, ...]:
-    """What a reader has to know."""
+    """Return caveats for the reader of the result."""
     found = [
         f"Timed from images in memory to boxes; reading and resizing are not in it, nor are the first "
         f"{facts['warm_up']} images. FPS is images per second with one image at a time.",
