@@ -1,1 +1,1 @@
-"""Weights that are given away: files, card, hub."""
+"""Publication of weights: files, model card, model hub."""

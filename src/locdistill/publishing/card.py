@@ -1,4 +1,4 @@
-"""The model card: what published weights are, for people and, in its front matter, for a model hub."""
+"""The model card of published weights: text for readers, front matter for a model hub."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ NOT_RECORDED = "not recorded"
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a card is written from.
+    """Content of a model card.
 
     Attributes:
         file: Name of the weights file.
-        sha256: Its digest.
-        settings: Of the detector.
-        parameters: Number of its weights.
-        record: What the file says about its training (see :mod:`locdistill.publishing.publish`); parts may be missing.
-        license: As the hub calls it; None where the publisher does not say.
-        evaluation: An evaluation that was made for the card.
-        notes: What a reader has to know first.
+        sha256: SHA-256 of the weights file.
+        settings: Settings of the detector.
+        parameters: Number of parameters of the detector.
+        record: The file's record of the training (see :mod:`locdistill.publishing.publish`); parts may be missing.
+        license: The hub's identifier of the license; None if the publisher states none.
+        evaluation: Evaluation made for the card.
+        notes: Warnings shown at the top of the card.
     """
 
     file: str
@@ -45,11 +45,11 @@ class Card:
 
     @property
     def name(self) -> str:
-        """Name of the model: that of its file."""
+        """Name of the model: the file name without its suffix."""
         return self.file.removesuffix(".safetensors")
 
     def text(self) -> str:
-        """The card as Markdown."""
+        """Render the card as Markdown."""
         taught = f", trained with {self._methods[0].replace('-', ' ')}" if self._methods else ""
         what = f"{self.settings.model} with the backbone {self.settings.backbone}"
         headline = f"An object detector, {what}{taught}. The weights are for the Python package locdistill."
@@ -73,7 +73,7 @@ class Card:
 
     @property
     def _methods(self) -> list[str]:
-        """What kinds of distillation took part."""
+        """Tags of the kinds of distillation used in training."""
         if not self._recipe.get("teacher"):
             return []
         edges = any(_EDGES in term["of"] for term in self._recipe["terms"].values())
@@ -100,7 +100,7 @@ class Card:
         return front
 
     def _measured(self) -> tuple[str, Mapping[str, float | None]] | None:
-        """Name of the data that the weights were measured on, and the numbers; the card's own evaluation first."""
+        """Return the name of the evaluation data and the metrics; the card's own evaluation takes precedence."""
         if self.evaluation is not None:
             return self.evaluation.dataset.name, self.evaluation.metrics
         metrics = self.record.get("metrics")
@@ -168,7 +168,7 @@ class Card:
         return f"the weights of SHA-256 {start['sha256']}" if start else ""
 
     def _results(self) -> list[str]:
-        """Sections of what was measured."""
+        """Render the sections of evaluation results."""
         sections = []
         metrics = self.record.get("metrics")
         again = self.evaluation is not None and self.evaluation.dataset.name == self._data_name("val")
@@ -184,7 +184,7 @@ class Card:
         return sections or ["## Results\n\nNo evaluation is recorded with these weights."]
 
     def _training(self) -> list[str]:
-        """The section of recipe, data and loss terms."""
+        """Render the section of recipe, data and loss terms."""
         recipe = self._recipe
         if not recipe:
             return []
@@ -220,11 +220,11 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; the first column is text, the others are numbers unless the header says nothing."""
+    """Render a Markdown table."""
     lines = ["| " + " | ".join(map(_plain, row)) + " |" for row in (header, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(header), *lines[1:]])
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown does not read as its own signs."""
+    """Escape the special characters of Markdown."""
     return re.sub(r"([|\\`*<>\[\]])", r"\\\1", text).replace("\n", " ")

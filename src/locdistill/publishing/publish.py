@@ -1,14 +1,14 @@
-"""From a run to files that can be given away: the student's weights under a name with a checksum, a card, the recipe.
+"""Publication of a run: the student's weights under a name with a checksum, a model card and the recipe.
 
-Nothing of the machine that they were trained on goes with them: data set and teacher appear by name and digest, paths
-are cut down to their last part. The weights file says what was trained, in its metadata under ``extra``::
+The files reveal nothing about the training machine: data set and teacher appear by name and digest, paths are cut to
+their last part. The metadata of the weights file record the training, under ``extra``::
 
     {"recipe": {...}, "which": "best", "metrics": {"epoch": 12, "AP": 0.4, ...}, "finished": true,
      "started": "2026-01-31T09:00:00+0000", "versions": {...}, "data": {"val": {"name": ..., "images": ..., ...}, ...},
      "start": {"weights": ..., "sha256": ...}}
 
-It depends on the run alone, so publishing a run twice gives the same file; only the card tells of an evaluation that
-was made while publishing.
+The record depends on the run alone, so publishing a run twice gives the same file. An evaluation made while publishing
+appears in the card only.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ from locdistill.types import Progress
 
 BEST, LAST = "best", "last"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
-# Two or more parts, so that "and/or" and "1333/800" stay; not what follows a word, a scheme (https://) or a host.
+# Two or more parts, so that "and/or" and "1333/800" stay; no match after a word, a scheme (https://) or a host.
 _PATH_IN_TEXT = re.compile(r"(?<![\w.:])(?<!:/)(?:file:/{1,3}|~|[A-Za-z]:)?(?:[/\\][^\s/\\,;:'\")]+){2,}")
 _WHOLE_PATH = re.compile(r"(~?[/\\]|[A-Za-z]:[/\\]).*", re.DOTALL)
 PUBLISHED = "published"
-"""The folder in a run's folder that published files go to."""
+"""Subfolder of a run folder for its published files."""
 
 
 @dataclass(frozen=True)
 class PublishedModel:
-    """Files that can be given away.
+    """Files of a published model.
 
     Attributes:
-        weights: ``NAME-<first 8 digits of its SHA-256>.safetensors``, which :meth:`locdistill.Detector.load` reads.
-        card: The model card, in Markdown.
-        recipe: The resolved recipe without paths; None where the weights do not come from a run.
-        sha256: Of the weights file.
-        notes: What is missing or unusual.
+        weights: ``NAME-<first 8 digits of its SHA-256>.safetensors``, readable by :meth:`locdistill.Detector.load`.
+        card: Model card, in Markdown.
+        recipe: Resolved recipe without paths; None if no recipe is recorded.
+        sha256: SHA-256 of the weights file.
+        notes: Warnings about missing or unusual parts.
     """
 
     weights: Path
@@ -67,7 +67,7 @@ class PublishedModel:
 
 @dataclass(frozen=True)
 class _Source:
-    """Weights, and the run that they are of if there is one."""
+    """A weights file and its run folder, if any."""
 
     file: Path
     run: Path | None
@@ -87,25 +87,25 @@ def publish(
     evaluate_on: bool | str | Path = False,
     progress: Progress | None = None,
 ) -> PublishedModel:
-    """Write a run's student to a file that can be given away, with a model card and the recipe beside it.
+    """Write the weights of a run's student to a file for publication, with a model card and the recipe beside it.
 
     The file holds the detector alone, as it was evaluated: the running average if the run kept one
-    (``engine.ema``); no teacher, no optimiser, no paths.
+    (``engine.ema``). It holds no teacher, no optimiser state and no paths.
 
     Args:
-        run: A run folder; or a weights file, of which less is known.
-        out: Folder for the files; ``published`` in the run folder unless given, beside a weights file.
-        name: Of the model; the recipe's name unless given.
-        which: ``best`` or ``last`` weights of a run folder.
-        license: As the hub calls it, such as ``apache-2.0``; the card says that none is stated unless given.
-        evaluate_on: Evaluate the weights now, which gives the card its tables by class: True on the run's own data, or
-            the folder of a data set.
-        progress: Shows how far the evaluation is.
+        run: Run folder, or a weights file, for which the card has fewer facts.
+        out: Folder for the files. Default: ``published`` in the run folder, or the folder of the weights file.
+        name: Name of the model. Default: the name of the recipe for a run, of the file for a weights file.
+        which: Weights of a run folder to publish, ``best`` or ``last``.
+        license: The hub's identifier of the license, such as ``apache-2.0``. Default: the card states no license.
+        evaluate_on: Data for an evaluation that adds tables by class to the card: True for the run's own data, or the
+            folder of a data set. Default: no evaluation.
+        progress: Progress display of the evaluation.
 
     Raises:
-        WeightsError: There are no weights, or they are not whole.
-        RunError: The name is none, or ``out`` cannot be written to.
-        LocdistillError: Another of its kinds, where the weights cannot be evaluated.
+        WeightsError: The weights are missing or damaged.
+        RunError: The name is not valid, or ``out`` cannot be written to.
+        LocdistillError: The weights cannot be evaluated; a subclass for each cause.
     """
     source = _find(Path(run), which)
     detector = Detector.load(source.file)
@@ -140,11 +140,11 @@ def publish(
 
 
 def _find(path: Path, which: str) -> _Source:
-    """The weights that are meant, and their run.
+    """Find the weights file of a path, and its run.
 
     Raises:
-        WeightsError: There are none.
-        RunError: ``which`` is neither.
+        WeightsError: There are no such weights.
+        RunError: ``which`` is neither ``best`` nor ``last``.
     """
     if which not in (BEST, LAST):
         raise RunError(f"which weights? expected {BEST} or {LAST}, came {which!r}")
@@ -164,7 +164,7 @@ def _find(path: Path, which: str) -> _Source:
 
 
 def _record(source: _Source) -> tuple[dict[str, Any], Recipe | None, tuple[str, ...]]:
-    """What is known of how the weights came to be, without paths; the recipe of it; and what is missing."""
+    """Return the record of the training without paths, the recipe, and notes about missing parts."""
     if source.run is None:
         extra = {} if is_foreign(source.file) else files.read_metadata(source.file).get("extra") or {}
         if "recipe" not in extra:
@@ -194,7 +194,11 @@ def _record(source: _Source) -> tuple[dict[str, Any], Recipe | None, tuple[str, 
 
 
 def _metrics(run: Path) -> dict[str, Any]:
-    """The content of ``metrics.json``; empty before the first epoch is over."""
+    """Read ``metrics.json``; return an empty dictionary if the file does not exist yet.
+
+    Raises:
+        RunError: The file cannot be read.
+    """
     try:
         content = json.loads((run / METRICS).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -205,10 +209,11 @@ def _metrics(run: Path) -> dict[str, Any]:
 
 
 def shareable(recipe: Recipe) -> Recipe:
-    """A recipe without paths: data, teacher and cache are named on the command line, as in the package's recipes.
+    """Return a recipe without paths.
 
-    A teacher on a hub is for everybody and stays. Of weights that the student or its backbone began with, the file's
-    name stays, so that a run without them is not taken for the same one.
+    Data, teacher and cache are then given on the command line, as for the package's own recipes.
+    The address of a teacher on a hub is public and stays. For initial weights of the student or its backbone, the file
+    name stays, so that the recipe differs from one without initial weights.
     """
     plain = without_paths(recipe.model_dump(mode="json"))
     plain["data"]["path"] = ""
@@ -225,12 +230,12 @@ def shareable(recipe: Recipe) -> Recipe:
 
 
 def _name_alone(file: Any) -> Any:
-    """A file without its folder; a hub's address, and what is no file, as it is."""
+    """Cut a path to its file name; return a hub address, or anything but a string, unchanged."""
     return PureWindowsPath(file).name if isinstance(file, str) and not is_address(file) else file
 
 
 def without_paths(value: Any) -> Any:
-    """Plain data in which every absolute path is cut down to its last part; names of classes are left alone."""
+    """Cut every absolute path in plain data to its last part; class names stay unchanged."""
     if isinstance(value, dict):
         return {key: item if key == "classes" else without_paths(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -243,10 +248,10 @@ def without_paths(value: Any) -> Any:
 
 
 def _title(name: str | None, source: _Source, recipe: Recipe | None, settings: DetectorSettings) -> str:
-    """Name of the model, without checksum.
+    """Return the name of the model, without checksum.
 
     Raises:
-        RunError: The name that was given cannot be one of a file.
+        RunError: The given name is not valid as a file name.
     """
     if name is not None:
         if not _NAME.fullmatch(name):
@@ -263,7 +268,7 @@ def _title(name: str | None, source: _Source, recipe: Recipe | None, settings: D
 def _write(
     folder: Path, name: str, detector: Detector, settings: dict[str, Any], record: dict[str, Any]
 ) -> tuple[Path, str]:
-    """Write the weights, then name them by their content; the file and its digest.
+    """Write the weights to a file named by its checksum; return the path and the SHA-256.
 
     Raises:
         RunError: The folder cannot be written to.
@@ -277,7 +282,7 @@ def _write(
             path = folder / f"{with_checksum(name, sha256)}{files.SUFFIX}"
             os.replace(part, path)
     except (OSError, WeightsError) as error:
-        cause = error.__cause__ or error  # `write` speaks of a file that nobody is to see
+        cause = error.__cause__ or error  # the message of `write` names a temporary file
         reason = getattr(cause, "strerror", None) or cause
         raise RunError(f"{folder} cannot be written to ({reason}); give another folder") from error
     return path, sha256

@@ -1,4 +1,4 @@
-"""Published weights onto a model hub, through ``huggingface_hub``."""
+"""Upload of published weights to a model hub, through ``huggingface_hub``."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from locdistill.publishing.publish import PUBLISHED
 from locdistill.recipe.run_folder import RECIPE
 
 CARD = "README.md"
-"""The name under which a hub shows a model card."""
+"""File name of a model card on a hub."""
 
 
 @dataclass(frozen=True)
 class PushResult:
-    """What was uploaded.
+    """Result of an upload.
 
     Attributes:
-        repo_id: ``OWNER/NAME``.
-        url: Of the repository.
-        commit: Of the upload, as the hub names it.
-        files: Names in the repository.
-        others: Weights that were in the repository already and are still there.
+        repo_id: Repository, ``OWNER/NAME``.
+        url: Address of the repository.
+        commit: The hub's identifier of the commit.
+        files: Names of the uploaded files in the repository.
+        others: Other weights files in the repository, from earlier uploads.
     """
 
     repo_id: str
@@ -47,20 +47,20 @@ def push(
 ) -> PushResult:
     """Upload published weights with their card (as ``README.md``) and recipe (as ``recipe.yaml``), in one commit.
 
-    The repository is made if it is not there. Weights that were pushed before stay beside the new ones, under their own
-    names; card and recipe are replaced.
+    The repository is created if it does not exist. Weights from earlier uploads stay under their own names; card and
+    recipe are replaced.
 
     Args:
-        path: A file that :func:`locdistill.publish` wrote, the folder it is in, or the run's folder.
-        repo_id: ``OWNER/NAME``.
-        private: Make a private repository; one that is there must be private then.
-        revision: A branch of the repository; its main one unless given.
-        message: Of the commit.
-        token: Of the hub; the one that is logged in unless given.
+        path: A weights file written by :func:`locdistill.publish`, its folder, or the run folder.
+        repo_id: Repository, ``OWNER/NAME``.
+        private: Create a private repository; an existing one must then be private.
+        revision: Branch of the repository. Default: the main branch.
+        message: Message of the commit. Default: ``locdistill: NAME``.
+        token: Access token of the hub. Default: the token of the logged-in user.
 
     Raises:
-        WeightsError: Nothing published is there, or it was changed since.
-        HubError: The hub cannot be reached, or does not let one write.
+        WeightsError: There are no published weights, or they were changed after publication.
+        HubError: The hub cannot be reached, or write access is denied.
     """
     weights = _published_file(Path(path))
     check_checksum(weights)
@@ -88,7 +88,11 @@ def push(
 
 
 def _published_file(path: Path) -> Path:
-    """The published weights that a path means."""
+    """Find the published weights file of a path.
+
+    Raises:
+        WeightsError: There is none, or a folder has several.
+    """
     if not path.is_dir():
         if not path.is_file():
             raise WeightsError(f"{path}: there is no such file or folder; expected published weights")

@@ -1,1 +1,1 @@
-"""Several runs, or a finished one looked into."""
+"""Studies of several runs, and analysis of a finished run."""

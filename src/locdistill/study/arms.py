@@ -1,8 +1,8 @@
 """Many trainings into one folder: an arm is a recipe at several seeds.
 
-Differences between arms are taken seed by seed, because seeds alone move AP by more than most methods do, and runs are
-compared as they end: a best checkpoint would be chosen on the images it is then compared on. What has finished is taken
-over, what was interrupted goes on, so a comparison is resumed by starting it again.
+Differences between arms are taken seed by seed, because seeds alone change AP by more than most methods do. The weights
+at the end of each run are compared: a best checkpoint would be selected on the images of the comparison. Finished runs
+are reused and interrupted ones resumed, so starting a comparison again resumes it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from locdistill.recipe.run_folder import clear_start
 from locdistill.training.separately import Train
 from locdistill.types import Tell
 
-NOTHING = "–"  # noqa: RUF001 - what one seed cannot tell
+NOTHING = "–"  # noqa: RUF001 - shown for a number that one seed cannot give
 METRICS = ("AP", "AP50", "AP75", "AP90")
 CACHE = "cache"
 
 Remember = Callable[[Recipe], float]
-"""Lets the teacher of a recipe look at all images and keeps what it says; returns the seconds that took."""
+"""Function that stores the predictions of a recipe's teacher on all images, and returns the seconds it took."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Run:
     """A finished training.
 
     Attributes:
-        arm: Name of its arm.
-        seed: Of weights, order of images and augmentation.
-        steps: Optimiser steps.
-        seconds: Time spent training, evaluation left out.
+        arm: Name of the arm.
+        seed: Seed of initial weights, image order and augmentation.
+        steps: Number of optimiser steps.
+        seconds: Training time in seconds, without evaluation.
         metrics: AP, AP50, AP75, AP90 of the weights at the end, in percent.
-        folder: Where it lies.
+        folder: Run folder.
     """
 
     arm: str
@@ -58,20 +58,20 @@ class Run:
 
     @property
     def weights(self) -> Path:
-        """The weights that were evaluated."""
+        """File of the evaluated weights."""
         return self.folder / "last.safetensors"
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Something to train once per seed.
+    """A recipe to train once per seed.
 
     Attributes:
-        name: Of its runs and, with the seed behind it, of their folders.
-        label: What it is, in words.
-        recipe: Of a seed.
-        seeds: For which it is run.
-        there: By seed, folders of finished runs that lie elsewhere.
+        name: Name of the runs and, with the seed appended, of their folders.
+        label: Display name.
+        recipe: Function from a seed to the recipe.
+        seeds: Seeds of the runs.
+        there: Folders of finished runs elsewhere, by seed.
     """
 
     name: str
@@ -82,7 +82,7 @@ class Arm:
 
     @classmethod
     def of(cls, name: str, label: str, recipe: Recipe, seeds: tuple[int, ...]) -> Arm:
-        """A recipe at these seeds."""
+        """Create an arm of a recipe at these seeds."""
 
         def at(seed: int) -> Recipe:
             return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"seed": seed})})
@@ -90,20 +90,20 @@ class Arm:
         return cls(name, label, at, seeds)
 
     def folder(self, seed: int, out: Path) -> Path:
-        """Folder of a run, below ``out`` unless it lies elsewhere."""
+        """Return the folder of a run, below ``out`` unless it is a finished run elsewhere."""
         return self.there.get(seed, out / f"{self.name}-{seed}")
 
 
 def equal_time_steps(first: Sequence[Run], other: Sequence[Run], *, beforehand: float = 0.0) -> int:
-    """Steps of the first arm that take as long as the other one's runs did.
+    """Compute the number of steps for which the first arm takes as long as the runs of the other arm.
 
-    From the median over seeds of the seconds per step, so that every seed gets the same schedule and one disturbed run
-    does not decide it. Never fewer steps than the other arm had.
+    It follows from the median over seeds of the seconds per step, so that every seed has the same schedule and one
+    disturbed run has little effect. It is never lower than the number of steps of the other arm.
 
     Args:
-        first: Runs that are to take longer.
-        other: Those that show how long.
-        beforehand: Seconds that were spent once for all runs of the other arm.
+        first: Runs of the first arm.
+        other: Runs of the other arm.
+        beforehand: Seconds spent once for all runs of the other arm.
     """
     own, its = (statistics.median(run.seconds / run.steps for run in runs) for runs in (first, other))
     steps = other[0].steps
@@ -111,7 +111,7 @@ def equal_time_steps(first: Sequence[Run], other: Sequence[Run], *, beforehand: 
 
 
 def remembered(recipe: Recipe, stamp: Path, *, remember: Remember, tell: Tell) -> float:
-    """Seconds that the teacher of a recipe took to look at all images, now or when ``stamp`` was written."""
+    """Build the cache of a recipe's teacher unless ``stamp`` exists; return the build time in seconds."""
     if not stamp.is_file():
         tell(f"{recipe.name}: the teacher looks at all images, once for all seeds")
         write_text(stamp, json.dumps({"seconds": remember(recipe)}) + "\n")
@@ -119,25 +119,25 @@ def remembered(recipe: Recipe, stamp: Path, *, remember: Remember, tell: Tell) -
 
 
 def fixed_steps(stamp: Path, steps: int) -> int:
-    """Steps of equal time as they were first found: a comparison that goes on must not change them half way."""
+    """Return the steps of equal time stored in ``stamp``, or store these; a resumed comparison must not change them."""
     if not stamp.is_file():
         write_text(stamp, json.dumps({"steps": steps}) + "\n")
     return int(json.loads(stamp.read_text())["steps"])
 
 
 def train_arms(arms: Sequence[Arm], out: Path, *, train: Train, tell: Tell, jobs: int = 1) -> list[Run]:
-    """Train what is not yet trained, each arm of a seed in turn, so that a machine that gets slower does so for all.
+    """Train all runs that have not finished, each arm of a seed in turn, so that a slowdown of the machine affects all.
 
     Args:
-        arms: What to train.
-        out: Gets a folder for each run; what has finished there is taken over, what was interrupted goes on.
-        train: Trains a recipe into a folder; called from several threads where there are several jobs.
-        tell: Gets a line of progress now and then.
-        jobs: Trainings at a time.
+        arms: Arms to train.
+        out: Folder with a subfolder for each run; finished runs are reused, interrupted ones resumed.
+        train: Function that trains a recipe into a folder; called from several threads if ``jobs`` is above 1.
+        tell: Callback for progress messages.
+        jobs: Number of parallel trainings.
 
     Raises:
-        RunError: A folder that is not of these runs is in the way.
-        RunInterrupted: A training was asked to stop.
+        RunError: A folder with the name of a run belongs to something else.
+        RunInterrupted: A training received a stop signal.
     """
     seeds = dict.fromkeys(seed for arm in arms for seed in arm.seeds)
     tasks = [(arm, seed) for seed in seeds for arm in arms if seed in arm.seeds]
@@ -148,12 +148,12 @@ def train_arms(arms: Sequence[Arm], out: Path, *, train: Train, tell: Tell, jobs
         try:
             return [future.result() for future in futures]
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # those that train go on to their end or their checkpoint
+            pool.shutdown(wait=False, cancel_futures=True)  # running trainings continue to their end or checkpoint
             raise
 
 
 def _finish(arm: Arm, seed: int, out: Path, train: Train, tell: Tell) -> Run:
-    """Train an arm's recipe unless its folder says that this was done; go on where a checkpoint allows it."""
+    """Train an arm's recipe unless its run has finished; resume from a checkpoint if there is one."""
     recipe, folder = arm.recipe(seed), arm.folder(seed, out)
     length = f"{recipe.engine.epochs} epochs" if recipe.engine.steps is None else f"{recipe.engine.steps} steps"
     what = f"{arm.label}, seed {seed}, {length}"
@@ -177,10 +177,10 @@ def _finish(arm: Arm, seed: int, out: Path, train: Train, tell: Tell) -> Run:
 
 
 def finished_run(arm: str, seed: int, folder: Path) -> Run:
-    """The run in a folder.
+    """Read the finished run in a folder.
 
     Raises:
-        RunError: It did not reach its end.
+        RunError: The run has not finished.
     """
     content = read_metrics(folder)
     if content is None:
@@ -199,20 +199,20 @@ def finished_run(arm: str, seed: int, folder: Path) -> Run:
 
 
 def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """The content of ``metrics.json`` of a run that reached its end."""
+    """Read ``metrics.json`` of a finished run; return None if the run has not finished."""
     file = folder / "metrics.json"
     content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return content if content.get("stopped") else None
 
 
 def spread(values: Sequence[float]) -> str:
-    """The mean over seeds and, of several, their standard deviation."""
+    """Format the mean over seeds and, for several seeds, their standard deviation."""
     mean = f"{statistics.fmean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
 
 
 def paired_cells(pair: Paired) -> tuple[str, str, str, str]:
-    """Mean, standard deviation, interval, and the differences seed by seed."""
+    """Format mean, standard deviation, interval, and the differences seed by seed."""
     seeds = ", ".join(f"{value:+z.1f}" for value in pair.differences)
     deviation = NOTHING if math.isnan(pair.deviation) else f"{pair.deviation:.1f}"
     interval = NOTHING if math.isinf(pair.low) else f"{pair.low:+z.1f} to {pair.high:+z.1f}"
@@ -220,7 +220,7 @@ def paired_cells(pair: Paired) -> tuple[str, str, str, str]:
 
 
 def environment() -> dict[str, str]:
-    """The machine and the versions, as far as they matter to times and numbers."""
+    """Return the machine and the versions that affect times and numbers."""
     versions = {"torch": torch.__version__, "python": platform.python_version()}
     threads = {"cores": str(os.cpu_count()), "threads": str(torch.get_num_threads())}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU ({platform.machine()})"

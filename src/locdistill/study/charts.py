@@ -1,4 +1,4 @@
-"""Charts and tables that pages of several runs share."""
+"""Charts and tables shared by the pages of several studies."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEEDS = (
 
 
 def block(table: Table) -> report.TableBlock:
-    """A table of results as a block of a page."""
+    """Convert a table of results to a block of a page."""
     return report.TableBlock(table.header, table.rows, caption=table.title, emphasis=table.emphasis)
 
 
@@ -29,9 +29,9 @@ class SeedColumn:
     """The runs of one arm in a chart.
 
     Attributes:
-        label: Below the column; may have several lines.
-        metrics: By seed.
-        taught: Whether a teacher took part, which decides the colour.
+        label: Label below the column; may have several lines.
+        metrics: Metrics by seed.
+        taught: Whether the runs had a teacher; determines the colour.
     """
 
     label: str
@@ -40,9 +40,10 @@ class SeedColumn:
 
 
 def seed_chart(columns: Sequence[SeedColumn]) -> Image.Image:
-    """A dot for each run, a bar for the mean of each column, a line between runs of the same seed; one panel a metric.
+    """Draw a dot for each run, a bar for the mean of each column, and a line between runs of a seed, by metric.
 
-    Up to four columns, the panels stand in a row; more need the room of two rows, and many have their names upright.
+    Each metric has a panel. Up to four columns, the panels are in one row, otherwise in two. With more than eight,
+    labels are vertical.
     """
     rows, upright = 1 if len(columns) <= 4 else 2, len(columns) > 8
     figure = new_figure(1000, (400 if upright else 320) * rows)

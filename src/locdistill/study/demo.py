@@ -1,16 +1,16 @@
-"""The demonstration: draw a data set, train a teacher, and compare a small student without and with it.
+"""The demonstration: draw a data set, train a teacher, and compare a small student with and without distillation.
 
-Everything is small enough for two cores and a few minutes, and none of it comes from the network. What differs from the
-published settings, and why:
+Everything fits two cores and a few minutes, and nothing is downloaded. Differences from the published settings, with
+reasons:
 
 - images of 64 pixels, levels P3 and P4 and anchors of four strides (32 and 64 pixels) for objects of 15 to 44;
-- random weights, so group normalisation, AdamW and an average of the weights;
-- the terms of `presets.ld_sharp`: both regions with sixteen times the published weight of 0.25 and at temperature 1
-  instead of 10, and no class distillation. Temperature 10 weighs all bins of an edge alike; in so few steps the student
-  does better to match the few bins that the teacher believes in. Weight and temperature were chosen by a few runs of
-  the first seeds on images of this kind, so the gain is what LD can do here, not what it does untuned.
+- random initial weights, hence group normalisation, AdamW and an average of the weights;
+- the terms of `presets.ld_sharp`: both regions with sixteen times the published weight of 0.25, at temperature 1
+  instead of 10, and no class distillation. Temperature 10 gives all bins of an edge similar weight; in so few steps the
+  student gains more from matching the few bins with high teacher probability. Weight and temperature were chosen by a
+  few runs of the first seeds on images of this kind, so the gain is that of tuned LD.
 
-The students train side by side, one thread each. The training of the teacher is in none of the times.
+The students train in parallel, with one thread each. No reported time includes the training of the teacher.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ Role = Literal["teacher", "student"]
 
 
 class DemoSettings(Settings):
-    """How large the demonstration is.
+    """Size of the demonstration.
 
     Attributes:
-        shapes: The images.
-        teacher_steps: Of the teacher.
-        student_steps: Of each student at equal steps.
+        shapes: Settings of the images.
+        teacher_steps: Training steps of the teacher.
+        student_steps: Training steps of each student at equal steps.
         batch: Images per step.
         seeds: Number of seeds, counted from 0.
     """
@@ -75,12 +75,12 @@ FAST = DemoSettings(shapes=ShapesSettings(train=24, val=8, size=64), teacher_ste
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of a step on this machine.
+    """Time per training step on this machine.
 
     Attributes:
-        teacher: Of the teacher, with all cores.
-        student: Of a student, beside others.
-        jobs: Students at a time.
+        teacher: Seconds per step of the teacher, with all cores.
+        student: Seconds per step of a student, with others in parallel.
+        jobs: Number of parallel students.
     """
 
     teacher: float
@@ -88,7 +88,7 @@ class Pace:
     jobs: int
 
     def minutes(self, settings: DemoSettings) -> float:
-        """Minutes that a demonstration takes, about."""
+        """Estimate the duration of a demonstration, in minutes."""
         run = settings.student_steps + _RUN_STEPS
         side_by_side = math.ceil(2 * settings.seeds / self.jobs) * run * (1 + _TAUGHT) / 2
         longer = math.ceil(settings.seeds / self.jobs) * run * _TAUGHT**2
@@ -97,15 +97,15 @@ class Pace:
 
 
 _RUN_STEPS = 80
-"""What opening, evaluation and pictures of a run cost, in steps of a student."""
+"""Cost of data loading, evaluation and pictures of a run, in steps of a student."""
 _OTHER_STEPS = 600
-"""The same of the rest: beginning the processes, the cache, the intervals, the page."""
+"""Cost of the rest, in steps of a student: start of the processes, cache, intervals, page."""
 _TAUGHT = 1.2
-"""Time of a step with the teacher's cache, over that of one without."""
+"""Ratio of the time of a step with the teacher's cache to that of a step without."""
 _SECONDS = 30.0
-"""Beginning the processes, the cache, the intervals, the page."""
+"""Time for the start of the processes, cache, intervals and page, in seconds."""
 _BESIDE = 1.2
-"""Time of a step beside other trainings, over that of one alone."""
+"""Ratio of the time of a step with other trainings in parallel to that of a step alone."""
 _SHARES = (1.0, 0.75, 0.5)
 
 
@@ -118,15 +118,15 @@ def run_demo(
     command: str = "",
     tell: Tell = print,
 ) -> Comparison:
-    """Draw, train, compare, and write the page; what is there already is taken over.
+    """Draw the images, train, compare, and write the page; existing results are reused.
 
     Args:
         out: Folder of the demonstration.
-        settings: How large it is at most.
-        minutes: It takes fewer steps, then fewer seeds, where it would take longer than that; None takes all.
-        fixed_seeds: Whether the number of seeds stays.
-        command: What the reader of the page types to get the same.
-        tell: Gets a line of progress now and then.
+        settings: Maximum size.
+        minutes: Time limit: fewer steps, then fewer seeds, are run to meet it. None for no limit.
+        fixed_seeds: Whether to keep the number of seeds.
+        command: Command that reproduces the page, shown on it.
+        tell: Callback for progress messages.
 
     Raises:
         RunError: The folder holds a demonstration with other settings.
@@ -145,14 +145,14 @@ def run_demo(
 
 
 _CHOSEN = ("seeds", "teacher_steps", "student_steps")
-"""What is chosen for the machine, and stays when the demonstration goes on."""
+"""Settings chosen for the machine; a resumed demonstration keeps them."""
 
 
 def _known(out: Path) -> dict[str, Any] | None:
-    """What was chosen when the demonstration began.
+    """Read the settings chosen at the start of the demonstration; return None if it is new.
 
     Raises:
-        RunError: The file is not as it was written.
+        RunError: The file is damaged.
     """
     stamp = out / STAMP
     if not stamp.is_file():
@@ -177,7 +177,7 @@ def measured_pace(data: Path, settings: DemoSettings, jobs: int) -> Pace:
 
 
 def _fitting(settings: DemoSettings, pace: Pace, minutes: float, *, fixed_seeds: bool, tell: Tell) -> DemoSettings:
-    """The largest demonstration that fits into the minutes, or the smallest one."""
+    """Return the largest demonstration that fits the time limit, or the smallest one."""
     seeds = [settings.seeds] if fixed_seeds else list(range(settings.seeds, 0, -1))
     smaller = [_share(settings, share, seeds[0]) for share in _SHARES]
     smaller += [_share(settings, _SHARES[-1], fewer) for fewer in seeds[1:]]
@@ -202,7 +202,7 @@ def _share(settings: DemoSettings, share: float, seeds: int) -> DemoSettings:
 
 
 def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, command: str = "") -> ComparisonPlan:
-    """The demonstration as a comparison of two arms."""
+    """Plan the demonstration as a comparison of two arms."""
     teacher = Arm.of(TEACHER, "teacher", _recipe("teacher", data, settings, steps=settings.teacher_steps), (0,))
     alone = _recipe("student", data, settings, steps=settings.student_steps)
     # main LD and LD on the valuable region, without class distillation
@@ -229,7 +229,8 @@ def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, comma
 
 def _recipe(role: Role, data: Path, settings: DemoSettings, *, steps: int) -> Recipe:
     size = settings.shapes.size
-    # A student sees an image once or twice: always as it is, so that its teacher has to look at it once for all seeds.
+    # A student trains on an image once or twice: without augmentation, so that its teacher predicts on it once for all
+    # seeds.
     views = None if role == "teacher" else 1
     return Recipe(
         name=f"shapes-{role}",
@@ -247,7 +248,7 @@ def _recipe(role: Role, data: Path, settings: DemoSettings, *, steps: int) -> Re
 
 
 def _detector(role: Role, size: int) -> DetectorSettings:
-    """Residual networks of one block to a stage, narrow where the maps are large."""
+    """Return a detector with one residual block per stage, with few channels where the maps are large."""
     widths, head = {"teacher": ([24, 48, 96, 128], 64), "student": ([16, 24, 48, 64], 32)}[role]
     return DetectorSettings(
         backbone="resnet18",
@@ -270,7 +271,7 @@ def _detector(role: Role, size: int) -> DetectorSettings:
 
 
 def short_run(steps: int, *, lr: float = 2e-3, warmup: int = 50) -> EngineSettings:
-    """How small detectors are trained from random weights in a few hundred steps; evaluated at the end only."""
+    """Return settings to train a small detector from random weights in a few hundred steps, evaluated at the end."""
     return EngineSettings(
         steps=steps,
         optimizer="adamw",

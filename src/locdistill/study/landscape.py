@@ -1,19 +1,19 @@
-"""The AP landscape: what lies between two detectors, seen by the head of one of them.
+"""The AP landscape: AP of one detector's head on mixtures of two detectors' feature maps.
 
 The maps of the two feature pyramids are mixed level by level, ``F = gamma1 * F1 + gamma2 * F2``, and one head detects
-on the mixture; its AP over the two weights is a landscape. Two detectors whose features mean the same to a head have a
-plateau between them, others a valley; a distilled student is expected to lie closer to its teacher than one that was
-trained alone. A head that begins with a group normalisation after a convolution without bias, as those of GFL, ATSS and
-FCOS do, does not see the length of its features: for it the landscape is the same along each ray from the origin, and
-what there is to see is the way from one detector to the other.
+on the mixture; its AP as a function of the two weights is a landscape. Between two detectors with equivalent features
+for a head the landscape has a plateau, otherwise a valley; a distilled student is expected to be closer to its teacher
+than a student trained alone. A head that begins with a convolution without bias followed by group normalisation, as in
+GFL, ATSS and FCOS, is invariant to the scale of its features: its landscape is constant along each ray from the origin,
+and only the path from one detector to the other is informative.
 
-The reference implementation has this as scripts whose weights are constants in the code (0.7 and 0.9), evaluates the
-head of the second detector while its README speaks of the first's, and fails outside a process group. Here the weights
-are a grid, the head is named, each picture goes through each backbone once for all weights, and what was interrupted
-goes on.
+The reference implementation has this as scripts with the weights as constants in the code (0.7 and 0.9). It evaluates
+the head of the second detector, although its README describes that of the first, and fails outside a process group.
+Here the weights are a grid, the head is an argument, each image passes through each backbone once for all weights, and
+an interrupted landscape can be resumed.
 
-In the folder of a landscape lie ``landscape.json`` (what was asked, and all metrics), ``landscape.csv``,
-``landscape.png``, and while it is not finished ``partial``.
+The folder of a landscape holds ``landscape.json`` (settings and all metrics), ``landscape.csv``, ``landscape.png``, and
+``partial`` until it is finished.
 """
 
 from __future__ import annotations
@@ -56,21 +56,21 @@ from locdistill.viz.style import save_picture
 Gammas = tuple[float, float]
 """Weights of the first and of the second detector's features."""
 CSV, STAMP, PICTURE, PARTIAL = "landscape.csv", "landscape.json", "landscape.png", "partial"
-_KEPT = 32  # images whose detections, at all points, wait in memory to be written
-_DIGITS = 6  # of a weight: two that agree so far are one
+_KEPT = 32  # number of images whose detections, at all points, are held in memory before writing
+_DIGITS = 6  # decimal digits of a weight; weights that agree up to these count as equal
 
 
 @dataclass(frozen=True)
 class LandscapeResult:
-    """What was found.
+    """An AP landscape.
 
     Attributes:
-        gamma1: Weights of the first detector's features, rising.
-        gamma2: Those of the second's.
-        head: Whose head detected, 1 or 2.
-        metrics: Named numbers between 0 and 1, by point.
+        gamma1: Weights of the first detector's features, in ascending order.
+        gamma2: Weights of the second detector's features, in ascending order.
+        head: Detector whose head is evaluated, 1 or 2.
+        metrics: Metrics between 0 and 1, by point and name.
         images: Number of images.
-        out: The folder.
+        out: Folder of the landscape.
     """
 
     gamma1: tuple[float, ...]
@@ -82,11 +82,11 @@ class LandscapeResult:
 
     @property
     def best(self) -> Gammas:
-        """The point of the highest AP; of several, the one whose weights sum to 1 most nearly."""
+        """Point with the highest AP; among several, the one with the sum of weights closest to 1."""
         return max(self.metrics, key=lambda point: (_rank(self.metrics[point]["AP"]), -abs(sum(point) - 1)))
 
     def table(self, metric: str = "AP") -> Table:
-        """A metric in percent: a row per weight of the first detector, a column per weight of the second."""
+        """Tabulate a metric in percent: a row per weight of the first detector, a column per weight of the second."""
         rows = [
             (f"gamma1 {g1:g}", *(f"{100 * self.metrics[g1, g2][metric]:.1f}" for g2 in self.gamma2))
             for g1 in self.gamma1
@@ -96,7 +96,7 @@ class LandscapeResult:
 
     @property
     def in_words(self) -> str:
-        """Where it is best, and how deep the valley on the way between the detectors is, if the grid crosses it."""
+        """Summary: the best point, and the lowest AP between the two detectors if the grid has points there."""
         of = {point: 100 * metrics["AP"] for point, metrics in self.metrics.items()}
         best = self.best
         where = f"best with gamma1 {best[0]:g} and gamma2 {best[1]:g}: AP {of[best]:.1f}"
@@ -114,7 +114,7 @@ class LandscapeResult:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data, for JSON."""
         points = [{"gamma1": g1, "gamma2": g2, **metrics} for (g1, g2), metrics in self.metrics.items()]
         return {"head": self.head, "images": self.images, "points": points, "out": str(self.out)}
 
@@ -137,28 +137,29 @@ def landscape(  # noqa: PLR0913 - the words of the command line
 ) -> LandscapeResult:
     """Evaluate the head of one detector on mixtures of two detectors' features.
 
-    What a folder of the same landscape holds already is taken over, so that an interrupted one goes on, and further
+    Existing results of the same landscape in the folder are reused, so that an interrupted one is resumed, and further
     points can be added.
 
     Args:
         first: Weights file, run folder, or ``run/best``.
-        second: The other.
-        data: Folder of the data set; that of the evaluated head's run unless given.
-        grid: Number of weights of each detector, from 0 to 1, where they are not given.
-        gamma1: Weights of the first detector's features: ``start:stop:step`` (the stop belongs to them), or numbers.
-        gamma2: Those of the second's.
-        head: Whose head detects, 1 or 2. Its input size is used for both; each normalises images in its own way.
-        images: Number of images, spread evenly over the split; all unless given.
-        split: ``val``, or any other.
-        out: Folder; ``runs/landscape-<first>-<second>-head<head>`` unless given.
-        batch: Images at once, if all have the same size.
-        device: Such as ``cuda:0``; a GPU if there is one unless given.
-        progress: Shows how far one is.
+        second: Likewise, of the second detector.
+        data: Folder of the data set. Default: the data of the evaluated head's run.
+        grid: Number of weights of each detector, from 0 to 1, if they are not given.
+        gamma1: Weights of the first detector's features: ``start:stop:step`` (including the stop), or numbers.
+        gamma2: Likewise, for the second detector's features.
+        head: Detector whose head is evaluated, 1 or 2. Its input size applies to both; each detector uses its own
+            normalisation of images.
+        images: Number of images, spread evenly over the split. Default: all.
+        split: Split of the data set, such as ``val``.
+        out: Folder of the landscape. Default: ``runs/landscape-<first>-<second>-head<head>``.
+        batch: Batch size, if all images have the same size.
+        device: Device, such as ``cuda:0``. Default: a GPU if there is one.
+        progress: Progress display.
 
     Raises:
         RecipeError: Weights of features are not numbers, or the head is neither 1 nor 2.
-        WeightsError: A detector cannot be read, or the two have no maps of equal levels and width.
-        DataError: The data cannot be read, or lack a class that the head knows.
+        WeightsError: A detector cannot be read, or the maps of the two differ in levels or width.
+        DataError: The data cannot be read, or lack a class of the head.
         RunError: The folder holds another landscape, or there is no such device.
     """
     points = sorted(product(_weights(gamma1, grid, "gamma1"), _weights(gamma2, grid, "gamma2")))
@@ -185,9 +186,9 @@ class Mixture:
     """Two detectors, and the head of one of them on a mixture of their feature maps.
 
     Args:
-        first: In evaluation mode.
-        second: Likewise.
-        head: Whose head detects, 1 or 2.
+        first: First detector, in evaluation mode.
+        second: Second detector, in evaluation mode.
+        head: Detector whose head is evaluated, 1 or 2.
     """
 
     def __init__(self, first: Detector, second: Detector, *, head: int) -> None:
@@ -200,13 +201,13 @@ class Mixture:
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
-        """The feature maps of both, of a batch on their device: computed once for all weights."""
+        """Compute the feature maps of both for a batch on their device; done once for all weights."""
         first, second = (d.pyramid(d.normalise(batch.images, batch.sizes)) for d in self.detectors)
         return first, second
 
     @torch.no_grad()
     def candidates(self, batch: Batch, maps: tuple[list[Tensor], list[Tensor]], point: Gammas) -> list[Detections]:
-        """What the head may detect on ``gamma1 * F1 + gamma2 * F2``, before suppression."""
+        """Compute the head's candidates on ``gamma1 * F1 + gamma2 * F2``, before non-maximum suppression."""
         mixed = [point[0] * ours + point[1] * theirs for ours, theirs in zip(*maps, strict=True)]
         grid = self.chosen.grid_for(batch.images.shape[-2:])
         dense = self.chosen.head(mixed)
@@ -214,10 +215,10 @@ class Mixture:
 
 
 def check_mixable(first: Detector, second: Detector, *, names: Sequence[str]) -> None:
-    """Both must have maps of the same levels and the same width.
+    """Check that the feature maps of both have the same levels and the same width.
 
     Raises:
-        WeightsError: They do not; the message names each difference.
+        WeightsError: They differ; the message lists each difference.
     """
     one, other = first.settings, second.settings
     problems = [
@@ -237,10 +238,10 @@ def check_mixable(first: Detector, second: Detector, *, names: Sequence[str]) ->
 
 
 def parse_weights(text: str, name: str) -> tuple[float, ...]:
-    """Numbers from ``start:stop:step``, the stop belonging to them, or from a list with commas.
+    """Parse ``start:stop:step``, including the stop, or a list of numbers with commas.
 
     Raises:
-        RecipeError: They are not of that form.
+        RecipeError: The text has neither form.
     """
     try:
         if ":" in text:
@@ -257,10 +258,10 @@ def parse_weights(text: str, name: str) -> tuple[float, ...]:
 
 
 def _weights(given: str | Sequence[float] | None, grid: int, name: str) -> tuple[float, ...]:
-    """The weights of one detector, rising, each once.
+    """Return the distinct weights of one detector in ascending order.
 
     Raises:
-        RecipeError: There is none, or one is not finite.
+        RecipeError: There are no weights, or one is not finite.
     """
     if given is None:
         if grid < 2:
@@ -273,12 +274,12 @@ def _weights(given: str | Sequence[float] | None, grid: int, name: str) -> tuple
 
 
 def _name(file: Path) -> str:
-    """What a weights file is called in the name of a folder: its run, where it lies in one."""
+    """Return the short name of a weights file: the name of its run folder, or the file name without suffix."""
     return file.parent.name if file.stem in ("best", "last") else file.stem
 
 
 def _facts(files: Sequence[Path], dataset: Dataset, split: str, mixture: Mixture) -> dict[str, Any]:
-    """What makes two landscapes the same one."""
+    """Return the settings that identify a landscape."""
     return {
         "head": mixture.head,
         "models": [{"weights": str(file), "sha256": file_digest(file)} for file in files],
@@ -291,9 +292,9 @@ def _facts(files: Sequence[Path], dataset: Dataset, split: str, mixture: Mixture
 def _detect(
     mixture: Mixture, points: Sequence[Gammas], batches: Iterable[Batch], device: torch.device, done: Set[int]
 ) -> Iterator[tuple[int, list[Detections]]]:
-    """Identifier and detections at each point of the images that are not done.
+    """Yield identifier and detections at each point for the images that are not done.
 
-    Views of the same images, which follow each other, are put together, as in a plain evaluation.
+    Consecutive views of the same images are merged, as in a plain evaluation.
     """
     for ids, views in groupby(batches, key=lambda batch: tuple(batch.image_ids.tolist())):
         if done >= set(ids):
@@ -312,12 +313,12 @@ def _detect(
 
 @dataclass
 class _Folder:
-    """The folder of a landscape: which one it is, what is known of it, and detections of one that is not finished.
+    """The folder of a landscape: its identity, known metrics, and detections until it is finished.
 
     Attributes:
-        path: Where it lies.
-        facts: What makes it this landscape.
-        metrics: By point, what is known.
+        path: Path of the folder.
+        facts: Settings that identify the landscape.
+        metrics: Known metrics, by point.
     """
 
     path: Path
@@ -326,10 +327,10 @@ class _Folder:
 
     @classmethod
     def claim(cls, path: Path, facts: dict[str, Any]) -> _Folder:
-        """Make the folder, or go on with it.
+        """Create the folder, or reopen one of the same landscape.
 
         Raises:
-            RunError: It holds something else.
+            RunError: The folder holds something else.
         """
         stamp = path / STAMP
         facts = json.loads(json.dumps(facts))
@@ -352,10 +353,10 @@ class _Folder:
         detect: Callable[[Set[int]], Iterable[tuple[int, list[Detections]]]],
         evaluate: Evaluator,
     ) -> None:
-        """Detect at points, evaluate each, and write what is known after each.
+        """Detect at points, evaluate each, and write the metrics after each.
 
-        Detections wait in files, a few images to each, so that memory holds those of one point only, and an
-        interrupted landscape goes on behind the last file.
+        Detections are stored in files of a few images each, so that memory holds those of one point only, and an
+        interrupted landscape resumes after the last file.
         """
         self.write()
         stamp = json.dumps(points)
@@ -373,7 +374,7 @@ class _Folder:
         shutil.rmtree(self.path / PARTIAL)
 
     def write(self) -> None:
-        """Write all that is known."""
+        """Write all known metrics."""
         points = [{"gamma1": g1, "gamma2": g2, **m} for (g1, g2), m in sorted(self.metrics.items())]
         write_text(self.path / STAMP, json.dumps({**self.facts, "points": finite(points)}, indent=1) + "\n")
 
@@ -383,7 +384,7 @@ def _numbers(values: dict[str, float | None]) -> dict[str, float]:
 
 
 def _pieces(items: Iterable[tuple[int, list[Detections]]]) -> Iterator[list[tuple[int, list[Detections]]]]:
-    """Some at a time."""
+    """Split items into chunks."""
     waiting = iter(items)
     while piece := list(islice(waiting, _KEPT)):
         yield piece
@@ -392,7 +393,7 @@ def _pieces(items: Iterable[tuple[int, list[Detections]]]) -> Iterator[list[tupl
 def _finish(
     folder: _Folder, points: Sequence[Gammas], head: int, images: int, *, names: tuple[str, str]
 ) -> LandscapeResult:
-    """Write table and picture."""
+    """Write table and picture; return the result."""
     gammas = [tuple(sorted({point[axis] for point in points})) for axis in (0, 1)]
     result = LandscapeResult(
         gamma1=gammas[0],
@@ -408,7 +409,7 @@ def _finish(
         lines.writerow(["gamma1", "gamma2", "head", *columns])
         for (g1, g2), metrics in sorted(folder.metrics.items()):
             lines.writerow([f"{g1:g}", f"{g2:g}", head, *(_cell(metrics.get(name)) for name in columns)])
-    # Without any features there is nothing to see: the scale is for the other points.
+    # AP without any features is meaningless: the colour scale covers the other points.
     values = [[100 * result.metrics[g1, g2]["AP"] if g1 or g2 else math.nan for g2 in gammas[1]] for g1 in gammas[0]]
     title = f"AP of the head of {names[head - 1]} on mixed features"
     save_picture(plot_landscape(gammas[0], gammas[1], values, title=title, names=names), folder.path / PICTURE)

@@ -1,4 +1,4 @@
-"""How fast this machine trains, from a few steps of a run."""
+"""Training speed of this machine, measured on a few steps of a run."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _WARM_UP, _TIMED = 2, 6
 
 
 def seconds_per_step(recipe: Recipe) -> float:
-    """Seconds of an optimiser step of a recipe on the CPU, reading of images included; nothing is kept or written.
+    """Measure the seconds per optimiser step of a recipe on the CPU, including reading of images; nothing is written.
 
     Raises:
-        LocdistillError: As :func:`locdistill.training.train.run`.
+        LocdistillError: As for :func:`locdistill.training.train.run`.
     """
     parts = compose(recipe, fresh=True)
     engine = parts.recipe.engine

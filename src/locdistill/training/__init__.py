@@ -1,1 +1,1 @@
-"""One run: prepare, look, fit, resume."""
+"""A single run: preparation, preflight check, training, resumption."""

@@ -1,4 +1,4 @@
-"""A teacher looks at all images beforehand, so that any number of trainings can do without it."""
+"""Precomputation of a teacher's predictions on all images, so that any number of trainings can run without it."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from locdistill.training.train import distillation_recipe
 from locdistill.types import Progress
 
 SAMPLE = 16
-"""Views that are looked at to tell how long the rest will take, and how much space."""
+"""Number of views used to estimate time and disk space for the rest."""
 PAGE = 4096
 ROOM = 1.1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """What is to be done, as far as a few views tell.
+    """Estimated cost of a cache build, extrapolated from a few views.
 
     Attributes:
-        views: Ways of looking at an image, of all images, that are in the cache in the end.
-        missing: Those of them that this process has to look at.
-        bytes_per_view: Of disk.
-        seconds_per_view: Of this process.
+        views: Number of views of all images in the finished cache.
+        missing: Number of views left for this process to predict.
+        bytes_per_view: Disk space of a view, in bytes.
+        seconds_per_view: Time of a view in this process, in seconds.
     """
 
     views: int
@@ -50,28 +50,28 @@ class Forecast:
 
     @property
     def bytes(self) -> float:
-        """Of disk, for what is missing."""
+        """Disk space of the missing views, in bytes."""
         return self.missing * self.bytes_per_view
 
     @property
     def seconds(self) -> float:
-        """For what is missing."""
+        """Time for the missing views, in seconds."""
         return self.missing * self.seconds_per_view
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheReport:
-    """What is in a cache.
+    """Content of a cache.
 
     Attributes:
-        path: Its folder.
-        views: Records in it.
-        built: Those that were added now.
-        seconds: That this took, reading images and a first look at their content included.
-        bytes: Size of its file.
-        errors: Largest rounding error of what is kept, by name: of class and edge logits, qualities and maps.
-        contract: Whose predictions they are, and which of them.
-        complete: Whether every view of the training images is there; None where nobody asked.
+        path: Folder of the cache.
+        views: Number of views in the cache.
+        built: Number of views added by this build.
+        seconds: Time of this build in seconds, including reading the images and digesting their content.
+        bytes: Size of the cache on disk.
+        errors: Largest rounding error of the stored values, by name: class and edge logits, qualities and maps.
+        contract: Identity of the teacher, and the selection of stored predictions.
+        complete: Whether every view of the training images is in the cache; None if not checked.
     """
 
     path: Path
@@ -84,7 +84,7 @@ class CacheReport:
     complete: bool | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data, for JSON."""
         return {**vars(self), "path": str(self.path)}
 
 
@@ -100,25 +100,25 @@ def build_cache(
     progress: Callable[[str], Progress] | None = None,
     **words: Unpack[DistillWords],
 ) -> CacheReport:
-    """Let a teacher look at the training images in all ways in which training does, and keep what it says.
+    """Store a teacher's predictions on every view of the training images that training uses.
 
-    What is there already stays, so that a build that was stopped goes on. Several processes may build one cache, each
-    its part; under ``torchrun`` each takes its own.
+    Existing records stay, so a stopped build continues where it ended. Several processes may build one cache, each a
+    share of it; under ``torchrun`` each process takes its own share.
 
     Args:
         teacher: As for `distill`; also the rest.
-        data: As there.
-        cache: The folder; that of the recipe unless given.
-        device: Such as ``cuda:0``; a GPU if there is one unless given.
-        part: ``(k, n)``: the ``k``-th of ``n`` shares, from 1. Shares are the same whatever is there already, so
-            that all together build the whole cache, whenever each of them runs.
-        tell: Is told, before the build, how much there is to do.
-        progress: From a label to what shows how far one is.
+        data: As for `distill`.
+        cache: Folder of the cache. Default: the folder in the recipe.
+        device: Device, such as ``cuda:0``. Default: a GPU if there is one.
+        part: ``(k, n)``: the ``k``-th of ``n`` shares, from 1. Shares do not depend on existing records, so all shares
+            together build the whole cache, whenever each of them runs.
+        tell: Callback for the estimated cost, before the build.
+        progress: Function from a label to a progress display.
         words: See :class:`Request`.
 
     Raises:
-        CacheError: The cache is another one's, cannot be written, or the disk has no room for it.
-        LocdistillError: One of its kinds, as `distill`.
+        CacheError: The cache was built for another configuration, cannot be written, or does not fit on the disk.
+        LocdistillError: As for `distill`, a subclass for each cause.
     """
     request = Request(teacher=teacher, data=data, **words)
     if cache is not None:
@@ -134,10 +134,10 @@ def build_cache_of(
     tell: Callable[[Forecast], None] | None = None,
     progress: Callable[[str], Progress] | None = None,
 ) -> CacheReport:
-    """The cache that a recipe names, built for it; see :func:`build_cache`.
+    """Build the cache of a recipe; see :func:`build_cache`.
 
     Raises:
-        CacheError: The recipe names none, or as there.
+        CacheError: The recipe has no cache folder, or as for :func:`build_cache`.
     """
     if recipe.teacher is None or recipe.teacher.cache is None:
         raise CacheError("where is the cache to be? Name its folder with --cache DIR, or teacher.cache in the recipe")
@@ -158,15 +158,15 @@ def build_cache_of(
 
 
 def cache_seconds(recipe: Recipe) -> float:
-    """Build the cache that a recipe names; the seconds that took."""
+    """Build the cache of a recipe; return the time in seconds."""
     return build_cache_of(recipe).seconds
 
 
 def cache_info(path: str | Path) -> CacheReport:
-    """What is in a cache.
+    """Describe the content of a cache.
 
     Raises:
-        CacheError: There is none, or it cannot be read.
+        CacheError: There is no cache in the folder, or it cannot be read.
     """
     store = store_in(path)
     contract = store.about(CONTRACT)
@@ -182,7 +182,7 @@ def cache_info(path: str | Path) -> CacheReport:
 
 
 class _Builder:
-    """A teacher at work on what is missing of its cache."""
+    """Writer of the missing records of a teacher's cache."""
 
     def __init__(self, parts: Parts, device: torch.device) -> None:
         self.parts, self.device = parts, device
@@ -219,7 +219,7 @@ class _Builder:
         before, start = self.store.bytes_on_disk, time.perf_counter()
         seconds: list[float] = []
         self._look(draws, None, seconds)
-        # The first batch takes longer: processes start, memory is set aside. Pages that were free are used up first.
+        # The first batch takes longer: processes start, memory is allocated. Free pages of the file are used up first.
         steady = sum(seconds[1:]) / max(len(draws) - self.parts.recipe.data.batch_per_device, 1)
         grown = (self.store.bytes_on_disk - before) / len(draws)
         return Forecast(

@@ -1,4 +1,4 @@
-"""The training of a run that is put together, and the pictures beside it."""
+"""Training of a prepared run, and its pictures."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ log = logging.getLogger("locdistill")
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run left behind.
+    """Files and metrics of a run.
 
     Attributes:
-        out: The run folder.
-        best: Weights with the best AP; None if nothing was evaluated.
+        out: Run folder.
+        best: Weights with the best AP; None if the run had no evaluation.
         last: Weights at the end.
-        metrics: The content of ``metrics.json``.
+        metrics: Content of ``metrics.json``.
     """
 
     out: Path
@@ -45,7 +45,7 @@ class RunResult:
 
 
 def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
-    """Train what was put together, and draw what it saw and found."""
+    """Train a prepared run; draw a training batch, predictions and curves."""
     recipe, detector, datasets = parts.recipe, parts.detector, parts.datasets
     log.info("%s: %d training images, %d to evaluate on, %d classes", *_headline(parts))
 

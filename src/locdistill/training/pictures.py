@@ -1,4 +1,4 @@
-"""Pictures of a run, for the eye: what goes in, what comes out, how it went."""
+"""Pictures of a run: a training batch, predictions, curves."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _CELL = 360
 
 
 def training_batch(path: Path, batch: Batch, classes: Sequence[str]) -> None:
-    """Write the images of a batch as the detector sees them, with the boxes it learns from."""
+    """Write the images of a batch as the detector receives them, with their ground-truth boxes."""
     batch_mosaic(batch, classes).save(path)
 
 
 def curves(metrics: Path, path: Path) -> None:
-    """Write losses and AP over the run."""
-    from locdistill.viz.curves import plot_run  # noqa: PLC0415 - brings matplotlib, which is to come after the training
+    """Plot losses and AP over the run."""
+    from locdistill.viz.curves import plot_run  # noqa: PLC0415 - imports matplotlib, which is needed after the training only
 
     plot_run(metrics, path)
 
 
 def predictions(path: Path, detector: Detector, dataset: Dataset) -> None:
-    """Write detections (solid) over the truth (dashed) on images spread over a data set."""
+    """Draw detections (solid) and ground truth (dashed) on images spread over a data set."""
     chosen = spread(dataset.records, SHOWN)
     found = detector.detect([record.path for record in chosen])
     sheets = [
@@ -55,7 +55,7 @@ def predictions(path: Path, detector: Detector, dataset: Dataset) -> None:
 
 
 def spread(records: Sequence[Record], count: int) -> list[Record]:
-    """Records at equal distances; those with objects if there are enough of them."""
+    """Pick records at equal distances; only records with objects if there are enough of them."""
     with_objects = [record for record in records if len(record.boxes)]
     pool = with_objects if len(with_objects) >= min(count, len(records)) else list(records)
     count = min(count, len(pool))
@@ -63,16 +63,16 @@ def spread(records: Sequence[Record], count: int) -> list[Record]:
 
 
 def truth_layer(record: Record) -> Layer:
-    """The objects of a record as a layer to draw."""
+    """Return the objects of a record as a layer to draw."""
     keep = ~record.ignored
     return Layer(torch.from_numpy(outlines(record)[keep]), torch.from_numpy(record.labels[keep]), style="truth")
 
 
 def objects_by_doubt(scene: Scene, count: int) -> list[tuple[int, int]]:
-    """Image and location of some objects, from the one whose edges the teacher finds hardest to place to the easiest.
+    """Return image and location of some objects, in descending order of the teacher's edge uncertainty.
 
-    An object is seen through its positive location with the teacher's highest class score; how hard its edges are is
-    the mean entropy of their distributions.
+    An object is represented by its positive location with the teacher's highest class score. Its uncertainty is the
+    mean entropy of the teacher's edge distributions there.
     """
     assert scene.teacher is not None, "there is a teacher to compare with"
     entropy = torch.special.entr(scene.teacher.edge_logits.softmax(-1)).sum(-1).mean(-1)
@@ -90,7 +90,7 @@ def objects_by_doubt(scene: Scene, count: int) -> list[tuple[int, int]]:
 
 
 def miss(scene: Scene, image: int, location: int) -> str:
-    """How far off the student's edges, and its angle, are at a location that answers for an object."""
+    """Describe the errors of the student's edges, and of its angle, at a positive location."""
     values = scene.bins.expect(scene.student.edge_logits)
     error = scene.bins.difference(values, scene.target_values)[image, location].tolist()
     errors: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""A run put together, before its first step."""
+"""Preparation of a run, before its first step."""
 
 from __future__ import annotations
 
@@ -33,17 +33,18 @@ log = logging.getLogger("locdistill")
 
 @dataclass(frozen=True)
 class Parts:
-    """A run put together: the recipe with everything filled in, and what it is made of.
+    """A prepared run: the completed recipe, and the objects built from it.
 
     Attributes:
-        recipe: What is run.
+        recipe: Recipe with everything filled in.
         datasets: The splits ``train`` and ``val``.
-        detector: The student.
-        objective: The loss.
-        teacher: Who teaches, in the student's terms; None without distillation.
-        start: The weights file that the student begins with; None for those of its backbone.
-        speed: How the machine is made use of.
-        memory: What is remembered of the teacher's predictions; None where it is asked at each step.
+        detector: Student.
+        objective: Loss.
+        teacher: Teacher, with predictions converted to the student's classes, bins and locations; None without
+            distillation.
+        start: Weights file that the student starts from; None for pretrained weights of its backbone.
+        speed: Speed settings of the machine.
+        memory: Cached predictions of the teacher; None if the teacher runs at each step.
     """
 
     recipe: Recipe
@@ -57,12 +58,12 @@ class Parts:
 
 
 def compose(recipe: Recipe, *, fresh: bool, progress: Progress | None = None) -> Parts:
-    """Open the data, read the teacher, build the detector, and fill in what the recipe left to them.
+    """Open the data, load the teacher, build the detector, and fill in the open settings of the recipe.
 
     Args:
-        recipe: What is to be run.
-        fresh: Whether weights are fetched for the student; a checkpoint holds them all.
-        progress: Shows how far the images are read, where the teacher has a cache that does not know them yet.
+        recipe: Recipe of the run.
+        fresh: Whether to fetch initial weights for the student; a checkpoint holds all weights.
+        progress: Progress display for reading the images, if the teacher has a cache without their digests.
     """
     files = teacher_files(recipe.teacher, recipe.name)
     start = _start_file(recipe, files) if fresh else None
@@ -74,7 +75,7 @@ def compose(recipe: Recipe, *, fresh: bool, progress: Progress | None = None) ->
     torch.manual_seed(recipe.engine.seed)
     detector = Detector(recipe.detector, pretrained=fresh and start is None)
     if start is not None:
-        # give a detector the weights of a file
+        # initial weights from a file
         weights = Detector.load(start)
         check_start(detector.settings, weights.settings, str(start))
         load_strict(detector, weights.state_dict(), str(start))
@@ -110,7 +111,7 @@ def compose(recipe: Recipe, *, fresh: bool, progress: Progress | None = None) ->
 
 
 def _start_file(recipe: Recipe, teachers: tuple[Path, ...]) -> Path | None:
-    """The weights file that the student begins with; None for those of its backbone.
+    """Find the weights file that the student starts from; return None for pretrained weights of its backbone.
 
     Raises:
         WeightsError: There is no such file.
@@ -121,7 +122,12 @@ def _start_file(recipe: Recipe, teachers: tuple[Path, ...]) -> Path | None:
 
 
 def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
-    """Open both splits, which raises all that is wrong with them, and take the classes from the training data."""
+    """Open both splits, and take the classes from the training data.
+
+    Raises:
+        RecipeError: The recipe has no data, or its classes are not those of the data.
+        DataError: A split cannot be read.
+    """
     if not recipe.data.path:
         raise RecipeError("no data are named; expected --data FOLDER or data.path")
     settings = recipe.data
@@ -141,7 +147,7 @@ def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
 
 
 def _with_speed(recipe: Recipe, train: Dataset) -> tuple[Recipe, Speed]:
-    """Choose how the machine is made use of, and fill in the precision, which the run keeps on other machines."""
+    """Choose the speed settings for the machine, and fill in the precision, which the run keeps on other machines."""
     engine, data = recipe.engine, recipe.data
     batch = data.batch_per_device * engine.accumulate * process_count(engine)
     steps = engine.steps or engine.epochs * data.repeat * len(train) // batch
@@ -153,7 +159,7 @@ def _with_speed(recipe: Recipe, train: Dataset) -> tuple[Recipe, Speed]:
 
 
 def objective_of(recipe: Recipe, detector: Detector) -> Objective:
-    """The recipe's loss for a detector."""
+    """Build the recipe's loss for a detector."""
     assigner = build_component("assigner", recipe.assigner)
     return Objective(
         terms={name: _balanced(term.build(), recipe.balance) for name, term in recipe.terms.items()},
@@ -164,15 +170,15 @@ def objective_of(recipe: Recipe, detector: Detector) -> Objective:
 
 
 def _balanced(term: Term, balance: float | None) -> Term:
-    """A term with the balance of its recipe, unless it learns from labels or has its own."""
+    """Apply the balance of the recipe to a term, unless the term needs no teacher or has its own balance."""
     return replace(term, balance=balance) if term.needs_teacher and term.balance is None else term
 
 
 def with_teacher(recipe: Recipe, files: tuple[Path, ...]) -> tuple[Recipe, FrozenTeacher]:
-    """Load a recipe's teachers, and note in the recipe which files they were.
+    """Load a recipe's teachers, and record their files in the recipe.
 
     Raises:
-        TeacherError: A file is another one than in the run, or cannot teach this student.
+        TeacherError: A file differs from the one in the run, or does not match this student.
         WeightsError: A file cannot be read.
     """
     assert recipe.teacher is not None
@@ -184,10 +190,10 @@ def with_teacher(recipe: Recipe, files: tuple[Path, ...]) -> tuple[Recipe, Froze
 
 
 def teacher_of(recipe: Recipe) -> FrozenTeacher:
-    """Load the teacher of a recipe that names one, to look at what it taught.
+    """Load the teacher of a finished run from its recipe, for analysis.
 
     Raises:
-        TeacherError: There is no such file, it is another one than in the run, or it cannot teach this student.
+        TeacherError: There is no such file, it differs from the one in the run, or it does not match this student.
         WeightsError: The file cannot be read.
     """
     files = teacher_files(recipe.teacher, recipe.name)

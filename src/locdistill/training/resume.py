@@ -1,4 +1,4 @@
-"""Resuming a run: what of it may change, and what must not."""
+"""Resumption of a run: settings that may change, and settings that must not."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ _MAY_CHANGE = {
     *(f"engine.speed.{part}" for part in SpeedSettings.model_fields),
     *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes"),
 }
-"""What may differ when a run is resumed: where things lie and how the machine is used, nothing of the mathematics."""
+"""Settings that may change on resumption: paths and use of the machine, nothing that affects the mathematics."""
 
 _CHOSEN = {
     *("detector.classes", "detector.mean", "detector.std", "data.classes"),
     *("teacher.sha256", "teacher.more.sha256", "engine.precision"),
 }
-"""What a run fills in when it begins, and keeps, where its recipe leaves it open."""
+"""Settings that a run fills in at its start, if the recipe leaves them open, and then keeps."""
 
 _UNSET: tuple[Any, ...] = (None, [], "auto")
 
 
 def recipe_for(request: Request, out: str | Path | None, *, resume: bool) -> Recipe:
-    """The recipe that is run for a request: a new one, or that of the run in ``out``, which goes on.
+    """Return the recipe for a request: a new one, or the saved one of the run in ``out`` if that run is resumed.
 
-    A job that SLURM has started again goes on with its run unasked.
+    A job requeued by SLURM resumes its run without a request to do so.
 
     Raises:
-        LocdistillError: One of its kinds, as `resolve` and `resumed_recipe`.
+        LocdistillError: As for `resolve` and `resumed_recipe`, a subclass for each cause.
     """
     return resumed_recipe(request, out) if goes_on(out, resume=resume) else resolve(request)
 
 
 def goes_on(out: str | Path | None, *, resume: bool) -> bool:
-    """Whether the run in ``out`` is to go on: it is asked for, or SLURM has started its job again."""
+    """Return whether to resume the run in ``out``: by request, or because SLURM has requeued its job."""
     return resume or (requeued() and out is not None and (Path(out) / RECIPE).is_file())
 
 
 def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
-    """The saved recipe of a run, with those of the request's settings that may change within a run.
+    """Return the saved recipe of a run, updated with the request's settings that may change within a run.
 
-    Giving the same words again, with ``--resume`` behind them, is fine.
+    A request may repeat the settings of the original command.
 
     Raises:
-        RunError: There is no run, or the request asks for something else than what the run began with.
+        RunError: There is no run, or the request differs from the run in a setting that must not change.
     """
     saved = saved_recipe(out)
     named = request.get("recipe")
@@ -63,9 +63,9 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
         raise RunError(f"{out} is a run of the recipe {saved.name}, not of {name}; leave --recipe out to resume it")
     plain = saved.model_dump(mode="json")
     words: list[Override] = request_words({**request, "epochs": None}, plain)
-    if (epochs := request.get("epochs")) is not None:  # the milestones are where they belong
+    if (epochs := request.get("epochs")) is not None:  # the milestones in the saved recipe already match
         words.insert(0, (("engine", "epochs"), epochs))
-    # overrides, without those of terms that the last of them takes out and the run does not have
+    # overrides, without those of terms that the last override removes and the run does not have
     parsed = [parsed_override(override) for override in request.get("overrides", ())]
     gone = {path[1] for path, _ in parsed if path[0] == "terms" and len(path) > 1 and path[1] not in plain["terms"]}
     gone = {name for name in gone if [value for path, value in parsed if path == ("terms", name)][-1:] == [None]}
@@ -88,10 +88,10 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
 
 
 def _check_same(out: str | Path | None, differences: list[_Difference]) -> None:
-    """Refuse to resume a run with settings that may not change.
+    """Check that only settings differ that may change on resumption.
 
     Raises:
-        RunError: There are some.
+        RunError: Another setting differs.
     """
     changed = [
         f"{_setting(path)}: {before!r} in the run, {after!r} asked for"
@@ -109,7 +109,7 @@ _Difference = tuple[_Path, Any, Any]
 
 
 def _differences(before: Any, after: Any, path: _Path = ()) -> list[_Difference]:
-    """Where plain data differ, with both values; lists of groups are compared group by group."""
+    """List the paths at which plain data differ, with both values; lists of groups are compared group by group."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = dict.fromkeys((*before, *after))
         return [d for key in keys for d in _differences(before.get(key), after.get(key), (*path, key))]
@@ -123,5 +123,5 @@ def _groups(value: Any) -> bool:
 
 
 def _setting(path: _Path) -> str:
-    """The name of a setting, whichever member of a list it is of."""
+    """Return the dotted name of a setting, without list indices."""
     return ".".join(part for part in path if isinstance(part, str))

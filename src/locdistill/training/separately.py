@@ -1,4 +1,4 @@
-"""Many trainings: one after the other, each of which may take several processes, or some side by side."""
+"""Many trainings: one after the other, each with one or more processes, or several in parallel."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ from locdistill.recipe.recipe import Recipe
 from locdistill.training.train import run
 
 Train = Callable[[Recipe, Path, bool], object]
-"""Trains a recipe into a folder, or goes on with what is there, and leaves ``metrics.json`` when it has finished."""
+"""Function that trains a recipe into a folder, or resumes its run, and writes ``metrics.json`` at the end."""
 _STOPPED = "stopped; start the same command again to go on"
 _LOOK_EVERY = 0.5
-"""Seconds between two looks of a training whether the others were asked to stop."""
+"""Interval, in seconds, at which a training checks for a stop of the others."""
 
 
 def run_apart(recipe: Recipe, out: Path, resume: bool = False) -> None:
     """Train a recipe into a folder as one of many trainings of this process.
 
-    Where several processes train together, each of them begins with the command that was given; of a comparison of many
-    trainings only one may be begun so. Such a training therefore gets a command of its own, ``train`` or ``distill``
-    with a file of the recipe that lies beside its folder. All others happen here.
+    In distributed training, each process starts by running the original command again. A comparison of many trainings
+    must not be repeated in this way. Such a training therefore runs as a command of its own, ``train`` or ``distill``
+    with a recipe file beside its folder. All other trainings run in this process.
 
     Args:
-        recipe: What to train.
-        out: Its folder.
-        resume: Whether to go on with what is there.
+        recipe: Recipe to train.
+        out: Run folder.
+        resume: Whether to resume the run in ``out``.
 
     Raises:
-        RunError: Several processes were started from outside, each of which would train everything; or the command did
-            not succeed.
-        LocdistillError: As :func:`locdistill.training.train.run`.
+        RunError: An external launcher started several processes, each of which would train everything; or the command
+            failed.
+        LocdistillError: As for :func:`locdistill.training.train.run`.
     """
     if process_rank() > 0:
         raise RunError(
@@ -72,16 +72,17 @@ def run_apart(recipe: Recipe, out: Path, resume: bool = False) -> None:
 
 @contextmanager
 def side_by_side(jobs: int) -> Iterator[Train]:
-    """Train in processes of their own, so many at a time; the cores are shared among them.
+    """Train in up to ``jobs`` parallel processes that share the cores.
 
-    On a CPU, small detectors do not keep several threads busy: two trainings of one thread each take less time than one
-    after the other with two. Where this process is interrupted or killed, each training writes its checkpoint and ends.
+    On a CPU, small detectors do not keep several threads busy: two parallel trainings with one thread each take less
+    time than two consecutive ones with two threads. If this process is interrupted or killed, each training writes its
+    checkpoint and ends.
 
     Args:
-        jobs: Processes; with one, trainings happen here.
+        jobs: Number of processes; with one, trainings run in this process.
 
     Yields:
-        A function like :func:`run_apart`, to be called from as many threads.
+        A function like :func:`run_apart`, to be called from ``jobs`` threads.
     """
     if jobs == 1:
         yield run_apart
@@ -107,7 +108,7 @@ def side_by_side(jobs: int) -> Iterator[Train]:
 
 @contextmanager
 def _stopping(stop: Event) -> Iterator[None]:
-    """Let the trainings stop where this process is asked to, or one of them failed."""
+    """Stop all trainings if this process receives a stop signal, or one of them fails."""
 
     def asked(number: int, _: FrameType | None) -> None:
         stop.set()
@@ -126,7 +127,7 @@ def _stopping(stop: Event) -> Iterator[None]:
 
 
 def _begin_beside(threads: int, parent: int, stop: Event) -> None:
-    """Share the cores with the other trainings, and stop when their parent stops or is gone."""
+    """Limit the threads of this process, and stop it when its parent stops or is gone."""
     torch.set_num_threads(threads)
 
     def watch() -> None:

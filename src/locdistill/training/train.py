@@ -1,10 +1,10 @@
-"""From a recipe to a run folder: everything is put together here, and nowhere else.
+"""Training from a recipe to a run folder; the only place that assembles a run.
 
-A run folder holds ``recipe.yaml`` (resolved: it gives the same run again), ``run.json`` (versions, digests of data and
-teacher), ``preflight.txt`` and ``preflight.json`` (what the look before the first step found), ``log.txt``,
+A run folder holds ``recipe.yaml`` (resolved: it reproduces the run), ``run.json`` (versions, digests of data and
+teacher), ``preflight.txt`` and ``preflight.json`` (report of the check before the first step), ``log.txt``,
 ``metrics.json``, ``metrics.csv``, ``curves.png``, ``train_batch.png``, ``val_predictions.png``,
-``best.safetensors``, ``last.safetensors`` (the detector alone) and ``last.ckpt`` (for ``--resume``; the weights of a
-teacher that is the student's running average are there and nowhere else).
+``best.safetensors``, ``last.safetensors`` (the detector alone) and ``last.ckpt`` (for ``--resume``; the only file with
+the weights of a teacher that is the student's running average).
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ def train(
     resume: bool = False,
     **words: Unpack[TrainWords],
 ) -> RunResult:
-    """Train a detector; what is left out is chosen for the data (see :mod:`locdistill.recipe.defaults`).
+    """Train a detector; defaults are chosen for the data (see :mod:`locdistill.recipe.defaults`).
 
     Args:
         data: Folder of a COCO, VOC, YOLO, DOTA or HRSC2016 data set.
-        out: The run folder, which must be new; ``runs/train-<name>`` unless given.
+        out: Run folder, which must be new. Default: ``runs/train-<name>``.
         resume: Continue the run in ``out``.
         words: See :class:`Request`.
 
     Raises:
-        LocdistillError: One of its kinds, when something is wrong with recipe, data, weights or run folder.
+        LocdistillError: Recipe, data, weights or run folder are invalid; a subclass for each cause.
     """
     return _start(Request(data=data, teacher=None, methods=(), **words), "train", out, resume)
 
@@ -68,20 +68,20 @@ def distill(
     preflight: Preflight | None = LOOK,
     **words: Unpack[DistillWords],
 ) -> RunResult:
-    """Train a student with a teacher's knowledge of where box edges are.
+    """Train a student with localization distillation from a teacher.
 
     Args:
         teacher: Weights file or run folder of a trained detector; ``ema`` for the student's own running average.
         data: As for :func:`train`; also the rest.
-        out: The run folder, which must be new; ``runs/distill-<name>`` unless given.
+        out: Run folder, which must be new. Default: ``runs/distill-<name>``.
         resume: Continue the run in ``out``.
-        preflight: How closely to look at the run before its first step; None does not. A run that is resumed is not
-            looked at again.
+        preflight: Extent of the preflight check before the first step; None for no check. A resumed run is not checked
+            again.
         words: See :class:`Request`.
 
     Raises:
-        LocdistillError: One of its kinds; a :class:`TeacherError` where the teacher cannot teach this student, or the
-            look says that this cannot work.
+        LocdistillError: A subclass for each cause; a :class:`TeacherError` if the teacher does not match this student,
+            or the preflight check finds that the run cannot work.
     """
     request = _distillation(Request(teacher=teacher, data=data, **words), resume=resume)
     return _start(request, "distill", out, resume, preflight)
@@ -95,28 +95,28 @@ def preflight(
     how: Preflight = LOOK,
     **words: Unpack[DistillWords],
 ) -> PreflightReport:
-    """Look at a distillation run without running it; see :mod:`locdistill.training.preflight.look`.
+    """Check a distillation run without starting it; see :mod:`locdistill.training.preflight.look`.
 
     Args:
         teacher: As for :func:`distill`; also the rest.
-        data: As there.
-        how: How closely to look; nothing is shown.
+        data: As for :func:`distill`.
+        how: Extent of the check; nothing is printed.
         words: See :class:`Request`.
 
     Returns:
-        What was found; its ``stops`` are empty where the run may begin.
+        The report; its ``stops`` are empty if the run may start.
 
     Raises:
-        LocdistillError: One of its kinds, where there is nothing to look at.
+        LocdistillError: The run cannot be prepared; a subclass for each cause.
     """
     return _examined(distillation_recipe(Request(teacher=teacher, data=data, **words)), how, fresh=True)[1]
 
 
 def distillation_recipe(request: Request) -> Recipe:
-    """The recipe that :func:`distill` would run.
+    """Return the recipe that :func:`distill` would run.
 
     Raises:
-        LocdistillError: One of its kinds, where there is none.
+        LocdistillError: The request gives no valid recipe; a subclass for each cause.
     """
     recipe = _resolved(_distillation(request), "distill")
     check_training_devices(recipe.engine)
@@ -124,10 +124,10 @@ def distillation_recipe(request: Request) -> Recipe:
 
 
 def _distillation(request: Request, *, resume: bool = False) -> Request:
-    """What is asked for.
+    """Return the request after a check that it has a teacher.
 
     Raises:
-        TeacherError: Nobody says who teaches.
+        TeacherError: The request has no teacher.
     """
     if request.get("teacher") is None and request.get("recipe") is None and not resume:
         raise TeacherError(
@@ -149,7 +149,7 @@ def _start(
 
 
 def _begun_before(request: Request, verb: str) -> Path | None:
-    """The folder in which this job began a run with these words before SLURM put it back into the queue."""
+    """Return the folder of the run that this job started with the same request before SLURM requeued it."""
     for path in run_folder.runs_of_job(f"{verb}-"):
         try:
             resumed_recipe(request, path)
@@ -160,10 +160,10 @@ def _begun_before(request: Request, verb: str) -> Path | None:
 
 
 def _resolved(request: Request, verb: str) -> Recipe:
-    """The recipe that a request stands for.
+    """Resolve a request to a recipe.
 
     Raises:
-        RecipeError: It is one for the other verb.
+        RecipeError: The recipe is for the other command.
     """
     recipe = resolve(request)
     if recipe.distils != (verb == "distill"):
@@ -174,7 +174,7 @@ def _resolved(request: Request, verb: str) -> Recipe:
 
 
 def _examined(recipe: Recipe, preflight: Preflight, *, fresh: bool) -> tuple[Parts | None, PreflightReport]:
-    """The run, put together and looked at; without its parts where teacher and student do not match."""
+    """Prepare and check a run; return the report, and the parts unless teacher and student do not match."""
     try:
         parts = compose(recipe, fresh=fresh)
     except MismatchError as error:
@@ -185,18 +185,18 @@ def _examined(recipe: Recipe, preflight: Preflight, *, fresh: bool) -> tuple[Par
 def run(
     recipe: Recipe, out: str | Path | None = None, resume: bool = False, *, preflight: Preflight | None = None
 ) -> RunResult:
-    """Run a recipe into a folder; the one way in which anything is trained.
+    """Run a recipe into a folder; the single entry point of all trainings.
 
-    Data and teacher are read and checked, and the detector built, before the folder appears.
+    Data and teacher are read and checked, and the detector is built, before the folder is created.
 
     Args:
-        recipe: What to run.
-        out: The run folder; ``runs/<name>`` unless given.
+        recipe: Recipe to run.
+        out: Run folder. Default: ``runs/<name>``.
         resume: Continue the run in ``out`` from its last checkpoint.
-        preflight: How closely to look at it before its first step; None does not.
+        preflight: Extent of the preflight check before the first step; None for no check.
 
     Raises:
-        LocdistillError: One of its kinds.
+        LocdistillError: The run cannot be prepared or trained; a subclass for each cause.
     """
     path = Path(str(out)) if resume else run_folder.new_folder(out, recipe.name)
     check_training_devices(recipe.engine)

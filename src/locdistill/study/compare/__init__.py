@@ -1,1 +1,1 @@
-"""Students of several arms compared, seed by seed."""
+"""Comparison of several arms, seed by seed."""

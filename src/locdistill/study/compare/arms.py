@@ -1,4 +1,4 @@
-"""From words to what is compared: recipes to train, and folders of finished runs, grouped by recipe."""
+"""Arms of a comparison: recipes to train, and folders of finished runs, grouped by recipe."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ USE = {
     *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes", "data.workers", "data.cache"),
     "teacher.cache",
 }
-"""Settings that do not make another recipe: the seed, and how the machine is used."""
+"""Settings that do not distinguish recipes: the seed, and use of the machine."""
 TOLD = {"name", "description", "published", "teacher.name", "teacher.where"}
-"""What is said of a recipe, and changes nothing."""
+"""Descriptive settings of a recipe, without effect."""
 NAMES = TOLD | {"data.path", "teacher.weights"}
-"""What finished runs of one recipe may differ in: names, and where things lie (contents are compared by digests)."""
+"""Settings in which finished runs of one recipe may differ: names and paths (contents are compared by digests)."""
 
 
 def chosen_seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...] | None:
-    """The seeds that were asked for: so many, or these.
+    """Return the seeds for a number of seeds, or for a list of them.
 
     Raises:
-        RecipeError: That is none, or one twice.
+        RecipeError: There is no seed, one is negative, or one occurs twice.
     """
     chosen = None if seeds is None else tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if chosen is not None and (not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
@@ -45,14 +45,14 @@ def chosen_seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...] | None:
 
 
 def arms_of(given: Sequence[str | Path | Recipe], request: Request, seeds: tuple[int, ...] | None) -> tuple[Arm, ...]:
-    """An arm per recipe, in the order in which they were named.
+    """Return an arm per recipe, in the given order.
 
     Raises:
-        RecipeError: There are fewer than two, or one is wrong.
-        RunError: A folder holds no finished run.
-        TeacherError: A recipe needs a teacher and names none.
+        RecipeError: There are fewer than two, or one is invalid.
+        RunError: A folder holds no finished run, or two hold runs of one recipe with the same seed.
+        TeacherError: A recipe needs a teacher and has none.
     """
-    groups: dict[str, dict[int, Path]] = {}  # finished folders, by what their recipe says
+    groups: dict[str, dict[int, Path]] = {}  # finished folders, by their recipe
     found: list[tuple[Recipe, dict[int, Path]]] = []
     for item in given:
         if isinstance(item, Recipe) or not Path(item).is_dir():
@@ -74,7 +74,7 @@ def arms_of(given: Sequence[str | Path | Recipe], request: Request, seeds: tuple
             f"nothing to compare: expected at least two different recipes or run folders, {what}; the first is what "
             "the others are compared with"
         )
-    # name of a recipe; of finished runs that end on their seed, what they have in common
+    # names of recipes; for finished runs without the seed at the end
     names = _names(
         [(recipe.name.removesuffix(f"-{recipe.engine.seed}") if there else recipe.name) for recipe, there in found]
     )
@@ -93,13 +93,13 @@ def _arm(name: str, recipe: Recipe, there: dict[int, Path], seeds: tuple[int, ..
 
 
 def _common_seeds(folders: list[dict[int, Path]]) -> tuple[int, ...]:
-    """Seeds that every group of folders has."""
+    """Return the seeds in every group of folders."""
     common = set.intersection(*(set(there) for there in folders)) if folders else set()
     return tuple(sorted(common))
 
 
 def _names(wanted: list[str]) -> list[str]:
-    """Names, numbered where they coincide."""
+    """Make names unique with numbers."""
     names: list[str] = []
     for name in wanted:
         free, number = name, 1
@@ -111,12 +111,12 @@ def _names(wanted: list[str]) -> list[str]:
 
 
 def _recipe(item: str | Path | Recipe, request: Request) -> Recipe:
-    """The recipe that a word and the request stand for.
+    """Resolve an item and the request to a recipe.
 
     Raises:
-        RecipeError: It is wrong, or names no data.
-        TeacherError: It needs a teacher and names none.
-        WeightsError: The teacher's file is not there.
+        RecipeError: The recipe is invalid, or has no data.
+        TeacherError: The recipe needs a teacher and has none.
+        WeightsError: The teacher's file does not exist.
     """
     if isinstance(item, Recipe):
         words: list[Override] = [*request.get("overrides", ())]
@@ -134,15 +134,15 @@ def _recipe(item: str | Path | Recipe, request: Request) -> Recipe:
         recipe = recipe.model_copy(
             update={"teacher": recipe.teacher.model_copy(update={"weights": str(request["teacher"])})}
         )
-    teacher_files(recipe.teacher, recipe.name)  # looked for before anything is trained: hours later would be late
+    teacher_files(recipe.teacher, recipe.name)  # checked before hours of training
     return recipe
 
 
 def finished_recipe(folder: Path) -> Recipe:
-    """The resolved recipe of a finished run.
+    """Load the resolved recipe of a finished run.
 
     Raises:
-        RunError: The folder holds no run, or one that did not reach its end.
+        RunError: The folder holds no run, or an unfinished one.
     """
     if not (folder / RECIPE).is_file():
         raise RunError(f"{folder} holds no run: expected {RECIPE} in it; name run folders, or recipes by file or name")
@@ -161,7 +161,7 @@ def finished_recipe(folder: Path) -> Recipe:
 
 
 def flat(recipe: Recipe, *, without: Set[str]) -> dict[str, Any]:
-    """The settings of a recipe by dotted key, each term whole; without some of them."""
+    """Flatten a recipe to settings by dotted key, without those in ``without``; each term is one setting."""
 
     def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict) and path.count(".") + (path != "") < 2 and value and path != "assigner":
@@ -175,7 +175,7 @@ def flat(recipe: Recipe, *, without: Set[str]) -> dict[str, Any]:
 
 
 def changes(first: Arm, other: Arm) -> tuple[tuple[str, str, str], ...]:
-    """Settings in which an arm differs from the first: name, value there, value here."""
+    """List the settings in which an arm differs from the first: name, value of the first, value of the other."""
     there, here = (flat(arm.recipe(arm.seeds[0]), without=USE | TOLD) for arm in (first, other))
     usual = {f"teacher.{key}": value for key, value in TeacherSettings().model_dump(mode="json").items()}
     pairs = {key: [side.get(key, usual.get(key)) for side in (there, here)] for key in (*there, *here)}
@@ -183,7 +183,7 @@ def changes(first: Arm, other: Arm) -> tuple[tuple[str, str, str], ...]:
 
 
 def _words(value: Any) -> str:
-    """A setting for people."""
+    """Format a setting for display."""
     if isinstance(value, dict) and {"of", "on", "norm"} <= set(value):
         return spelled_term(value)
     return NOTHING if value is None else str(value)

@@ -1,10 +1,10 @@
-"""``compare``: which of several recipes is better, over seeds and images.
+"""``compare``: comparison of several recipes over seeds and images.
 
-Recipes are trained at several seeds where that was not done yet, or finished run folders are taken as they are; folders
-of one recipe with different seeds belong together. All are then measured on the same images, in the same way, and each
-is compared with the first (see :mod:`locdistill.study.compare.result`).
+Recipes are trained at several seeds unless this was done before; finished run folders are used as they are. Folders of
+one recipe with different seeds form one arm. All runs are evaluated on the same images, in the same way. Each arm is
+compared with the first (see :mod:`locdistill.study.compare.result`).
 
-The training, its order and its resumption are those of :mod:`locdistill.study.arms`.
+:mod:`locdistill.study.arms` trains the runs and resumes them.
 """
 
 from __future__ import annotations
@@ -38,24 +38,25 @@ from locdistill.viz import report
 
 FEW_IMAGES = 100
 Show = Callable[[Comparison], list[report.Section]]
-_NEAR = 0.01  # recipes whose time differs by less take the same
+_NEAR = 0.01  # relative difference of times up to which they count as equal
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonPlan:
-    """What is to be compared, checked.
+    """A checked plan of a comparison.
 
     Attributes:
-        arms: The first is what the others are compared with.
+        arms: Arms; the first is the baseline of the others.
         out: Folder of the comparison.
-        equal_time: Whether the first recipe is trained for as long as each of the others took, too.
-        resamples: Of the images.
-        command: What the reader types to get the same.
-        cache: Whether what teachers say is kept, so that each looks at an image once for all seeds of a recipe.
-        teacher: Trained before the others, with one seed, and shown beside them.
-        jobs: Trainings at a time.
-        title: Heading of the page; the labels of the arms unless given.
-        about: What the data and the detectors are, in a few sentences.
+        equal_time: Whether to train the first recipe also for as long as each of the others took.
+        resamples: Number of resamples of the images.
+        command: Command that reproduces the comparison.
+        cache: Whether to cache the teachers' predictions, so that each predicts on an image once for all seeds of a
+            recipe.
+        teacher: Arm trained before the others, with one seed, and shown beside them.
+        jobs: Number of parallel trainings.
+        title: Heading of the page. Default: the labels of the arms.
+        about: Description of the data and the detectors, in a few sentences.
     """
 
     arms: tuple[Arm, ...]
@@ -71,7 +72,7 @@ class ComparisonPlan:
 
     @property
     def trains(self) -> bool:
-        """Whether anything beside finished folders is needed."""
+        """True if a run has to be trained."""
         return self.equal_time or any(seed not in arm.there for arm in self.arms for seed in arm.seeds)
 
 
@@ -90,33 +91,33 @@ def compare(  # noqa: PLR0913 - the words of the command line
     command: str = "",
     tell: Tell = print,
 ) -> Comparison:
-    """Compare recipes, each with the first: train what is missing, measure, and write tables and a page.
+    """Compare recipes, each with the first: train missing runs, evaluate, and write tables and a page.
 
-    What has finished in ``out`` is not trained again, and what was interrupted goes on: start the same again. Recipes
+    Finished runs in ``out`` are not trained again and interrupted ones are resumed: run the same command again. Recipes
     and seeds can be added later.
 
     Args:
-        recipes: Names or files of recipes, recipes in memory, or folders of finished runs; those of one recipe with
-            different seeds are grouped. At least two different ones.
-        seeds: How many (0, 1, ...), or which; three unless given. Of finished folders alone, those that are there
-            unless given; others are trained.
-        data: Folder of the data set, for all recipes; for finished folders, where their data lie now.
-        teacher: Weights of the teacher of those recipes that distil and name none.
-        out: Folder of the comparison; ``runs/compare-<names>`` unless given.
-        equal_time: Train the first recipe also for as many steps as fit into the time of each other one.
-        cache: Let the teacher of a recipe look at each image once, for all seeds; what it says is kept in ``out``. At
-            equal time the runs of the recipe share the time that takes.
-        jobs: Trainings at a time, in processes that share the cores; for small detectors on a CPU.
-        resamples: How often the images are drawn anew for the intervals.
-        overrides: ``"key.path=value"``, for all recipes; finished folders stay what they are.
-        device: On which to measure, such as ``cuda:0``; a GPU if there is one unless given.
-        command: What the reader of the page types to get the same.
-        tell: Gets a line of progress now and then.
+        recipes: Names or files of recipes, recipes in memory, or folders of finished runs; folders of one recipe with
+            different seeds are grouped. At least two different recipes.
+        seeds: Number of seeds (0, 1, ...), or a list of them; missing runs are trained. Default: the seeds of the
+            finished folders, or else three.
+        data: Folder of the data set, for all recipes; for finished folders, the present path of their data.
+        teacher: Weights of the teacher for recipes that distil and have no teacher.
+        out: Folder of the comparison. Default: ``runs/compare-<names>``.
+        equal_time: Train the first recipe also for as many steps as fit into the time of each other recipe.
+        cache: Compute the predictions of a recipe's teacher on each image once, for all seeds, and store them in
+            ``out``. At equal time the runs of the recipe share the time this takes.
+        jobs: Number of parallel trainings, in processes that share the cores; for small detectors on a CPU.
+        resamples: Number of resamples of the images for the intervals.
+        overrides: Settings ``"key.path=value"`` for all recipes; without effect on finished folders.
+        device: Device of the evaluation, such as ``cuda:0``. Default: a GPU if there is one.
+        command: Command that reproduces the comparison, shown on the page.
+        tell: Callback for progress messages.
 
     Raises:
-        RecipeError: A recipe is wrong, or there is nothing to compare.
+        RecipeError: A recipe is invalid, or there is nothing to compare.
         RunError: A folder holds no finished run, or runs cannot be compared: other images, no common seed.
-        TeacherError: A recipe needs a teacher and names none.
+        TeacherError: A recipe needs a teacher and has none.
         DataError: The data cannot be read, or are not the same for all.
     """
     if resamples < 2:
@@ -142,7 +143,7 @@ def compare(  # noqa: PLR0913 - the words of the command line
 def carry_out(
     plan: ComparisonPlan, *, data: str | Path | None = None, device: str | None = None, tell: Tell = print
 ) -> Comparison:
-    """Train, measure and write what was planned; arguments and errors as of :func:`compare`."""
+    """Carry out a plan: train, evaluate and write the results; arguments and errors as for :func:`compare`."""
     measure = Measuring(plan.out, data, device)
     show = functools.partial(pictures, data=data)
     with side_by_side(plan.jobs) as train:
@@ -150,7 +151,7 @@ def carry_out(
 
 
 def no_pictures(_result: Comparison) -> list[report.Section]:
-    """Show nothing."""
+    """Return no sections."""
     return []
 
 
@@ -163,18 +164,18 @@ def run_plan(
     remember: Remember | None = None,
     show: Show = no_pictures,
 ) -> Comparison:
-    """Train what is not yet trained, measure, and write ``compare.json``, ``compare.md`` and ``report.html``.
+    """Train missing runs, evaluate, and write ``compare.json``, ``compare.md`` and ``report.html``.
 
     Args:
-        plan: What to compare.
-        train: Trains a recipe into a folder.
-        measure: Measures a finished run.
-        tell: Gets a line of progress now and then.
-        remember: Builds the cache of a recipe's teacher; without it the first run does.
-        show: Makes the sections of the page that need the detectors.
+        plan: Plan of the comparison.
+        train: Function that trains a recipe into a folder.
+        measure: Function that evaluates a finished run.
+        tell: Callback for progress messages.
+        remember: Function that builds the cache of a recipe's teacher; without it the first run builds the cache.
+        show: Function that returns the sections of the page that need the detectors.
 
     Raises:
-        RunError: The folder holds a comparison of other recipes of these names, or runs cannot be compared.
+        RunError: The folder holds a comparison of other recipes with these names, or runs cannot be compared.
     """
     _claim(plan)
     arms = [_remembering(arm, plan.out) for arm in plan.arms] if plan.cache else plan.arms
@@ -223,7 +224,7 @@ def run_plan(
 
 
 def _remembering(arm: Arm, out: Path) -> Arm:
-    """An arm whose teacher is remembered, if it has one that can be."""
+    """Add a cache of the teacher's predictions to an arm, if its teacher allows one."""
 
     def recipe(seed: int) -> Recipe:
         own = arm.recipe(seed)
@@ -236,7 +237,7 @@ def _remembering(arm: Arm, out: Path) -> Arm:
 
 
 def _beforehand(arm: Arm, out: Path, remember: Remember | None, tell: Tell) -> float:
-    """Seconds that an arm's teacher takes once for all seeds; 0 where nothing is kept, or nothing is trained."""
+    """Return the seconds to build an arm's cache, once for all seeds; 0 without a cache, or if no run is trained."""
     recipe = arm.recipe(arm.seeds[0])
     trains = any(seed not in arm.there for seed in arm.seeds)
     if remember is None or not trains or recipe.teacher is None or recipe.teacher.cache is None:
@@ -245,7 +246,7 @@ def _beforehand(arm: Arm, out: Path, remember: Remember | None, tell: Tell) -> f
 
 
 def _longer(first: Arm, other: Arm, steps: int) -> Arm:
-    """The first recipe for as many steps as fit into the time of another."""
+    """Return the arm of the first recipe at equal time: with as many steps as fit into the time of another."""
 
     def recipe(seed: int) -> Recipe:
         short = first.recipe(seed)
@@ -256,7 +257,11 @@ def _longer(first: Arm, other: Arm, steps: int) -> Arm:
 
 
 def _claim(plan: ComparisonPlan) -> None:
-    """Note in the folder what its names stand for; refuse one in which they stand for something else."""
+    """Record the settings of each arm in the folder.
+
+    Raises:
+        RunError: The folder has other settings under a name, or an arm shares no seed with the first.
+    """
     for arm in plan.arms[1:]:
         if not set(arm.seeds) & set(plan.arms[0].seeds):
             raise RunError(
@@ -289,10 +294,10 @@ def _remembered_notes(beforehand: Mapping[str, float]) -> Iterator[str]:
 
 
 def _check_images(arms: Sequence[Arm], data: str | Path | None) -> None:
-    """Look before anything is trained whether all are evaluated on the same.
+    """Check, before any training, that all arms are evaluated on the same images and classes.
 
     Raises:
-        DataError: They are not.
+        DataError: Images, objects or classes differ.
     """
     first: tuple[Arm, Dataset, str] | None = None
     for arm in arms:
@@ -316,7 +321,11 @@ def _check_images(arms: Sequence[Arm], data: str | Path | None) -> None:
 
 
 def _check_comparable(measured: Mapping[str, tuple[Measured, ...]]) -> None:
-    """Raises a RunError where runs were measured on other images, or there is nothing to find on them."""
+    """Check that all runs were evaluated on the same images, with objects on them.
+
+    Raises:
+        RunError: The images differ, or have no objects.
+    """
     (first, known), *others = [(m.run.folder, m) for of_arm in measured.values() for m in of_arm]
     for folder, other in others:
         if other.images != known.images:
@@ -328,7 +337,7 @@ def _check_comparable(measured: Mapping[str, tuple[Measured, ...]]) -> None:
 
 
 def _notes(plan: ComparisonPlan, measured: Mapping[str, tuple[Measured, ...]]) -> Iterator[str]:
-    """What a reader has to know before believing a number."""
+    """Yield the caveats of the results."""
     if plan.jobs > 1:
         yield (
             f"{plan.jobs} trainings ran at a time and shared the cores: their seconds are those of a busy machine, for "

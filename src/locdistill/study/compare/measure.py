@@ -1,4 +1,4 @@
-"""Finished runs on the images they are compared on: what they detect there, kept, and judged."""
+"""Evaluation of finished runs on the images of a comparison, with stored detections."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from locdistill.study.compare.result import Measured
 from locdistill.types import Detections
 
 Measure = Callable[[str, int, Path], Measured]
-"""Measures the finished run of an arm and a seed in a folder."""
+"""Function that evaluates the finished run of an arm and a seed in a folder."""
 
 
 def evaluation_images(recipe: Recipe, data: str | Path | None) -> Dataset:
-    """What a run of a recipe is evaluated on.
+    """Open the evaluation images of a recipe.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The data cannot be read.
     """
     settings = recipe.data if data is None else recipe.data.model_copy(update={"path": str(data)})
     classes = recipe.detector.classes or settings.classes or class_names(settings, "train")
@@ -37,22 +37,22 @@ def evaluation_images(recipe: Recipe, data: str | Path | None) -> Dataset:
 
 
 def digest_of(dataset: Dataset) -> str:
-    """Digest of images and objects, in whatever order classes and images come."""
+    """Return the digest of images and objects, independent of the order of classes and images."""
     return data_digest(dataset, ordered=False)
 
 
 class Measuring:
-    """Lets finished runs detect on their validation images; what was detected is kept in the comparison's folder."""
+    """Evaluator of finished runs on their validation images; detections are stored in the comparison's folder."""
 
     def __init__(self, out: Path, data: str | Path | None, device: str | None) -> None:
         self.folder, self.data, self.device = out / "detections", data, device
 
     def __call__(self, arm: str, seed: int, folder: Path) -> Measured:
-        """Measure a run; it detects only if that was not kept.
+        """Evaluate a run; detect only if there are no stored detections.
 
         Raises:
-            RunError: Its weights are not there.
-            DataError: Its images cannot be read.
+            RunError: The weights do not exist.
+            DataError: The images cannot be read.
         """
         finished = finished_run(arm, seed, folder)
         dataset = evaluation_images(load_recipe(folder / RECIPE), self.data)

@@ -1,4 +1,4 @@
-"""The page of a comparison: verdicts, tables, every seed, the intervals, and the course of the runs."""
+"""The page of a comparison: verdicts, tables, all seeds, intervals, and training curves."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _INTERVALS = (
 
 
 def write_page(result: Comparison, pictures: Sequence[report.Section] = ()) -> Path:
-    """Write ``report.html``, which needs no other file, and return its path.
+    """Write ``report.html``, a self-contained file, and return its path.
 
     Args:
-        result: What was compared.
-        pictures: Sections with what the detectors see.
+        result: Result of the comparison.
+        pictures: Sections with pictures from the detectors.
     """
     about = "; ".join(f"{key}: {value}" for key, value in environment().items())
     conditions: list[report.Block] = [
@@ -63,7 +63,7 @@ def write_page(result: Comparison, pictures: Sequence[report.Section] = ()) -> P
 
 
 def _seeds(result: Comparison) -> Image.Image:
-    """Every run; recipes with a teacher in its colour."""
+    """Draw all runs, those with a teacher in its colour."""
     taught = {arm.name: arm.recipe(arm.seeds[0]).distils for arm in result.arms}
     columns = [
         SeedColumn(
@@ -77,7 +77,7 @@ def _seeds(result: Comparison) -> Image.Image:
 
 
 def _forest(result: Comparison) -> Image.Image:
-    """The difference of AP of each recipe from the first, with its intervals."""
+    """Draw the difference of AP of each recipe from the first, with its intervals."""
     rows: list[tuple[str, Paired]] = []
     for arm in result.others:
         rows.append((arm.label, result.difference(arm.name)))
@@ -102,7 +102,7 @@ def _forest(result: Comparison) -> Image.Image:
 
 
 def _curves(result: Comparison) -> list[report.Section]:
-    """AP over the steps of those runs that were evaluated on the way."""
+    """Plot AP over the steps for runs with intermediate evaluations."""
     logs = {
         f"{label} (seed {m.run.seed})": m.run.folder / "metrics.csv"
         for name, label in result.labels.items()
@@ -120,6 +120,6 @@ def _curves(result: Comparison) -> list[report.Section]:
 
 
 def _evaluations(log: Path) -> int:
-    """How often a run was evaluated."""
+    """Count the evaluations of a run."""
     steps, _ = read_metrics(log).get("val/AP", ((), ()))
     return len(steps)

@@ -1,4 +1,4 @@
-"""What the detectors of a comparison see on the same pictures, and where a teacher acted."""
+"""Pictures of a comparison: detections on the same images, and the regions where distillation acts."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ _CELL = 300
 
 
 def pictures(result: Comparison, data: str | Path | None = None) -> list[report.Section]:
-    """Sections of the page that need the detectors: of each arm the run of the first seed that all have.
+    """Make the sections of the page that need the detectors, for each arm's run of the first common seed.
 
     Args:
-        result: What was compared.
-        data: Where the images lie now, if not where the recipes say.
+        result: Result of the comparison.
+        data: Present path of the data, if it differs from the recipes'.
     """
     seeds = set.intersection(*({m.run.seed for m in result.runs[arm.name]} for arm in result.arms))
     if not seeds:
@@ -59,7 +59,7 @@ def pictures(result: Comparison, data: str | Path | None = None) -> list[report.
 
 
 def _side_by_side(weights: dict[str, Path], dataset: Dataset) -> Image.Image:
-    """A row for each image: truth, and what each detector finds."""
+    """Draw a row for each image: ground truth, and the detections of each detector."""
     records = spread(dataset.records, _IMAGES)
     detectors = {label: Detector.load(path) for label, path in weights.items()}
     found = {label: detector.detect([r.path for r in records]) for label, detector in detectors.items()}
@@ -80,7 +80,7 @@ def _side_by_side(weights: dict[str, Path], dataset: Dataset) -> Image.Image:
 
 
 def _taught(weights: Path, alone: Path | None, dataset: Dataset, data: str | Path | None) -> list[report.Section]:
-    """Edges of an object and the regions of an image, of a run with a teacher and the one without."""
+    """Show the edges of an object and the regions of an image, for a run with a teacher and the one without."""
     try:
         found = reopen(weights, against=alone, data=data, device=torch.device("cpu"))
         views = look(found, dataset, _IMAGES)
@@ -93,7 +93,7 @@ def _taught(weights: Path, alone: Path | None, dataset: Dataset, data: str | Pat
 
 
 def _edges(views: Views) -> list[report.Block]:
-    """The edge distributions of one object, by each student, each beside the teacher."""
+    """Plot the edge distributions of one object by each student, with those of the teacher."""
     blocks: list[report.Block] = [
         report.Text(
             "Of the images above, the object whose edges the teacher finds hardest to place, seen from the location "
@@ -121,7 +121,7 @@ def _edges(views: Views) -> list[report.Block]:
 
 
 def _regions(views: Views) -> report.Picture:
-    """Both regions of the image with the most valuable locations."""
+    """Draw both regions of the image with the largest number of valuable locations."""
     scene, valuable = views.scenes[STUDENT], views.valuable
     image = int(valuable.sum(-1).argmax())
     height, width = views.batch.sizes[image].tolist()

@@ -1,7 +1,7 @@
-"""What a comparison found: recipes at several seeds, each against the first, as tables and as plain data.
+"""Result of a comparison: recipes at several seeds, each against the first, as tables and as plain data.
 
-A difference is taken seed by seed and its interval is that of :mod:`locdistill.evaluation.paired`: for other seeds and
-for other images. The images are resampled once, and every run is measured on the same resamples.
+A difference is taken seed by seed. Its interval, from :mod:`locdistill.evaluation.paired`, covers other seeds and other
+images. The images are resampled once, and every run is evaluated on the same resamples.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ _MARK = ", AP of class "
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A finished run, and how it did on the images to evaluate on.
+    """A finished run and its evaluation.
 
     Attributes:
-        run: With all metrics, in percent.
+        run: The run, with all metrics in percent.
         classes: AP by class in percent, NaN for a class without objects.
-        judgement: Which of its detections are true.
-        images: Digest of images and objects; runs of one comparison have the same.
+        judgement: Matching of its detections to ground truth.
+        images: Digest of images and objects; the same for all runs of a comparison.
     """
 
     run: Run
@@ -50,8 +50,8 @@ class EqualTime:
     """The first recipe, trained for as long as another one took.
 
     Attributes:
-        name: Of the runs that stand for it; those of the first recipe itself where both take the same time.
-        steps: That were taken.
+        name: Name of the arm with these runs; the first arm itself if both recipes take the same time.
+        steps: Number of steps.
     """
 
     name: str
@@ -60,20 +60,20 @@ class EqualTime:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """Recipes at several seeds.
+    """Comparison of recipes at several seeds.
 
     Attributes:
-        arms: What was compared; all others with the first.
-        runs: By arm, in the order of the seeds; also those at equal time.
-        equal_time: By arm, the first recipe for as long; empty where it was not asked for.
-        settings: By arm, the settings in which it differs from the first: name, there, here.
-        resamples: Of the images.
-        notes: What a reader has to know.
-        teacher: A run that is shown beside the others, and compared with none.
+        arms: Compared arms; the first is the baseline of the others.
+        runs: Runs by arm, in the order of the seeds; including those at equal time.
+        equal_time: First recipe at equal time, by other arm; empty unless requested.
+        settings: Settings in which an arm differs from the first, by arm: name, value of the first, value of the arm.
+        resamples: Number of resamples of the images.
+        notes: Caveats.
+        teacher: Run of the teacher, shown beside the others without comparison.
         out: Folder of ``compare.json``, ``compare.md`` and ``report.html``.
-        command: What the reader types to get the same.
-        title: Heading; of the labels unless given.
-        about: What the data and the detectors are.
+        command: Command that reproduces the comparison.
+        title: Heading. Default: a heading from the labels.
+        about: Description of the data and the detectors.
     """
 
     arms: tuple[Arm, ...]
@@ -90,44 +90,44 @@ class Comparison:
 
     @property
     def first(self) -> Arm:
-        """What the others are compared with."""
+        """Baseline arm."""
         return self.arms[0]
 
     @property
     def others(self) -> tuple[Arm, ...]:
-        """What is compared with the first."""
+        """Arms compared with the first."""
         return self.arms[1:]
 
     @property
     def labels(self) -> dict[str, str]:
-        """Labels of all arms, those at equal time included."""
+        """Labels of all arms by name, including those at equal time."""
         labels = {arm.name: arm.label for arm in self.arms}
         longer = {time.name: f"{self.first.label}, as long as {labels[arm]}" for arm, time in self.equal_time.items()}
         return labels | {name: label for name, label in longer.items() if name not in labels}
 
     @functools.cached_property
     def metrics(self) -> tuple[str, ...]:
-        """AP, AP50, AP75 and AP90, and those sizes of which there are objects."""
+        """Names of the metrics: AP, AP50, AP75, AP90, and AP of each object size with objects."""
         everything = [m.run.metrics for measured in self.runs.values() for m in measured]
         sizes = (name for name in SIZES if not any(math.isnan(metrics.get(name, math.nan)) for metrics in everything))
         return (*METRICS, *sizes)
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
-        """Classes with objects to find."""
+        """Classes with ground-truth objects."""
         measured = self.runs[self.first.name][0]
         return tuple(name for name, value in measured.classes.items() if not math.isnan(value))
 
     def values(self, arm: str, metric: str = "AP") -> list[float]:
-        """A metric over the seeds of an arm, in percent; that of a class by ``class_metric``."""
+        """Return a metric for each seed of an arm, in percent; for a class, use ``class_metric``."""
         return [_value(measured, metric) for measured in self.runs[arm]]
 
     def difference(self, arm: str, metric: str = "AP", *, equal_time: bool = False) -> Paired:
-        """An arm less the first one, seed by seed, over the seeds that both have.
+        """Compute the difference of an arm from the first, seed by seed, over the common seeds.
 
         Args:
             arm: Name of the other arm.
-            metric: Such as ``AP75``, ``APs`` or ``class_metric("cat")``.
+            metric: Name of the metric, such as ``AP75``, ``APs`` or ``class_metric("cat")``.
             equal_time: Compare with the first recipe at equal time.
         """
         against = self.equal_time[arm].name if equal_time else self.first.name
@@ -146,19 +146,19 @@ class Comparison:
 
     @functools.cached_property
     def _numbers(self) -> dict[Path, Numbers]:
-        """Every run on the same resamples."""
+        """Metrics of every run on the same resamples, by run folder."""
         measured = [m for measured in self.runs.values() for m in measured]
         weights = image_weights(len(measured[0].judgement.images), self.resamples)
         return {m.run.folder: m.judgement.numbers(weights) for m in measured}
 
     @functools.cached_property
     def verdicts(self) -> dict[str, str]:
-        """By arm, what may be concluded, in a sentence or two."""
+        """Conclusions in a sentence or two, by arm."""
         return {arm.name: self._verdict(arm) for arm in self.others}
 
     @property
     def verdict(self) -> str:
-        """All of them."""
+        """All verdicts, one per line."""
         return "\n".join(self.verdicts.values())
 
     def _verdict(self, arm: Arm) -> str:
@@ -170,7 +170,7 @@ class Comparison:
 
 
 def class_metric(name: str) -> str:
-    """The name under which AP of a class is asked for."""
+    """Return the metric name for AP of a class."""
     return f"{_MARK}{name}"
 
 
@@ -185,7 +185,7 @@ def _of(numbers: Numbers, metric: str) -> NDArray[np.float64]:
 
 
 def summary_table(result: Comparison) -> Table:
-    """One row per arm: mean over seeds and standard deviation of each metric, and what it costs."""
+    """Tabulate each arm: mean over seeds and standard deviation of each metric, training time and steps."""
     first = _seconds_per_step([m.run for m in result.runs[result.first.name]])
     shown = {label: result.runs[name] for name, label in result.labels.items()}
     if result.teacher is not None:
@@ -215,7 +215,7 @@ def _seconds_per_step(runs: list[Run]) -> float:
 
 
 def difference_table(result: Comparison) -> Table:
-    """Each arm less the first, metric by metric."""
+    """Tabulate the difference of each arm from the first, metric by metric."""
     rows = []
     for arm in result.others:
         as_trained = "at equal steps" if _steps_of(result, arm) == _steps_of(result, result.first) else "as trained"
@@ -239,7 +239,7 @@ def _cells(pair: Paired) -> tuple[str, ...]:
 
 
 def class_table(result: Comparison) -> Table:
-    """AP of each class: mean over seeds of each arm, and the difference of each from the first with its interval."""
+    """Tabulate AP by class: mean over seeds of each arm, and its difference from the first with the interval."""
     rows = []
     for name in result.classes:
         metric = class_metric(name)
@@ -253,7 +253,7 @@ def class_table(result: Comparison) -> Table:
 
 
 def runs_table(result: Comparison) -> Table:
-    """Every run."""
+    """Tabulate all runs."""
     labels, rows = result.labels, []
     for name, measured in result.runs.items():
         for run in (m.run for m in measured):
@@ -263,14 +263,14 @@ def runs_table(result: Comparison) -> Table:
 
 
 def settings_table(result: Comparison) -> Table:
-    """In what the recipes differ from the first."""
+    """Tabulate the settings in which the recipes differ from the first."""
     labels = {arm.name: arm.label for arm in result.arms}
     rows = [(labels[arm], *row) for arm, changes in result.settings.items() for row in changes]
     return Table("What differs", ("", "setting", result.first.label, "here"), tuple(rows))
 
 
 def explanation(result: Comparison) -> str:
-    """How to read the numbers."""
+    """Explain the numbers."""
     images = len(result.runs[result.first.name][0].judgement.images)
     return (
         f"Weights at the end of each run are compared, on {images} images. Differences are taken seed by seed. The 95 "
@@ -281,7 +281,7 @@ def explanation(result: Comparison) -> str:
 
 
 def as_json(result: Comparison) -> dict[str, Any]:
-    """Everything measured, as plain data."""
+    """Return all results as plain data, for JSON."""
     content: dict[str, Any] = {
         "command": result.command,
         "environment": environment(),
@@ -308,7 +308,7 @@ def _run_json(run: Run) -> dict[str, Any]:
 
 
 def _arm_json(result: Comparison, name: str) -> dict[str, Any]:
-    """Mean and standard deviation of everything about an arm."""
+    """Return the results of an arm as plain data, with mean and standard deviation over seeds."""
     measured = result.runs[name]
 
     def both(values: list[float]) -> dict[str, float]:
@@ -342,7 +342,7 @@ def _difference_json(result: Comparison, arm: Arm) -> dict[str, Any]:
 
 
 def as_markdown(result: Comparison) -> str:
-    """The verdict and the tables, to be put into a document."""
+    """Render verdicts and tables as Markdown."""
     about = "; ".join(f"{key} {value}" for key, value in environment().items())
     tables = (summary_table, difference_table, class_table, settings_table, runs_table)
     about_data = [result.about] if result.about else []
@@ -360,5 +360,5 @@ def as_markdown(result: Comparison) -> str:
 
 
 def heading(result: Comparison) -> str:
-    """Title of page and document."""
+    """Return the title of page and document."""
     return result.title or f"{', '.join(arm.label for arm in result.others)} against {result.first.label}"

@@ -1,1 +1,1 @@
-"""What a finished run learned from its teacher."""
+"""Diagnosis of a finished distillation run."""

@@ -1,9 +1,8 @@
-"""Did the student listen? A look into a finished distillation run, beside its AP.
+"""Diagnosis of a finished distillation run: effects of distillation beyond AP.
 
-Measured on images of the validation split: how far student and teacher agree, by region and by edge, and whether the
-spread of the edge distributions predicts the error. Measured on a few training batches, with the weights at the
-beginning and at the end of the run: which term of the loss pulls how hard. Neither needs more than the run folder, the
-data and the teacher.
+On images of the validation split: agreement of student and teacher, by region and by edge, and the correlation of the
+spread of the edge distributions with the error. On a few training batches, with the weights at the start and at the end
+of the run: the gradient of each term of the loss. Both need only the run folder, the data and the teacher.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from locdistill.study.diagnose.result import ALONE, MAIN, OTHER, REGIONS, START,
 from locdistill.types import Batch, Progress
 
 DEFAULT_FOLDER, JSON = "diagnosis", "diagnose.json"
-_BATCH = 8  # images at once
+_BATCH = 8  # batch size
 _Pulls = dict[str, dict[str, Pull]]
 
 
@@ -56,21 +55,21 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
     device: str | None = None,
     progress: Progress | None = None,
 ) -> Diagnosis:
-    """Look into a finished distillation run, and write a page, pictures and ``diagnose.json``.
+    """Analyse a finished distillation run, and write a page, pictures and ``diagnose.json``.
 
     Args:
-        run: Run folder of the student, or ``run/last``; its best weights unless said otherwise.
-        images: Validation images to look at, spread evenly over the split.
+        run: Run folder of the student, for its best weights, or ``run/last``.
+        images: Number of validation images, spread evenly over the split.
         against: Run folder or weights of the same student, trained alone.
-        teacher: The teacher's weights, where they are no longer what the recipe says.
-        data: The data set, likewise.
-        batches: Training batches for the gradients, of at most 8 images.
-        out: Folder; ``<run>/diagnosis`` unless given. What an earlier diagnosis wrote there is replaced.
-        device: Such as ``cuda:0``; a GPU if there is one unless given.
-        progress: Shows how far one is.
+        teacher: Present path of the teacher's weights, if it differs from the recipe's.
+        data: Present path of the data set, likewise.
+        batches: Number of training batches for the gradients, of at most 8 images each.
+        out: Folder for the results. Default: ``<run>/diagnosis``. Files of an earlier diagnosis there are replaced.
+        device: Device, such as ``cuda:0``. Default: a GPU if there is one.
+        progress: Progress display.
 
     Raises:
-        LocdistillError: One of its kinds, where run, teacher, data or device are not to be had, or do not fit.
+        LocdistillError: Run, teacher, data or device are not available, or do not match; a subclass for each cause.
     """
     found = reopen(run, against=against, teacher=teacher, data=data, device=existing_device(device or default_device()))
     splits = {split: open_dataset(found.recipe.data, split, boxes=found.recipe.detector) for split in ("train", "val")}
@@ -83,9 +82,9 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
     agreement, reliable, objects = _compare(found, validation)
     settings = found.recipe.teacher
     assert settings is not None, "a run without a teacher is not reopened"
-    # A teacher that follows the student was the student itself at first: nothing pulled.
+    # A teacher that is the student's running average equals the student at first: its terms have no gradient.
     moments = [name for name in (START, STUDENT) if name in found.students and not (settings.follows and name == START)]
-    # what is to be known where weights are others at the end of the run than at its beginning
+    # note for terms whose weight changes during the run
     names = [name for name, term in found.objective.terms.items() if term.schedule is not None]
     note = f"The weights of {', '.join(names)} follow the run: gradients are those of its first and its last step."
     scheduled = (note,) if names else ()
@@ -111,7 +110,7 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
 
 
 def regions_of(scene: Scene, valuable: Float[Tensor, "b l"]) -> dict[str, Bool[Tensor, "b l"]]:
-    """Main region, valuable region without it, and the other locations of the images; each location is in one."""
+    """Partition the locations of the images: main region, valuable region without it, and the others."""
     assignment = scene.assignment
     main = assignment.positive
     near = (valuable > 0) & ~main
@@ -122,7 +121,7 @@ def regions_of(scene: Scene, valuable: Float[Tensor, "b l"]) -> dict[str, Bool[T
 def _compare(
     found: Reopened, batches: Iterable[Batch]
 ) -> tuple[dict[str, dict[str, Agreement]], dict[str, Reliability], int]:
-    """Agreement by student and region, reliability by detector, and the number of objects."""
+    """Compute agreement by student and region, reliability by detector, and the number of objects."""
     who = [name for name in (STUDENT, ALONE) if name in found.students]
     nothing, edges = found.student.mean, found.student.settings.edges
     sums = {name: {region: no_sums(nothing, edges) for region in REGIONS} for name in who}
@@ -153,13 +152,13 @@ def _reliability(pairs: list[tuple[Tensor, Tensor]]) -> Reliability:
 
 
 def _gradients(found: Reopened, moment: str, dataset: Dataset, batches: int) -> _Pulls:
-    """The gradient of each term at logits and feature maps, by target and term: the mean over training batches.
+    """Measure the gradient of each term at logits and feature maps, by target and term: the mean over training batches.
 
-    The scene is that of a training step, with all that the terms need, at the beginning or the end of the run.
+    Losses are computed as in a training step, at the start or the end of the run.
     """
     settings = found.recipe.data
     few = settings.model_copy(update={"workers": 0, "batch_per_device": min(_BATCH, settings.batch_per_device)})
-    student = copy.deepcopy(found.students[moment])  # whose statistics of batch normalisation will change
+    student = copy.deepcopy(found.students[moment])  # a copy, because its batch normalisation statistics change
     labels = [name for name, term in found.objective.terms.items() if not term.needs_teacher]
     maps: list[Tensor] = []
     measured: list[_Pulls] = []
@@ -182,7 +181,7 @@ def _gradients(found: Reopened, moment: str, dataset: Dataset, batches: int) -> 
         torch.manual_seed(found.recipe.engine.seed)
         for batch in islice(training_loader(dataset, few, seed=found.recipe.engine.seed), batches):
             module(move_data_to_device(batch, found.device))
-    # means over batches; of a cosine over those in which it is defined
+    # means over batches; for a cosine, over the batches in which it is defined
     if not measured:
         return {}
     return {

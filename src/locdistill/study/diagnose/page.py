@@ -1,4 +1,4 @@
-"""The page of a diagnosis: words, tables, and pictures on a few images of the validation split."""
+"""The page of a diagnosis: summary, tables, and pictures on a few images of the validation split."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from locdistill.viz.draw import Layer, draw_layers
 from locdistill.viz.regions import draw_regions
 from locdistill.viz.style import save_picture
 
-_IMAGES = 3  # that are shown with their regions
-_OBJECTS = 3  # that are shown with their edges
+_IMAGES = 3  # number of images shown with their regions
+_OBJECTS = 3  # number of objects shown with their edges
 _CELL = 480
-# Colours of classes that are those of teacher, student and truth elsewhere (see viz.style).
+# Class labels whose colours match those of teacher, student and truth elsewhere (see viz.style).
 _BOXES = {"student": 1, "truth": 3, "teacher": 6}
 
 
 @dataclass(frozen=True)
 class Views:
-    """What the pictures are made of.
+    """Data for the pictures.
 
     Attributes:
-        dataset: The images that are shown.
-        batch: The same, for the detectors.
-        scenes: What each student says of them, beside the teacher; on the CPU's memory or the device's.
+        dataset: Images shown.
+        batch: The same images as a batch for the detectors.
+        scenes: Predictions of each student, with those of the teacher; on the device of the detectors.
         valuable: Weights of the valuable region.
         first_level: Number of the finest pyramid level.
-        recipe: Of the run, as YAML.
+        recipe: Recipe of the run, as YAML.
     """
 
     dataset: Dataset
@@ -60,7 +60,7 @@ class Views:
 
 @torch.no_grad()
 def look(found: Reopened, dataset: Dataset, images: int = _IMAGES) -> Views:
-    """Show some images to all detectors; with objects, where there are enough of those."""
+    """Run all detectors on some images, on images with objects if there are enough of them."""
     shown = dataclasses.replace(dataset, records=tuple(spread(dataset.records, images)))
     limits = found.student.settings.input
     loader = evaluation_loader(shown, limits, batch=len(shown), workers=0)
@@ -78,7 +78,7 @@ def look(found: Reopened, dataset: Dataset, images: int = _IMAGES) -> Views:
 
 
 def write_page(found: Diagnosis, views: Views) -> Path:
-    """Write ``report.html``, which needs no other file, and its pictures beside it; return its path."""
+    """Write ``report.html``, a self-contained file, and its pictures beside it; return its path."""
     about = f"{found.images} images with {found.objects} objects of the validation split"
     against = f"; student alone: {found.against}" if found.against else ""
     batches = f"{found.batches} training batches for the gradients{against}."
@@ -159,7 +159,7 @@ def _regions(found: Diagnosis, views: Views) -> list[report.Block]:
 
 
 def _edges(found: Diagnosis, views: Views) -> list[report.Block]:
-    """A few objects with the edges of all detectors, each at the location that answers for the object."""
+    """Plot the edge distributions of all detectors for a few objects, each at a positive location of the object."""
     note = (
         "The objects whose edges the teacher finds hardest, middling and easiest to place, of those on the images "
         "above. Bars: the student; line: the teacher."
@@ -187,7 +187,7 @@ def _edges(found: Diagnosis, views: Views) -> list[report.Block]:
 
 
 def _boxes(views: Views, image: int, location: int) -> Image.Image:
-    """The object as truth, teacher and student place it."""
+    """Draw the object's boxes: ground truth, teacher and student."""
     scene = views.scenes[STUDENT]
     stride = float(scene.grid.strides[location])
     names = [next((name for name, label in _BOXES.items() if label == i), "") for i in range(max(_BOXES.values()) + 1)]

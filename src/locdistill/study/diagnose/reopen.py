@@ -1,4 +1,4 @@
-"""A finished run put together again: the student as it is and as it began, its teacher, its loss."""
+"""Reconstruction of a finished run: the student before and after training, its teacher, its loss."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ CHECKPOINT = "last.ckpt"
 
 @dataclass(frozen=True)
 class Reopened:
-    """A run put together again.
+    """A reconstructed run.
 
     Attributes:
-        recipe: Its recipe, with the data and the teacher as they are named now.
-        folder: Where it lies.
-        weights: The student's.
-        students: By name: ``student`` as it was at the end; ``student alone``, trained without the teacher, if one was
-            named; ``student before`` training, if it can be built again. In evaluation mode.
-        teacher: What taught it.
-        objective: The loss.
-        device: Where all of them are.
-        notes: What is not as the run was.
+        recipe: Recipe of the run, with the present paths of data and teacher.
+        folder: Run folder.
+        weights: Weights file of the student.
+        students: Students by name, in evaluation mode: ``student`` after training; ``student alone``, trained without
+            the teacher, if given; ``student before`` training, if it can be rebuilt.
+        teacher: Teacher.
+        objective: Loss.
+        device: Device of the detectors and the teacher.
+        notes: Differences from the original run.
     """
 
     recipe: Recipe
@@ -55,27 +55,27 @@ class Reopened:
 
     @property
     def student(self) -> Detector:
-        """The student as it was at the end."""
+        """Student after training."""
         return self.students[STUDENT]
 
     @property
     def valuable(self) -> Region:
-        """The valuable region: that of the run's own terms, or the published one."""
+        """Valuable region of the run's own terms, or the published one."""
         return valuable_region(self.objective)
 
     def scene(self, who: str, batch: Batch, taught: Dense) -> Scene:
-        """What one of the students says of a batch on the device, beside what the teacher says.
+        """Compute the predictions of one of the students on a batch on the device, with those of the teacher.
 
-        Objects are those of the classes that the teacher knows: of others there is nothing to compare.
+        The scene has only objects of the teacher's classes: for other objects there is nothing to compare.
         """
         dense, grid = self.students[who].see(batch.images, batch.sizes)
         return self.objective.unchecked(dense, taught, grid=grid, instances=batch.instances).taught
 
     def learned(self) -> dict[str, Any]:
-        """What terms with weights of their own had learned at the end.
+        """Load the learned parameters of terms at the end of the run.
 
         Raises:
-            RunError: The checkpoint of the run is no longer there.
+            RunError: The checkpoint of the run no longer exists.
         """
         prefix = "learned."
         state = _checkpoint(self.folder)["state_dict"]
@@ -90,19 +90,19 @@ def reopen(
     data: str | Path | None = None,
     device: torch.device,
 ) -> Reopened:
-    """Put a run together again from its folder.
+    """Reconstruct a run from its folder.
 
     Args:
-        run: Run folder of the student, or ``run/last``; its best weights unless said otherwise.
+        run: Run folder of the student, for its best weights, or ``run/last``.
         against: Run folder or weights of the same student, trained alone.
-        teacher: The teacher's weights, where they are no longer what the recipe says.
-        data: The data set, likewise.
-        device: Where to put the detectors.
+        teacher: Present path of the teacher's weights, if it differs from the recipe's.
+        data: Present path of the data set, likewise.
+        device: Device of the detectors.
 
     Raises:
         RunError: There is no run.
-        RecipeError: The run had no teacher and none is named, or ``against`` looks at other locations.
-        TeacherError: The teacher cannot be had, or does not fit.
+        RecipeError: The run had no teacher and none is given, or ``against`` has other locations, classes or bins.
+        TeacherError: The teacher is not available, or does not match.
         WeightsError: Weights cannot be read.
     """
     weights = find(run)
@@ -135,7 +135,7 @@ def reopen(
 
 
 def _renamed(recipe: Recipe, teacher: str | Path | None, data: str | Path | None) -> Recipe:
-    """The recipe with teacher and data as they are named now.
+    """Update the paths of teacher and data in a recipe.
 
     Raises:
         RecipeError: There is no teacher.
@@ -155,7 +155,12 @@ def _renamed(recipe: Recipe, teacher: str | Path | None, data: str | Path | None
 
 
 def _teacher(recipe: Recipe, student: Detector, folder: Path) -> FrozenTeacher:
-    """The teacher; one that followed the student is in the run's checkpoint and nowhere else."""
+    """Load the teacher; a running average of the student is only in the run's checkpoint.
+
+    Raises:
+        TeacherError: The teacher is not available, or its predictions cannot be compared with the student's.
+        RunError: The checkpoint does not exist.
+    """
     assert recipe.teacher is not None
     if not recipe.teacher.follows:
         try:
@@ -180,10 +185,10 @@ def _teacher(recipe: Recipe, student: Detector, folder: Path) -> FrozenTeacher:
 
 
 def _checkpoint(folder: Path) -> dict[str, Any]:
-    """The run's last checkpoint.
+    """Load the run's last checkpoint.
 
     Raises:
-        RunError: It is not there.
+        RunError: The checkpoint does not exist.
     """
     if not (folder / CHECKPOINT).is_file():
         raise RunError(
@@ -194,10 +199,10 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
 
 
 def _start(recipe: Recipe) -> Detector:
-    """The student as it was before the first step, from the same seed.
+    """Rebuild the student before the first step, from the same seed.
 
     Raises:
-        LocdistillError: Weights that it began with cannot be had.
+        LocdistillError: Its initial weights are not available.
     """
     if recipe.start is not None:
         file = recipe.teacher.weights if recipe.start == OF_TEACHER and recipe.teacher else recipe.start
@@ -208,10 +213,10 @@ def _start(recipe: Recipe) -> Detector:
 
 
 def _check_alike(student: Detector, alone: Detector, where: str) -> None:
-    """Both students must look at the same locations and speak of the same classes and bins.
+    """Check that both students have the same locations, classes and bins.
 
     Raises:
-        RecipeError: They do not; the message names each difference.
+        RecipeError: They differ; the message lists each difference.
     """
     pairs: dict[str, tuple[object, ...]] = {
         key: tuple(getattr(detector.settings, key) for detector in (student, alone)) for key in ("classes", "levels")

@@ -1,4 +1,4 @@
-"""What a diagnosis of a distillation run found: the numbers, as tables, and in words."""
+"""Result of a diagnosis of a distillation run: numbers, tables, and a summary."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from locdistill.geometry.coding import DISTANCES
 TEACHER, STUDENT, ALONE, START = "teacher", "student", "student alone", "student before"
 MAIN, VALUABLE, OTHER = "main", "valuable", "other"
 REGIONS = (MAIN, VALUABLE, OTHER)
-LITTLE, MUCH = 0.05, 0.8  # shares of the gradient that are worth a word
+LITTLE, MUCH = 0.05, 0.8  # shares of the gradient below and above which the summary has a remark
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """Result of a diagnosis.
 
     Attributes:
         run: Weights of the student.
-        teacher: What taught, in words or as a path.
-        against: Weights of the student that was trained alone, if there is one.
+        teacher: Description or path of the teacher.
+        against: Weights of the student trained alone, if given.
         out: Folder of the page.
-        images: Number of validation images that were looked at.
-        objects: Objects on them.
-        agreement: By detector (the student, the student alone) and region, how far it agrees with the teacher.
-        reliability: By detector, the teacher among them, whether the spread of an edge predicts its error.
-        gradients: By moment (``student before``, ``student``), target and term, the gradient, mean over the batches.
+        images: Number of validation images.
+        objects: Number of objects on these images.
+        agreement: Agreement with the teacher, by detector (the student, the student alone) and region.
+        reliability: Relation of the spread of an edge to its error, by detector, including the teacher.
+        gradients: Gradient, mean over the batches, by moment (``student before``, ``student``), target and term.
         taught: Names of the terms that need the teacher.
-        batches: Number of training batches behind the gradients.
-        notes: What could not be done, or is not as the run was.
-        edges: What the numbers are called of which a box is made.
+        batches: Number of training batches for the gradients.
+        notes: Omissions, and differences from the original run.
+        edges: Names of the predicted numbers of a box.
     """
 
     run: Path
@@ -55,15 +55,15 @@ class Diagnosis:
 
     @property
     def page(self) -> Path:
-        """The page with tables and pictures."""
+        """Path of the page with tables and pictures."""
         return self.out / "report.html"
 
     def shares(self, moment: str, target: str) -> dict[str, float]:
-        """Share of each term in the gradient at a target."""
+        """Return the share of each term in the gradient at a target."""
         return shares({term: pull.norm for term, pull in self.gradients[moment][target].items()})
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON; NaN where there was nothing to measure."""
+        """Return plain data, for JSON; NaN for undefined values."""
         return {
             "run": str(self.run),
             "teacher": self.teacher,
@@ -104,7 +104,7 @@ def _plain_agreement(found: Agreement, names: tuple[str, ...]) -> dict[str, Any]
 
 
 def region_table(found: Diagnosis) -> Table:
-    """Agreement with the teacher by region."""
+    """Tabulate the agreement with the teacher by region."""
     rows = [
         (
             f"{who}: {region}",
@@ -123,7 +123,7 @@ def region_table(found: Diagnosis) -> Table:
 
 
 def edge_table(found: Diagnosis) -> Table:
-    """Agreement with the teacher by edge."""
+    """Tabulate the agreement with the teacher by edge."""
     rows = [
         (f"{who}: {region}, {what}", *map(_number, values))
         for region in (MAIN, VALUABLE)
@@ -137,7 +137,7 @@ def edge_table(found: Diagnosis) -> Table:
 
 
 def reliability_table(found: Diagnosis) -> Table:
-    """How well the spread of an edge predicts its error."""
+    """Tabulate the relation of the spread of an edge to its error."""
     rows = [
         (who, str(r.count), *map(_number, (r.spearman, r.pearson, r.ratio, r.ence)))
         for who, r in found.reliability.items()
@@ -147,7 +147,7 @@ def reliability_table(found: Diagnosis) -> Table:
 
 
 def bins_table(found: Diagnosis) -> Table:
-    """The reliability table: groups of edges by predicted spread."""
+    """Tabulate spread and error of groups of edges, by predicted spread."""
     rows = [
         (f"{who}, group {i + 1}", str(b.count), *map(_number, (b.deviation, b.error, b.rms_error)))
         for who, r in found.reliability.items()
@@ -158,7 +158,7 @@ def bins_table(found: Diagnosis) -> Table:
 
 
 def gradient_table(found: Diagnosis) -> Table:
-    """Each term's share of the gradient, and where it points."""
+    """Tabulate each term's share of the gradient, and its cosine with the gradient of the terms on labels."""
     targets = list(next(iter(found.gradients.values()), {}))
     rows = []
     for moment, of_targets in found.gradients.items():
@@ -173,7 +173,7 @@ def gradient_table(found: Diagnosis) -> Table:
 
 
 def in_words(found: Diagnosis) -> list[str]:
-    """What the numbers say, in plain sentences, and no more than that."""
+    """Summarise the numbers in plain sentences, without interpretation beyond them."""
     return [*_agreement_words(found), *_edge_words(found), *_spread_words(found), *_gradient_words(found)]
 
 
@@ -204,7 +204,7 @@ def _agreement_words(found: Diagnosis) -> list[str]:
 
 
 def _change(taught: Agreement, alone: Agreement) -> str:
-    """What distillation did to the divergence from the teacher; a twentieth is nothing."""
+    """Describe the effect of distillation on the divergence from the teacher; a change up to 5 % counts as none."""
     if taught.mean_edge_kl < 0.95 * alone.mean_edge_kl:
         return "brought it closer to its teacher"
     away = taught.mean_edge_kl > 1.05 * alone.mean_edge_kl

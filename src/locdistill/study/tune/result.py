@@ -1,4 +1,4 @@
-"""What a search found: trials in order, what may be concluded, and the same as files."""
+"""Result of a search: ranked trials, verdict, and output files."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ LABELS = {ALONE: "student alone", AS_IS: "the recipe as it is"}
 
 @dataclass(frozen=True)
 class Trial:
-    """Values, and what training with them gave.
+    """Values, and the runs trained with them.
 
     Attributes:
         name: ``alone``, ``as_is``, or ``trial-`` and its number.
-        values: Of the searched settings; of ``as_is`` those of the recipe, if they lie in the space.
-        runs: One per seed.
-        failed: Why there are none.
+        values: Values of the searched settings; for ``as_is`` those of the recipe, if they are in the space.
+        runs: Runs, one per seed.
+        failed: Reason of a failure; empty otherwise.
     """
 
     name: str
@@ -46,32 +46,32 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """For people."""
+        """Display name."""
         return LABELS.get(self.name, self.name.replace("-", " "))
 
     def of(self, metric: str = "AP") -> list[float]:
-        """A metric over the seeds, in percent."""
+        """Return a metric for each seed, in percent."""
         return [run.metrics[metric] for run in self.runs]
 
     @property
     def ap(self) -> float:
-        """Mean over the seeds, in percent; NaN where it failed."""
+        """AP in percent, mean over the seeds; NaN for a failed trial."""
         return statistics.fmean(self.of()) if self.runs else math.nan
 
 
 @dataclass(frozen=True)
 class TuneResult:
-    """What was found.
+    """Result of a search.
 
     Attributes:
-        recipe: At its full length, with the best values.
-        space: What was searched.
-        alone: The student without teacher; None where the recipe has no teacher.
-        as_is: The recipe.
-        trials: The others, in the order in which they were tried.
-        judged_on: The images that AP was measured on, in words.
-        held_out: Whether these are training images that were held out.
-        out: The folder.
+        recipe: Recipe at full length, with the best values.
+        space: Searched settings.
+        alone: Trial of the student without teacher; None if the recipe has no teacher.
+        as_is: Trial of the recipe as it is.
+        trials: Other trials, in chronological order.
+        judged_on: Description of the evaluation images.
+        held_out: Whether these are held-out training images.
+        out: Folder of the search.
     """
 
     recipe: Recipe
@@ -85,18 +85,18 @@ class TuneResult:
 
     @property
     def best(self) -> Trial:
-        """The trial with the highest AP, the recipe as it is among them."""
+        """Trial with the highest AP, including the recipe as it is."""
         return best_of((self.as_is, *self.trials))
 
     @property
     def ranked(self) -> list[Trial]:
-        """Everything that was trained, the highest AP first, what failed last."""
+        """All trials in descending order of AP, failed ones last."""
         everything = [*([self.alone] if self.alone else []), self.as_is, *self.trials]
         return sorted(everything, key=lambda trial: -math.inf if math.isnan(trial.ap) else trial.ap, reverse=True)
 
     @property
     def verdict(self) -> str:
-        """What was seen, and how much of it chance alone would show."""
+        """Summary of the result, with the bias by chance of the best trial."""
         best, run = self.best, next(run for trial in self.ranked for run in trial.runs)
         rivals = [trial for trial in (self.as_is, self.alone) if trial is not None and trial is not best]
         said = " and ".join(f"{trial.label} {trial.ap:.1f}" for trial in rivals)
@@ -113,7 +113,7 @@ class TuneResult:
         return " ".join([*parts, self._chance()])
 
     def _chance(self) -> str:
-        """How much too good the best of several looks."""
+        """Describe the upward bias of the best of several trials."""
         lead = "The best of several was chosen for its AP, which is therefore too high:"
         finished = [trial for trial in (self.as_is, *self.trials) if trial.runs]
         noise = seed_noise([trial.of() for trial in finished])
@@ -126,12 +126,12 @@ class TuneResult:
         )
 
     def settings_of(self, trial: Trial) -> str:
-        """Values in words."""
+        """Describe the values of a trial."""
         return describe(self.space, trial.values)
 
     @property
     def commands(self) -> tuple[str, str]:
-        """What uses the best settings, and what tells whether they help."""
+        """Commands to train with the best settings, and to compare them with the baselines."""
         names = [*([ALONE] if self.alone else []), AS_IS, *([BEST] if self.best is not self.as_is else [])]
         files = [str(self.out / f"{name}.yaml") for name in names]
         use = shlex.join(["locdistill", "distill" if self.recipe.distils else "train", str(self.out / f"{BEST}.yaml")])
@@ -139,7 +139,7 @@ class TuneResult:
         return use, shlex.join(judge) if len(names) > 1 else ""
 
     def table(self) -> Table:
-        """One row per trial, the highest AP first."""
+        """Tabulate the trials, one per row, in descending order of AP."""
         rows = [
             (
                 trial.label,
@@ -154,12 +154,12 @@ class TuneResult:
 
     @property
     def labels(self) -> list[str]:
-        """Of the searched settings; in short where that tells them apart."""
+        """Labels of the searched settings; short ones if they are unique."""
         short = [searched.label for searched in self.space]
         return short if len(set(short)) == len(short) else [searched.name for searched in self.space]
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return plain data, for JSON."""
         use, compare = self.commands
         return {
             "recipe": self.recipe.name,
@@ -183,7 +183,7 @@ class TuneResult:
         return {"name": trial.name, "AP": ap, "settings": trial.values, "failed": trial.failed, "runs": runs}
 
     def as_csv(self) -> str:
-        """One line per trial and seed, in the order of the table."""
+        """Format as CSV, one line per trial and seed, in the order of the table."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         names = [searched.name for searched in self.space]
@@ -196,7 +196,7 @@ class TuneResult:
         return text.getvalue()
 
     def draw(self, path: Path) -> Path:
-        """AP against each searched setting."""
+        """Plot AP against each searched setting; return the path of the picture."""
         shown = [t for t in (self.as_is, *self.trials) if not math.isnan(t.ap) and t.values]
         lines = {t.label: t.ap for t in (self.alone, self.as_is) if t is not None and not math.isnan(t.ap)}
         settings = [
@@ -207,10 +207,10 @@ class TuneResult:
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """The one with the highest AP.
+    """Return the trial with the highest AP.
 
     Raises:
-        RunError: None has an AP.
+        RunError: No trial has an AP.
     """
     known = [trial for trial in trials if not math.isnan(trial.ap)]
     if not known:
@@ -220,18 +220,19 @@ def best_of(trials: Sequence[Trial]) -> Trial:
 
 
 def describe(space: Sequence[Searched], values: Values) -> str:
-    """Values in words."""
+    """Describe values."""
     return ", ".join(f"{one.label} {_number(values[one.name])}" for one in space if one.name in values)
 
 
 def seed_noise(ap: Sequence[Sequence[float]]) -> float:
-    """Standard deviation of a setting's mean over seeds by what seeds do to it and not to the others alike.
+    """Estimate the standard deviation of a setting's mean over seeds, without effects of seeds common to all settings.
 
-    All settings have the same seeds, and a seed that suits them all changes no order. So this is the residual of a
-    two-way table (setting, seed), over the root of the number of seeds; NaN unless there are two of each.
+    All settings have the same seeds, and a seed effect common to all does not change their order. The estimate is
+    therefore the residual standard deviation of a two-way table (setting, seed), divided by the square root of the
+    number of seeds; NaN for fewer than two settings or seeds.
 
     Args:
-        ap: Of each setting, the values seed by seed.
+        ap: AP by setting and seed.
     """
     table = np.asarray(ap, dtype=np.float64)
     settings, seeds = table.shape
@@ -242,7 +243,7 @@ def seed_noise(ap: Sequence[Sequence[float]]) -> float:
 
 
 def expected_best(count: int) -> float:
-    """The largest of so many numbers drawn from the standard normal distribution, expected (Blom 1958)."""
+    """Approximate the expected maximum of ``count`` draws from the standard normal distribution (Blom 1958)."""
     return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
 
 

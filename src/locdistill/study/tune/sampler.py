@@ -1,4 +1,4 @@
-"""Which values to try next; the one place that knows optuna."""
+"""Sampler of trial values; the only module that uses optuna."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from locdistill.study.tune.space import Searched, Value, Values, draw
 
 
 def sampler() -> Any:
-    """Optuna.
+    """Import and return optuna.
 
     Raises:
-        RunError: It is not installed.
+        RunError: Optuna is not installed.
     """
     try:
         return importlib.import_module("optuna")
@@ -23,16 +23,16 @@ def sampler() -> Any:
 
 
 def propose(space: Sequence[Searched], finished: Sequence[tuple[Values, float]], number: int) -> Values:
-    """Values that are worth a trial, by the tree-structured Parzen estimator (Bergstra et al. 2011).
+    """Propose values for a trial with the tree-structured Parzen estimator (Bergstra et al. 2011).
 
-    What it says follows from its arguments alone, so that a search that was interrupted goes on as if it had not been:
-    the study is made anew each time, and the sampler's seed is the number of the trial. The first ten are drawn by
-    chance.
+    The result depends on the arguments alone, so that a resumed search gives the same trials as an uninterrupted one:
+    the study is created anew each time, and the sampler's seed is the number of the trial. The first ten trials are
+    random.
 
     Args:
-        space: What is searched.
-        finished: Values and AP so far.
-        number: Of the trial, from 1.
+        space: Searched settings.
+        finished: Values and AP of the finished trials.
+        number: Number of the trial, from 1.
 
     Raises:
         RunError: Optuna is not installed.

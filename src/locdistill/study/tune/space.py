@@ -1,13 +1,13 @@
-"""What ``tune`` searches: settings of a recipe, each over a range or a list of choices.
+"""The search space of ``tune``: settings of a recipe, each over a range or a list of choices.
 
-A searched setting is an override whose value is not said yet::
+A searched setting is an override with a range or choices in place of a value::
 
     terms.ld.weight=0.25..16:log                                     a range, here of the logarithm
     terms.ld.of.edge_kl.temperature,terms.ld_vlr.of.edge_kl.temperature=1..10    one number for both
     terms.ld_vlr.on.valuable_locations.metric=iof_diou|diou          choices
     terms.ld_vlr=on|off                                              with the term, or without it
 
-Whatever lies below a term that is switched off is left out of that trial.
+A trial without a term has no values for the settings below that term.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from locdistill.recipe.terms import split_component
 from locdistill.recipe.yaml_io import read_yaml
 
 Value = float | int | str
-"""A number of a range, or a choice as it was written."""
+"""A number of a range, or a choice as written."""
 Values = dict[str, Value]
-"""By the name of the searched setting."""
+"""Values by name of the searched setting."""
 FACTOR = 10.0
-"""How far weights are searched to both sides of the recipe's, unless something is named."""
+"""Factor by which the default search of a weight extends above and below the recipe's."""
 TEMPERATURES = (1.0, 10.0)
-"""Of what measured best on small data, and of the published recipes."""
+"""Temperature with the best results on small data, and temperature of the published recipes."""
 _RANGE = re.compile(r"(?P<low>[^|:]+?)\.\.(?P<high>[^|:]+?)(?P<log>:log)?")
 _OFF, _ON = "off", "on"
 
@@ -43,10 +43,10 @@ class Searched:
     Attributes:
         keys: Dotted paths.
         low: Lower end of a range.
-        high: Its upper end.
-        log: Whether ratios count in the range, not differences.
+        high: Upper end of a range.
+        log: Whether the range is searched on a logarithmic scale.
         integer: Whether the range has whole numbers only.
-        choices: As written in YAML, in place of a range.
+        choices: Choices as written in YAML, in place of a range.
     """
 
     keys: tuple[str, ...]
@@ -58,12 +58,12 @@ class Searched:
 
     @property
     def name(self) -> str:
-        """Its keys."""
+        """Name: the keys, with commas."""
         return ",".join(self.keys)
 
     @property
     def label(self) -> str:
-        """In short, for tables: what several keys have in common, without the parts that every term has."""
+        """Short name for tables: the common end of several keys, without the parts that every term has."""
         ends = [key.split(".") for key in self.keys]
         while len({tuple(parts) for parts in ends}) > 1 and all(len(parts) > 1 for parts in ends):
             ends = [parts[1:] for parts in ends]
@@ -72,38 +72,38 @@ class Searched:
 
     @property
     def switch(self) -> bool:
-        """Whether it takes terms in and out."""
+        """True if the setting switches terms on and off."""
         return set(self.choices) == {_ON, _OFF} and all(re.fullmatch(r"terms\.\w+", key) for key in self.keys)
 
     @property
     def extremes(self) -> tuple[Value, ...]:
-        """Values that must all be possible for the search to be."""
+        """Values that must all be valid for the search: both ends of a range, or all choices."""
         return self.choices or (self.rounded(self.low), self.rounded(self.high))
 
     def rounded(self, value: float) -> Value:
-        """A number of the range with four digits, which can be read and written without loss."""
+        """Round a number to four significant digits within the range, which can be read and written without loss."""
         if self.integer:
             return round(value)
         return min(max(float(f"{value:.4g}"), self.low), self.high)
 
     def overrides(self, value: Value, off: set[str]) -> list[Override]:
-        """The settings that a value stands for; none below the terms that are off."""
+        """Return the overrides for a value; none below the terms that are off."""
         if self.switch:
             return [f"{key}=null" for key in self.keys] if value == _OFF else []
         keys = [key for key in self.keys if _term(key) not in off]
         return [f"{key}={value}" if self.choices else (tuple(key.split(".")), value) for key in keys]
 
     def __str__(self) -> str:
-        """As on the command line."""
+        """Format as on the command line."""
         value = "|".join(self.choices) or f"{self.low:g}..{self.high:g}{':log' if self.log else ''}"
         return f"{self.name}={value}"
 
 
 def parse_search(text: str, recipe: Recipe) -> Searched:
-    """Read ``KEY[,KEY...]=LOW..HIGH[:log]`` or ``KEY=A|B``; a setting that is a whole number stays one.
+    """Parse ``KEY[,KEY...]=LOW..HIGH[:log]`` or ``KEY=A|B``; a whole-number setting gets a range of whole numbers.
 
     Raises:
-        RecipeError: It is neither.
+        RecipeError: The text has neither form.
     """
     key, sign, value = text.partition("=")
     keys, choices = tuple(part.strip() for part in key.split(",")), tuple(part.strip() for part in value.split("|"))
@@ -127,7 +127,7 @@ def parse_search(text: str, recipe: Recipe) -> Searched:
 
 
 def check_space(space: Sequence[Searched], recipe: Recipe) -> None:
-    """Look whether every end of a range and every choice gives a recipe.
+    """Check that every end of a range and every choice gives a valid recipe.
 
     Raises:
         RecipeError: One does not, or a setting is searched twice.
@@ -143,11 +143,11 @@ def check_space(space: Sequence[Searched], recipe: Recipe) -> None:
 
 
 def default_space(recipe: Recipe) -> tuple[Searched, ...]:
-    """What is searched of a recipe that distils, where nothing is named.
+    """Return the default search space of a recipe with distillation.
 
-    Of the terms that compare with a teacher: the temperature, one for all that have the same divergence and the same
-    temperature; each weight, or the balance in its place, a factor of ten to both sides of the recipe's; and whether
-    those after the first are there at all, which for LD is the choice between the main region and both.
+    It covers three kinds of settings of the terms that need a teacher. Temperature: one for all terms with the same
+    divergence and the same temperature. Weight, or the balance in its place: a factor of ten above and below the
+    recipe's. Presence of each term after the first: for LD, the choice between the main region and both.
 
     Raises:
         RecipeError: The recipe has no such term.
@@ -183,7 +183,7 @@ def default_space(recipe: Recipe) -> tuple[Searched, ...]:
 
 
 def draw(space: Sequence[Searched], pick: Callable[[Searched], Value]) -> Values:
-    """Let each setting be picked, terms first; nothing below a term that is off."""
+    """Pick a value for each setting, switches of terms first; none below a term that is off."""
     values: Values = {}
     for searched in sorted(space, key=lambda one: not one.switch):
         off = switched_off(space, values)
@@ -193,16 +193,16 @@ def draw(space: Sequence[Searched], pick: Callable[[Searched], Value]) -> Values
 
 
 def switched_off(space: Sequence[Searched], values: Values) -> set[str]:
-    """The terms that these values leave out."""
+    """Return the terms that these values switch off."""
     switches = [searched for searched in space if searched.switch and values.get(searched.name) == _OFF]
     return {key for searched in switches for key in searched.keys}
 
 
 def with_values(recipe: Recipe, space: Sequence[Searched], values: Values) -> Recipe:
-    """The recipe with these values.
+    """Return the recipe with these values.
 
     Raises:
-        RecipeError: Together they make none.
+        RecipeError: The values do not give a valid recipe together.
     """
     off = switched_off(space, values)
     words = [w for one in space if one.name in values for w in one.overrides(values[one.name], off)]
@@ -210,7 +210,7 @@ def with_values(recipe: Recipe, space: Sequence[Searched], values: Values) -> Re
 
 
 def own_values(recipe: Recipe, space: Sequence[Searched]) -> Values | None:
-    """The recipe itself as a point of the space; None where it lies outside."""
+    """Return the recipe's own values as a point of the space; None if it is outside."""
     plain = recipe.model_dump(mode="json")
 
     def own(searched: Searched) -> Value:
@@ -232,7 +232,7 @@ def own_values(recipe: Recipe, space: Sequence[Searched]) -> Values | None:
 
 
 def _term(key: str) -> str:
-    """``terms.NAME`` of a key below a term."""
+    """Return ``terms.NAME`` for a key below a term."""
     return ".".join(key.split(".")[:2])
 
 

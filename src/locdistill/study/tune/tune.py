@@ -1,11 +1,11 @@
-"""``tune``: settings of a recipe by trial, in short runs, resumable.
+"""``tune``: resumable search of a recipe's settings by short runs.
 
-Every trial is an ordinary run, with the seeds of all others, and a share of the training images is held out to judge
-it, so that the validation images stay unseen. The student alone and the recipe as it is are trained in the same way, or
-nobody could say whether the search brought anything. The highest AP of many is too high; what the settings are worth
-says ``compare``, on the validation images and at full length, with the recipes that are written here.
+Every trial is an ordinary run, with the same seeds as all others. A share of the training images is held out for its
+evaluation, so that the validation images stay unseen. The student alone and the recipe as it is are trained in the same
+way, as baselines of the search. The highest AP of many trials is biased upwards; use ``compare`` with the recipes
+written here for an unbiased result, on the validation images and at full length.
 
-In the folder of a search lie ``study.json`` (what was asked, and the values of each trial), a folder for each run,
+The folder of a search holds ``study.json`` (the request, and the values of each trial), a folder for each run,
 ``tune.json``, ``tune.csv``, ``tune.png``, and the recipes ``alone.yaml``, ``as_is.yaml`` and ``best.yaml``.
 """
 
@@ -38,21 +38,21 @@ from locdistill.training.separately import Train, run_apart
 from locdistill.types import Tell
 
 SHARE = 0.25
-"""Length of a trial in that of the recipe, unless given."""
+"""Default length of a trial, as a share of the recipe's length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchPlan:
-    """What is to be searched, checked.
+    """A checked plan of a search.
 
     Attributes:
-        recipe: At its full length.
-        short: As it is trained here.
-        space: What is searched.
-        trials: How many, beside the student alone and the recipe as it is.
-        seeds: Of every trial.
-        judged_on: The images that AP is measured on, in words.
-        images: Their digest.
+        recipe: Recipe at full length.
+        short: Recipe at the length of a trial.
+        space: Searched settings.
+        trials: Number of trials, in addition to the student alone and the recipe as it is.
+        seeds: Seeds of every trial.
+        judged_on: Description of the evaluation images.
+        images: Digest of the evaluation images.
         out: Folder of the search.
     """
 
@@ -80,41 +80,41 @@ def tune(  # noqa: PLR0913 - beside the words, where and how long
     tell: Tell = print,
     **words: Unpack[DistillWords],
 ) -> TuneResult:
-    """Search settings of a recipe by short runs, and write tables, a picture and the recipe with the best ones.
+    """Search settings of a recipe by short runs, and write tables, a picture and the recipe with the best values.
 
-    What has finished in ``out`` is not trained again, and what was interrupted goes on: start the same again. Trials
-    and seeds can be added later. ``epochs`` is the length of a trial, a quarter of the recipe's unless given;
-    milestones and warm-up are moved in proportion.
+    Finished runs in ``out`` are not trained again and interrupted ones are resumed: run the same command again. Trials
+    and seeds can be added later. ``epochs`` is the length of a trial, by default a quarter of the recipe's; milestones
+    and warm-up are scaled in proportion.
 
     Args:
         teacher: As for :func:`locdistill.distill`.
         data: Folder of the data set.
-        search: ``"KEY=LOW..HIGH"``, ``"KEY=LOW..HIGH:log"`` or ``"KEY=A|B"`` (see
-            :mod:`locdistill.study.tune.space`); temperatures, weights and regions of the distillation unless given.
-        trials: How many, beside the student alone and the recipe as it is.
-        seeds: How many (0, 1, ...), or which, for each trial.
-        steps: Optimiser steps of a trial in place of epochs.
-        holdout: Share of the training images that is held out to judge the trials; 0 judges them on the validation
-            images, whose AP then says less afterwards.
-        out: Folder of the search; ``runs/tune-<name>`` unless given.
-        tell: Gets a line of progress now and then.
+        search: Searched settings, ``"KEY=LOW..HIGH"``, ``"KEY=LOW..HIGH:log"`` or ``"KEY=A|B"`` (see
+            :mod:`locdistill.study.tune.space`). Default: temperatures, weights and regions of the distillation.
+        trials: Number of trials, in addition to the student alone and the recipe as it is.
+        seeds: Number of seeds (0, 1, ...), or a list of them, for each trial.
+        steps: Optimiser steps of a trial, in place of epochs.
+        holdout: Share of the training images held out to evaluate the trials; 0 evaluates them on the validation
+            images, whose AP is then no longer unbiased.
+        out: Folder of the search. Default: ``runs/tune-<name>``.
+        tell: Callback for progress messages.
         words: See :class:`Request`.
 
     Raises:
-        LocdistillError: One of its kinds, when something is wrong with recipe, search, data, weights or folder; a
-            :class:`RunError` where optuna is missing.
+        LocdistillError: Recipe, search, data, weights or folder are invalid; a subclass for each cause, a
+            :class:`RunError` if optuna is missing.
     """
-    sampler()  # missed here, not after hours
+    sampler()  # raises now, not after hours
     epochs = words.pop("epochs", None)
     request = Request(teacher=teacher, data=data, **words)
     full = resolve(request)
     if not full.data.path:
         raise RecipeError(f"{full.name}: no data are named; expected --data FOLDER, or data.path in the recipe")
-    teacher_files(full.teacher, full.name)  # looked for before anything is trained
+    teacher_files(full.teacher, full.name)  # checked before any training
     space = tuple(parse_search(text, full) for text in search) or default_space(full)
     check_space(space, full)
     held = full.model_copy(update={"data": full.data.model_copy(update={"holdout": holdout})})
-    held = build_recipe(held.model_dump(mode="json"), "the settings")  # a share that is none is said
+    held = build_recipe(held.model_dump(mode="json"), "the settings")  # raises for an invalid share
     training = open_dataset(held.data, "train", boxes=full.detector)
     settings = held.data.model_copy(update={"classes": full.detector.classes or full.data.classes or training.classes})
     judging = open_dataset(settings, "val", boxes=full.detector)
@@ -132,17 +132,16 @@ def tune(  # noqa: PLR0913 - beside the words, where and how long
 
 
 def shortened(recipe: Recipe, images: int, *, epochs: int | None = None, steps: int | None = None) -> Recipe:
-    """The recipe at another length, evaluated at its end, with milestones and warm-up at the same shares of it.
+    """Return the recipe at another length, with evaluation at its end, and milestones and warm-up in proportion.
 
     Args:
-        recipe: At its full length.
-        images: To train on. They matter where a length in steps takes the place of one in epochs, or the other way
-            round; one process is assumed then.
-        epochs: Passes over the data; a quarter of the recipe's length unless either is given.
+        recipe: Recipe at full length.
+        images: Number of training images. Used for conversion between epochs and steps, which assumes one process.
+        epochs: Passes over the data. Default, if ``steps`` is not given either: a quarter of the recipe's length.
         steps: Optimiser steps.
 
     Raises:
-        RecipeError: Both are given, or they make no length.
+        RecipeError: Both lengths are given, or the length is invalid.
     """
     engine, data = recipe.engine, recipe.data
     if epochs is not None and steps is not None:
@@ -174,12 +173,12 @@ def _judged_on(judging: Dataset, training: Dataset, recipe: Recipe) -> str:
 
 
 def run_plan(plan: SearchPlan, *, train: Train, tell: Tell = print) -> TuneResult:
-    """Train what is not yet trained, and write what was found.
+    """Train missing runs, and write the results.
 
     Args:
-        plan: What to search.
-        train: Trains a recipe into a folder.
-        tell: Gets a line of progress now and then.
+        plan: Plan of the search.
+        train: Function that trains a recipe into a folder.
+        tell: Callback for progress messages.
 
     Raises:
         RunError: The folder holds another search, or no trial could be trained.
@@ -220,7 +219,7 @@ def run_plan(plan: SearchPlan, *, train: Train, tell: Tell = print) -> TuneResul
 
 
 def _alone(recipe: Recipe) -> Recipe:
-    """The recipe without teacher and without the terms that need one; it begins with the same weights."""
+    """Return the recipe without teacher and without the terms that need one, with the same initial weights."""
     start = str(teacher_files(recipe.teacher, recipe.name)[0]) if recipe.start == OF_TEACHER else recipe.start
     name = f"{recipe.name}-alone"
     plain = laid_over(recipe.model_dump(mode="json"), [f"{setting}=null" for setting in recipe.of_teacher])
@@ -228,7 +227,7 @@ def _alone(recipe: Recipe) -> Recipe:
 
 
 class _Study:
-    """The folder of a search: values are noted before they are trained with.
+    """The folder of a search; the values of a trial are saved before its training.
 
     Raises:
         RunError: The folder holds another search.
@@ -260,7 +259,7 @@ class _Study:
         write_text(self.stamp, json.dumps(self.state, indent=1) + "\n")
 
     def trial(self, number: int, before: Sequence[Trial]) -> Trial:
-        """Train with the values that were noted for a trial, or with new ones."""
+        """Train with the saved values of a trial, or with new ones."""
         name, plan = f"trial-{number:03d}", self.plan
         if len(self.state["trials"]) < number:
             finished = [(t.values, t.ap) for t in before if t.values and not math.isnan(t.ap)]
@@ -269,12 +268,12 @@ class _Study:
         values = self.state["trials"][number - 1]
         try:
             recipe = with_values(plan.short, plan.space, values)
-        except RecipeError as error:  # each value is possible, but not together
+        except RecipeError as error:  # each value is valid, but not their combination
             return Trial(name, values, failed=str(error))
         return self.attempt(name, recipe, values)
 
     def attempt(self, name: str, recipe: Recipe, values: dict[str, Any]) -> Trial:
-        """Train a recipe with every seed; a loss that is not finite is a result, too."""
+        """Train a recipe with every seed; a non-finite loss gives a failed trial."""
 
         def at(seed: int) -> Recipe:
             return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"seed": seed})})
@@ -289,5 +288,5 @@ class _Study:
             runs, failed[name] = [], str(error)
             self._save()
         for finished in runs:
-            (finished.folder / "last.ckpt").unlink(missing_ok=True)  # to resume from, and there is nothing to
+            (finished.folder / "last.ckpt").unlink(missing_ok=True)  # needed for resumption only
         return Trial(name, values, tuple(runs), failed.get(name, ""))

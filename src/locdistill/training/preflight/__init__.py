@@ -1,1 +1,1 @@
-"""The look at a run before its first step."""
+"""Preflight check of a run, before its first step."""

@@ -1,4 +1,4 @@
-"""What the data and the regions of a run look like before its first step."""
+"""Preflight checks of the data and the regions of a run."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from locdistill.training.prepare import Parts
 from locdistill.types import Batch, Dense
 
 IMAGES, BATCH = 64, 8
-"""Training images whose regions are looked at, and how many at once."""
+"""Number of training images whose regions are measured, and their batch size."""
 FEW = 0.1
-"""Share of objects without a location, or of edges beyond the bins, that is worth a warning."""
+"""Share of objects without a location, or of edges beyond the bins, above which there is a warning."""
 REPEATED = 1.5
-"""Images that are drawn in an epoch, in multiples of those that there are, which is worth a warning."""
+"""Ratio of images drawn in an epoch to existing images, from which on there is a warning."""
 
 
 @dataclass(frozen=True)
 class Regions:
-    """Where a run has something to learn, on some of its training batches.
+    """Sizes of a run's regions on some of its training batches.
 
     Attributes:
-        images: That were looked at.
-        locations: In an image.
-        main: Of these, those that answer for an object.
-        valuable: Of these, those of the valuable region beside them.
-        sides: The square root of each object's area, in pixels of the resized image.
-        missed: Likewise of the objects for which no location answers.
-        distances: From each location of the main region to its object's edges, in strides; no columns where that is not
-            what a location predicts.
+        images: Number of images.
+        locations: Mean number of locations in an image.
+        main: Mean number of locations in an image assigned to an object (main region).
+        valuable: Mean number of locations in an image in the valuable region but not in the main region.
+        sides: Square root of each object's area, in pixels of the resized image.
+        missed: The same for the objects without an assigned location.
+        distances: Distances from each location of the main region to the edges of its object, in strides; no columns
+            if locations predict other numbers.
     """
 
     images: int
@@ -52,12 +52,12 @@ class Regions:
     distances: Float[Tensor, "p e"]
 
     def beyond(self, largest: float) -> float:
-        """The share of these edges that are further away than a bin can say."""
+        """Return the share of the edges further away than the last bin, at ``largest`` strides."""
         return float((self.distances > largest).float().mean()) if self.distances.numel() else 0.0
 
 
 def look_at_data(parts: Parts) -> tuple[dict[str, str], dict[str, int], list[Finding]]:
-    """Images, and those without boxes: in words, in numbers, and what is wrong with them."""
+    """Count the images, and those without boxes; return the counts as text and as numbers, and the problems found."""
     train, val = parts.datasets["train"], parts.datasets["val"]
     there, without, bare = len(train) + train.empty, train.empty + _empty(train), _empty(val)
     used = "left out" if train.empty else "trained on as background"
@@ -123,7 +123,7 @@ def _empty_problems(train: Dataset) -> list[Finding]:
 
 @torch.no_grad()
 def look_at_regions(parts: Parts) -> Regions:
-    """The regions of some training batches; the student need not be asked, for neither depends on what it says."""
+    """Measure the regions of some training batches. Neither depends on the student's predictions, so none are made."""
     settings = parts.recipe.data
     few = settings.model_copy(update={"workers": 0, "batch_per_device": min(BATCH, settings.batch_per_device)})
     loader = training_loader(parts.datasets["train"], few, seed=parts.recipe.engine.seed)
@@ -157,7 +157,7 @@ def look_at_regions(parts: Parts) -> Regions:
 
 
 def _scene(parts: Parts, batch: Batch) -> Scene:
-    """A batch with a student that says nothing."""
+    """Build the scene of a batch with all-zero predictions of the student."""
     detector = parts.detector
     grid = detector.grid_for(batch.images.shape[-2:])
     images, locations = len(batch.images), len(grid.points)
@@ -169,7 +169,7 @@ def _scene(parts: Parts, batch: Batch) -> Scene:
 
 
 def in_words(regions: Regions) -> dict[str, str]:
-    """The regions in words."""
+    """Describe the regions."""
     share = {name: getattr(regions, name) / max(1.0, regions.locations) for name in ("main", "valuable")}
     on = f"(of {regions.images} training images)"
     return {
@@ -182,13 +182,13 @@ def in_words(regions: Regions) -> dict[str, str]:
 def region_problems(
     parts: Parts, regions: Regions, its_largest: float | None, *, seen: float = math.inf
 ) -> list[Finding]:
-    """What is wrong with the regions, and with bins for objects of this size.
+    """List the problems of the regions, and of the bins for objects of this size.
 
     Args:
         parts: The run.
-        regions: Of some training batches.
-        its_largest: Position of the teacher's last bin, in strides; None where it has no bins.
-        seen: Longest side of the images, as the student sees them, that every teacher can look at.
+        regions: Regions of some training batches.
+        its_largest: Position of the teacher's last bin, in strides; None if it has no bins.
+        seen: Largest image side, in pixels of the student's input, that fits the input sizes of all teachers.
     """
     if not len(regions.sides):
         return []
@@ -210,7 +210,7 @@ def region_problems(
 
 
 def _missed(parts: Parts, regions: Regions, seen: float) -> Finding:
-    """Objects for which no location answers."""
+    """Report the objects without an assigned location."""
     share, median = len(regions.missed) / len(regions.sides), float(regions.missed.median())
     settings = parts.detector.settings
     stride = settings.strides[0]
@@ -239,12 +239,12 @@ def _missed(parts: Parts, regions: Regions, seen: float) -> Finding:
 
 
 def _fitting_scale(regions: Regions, stride: int) -> float:
-    """The scale with which the smallest anchor is as large as the smaller objects (their lower quartile)."""
+    """Return the anchor scale for which the smallest anchor matches the lower quartile of the objects' sides."""
     return max(1, round(float(regions.sides.quantile(0.25)) / stride))
 
 
 def _short_bins(parts: Parts, regions: Regions, its_largest: float | None) -> list[Finding]:
-    """Edges that are further away than the bins of the student, or of the teacher, can say."""
+    """Report edges beyond the last bin of the student, or of the teacher."""
     reg_max, problems = parts.detector.settings.reg_max, []
     needed = int(regions.distances.flatten().quantile(0.99).ceil()) if regions.distances.numel() else 0
     if regions.beyond(reg_max) > FEW:

@@ -1,4 +1,4 @@
-"""What a measured teacher is worth, why it is worth no more, and what to do about that."""
+"""Assessment of a measured teacher: problems, likely causes and remedies."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from locdistill.training.preflight.teacher import START, Measurement
 from locdistill.training.prepare import Parts
 
 CHANCE, ENOUGH = 0.01, 50
-"""AP50 below which a teacher is at chance level, and the objects from which on that, or a fault, is said."""
+"""AP50 below which a teacher is at chance level, and the minimum number of objects to report that, or a fault."""
 POOR = 0.15
-"""AP below which a teacher is called poor."""
+"""AP below which a teacher is reported as poor."""
 FEWEST = 20
-"""Objects from which on a teacher is judged at all."""
+"""Minimum number of objects to assess a teacher."""
 GAIN, RATIO = 0.02, 1.15
-"""What another normalisation must gain, in AP and in proportion, to be named."""
+"""Minimum gain of another normalisation, in AP and as a ratio, to be reported."""
 FOUND, RIGHT = 0.3, 0.5
-"""Where so many of the objects are found, this share of them must be called right, or names are not what they say.
+"""Share of objects found from which class labels are checked, and the minimum share of correct labels among them.
 
-A teacher that sees wrong colours finds fewer.
+Below the second share, the teacher's class names are reported as wrong. A teacher with a wrong normalisation finds
+fewer objects than the first share.
 """
 OTHER_SIZE = 1.5
-"""Ratio of image sizes, in training of teacher and student, that is worth a word."""
+"""Ratio of the teacher's to the student's training image size, or its inverse, above which it is reported."""
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """A teacher that was measured.
+    """A measured teacher.
 
     Attributes:
         parts: The run.
-        name: What to call it.
-        measurement: What it found.
-        network: Who looks at the images.
-        position: Its place among several.
+        name: Display name.
+        measurement: Result of the measurement.
+        network: Network of the teacher.
+        position: Index among several teachers.
     """
 
     parts: Parts
@@ -49,7 +50,7 @@ class Suspect:
     position: int
 
     def settings(self, **values: object) -> tuple[str, ...]:
-        """What says these things of this teacher, as typed; nothing for those behind the first, see `where`."""
+        """Format these settings of this teacher for the command line; none unless it is the first, see `where`."""
         if self.position:
             return ()
         onnx, own = not isinstance(self.network, LiveTeacher), []
@@ -60,12 +61,12 @@ class Suspect:
 
     @property
     def where(self) -> str:
-        """Where such settings stand for those behind the first."""
+        """Place in the recipe of the settings of a teacher other than the first."""
         return f" (in the recipe, in entry {self.position} of teacher.more)" if self.position else ""
 
 
 def stopping(suspect: Suspect) -> list[Finding]:
-    """Why a run must not begin: its teacher is at chance level; then what explains that."""
+    """List the reasons that stop a run: a teacher at chance level, then the causes."""
     score = suspect.measurement.score
     if score.objects < ENOUGH or score.ap50 >= CHANCE:
         return []
@@ -78,7 +79,7 @@ def stopping(suspect: Suspect) -> list[Finding]:
 
 
 def doubts(suspect: Suspect) -> list[Finding]:
-    """What to be warned of in a teacher that is better than chance."""
+    """List warnings about a teacher that is better than chance."""
     score = suspect.measurement.score
     if score.objects < FEWEST:
         return [
@@ -101,12 +102,12 @@ def doubts(suspect: Suspect) -> list[Finding]:
 
 
 def _causes(suspect: Suspect) -> list[Finding]:
-    """What was seen to be wrong. Where classes differ by their colour alone, one fault may look like the other."""
+    """List the detected faults. If classes differ by colour alone, the two faults may be confused."""
     return [*_wrong_normalisation(suspect), *_wrong_classes(suspect)]
 
 
 def _wrong_normalisation(suspect: Suspect) -> list[Finding]:
-    """Another normalisation with which the teacher finds clearly more."""
+    """Report another normalisation with a clearly higher AP of the teacher."""
     best = max(suspect.measurement.trials, key=lambda trial: trial.score.ap, default=None)
     if (
         best is None
@@ -129,7 +130,7 @@ def _wrong_normalisation(suspect: Suspect) -> list[Finding]:
 
 
 def _wrong_classes(suspect: Suspect) -> list[Finding]:
-    """Objects are found and called something else: the classes are others than their names say."""
+    """Report wrong class names: the teacher finds the objects but assigns them other classes."""
     score = suspect.measurement.score
     if score.found < max(FEWEST, FOUND * score.objects) or score.right >= RIGHT:
         return []
@@ -145,17 +146,17 @@ def _wrong_classes(suspect: Suspect) -> list[Finding]:
 
 
 def _renamed(suspect: Suspect) -> tuple[str, ...] | None:
-    """The setting that names the teacher's classes by what it finds; None where that is no mere exchange of names."""
+    """Return the setting that renames the teacher's classes to match its detections; None if it is no permutation."""
     net = suspect.network
     its = net.detector.settings.classes if isinstance(net, LiveTeacher) else net.facts.classes
-    means = {other: name for name, other in suspect.measurement.score.called}  # what it says, and what that is
+    means = {other: name for name, other in suspect.measurement.score.called}  # predicted class to true class
     if set(means) != set(means.values()) or not set(means) <= set(its):
         return None
     return suspect.settings(classes=tuple(means.get(name, name) for name in its))
 
 
 def _possible_causes(suspect: Suspect) -> list[Finding]:
-    """What else may be the cause, where none was found."""
+    """List possible causes, for a teacher without a detected fault."""
     net, data = suspect.network, suspect.parts.recipe.data
     causes = [
         Finding(
@@ -183,7 +184,7 @@ def _possible_causes(suspect: Suspect) -> list[Finding]:
 
 
 def _training_on(data: DataSettings) -> str:
-    """The command that trains on the same data."""
+    """Return the command that trains on the same data."""
     where = ("format", "train", "val", "holdout", "ignore_classes")
     given = {key: getattr(data, key) for key in where}
     defaults = DataSettings()
@@ -192,7 +193,7 @@ def _training_on(data: DataSettings) -> str:
 
 
 def no_better_than_start(measurements: dict[str, Measurement]) -> list[Finding]:
-    """Teachers that are no better than what the student begins with."""
+    """List the teachers that are no better than the student's initial weights."""
     start = measurements.get(START)
     if start is None:
         return []
@@ -207,7 +208,7 @@ def no_better_than_start(measurements: dict[str, Measurement]) -> list[Finding]:
 
 
 def baseline(parts: Parts) -> str:
-    """What a teacher's AP is to be compared with, and how."""
+    """Return the note on the baseline for a teacher's AP, the student alone, with the commands to measure it."""
     words = " ".join(f"{setting}=null" for setting in parts.recipe.of_teacher)
     return (
         "a teacher helps where it is clearly better than the student alone, which nobody knows before that is trained: "

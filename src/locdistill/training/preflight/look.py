@@ -1,9 +1,8 @@
-"""The look at a distillation run before its first step: what will not work, and what to do about it.
+"""Preflight check of a distillation run, before its first step: problems and their remedies.
 
-Most runs that gain nothing fail for a reason that could be seen at once: a teacher that finds little on these data, one
-that sees the images in other colours than it was trained on, classes that only share their names, regions without
-locations. What the recipe's checks can tell from settings alone (see :mod:`locdistill.distillation.compatible`) is
-shown together with what only a look at the data can tell.
+Most runs without a gain fail for a reason that is visible from the start: a teacher with low AP on these data, a wrong
+normalisation of the teacher's images, classes that share only their names, regions without locations. The report
+combines checks of the settings alone (see :mod:`locdistill.distillation.compatible`) with checks of the data.
 """
 
 from __future__ import annotations
@@ -39,14 +38,15 @@ from locdistill.types import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class Preflight:
-    """How closely to look.
+    """Extent and output of the preflight check.
 
     Attributes:
-        images: Validation images on which the teacher is measured, spread evenly over the split; 0 leaves that out.
-        seconds: After so long no further images are looked at; the report says how many were.
-        progress: Shows how far the measuring is.
-        show: Gets the report; what stops the run is raised afterwards. None prints it, unless ``engine.progress`` is
-            off.
+        images: Number of validation images on which the teacher is evaluated, spread evenly over the split; 0 for no
+            evaluation.
+        seconds: Time limit of the evaluation; no further images are read after it. The report states their number.
+        progress: Progress display of the evaluation.
+        show: Callback for the report, called before an error that stops the run is raised. None for printing the
+            report, unless ``engine.progress`` is off.
     """
 
     images: int = 200
@@ -58,7 +58,7 @@ class Preflight:
         """Show the report.
 
         Raises:
-            TeacherError: It says that the run cannot work.
+            TeacherError: The report has a problem that stops the run.
         """
         if self.show is not None:
             self.show(report)
@@ -72,9 +72,9 @@ LOOK = Preflight()
 
 
 def examine(parts: Parts, how: Preflight) -> PreflightReport:
-    """Look at a run before its first step. Random generators and the student are left as they were."""
+    """Check a run before its first step. Random generators and the student stay unchanged."""
     notes = [*imports_of(parts.recipe.model_dump(mode="json")), *(parts.teacher.notes if parts.teacher else ())]
-    if isinstance(parts.teacher, CachedTeacher):  # it is the teacher itself that is looked at
+    if isinstance(parts.teacher, CachedTeacher):  # the check is of the teacher itself
         parts = replace(parts, teacher=parts.teacher.teacher)
     assert parts.recipe.teacher is not None, "there is nothing to look at without a teacher"
     teachers = {} if parts.recipe.teacher.follows else _named(parts)
@@ -115,14 +115,14 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
 
 
 def _named(parts: Parts) -> dict[str, FrozenTeacher]:
-    """The single teachers, by what to call them."""
+    """Return the single teachers by display name."""
     assert parts.teacher is not None
     each = members(parts.teacher)
     return {f"teacher {i + 1}" if len(each) > 1 else "teacher": teacher for i, teacher in enumerate(each)}
 
 
 def _last_bin(teachers: dict[str, FrozenTeacher]) -> float | None:
-    """Position of the last bin, in strides, of the teacher with the fewest; None without any bins."""
+    """Return the position of the last bin, in strides, of the teacher with the fewest bins; None without any bins."""
     found = []
     for teacher in teachers.values():
         net = network(teacher)
@@ -134,13 +134,13 @@ def _last_bin(teachers: dict[str, FrozenTeacher]) -> float | None:
 
 
 def _seen(teachers: dict[str, FrozenTeacher]) -> float:
-    """Longest side of the images, as the student sees them, that all teachers can look at."""
+    """Return the largest image side, in pixels of the student's input, that fits the input sizes of all teachers."""
     nets = [net for net in map(network, teachers.values()) if isinstance(net, OnnxTeacher) and net.size is not None]
     return min((max(net.size or ()) / net.scale for net in nets), default=math.inf)
 
 
 def _measured(parts: Parts, teachers: dict[str, FrozenTeacher], how: Preflight) -> dict[str, Measurement]:
-    """AP of whom there is something to measure of."""
+    """Measure the AP of the teachers; return nothing if it is not defined or not wanted."""
     comparable = parts.teacher is not None and parts.teacher.comparable and bool(teachers) and how.images > 0
     if not comparable or not any(len(record.boxes) for record in parts.datasets["val"].records):
         return {}
@@ -149,7 +149,7 @@ def _measured(parts: Parts, teachers: dict[str, FrozenTeacher], how: Preflight) 
 
 
 def _device(engine: EngineSettings) -> torch.device:
-    """The first device of the training, unless it is one that only Lightning knows."""
+    """Return the first device of the training, or the CPU if only Lightning supports the accelerator."""
     if engine.accelerator not in ("auto", "cuda") or default_device() == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", 0 if isinstance(engine.devices, int | str) else engine.devices[0])

@@ -1,4 +1,4 @@
-"""What the look before the first step found: facts, numbers, and problems with their remedies."""
+"""Report of the preflight check: facts, numbers, and problems with their remedies."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from locdistill.settings import finite
 WIDTH = 120
 SHOWN_CLASSES = 4
 TeacherNetwork = LiveTeacher | OnnxTeacher
-"""A teacher that looks at images itself."""
+"""A teacher that computes predictions from images itself."""
 Column = dict[str, str]
 """Facts of a detector, in words, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that is wrong, or may be.
+    """A problem, or a possible one.
 
     Attributes:
-        what: What was seen.
-        remedy: What to do about it.
-        settings: What applies the remedy, as it is typed behind the command; empty where no setting does.
+        what: Description of the problem.
+        remedy: Remedy for the problem.
+        settings: Command-line settings that apply the remedy; empty if no setting does.
     """
 
     what: str
@@ -43,22 +43,22 @@ class Finding:
     settings: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """In one line."""
+        """Format as one line."""
         applied = f": {' '.join(self.settings)}" if self.settings else ""
         return f"{self.what}; {self.remedy}{applied}" if self.remedy or applied else self.what
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreflightReport:
-    """What a look at a run before its first step found.
+    """Report of a preflight check.
 
     Attributes:
-        facts: By detector (``student``, and each teacher), what it is.
-        looked: What was counted or measured, in words, by name.
-        numbers: The same for machines.
-        notes: What is worth knowing.
-        warnings: What may go wrong.
-        stops: What cannot work.
+        facts: Properties of each detector, by detector (``student``, and each teacher).
+        looked: Counts and measurements as text, by name.
+        numbers: The same as numbers.
+        notes: Notes.
+        warnings: Problems that may spoil the run.
+        stops: Problems that stop the run.
     """
 
     facts: dict[str, Column]
@@ -69,12 +69,12 @@ class PreflightReport:
     stops: tuple[Finding, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON; null where there was nothing to measure."""
+        """Return plain data, for JSON; null for undefined values."""
         plain: dict[str, Any] = finite(asdict(self))
         return plain
 
     def parts(self, *, stops: bool = True) -> list[RenderableType]:
-        """What to print, in order: facts, what was looked at, notes, warnings, and what stops the run."""
+        """Return the printed parts in order: facts, measurements, notes, warnings, and problems that stop the run."""
         found: list[RenderableType] = [Text("Before the first step"), _table(self.facts)]
         if self.looked:
             table = Table(box=None, show_header=False, pad_edge=False)
@@ -91,7 +91,7 @@ class PreflightReport:
         return found
 
     def text(self, width: int = WIDTH) -> str:
-        """The same as plain text."""
+        """Format the report as plain text."""
         out = io.StringIO()
         Console(file=out, width=width, color_system=None, force_terminal=False).print(*self.parts(), sep="\n")
         return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines()) + "\n"
@@ -108,7 +108,7 @@ def _table(facts: dict[str, Column]) -> Table:
 
 
 def _item(problem: Finding) -> Table:
-    """A list item, whose remedy is on a line of its own."""
+    """Format a list item, with the remedy on a line of its own."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("", overflow="fold")
@@ -121,14 +121,14 @@ def _item(problem: Finding) -> Table:
 
 
 def network(teacher: FrozenTeacher) -> TeacherNetwork:
-    """Who looks at the images behind what is done to its predictions."""
+    """Return the network of a single teacher, without the adapter of its predictions."""
     inner = teacher.teacher if isinstance(teacher, AdaptedTeacher) else teacher
     assert isinstance(inner, TeacherNetwork), "several teachers are looked at one by one"
     return inner
 
 
 def facts_of_settings(settings: DetectorSettings) -> Column:
-    """Facts of a detector of this package."""
+    """Describe a detector of this package."""
     own = settings.input
     return {
         "head": f"{settings.model} on {settings.backbone}",
@@ -139,7 +139,7 @@ def facts_of_settings(settings: DetectorSettings) -> Column:
 
 
 def facts_of_network(teacher: TeacherNetwork) -> Column:
-    """Facts of a teacher."""
+    """Describe a teacher."""
     if isinstance(teacher, LiveTeacher):
         return facts_of_settings(teacher.detector.settings)
     size = "any size" if teacher.size is None else f"{teacher.size[1]} x {teacher.size[0]}"
@@ -166,7 +166,7 @@ def _facts(facts: Facts) -> Column:
 
 
 def _ranges(names: tuple[str, ...], ranges: tuple[tuple[float, float], ...]) -> str:
-    """From where to where the bins of each number go; those of a number without a range lie on a circle."""
+    """Describe the ranges of the bins of each predicted number; bins of a number without a range lie on a circle."""
     alike: dict[tuple[float, float], list[str]] = {}
     for name, ends in zip(names, ranges, strict=False):
         alike.setdefault(ends, []).append(name)
@@ -175,7 +175,7 @@ def _ranges(names: tuple[str, ...], ranges: tuple[tuple[float, float], ...]) -> 
 
 
 def in_words(how: NormalisationSettings) -> str:
-    """A normalisation in words."""
+    """Describe a normalisation."""
     if how.mean is None or how.std is None:
         return f"{'BGR' if how.bgr else 'RGB'}, as the backbone was pretrained"
     mean, std = ("/".join(f"{value:.3g}" for value in values) for values in (how.mean, how.std))
@@ -183,7 +183,7 @@ def in_words(how: NormalisationSettings) -> str:
 
 
 def refused(error: MismatchError) -> PreflightReport:
-    """The report on a teacher that does not match, which is known before anything is measured."""
+    """Return the report on a teacher that does not match the student, without measurements."""
     teacher = error.teacher
     its = (
         facts_of_settings(teacher) if isinstance(teacher, DetectorSettings) else {"head": "ONNX file"} | _facts(teacher)

@@ -1,7 +1,7 @@
-"""How well a teacher finds the objects of a run's validation images, as its student will hear it.
+"""AP of a teacher on a run's validation images, as the student receives its predictions.
 
-The teacher's predictions take the way that they take in training (its own normalisation, the bridges into the student's
-classes, bins and locations), and become detections as the student's do: what spoils them there shows here.
+The teacher's predictions are computed as in training (its own normalisation, the bridges into the student's classes,
+bins and locations), and decoded to detections like the student's. Faults of this conversion therefore lower the AP.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from locdistill.training.prepare import Parts
 from locdistill.types import Batch, Dense, Detections, Progress
 
 TRIED = 32
-"""Images on which other normalisations are tried too."""
+"""Number of images on which other normalisations are tried too."""
 SEEN = 3
-"""Found objects of a class from which on what they are called is reported."""
+"""Minimum number of found objects of a class to report their predicted class."""
 ALL, START = "all teachers together", "the student as it begins"
 Predict = Callable[[Batch], Dense]
 _USUAL = {
@@ -50,16 +50,16 @@ _USUAL = {
 
 @dataclass(frozen=True)
 class TeacherScore:
-    """What was found on some images.
+    """Accuracy of detections on some images.
 
     Attributes:
-        ap: Mean over the classes that are known and have objects; NaN where there is none.
-        ap50: Likewise.
-        objects: To find, of the known classes.
-        images: That were looked at.
-        found: Objects that were found, whatever it was said that they are.
-        right: Of these, the share with the right class.
-        called: Of each class that was mostly called another: what it was called.
+        ap: AP, mean over the known classes that have objects; NaN if there is none.
+        ap50: AP50, likewise.
+        objects: Number of ground-truth objects of the known classes.
+        images: Number of images.
+        found: Number of objects found, regardless of the predicted class.
+        right: Share of the found objects with the correct class.
+        called: Pairs of a class and the class predicted for most of its objects, where the two differ.
     """
 
     ap: float
@@ -71,19 +71,19 @@ class TeacherScore:
     called: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        """In words, percent."""
+        """Format as text, in percent."""
         return f"AP {100 * self.ap:.1f}, AP50 {100 * self.ap50:.1f}"
 
 
 @dataclass(frozen=True)
 class NormalisationTrial:
-    """Another normalisation, on fewer images.
+    """Measurement with another normalisation, on fewer images.
 
     Attributes:
-        name: What it is.
-        how: The normalisation.
-        score: What was found with it.
-        own: What was found with the teacher's own, on the same images.
+        name: Name of the normalisation.
+        how: Normalisation.
+        score: Accuracy with this normalisation.
+        own: Accuracy with the teacher's own normalisation, on the same images.
     """
 
     name: str
@@ -94,12 +94,12 @@ class NormalisationTrial:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A teacher, measured.
+    """Measurement of a teacher.
 
     Attributes:
-        score: What it found, in numbers.
-        found: Its detections, by image.
-        trials: The same with other normalisations.
+        score: Accuracy of the detections.
+        found: Detections, by image.
+        trials: Measurements with other normalisations.
     """
 
     score: TeacherScore
@@ -109,7 +109,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class _Predictor:
-    """Someone who looks at the batches: a teacher, or one that looks through another normalisation."""
+    """A function that predicts on batches: a teacher, or a teacher with another normalisation."""
 
     name: str
     predict: Predict
@@ -118,7 +118,7 @@ class _Predictor:
 
 
 def members(teacher: FrozenTeacher) -> tuple[FrozenTeacher, ...]:
-    """The single teachers."""
+    """Return the single teachers."""
     return teacher.teachers if isinstance(teacher, SeveralTeachers) else (teacher,)
 
 
@@ -131,15 +131,15 @@ def measure(
     device: torch.device,
     progress: Progress | None = None,
 ) -> dict[str, Measurement]:
-    """AP of each teacher, of several together, and of the student where it begins with other trained weights.
+    """Measure the AP of each teacher, of several together, and of the student if it starts from other trained weights.
 
     Args:
-        parts: The run; its student stays as it is.
-        teachers: The single teachers by name.
-        images: Validation images, spread evenly over the split; fewer where they would take too long.
-        seconds: After so long no further images are looked at; half of it may go into other normalisations.
-        device: Where the teachers look; they stay there.
-        progress: Shows how far one is.
+        parts: The run; its student stays unchanged.
+        teachers: Single teachers by name.
+        images: Number of validation images, spread evenly over the split; fewer if they would take too long.
+        seconds: Time limit, after which no further images are read; up to half of it is for other normalisations.
+        device: Device of the teachers; they stay on it.
+        progress: Progress display.
     """
     assert parts.teacher is not None
     everybody = teachers if len(teachers) == 1 else teachers | {ALL: parts.teacher}
@@ -172,7 +172,7 @@ def measure(
 
 
 def usual(own: NormalisationSettings) -> list[tuple[str, NormalisationSettings]]:
-    """Normalisations that are often mistaken for each other, but for the teacher's own."""
+    """Return common normalisations that are often mistaken for each other, without the teacher's own."""
     assert own.mean is not None, "a detector that was built has both"
     assert own.std is not None
     order = "RGB" if own.bgr else "BGR"
@@ -188,7 +188,7 @@ def usual(own: NormalisationSettings) -> list[tuple[str, NormalisationSettings]]
 
 
 def _alike(one: NormalisationSettings, other: NormalisationSettings) -> bool:
-    """Whether an image looks nearly the same through both."""
+    """Return whether two normalisations give nearly the same image."""
     if one.bgr != other.bgr:
         return False
     ours, theirs = (np.array((how.mean, how.std)) for how in (one, other))
@@ -196,7 +196,7 @@ def _alike(one: NormalisationSettings, other: NormalisationSettings) -> bool:
 
 
 def _through(net: TeacherNetwork, how: NormalisationSettings, say: Predict) -> Predict:
-    """The same teacher, looking through another normalisation."""
+    """Wrap a teacher's prediction with another normalisation."""
 
     def listen(batch: Batch) -> Dense:
         own = net.normalisation
@@ -210,14 +210,14 @@ def _through(net: TeacherNetwork, how: NormalisationSettings, say: Predict) -> P
 
 
 def _limits(parts: Parts) -> InputSettings:
-    """The largest size of training."""
+    """Return the largest image size of the training."""
     data = parts.recipe.data
     long, short = max(data.sizes)
     return InputSettings(long=long, short=short, pad_to=data.pad_to)
 
 
 def _in_any_order(dataset: Dataset) -> Dataset:
-    """The images so that the first of them are spread over the split, however many are looked at in time."""
+    """Shuffle the images, so that any number of first images is spread over the split."""
     order = np.random.default_rng(0).permutation(len(dataset))
     return replace(dataset, records=tuple(dataset.records[i] for i in order))
 
@@ -230,9 +230,10 @@ def _predict(
     seconds: float,
     device: torch.device,
 ) -> tuple[list[dict[int, Detections]], dict[str, tuple[int, ...] | None]]:
-    """Detections by image of each predictor, and the classes that each knows.
+    """Return the detections by image of each predictor, and the known classes of each.
 
-    All look at the same images, one after the other, so that a trial and the teacher's own have the same ones.
+    All predictors process the same batch before the next one, so that a trial and the teacher's own normalisation have
+    the same images.
     """
     found: list[dict[int, Detections]] = [{} for _ in predictors]
     known: dict[str, tuple[int, ...] | None] = {}
@@ -254,7 +255,7 @@ def _predict(
 
 
 def judged(dataset: Dataset, found: dict[int, Detections], known: tuple[int, ...] | None) -> TeacherScore:
-    """What detections on some images of a data set are worth, over the classes that are known."""
+    """Compute the accuracy of detections on some images of a data set, over the known classes."""
     looked = replace(dataset, records=tuple(r for r in dataset.records if r.image_id in found))
     names = dataset.classes if known is None else tuple(dataset.classes[i] for i in known)
     by_class = per_class(Evaluator(looked).result(found))
@@ -273,10 +274,10 @@ def _mean(values: Iterable[float | None]) -> float:
 
 
 def _named_classes(dataset: Dataset, found: dict[int, Detections], known: set[int]) -> dict[int, Counter[int]]:
-    """Of the objects of each class, what the detections say that they are.
+    """Count the predicted classes of the found objects of each class.
 
-    An object is found where a detection of any class overlaps it by half (of rotated ones the boxes that circumscribe
-    them); the one with the highest score counts.
+    An object is found if a detection of any class has an IoU of at least 0.5 with it (for rotated boxes, between the
+    circumscribed horizontal boxes). The detection with the highest score counts.
     """
     counts: dict[int, Counter[int]] = {label: Counter() for label in known}
     for record in dataset.records:
