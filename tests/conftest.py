@@ -22,11 +22,14 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
 
+from tests import shape_checks
+
 # A shared machine may take its time over an example, and over making it up; to be slow is no failure.
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("locdistill", deadline=None, max_examples=50, derandomize=True, suppress_health_check=SLOW)
 settings.load_profile("locdistill")
 torch.set_num_threads(1)
+shape_checks.install()
 
 SHARED = Path(os.environ.get("LOCDISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 CLASSES = ("disc", "box", "bar")
