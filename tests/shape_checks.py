@@ -1,7 +1,7 @@
-"""Checks of types and shapes at every call of the package, in a fraction of the time that jaxtyping's own decorator takes.
+"""Checks of types and shapes at every call of the package, in a fraction of the time of jaxtyping's own decorator.
 
-That one binds the arguments of each call and checks them twice, which was half the time of the tests. Here a function is
-checked once, by the same type checker; sizes of the same name are compared within a call of it where its annotations
+That one binds the arguments of each call and checks them twice, which was half the time of the tests. Here a function
+is checked once, by the same type checker; sizes of the same name are compared within a call of it where its annotations
 hold shapes. Functions within functions are made anew at each call: of them only those with shapes are checked.
 """
 

@@ -33,15 +33,20 @@ _SCALARS = (
 )
 
 
+def _construct_int(loader: yaml.constructor.SafeConstructor, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
 class _Core(yaml.constructor.SafeConstructor):
     """The core schema: keys are words, none stands twice; no dates or sets, nothing in itself."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
-    yaml_constructors = {  # noqa: RUF012 - likewise
+    yaml_constructors = {
         tag: constructor
         for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
         if tag is None or tag.removeprefix("tag:yaml.org,2002:") in _CORE
-    }
+    } | {"tag:yaml.org,2002:int": _construct_int}
 
     def construct_document(self, node: yaml.Node) -> Any:
         """Construct the whole content at once, which fails where a list or mapping is inside itself."""
@@ -105,15 +110,8 @@ def _represent_inline(dumper: yaml.representer.SafeRepresenter, mapping: Inline)
     return dumper.represent_mapping("tag:yaml.org,2002:map", mapping, flow_style=True)
 
 
-def _construct_int(loader: _Core, node: yaml.ScalarNode) -> int:
-    text = loader.construct_scalar(node)
-    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
-
-
 _Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(Inline, _represent_inline)
-for _loader in (_Loader, _FastLoader):
-    _loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 for _tag, _pattern, _first in _SCALARS:
     for _class in (_Loader, _FastLoader, _Dumper):
         _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
