@@ -150,15 +150,16 @@ def zero_weights() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def no_curves() -> Iterator[None]:
-    """Runs leave out their curves, which take half the time of a tiny one.
+def no_pictures_of_runs() -> Iterator[None]:
+    """Runs draw nothing, which takes half the time of a tiny one.
 
-    Journeys look at them in the folders of the main job and of agreement; test_viz_charts draws them.
+    Journeys look at the pictures in the folders of the main job and of a rotated run; test_charts draws curves.
     """
-    from locdistill.training import pictures
+    from locdistill.training import fit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "curves", lambda *_: None)
+        for name in ("_draw_batch", "_draw_results"):
+            patch.setattr(fit, name, lambda *_: None)
         yield
 
 
