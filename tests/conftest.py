@@ -22,11 +22,14 @@ import torch
 from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
 
+from tests import shape_checks
+
 # A shared machine may take its time over an example, and over making it up; to be slow is no failure.
 SLOW = [HealthCheck.too_slow]
 settings.register_profile("locdistill", deadline=None, max_examples=50, derandomize=True, suppress_health_check=SLOW)
 settings.load_profile("locdistill")
 torch.set_num_threads(1)
+shape_checks.install()
 
 SHARED = Path(os.environ.get("LOCDISTILL_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 CLASSES = ("disc", "box", "bar")
@@ -147,15 +150,16 @@ def zero_weights() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def no_curves() -> Iterator[None]:
-    """Runs leave out their curves, which take half the time of a tiny one.
+def no_pictures_of_runs() -> Iterator[None]:
+    """Runs draw nothing, which takes half the time of a tiny one.
 
-    Journeys look at them in the folders of the main job and of agreement; test_viz_charts draws them.
+    Journeys look at the pictures in the folders of the main job and of a rotated run; test_charts draws curves.
     """
-    from locdistill.training import pictures
+    from locdistill.training import fit
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "curves", lambda *_: None)
+        for name in ("_draw_batch", "_draw_results"):
+            patch.setattr(fit, name, lambda *_: None)
         yield
 
 

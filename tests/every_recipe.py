@@ -1,7 +1,7 @@
 """What every recipe has to do: train three steps on photographs, stop in between, go on, and evaluate.
 
-`make test` trains the recipes of `TRAINED`, with networks of few channels; `make test-all` trains every recipe as it is
-(of those that share student and teacher, and differ in their terms, the first).
+`make test` trains the recipes of `TRAINED`, with networks of few channels, and stops those of `STOPPED`; the long
+tests train every recipe as it is (of those that share student and teacher, and differ in their terms, the first).
 """
 
 from __future__ import annotations
@@ -73,6 +73,18 @@ TRAINED = (
     "self_ld_x101dcn",
 )
 """Recipes in which every part of every recipe occurs (see `parts`)."""
+STOPPED = (
+    "crosskd_pkd_r50_from_r101",
+    "fcos_r50_1x",
+    "fgd_r50_from_r101",
+    "gflv2_r2n101dcn_2x",
+    "ld_gflv2_r50_from_r101",
+    "ld_retinanet_r50_from_r101",
+    "mgd_r50_from_r101",
+    "rotated_ld_gwd_r18_from_r50",
+    "self_ld_x101dcn",
+)
+"""Those of them that are stopped and resumed: of each kind of detector, and of terms with weights of their own."""
 SMALL = (
     *("data.format=coco", "data.sizes=[[96, 64]]", "data.size_mode=value", "data.batch_per_device=2"),
     *("data.workers=0", "data.repeat=1", "detector.pretrained=false", f"engine.steps={STEPS}", "engine.epochs=1"),
@@ -208,10 +220,15 @@ def check(
     data: Path,
     folder: Path,
     monkeypatch: pytest.MonkeyPatch,
+    *,
+    stopped: bool = True,
 ) -> None:
-    """Build, train, stop after two steps, resume, evaluate; what was written is removed, for it can be a gigabyte."""
+    """Build, train, stop after two steps, resume, evaluate; what was written is removed, for it can be a gigabyte.
+
+    Where it is not to be stopped, it trains on.
+    """
     try:
-        _check(name, settings, data, folder, monkeypatch)
+        _check(name, settings, data, folder, monkeypatch if stopped else None)
     finally:
         shutil.rmtree(folder / "run", ignore_errors=True)
 
@@ -221,7 +238,7 @@ def _check(
     settings: tuple[tuple[str, ...], tuple[str, ...]],
     data: Path,
     folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch | None,
 ) -> None:
     own = (*settings[0], f"data.path={data}")
     recipe = load_recipe(name, own)
@@ -229,20 +246,27 @@ def _check(
         weights = teacher_weights(recipe, data.parent, settings[1])
         recipe = load_recipe(name, (*own, f"teacher.weights={weights}"))
     out = folder / "run"
+    if monkeypatch is None:
+        result = run(recipe, out)
+    else:
+        _stop_at_the_third_step(recipe, out, monkeypatch)
+        result = run(load_recipe(out), out, resume=True)
+    rows = [row for row in read_metrics(out / "metrics.csv") if "lr" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(math.isfinite(row[f"train/{term}"]) for row in rows for term in recipe.terms)  # type: ignore[arg-type]
+    assert 0 <= result.metrics["best"]["AP"] <= 1
+
+
+def _stop_at_the_third_step(recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step = TrainingModule.forward
 
-    def stop_at_the_third(self: TrainingModule, batch: Batch) -> Losses:
+    def stop(self: TrainingModule, batch: Batch) -> Losses:
         if self.progress.step == STEPS - 1:
             raise InterruptedError
         return step(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TrainingModule, "forward", stop_at_the_third)
+        patch.setattr(TrainingModule, "forward", stop)
         with pytest.raises(InterruptedError):
             run(recipe, out)
     assert (out / "last.ckpt").is_file()
-    result = run(load_recipe(out), out, resume=True)
-    rows = [row for row in read_metrics(out / "metrics.csv") if "lr" in row]
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert all(math.isfinite(row[f"train/{term}"]) for row in rows for term in recipe.terms)  # type: ignore[arg-type]
-    assert 0 <= result.metrics["best"]["AP"] <= 1

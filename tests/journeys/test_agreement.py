@@ -14,7 +14,7 @@ from locdistill.engine.log import Row, read_metrics
 from locdistill.training.train import distill, train
 from locdistill.viz.curves import plot_run
 
-pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_pictures_of_runs")]
 
 SMALL = (
     *("detector.channels=16", "detector.depth=1", "detector.levels=[3, 4, 5]", "data.sizes=[[96, 64]]"),
@@ -50,7 +50,13 @@ def mean(rows: list[Row], name: str) -> float:
 
 @pytest.mark.parametrize(
     ("student", "teacher_of"),
-    [("gfl", "gfl"), ("gflv2", "gfl"), ("atss", "gfl"), ("fcos", "fcos"), ("retinanet", "retinanet")],
+    [
+        ("gfl", "gfl"),
+        pytest.param("gflv2", "gfl", marks=pytest.mark.long),
+        pytest.param("atss", "gfl", marks=pytest.mark.long),
+        ("fcos", "fcos"),
+        ("retinanet", "retinanet"),
+    ],
 )
 def test_a_student_comes_closer(
     student: str, teacher_of: str, teacher: Callable[[str], Path], tiny_coco: Path, tmp_path: Path

@@ -12,7 +12,7 @@ import pytest
 import locdistill
 from locdistill.cli import main
 
-pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_pictures_of_runs")]
 
 RECIPE = """
 name: {name}
@@ -153,6 +153,7 @@ def test_bad_input_is_said_before_anything_is_trained(place: Path, cli: Callable
     assert "holds no run" in cli("compare", "teacher", "empty", code=2)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("no_pictures")
 def test_trainings_of_several_processes_have_a_command_of_their_own(cli: Callable[..., str], place: Path) -> None:
     """Each process begins with the command that was given, which must not be the whole comparison."""

@@ -50,26 +50,36 @@ def ranks(out: Path) -> list[dict[str, Any]]:
     return [json.loads((out / f"rank{r}.json").read_text()) for r in range(2)]
 
 
-@pytest.mark.parametrize("torchrun", [False, True])
-def test_two_processes_equal_one_with_the_whole_batch(tmp_path: Path, torchrun: bool) -> None:
-    settings = {"ema": 0.9, "epochs": 2}
-    process = launch(tmp_path / "two", torchrun=torchrun, settings=settings, plain=True, batch=2)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+def test_two_processes_stop_together_go_on_and_equal_one_with_the_whole_batch(tmp_path: Path) -> None:
+    """Begun by themselves, stopped by a signal to the first of them, and resumed under ``torchrun``."""
+    out, settings = tmp_path / "two", {"ema": 0.9, "epochs": 2}
+    process = launch(out, settings=settings, plain=True, batch=2, hold_at=4)
+    wait_for_rows(process, out, 2)
+    process.send_signal(signal.SIGTERM)
+    (tmp_path / "go").touch()
+    begun, _ = process.communicate(timeout=STUCK)
+    assert process.returncode == 128 + signal.SIGTERM, begun
+    assert begun.count("stopped by SIGTERM after optimiser step") == 1
+    assert 0 < torch.load(out / "last.ckpt", weights_only=True)["run"]["state"]["step"] < 8
+
+    process = launch(out, torchrun=True, settings=settings, plain=True, batch=2, resume=True)
+    resumed, _ = process.communicate(timeout=STUCK)
+    assert process.returncode == 0, resumed
     one = run(tmp_path / "one", settings, plain=True, batch=4)
-    first, second = ranks(tmp_path / "two")
+    first, second = ranks(out)
     assert first["weights"] == second["weights"]  # to the last bit
     assert first["steps"] == second["steps"] == one.steps == 8
     assert first["images"] == list(range(8))  # each process detected on its share, the first one judged all
     assert second["images"] is None
-    ours, theirs = load_file(tmp_path / "two" / "last.safetensors"), load_file(one.last)
+    ours, theirs = load_file(out / "last.safetensors"), load_file(one.last)
     # Sums over images are added up in another order: eps for each of some hundred terms, in each of eight steps.
     for name, value in theirs.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
-    for row, expected in zip(told(tmp_path / "two"), told(tmp_path / "one"), strict=True):
+    for row, expected in zip(told(out), told(tmp_path / "one"), strict=True):
         assert row == pytest.approx(expected, rel=1e-4)
-    assert "(2 epochs, 2 processes), learning rate 0.05" in output
-    assert output.count("evaluation after step") == 2  # told once, not once per process
+    for output in (begun, resumed):
+        assert "(2 epochs, 2 processes), learning rate 0.05" in output
+    assert (begun + resumed).count("evaluation after step") == 2  # told once, not once per process
 
 
 def test_distillation_by_two_processes_equals_one(tmp_path: Path, tiny_coco: Path) -> None:
@@ -137,23 +147,12 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     assert "processes: 1 then, 2 now" in output
 
 
+@pytest.mark.long
 def test_spawned_from_python(tmp_path: Path) -> None:
     result = run(tmp_path / "run", {"devices": 2, "launch": "spawn", "epochs": 1, "progress": False}, batch=2)
     assert (result.steps, result.stopped, len(result.history)) == (4, "finished", 1)
     assert result.metrics["AP"] == result.history[0]["AP"]
     assert result.last.is_file()
-
-
-def test_two_processes_stop_together(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = launch(out, settings={}, batch=2, hold_at=4)
-    wait_for_rows(process, out, 2)
-    process.send_signal(signal.SIGTERM)  # to the first process only
-    (tmp_path / "go").touch()
-    output, _ = process.communicate(timeout=STUCK)
-    assert process.returncode == 128 + signal.SIGTERM, output
-    assert output.count("stopped by SIGTERM after optimiser step") == 1
-    assert 0 < torch.load(out / "last.ckpt", weights_only=True)["run"]["state"]["step"] < 6
 
 
 def test_a_loss_that_breaks_on_one_process_stops_both(tmp_path: Path) -> None:

@@ -23,8 +23,10 @@ from tests.processes import STUCK, wait_until
 pytestmark = pytest.mark.journey
 
 
-def test_demo_is_stopped_goes_on_and_compares(tmp_path: Path, cli: Callable[..., Answer]) -> None:
-    """Trainings beside it stop with it; what had finished is not trained again."""
+def test_demo_is_stopped_goes_on_and_compares(
+    tmp_path: Path, cli: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainings beside it stop with it; what had finished is not trained again, and the rest here, one by one."""
     out = tmp_path / "demo"
     words = ["demo", "--fast", "--out", str(out)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -36,6 +38,7 @@ def test_demo_is_stopped_goes_on_and_compares(tmp_path: Path, cli: Callable[...,
     assert first.returncode == 128 + signal.SIGTERM, error
     assert "Traceback" not in error, error
 
+    monkeypatch.setattr("locdistill.study.demo.cores", lambda: 1)
     code, printed, error = cli(*words)
     assert code == 0, error
     assert "training: teacher" not in printed

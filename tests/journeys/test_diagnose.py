@@ -17,7 +17,7 @@ from locdistill.models.detector import Detector
 from locdistill.training.train import distill, train
 from tests.conftest import Answer
 
-pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_pictures_of_runs")]
 
 SMALL = (
     *("detector.channels=16", "detector.depth=1", "detector.levels=[3, 4, 5]", "data.sizes=[[128, 96]]"),

@@ -29,7 +29,7 @@ from tests.conftest import CLASSES, Answer
 from .engine_run import distill, small_detector
 from .test_resume import told
 
-pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_pictures_of_runs")]
 NAMES = ("fitnets", "inside_gt", "main_region", "fine_grained", "defeat", "gi", "pkd", "cwd", "mgd", "fgd", "dist")
 STEPS = (
     *("engine.steps=3", "engine.log_every=1", "engine.progress=false", "engine.accelerator=cpu"),
@@ -47,7 +47,14 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return detector.save(tmp_path_factory.mktemp("teacher") / "best")
 
 
-@pytest.mark.parametrize("method", METHODS)
+SHORT = ("ld", "gi", "mgd", "crosskd")
+"""A method on logits, one on regions of features, one with weights of its own, and one through the teacher's head.
+
+The recipes of the others are trained in `test_recipes`.
+"""
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m in SHORT else pytest.mark.long) for m in METHODS])
 def test_three_steps_from_the_command_line(
     method: str, teacher: Path, tiny_coco: Path, tmp_path: Path, cli: Callable[..., Answer]
 ):

@@ -14,7 +14,7 @@ from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from tests.conftest import CLASSES, Answer, write_tiny_coco
 
-pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_pictures_of_runs")]
 SHORT = (
     *("engine.steps=2", "engine.log_every=1", "engine.accelerator=cpu", "engine.progress=false", "data.workers=0"),
     *("detector.channels=16", "detector.depth=1", "detector.norm_groups=4", "--batch", "2", "--pretrained", "none"),

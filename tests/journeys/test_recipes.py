@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.load import recipe_names
 from locdistill.training.prepare import objective_of
 from tests.every_recipe import (
+    STOPPED,
     TRAINED,
     as_it_is,
     check,
@@ -27,7 +28,7 @@ from tests.every_recipe import (
 )
 
 CLASSES = {"classes": ("RBC", "WBC", "Platelets")}
-pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_pictures_of_runs")]
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +45,10 @@ def test_every_part_of_a_recipe_occurs_in_one_that_is_trained() -> None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_recipe(name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With networks of few channels."""
-    check(name, made_small(name), data, tmp_path, monkeypatch)
+    check(name, made_small(name), data, tmp_path, monkeypatch, stopped=name in STOPPED)
 
 
-@cache
+@lru_cache(maxsize=16)
 def without_values(settings: str) -> Detector:
     """A detector as large as published (its settings in JSON), on the meta device, where numbers take no memory."""
     with torch.device("meta"):

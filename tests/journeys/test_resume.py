@@ -148,7 +148,13 @@ def test_preempted_by_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert_same_run(run(tmp_path / "job", {}), run(tmp_path / "whole", {}))
 
 
-@pytest.mark.parametrize("methods", [{}, {"methods": ("ld", "crosskd", "mgd"), "balance": 0.5}], ids=["paper", "more"])
+@pytest.mark.parametrize(
+    "methods",
+    [
+        pytest.param({}, id="paper", marks=pytest.mark.long),
+        pytest.param({"methods": ("ld", "crosskd", "mgd"), "balance": 0.5}, id="more"),
+    ],
+)
 def test_distillation_with_workers_killed_and_resumed(tmp_path: Path, tiny_coco: Path, methods: dict[str, Any]) -> None:
     """With the paper's terms; with adapters, generators, balances and schedules, which go on where they were too."""
     job: dict[str, Any] = {"data": str(tiny_coco), "batch": 2, "workers": 2} | methods

@@ -19,7 +19,7 @@ from locdistill.models.detector import Detector
 from locdistill.training.train import distill
 from tests.conftest import Answer
 
-pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
+pytestmark = pytest.mark.journey
 Cli = Callable[..., Answer]
 SIZE = (160, 128)
 SMALL = (

@@ -14,7 +14,7 @@ from locdistill.study.tune import tune as module
 from locdistill.training.train import run
 from tests.conftest import Answer
 
-pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_pictures_of_runs")]
 
 RECIPE = """
 name: {name}

@@ -126,7 +126,7 @@ def _losses_and_gradients(
 
 
 @models
-@settings(max_examples=6)
+@settings(max_examples=3)
 @given(seeds)
 def test_micro_batches_do_not_change_distillation(model, seed):
     terms = DISTILLING[model]
@@ -184,7 +184,7 @@ def test_published_normalisation_does_depend_on_the_split():
 
 
 @models
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seeds)
 def test_ours_equals_published_at_the_reference_batch(model, seed):
     images = 3 if model in ("gfl", "gflv2", "rotated_gfl") else 2
@@ -197,7 +197,7 @@ def test_ours_equals_published_at_the_reference_batch(model, seed):
 
 
 @models
-@settings(max_examples=8)
+@settings(max_examples=4)
 @given(seeds)
 def test_self_distillation_is_zero_and_the_teacher_gets_no_gradient(model, seed):
     student, _, instances = _scene(seed, images=3, model=model)
@@ -250,7 +250,8 @@ import torch
 from tests.property.test_terms import DISTILLING, GRIDS, _objective, _scene
 from locdistill.distillation.presets import supervised
 
-for model, grid in GRIDS.items():
+for model in MODELS:
+    grid = GRIDS[model]
     student, teacher, instances = _scene(5, images=2, model=model)
     objective = _objective(supervised(model) | DISTILLING[model], model)
     if not model.startswith("gfl"):
@@ -266,9 +267,13 @@ for model, grid in GRIDS.items():
 
 
 def test_objective_compiles_into_one_graph():
-    """No value of the data decides a branch. In its own process, where no type checker wraps the functions."""
-    printed = [line for line in printed_by(COMPILE).splitlines() if line.startswith("one graph")]
-    assert printed == [f"one graph for {model}" for model in GRIDS]
+    """No value of the data decides a branch. In its own process, where no type checker wraps the functions.
+
+    GFL and RetinaNet are compiled with more terms in `test_compile`, and GFL v2 has those of GFL.
+    """
+    models = ["gfl", "fcos", "rotated_gfl", "rotated_retinanet"]
+    printed = [line for line in printed_by(f"MODELS = {models}\n" + COMPILE).splitlines() if line.startswith("one")]
+    assert printed == [f"one graph for {model}" for model in models]
 
 
 @models

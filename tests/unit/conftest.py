@@ -6,5 +6,5 @@ import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _no_curves(no_curves: None) -> None:
-    """No unit test looks at the curves of a run."""
+def _no_pictures(no_pictures_of_runs: None) -> None:
+    """No unit test looks at the pictures of a run."""

@@ -23,6 +23,8 @@ from locdistill.models.weights import load_strict, read_state_dict
 from locdistill.types import Triple
 
 log = logging.getLogger("locdistill")
+_KNOWN: dict[str, dict[int, int]] = {}
+"""Positions of the maps of networks that were built before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,7 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
         RecipeError: The name is unknown, the arguments do not fit, or the backbone lacks a map of a needed stride.
         WeightsError: The pretrained weights are not available, or are of another architecture.
     """
-    probe = _to_look_at(lambda: _create(settings))
-    # Of several maps of one stride the deepest; the index counts all maps that timm lists.
-    position = {entry["reduction"]: index for index, entry in enumerate(_feature_info(probe).info)}
+    position = _positions(settings.backbone, settings.backbone_args)
     needed = [2**level for level in settings.levels if level <= 5]
     # The map that ends the frozen part is an output too, so that `Freezing` can find what it depends on.
     wanted = sorted({*needed, *([2 ** (settings.frozen_stages + 1)] if settings.frozen_stages >= 0 else [])})
@@ -68,7 +68,8 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
             f"{settings.frozen_stages} need {', '.join(map(str, wanted))}: change them, or take another backbone"
         )
     hub = weights and settings.pretrained is True
-    net = _create(settings, hub=hub, out_indices=[position[stride] for stride in wanted])
+    outputs = [position[stride] for stride in wanted]
+    net = _create(settings.backbone, settings.backbone_args, hub=hub, out_indices=outputs)
     adapt(net, settings)
     if hub and settings.style == "caffe":
         log.warning(
@@ -87,6 +88,15 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
         std=_channels_255(config.get("std", (0.229, 0.224, 0.225))),
     )
     return net, info
+
+
+def _positions(name: str, arguments: Mapping[str, Any]) -> dict[int, int]:
+    """Return the index of each stride's map among all that timm lists; of several of one stride the deepest."""
+    key = f"{name} {dict(arguments)}"
+    if key not in _KNOWN:
+        probe = _to_look_at(lambda: _create(name, arguments))
+        _KNOWN[key] = {entry["reduction"]: index for index, entry in enumerate(_feature_info(probe).info)}
+    return _KNOWN[key]
 
 
 def _to_look_at(build: Callable[[], nn.Module]) -> nn.Module:
@@ -112,16 +122,13 @@ def _channels_255(values: tuple[float, ...]) -> Triple:
     return red, green, blue
 
 
-def _create(settings: DetectorSettings, *, hub: bool = False, **extra: Any) -> nn.Module:
-    name = settings.backbone
-    if not timm.is_model(name.split(".")[0]):
+def _create(name: str, arguments: Mapping[str, Any], *, hub: bool = False, **extra: Any) -> nn.Module:
+    if not timm.is_model(name.split(".", maxsplit=1)[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; timm.list_models() lists the names"
         raise RecipeError(f"backbone: timm has no model '{name}'{hint}")
     try:
-        net: nn.Module = timm.create_model(
-            name, pretrained=hub, features_only=True, **_arguments(settings.backbone_args), **extra
-        )
+        net: nn.Module = timm.create_model(name, pretrained=hub, features_only=True, **_arguments(arguments), **extra)
     except Exception as error:  # hubs, caches and constructors raise all kinds of errors
         if hub:
             raise WeightsError(
@@ -131,7 +138,7 @@ def _create(settings: DetectorSettings, *, hub: bool = False, **extra: Any) -> n
                 "'detector.pretrained: FILE' or 'false'"
             ) from error
         raise RecipeError(
-            f"backbone: timm cannot build '{name}' with features_only and backbone_args {settings.backbone_args}: "
+            f"backbone: timm cannot build '{name}' with features_only and backbone_args {dict(arguments)}: "
             f"{_first_line(error)}"
         ) from error
     return net

@@ -15,7 +15,7 @@ from locdistill.errors import RecipeError
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.own import import_own
 from locdistill.recipe.recipe import Recipe, kind_of_detector, supervised_terms
-from locdistill.recipe.yaml_io import Inline, read_own_yaml, read_yaml_file, write_yaml
+from locdistill.recipe.yaml_io import Inline, read_yaml_file, write_yaml
 from locdistill.settings import nearest, problems
 
 _PUBLISHED = Path(__file__).with_name("published")
@@ -110,7 +110,7 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 @functools.cache
 def _own_data(path: Path) -> Any:
     """Read a recipe of the package; cached, because many have the same base."""
-    return read_own_yaml(path)
+    return read_yaml_file(path)
 
 
 def laid_over(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:

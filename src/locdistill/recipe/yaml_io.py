@@ -1,7 +1,7 @@
-"""Safe YAML without duplicate keys, and with the scalars of YAML 1.2.
+"""YAML as people expect it: safe, without duplicate keys, and with the scalars of YAML 1.2.
 
 PyYAML follows YAML 1.1, in which ``on``, ``off``, ``yes`` and ``no`` are booleans (a term has a key ``on``), ``1e-4``
-is a string and ``1:30`` is ninety. Here scalars follow the core schema of YAML 1.2.
+is a string and ``1:30`` is ninety. Here a scalar is what the core schema of YAML 1.2 says.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Hashable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ import yaml
 from locdistill.errors import RecipeError
 
 _CORE = ("null", "bool", "int", "float", "str", "seq", "map")
+_DEEP = 1000
+"""Levels of a text that the loader in C must not see, whose stack would not bear many times more."""
 _SCALARS = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -30,22 +33,27 @@ _SCALARS = (
 )
 
 
-class _Core(yaml.constructor.SafeConstructor, yaml.resolver.BaseResolver):
+def _construct_int(loader: yaml.constructor.SafeConstructor, node: yaml.ScalarNode) -> int:
+    text = loader.construct_scalar(node)
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+class _Core(yaml.constructor.SafeConstructor):
     """The core schema: unique string keys; no dates, sets or recursive content."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
-    yaml_constructors = {  # noqa: RUF012 - likewise
+    yaml_constructors = {
         tag: constructor
         for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
         if tag is None or tag.removeprefix("tag:yaml.org,2002:") in _CORE
-    }
+    } | {"tag:yaml.org,2002:int": _construct_int}
 
     def construct_document(self, node: yaml.Node) -> Any:
         """Construct the whole content at once, which fails if a list or mapping contains itself."""
         return self.construct_object(node, deep=True)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Construct a value; a scalar that contradicts its tag (``!!int three``) is an error of the text."""
+        """Construct a value; a scalar that is not what its tag says (``!!int three``) is an error of the text."""
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, KeyError) as error:
@@ -53,7 +61,7 @@ class _Core(yaml.constructor.SafeConstructor, yaml.resolver.BaseResolver):
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Construct a mapping whose keys are strings and unique."""
+        """Construct a mapping whose keys are words and all differ."""
         seen: dict[Any, yaml.Mark] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -71,18 +79,18 @@ class _Core(yaml.constructor.SafeConstructor, yaml.resolver.BaseResolver):
 
 
 class _Loader(_Core, yaml.SafeLoader):
-    """The safe loader of the core schema."""
+    """The loader in Python: texts of any depth, detailed errors."""
 
 
-class _QuickLoader(_Core, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # not in every PyYAML
-    """The same loader in C, several times as fast, with less detailed errors."""
+class _FastLoader(_Core, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """The loader in C where there is one, five times as fast."""
 
 
 class Inline(dict[str, Any]):
     """A mapping to write in one line."""
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
     """The safe dumper: lists of plain values in one line, keys in the order given."""
 
     yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 - PyYAML's own protocol
@@ -90,27 +98,22 @@ class _Dumper(yaml.SafeDumper):
     def represent_sequence(self, tag: str, sequence: Any, flow_style: bool | None = None) -> yaml.SequenceNode:
         """Represent a list in one line if it contains no mapping."""
         flat = not any(isinstance(item, dict) for item in sequence)
-        return super().represent_sequence(tag, sequence, flow_style=True if flat else flow_style)
+        node: yaml.SequenceNode = super().represent_sequence(tag, sequence, True if flat else flow_style)
+        return node
 
 
-def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+def _represent_text(dumper: yaml.representer.SafeRepresenter, text: str) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=">" if len(text) > 100 else None)
 
 
-def _represent_inline(dumper: yaml.SafeDumper, mapping: Inline) -> yaml.MappingNode:
+def _represent_inline(dumper: yaml.representer.SafeRepresenter, mapping: Inline) -> yaml.MappingNode:
     return dumper.represent_mapping("tag:yaml.org,2002:map", mapping, flow_style=True)
-
-
-def _construct_int(loader: Any, node: yaml.ScalarNode) -> int:
-    text = loader.construct_scalar(node)
-    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 
 _Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(Inline, _represent_inline)
-_Core.add_constructor("tag:yaml.org,2002:int", _construct_int)
 for _tag, _pattern, _first in _SCALARS:
-    for _class in (_Core, _Dumper):
+    for _class in (_Loader, _FastLoader, _Dumper):
         _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
 
 
@@ -120,8 +123,12 @@ def read_yaml(text: str, where: str) -> Any:
     Raises:
         RecipeError: The text is no YAML, has a duplicate key, or contains a Python object.
     """
+    deepest = text.count("[") + text.count("{") + max(map(len, text.splitlines()), default=0)
+    if deepest < _DEEP:
+        with suppress(yaml.YAMLError, RecursionError):
+            return yaml.load(text, Loader=_FastLoader)  # noqa: S506 - a SafeLoader
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except RecursionError:
         raise RecipeError(f"{where}: groups and lists are nested too deeply.") from None
     except yaml.YAMLError as error:
@@ -129,11 +136,6 @@ def read_yaml(text: str, where: str) -> Any:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         what = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{where}{place}: not readable as YAML: {what}.") from None
-
-
-def read_own_yaml(path: Path) -> Any:
-    """Parse a YAML file of the package, without error messages for users."""
-    return yaml.load(path.read_bytes(), Loader=_QuickLoader)  # noqa: S506 - a SafeLoader
 
 
 def typed(value: Any) -> str:

@@ -9,12 +9,14 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from locdistill.distillation.cache.store import FILE, Store
 from locdistill.errors import CacheError
+from tests.processes import SERVER
 
 
 def record(value: float) -> dict[str, torch.Tensor]:
@@ -62,11 +64,10 @@ def _add(store: Store, name: bytes) -> None:
     store.put({name: record(7)})
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_other_processes_read_and_write(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize("context", [multiprocessing.get_context("fork"), SERVER], ids=["fork", "server"])
+def test_other_processes_read_and_write(tmp_path: Path, context: Any) -> None:
     store = Store(tmp_path)
     store.put({b"first": record(1)})
-    context = multiprocessing.get_context(method)
     others = [context.Process(target=_add, args=(store, b"%d" % i)) for i in range(2)]
     for other in others:
         other.start()

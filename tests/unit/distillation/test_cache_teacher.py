@@ -126,7 +126,13 @@ def losses(parts: Parts) -> list[dict[str, float]]:
 # --------------------------------------------------------------------------------------------- what is taught is equal
 
 
-CASES = [*((method, "gfl") for method in METHODS), ("ld", "retinanet"), ("fgd", "retinanet")]
+SHORT = ("ld", "gi", "mgd", "fgd", "crosskd")
+"""Methods that look at logits, at regions by scores, at features, at both, and at what the teacher's head says."""
+CASES = [
+    *(pytest.param(method, "gfl", marks=() if method in SHORT else pytest.mark.long) for method in METHODS),
+    ("ld", "retinanet"),
+    pytest.param("fgd", "retinanet", marks=pytest.mark.long),
+]
 
 
 @pytest.mark.parametrize(("method", "model"), CASES)

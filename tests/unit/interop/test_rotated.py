@@ -36,6 +36,8 @@ from locdistill.training.train import run
 from tests.conftest import Answer, write_tiny_coco
 
 CLASSES, ANCHORS, BINS_OF_EACH = 15, 9, 9
+WIDTH = 64
+"""Channels of pyramid and head, of which the published network has 256: how many there are is read off the tensors."""
 STRIDES = (8, 16, 32, 64, 128)
 LEAST_SCORE = 0.9
 Layout = dict[str, Tensor]
@@ -61,14 +63,16 @@ def layout_of_rotated_ld() -> Layout:
         state[f"{name}.weight"] = torch.randn(outputs, inputs, side, side) * std
         state[f"{name}.bias"] = torch.randn(outputs) * 0.1 + bias
 
+    wide = (256 / WIDTH) ** 0.5  # sums over fewer channels, of larger weights
     for level, width in enumerate((128, 256, 512)):
-        convolution(f"neck.lateral_convs.{level}.conv", width, 256, 1, 0.05)
+        convolution(f"neck.lateral_convs.{level}.conv", width, WIDTH, 1, 0.05)
     for level in range(5):
-        convolution(f"neck.fpn_convs.{level}.conv", 512 if level == 3 else 256, 256, 3, 0.02)
+        std = 0.02 if level == 3 else 0.02 * wide
+        convolution(f"neck.fpn_convs.{level}.conv", 512 if level == 3 else WIDTH, WIDTH, 3, std)
     for tower, layer in itertools.product(("cls", "reg"), range(4)):
-        convolution(f"bbox_head.{tower}_convs.{layer}.conv", 256, 256, 3, 0.028)
-    convolution("bbox_head.retina_cls", 256, ANCHORS * CLASSES, 3, 0.02, bias=-3.0)
-    convolution("bbox_head.retina_reg", 256, ANCHORS * 5 * BINS_OF_EACH, 3, 0.03)
+        convolution(f"bbox_head.{tower}_convs.{layer}.conv", WIDTH, WIDTH, 3, 0.028 * wide)
+    convolution("bbox_head.retina_cls", WIDTH, ANCHORS * CLASSES, 3, 0.02 * wide, bias=-3.0)
+    convolution("bbox_head.retina_reg", WIDTH, ANCHORS * 5 * BINS_OF_EACH, 3, 0.03 * wide)
     state[BINS] = torch.linspace(-2, 2, BINS_OF_EACH)
     state[ANGLE_BINS] = torch.linspace(-5, 2, BINS_OF_EACH)
     return state
@@ -201,7 +205,7 @@ def test_what_is_recognised(file: Path, theirs: Layout, caplog: pytest.LogCaptur
     assert (settings.detections.nms_iou, settings.detections.max_detections) == (0.1, 2000)
     assert settings.input.long == settings.input.short == 1024
     for words in (
-        "rotated_retinanet, 256 wide, towers of 4",
+        f"rotated_retinanet, {WIDTH} wide, towers of 4",
         "angles: oc, in units of 1 radians, linear bins",
         "15 (plane, ",
         f"left out: {ANGLE_BINS} (1): positions of the bins",
@@ -212,10 +216,17 @@ def test_what_is_recognised(file: Path, theirs: Layout, caplog: pytest.LogCaptur
 
 
 def test_it_is_what_the_recipes_train(file: Path) -> None:
-    """Nothing but what does not concern the weights differs from the recipe of the published student."""
+    """Nothing but the width and what does not concern the weights differs from the recipe of the published student."""
     trained = load_recipe("rotated_retinanet_gwd_r18_1x").detector.model_dump()
     its = detector_settings(file).model_dump()
-    assert {key for key in its if its[key] != trained[key]} <= {"backbone", "pretrained", "classes", "mean", "std"}
+    assert {key for key in its if its[key] != trained[key]} <= {
+        "channels",
+        "backbone",
+        "pretrained",
+        "classes",
+        "mean",
+        "std",
+    }
 
 
 @pytest.mark.parametrize(
@@ -266,7 +277,12 @@ def test_convert_there_and_back(cli: Callable[..., Answer], file: Path, theirs: 
     ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pth"
     code, out, err = cli("convert", file, ours)
     assert code == 0, err
-    for words in ("rotated_retinanet, 256 wide", "angles", "oc, in units of 1 radians", "assumed: angles in the range"):
+    for words in (
+        f"rotated_retinanet, {WIDTH} wide",
+        "angles",
+        "oc, in units of 1 radians",
+        "assumed: angles in the range",
+    ):
         assert words in " ".join(out.split())
     code, _, err = cli("convert", ours, back)
     assert code == 0, err

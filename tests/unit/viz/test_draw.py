@@ -295,7 +295,7 @@ def steps_to_draw(count: int, *, rotated: bool, style: str) -> int:
 @pytest.mark.parametrize("rotated", [False, True])
 @pytest.mark.parametrize("style", ["predicted", "truth", "ignored"])
 def test_twice_the_boxes_take_twice_the_work(rotated: bool, style: str) -> None:
-    for few in (MANY // 4, MANY // 2, 2 * MANY, 4 * MANY):
+    for few in (MANY // 4, 2 * MANY):
         work = [steps_to_draw(count, rotated=rotated, style=style) for count in (few, 2 * few)]
         assert work[1] < 2.2 * work[0], (few, work)
 
