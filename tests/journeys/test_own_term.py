@@ -20,7 +20,7 @@ from tests.conftest import CLASSES, Answer
 from .engine_run import small_detector
 from .test_resume import told
 
-pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_curves")]
+pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_pictures_of_runs")]
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 TERM = "terms.edges={of: {own_term.EdgeDistance: {power: 2}}, on: positives, norm: per_image}"
 STEPS = (

@@ -71,10 +71,7 @@ def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
 
     first = process_rank() == 0
     if first and not resume:
-        path = out / "train_batch.png"
-        settings = parts.recipe.data.model_copy(update={"workers": 0})
-        loader = training_loader(parts.datasets["train"], settings, seed=parts.recipe.engine.seed)
-        pictures.training_batch(path, next(iter(loader)), parts.recipe.detector.classes)
+        _draw_batch(parts, out)
     watch = agreement if parts.teacher is None or parts.teacher.comparable else None
     module = TrainingModule(detector, parts.objective, parts.teacher, recipe.engine, watch=watch, speed=parts.speed)
     fitted = fit(
@@ -90,6 +87,12 @@ def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
         _draw_results(parts, out, fitted)
     metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
     return RunResult(out=out, best=fitted.best, last=fitted.last, metrics=metrics)
+
+
+def _draw_batch(parts: Parts, out: Path) -> None:
+    settings = parts.recipe.data.model_copy(update={"workers": 0})
+    loader = training_loader(parts.datasets["train"], settings, seed=parts.recipe.engine.seed)
+    pictures.training_batch(out / "train_batch.png", next(iter(loader)), parts.recipe.detector.classes)
 
 
 def _draw_results(parts: Parts, out: Path, fitted: FitResult) -> None:
