@@ -297,7 +297,7 @@ def module(**speed):
     settings = EngineSettings(accelerator="cpu", precision="32", speed=speed)
     made = TrainingModule(student, objective, None, settings)
     made.arrange()
-    made.make_haste(torch.device("cpu"))
+    made.speed_up(torch.device("cpu"))
     return made
 
 fast, plain = module(compile=True), module(compile=False)

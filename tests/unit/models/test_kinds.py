@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -31,7 +31,7 @@ def test_the_names_are_those_of_the_table() -> None:
 
 
 def test_help_and_docstrings_name_every_kind() -> None:
-    (option,) = options.Model.__metadata__  # type: ignore[attr-defined]
+    (option,) = get_type_hints(options.RunOptions, include_extras=True)["model"].__metadata__
     assert option.help == f"{LISTED}."
     for function in (train.train, supervised):
         words = re.findall(r"``(\w+)``", (function.__doc__ or "").partition(" model: ")[2])

@@ -176,9 +176,8 @@ def _teacher(recipe: Recipe, student: Detector, folder: Path) -> FrozenTeacher:
             )
         return teacher
     average = AverageTeacher(student, recipe.teacher.decay or EMA_DECAY)
-    states = [state.get("teacher") for state in _checkpoint(folder)["callbacks"].values() if isinstance(state, dict)]
-    state = next((state for state in states if state), None)
-    if state is None:
+    state = _checkpoint(folder).get("run", {}).get("teacher")
+    if not state:
         raise TeacherError(f"{folder / CHECKPOINT} holds no running average of the student; name one with --teacher")
     average.load_state_dict(state)
     return average
