@@ -122,12 +122,28 @@ class RunOptions:
     backbone: Annotated[
         str | None,
         typer.Option(
-            "--backbone", "-b", metavar="NAME", help="Any timm backbone with features_only; resnet18 unless given."
+            "--backbone",
+            "-b",
+            metavar="NAME",
+            help="Any timm backbone with features_only; that of the size unless given.",
         ),
+    ] = None
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="n|s|m|l", help="Size of the detector; n on a CPU, s elsewhere unless given."),
     ] = None
     epochs: Annotated[
         int | None,
-        typer.Option("--epochs", min=1, help="Passes over the data; milestones move in proportion. 12 unless given."),
+        typer.Option("--epochs", min=1, help="Passes over the data; milestones move in proportion."),
+    ] = None
+    minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--minutes",
+            min=0.1,
+            metavar="M",
+            help="Train for about M minutes: the first steps are timed, then fewer or more are taken.",
+        ),
     ] = None
     pretrained: Annotated[
         str | None,

@@ -16,6 +16,7 @@ from locdistill.errors import RecipeError
 
 BACKBONE_PREFIX = "backbone."
 LARGEST_WARMUP_SHARE = 0.2
+AVERAGED_SHARE = 0.02
 
 
 def scaled_lr(settings: EngineSettings, images_per_step: int) -> float:
@@ -102,7 +103,19 @@ def laid_out(optimizer: torch.optim.Optimizer) -> None:
 
 def warmup_length(settings: EngineSettings, total_steps: int) -> int:
     """Return the steps of warm-up: as set, but at most a fifth of the run, so that short runs reach their full rate."""
-    return min(settings.warmup_steps, int(total_steps * LARGEST_WARMUP_SHARE))
+    wanted = settings.warmup_steps
+    steps = round(wanted * total_steps) if 0 < wanted < 1 else int(wanted)
+    return min(steps, int(total_steps * LARGEST_WARMUP_SHARE))
+
+
+def average_decay(settings: EngineSettings, total_steps: int) -> float | None:
+    """Return the decay of the running average of the weights; None for no average.
+
+    An average with decay ``d`` covers about ``1 / (1 - d)`` steps.
+    """
+    if settings.ema != "auto":
+        return settings.ema
+    return 1 - 1 / min(max(total_steps * AVERAGED_SHARE, 10), 2000)
 
 
 def milestone_steps(settings: EngineSettings, plan: Plan) -> tuple[int, ...]:

@@ -101,7 +101,8 @@ class EngineSettings(Settings):
             is set (it does not in FCOS).
         bias_lr_factor: Learning rate of these biases relative to the rest (2 in FCOS).
         backbone_lr_factor: Learning rate of the backbone relative to the rest.
-        warmup_steps: Optimiser steps of linear warm-up; at most a fifth of the run is used.
+        warmup_steps: Optimiser steps of linear warm-up, or their share of the run if below 1; at most a fifth of the
+            run is used.
         warmup_ratio: Factor of the learning rate at the first step.
         schedule: ``step`` decays by ``gamma`` at each milestone; ``cosine`` falls to zero at the end of the run.
         milestones: Epochs, counted from 0, at whose start the rate decays; a number below 1 is a fraction of the run.
@@ -112,8 +113,8 @@ class EngineSettings(Settings):
             else 32, and 32 where ``speed`` is ``off``; the recipe in the run's folder records the choice. Losses and
             evaluation are always computed in float32. PyTorch has no fp16 training on CPU: bf16 is used there.
         speed: ``auto``, ``off`` (plain eager PyTorch), or a group that sets parts: see `SpeedSettings`.
-        ema: Decay of the running average of the weights, evaluated and published in place of the weights; None for no
-            average.
+        ema: Decay of the running average of the weights, evaluated and published in place of the weights. ``auto``
+            averages over about a fiftieth of the run (10 to 2000 steps); None for no average.
         patience: Evaluations without a better AP after which training stops; None for no early stopping.
         eval_every: Epochs between evaluations; 0 evaluates at the end only. The end is always evaluated.
         checkpoint_every_steps: Optimiser steps between checkpoints within an epoch (each epoch ends with one anyway).
@@ -146,7 +147,7 @@ class EngineSettings(Settings):
     bias_decay: bool = True
     bias_lr_factor: NonNegativeFloat = 1.0
     backbone_lr_factor: NonNegativeFloat = 1.0
-    warmup_steps: NonNegativeInt = 500
+    warmup_steps: NonNegativeInt | Annotated[float, Field(gt=0, lt=1)] = 500
     warmup_ratio: Annotated[float, Field(gt=0, le=1)] = 0.001
     schedule: Literal["step", "cosine"] = "step"
     milestones: tuple[PositiveFloat, ...] = (8, 11)
@@ -155,7 +156,7 @@ class EngineSettings(Settings):
     clip_norm: PositiveFloat | None = None
     precision: Literal["auto", "32", "bf16", "fp16"] = "auto"
     speed: Annotated[SpeedSettings, BeforeValidator(spelled_out)] = SpeedSettings()
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] | None = None
     patience: PositiveInt | None = None
     eval_every: NonNegativeInt = 1
     checkpoint_every_steps: PositiveInt | None = None

@@ -25,7 +25,7 @@ from locdistill.engine.checkpoint import (
 from locdistill.engine.log import MetricsFile, Row, TensorBoard, Terminal
 from locdistill.engine.meter import Meter, Ratios
 from locdistill.engine.module import Losses, TrainingModule, as_module
-from locdistill.engine.optim import laid_out, scaled_lr, schedule, warmup_length
+from locdistill.engine.optim import average_decay, laid_out, scaled_lr, schedule, warmup_length
 from locdistill.engine.plan import Plan
 from locdistill.engine.profile import Profile
 from locdistill.engine.result import RunState
@@ -125,7 +125,8 @@ class Training:
         self.meter, self.watched, self.watched_since_evaluation = Meter(), Ratios(), Ratios()
         self.clock, self.signals = Stopwatch(), StopSignals()
         self.teacher = module.guidance.teacher
-        self.average = None if settings.ema is None else Average(self.student, settings.ema)
+        decay = average_decay(settings, self.plan.total_steps)
+        self.average = None if decay is None else Average(self.student, decay)
         self.terminal = Terminal(self.plan.total_steps, show=settings.progress and fabric.is_global_zero)
         self.profile = Profile(self) if settings.profile else None
         self._val_loader = None
@@ -249,7 +250,7 @@ class Training:
             f"process{'es' if world > 1 else ''}), learning rate {self.lr:.4g}"
         )
         warmup = warmup_length(settings, plan.total_steps)
-        if warmup < settings.warmup_steps:
+        if warmup < settings.warmup_steps and settings.warmup_steps >= 1:
             self.terminal.line(
                 f"warm-up shortened from {settings.warmup_steps} to {warmup} steps, a fifth of this short run"
             )

@@ -4,11 +4,10 @@ The defaults without a named recipe are:
 
 - kind of detector: GFL, with rotated boxes if the data have them; with a teacher, the teacher's kind;
 - classes: those of the data; with a teacher of the same classes, in its order (others are matched by name);
-- input size: the median size of the training images, both sides rounded to a multiple of 32 and shrunk to fit 1333 x
-  800; with a teacher, the size that it was trained at;
+- size of the network: ``n`` on a CPU, ``s`` on other devices (:data:`locdistill.recipe.fitted.SIZES`);
+- input size, number of epochs, optimiser and schedule: fitted to images, objects and machine
+  (:mod:`locdistill.recipe.fitted`); with a teacher, the input size that it was trained at;
 - with weights to start from, their detector's architecture, order of classes and input size;
-- four images per step and device, and a learning rate in proportion (0.01 for 16 images); decay by ten after two thirds
-  and eleven twelfths of the run, as in the published 12-epoch schedule;
 - with a teacher, localization distillation on the main and the valuable region with the best settings measured on the
   data sets of ``docs/results.md`` (temperature 1, weight 4, no class distillation). The recipes have the published
   settings, tuned on COCO.
@@ -18,9 +17,8 @@ from __future__ import annotations
 
 import logging
 import re
-import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -29,11 +27,14 @@ from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.distillation.settings import EMA, ONNX_SUFFIX, OnnxSettings
+from locdistill.engine.devices import device_kind
+from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError
 from locdistill.models.foreign import detector_settings
 from locdistill.models.hub import find
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings, InputSettings
+from locdistill.recipe.fitted import SIZES, Facts, data_for, described, engine_for, epochs_for, levels_for
 from locdistill.recipe.load import Override, laid_over, named_recipe, recipe_data, validate
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.own import import_own
@@ -43,10 +44,7 @@ from locdistill.recipe.terms import TermSettings, method_terms
 from locdistill.settings import group
 
 log = logging.getLogger("locdistill")
-BATCH = 4
-MILESTONES = [2 / 3, 11 / 12]
 MANY_EPOCHS = 1e9
-LARGEST, LARGEST_ROTATED = (1333, 800), (1024, 1024)
 _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
 
 
@@ -77,9 +75,24 @@ def request_words(request: Request, data: dict[str, Any]) -> list[Override]:
     words = fields_of(request)
     if (pretrained := request.get("pretrained")) is not None:
         words.append((("detector", "pretrained"), _PRETRAINED.get(pretrained, pretrained)))
+    if (size := request.get("size")) is not None:
+        words += _sized(size, request)
     if (epochs := request.get("epochs")) is not None:
         words += _epochs(epochs, group(data, "engine"))
     return words + (_methods(request, data) if request.get("methods") else [])
+
+
+def _sized(name: str, request: Request) -> list[Override]:
+    """Return overrides for a size of detector; a backbone that the request names stays.
+
+    Raises:
+        RecipeError: There is no such size.
+    """
+    if name not in SIZES:
+        raise RecipeError(f"--size {name}: expected one of {', '.join(SIZES)}")
+    size = SIZES[name]
+    words: list[Override] = [(("detector", "channels"), size.channels), (("detector", "depth"), size.depth)]
+    return words if request.get("backbone") else [(("detector", "backbone"), size.backbone), *words]
 
 
 def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
@@ -124,21 +137,32 @@ def _for_data(request: Request) -> dict[str, Any]:
     settings = validate(DataSettings, _overridden(request, "data", {"path": str(request["data"])}), "data")
     if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
         settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
+    dataset = open_dataset(settings, "train")
+    facts = Facts.of(dataset, cpu=_on_cpu(request), pretrained=_pretrained(request))
+    size = SIZES["n" if facts.cpu else "s"]
     backbone = (
         override_of(request, "detector.backbone")
         or request.get("backbone")
-        or (start.backbone if start else "resnet18")
+        or (start.backbone if start else size.backbone)
     )
     asked = override_of(request, "detector.model") or request.get("model")
-    model = asked or (first.model if first is not None else _model_for(settings))
+    model = asked or (first.model if first is not None else _model_for(dataset))
     known = known_kind(model) or "gfl"  # reported when the recipe is checked
     of_data_and_use = {"classes", "pretrained", "input", "detections"}
-    architecture = start.model_dump(mode="json", exclude=of_data_and_use) if start else {}
+    data = data_for(facts)
+    if (given := _given_size(settings, first)) is not None:
+        data["sizes"] = [given]
+    architecture = {"channels": size.channels, "depth": size.depth}
+    if start is not None:
+        architecture = start.model_dump(mode="json", exclude=of_data_and_use)
+    elif KINDS[known].assigner == "atss":
+        architecture["levels"] = levels_for(data["sizes"][0])
+    log.info("%s", described(facts, data["sizes"][0]))
     recipe: dict[str, Any] = {
         "name": _name(f"{model}_{backbone}"),
         "detector": architecture | {"model": model, "backbone": backbone},
-        "data": {"path": settings.path, "batch_per_device": BATCH, "sizes": [_size(settings, first)]},
-        "engine": {"milestones": MILESTONES},
+        "data": {"path": settings.path, **data},
+        "engine": engine_for(facts, _asked_epochs(request) or epochs_for(facts)),
         "terms": {name: term.model_dump() for name, term in supervised_terms(known).items()},
     }
     if request.get("teacher") is not None:
@@ -201,39 +225,39 @@ def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, 
     return changed
 
 
-def _size(settings: DataSettings, teacher: DetectorSettings | None) -> list[int]:
-    """Return the long and the short side of the input."""
+def _given_size(settings: DataSettings, first: DetectorSettings | None) -> list[int] | None:
+    """Return long and short side of the input where the request or a detector gives them."""
     if "sizes" in settings.model_fields_set:
         return list(settings.sizes[0])
-    if teacher is not None:
-        return [teacher.input.long, teacher.input.short]
-    return list(median_size(open_dataset(settings, "train")))
+    return None if first is None else [first.input.long, first.input.short]
 
 
-def _model_for(settings: DataSettings) -> str:
+def _model_for(dataset: Dataset) -> str:
     """Return the kind of detector that fits the objects."""
-    if not open_dataset(settings, "train").oriented:
+    if not dataset.oriented:
         return "gfl"
     log.info("the objects are rotated, and so are the detector's boxes; detector.model=gfl has axis-aligned ones")
     return "rotated_gfl"
 
 
-def median_size(dataset: Dataset) -> tuple[int, int]:
-    """Compute long and short side of the median image, rounded to multiples of 32 (if below the largest).
+def _asked_epochs(request: Request) -> int | None:
+    epochs = override_of(request, "engine.epochs") or request.get("epochs")
+    return epochs if isinstance(epochs, int) and epochs > 0 else None  # anything else is reported when it is checked
 
-    The size is shrunk to fit 1333 x 800, as usual for COCO, or 1024 x 1024 for rotated objects, as for DOTA.
-    """
-    if not dataset.records:
-        raise RecipeError(f"{dataset.name}: there are no training images to choose the input size by")
-    long = statistics.median(max(record.width, record.height) for record in dataset.records)
-    short = statistics.median(min(record.width, record.height) for record in dataset.records)
-    largest = LARGEST_ROTATED if dataset.oriented else LARGEST
-    scale = min(1.0, largest[0] / long, largest[1] / short)
-    longest, shortest = (
-        min(limit, max(32, int(side * scale / 32 + 0.5) * 32))
-        for side, limit in zip((long, short), largest, strict=True)
-    )
-    return max(longest, shortest), shortest
+
+def _on_cpu(request: Request) -> bool:
+    accelerator = override_of(request, "engine.accelerator") or "auto"
+    known = accelerator in get_args(EngineSettings.model_fields["accelerator"].annotation)
+    return device_kind(EngineSettings(accelerator=accelerator if known else "auto")) == "cpu"
+
+
+def _pretrained(request: Request) -> bool:
+    """Return whether the backbone begins with pretrained weights; weights to start from count as such."""
+    given = override_of(request, "detector.pretrained")
+    if given is None:
+        word = request.get("pretrained")
+        given = True if word is None else _PRETRAINED.get(word, word)
+    return given is not False or request.get("start") is not None
 
 
 def _name(text: str) -> str:

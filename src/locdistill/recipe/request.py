@@ -27,7 +27,9 @@ class TrainWords(TypedDict, total=False):
 
     model: Annotated[str | None, Sets("detector.model")]
     backbone: Annotated[str | None, Sets("detector.backbone")]
+    size: str | None
     epochs: int | None
+    minutes: float | None
     pretrained: str | bool | None
     start: Annotated[str | Path | None, Sets("start")]
     recipe: str | Path | None
@@ -48,8 +50,12 @@ class Request(DistillWords, total=False):
         teacher: Weights file or run folder of a trained detector; ``ema`` for the running average of the student.
         model: Kind of detector: ``gfl``, ``gflv2``, ``atss``, ``fcos``, ``retinanet``, or with rotated boxes
             ``rotated_gfl`` or ``rotated_retinanet``; by default the teacher's, or GFL, rotated if the objects are.
-        backbone: A timm name; by default ``resnet18``.
+        backbone: A timm name; by default that of the size.
+        size: Size of the detector: ``n``, ``s``, ``m`` or ``l`` (:data:`locdistill.recipe.fitted.SIZES`); by default
+            ``n`` on a CPU and ``s`` elsewhere.
         epochs: Passes over the data. Milestones of a named recipe move in proportion.
+        minutes: Duration of the training, evaluations included: the number of steps follows from the time of the first
+            few. For one process.
         pretrained: Weights of the backbone: ``hub``, ``none`` or a file.
         start: Initial weights: weights file or run folder of a trained detector of the same classes; ``teacher`` for
             the teacher's. Without a named recipe, its architecture and input size are used too.

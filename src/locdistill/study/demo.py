@@ -38,7 +38,7 @@ from locdistill.settings import Settings
 from locdistill.study.arms import Arm
 from locdistill.study.compare.compare import ComparisonPlan, carry_out
 from locdistill.study.compare.result import Comparison
-from locdistill.study.pace import seconds_per_step
+from locdistill.training.pace import seconds_per_step
 from locdistill.types import Tell
 
 TITLE = "Localization distillation on drawn shapes"

@@ -27,6 +27,7 @@ from locdistill.recipe.own import imports_of
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import DistillWords, Request, TrainWords, takes
 from locdistill.training.fit import RunResult, fit_run
+from locdistill.training.pace import fitted_to
 from locdistill.training.preflight.look import LOOK, Preflight, examine
 from locdistill.training.preflight.report import PreflightReport, refused
 from locdistill.training.prepare import Parts, compose
@@ -170,7 +171,8 @@ def _resolved(request: Request, verb: str) -> Recipe:
         other = "distill" if recipe.distils else "train"
         what = "distils" if recipe.distils else "has no teacher and no term that needs one"
         raise RecipeError(f"recipe {recipe.name} {what}: use 'locdistill {other}' for it")
-    return recipe
+    minutes = request.get("minutes")
+    return recipe if minutes is None else fitted_to(recipe, minutes)
 
 
 def _examined(recipe: Recipe, preflight: Preflight, *, fresh: bool) -> tuple[Parts | None, PreflightReport]:

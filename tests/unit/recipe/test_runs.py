@@ -32,7 +32,7 @@ from locdistill.inference.predict import PartialImageError, list_images, predict
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipe import run_folder
-from locdistill.recipe.defaults import median_size, resolve
+from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import load_recipe
 from locdistill.recipe.request import Request
 from locdistill.training.prepare import objective_of
@@ -58,29 +58,6 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Detector(TINY).save(tmp_path_factory.mktemp("teacher") / "best")
 
 
-def dataset(*sides: tuple[int, int]) -> Dataset:
-    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-    records = tuple(Record(Path(f"{i}.png"), i, w, h, *empty) for i, (w, h) in enumerate(sides))
-    return Dataset("d", ("a",), records, "coco", (1,))
-
-
-@pytest.mark.parametrize(
-    ("sides", "expected"),
-    [
-        ([(640, 480)], (640, 480)),
-        ([(480, 640), (640, 480), (100, 100)], (640, 480)),
-        ([(128, 96)], (128, 96)),
-        ([(130, 100)], (128, 96)),
-        ([(20, 10)], (32, 32)),
-        ([(4000, 3000)], (1056, 800)),
-        ([(4000, 1000)], (1333, 320)),
-        ([(1333, 800)], (1333, 800)),
-    ],
-)
-def test_the_input_size_is_that_of_the_median_image(sides: list[tuple[int, int]], expected: tuple[int, int]) -> None:
-    assert median_size(dataset(*sides)) == expected
-
-
 def test_choices_for_ones_own_data(tiny_coco: Path) -> None:
     recipe = resolve(Request(data=tiny_coco, backbone="resnet34", epochs=3, pretrained="none"))
     assert recipe.name == "gfl_resnet34"
@@ -90,7 +67,6 @@ def test_choices_for_ones_own_data(tiny_coco: Path) -> None:
     assert recipe.detector.pretrained is False
     assert recipe.detector.frozen_stages == -1  # nothing random is frozen
     assert recipe.engine.epochs == 3
-    assert recipe.engine.milestones == pytest.approx((2 / 3, 11 / 12))
     assert {name: term.build() for name, term in recipe.terms.items()} == supervised()
     assert recipe.teacher is None
 

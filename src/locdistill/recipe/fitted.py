@@ -1,0 +1,157 @@
+"""Settings of the default run, fitted to a user's own images and objects and to the machine.
+
+Every value is a default: it stands in the resolved recipe, and any option or setting replaces it. The choices were
+measured by ``benchmarks/own_data.py``; see ``docs/results.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from locdistill.data.records import Dataset
+from locdistill.errors import RecipeError
+
+
+class Size(NamedTuple):
+    """A size of detector: backbone, width of pyramid and head, and depth of the head's towers."""
+
+    backbone: str
+    channels: int
+    depth: int
+
+
+SIZES: dict[str, Size] = {
+    "n": Size("tf_efficientnet_lite0", 64, 2),
+    "s": Size("resnet18", 96, 2),
+    "m": Size("resnet34", 128, 3),
+    "l": Size("resnet50", 256, 4),
+}
+BATCH = 8
+SMALL = 24
+"""Side that small objects (the lowest fifth) should have in the input of the network, in pixels."""
+ENLARGED = 2.0
+"""Largest factor by which images are enlarged for small objects."""
+LEAST_SIDE = 256
+"""Long side below which images are not reduced, in pixels."""
+LARGEST, LARGEST_ROTATED, LARGEST_CPU = (1333, 800), (1024, 1024), (640, 640)
+IMAGES_SEEN = 36_000
+"""Images that a run trains on in all, repetitions counted, unless that is fewer or more passes than those below."""
+FEWEST_EPOCHS, MOST_EPOCHS = 24, 150
+EVALUATIONS = 20
+PATIENCE = 8
+"""Evaluations without a better AP after which a run stops."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the default run depends on.
+
+    Attributes:
+        images: Number of training images.
+        long: Median of the longer side of an image, in pixels.
+        short: Median of the shorter side.
+        small: Side of a small object (20th percentile of the square root of the area), in pixels of the image; None
+            without objects.
+        oriented: Whether objects are rotated boxes.
+        cpu: Whether the training runs on a CPU.
+        pretrained: Whether the backbone begins with pretrained weights.
+    """
+
+    images: int
+    long: float
+    short: float
+    small: float | None
+    oriented: bool
+    cpu: bool
+    pretrained: bool
+
+    @classmethod
+    def of(cls, dataset: Dataset, *, cpu: bool, pretrained: bool) -> Facts:
+        """Measure a training set.
+
+        Raises:
+            RecipeError: It has no images.
+        """
+        if not dataset.records:
+            raise RecipeError(f"{dataset.name}: there are no training images to choose the input size by")
+        sides = np.array([(record.width, record.height) for record in dataset.records])
+        boxes = np.concatenate([record.boxes[~record.ignored] for record in dataset.records])
+        areas = np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), -1)
+        return cls(
+            images=len(dataset),
+            long=float(np.median(sides.max(1))),
+            short=float(np.median(sides.min(1))),
+            small=float(np.quantile(np.sqrt(areas), 0.2)) if len(areas) else None,
+            oriented=dataset.oriented,
+            cpu=cpu,
+            pretrained=pretrained,
+        )
+
+
+def input_size(facts: Facts) -> tuple[int, int]:
+    """Return the long and the short side of the input, multiples of 32 (or the limits themselves).
+
+    The sides are those of the median image, rounded up; enlarged (at most twice) where small objects have less than
+    24 pixels; on a CPU also reduced where they keep as many; and shrunk to 1333 x 800, as usual for COCO, to 1024 x
+    1024 for rotated objects, as for DOTA, or to 640 x 640 on a CPU.
+    """
+    limits = LARGEST_CPU if facts.cpu else LARGEST_ROTATED if facts.oriented else LARGEST
+    fits = min(limits[0] / facts.long, limits[1] / facts.short)
+    least = min(1.0, LEAST_SIDE / facts.long) if facts.cpu else 1.0
+    wanted = 1.0 if facts.small is None else SMALL / max(facts.small, 1.0)
+    scale = min(max(min(wanted, ENLARGED), least), fits)
+    long, short = (
+        min(limit, max(32, math.ceil(round(side * scale, 3) / 32) * 32))
+        for side, limit in zip((facts.long, facts.short), limits, strict=True)
+    )
+    return max(long, short), short
+
+
+def levels_for(size: Sequence[int]) -> list[int]:
+    """Return the levels of the pyramid for an input size: no map of a few cells, and a range for the largest box."""
+    highest = 5 if size[0] <= 416 else 6 if size[0] <= 800 else 7
+    return list(range(3, highest + 1))
+
+
+def epochs_for(facts: Facts) -> int:
+    """Return the number of passes over the images: more for fewer images, and twice as many from random weights."""
+    passes = min(max(round(IMAGES_SEEN / facts.images), FEWEST_EPOCHS), MOST_EPOCHS)
+    return passes if facts.pretrained else 2 * passes
+
+
+def engine_for(facts: Facts, epochs: int) -> dict[str, Any]:
+    """Return the engine settings that differ from the published ones, all in proportion to the run."""
+    return {
+        "epochs": epochs,
+        "optimizer": "adamw",
+        "lr": 1e-3 if not facts.pretrained else 5e-4,
+        "scale_lr": False,
+        "weight_decay": 0.05,
+        "norm_bias_decay": False,
+        "clip_norm": 10.0,
+        "warmup_steps": 0.05,
+        "schedule": "cosine",
+        "ema": "auto",
+        "eval_every": max(1, epochs // EVALUATIONS),
+        "patience": PATIENCE,
+    }
+
+
+def data_for(facts: Facts) -> dict[str, Any]:
+    """Return the data settings that differ from the published ones."""
+    return {"batch_per_device": BATCH, "sizes": [list(input_size(facts))], "filter_empty": False}
+
+
+def described(facts: Facts, size: Sequence[int]) -> str:
+    """Describe the choice of the input size."""
+    long, short = size
+    own = f"images of {facts.long:.0f} x {facts.short:.0f}"
+    small = "" if facts.small is None else f", small objects of {facts.small:.0f} pixels"
+    change = "reduced" if long < facts.long else "enlarged" if long > facts.long + 31 else ""
+    why = {"reduced": f" (reduced: on a CPU small objects get {SMALL} pixels)", "enlarged": " (enlarged for them)"}
+    return f"fitted to {facts.images} {own}{small}: input {long} x {short}{why.get(change, '')}"
