@@ -32,8 +32,9 @@ SIZES: dict[str, Size] = {
     "l": Size("resnet50", 256, 4),
 }
 BATCH = 8
-SMALL = 24
-"""Side that small objects (the lowest fifth) should have in the input of the network, in pixels."""
+FEW, ENOUGH = 16, 40
+"""Side of small objects (the lowest fifth) in the input of the network, in pixels: images are enlarged for the first,
+and on a CPU reduced to the second."""
 ENLARGED = 2.0
 """Largest factor by which images are enlarged for small objects."""
 LEAST_SIDE = 256
@@ -97,17 +98,41 @@ def input_size(facts: Facts) -> tuple[int, int]:
     """Return the long and the short side of the input, multiples of 32 (or the limits themselves).
 
     The sides are those of the median image, rounded up; enlarged (at most twice) where small objects have less than
-    24 pixels; on a CPU also reduced where they keep as many; and shrunk to 1333 x 800, as usual for COCO, to 1024 x
-    1024 for rotated objects, as for DOTA, or to 640 x 640 on a CPU.
+    16 pixels; on a CPU reduced where they keep 40; and shrunk to 1333 x 800, as usual for COCO, to 1024 x 1024 for
+    rotated objects, as for DOTA, or to 640 x 640 on a CPU.
     """
-    limits = LARGEST_CPU if facts.cpu else LARGEST_ROTATED if facts.oriented else LARGEST
-    fits = min(limits[0] / facts.long, limits[1] / facts.short)
-    least = min(1.0, LEAST_SIDE / facts.long) if facts.cpu else 1.0
-    wanted = 1.0 if facts.small is None else SMALL / max(facts.small, 1.0)
-    scale = min(max(min(wanted, ENLARGED), least), fits)
+    return _sides(facts, _scale(facts))
+
+
+def reduced_size(facts: Facts, share: float) -> tuple[int, int]:
+    """Return the sides of an input with a share of the pixels, in which small objects keep 16 pixels."""
+    keeps = 1.0 if facts.small is None else FEW / max(facts.small, 1.0)
+    scale = _scale(facts)
+    return _sides(facts, min(scale, max(scale * math.sqrt(share), keeps, _least(facts))))
+
+
+def _scale(facts: Facts) -> float:
+    """Return the factor from the images to the input of the network."""
+    limits = _limits(facts)
+    small = max(facts.small or FEW, 1.0)
+    grown = min(max(FEW / small, 1.0), ENLARGED)
+    shrunk = max(min(ENOUGH / small, 1.0), _least(facts)) if facts.cpu and facts.small is not None else 1.0
+    return min(grown * shrunk, limits[0] / facts.long, limits[1] / facts.short)
+
+
+def _least(facts: Facts) -> float:
+    return min(1.0, LEAST_SIDE / facts.long)
+
+
+def _limits(facts: Facts) -> tuple[int, int]:
+    return LARGEST_CPU if facts.cpu else LARGEST_ROTATED if facts.oriented else LARGEST
+
+
+def _sides(facts: Facts, scale: float) -> tuple[int, int]:
+    """Return long and short side for a factor: multiples of 32, or the limits."""
     long, short = (
         min(limit, max(32, math.ceil(round(side * scale, 3) / 32) * 32))
-        for side, limit in zip((facts.long, facts.short), limits, strict=True)
+        for side, limit in zip((facts.long, facts.short), _limits(facts), strict=True)
     )
     return max(long, short), short
 
@@ -153,5 +178,5 @@ def described(facts: Facts, size: Sequence[int]) -> str:
     own = f"images of {facts.long:.0f} x {facts.short:.0f}"
     small = "" if facts.small is None else f", small objects of {facts.small:.0f} pixels"
     change = "reduced" if long < facts.long else "enlarged" if long > facts.long + 31 else ""
-    why = {"reduced": f" (reduced: on a CPU small objects get {SMALL} pixels)", "enlarged": " (enlarged for them)"}
+    why = {"reduced": " (reduced: they stay large enough)", "enlarged": " (enlarged for them)"}
     return f"fitted to {facts.images} {own}{small}: input {long} x {short}{why.get(change, '')}"

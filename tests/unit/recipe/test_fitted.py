@@ -15,15 +15,17 @@ from locdistill.errors import RecipeError
 from locdistill.recipe.defaults import resolve
 from locdistill.recipe.fitted import (
     BATCH,
+    ENOUGH,
+    FEW,
     FEWEST_EPOCHS,
     MOST_EPOCHS,
     SIZES,
-    SMALL,
     Facts,
     engine_for,
     epochs_for,
     input_size,
     levels_for,
+    reduced_size,
 )
 from locdistill.recipe.request import Request
 
@@ -57,17 +59,25 @@ def test_the_input_has_the_sides_of_the_median_image(sides: list[tuple[int, int]
 @pytest.mark.parametrize(
     ("small", "cpu", "expected"),
     [
-        (SMALL, False, (640, 480)),
-        (SMALL / 1.5, False, (960, 736)),  # small objects get their pixels
+        (FEW, False, (640, 480)),
+        (FEW / 1.5, False, (960, 736)),  # small objects get their pixels
         (1.0, False, (1088, 800)),  # at most twice the size, within the limits
-        (10 * SMALL, False, (640, 480)),
-        (2 * SMALL, True, (320, 256)),  # a CPU does without the pixels that no object needs
-        (100 * SMALL, True, (256, 192)),
+        (10 * ENOUGH, False, (640, 480)),
+        (2 * ENOUGH, True, (320, 256)),  # a CPU does without the pixels that no object needs
+        (100 * ENOUGH, True, (256, 192)),
         (1.0, True, (640, 480)),
     ],
 )
 def test_the_input_follows_the_small_objects(small: float, cpu: bool, expected: tuple[int, int]) -> None:
     assert input_size(replace(GPU, small=small, cpu=cpu)) == expected
+
+
+def test_a_share_of_the_pixels_leaves_small_objects_visible() -> None:
+    facts = replace(GPU, small=ENOUGH)
+    assert reduced_size(facts, 0.25) == (320, 256)
+    assert reduced_size(facts, 0.001) == (256, 192)
+    assert reduced_size(replace(facts, small=FEW), 0.25) == (640, 480)
+    assert reduced_size(facts, 4.0) == (640, 480)
 
 
 def test_rotated_objects_have_a_square_limit() -> None:

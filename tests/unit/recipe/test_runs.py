@@ -58,6 +58,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Detector(TINY).save(tmp_path_factory.mktemp("teacher") / "best")
 
 
+def dataset(*sides: tuple[int, int]) -> Dataset:
+    empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    records = tuple(Record(Path(f"{i}.png"), i, w, h, *empty) for i, (w, h) in enumerate(sides))
+    return Dataset("d", ("a",), records, "coco", (1,))
+
+
 def test_choices_for_ones_own_data(tiny_coco: Path) -> None:
     recipe = resolve(Request(data=tiny_coco, backbone="resnet34", epochs=3, pretrained="none"))
     assert recipe.name == "gfl_resnet34"
@@ -88,7 +94,7 @@ def test_a_student_agrees_with_its_teacher(tiny_coco: Path, teacher: Path) -> No
     assert recipe.data.classes == ("box", "disc", "bar")
     assert (student.levels, student.reg_max, student.anchor_scale) == ((3, 4), 16, 4.0)
     assert (student.input.short, student.input.long) == (64, 96)
-    assert (student.channels, student.depth) == (256, 4)  # the rest is the student's own
+    assert (student.channels, student.depth) == (64, 2)  # the rest is the student's own
     assert {name: term.build() for name, term in recipe.terms.items()} == supervised() | ld_sharp()
     assert recipe.teacher is not None
     assert recipe.teacher.weights == str(teacher)
@@ -304,7 +310,8 @@ def test_choices_for_rotated_data(tmp_path: Path) -> None:
     )
     (tmp_path / "tiles" / "val").symlink_to(folder)
     for model in (None, "gfl"):
-        recipe = resolve(Request(data=tmp_path / "tiles", model=model, pretrained="none"))
+        on_gpu = ["engine.accelerator=cuda"]
+        recipe = resolve(Request(data=tmp_path / "tiles", model=model, pretrained="none", overrides=on_gpu))
         assert recipe.detector.model == (model or "rotated_gfl")
         assert recipe.data.crowd == "ignore"
         assert recipe.data.sizes == ((1024, 1024),)
