@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb runs, so that ``--help`` answers at once
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -78,6 +79,19 @@ def _top(
     """Localization distillation for dense object detectors: teach a small detector where box edges are."""
 
 
+def show_log() -> None:
+    """Print the package's messages on stderr: warnings, and in the first process those on the choices made for a run.
+
+    The training loop prints its own, which this leaves to it and to ``log.txt``.
+    """
+    handler = logging.StreamHandler()
+    first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or (first and record.name == "locdistill"))
+    package = logging.getLogger("locdistill")
+    package.handlers = [handler]
+    package.setLevel(logging.INFO)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error of the user's is one message on stderr, and the exit code 2."""
     share_politely()
@@ -88,6 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"locdistill {version('locdistill')}")
         return
+    show_log()
     debug = "--debug" in words or bool(os.environ.get("LOCDISTILL_DEBUG"))
     try:
         app([word for word in words if word != "--debug"])

@@ -78,6 +78,17 @@ def _text(row: Mapping[str, float]) -> dict[str, str]:
     return {name: str(int(value)) if name == "step" else repr(float(value)) for name, value in row.items()}
 
 
+def duration(seconds: float) -> str:
+    """Write a duration in the two units that matter: ``45 s``, ``12 min``, ``2 h 10 min``, ``3 d 4 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    hours, days = minutes // 60, minutes // 1440
+    if not hours:
+        return f"{minutes} min"
+    return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
+
+
 class TensorBoard:
     """Event files with the same numbers; rows of an earlier part of the run after its ``steps`` are hidden."""
 

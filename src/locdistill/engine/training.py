@@ -22,7 +22,7 @@ from locdistill.engine.checkpoint import (
     seed_everything,
     write_checkpoint,
 )
-from locdistill.engine.log import MetricsFile, Row, TensorBoard, Terminal
+from locdistill.engine.log import MetricsFile, Row, TensorBoard, Terminal, duration
 from locdistill.engine.meter import Meter, Ratios
 from locdistill.engine.module import Losses, TrainingModule, as_module
 from locdistill.engine.optim import average_decay, laid_out, scaled_lr, schedule, warmup_length
@@ -41,6 +41,8 @@ from locdistill.types import Batch
 MakeLoader = Callable[[int, int], Any]
 MONITOR = "AP"
 CHECKPOINT = "last.ckpt"
+WARM_STEPS = 10
+"""Steps after which the pace of a run is measured."""
 
 
 @dataclass(slots=True)
@@ -136,6 +138,7 @@ class Training:
         self._board: TensorBoard | None = None
         self._saved_at, self._saved_time = -1, 0.0
         self._window = (0.0, 0)
+        self._estimates = True
 
     @property
     def student(self) -> torch.nn.Module:
@@ -347,6 +350,10 @@ class Training:
         row |= watched
         self._write(row)
         self.terminal.losses(row)
+        if self._estimates and steps > 0 and self.state.step > WARM_STEPS:
+            self._estimates = False
+            rest = (self.plan.total_steps - self.state.step) * seconds / steps
+            self.terminal.line(f"about {duration(rest)} for the other steps at this pace, evaluations not counted")
 
     def _row(self) -> Row:
         step = self.state.step

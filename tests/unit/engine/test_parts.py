@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from locdistill.engine.checkpoint import load_checkpoint, random_state, restore_random_state, write_checkpoint
-from locdistill.engine.log import MetricsFile, read_metrics
+from locdistill.engine.log import MetricsFile, duration, read_metrics
 from locdistill.engine.meter import Meter, Ratios
 from locdistill.engine.result import FitResult, RunState
 from locdistill.engine.signals import StopSignals, requeued
@@ -196,3 +196,11 @@ def test_a_requeued_slurm_job_is_recognised(monkeypatch: pytest.MonkeyPatch) -> 
     assert not requeued()
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert requeued()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (3590, "1 h 0 min"), (7800, "2 h 10 min"), (100 * 3600, "4 d 4 h")],
+)
+def test_a_duration_has_two_units(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
