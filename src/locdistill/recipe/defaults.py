@@ -34,7 +34,7 @@ from locdistill.models.foreign import detector_settings
 from locdistill.models.hub import find
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings, InputSettings
-from locdistill.recipe.fitted import SIZES, Facts, data_for, described, engine_for, epochs_for, levels_for
+from locdistill.recipe.fitted import SIZES, Facts, anchor_for, data_for, described, engine_for, epochs_for, levels_for
 from locdistill.recipe.load import Override, laid_over, named_recipe, recipe_data, validate
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.own import import_own
@@ -157,7 +157,8 @@ def _for_data(request: Request) -> dict[str, Any]:
         architecture = start.model_dump(mode="json", exclude=of_data_and_use)
     elif KINDS[known].assigner == "atss":
         architecture["levels"] = levels_for(data["sizes"][0])
-    log.info("%s", described(facts, data["sizes"][0]))
+        architecture["anchor_scale"] = anchor_for(facts, data["sizes"][0])
+    log.info("%s", described(facts, data["sizes"][0], chosen=given is None))
     recipe: dict[str, Any] = {
         "name": _name(f"{model}_{backbone}"),
         "detector": architecture | {"model": model, "backbone": backbone},

@@ -143,6 +143,15 @@ def levels_for(size: Sequence[int]) -> list[int]:
     return list(range(3, highest + 1))
 
 
+def anchor_for(facts: Facts, size: Sequence[int]) -> float:
+    """Return the side of the anchors in strides, from 4 to 8 (as published): the smallest is as large as small objects.
+
+    ATSS ranks locations by the overlap of their anchors with the object. Anchors that all contain it rank them equally.
+    """
+    small = FEW if facts.small is None else facts.small * size[0] / facts.long
+    return float(min(max(round(small / 8), 4), 8))
+
+
 def epochs_for(facts: Facts) -> int:
     """Return the number of passes over the images: more for fewer images, and twice as many from random weights."""
     passes = min(max(round(IMAGES_SEEN / facts.images), FEWEST_EPOCHS), MOST_EPOCHS)
@@ -172,11 +181,11 @@ def data_for(facts: Facts) -> dict[str, Any]:
     return {"batch_per_device": BATCH, "sizes": [list(input_size(facts))], "filter_empty": False}
 
 
-def described(facts: Facts, size: Sequence[int]) -> str:
-    """Describe the choice of the input size."""
+def described(facts: Facts, size: Sequence[int], *, chosen: bool) -> str:
+    """Describe the data and the input size, which was chosen for them or given."""
     long, short = size
     own = f"images of {facts.long:.0f} x {facts.short:.0f}"
     small = "" if facts.small is None else f", small objects of {facts.small:.0f} pixels"
-    change = "reduced" if long < facts.long else "enlarged" if long > facts.long + 31 else ""
+    change = "" if not chosen else "reduced" if long < facts.long else "enlarged" if long > facts.long + 31 else ""
     why = {"reduced": " (reduced: they stay large enough)", "enlarged": " (enlarged for them)"}
     return f"fitted to {facts.images} {own}{small}: input {long} x {short}{why.get(change, '')}"

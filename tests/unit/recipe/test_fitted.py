@@ -21,6 +21,7 @@ from locdistill.recipe.fitted import (
     MOST_EPOCHS,
     SIZES,
     Facts,
+    anchor_for,
     engine_for,
     epochs_for,
     input_size,
@@ -119,6 +120,12 @@ def test_the_engine_is_in_proportion_to_the_run() -> None:
 
 def test_the_pyramid_has_no_maps_of_a_few_cells() -> None:
     assert [levels_for((side, side))[-1] for side in (64, 416, 448, 800, 1024)] == [5, 5, 6, 6, 7]
+
+
+def test_anchors_are_no_larger_than_they_must_be() -> None:
+    scales = [anchor_for(replace(GPU, small=small), (640, 480)) for small in (5, 32, 48, 64, 500)]
+    assert scales == [4, 4, 6, 8, 8]
+    assert anchor_for(replace(GPU, small=96), (320, 240)) == 6
 
 
 def test_a_size_is_backbone_width_and_depth(tiny_coco: Path) -> None:
