@@ -132,7 +132,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, monkeypatch: pytest.
     weights = detector_of("gfl").save(tmp_path / "w")
     with pytest.raises(RunError, match="expected one of eager, compiled, onnxruntime"):
         benchmark(weights, engines=["tensorrt"])
-    with pytest.raises(RunError, match="fp16 is for GPUs"):
+    with pytest.raises(RunError, match="fp16 needs a GPU"):
         benchmark(weights, precision="fp16", device="cpu")
     with pytest.raises(RunError, match="expected one of 32, bf16, fp16"):
         benchmark(weights, precision="64")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -150,15 +150,12 @@ def notes(facts: Mapping[str, Any], engines: Mapping[str, EngineResult]) -> tupl
         )
     if facts["device"] == "cpu":
         found.append("Peak MB is how much the process grew with the engine, its own copy of the weights included.")
-    return (*found, *_disagreements(engines))
-
-
-def _disagreements(engines: Mapping[str, EngineResult]) -> Iterator[str]:
     first = next(iter(engines))
     for name, result in engines.items():
         apart, allowed = result.difference, max(TOLERANCE[engines[some].precision] for some in (first, name))
         if apart is not None and (apart.score > allowed or apart.unmatched):
-            yield (
+            found.append(
                 f"{name} does not quite detect what {first} does: scores differ by up to {apart.score:.1e} (expected: "
                 f"{allowed:g}), {apart.unmatched} of {apart.detections} detections have no partner."
             )
+    return tuple(found)
