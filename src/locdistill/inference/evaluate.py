@@ -80,8 +80,8 @@ class EvaluationResult:
         result = Evaluator(self.dataset, eleven_point).result(self.detections)
         if eleven_point is not None and isinstance(result, CocoResult):
             raise RecipeError(
-                f"{self.dataset.name} is evaluated by COCO's rules, which have one average; leave out --eleven-point and "
-                "--area (eleven_point=None), which are for VOC, DOTA and HRSC2016"
+                f"{self.dataset.name} is evaluated by COCO's rules, which have one average; leave out --eleven-point "
+                "and --area (eleven_point=None), which are for VOC, DOTA and HRSC2016"
             )
         series, tables = None, result.tables()
         if published:

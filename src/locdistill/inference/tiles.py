@@ -144,9 +144,7 @@ def merge(
     if not folder.is_dir():
         there = sorted(file.parent.name for file in Path(tiles).glob(f"*/{WINDOWS}"))
         if there:
-            raise DataError(
-                f"{tiles}: no tiles of split '{split}', only of {', '.join(there)}; name one of these with --split"
-            )
+            raise DataError(f"{tiles}: no tiles of split '{split}', only of {', '.join(there)}; use --split")
         folder, split = Path(tiles), Path(tiles).resolve().name
     cut_up = Tiles.read(folder)
     dataset = cut_up.original if data is None else _original(data, split, cut_up, overrides)

@@ -92,7 +92,7 @@ def test_levels_are_paired_by_stride_and_else_with_the_nearest():
     assert sizes(full, full[1:4]) == [16, 16, 8, 4, 4]
     # A padded size that does not halve evenly, and maps of one cell at the end.
     assert sizes(pyramid(13, 7, 4, 2, 1), pyramid(7, 4, 2, 1, 1)) == [7, 7, 4, 2, 1]
-    with pytest.raises(TeacherError, match="teacher hold none"):
+    with pytest.raises(TeacherError, match="teacher have none"):
         paired(full, [])
 
 

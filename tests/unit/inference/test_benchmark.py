@@ -89,7 +89,7 @@ def test_tables_and_json() -> None:
     assert data["gflops"] == {"multiply_adds": 3.0, "flops": 6.0}
     assert data["engines"]["eager"]["fps"] == 2.0
     assert data["missing"] == {"onnxruntime": "not installed"}
-    assert not any("does not quite" in note for note in data["notes"])
+    assert not any("have no partner" in note for note in data["notes"])
 
 
 def test_notes_say_what_is_not_real_and_who_disagrees() -> None:

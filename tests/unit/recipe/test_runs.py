@@ -217,7 +217,7 @@ def test_what_is_bridged_is_said(change: dict[str, Any], step: object, note: str
     ("change", "notes"),
     [
         ({"channels": 64}, ["have 16 channels, the student's 64"]),
-        ({"levels": (3, 4, 5)}, ["has strides [8, 16], asked for are [8, 16, 32]", "only its feature maps"]),
+        ({"levels": (3, 4, 5)}, ["has strides [8, 16], expected are [8, 16, 32]", "only its feature maps"]),
         ({"model": "retinanet"}, ["only its feature maps"]),
         ({"classes": ("cat", "dog")}, ["only its feature maps"]),
     ],
@@ -251,7 +251,7 @@ def test_a_teacher_of_boxes() -> None:
     boxes = replace(Facts.of(TINY), bins=None, channels=None)
     with pytest.raises(TeacherError, match=r"--method bckd.*teacher.soft_target=two_hot"):
         check_teacher(TINY, boxes, "t", needs=Needs(distributions=True))
-    with pytest.raises(TeacherError, match="hands out none"):
+    with pytest.raises(TeacherError, match="provides none"):
         check_teacher(TINY, boxes, "t", needs=Needs(features=True))
     assert check_teacher(TINY, boxes, "t").steps == (Soften(shift=0.0, bins=Bins(16)),)
     soft = check_teacher(TINY, boxes, "t", needs=Needs(distributions=True), soft="gaussian", soft_width=0.3)
