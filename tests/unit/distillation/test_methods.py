@@ -121,7 +121,7 @@ def test_an_adapter_stands_where_widths_differ_or_where_it_is_asked_for():
     first = narrow[0][0]
     adapted = torch.stack((first[0], 2 * first[1], torch.full((4, 4), 5.0)))
     torch.testing.assert_close(got[0, :16], (adapted - wide[0][0]).square().mean(0).flatten())
-    with pytest.raises(TeacherError, match=r"2x4x4, 2x2x2.*3x4x4, 3x2x2"):
+    with pytest.raises(TeacherError, match=r"\[2, 2\] channels, the teacher's \[3, 3\]"):
         FeatureL2()(scene)
 
 
