@@ -140,9 +140,7 @@ def test_a_batch_is_padded_to_the_files_size_and_cut_out_again(runtime: Callable
 
 def test_images_that_are_too_large(runtime: Callable[..., None]) -> None:
     runtime()
-    with pytest.raises(
-        TeacherError, match=r"of at most 64x64 .*, but a batch has 32x96; set data.sizes=\[\[64, 64\]\]"
-    ):
+    with pytest.raises(TeacherError, match=r"at most 64x64 .*, but a batch has 32x96; set data.sizes=\[\[64, 64\]\]"):
         teacher()(batch(32, 96))
     runtime(shape=(None, 3, None, None))
     assert teacher()(batch(32, 96)).cls_logits.shape == (2, 4 * 12 + 2 * 6, 2)

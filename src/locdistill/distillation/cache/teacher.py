@@ -105,14 +105,9 @@ class Keeping:
         return cls(objective=objective, layout=layout, predictions=needed, maps=tuple(maps), numbers=numbers)
 
     @property
-    def everywhere(self) -> bool:
-        """Whether predictions are kept at all locations, since a term may use any."""
-        return any(not term.bounded for term in self._asking)
-
-    @property
     def regions(self) -> tuple[str, ...]:
-        """Names of the regions at which predictions are kept, in addition to the positives."""
-        if self.everywhere:
+        """Names of the regions at which predictions are kept besides the positives, or ``everywhere``."""
+        if any(not term.bounded for term in self._asking):
             return ("everywhere",)
         names = set()
         for term in self._asking:
