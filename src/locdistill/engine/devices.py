@@ -20,7 +20,7 @@ def existing_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise RunError(f"device '{name}': expected cpu, cuda, cuda:1 or the like; {devices_here()}") from error
+        raise RunError(f"device '{name}': expected a name such as cpu, cuda or cuda:1; {devices_here()}") from error
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
@@ -30,7 +30,7 @@ def existing_device(name: str | torch.device) -> torch.device:
 
 
 def device_kind(settings: EngineSettings) -> Literal["cpu", "cuda", "mps"]:
-    """Return the kind of device to train on; ``auto`` is Lightning's choice."""
+    """Return the kind of device to train on; ``auto`` prefers MPS, then CUDA, then the CPU."""
     if settings.accelerator != "auto":
         return settings.accelerator
     return "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu"

@@ -204,7 +204,9 @@ class Objective:
             return {name: term(scene, None, known.get(name)) for name, term in self.terms.items()}
         if learned.balance is None:
             return {name: term(scene, learned.of(name), known.get(name)) for name, term in self.terms.items()}
-        values = {name: term.unscheduled(scene, learned.of(name), known.get(name)) for name, term in self.terms.items()}
+        values = {
+            name: term.per_location(scene, learned.of(name), known.get(name)).sum() for name, term in self.terms.items()
+        }
         supervised = torch.stack([values[name] for name, term in self.terms.items() if not term.needs_teacher]).sum()
         mapped = [name for name in learned.balance.ratios if _mapped(self.terms[name])]
         values |= learned.balance(values, supervised, scene.student, mapped)

@@ -212,15 +212,9 @@ class Term:
             values = cast(Learner, self.of)(scene, own)
         return self.weight * values * weights / self.norm(weights, seen)
 
-    def unscheduled(
-        self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
-    ) -> Float[Tensor, ""]:
-        """Compute the term's value without its schedule."""
-        return self.per_location(scene, own, values).sum()
-
     def __call__(
         self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
     ) -> Float[Tensor, ""]:
         """Compute the term's value; 0, with gradients defined, where the region is empty."""
-        value = self.unscheduled(scene, own, values)
+        value = self.per_location(scene, own, values).sum()
         return value if self.schedule is None else value * self.factor(scene)

@@ -310,11 +310,6 @@ def test_images_without_detections(images: int) -> None:
         assert (one.boxes.dtype, one.labels.dtype) == (torch.float32, torch.long)
 
 
-def test_one_scale_per_axis() -> None:
-    scales = postprocess.scale_factors(torch.tensor([[800, 1067]]), torch.tensor([[480, 640]]))
-    torch.testing.assert_close(scales, torch.tensor([[800 / 480, 1067 / 640]]))
-
-
 # Pictures.
 
 
