@@ -122,8 +122,8 @@ def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
             ends, evaluates = step >= plan.total_steps, plan.evaluates(step, settings.eval_every)
             boundary = evaluates or plan.ends_epoch(step)
             due = settings.checkpoint_every_steps is not None and step % settings.checkpoint_every_steps == 0
-            asks = boundary or due or step % training.agrees_every == 0
-            decisions = training.agree() if asks else Decisions()
+            agrees = boundary or due or step % training.agrees_every == 0
+            decisions = training.agree() if agrees else Decisions()
             if step % settings.log_every == 0 or ends:
                 training.log()
             training.terminal.advance(step)
