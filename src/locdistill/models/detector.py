@@ -105,16 +105,21 @@ class Detector(nn.Module):
             features: Whether to return the maps of the pyramid too.
             towers: Whether to return the maps inside the towers of the head too, before their last convolution.
         """
-        stages = self.backbone(images)
-        stages = [stages[index] for index in self._outputs]
-        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
-            stages = [stage.permute(0, 3, 1, 2) for stage in stages]
-        levels = self.fpn(stages)
+        levels = self.pyramid(images)
         head: Any = self.head
         maps = head.begin(levels)
         kept = tuple(m.clone() for m in maps) if towers else ()  # the head goes on in place
         dense: Dense = head.finish(maps)
         return dense._replace(features=tuple(levels) if features else (), towers=kept)
+
+    def pyramid(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Compute the maps of the feature pyramid, finest first."""
+        maps = self.backbone(images)
+        stages = [maps[index] for index in self._outputs]
+        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+            stages = [stage.permute(0, 3, 1, 2) for stage in stages]
+        levels: list[Tensor] = self.fpn(stages)
+        return levels
 
     def train(self, mode: bool = True) -> Detector:
         """Change the mode; the frozen part of the backbone and its batch normalisation stay as the settings require."""

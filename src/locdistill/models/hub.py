@@ -63,20 +63,7 @@ def pull(
     """
     named = _address(repo_id) or _Address(repo_id)
     found = _fetch(_Address(named.repo_id, revision or named.revision, file or named.file), token)
-    if out is None:
-        return found
-    make_folder(Path(out))
-    target = Path(out) / found.name
-    if target.exists():
-        if target.read_bytes() == found.read_bytes():
-            return target
-        raise RunError(f"{target} exists already, with other content; give another folder with --out DIR")
-    try:
-        with replacing(target) as part:
-            shutil.copyfile(found, part)
-    except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror or error}); give another folder") from error
-    return target
+    return found if out is None else _copy(found, Path(out))
 
 
 def find(weights: str | Path) -> Path:
@@ -160,6 +147,22 @@ def _only_weights(repo_id: str, files: list[str]) -> str:
         raise HubError(f"{repo_id} has no weights ({SUFFIX}); it has {listed}")
     listed = "\n  ".join(sorted(published or there))
     raise HubError(f"{repo_id} has several weights; choose one with --file, or as hf://{repo_id}/FILE:\n  {listed}")
+
+
+def _copy(found: Path, folder: Path) -> Path:
+    """Copy a file into a folder atomically, without replacing another file of the same name."""
+    make_folder(folder)
+    target = folder / found.name
+    if target.exists():
+        if target.read_bytes() == found.read_bytes():
+            return target
+        raise RunError(f"{target} exists already, with other content; give another folder with --out DIR")
+    try:
+        with replacing(target) as part:
+            shutil.copyfile(found, part)
+    except OSError as error:
+        raise RunError(f"{target} cannot be written ({error.strerror or error}); give another folder") from error
+    return target
 
 
 def hub_api(token: str | None) -> HfApi:
