@@ -20,7 +20,7 @@ def existing_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise RunError(f"device '{name}': expected a name such as cpu, cuda or cuda:1; {devices_here()}") from error
+        raise RunError(f"device '{name}': expected cpu, cuda, cuda:1 or the like; {devices_here()}") from error
     try:
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:

@@ -70,7 +70,7 @@ def spelled_out(speed: Any) -> Any:
     if speed == "off":
         return dict.fromkeys(SpeedSettings.model_fields, False)
     if not isinstance(speed, dict | SpeedSettings):
-        raise ValueError(f"expected auto, off, or a group of {', '.join(SpeedSettings.model_fields)}; got {speed!r}")
+        raise ValueError(f"expected auto, off, or a group of {', '.join(SpeedSettings.model_fields)}, came {speed!r}")
     return speed
 
 

@@ -208,7 +208,7 @@ def read(
     name = GIVEN if isinstance(source, Mapping) else str(source)
     # A text would count as the list of its letters.
     if named is not None and (isinstance(named, str) or not isinstance(named, Iterable)):
-        raise WeightsError(f"{name}: classes: expected a list of names, such as ['disc', 'box']; got {named!r}")
+        raise WeightsError(f"{name}: classes: expected a list of names, such as ['disc', 'box'], came {named!r}")
     content = source if isinstance(source, Mapping) else _content(Path(source))
     try:
         unpacked = unpack(content, weights)

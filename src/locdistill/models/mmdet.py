@@ -140,7 +140,7 @@ def convert(
     """
     out = file_name(out)
     if to not in (None, *get_args(Format)):
-        raise WeightsError(f"to: expected {' or '.join(map(repr, get_args(Format)))}; got {to!r}")
+        raise WeightsError(f"to: expected {' or '.join(map(repr, get_args(Format)))}, came {to!r}")
     to = to or ("mmdet" if out.suffix in THEIR_SUFFIXES else "locdistill")
     if to == "locdistill" and out.suffix != SUFFIX:
         out = out.with_name(out.name + SUFFIX)

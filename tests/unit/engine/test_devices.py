@@ -120,7 +120,7 @@ def test_devices_that_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_device_by_name() -> None:
     assert existing_device("cpu") == torch.device("cpu")
-    with pytest.raises(RunError, match="'gpu': expected a name such as cpu"):
+    with pytest.raises(RunError, match="'gpu': expected cpu, cuda"):
         existing_device("gpu")
     with pytest.raises(RunError, match="'meta' cannot be used"):
         existing_device("meta")

@@ -262,7 +262,7 @@ def test_settings_that_make_no_detector(theirs: dict[str, Tensor], tmp_path: Pat
             Detector.load(path)
         assert "pydantic" not in str(caught.value)
     torch.save({"state_dict": theirs, "meta": {"locdistill": "{}"}}, path)
-    with pytest.raises(WeightsError, match=r"w\.pth: the settings have no names of classes.*--classes A,B"):
+    with pytest.raises(WeightsError, match=r"w\.pth: its settings have no names of classes.*--classes A,B"):
         Detector.load(path)
     torch.save({"state_dict": theirs, "meta": {"locdistill": '{"style": "caffe", "classes": ["a", "b"]}'}}, path)
     with pytest.raises(WeightsError, match=r"w\.pth: style: 'caffe'"):

@@ -627,7 +627,7 @@ def test_the_command_line_against_a_hub_named_by_the_environment(
     assert json.loads(pushed + "}")["files"] == [published.weights.name, "README.md", "recipe.yaml"]
     assert pulled == f"{published.weights.name}\n"
     assert (tmp_path / published.weights.name).read_bytes() == published.weights.read_bytes()
-    assert f"HubError: me/absent: there is no such model at {hub.address}" in done.stderr
+    assert f"HubError: me/absent: no such model at {hub.address}" in done.stderr
 
 
 def test_what_the_command_line_prints(
