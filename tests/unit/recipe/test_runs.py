@@ -304,7 +304,7 @@ def test_centrality_is_asked_of_detectors_alone_that_predict_distances() -> None
     central = "terms.bbox.on={positives: {by: centerness}}"
     deltas = load_recipe("rotated_retinanet_gwd_r18_1x", [central])
     detector = Detector(deltas.detector.model_copy(update={"pretrained": False, "classes": ("a",)}))
-    with pytest.raises(RecipeError, match=r"terms bbox ask how central .* this detector predicts dx, dy"):
+    with pytest.raises(RecipeError, match=r"terms bbox compute centerness .* this detector predicts dx, dy"):
         objective_of(deltas, detector)
     distances = load_recipe("rotated_gfl_r18_1x", [central])
     detector = Detector(distances.detector.model_copy(update={"pretrained": False, "classes": ("a",)}))
