@@ -58,8 +58,3 @@ class Evaluator:
         return self.dataset.kind in ("dota", "hrsc") or (
             bool(self.dataset.records) and all("VOC2007" in str(record.path) for record in self.dataset.records)
         )
-
-
-def evaluator_for(dataset: Dataset, *, eleven_point: bool | None = None) -> Evaluator:
-    """Create the evaluator of a data set: a function from detections by image identifier to named metrics."""
-    return Evaluator(dataset, eleven_point)
