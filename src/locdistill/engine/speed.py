@@ -3,8 +3,9 @@
 These are the choices of ``auto``; ``benchmarks/step.py`` measures them on a machine. The choices for CUDA and MPS
 follow PyTorch's documentation.
 
-- bf16 where the device supports its multiplication: on CUDA since Ampere, on CPUs with AVX-512 BF16 or AMX, unless the
-  user disables these in oneDNN (ONEDNN_MAX_CPU_ISA). Elsewhere it is emulated and slower than float32.
+- bf16 where the device supports its multiplication: on CUDA since Ampere, on CPUs with AMX or AVX-512 BF16, unless the
+  user disables these in oneDNN (ONEDNN_MAX_CPU_ISA). Elsewhere it is emulated and slower than float32. AVX-512 BF16
+  doubles the speed on some processors and halves it on others, so one convolution is timed there.
 - channels last on CUDA, where tensor cores use that order; not elsewhere: on CPU, backward passes of narrow networks
   take 1.5 times as long with it.
 - a folded teacher always, and a fused optimiser on CPU and CUDA, except with gradient clipping (engine.clip_norm) in
@@ -17,9 +18,12 @@ follow PyTorch's documentation.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import math
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +35,8 @@ import torch
 from locdistill.engine.devices import device_kind
 from locdistill.engine.settings import EngineSettings
 
+LEAST_GAIN = 1.3
+"""Ratio of the speed of a convolution in bf16 to that in float32 above which bf16 pays: the casts take time too."""
 STEPS_TO_COMPILE = 2000
 """Minimum number of optimiser steps for which compilation is worthwhile."""
 Precision = Literal["32", "bf16", "fp16"]
@@ -45,7 +51,7 @@ class Machine:
 
     Attributes:
         device: Kind of the training device.
-        bf16: Whether it multiplies in bf16 natively, without emulation.
+        bf16: Whether it multiplies in bf16 natively, without emulation, and on a CPU faster than in float32.
         triton: Whether Triton, the compiler for CUDA, is installed.
     """
 
@@ -58,7 +64,8 @@ class Machine:
         """Return this machine with the training device of these settings."""
         device = device_kind(settings)
         cuda = device == "cuda" and torch.cuda.is_available()
-        bf16 = (device == "cpu" and cpu_bf16()) or (cuda and torch.cuda.is_bf16_supported(including_emulation=False))
+        faster = device == "cpu" and cpu_bf16() and (cpu_amx() or bf16_gain() > LEAST_GAIN)
+        bf16 = faster or (cuda and torch.cuda.is_bf16_supported(including_emulation=False))
         return cls(device=device, bf16=bf16, triton=importlib.util.find_spec("triton") is not None)
 
 
@@ -150,6 +157,28 @@ def cpu_bf16() -> bool:
         return any(bool(check()) for check in checks if check is not None)
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if platform.system() == "Linux" else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def cpu_amx() -> bool:
+    """Return whether oneDNN multiplies bf16 in AMX tiles, according to PyTorch."""
+    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    check = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(check and check()) and ("AMX" in limit or limit in ("", "DEFAULT", "ALL"))
+
+
+@functools.cache
+def bf16_gain() -> float:
+    """Measure the time of a convolution and its gradients in float32 over that in bf16, in this process."""
+    fastest: dict[torch.dtype, float] = {}
+    for _ in range(5):
+        for dtype in (torch.float32, torch.bfloat16):
+            images, weights = (
+                torch.ones(s, dtype=dtype, requires_grad=True) for s in ((4, 64, 32, 32), (64, 64, 3, 3))
+            )
+            begun = time.perf_counter()
+            torch.nn.functional.conv2d(images, weights, padding=1).sum().backward()
+            fastest[dtype] = min(fastest.get(dtype, math.inf), time.perf_counter() - begun)
+    return fastest[torch.float32] / fastest[torch.bfloat16]
 
 
 def set_backends(*, tf32: bool, cudnn_benchmark: bool) -> None:

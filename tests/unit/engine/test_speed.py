@@ -142,16 +142,23 @@ def unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("unlimited")
 def test_this_machine_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Machine.here(EngineSettings(accelerator="cpu"))
-    assert here.device == "cpu"
-    assert here.bf16 == speed.cpu_bf16()
+    supported = speed.cpu_bf16()
+    for gain in (1.9, 0.6):  # as measured on two processors with AVX-512 BF16
+        monkeypatch.setattr(speed, "bf16_gain", lambda gain=gain: gain)
+        here = Machine.here(EngineSettings(accelerator="cpu"))
+        assert here.device == "cpu"
+        assert here.bf16 == (supported and (speed.cpu_amx() or gain > 1))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
     assert speed.cpu_bf16()
+    assert speed.cpu_amx()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    assert not speed.cpu_amx()
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert not speed.cpu_bf16()
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # an older PyTorch: what the system says
-    assert speed.cpu_bf16() == here.bf16
+    assert speed.cpu_bf16() == supported
+    assert speed.bf16_gain() > 0
 
 
 @pytest.mark.usefixtures("unlimited")
@@ -169,6 +176,7 @@ def test_bf16_is_not_used_where_onednn_is_kept_from_it(
     monkeypatch: pytest.MonkeyPatch, name: str, limit: str, expected: bool
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(speed, "bf16_gain", lambda: 1.9)
     monkeypatch.setenv(name, limit)
     assert speed.cpu_bf16() == expected
     settings = EngineSettings(accelerator="cpu")
