@@ -24,7 +24,7 @@ from locdistill.data.transforms import View
 from locdistill.data.views import ViewPlan
 from locdistill.distillation.cache.record import Layout
 from locdistill.distillation.cache.store import Store
-from locdistill.distillation.cache.teacher import CachedTeacher, Keeping, Recall
+from locdistill.distillation.cache.teacher import DIGEST, CachedTeacher, Keeping, Recall
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.errors import CacheError, ImageError
@@ -35,7 +35,6 @@ from locdistill.types import Progress
 
 CONTRACT = "contract"
 VERSION = 2
-DIGEST = 16
 READERS = 8
 log = logging.getLogger("locdistill")
 
@@ -67,7 +66,7 @@ class CacheUse:
     @property
     def plan(self) -> ViewPlan:
         """Plan of the views of the images."""
-        return training_plan(self.data, self.seed)
+        return training_plan(self.data, self.seed, len(self.dataset))
 
 
 def open_cache(use: CacheUse, *, progress: Progress | None = None) -> tuple[CachedTeacher, Recall]:
