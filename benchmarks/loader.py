@@ -100,7 +100,7 @@ def pictures_of(files: Sequence[Path]) -> Pictures:
         ignored = np.zeros(OBJECTS, np.bool_)
         records.append(Record(file, i, width, height, boxes, np.zeros(OBJECTS, np.int64), ignored))
     dataset = Dataset("benchmark", ("object",), tuple(records), "coco", (1,))
-    return Pictures(dataset, training_plan(SETTINGS, 0))
+    return Pictures(dataset, training_plan(SETTINGS, 0, len(records)))
 
 
 def opencv_pixels(file: Path) -> np.ndarray:
@@ -219,7 +219,7 @@ def compare(files: Sequence[Path], rounds: int, batch: int) -> tuple[dict[str, f
     pictures, clock, worst = pictures_of(files), Clock(), 0
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     mean, std = (torch.tensor(v, dtype=torch.float32, device=device)[:, None, None] for v in (MEAN, STD))
-    plan = training_plan(SETTINGS, 0)
+    plan = training_plan(SETTINGS, 0, len(files))
     starts = range(0, len(files), batch)
     for epoch in range(rounds + 1):
         for start in starts:

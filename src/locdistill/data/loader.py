@@ -20,7 +20,7 @@ from locdistill.data.records import Dataset
 from locdistill.data.resources import picture_memory, worker_count
 from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
 from locdistill.data.settings import DataSettings
-from locdistill.data.transforms import Sample, View, look_at
+from locdistill.data.transforms import Sample, View, assembled, look_at, pieces_of
 from locdistill.data.views import ViewPlan
 from locdistill.errors import ImageError
 from locdistill.geometry.rotated import AngleRange, fit, hull
@@ -59,11 +59,12 @@ def training_loader(
 ) -> DataLoader[Batch]:
     """Build the loader of training batches: ``settings.batch_per_device`` images, shuffled and augmented.
 
-    ``loader.sampler`` is a `GroupedSampler`: call its ``set_epoch`` before each epoch, and ``skip`` to start in the
-    middle of one. Each random choice derives from seed, epoch and image, so neither workers nor a restart change it.
-    Every process gets the same number of batches; do not let an engine replace the sampler.
+    ``loader.sampler`` is a `GroupedSampler`: call its ``set_epoch`` before each epoch, ``skip`` to start in the middle
+    of one, and ``ends_at`` with the run's length, of which the last part has no mosaics. Each random choice derives
+    from seed, epoch and image, so neither workers nor a restart change it. Every process gets the same number
+    of batches; do not let an engine replace the sampler.
     """
-    plan = training_plan(settings, seed)
+    plan = training_plan(settings, seed, len(dataset))
     workers = worker_count(settings.workers, world_size)
     cache = None
     if settings.cache:
@@ -78,6 +79,7 @@ def training_loader(
         rank=rank,
         world_size=world_size,
         repeat=settings.repeat,
+        late=settings.mosaic_off if settings.mosaic else 0,
     )
     return _loader(Pictures(dataset, plan, cache, memory), sampler, workers=workers, seed=seed)
 
@@ -99,7 +101,7 @@ def every_view_loader(
         draws: The images to load, each with its ``way``, the index of its view (see `training_plan`).
         memory: Source of the cached entries of each batch.
     """
-    plan = training_plan(settings, seed)
+    plan = training_plan(settings, seed, len(dataset))
     shapes: dict[tuple[int, int], list[Draw]] = {}
     batches: list[list[Draw]] = []
     for draw in draws:
@@ -115,8 +117,8 @@ def every_view_loader(
     return _loader(pictures, batches, workers=worker_count(settings.workers, 1), seed=seed)
 
 
-def training_plan(settings: DataSettings, seed: int) -> ViewPlan:
-    """Return the plan of the views of training images."""
+def training_plan(settings: DataSettings, seed: int, images: int) -> ViewPlan:
+    """Return the plan of the views of a number of training images."""
     return ViewPlan(
         sizes=settings.sizes,
         mode=settings.size_mode,
@@ -125,6 +127,13 @@ def training_plan(settings: DataSettings, seed: int) -> ViewPlan:
         turns=settings.turns,
         rotate=settings.rotate,
         scale=settings.scale,
+        translate=settings.translate,
+        mosaic=settings.mosaic,
+        mosaic_scale=settings.mosaic_scale,
+        mosaic_off=settings.mosaic_off,
+        colour=settings.colour,
+        erase=settings.erase,
+        images=images,
         min_visible=settings.min_visible,
         pad_to=settings.pad_to,
         seed=seed,
@@ -216,10 +225,19 @@ class Pictures(TorchDataset[Batch]):
         return self._sample(draw.image, self._plan.view(draw))
 
     def _sample(self, image: int, view: View) -> Sample:
+        if view.mosaic is None:
+            return look_at(self._unsized(image, view), view, keep_ignored=self._plan.keep_ignored)
+        frame = view.size(*self._sizes[image].tolist())
+        pieces = [(piece, self._sample(piece.image, piece.view)) for piece in pieces_of(image, view, frame)]
+        return assembled(pieces, frame)._replace(
+            original_size=tuple(self._sizes[image].tolist()), image_id=int(self._ids[image])
+        )
+
+    def _unsized(self, image: int, view: View) -> Sample:
         # an image with its boxes in original pixels; the image may have its final size already
         start, end = (int(self._ends[image - 1]) if image else 0), int(self._ends[image])
         height, width = self._sizes[image].tolist()
-        unsized = Sample(
+        return Sample(
             image=self._picture(image, keep_ratio_size(height, width, short=view.short, long=view.long)),
             boxes=torch.from_numpy(self._boxes[start:end]),
             labels=torch.from_numpy(self._labels[start:end]),
@@ -228,7 +246,6 @@ class Pictures(TorchDataset[Batch]):
             image_id=int(self._ids[image]),
             quads=None if self._quads is None else torch.from_numpy(self._quads[start:end]),
         )
-        return look_at(unsized, view, keep_ignored=self._plan.keep_ignored)
 
     def _picture(self, index: int, target: tuple[int, int]) -> Tensor:
         kept = None if self._cache is None else self._cache.get(index)

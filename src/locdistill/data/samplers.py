@@ -18,12 +18,14 @@ class Draw(NamedTuple):
         epoch: The epoch.
         turn: Number of previous draws of the image in this epoch.
         way: Index of the view; None draws one at random.
+        late: Whether the run is in its last part, without mosaics.
     """
 
     image: int
     epoch: int = 0
     turn: int = 0
     way: int | None = None
+    late: bool = False
 
 
 class GroupedSampler(Sampler[list[Draw]]):
@@ -45,12 +47,14 @@ class GroupedSampler(Sampler[list[Draw]]):
         rank: int = 0,
         world_size: int = 1,
         repeat: int = 1,
+        late: float = 0,
     ) -> None:
         flags = np.asarray(wide, dtype=bool)
         self._groups = [group for group in (np.flatnonzero(~flags), np.flatnonzero(flags)) if len(group)]
         self._batch, self._seed = batch, seed
         self._rank, self._world_size, self._repeat = rank, world_size, repeat
         self._epoch, self._skipped = 0, {0: 0}
+        self._share_late, self._late_from = late, math.inf
 
     def __len__(self) -> int:
         """Return the number of batches per process and epoch, skipped ones included."""
@@ -79,10 +83,16 @@ class GroupedSampler(Sampler[list[Draw]]):
         """
         self._skipped = {self._epoch if epoch is None else epoch: batches}
 
+    def ends_at(self, batches: int) -> None:
+        """Set the number of batches of the whole run; the draws of its last part are marked as late."""
+        self._late_from = batches * (1 - self._share_late) if self._share_late else math.inf
+
     def __iter__(self) -> Iterator[list[Draw]]:
         """Iterate over the batches of this process, from the first that is not skipped."""
         epoch = self._epoch
-        yield from self._batches(epoch)[self._skipped.get(epoch, 0) :]
+        skipped = self._skipped.get(epoch, 0)
+        for position, batch in enumerate(self._batches(epoch)[skipped:], epoch * len(self) + skipped):
+            yield [draw._replace(late=True) for draw in batch] if position >= self._late_from else batch
 
     def _batches(self, epoch: int) -> list[list[Draw]]:
         random = np.random.default_rng((self._seed, epoch))

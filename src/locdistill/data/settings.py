@@ -7,7 +7,46 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from locdistill.settings import Positive, Settings
+from locdistill.settings import Positive, Settings, Share
+
+STRENGTHS: dict[str, dict[str, Any]] = {
+    "light": {
+        "colour": {"brightness": 0.2, "contrast": 0.2, "saturation": 0.4, "hue": 0.015},
+        "scale": (0.75, 1.33),
+    },
+    "strong": {
+        "colour": {"brightness": 0.4, "contrast": 0.2, "saturation": 0.7, "hue": 0.015},
+        "scale": (0.5, 1.5),
+        "translate": 0.1,
+        "mosaic": 0.5,
+    },
+}
+"""Settings that each strength of ``data.augment`` fills in."""
+PARTS = ("colour", "scale", "translate", "mosaic", "erase")
+"""Settings that ``data.augment`` is in charge of."""
+
+
+class ColourSettings(Settings):
+    """Largest random changes of colours; 0 leaves them as they are.
+
+    Attributes:
+        brightness: Of all values: 0.4 is a factor between 0.6 and 1.4.
+        contrast: Of the distance from the image's mean grey, likewise.
+        saturation: Of the distance from each pixel's grey, likewise.
+        hue: Turn of the colour circle: 0.015 is up to 1.5 % of it either way.
+        grey: Probability of a grey image.
+    """
+
+    brightness: float = Field(default=0, ge=0, le=1)
+    contrast: float = Field(default=0, ge=0, le=1)
+    saturation: float = Field(default=0, ge=0, le=1)
+    hue: float = Field(default=0, ge=0, le=0.5)
+    grey: float = Field(default=0, ge=0, le=1)
+
+    @property
+    def on(self) -> bool:
+        """True if any colour may change."""
+        return any((self.brightness, self.contrast, self.saturation, self.hue, self.grey))
 
 
 class DataSettings(Settings):
@@ -30,6 +69,9 @@ class DataSettings(Settings):
         sizes: ``(long, short)`` limits of the two sides in pixels, from which training chooses per image.
         size_mode: ``value`` picks one of ``sizes``; ``range`` draws both limits uniformly between the smallest and the
             largest of them.
+        augment: Strength of augmentation, which fills in what is not set of ``colour``, ``scale``, ``translate``,
+            ``mosaic`` and ``erase``. ``none`` sets none of them; ``light`` changes colours and scale a little;
+            ``strong`` changes both more, and adds translation and mosaics.
         flip: Probability of a horizontal flip.
         flip_vertical: Probability of a vertical flip.
         turns: Whether to turn each image by 0, 1, 2 or 3 right angles, with equal probability.
@@ -37,12 +79,19 @@ class DataSettings(Settings):
             area outside the image is filled with ImageNet's mean colour.
         scale: Smallest and largest scale factor on top of ``sizes``, drawn log-uniformly for each image. An enlarged
             image is cropped to a random window, a shrunk one gets a margin. ``None``: 1.
-        min_visible: Minimum fraction of an object's area that a rotation or ``scale`` must leave in the image; objects
-            below it are treated as difficult. Others keep their whole extent, but axis-aligned boxes are clipped to the
-            image.
+        translate: Largest shift of the content to each side, as a share of the image; the margin is filled.
+        mosaic: Probability of a mosaic: four images in a frame of the first one's size, divided at a random point.
+            The three others are drawn from all training images.
+        mosaic_scale: Smallest and largest scale factor of the images of a mosaic, in place of ``scale``.
+        mosaic_off: Share of the run at its end without mosaics. With ``views``, the same share of the views has none.
+        colour: Random changes of colours.
+        erase: Probability of erasing one to three rectangles with noise. None hides more than half of an object.
+        min_visible: Minimum fraction of an object's area that a rotation, ``scale``, ``translate`` or ``mosaic`` must
+            leave in the image; objects below it are treated as difficult. Others keep their whole extent, but
+            axis-aligned boxes are clipped to the image.
         views: Number of views of each image in the whole training: that many sizes, flips and so on are drawn for it
             once, the same in all runs, and one of them is chosen each time. ``None`` draws a new view each time. A
-            cache of a teacher's predictions needs a number if sizes, rotations or scales are drawn from a range.
+            cache of a teacher's predictions needs a number if anything is drawn from a range.
         batch_per_device: Images per process and micro-batch.
         workers: Reader processes for each training process; ``None``: its share of the cores less one, at least 1 and
             at most 16.
@@ -68,11 +117,18 @@ class DataSettings(Settings):
     ignore_classes: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ((1333, 800),)
     size_mode: Literal["value", "range"] = "value"
+    augment: Literal["none", "light", "strong"] = "none"
     flip: float = Field(default=0.5, ge=0, le=1)
     flip_vertical: float = Field(default=0, ge=0, le=1)
     turns: bool = False
     rotate: float = Field(default=0, ge=0, le=180)
     scale: tuple[float, float] | None = None
+    translate: Share = 0
+    mosaic: float = Field(default=0, ge=0, le=1)
+    mosaic_scale: tuple[float, float] = (0.5, 1.25)
+    mosaic_off: float = Field(default=0.2, ge=0, le=1)
+    colour: ColourSettings = ColourSettings()
+    erase: float = Field(default=0, ge=0, le=1)
     min_visible: float = Field(default=0.5, ge=0, le=1)
     views: int | None = Field(default=None, ge=1)
     batch_per_device: int = Field(default=16, ge=1)
@@ -88,7 +144,8 @@ class DataSettings(Settings):
     @property
     def hands_on_ignored(self) -> bool:
         """True if batches include ignored objects, so that locations on them take no part in training."""
-        some = bool(self.ignore_classes) or self.rotate > 0 or self.scale is not None
+        cut = self.rotate > 0 or self.scale is not None or self.translate > 0 or self.mosaic > 0
+        some = bool(self.ignore_classes) or cut
         return self.crowd == "ignore" or (self.crowd == "objects" and some)
 
     @property
@@ -98,6 +155,10 @@ class DataSettings(Settings):
             "size_mode=range": self.size_mode == "range" and len(self.sizes) > 1,
             "rotate": self.rotate > 0,
             "scale": self.scale is not None,
+            "translate": self.translate > 0,
+            "mosaic": self.mosaic > 0,
+            "colour": self.colour.on,
+            "erase": self.erase > 0,
         }
         return tuple(name for name, is_drawn in drawn.items() if is_drawn)
 
@@ -106,6 +167,17 @@ class DataSettings(Settings):
     def _ignored_classes_are_no_background(cls, values: Any) -> Any:
         named = isinstance(values, dict) and values.get("ignore_classes")
         return {"crowd": "ignore", **values} if named else values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_augmentation(cls, values: Any) -> Any:
+        strength = values.get("augment") if isinstance(values, dict) else None
+        parts = STRENGTHS.get(strength) if isinstance(strength, str) else None
+        if parts is None:
+            return values
+        colour = values.get("colour", {})
+        own = {"colour": parts["colour"] | colour} if isinstance(colour, dict) else {}
+        return {**parts, **values, **own}
 
     @field_validator("sizes")
     @classmethod
@@ -117,7 +189,7 @@ class DataSettings(Settings):
                 raise ValueError(f"expected (long, short) with long >= short >= 1, got ({long}, {short})")
         return sizes
 
-    @field_validator("scale")
+    @field_validator("scale", "mosaic_scale")
     @classmethod
     def _small_before_large(cls, scale: tuple[float, float] | None) -> tuple[float, float] | None:
         if scale is not None and not 0 < scale[0] <= scale[1]:

@@ -1,4 +1,4 @@
-"""Geometric transforms of one image and its objects: resizing, flips, turns, rotation.
+"""Transforms of images and their objects: resizing, flips, turns, rotation, placing, colour, mosaics of four.
 
 They combine to one matrix from pixels of the file to pixels of the network's input, applied to the image and to the
 corners of the objects. Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)``.
@@ -6,8 +6,10 @@ corners of the objects. Coordinates are continuous: pixel ``i`` covers ``[i, i +
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
+from collections.abc import Sequence
 from functools import reduce
 from typing import Literal, NamedTuple
 
@@ -17,6 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from locdistill.data.augment import Colour, Patch, coloured, erased
 from locdistill.geometry.boxes import clip
 from locdistill.geometry.kinds import HORIZONTAL
 from locdistill.geometry.rotated import part_inside, polygon_hull
@@ -66,6 +69,12 @@ class View(NamedTuple):
             1.
         least: Minimum visible fraction of an object's area; objects below it are ignored. Used only if parts of the
             image may be lost (``cuts``).
+        shift: Shift of the content to the right and down, as shares of the frame.
+        colour: Change of colours; None leaves them.
+        patches: Rectangles of the frame to erase.
+        frame: Height and width of the frame, where they do not follow from the image.
+        mosaic: The other three images, if this is the view of a mosaic, whose frame is that of the first image; all
+            else in this view is that of the first image in its part of the frame.
     """
 
     long: int
@@ -76,21 +85,34 @@ class View(NamedTuple):
     zoom: float = 1.0
     window: tuple[float, float] = (0.5, 0.5)
     least: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    colour: Colour | None = None
+    patches: tuple[Patch, ...] = ()
+    frame: tuple[int, int] | None = None
+    mosaic: Mosaic | None = None
 
     @property
     def cuts(self) -> bool:
         """True if parts of the image may be lost."""
-        return self.degrees != 0 or self.zoom != 1
+        return self.degrees != 0 or self.zoom != 1 or self.shift != (0, 0) or self.frame is not None
 
     @property
     def mark(self) -> bytes:
-        """Key that distinguishes this view from others of the same size."""
-        pose = struct.pack("<B", self.flipped | self.turns << 1)
-        return pose + (struct.pack("<5d", self.degrees, self.zoom, *self.window, self.least) if self.cuts else b"")
+        """Key that distinguishes this view from others of the same image and size.
+
+        The images of a mosaic count by position; their contents are not in the key.
+        """
+        more = b"" if self.shift == (0, 0) else struct.pack("<c2d", b"s", *self.shift)
+        more += b"" if self.colour is None else struct.pack("<c4d?", b"c", *self.colour)
+        more += b"".join(struct.pack("<c4dQ", b"e", *patch) for patch in self.patches)
+        more += b"" if self.mosaic is None else b"m" + self.mosaic.mark
+        pose = struct.pack("<B", self.flipped | self.turns << 1 | bool(more) << 3)
+        cut = struct.pack("<5d", self.degrees, self.zoom, *self.window, self.least) if self.cuts else b""
+        return pose + cut + (hashlib.blake2b(more, digest_size=16).digest() if more else b"")
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width of the frame for an image of the given size."""
-        return self._turned(keep_ratio_size(height, width, short=self.short, long=self.long))
+        return self.frame or self._turned(keep_ratio_size(height, width, short=self.short, long=self.long))
 
     def content(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width to which an image of the given size is resized, before turns."""
@@ -103,7 +125,8 @@ class View(NamedTuple):
             self._turned(self.content(height, width)),
             self.size(height, width),
         )
-        return round((frame_columns - columns) * self.window[0]), round((frame_rows - rows) * self.window[1])
+        x, y = (frame_columns - columns) * self.window[0], (frame_rows - rows) * self.window[1]
+        return round(x + frame_columns * self.shift[0]), round(y + frame_rows * self.shift[1])
 
     def placing(self, height: int, width: int) -> np.ndarray:
         """Return the matrix from pixels of the resized and turned image to pixels of the frame: offset and rotation."""
@@ -126,6 +149,85 @@ class View(NamedTuple):
 
     def _turned(self, size: tuple[int, int]) -> tuple[int, int]:
         return size[::-1] if self.turns % 2 else size
+
+
+class Mosaic(NamedTuple):
+    """The division of a frame among four images, and the views of the last three.
+
+    Attributes:
+        x: Position of the upright line between them, as a share of the width.
+        y: Position of the level line, as a share of the height.
+        others: Image and view of the upper right, the lower left and the lower right part.
+    """
+
+    x: float
+    y: float
+    others: tuple[tuple[int, View], ...]
+
+    @property
+    def mark(self) -> bytes:
+        """Key that distinguishes this mosaic from others; see `View.mark`."""
+        views = (struct.pack("<3q", image, view.long, view.short) + view.mark for image, view in self.others)
+        return struct.pack("<2d", self.x, self.y) + b"".join(views)
+
+
+class Piece(NamedTuple):
+    """One image of a mosaic.
+
+    Attributes:
+        image: Position in the data set.
+        view: Its view, whose frame is its part of the mosaic.
+        x: Left edge of that part, in pixels.
+        y: Upper edge.
+    """
+
+    image: int
+    view: View
+    x: int
+    y: int
+
+
+def pieces_of(image: int, view: View, frame: tuple[int, int]) -> list[Piece]:
+    """Return the images of a mosaic, without those that get no pixel.
+
+    Args:
+        image: The first image.
+        view: The view of the mosaic.
+        frame: Height and width of the mosaic.
+    """
+    assert view.mosaic is not None
+    (rows, columns), (across, down, others) = frame, view.mosaic
+    x, y = round(columns * across), round(rows * down)
+    parts = ((0, 0, x, y), (x, 0, columns, y), (0, y, x, rows), (x, y, columns, rows))
+    views = ((image, view._replace(mosaic=None)), *others)
+    return [
+        Piece(own, seen._replace(frame=(bottom - top, right - left)), left, top)
+        for (own, seen), (left, top, right, bottom) in zip(views, parts, strict=True)
+        if right > left and bottom > top
+    ]
+
+
+def assembled(pieces: Sequence[tuple[Piece, Sample]], frame: tuple[int, int]) -> Sample:
+    """Return the mosaic of transformed samples, with the identity of the first.
+
+    Args:
+        pieces: The images' places, and their samples.
+        frame: Height and width of the mosaic.
+    """
+    samples = [sample for _, sample in pieces]
+    first, places = samples[0], [sample.boxes.new_tensor([piece.x, piece.y]) for piece, sample in pieces]
+    canvas = first.image.new_empty((*frame, 3)).permute(2, 0, 1)
+    for piece, sample in pieces:
+        height, width = sample.image.shape[-2:]
+        canvas[:, piece.y : piece.y + height, piece.x : piece.x + width] = sample.image
+    quads = [sample.quads + at for sample, at in zip(samples, places, strict=True) if sample.quads is not None]
+    return first._replace(
+        image=canvas,
+        boxes=torch.cat([sample.boxes + at.repeat(2) for sample, at in zip(samples, places, strict=True)]),
+        labels=torch.cat([sample.labels for sample in samples]),
+        ignored=torch.cat([sample.ignored for sample in samples]),
+        quads=torch.cat(quads) if quads else None,
+    )
 
 
 def pose(*, flipped: bool, upended: bool, turns: int) -> tuple[bool, int]:
@@ -171,6 +273,8 @@ def look_at(sample: Sample, view: View, *, keep_ignored: bool = True) -> Sample:
         boxes=clip(boxes, torch.tensor(frame)) if sample.quads is None else boxes,
         quads=None if sample.quads is None else corners,
     )
+    if view.patches:
+        seen = seen._replace(image=erased(seen.image, view.patches, corners))
     return _without_the_lost(seen, corners, view.least, keep_ignored=keep_ignored) if view.cuts else seen
 
 
@@ -202,6 +306,7 @@ def _picture(image: UInt8[Tensor, "3 _h _w"], view: View, original: tuple[int, i
     image = image.rot90(-view.turns, (-2, -1)) if view.turns else image
     frame = view.size(*original)
     if view.degrees:
+        image = image if view.colour is None else coloured(image, view.colour)
         # an image under a rigid map, with bilinear sampling
         placing = view.placing(*original)
         height, width = image.shape[-2:]
@@ -212,21 +317,21 @@ def _picture(image: UInt8[Tensor, "3 _h _w"], view: View, original: tuple[int, i
         fill = torch.tensor(FILL, dtype=torch.float32)[:, None, None]
         found = grid_sample((image - fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
         return (found + fill).round_().clamp_(0, 255).to(torch.uint8)
-    return image if tuple(image.shape[-2:]) == frame else _placed(image, frame, view.offset(*original))
-
-
-def _placed(image: UInt8[Tensor, "3 _h _w"], frame: tuple[int, int], offset: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
-    """Paste an image onto a canvas of another size, its upper left corner at ``x, y``."""
+    (x, y), (height, width) = view.offset(*original), image.shape[-2:]
+    (down, own_rows), (across, own_columns) = _common(y, height, frame[0]), _common(x, width, frame[1])
+    image = image[:, own_rows, own_columns]
+    image = coloured(image, view.colour) if view.colour is not None and image.numel() else image
+    if tuple(image.shape[-2:]) == frame:
+        return image
     canvas = image.new_tensor(FILL).expand(*frame, 3).clone().permute(2, 0, 1)
-    (x, y), (height, width) = offset, image.shape[-2:]
-    (rows, own_rows), (columns, own_columns) = _common(y, height, frame[0]), _common(x, width, frame[1])
-    canvas[:, rows, columns] = image[:, own_rows, own_columns]
+    canvas[:, down, across] = image
     return canvas
 
 
 def _common(start: int, length: int, limit: int) -> tuple[slice, slice]:
     """Return the overlap of a line and a canvas along one axis, as slices of the canvas and of the line."""
-    first, end = max(start, 0), min(start + length, limit)
+    first = min(max(start, 0), limit)
+    end = max(min(start + length, limit), first)
     return slice(first, end), slice(first - start, end - start)
 
 

@@ -1,16 +1,23 @@
-"""The plan of image views: size limits, flips, turns, rotation and scale."""
+"""The plan of image views: what is drawn for each image."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
 import numpy as np
 
+from locdistill.data.augment import drawn_colour, drawn_patches
 from locdistill.data.samplers import Draw
-from locdistill.data.transforms import View, choose_limits, pose
+from locdistill.data.settings import ColourSettings
+from locdistill.data.transforms import Mosaic, View, choose_limits, pose
 from locdistill.images import ScaledView
+
+MIDDLE = (0.3, 0.7)
+"""Smallest and largest share of a mosaic's sides at which it is divided."""
+_UNCHANGED = ColourSettings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +32,13 @@ class ViewPlan:
         turns: Whether images are turned by 0, 1, 2 or 3 right angles.
         rotate: Largest angle of a rotation, in degrees.
         scale: Smallest and largest scale factor on top of the limits.
+        translate: Largest shift, as a share of the frame.
+        mosaic: Probability of a mosaic.
+        mosaic_scale: Smallest and largest scale factor of its images.
+        mosaic_off: Share of the ``per_image`` views without a mosaic.
+        colour: Largest changes of colours.
+        erase: Probability that rectangles are erased.
+        images: Number of images in the data set, from which a mosaic is made.
         min_visible: See `View.least`.
         pad_to: Multiple for padded sides.
         seed: Seed of all random choices.
@@ -41,6 +55,13 @@ class ViewPlan:
     turns: bool = False
     rotate: float = 0.0
     scale: tuple[float, float] | None = None
+    translate: float = 0.0
+    mosaic: float = 0.0
+    mosaic_scale: tuple[float, float] = (0.5, 1.25)
+    mosaic_off: float = 0.2
+    colour: ColourSettings = _UNCHANGED
+    erase: float = 0.0
+    images: int = 1
     min_visible: float = 0.5
     pad_to: int = 32
     seed: int = 0
@@ -51,14 +72,16 @@ class ViewPlan:
     @property
     def fixed_size(self) -> bool:
         """True if an image always gets the same size, so that it can be cached after resizing."""
-        return len(self.sizes) == 1 and self.scale is None
+        return len(self.sizes) == 1 and self.scale is None and not self.mosaic
 
     @property
     def ways(self) -> int | None:
         """Number of possible views of an image; None if they cannot be enumerated."""
         if self.per_image is not None:
             return self.per_image
-        if self.rotate or self.scale is not None or (self.mode == "range" and len(self.sizes) > 1):
+        ranged = self.mode == "range" and len(self.sizes) > 1
+        moved = self.rotate or self.scale is not None or self.translate or self.mosaic
+        if ranged or moved or self.colour.on or self.erase:
             return None
         return len(self.sizes) * len(self._poses)
 
@@ -80,18 +103,39 @@ class ViewPlan:
             return self.all_views(draw.image)[draw.way]
         chance = np.random.default_rng((self.seed, draw.epoch, draw.turn, draw.image))
         if self.per_image is not None:
-            return self.all_views(draw.image)[int(chance.integers(self.per_image))]
-        return self._drawn(chance)
+            views = self.all_views(draw.image)
+            views = tuple(view for view in views if view.mosaic is None) if draw.late else views
+            return views[int(chance.integers(len(views)))]
+        return self._drawn(chance, whole=draw.late)
 
     def all_views(self, image: int) -> tuple[View, ...]:
         """Return all possible views of an image; ``ways`` is their number."""
         if self.per_image is not None:
             # Independent of the run's seed, so that runs share cache entries; a larger number extends a smaller one.
             chance = np.random.default_rng((image, 1))
-            return tuple(self._drawn(chance) for _ in range(self.per_image))
+            return tuple(self._drawn(chance, whole=self._keeps_whole(way)) for way in range(self.per_image))
         return tuple(View(long, short, *own) for (long, short), own in product(self.sizes, self._poses))
 
-    def _drawn(self, chance: np.random.Generator) -> View:
+    def _keeps_whole(self, way: int) -> bool:
+        """Return whether a view never has a mosaic: a share of them, the first one always, for the end of the run."""
+        return way == 0 or math.ceil((way + 1) * self.mosaic_off) > math.ceil(way * self.mosaic_off)
+
+    def _drawn(self, chance: np.random.Generator, *, whole: bool) -> View:
+        view = self._drawn_alone(chance)
+        if whole or not self.mosaic or chance.random() >= self.mosaic:
+            return view
+        x, y = chance.uniform(*MIDDLE, size=2).tolist()
+        others = chance.integers(self.images, size=3).tolist()
+        first = self._scaled_for_mosaic(view, chance)
+        more = ((image, self._scaled_for_mosaic(self._drawn_alone(chance), chance)) for image in others)
+        return first._replace(mosaic=Mosaic(x, y, tuple(more)))
+
+    def _scaled_for_mosaic(self, view: View, chance: np.random.Generator) -> View:
+        zoom = float(np.exp(chance.uniform(*np.log(self.mosaic_scale))))
+        window = (float(chance.random()), float(chance.random()))
+        return view._replace(zoom=zoom, window=window, shift=(0.0, 0.0), least=self.min_visible)
+
+    def _drawn_alone(self, chance: np.random.Generator) -> View:
         long, short = choose_limits(self.sizes, self.mode, chance)
         flipped = bool(chance.random() < self.flip)
         # Unused settings consume no random numbers, so that other views do not change.
@@ -103,6 +147,13 @@ class ViewPlan:
         if self.scale is not None:
             zoom = float(np.exp(chance.uniform(*np.log(self.scale))))
             view = view._replace(zoom=zoom, window=(float(chance.random()), float(chance.random())))
+        if self.translate:
+            x, y = chance.uniform(-self.translate, self.translate, size=2).tolist()
+            view = view._replace(shift=(x, y))
+        if self.colour.on:
+            view = view._replace(colour=drawn_colour(self.colour, chance))
+        if self.erase and chance.random() < self.erase:
+            view = view._replace(patches=drawn_patches(chance))
         return view._replace(least=self.min_visible) if view.cuts else view
 
 

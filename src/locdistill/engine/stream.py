@@ -29,7 +29,7 @@ class Stream:
     """Batches ``start`` to ``end`` of repeated passes over a loader.
 
     The loader's sampler must give the same order for the same epoch: ``set_epoch(e)`` chooses the epoch, and
-    ``skip(n)`` starts its next pass at batch ``n``.
+    ``skip(n)`` starts its next pass at batch ``n``. If it has ``ends_at``, this is called with ``end``.
     """
 
     def __init__(self, loader: Any, start: int, end: int) -> None:
@@ -59,6 +59,8 @@ class Stream:
         while position < self.end:
             epoch, offset = divmod(position, per_epoch)
             sampler.set_epoch(epoch)
+            if hasattr(sampler, "ends_at"):
+                sampler.ends_at(self.end)
             if offset:
                 sampler.skip(offset)
             with torch_rng_kept():

@@ -6,6 +6,7 @@ import copy
 from collections.abc import Iterable
 from typing import Any
 
+from locdistill.data.settings import PARTS
 from locdistill.engine.settings import spelled_out
 from locdistill.errors import RecipeError
 from locdistill.recipe.vocabulary import ASSIGNERS, DIVERGENCES, NORMALISERS, REGIONS, SCHEDULES
@@ -36,7 +37,8 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """Merge ``change`` into ``base``: groups are merged key by key, lists and values replaced; terms merge by name.
 
     The assigner, and ``of``, ``on`` and ``norm`` of a term, are merged only if they name the same class; a term that is
-    null is removed. Neither argument is modified; unchanged parts are shared with ``base``.
+    null is removed. If ``change`` sets ``data.augment``, its parts in ``base`` are dropped. Neither argument is
+    modified; unchanged parts are shared with ``base``.
     """
     merged = dict(base)
     for key, value in change.items():
@@ -44,6 +46,8 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
             merged[key] = _merge_component(merged.get(key), value)
         elif key == "terms" and isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merge_terms(merged[key], value)
+        elif key == "data" and isinstance(value, dict) and "augment" in value and isinstance(merged.get(key), dict):
+            merged[key] = merge({name: old for name, old in merged[key].items() if name not in PARTS}, value)
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = merge(merged[key], value)
         else:
@@ -78,7 +82,7 @@ def _merge_options(base: Any, change: Any) -> Any:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
-    """Apply overrides, as text or already parsed, to the plain data of a recipe, in order.
+    """Apply overrides, as text or already parsed, to the plain data of a recipe: ``data.augment``, then in order.
 
     Raises:
         RecipeError: An override cannot be parsed, its path passes through a value that is no group, or it names a term
@@ -86,7 +90,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
     """
     problems = []
     data = copy.deepcopy(data)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda override: not _strengthens(override)):
         try:
             path, value = parse_override(override) if isinstance(override, str) else override
             path = _with_own_names(path)
@@ -98,6 +102,11 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
     if problems:
         raise RecipeError("\n".join(problems))
     return data
+
+
+def _strengthens(override: str | tuple[tuple[str, ...], Any]) -> bool:
+    """Return whether an override sets ``data.augment``, whose parts may be set after it."""
+    return (override.startswith("data.augment=")) if isinstance(override, str) else override[0] == ("data", "augment")
 
 
 def _with_parts(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lightning_fabric.utilities.apply_func import move_data_to_device
 
 from locdistill.data.loader import every_view_loader, training_plan
 from locdistill.data.samplers import Draw
+from locdistill.data.views import ViewPlan
 from locdistill.distillation.cache.open import CONTRACT, missing_draws, store_in, ways_of
 from locdistill.distillation.cache.teacher import CachedTeacher, Recall, noted_errors
 from locdistill.engine.devices import default_device, existing_device
@@ -150,7 +151,7 @@ def build_cache_of(
     draws = missing_draws(
         parts.memory,
         parts.datasets["train"],
-        training_plan(recipe.data, recipe.engine.seed),
+        _plan_of(parts),
         part or (int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))),
     )
     report = _Builder(parts, where).build(draws, tell, None if progress is None else progress("teacher looks"))
@@ -181,6 +182,11 @@ def cache_info(path: str | Path) -> CacheReport:
     )
 
 
+def _plan_of(parts: Parts) -> ViewPlan:
+    """Return the plan of the views of a run's training images."""
+    return training_plan(parts.recipe.data, parts.recipe.engine.seed, len(parts.datasets["train"]))
+
+
 class _Builder:
     """Writer of the missing records of a teacher's cache."""
 
@@ -207,12 +213,11 @@ class _Builder:
                 tell(forecast)
             self._check_room(forecast)
         self._look(rest, progress)
-        dataset, recipe = self.parts.datasets["train"], self.parts.recipe
         report = cache_info(self.store.path)
         return replace(
             report,
             built=len(draws),
-            complete=not missing_draws(self.memory, dataset, training_plan(recipe.data, recipe.engine.seed)),
+            complete=not missing_draws(self.memory, self.parts.datasets["train"], _plan_of(self.parts)),
         )
 
     def _try(self, draws: Sequence[Draw], missing: int) -> Forecast:
@@ -223,9 +228,7 @@ class _Builder:
         steady = sum(seconds[1:]) / max(len(draws) - self.parts.recipe.data.batch_per_device, 1)
         grown = (self.store.bytes_on_disk - before) / len(draws)
         return Forecast(
-            views=ways_of(
-                self.parts.datasets["train"], training_plan(self.parts.recipe.data, self.parts.recipe.engine.seed)
-            ),
+            views=ways_of(self.parts.datasets["train"], _plan_of(self.parts)),
             missing=missing,
             bytes_per_view=max(grown, PAGE),
             seconds_per_view=steady if len(seconds) > 1 else (time.perf_counter() - start) / len(draws),

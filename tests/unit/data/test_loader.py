@@ -355,4 +355,4 @@ def test_evaluation_loader(tiny_coco: Path) -> None:
 
 
 def test_draws_are_plain_values() -> None:
-    assert Draw(3) == (3, 0, 0, None)
+    assert Draw(3) == (3, 0, 0, None, False)

@@ -303,7 +303,7 @@ class Notes:
 def test_every_look_is_asked_for_as_training_asks(tmp_path: Path) -> None:
     settings = settings_of(write_turned(tmp_path), turns=True, rotate=20.0, scale=(0.6, 1.5), views=3)
     dataset = open_dataset(settings, "train").as_oriented(True)
-    plan = training_plan(settings, 5)
+    plan = training_plan(settings, 5, len(dataset))
     before, later = Notes(), Notes()
     draws = [Draw(image, way=way) for image in range(len(dataset)) for way in range(3)]
     batches = list(every_view_loader(dataset, settings, seed=5, draws=draws, memory=before))

@@ -277,7 +277,7 @@ def test_parts_cover_everything_whenever_each_begins_and_however_they_mix(choice
     object.__setattr__(store, "keys", set())
     contents = np.arange(16 * count, dtype=np.uint8).reshape(count, 16)
     recall = Recall(store, contents, Layout(strides=(8,), per_cell=1, pad_to=32))
-    plan = training_plan(whole.data, whole.engine.seed)
+    plan = training_plan(whole.data, whole.engine.seed, count)
 
     def look_at(draw: Draw) -> None:
         view = plan.view(draw)

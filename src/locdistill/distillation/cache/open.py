@@ -24,7 +24,7 @@ from locdistill.data.transforms import View
 from locdistill.data.views import ViewPlan
 from locdistill.distillation.cache.record import Layout
 from locdistill.distillation.cache.store import Store
-from locdistill.distillation.cache.teacher import CachedTeacher, Keeping, Recall
+from locdistill.distillation.cache.teacher import DIGEST, CachedTeacher, Keeping, Recall
 from locdistill.distillation.settings import TeacherSettings
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.errors import CacheError, ImageError
@@ -35,7 +35,6 @@ from locdistill.types import Progress
 
 CONTRACT = "contract"
 VERSION = 2
-DIGEST = 16
 READERS = 8
 log = logging.getLogger("locdistill")
 
@@ -82,7 +81,7 @@ def open_cache(use: CacheUse, *, progress: Progress | None = None) -> tuple[Cach
     grid = use.student.grid_for((64, 64))
     layout = Layout(strides=grid.level_strides, per_cell=grid.per_cell, pad_to=use.data.pad_to)
     keeping = Keeping.of(use.objective, layout, comparable=teacher.comparable, numbers=settings.numbers)
-    plan = training_plan(use.data, use.seed)
+    plan = training_plan(use.data, use.seed, len(use.dataset))
     _check_padding(use, plan, layout)
     store = store_in(settings.path)
     wanted = contract_of(use, keeping)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from locdistill.data.transforms import View
@@ -25,14 +26,16 @@ from locdistill.types import Batch, Dense, Instances
 KEYS = "keys"
 FACTS = "said"
 ERRORS = "errors"
+DIGEST = 16
+"""Bytes of a digest of contents."""
 
 
 @dataclass(frozen=True)
 class Recall:
     """Lookup of the records of a batch's images, in the worker processes that read the images.
 
-    A record is identified by an image's content, its objects, and its exact size and view: nothing else of the file
-    system or the run matters.
+    A record is identified by an image's content, its objects, and its exact size and view, for a mosaic by those of all
+    its images: nothing else of the file system or the run matters.
 
     Attributes:
         store: Store of the records.
@@ -46,7 +49,11 @@ class Recall:
 
     def key(self, image: int, size: tuple[int, int], view: View) -> bytes:
         """Return the key of one view of an image."""
-        return bytes(self.contents[image]) + struct.pack("<II", *size) + view.mark
+        key = bytes(self.contents[image]) + struct.pack("<II", *size) + view.mark
+        if view.mosaic is None:
+            return key
+        others = b"".join(bytes(self.contents[other]) for other, _ in view.mosaic.others)
+        return key + hashlib.blake2b(others, digest_size=DIGEST).digest()
 
     def recall(
         self, images: Sequence[int], sizes: Sequence[tuple[int, int]], views: Sequence[View]
@@ -59,7 +66,7 @@ class Recall:
             views: View of each.
         """
         keys = [self.key(*own) for own in zip(images, sizes, views, strict=True)]
-        named = {KEYS: torch.from_numpy(np.frombuffer(b"".join(keys), np.uint8).reshape(len(keys), -1).copy())}
+        named = {KEYS: _as_tensor(keys)}
         found = self.store.get(keys)
         records = [record for record in found if record is not None]
         return named | joined(records, sizes, self.layout) if len(records) == len(keys) else named
@@ -177,7 +184,7 @@ class CachedTeacher(FrozenTeacher):
         records = None if len(from_cache) > 1 else self.look(batch)
         with torch.autocast(batch.images.device.type, enabled=False):
             if records is not None:
-                keys = [bytes(key) for key in from_cache[KEYS].tolist()]
+                keys = _as_bytes(from_cache[KEYS])
                 self.store.put(dict(zip(keys, records, strict=True)))
                 known_errors = noted_errors(self.store) or {}
                 grown = {name: error for name, error in self.errors.items() if error > known_errors.get(name, -1.0)}
@@ -249,6 +256,18 @@ class CachedTeacher(FrozenTeacher):
                 self.teacher.optimise(self._how)
             self._brought_to = self._device
         return self.teacher
+
+
+def _as_tensor(keys: Sequence[bytes]) -> UInt8[Tensor, "b n"]:
+    """Return keys of any length as rows: the length, the key, zeros."""
+    longest = max(map(len, keys))
+    rows = b"".join(bytes([len(key)]) + key.ljust(longest, b"\0") for key in keys)
+    return torch.from_numpy(np.frombuffer(rows, np.uint8).reshape(len(keys), -1).copy())
+
+
+def _as_bytes(rows: UInt8[Tensor, "b n"]) -> list[bytes]:
+    """Return the keys in such rows."""
+    return [bytes(row[1 : 1 + row[0]]) for row in rows.tolist()]
 
 
 def noted_errors(store: Store) -> dict[str, float] | None:
