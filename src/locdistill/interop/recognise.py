@@ -146,11 +146,9 @@ def recognise(
         settings["predictor"] = next(iter(shapes.get(f"bbox_head.{reg}.weight", (3,))[3:]), 3)
     if edges_of(model) == 5:
         settings |= ROTATED
-        notes.append("assumed angles in the range oc, in radians, and an input of 1024 x 1024, as in Rotated-LD")
+        notes.append("angles in the range oc, in radians, and an input of 1024 x 1024, as published for Rotated-LD")
         if ANGLE_BINS not in shapes:
-            notes.append(
-                "it does not contain the positions of its bins: assumed -2 to 2, and -5 to 2 for the angle, as there"
-            )
+            notes.append("bins from -2 to 2, and from -5 to 2 for the angle: the file does not contain their positions")
     outputs = _rows(shapes, cls) // anchors
     settings |= _classes(outputs, model, meta, classes, notes)
     settings |= _input(settings, meta, style, notes)
@@ -325,7 +323,7 @@ def _classes(
     background = spare and outputs - 1 in public
     count = outputs - background
     if count in public:
-        notes.append(f"{count} classes without names: assumed those of {'COCO' if count == len(COCO) else data}")
+        notes.append(f"{count} classes without names are those of {'COCO' if count == len(COCO) else data}")
         return {"classes": public[count], "background_channel": background}
     more = "; a published GFL v2 has one channel more than classes: if so, name the classes" if spare else ""
     notes.append(f"{count} classes without names: class_0 to class_{count - 1}{more}")
@@ -358,7 +356,7 @@ def _input(settings: Mapping[str, Any], meta: Mapping[str, Any], style: str | No
         bottlenecks = settings["backbone"] in ("resnet50", "resnet101", "resnet152")
         style = "caffe" if settings["model"] == "fcos" and bottlenecks else "pytorch"
         order = "blue, green, red" if style == "caffe" else "red, green, blue"
-        notes.append(f"it does not contain the normalisation of its input: assumed style {style}, channels {order}")
+        notes.append(f"style {style}, channels {order}: the file does not contain the normalisation of its input")
     mean, std = BGR if style == "caffe" else RGB
     rgb = re.search(r"to_rgb\s*=\s*(True|False)", text)
     return {

@@ -379,9 +379,9 @@ def test_a_rotated_retinanet() -> None:
     assert (settings["predictor"], settings["input"]) == (3, {"short": 1024, "long": 1024})
     assert settings["classes"] == DOTA[:15]
     assert DOTA[14] == "helicopter"
-    assert any("15 classes without names: assumed those of DOTA" in note for note in found.notes)
+    assert any("15 classes without names are those of DOTA" in note for note in found.notes)
     assert any("range oc" in note for note in found.notes)
-    assert not any("positions of its bins" in note for note in found.notes)
+    assert not any("does not contain their positions" in note for note in found.notes)
     assert recognise(turned(side=1)).settings["predictor"] == 1
     assert recognise(turned(classes=9 * 16)).settings["classes"] == DOTA[:16]
     assert recognise(turned(classes=9)).settings["classes"] == ("class_0",)
@@ -392,7 +392,7 @@ def test_a_rotated_retinanet_without_its_constants() -> None:
     """Its number of outputs tells, unless a RetinaNet with four edges may have as many."""
     found = recognise(turned(angle=False))
     assert (found.settings["model"], found.settings["reg_max"]) == ("rotated_retinanet", 8)
-    assert any("positions of its bins" in note for note in found.notes)
+    assert any("does not contain their positions" in note for note in found.notes)
     assert recognise(turned(9 * 5 * 8)).settings["reg_max"] == 7
     for outputs in (9 * 5 * 8, 9 * 5, 9 * 4, 9 * 4 * 17):
         with pytest.raises(WeightsError, match=r"plain RetinaNet: bbox_head\.retina_reg gives one number"):
