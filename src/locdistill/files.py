@@ -41,7 +41,7 @@ def replacing(path: str | Path, *, flush: bool = True) -> Iterator[Path]:
             error.filename = str(path)
         raise
     finally:
-        with suppress(OSError):  # of a path that cannot be one, which has been said
+        with suppress(OSError):  # of an invalid path, which is reported above
             part.unlink(missing_ok=True)
     if flush and os.name == "posix":
         _flush(path.parent)

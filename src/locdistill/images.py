@@ -107,7 +107,7 @@ def _formats() -> tuple[str, ...]:
 
 
 def _what_is_it(source: str | Path | BinaryIO | io.BytesIO) -> str:
-    """Name the format of a file that is not read, judged by its first bytes; nothing is decoded."""
+    """Describe the format of an unsupported file by its first bytes; nothing is decoded."""
     with Path(source).open("rb") if isinstance(source, str | Path) else nullcontext(source) as file:
         file.seek(0)
         start = file.read(16)
@@ -119,8 +119,8 @@ def _what_is_it(source: str | Path | BinaryIO | io.BytesIO) -> str:
     for name, accepts in accepting:
         with suppress(Exception):  # they expect longer files
             if accepts is not None and accepts(start) is True:
-                return f"looks like {name}, which is not read; expected {', '.join(_formats())}"
-    return f"not an image in a format that is read; expected {', '.join(_formats())}"
+                return f"looks like {name}, which is not supported; expected {', '.join(_formats())}"
+    return f"not an image in a supported format; expected {', '.join(_formats())}"
 
 
 def pixel_limit() -> int:
@@ -166,7 +166,13 @@ def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
         ImageError: The file is missing, cannot be decoded, or the array is not an image.
     """
     if isinstance(source, Tensor):
-        return _from_tensor(source)
+        if source.ndim != 3 or source.shape[0] not in (1, 3) or 0 in source.shape:
+            raise ImageError(f"expected an image tensor of shape (3, h, w) or (1, h, w), got {tuple(source.shape)}")
+        if source.dtype != torch.uint8:
+            raise ImageError(
+                f"expected an image tensor of uint8 in 0..255, got {source.dtype}; pass the pixels, not normalised"
+            )
+        return source.expand(3, -1, -1)
     if isinstance(source, np.ndarray):
         return _from_array(source)
     if isinstance(source, Image.Image):
@@ -186,7 +192,13 @@ def image_size(path: str | Path) -> tuple[int, int]:
     path = _existing(path)
     with open_picture(path) as image:
         width, height = image.size
-        turned = not _png_without_exif(image, path) and orientation(image) >= 5
+        if image.format == "PNG" and "exif" not in image.info:
+            # The block may follow the pixels, which Pillow would decode to find it: look at the end of the file first.
+            with path.open("rb") as file:
+                file.seek(max(file.seek(0, 2) - EXIF_BYTES, 0))
+                if b"eXIf" not in file.read():
+                    return height, width
+        turned = orientation(image) >= 5
     return (width, height) if turned else (height, width)
 
 
@@ -197,16 +209,6 @@ def orientation(image: Image.Image) -> int:
     except Exception:  # a damaged EXIF block is no reason to refuse the pixels, and Pillow raises many things for it
         return 1
     return value if value in UPRIGHT else 1
-
-
-def _png_without_exif(image: Image.Image, path: Path) -> bool:
-    """Return whether a PNG file has no EXIF block, which may follow the pixels: Pillow would decode them to find it."""
-    if image.format != "PNG" or "exif" in image.info:
-        return False
-    with path.open("rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(size - EXIF_BYTES, 0))
-        return b"eXIf" not in file.read()
 
 
 def keep_ratio_size(h: int, w: int, *, short: int, long: int) -> tuple[int, int]:
@@ -342,7 +344,7 @@ def _decode(image: Image.Image, name: str) -> Tensor:
     with _decoding(name):
         turn = UPRIGHT.get(orientation(image))
         rgb = _to_rgb(image, name)
-        return _to_tensor(np.array(rgb if turn is None else rgb.transpose(turn)))
+        return torch.from_numpy(np.array(rgb if turn is None else rgb.transpose(turn))).permute(2, 0, 1)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
@@ -361,30 +363,20 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(array).permute(2, 0, 1)
-
-
 def _from_array(array: np.ndarray) -> Tensor:
     shaped = array[..., None] if array.ndim == 2 else array
     if shaped.ndim != 3 or shaped.shape[-1] not in (1, 3, 4) or 0 in shaped.shape:
-        raise ImageError(f"an image array has shape (h, w) or (h, w, 1|3|4), got {tuple(array.shape)}")
+        raise ImageError(f"expected an image array of shape (h, w) or (h, w, 1|3|4), got {tuple(array.shape)}")
     if shaped.dtype == np.bool_:
         shaped = shaped.astype(np.uint8) * 255
     elif shaped.dtype == np.uint16:
         shaped = (shaped >> 8).astype(np.uint8)
     elif shaped.dtype != np.uint8:
-        raise ImageError(f"an image array holds bool, uint8 or uint16, got {array.dtype}; scale it to 0..255 uint8")
+        raise ImageError(
+            f"expected an image array of bool, uint8 or uint16, got {array.dtype}; scale it to 0..255 uint8"
+        )
     if shaped.shape[-1] == 1:
         shaped = np.repeat(shaped, 3, axis=-1)
     if shaped.shape[-1] == 4:
         return _decode(Image.fromarray(np.ascontiguousarray(shaped), "RGBA"), "the given array")
-    return _to_tensor(np.array(shaped, order="C"))
-
-
-def _from_tensor(tensor: Tensor) -> Tensor:
-    if tensor.ndim != 3 or tensor.shape[0] not in (1, 3) or 0 in tensor.shape:
-        raise ImageError(f"an image tensor has shape (3, h, w) or (1, h, w), got {tuple(tensor.shape)}")
-    if tensor.dtype != torch.uint8:
-        raise ImageError(f"an image tensor holds uint8 in 0..255, got {tensor.dtype}; normalisation is done inside")
-    return tensor.expand(3, -1, -1)
+    return torch.from_numpy(np.array(shaped, order="C")).permute(2, 0, 1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from locdistill.interop.mmdet import from_mmdet, to_mmdet
+from locdistill.interop.mmdet import ANGLE_BINS, BINS, rename, to_mmdet, to_ours
 from locdistill.models.detector import Detector
 from locdistill.models.heads.gfl import GFLHead, GFLv2Head
 from locdistill.models.settings import DetectorSettings
@@ -106,6 +106,14 @@ def sequence(shape: tuple[int, ...], amplitude: float, frequency: float, phase: 
     n = np.arange(int(np.prod(shape)), dtype=np.float64)
     values = amplitude * np.sin(frequency * n + phase + 0.001 * (n % 97))
     return torch.from_numpy(values.reshape(shape).astype(np.float32))
+
+
+def from_mmdet(theirs: dict[str, Tensor], model: str) -> dict[str, Tensor]:
+    own, unknown = rename(
+        {name: value for name, value in theirs.items() if name not in (BINS, ANGLE_BINS)}, to_ours(model)
+    )
+    assert not unknown
+    return own
 
 
 def fill(detector: Detector) -> None:

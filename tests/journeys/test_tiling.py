@@ -122,7 +122,7 @@ def test_the_two_verbs(cli: Cli, scene: Path, tmp_path: Path) -> None:
     assert json.loads(out)["splits"] == {"val": {"images": 2, "tiles": 54, "left_out": 0, "folder": str(tiles / "val")}}
     code, _, error = cli("data", "tile", scene, tiles, "--size", 512)
     assert code == 2
-    assert "holds something else than the tiles of" in error
+    assert "holds other content than the tiles of" in error
     code, _, error = cli("data", "tile", scene, tiles, "--scale", 0)
     assert (code, error.splitlines()[-2:]) == (
         2,

@@ -96,7 +96,9 @@ def test_what_the_others_do_is_never_run(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_eps_is_refused_by_name(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"picture.{suffix}"
     path.write_bytes(WRITTEN["EPS"])
-    with pytest.raises(ImageError, match=rf"picture\.{suffix}: looks like EPS, which is not read; expected JPEG.*save"):
+    with pytest.raises(
+        ImageError, match=rf"picture\.{suffix}: looks like EPS, which is not supported; expected JP.*save"
+    ):
         read_image(path)
     assert "EPS" in look(path).fault
     path.write_bytes(WRITTEN["PDF"])

@@ -49,7 +49,7 @@ class ATSS(ByShare):
 
     def __post_init__(self) -> None:
         if self.topk < 1:
-            raise ValueError(f"topk is at least 1, came {self.topk}")
+            raise ValueError(f"expected topk >= 1, got {self.topk}")
         ByShare.__post_init__(self)  # super() does not know a class with slots
 
     @torch.no_grad()
@@ -63,8 +63,8 @@ class ATSS(ByShare):
             candidates = nearest_of_allowed(grid, instances, inside & ~ignored, self.topk)
         overlaps, usable = _anchor_overlaps(grid, candidates, instances)
         thresholds = _thresholds(overlaps, usable)
-        positive = usable & (overlaps >= thresholds[..., None])
-        positive = positive & _centre_inside(grid, candidates.locations, instances.targets)
+        depth = kind_of(instances.targets).depth(grid.points[candidates.locations], instances.targets[:, :, None])
+        positive = usable & (overlaps >= thresholds[..., None]) & (depth > CENTRE_MARGIN_PX)
         gt_index = strongest_claim(candidates.locations, overlaps, positive, len(grid.points))
         counted = inside if ignored is None else inside & ~ignored
         return assignment_of(grid, instances, gt_index, inside=inside, counted=counted, thresholds=thresholds)
@@ -144,7 +144,3 @@ def _thresholds(overlaps: Float[Tensor, "b g k"], usable: Bool[Tensor, "b g k"])
     mean = (overlaps * usable).sum(-1) / count.clamp(min=1)
     variance = ((overlaps - mean[..., None]).square() * usable).sum(-1) / (count - 1).clamp(min=1)
     return (mean + variance.sqrt()).masked_fill(count < 2, torch.inf)
-
-
-def _centre_inside(grid: Grid, index: Int[Tensor, "b g k"], boxes: Float[Tensor, "b g d"]) -> Bool[Tensor, "b g k"]:
-    return kind_of(boxes).depth(grid.points[index], boxes[:, :, None]) > CENTRE_MARGIN_PX

@@ -45,7 +45,7 @@ class FCOSPoints(Assigner):
 
     def __post_init__(self) -> None:
         if not (self.radius > 0 and self.longest > 0):
-            raise ValueError(f"radius and longest are positive, came {self.radius} and {self.longest}")
+            raise ValueError(f"expected radius and longest > 0, got {self.radius} and {self.longest}")
 
     def ignoring(self) -> FCOSPoints:
         """Return the same assigner, with ignored regions left out of training."""

@@ -37,7 +37,7 @@ class ByShare(Assigner):
             ValueError: It does not lie between 0 and 1.
         """
         if self.ignore_iof is not None and not 0 < self.ignore_iof < 1:
-            raise ValueError(f"ignore_iof lies between 0 and 1, came {self.ignore_iof}")
+            raise ValueError(f"expected 0 < ignore_iof < 1, got {self.ignore_iof}")
 
     def ignoring(self) -> ByShare:
         """Return the same assigner, with ignored regions left out of training, unless that is set already."""

@@ -48,7 +48,7 @@ class MaxIoU(ByShare):
 
     def __post_init__(self) -> None:
         if not 0 < self.negative <= self.positive <= 1:
-            raise ValueError(f"0 < negative <= positive <= 1, came {self.negative} and {self.positive}")
+            raise ValueError(f"expected 0 < negative <= positive <= 1, got {self.negative} and {self.positive}")
         ByShare.__post_init__(self)  # super() does not know a class with slots
 
     @torch.no_grad()
@@ -75,17 +75,13 @@ class MaxIoU(ByShare):
         slots = torch.arange(instances.boxes.shape[1], dtype=torch.int32, device=anchors.device).expand(len(best), -1)
         objects = instances.boxes if self.box == "circumscribed" else instances.targets
         for boxes, present, index in in_turn(anchors, objects, instances.present, slots):
-            overlaps = kind_of(boxes).anchor_iou(anchors, boxes).where(usable[:, None] & present[..., None], 0)
+            kind = kind_of(boxes)
+            overlaps = kind.anchor_iou(anchors, boxes).where(usable[:, None] & present[..., None], 0)
             highest, first = overlaps.max(1)
             slot, best = (first.int() + index[0, 0]).where(highest > best, slot), torch.maximum(highest, best)
             if self.low_quality:
-                last = torch.maximum(last, self._last_claim(overlaps, index, kind_of(boxes).rounding))
+                # Each object claims the anchors whose IoU is its highest, up to rounding; the last object gets them.
+                most = overlaps.amax(2, keepdim=True)
+                claims = (overlaps >= most * (1 - kind.rounding)) & (most > 0) & (most >= self.min_positive)
+                last = torch.maximum(last, index[..., None].where(claims, -1).amax(1))
         return best, slot.long(), last.long()
-
-    def _last_claim(
-        self, overlaps: Float[Tensor, "b k l"], index: Int[Tensor, "b k"], rounding: float
-    ) -> Int[Tensor, "b l"]:
-        """Return the last object, or -1, whose highest IoU (up to rounding) is at each anchor."""
-        highest = overlaps.amax(2, keepdim=True)
-        claims = (overlaps >= highest * (1 - rounding)) & (highest > 0) & (highest >= self.min_positive)
-        return index[..., None].where(claims, -1).amax(1)

@@ -105,8 +105,9 @@ class CheckReport:
         lines = [f"{self.path}: {self.kind or 'not recognised'}"]
         for split in self.splits:
             lines += ["", *_described(split)]
-        lines += _section("problem", [str(problem) for problem in self.problems])
-        lines += _section("warning", self.warnings)
+        for title, entries in (("problems", list(map(str, self.problems))), ("warnings", self.warnings)):
+            if entries:
+                lines += ["", f"{title}:", *(f"  {entry}" for entry in entries)]
         return "\n".join([*lines, "", "no problems" if self.ok else f"{len(self.problems)} problems"])
 
 
@@ -142,7 +143,13 @@ def check(data: DataSettings | str | Path) -> CheckReport:
                 trainable(record, settings, scan.notes)
         report.splits.append(_summary(name, scan))
         report.warnings.extend(f"{name}: {warning}" for warning in _oddities(scan.dataset))
-    report.problems.extend(_different_classes(scans, settings))
+    first = next(iter(scans), "")
+    for name, scan in scans.items():
+        own, others = scan.dataset.classes, scans[first].dataset.classes
+        if own != others:
+            what = f"has the classes {list(own)}, but {first} has {list(others)}"
+            remedy = "list the same categories in the same order in every file, or set data.classes"
+            report.problems.append(Problem(settings.path, f"split {name}", what, remedy))
     report.warnings.extend(_equal_files(scans))
     return report
 
@@ -203,31 +210,26 @@ def _oddities(dataset: Dataset) -> list[str]:
             f"boxes with a side below {TINY_SIDE:g} pixels": int((sides_of(record) < TINY_SIDE).any(-1).sum()),
             "boxes that reach beyond the image by more than a pixel": int(beyond.sum()),
         }
-        for oddity, count in (counts | _odd_quads(record)).items():
+        if record.quads is not None:
+            areas, limit = np.abs(signed_areas(record.quads)), np.tile(bounds, 2)
+            thin = (areas > 0) & (areas < LEAST_FILL * sides_of(record).prod(-1))
+            beside = (hulls[:, 2:] <= 0).any(-1) | (hulls[:, :2] >= bounds).any(-1)
+            apart = np.abs(np.clip(hulls, 0, limit) - np.clip(record.boxes, 0, limit)).max(-1, initial=0)
+            counts |= {
+                "quadrilaterals without an area": int((areas <= 0).sum()),
+                "quadrilaterals beside the image": int(beside.sum()),
+                f"quadrilaterals that fill less than {LEAST_FILL:.0%} of the smallest rectangle around them": int(
+                    thin.sum()
+                ),
+                f"boxes that differ by more than {APART:g} pixels from those around their rotated boxes (whose angle "
+                "is in radians, clockwise)": int((apart > APART).sum()),
+            }
+        for oddity, count in counts.items():
             found[oddity] += [record.path.name] * count
     warnings = [f"{len(names)} {oddity}: {_examples(names)}" for oddity, names in found.items() if names]
     used = {int(label) for record in dataset.records for label in record.labels}
     unused = [name for index, name in enumerate(dataset.classes) if index not in used]
     return warnings + ([f"no boxes of {', '.join(unused)}"] if unused else [])
-
-
-def _odd_quads(record: Record) -> dict[str, int]:
-    """Count the odd quadrilaterals of an image, by kind of oddity."""
-    if record.quads is None:
-        return {}
-    areas, limit = np.abs(signed_areas(record.quads)), np.tile((record.width, record.height), 2)
-    hulls = circumscribed(record.quads)
-    outside = (hulls[:, 2:] <= 0).any(-1) | (hulls[:, :2] >= limit[:2]).any(-1)
-    apart = np.abs(np.clip(hulls, 0, limit) - np.clip(record.boxes, 0, limit)).max(-1, initial=0)
-    return {
-        "quadrilaterals without an area": int((areas <= 0).sum()),
-        "quadrilaterals beside the image": int(outside.sum()),
-        f"quadrilaterals that fill less than {LEAST_FILL:.0%} of the smallest rectangle around them": int(
-            ((areas > 0) & (areas < LEAST_FILL * sides_of(record).prod(-1))).sum()
-        ),
-        f"boxes that differ by more than {APART:g} pixels from those around their rotated boxes (whose angle is in "
-        "radians, clockwise)": int((apart > APART).sum()),
-    }
 
 
 def _equal_files(scans: dict[str, Scan]) -> list[str]:
@@ -245,21 +247,6 @@ def _equal_files(scans: dict[str, Scan]) -> list[str]:
     return [
         f"{len(files)} images are in {splits}{'' if ' and ' in splits else ' more than once'}: {_examples(files)}"
         for splits, files in groups.items()
-    ]
-
-
-def _different_classes(scans: dict[str, Scan], settings: DataSettings) -> list[Problem]:
-    classes = {name: scan.dataset.classes for name, scan in scans.items()}
-    first = next(iter(classes), "")
-    return [
-        Problem(
-            settings.path,
-            f"split {name}",
-            f"has the classes {list(own)}, but {first} has {list(classes[first])}",
-            "list the same categories in the same order in every file, or set data.classes",
-        )
-        for name, own in classes.items()
-        if own != classes[first]
     ]
 
 
@@ -282,21 +269,14 @@ def _described(split: SplitSummary) -> list[str]:
             "  box sides mostly {:g} to {:g}, median {:g} pixels".format(*(split.box_sides[i] for i in (0, 2, 1)))
         )
     if split.turned is not None:
-        lines += _described_turned(split.turned)
+        turned, total = split.turned, sum(split.turned.directions.values())
+        shares = ", ".join(f"{angle} {count / total:.0%}" for angle, count in turned.directions.items())
+        low, middle, high = turned.ratios
+        lines += [
+            f"  rotated: the longer side mostly {low:g} to {high:g} times the shorter, median {middle:g};"
+            f" {turned.upright / total:.0%} upright",
+            f"  the longer side's direction, in degrees clockwise from the x axis: {shares}",
+        ]
     width = max(map(len, split.per_class), default=0)
     lines += [f"  {name:<{width}}  {count}" for name, count in split.per_class.items()]
     return lines + [f"  {count} {note}" for note, count in split.notes.items()]
-
-
-def _described_turned(turned: Turned) -> list[str]:
-    ratios, total = turned.ratios, sum(turned.directions.values())
-    shares = ", ".join(f"{angle} {count / total:.0%}" for angle, count in turned.directions.items())
-    return [
-        f"  rotated: the longer side mostly {ratios[0]:g} to {ratios[2]:g} times the shorter, median {ratios[1]:g};"
-        f" {turned.upright / total:.0%} upright",
-        f"  the longer side's direction, in degrees clockwise from the x axis: {shares}",
-    ]
-
-
-def _section(title: str, lines: Sequence[str]) -> list[str]:
-    return ["", f"{title}s:", *(f"  {line}" for line in lines)] if lines else []

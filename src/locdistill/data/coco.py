@@ -47,10 +47,10 @@ def find_annotations(path: Path, split: str) -> Path | None:
             file = path.parent / split
             return file if file.is_file() else None
         aliases = ALIASES.get(split, (split,))
-        says = [known for known in ("train", "val", "test") if known in path.name]
-        if not says or any(alias in path.name for alias in aliases):
+        named = [known for known in ("train", "val", "test") if known in path.name]
+        if not named or any(alias in path.name for alias in aliases):
             return path
-        siblings = (path.with_name(path.name.replace(said, alias)) for said in says for alias in aliases)
+        siblings = (path.with_name(path.name.replace(name, alias)) for name in named for alias in aliases)
         return next((sibling for sibling in siblings if sibling.is_file()), None)
     names = [split] if split.endswith(".json") else annotation_names(split)
     return next((path / name for name in names if (path / name).is_file()), None)
@@ -227,7 +227,7 @@ def _fault(entry: dict[str, Any], images: dict[int, Any], names: dict[int, str])
         some = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
         return f"no category has the id {category!r}", f"known ids: {some}"
     if entry.get("iscrowd", 0) not in (0, 1):
-        return f"'iscrowd' is {entry['iscrowd']!r}", "it is 0 or 1"
+        return f"'iscrowd' is {entry['iscrowd']!r}", "write 0 or 1"
     if entry.get("area") is not None and not _is_number(entry["area"]):
         return f"'area' is {entry['area']!r}, not a number", "write the area in pixels, or leave it out"
     return _box_fault(entry.get("bbox")) or (None if entry.get("rbox") is None else rotated_fault(entry["rbox"]))
@@ -244,9 +244,9 @@ def _box_fault(box: object) -> tuple[str, str] | None:
 
 def _image_folder(file: Path, root: Path, split: str, names: list[str]) -> Path:
     """Return the folder that contains most of the first images."""
-    said = [split, *ALIASES.get(split, ())] if not split.endswith(".json") else []
+    names_of_split = [split, *ALIASES.get(split, ())] if not split.endswith(".json") else []
     stem = file.stem.removeprefix("instances_")
-    parts = list(dict.fromkeys([stem, *said, *(f"{name}2017" for name in said)]))
+    parts = list(dict.fromkeys([stem, *names_of_split, *(f"{name}2017" for name in names_of_split)]))
     candidates = [file.parent] if file.name == ROBOFLOW else []
     candidates += [root / "images", *(root / "images" / part for part in parts), *(root / part for part in parts)]
     candidates += [root, file.parent, file.parent / "images"]

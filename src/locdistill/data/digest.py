@@ -43,23 +43,20 @@ def object_digests(dataset: Dataset, *, ordered: bool = True, records: Sequence[
     """
     names = [hashlib.blake2b(name.encode(), digest_size=_SIZE).digest() for name in dataset.classes]
     table = np.frombuffer(b"".join(names), np.uint8).reshape(-1, _SIZE)
-    return [_digest(record, table, ordered) for record in (dataset.records if records is None else records)]
-
-
-def _digest(record: Record, names: np.ndarray, ordered: bool) -> bytes:
-    count = len(record.labels)
-    columns = [
-        np.ascontiguousarray(values).view(np.uint8).reshape(count, -1)
-        for values in (
-            record.boxes.astype(np.float32),
-            record.ignored.astype(bool),
-            record.areas.astype(np.float32),
-            *(() if record.quads is None else (record.quads.astype(np.float32),)),
-        )
-        if count
-    ]
-    whole = hashlib.blake2b(b"boxes" if record.quads is None else b"quads", digest_size=_SIZE)
-    if count:
-        rows = np.concatenate([names[record.labels], *columns], axis=1)
-        whole.update(rows.tobytes() if ordered else b"".join(sorted(row.tobytes() for row in rows)))
-    return whole.digest()
+    digests = []
+    for record in dataset.records if records is None else records:
+        whole = hashlib.blake2b(b"boxes" if record.quads is None else b"quads", digest_size=_SIZE)
+        count = len(record.labels)
+        if count:
+            values: list[np.ndarray] = [
+                record.boxes.astype(np.float32),
+                record.ignored.astype(bool),
+                record.areas.astype(np.float32),
+            ]
+            if record.quads is not None:
+                values.append(record.quads.astype(np.float32))
+            columns = [np.ascontiguousarray(column).view(np.uint8).reshape(count, -1) for column in values]
+            rows = np.concatenate([table[record.labels], *columns], axis=1)
+            whole.update(rows.tobytes() if ordered else b"".join(sorted(row.tobytes() for row in rows)))
+        digests.append(whole.digest())
+    return digests

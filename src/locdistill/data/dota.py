@@ -79,7 +79,12 @@ def read_dota(path: Path, place: Place) -> Source:
     cut = origin(place.images.parent) or Origin(True, {})
     used = {row.name for rows, _ in parsed for row in rows}
     known = cut.classes if used <= cut.classes.keys() else {}
-    classes = tuple(known.values()) or _classes(path, dict(zip(files, parsed, strict=True)))
+    classes = tuple(known.values())
+    if not classes:
+        others = {file for folder in label_folders(path) for file in folder.glob("*.txt")}.difference(files)
+        found = in_threads(_parse, list(others), label="collecting classes")
+        used.update(row.name for rows, _ in found for row in rows)
+        classes = next((version for version in DOTA_BY_COUNT.values() if used <= set(version)), tuple(sorted(used)))
     source.categories = list(enumerate(classes))
     labels = {name: index for index, name in enumerate(known or classes)}
     for position, (name, (rows, problems)) in enumerate(zip(names, parsed, strict=True), start=1):
@@ -121,13 +126,6 @@ def _image_names(place: Place, pictures: dict[str, Path], source: Source) -> lis
     return sorted(labelled.union(pictures))
 
 
-def _classes(path: Path, parsed: dict[Path | None, _Parsed]) -> tuple[str, ...]:
-    files = [file for folder in label_folders(path) for file in folder.glob("*.txt") if file not in parsed]
-    others = in_threads(_parse, files, label="collecting classes")
-    names = {row.name for rows, _ in [*parsed.values(), *others] for row in rows}
-    return next((known for known in DOTA_BY_COUNT.values() if names <= set(known)), tuple(sorted(names)))
-
-
 def _parse(file: Path | None) -> _Parsed:
     """Parse a label file; return its rows and its faults."""
     if file is None:
@@ -162,5 +160,5 @@ def _row(fields: list[str]) -> _Row | tuple[str, str]:
         return f"the corners {' '.join(fields[:8])} are not eight finite numbers", LINE
     difficult = fields[9] if len(fields) == 10 else "0"
     if not difficult.isdecimal():
-        return f"'difficult' is {difficult!r}", "it is 0, or 1 and more for objects that are to be ignored"
+        return f"'difficult' is {difficult!r}", "write 0, or a larger number for an object to ignore"
     return _Row(corners, fields[8], int(difficult) > 0)

@@ -59,10 +59,14 @@ def look(path: Path) -> Seen:
     """
     try:
         size = image_size(path)
-        if not _ends_well(path):
+        with path.open("rb") as file:
+            head = file.read(4)
+            file.seek(max(file.seek(0, 2) - TAIL_BYTES, 0))
+            tail = file.read()
+        if not any(head.startswith(start) and end in tail for start, end in ENDINGS.items()):
             read_image(path)
     except ImageError as error:
-        return Seen(None, _without(path, error))
+        return Seen(None, str(error).removeprefix(f"{path}: "))
     return Seen(size)
 
 
@@ -75,7 +79,7 @@ def look_closely(path: Path) -> Seen:
         with open_picture(path) as image:
             image.verify()
     except ImageError as error:
-        return Seen(None, _without(path, error))
+        return Seen(None, str(error).removeprefix(f"{path}: "))
     except Exception as error:  # verifying raises as many things as decoding
         return Seen(None, f"is damaged ({error})")
     return Seen((height, width), digest=digest)
@@ -101,18 +105,3 @@ def pictures_by_name(folder: Path) -> dict[str, Path]:
     """Map the image files of a folder by their relative names without endings."""
     files = images_below(folder) if folder.is_dir() else []
     return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
-
-
-def _ends_well(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(4)
-        ending = next((end for start, end in ENDINGS.items() if head.startswith(start)), None)
-        if ending is None:
-            return False
-        size = file.seek(0, 2)
-        file.seek(max(size - TAIL_BYTES, 0))
-        return ending in file.read()
-
-
-def _without(path: Path, error: ImageError) -> str:
-    return str(error).removeprefix(f"{path}: ")

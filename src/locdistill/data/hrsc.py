@@ -92,7 +92,7 @@ def _parse(file: Path) -> _Content:
         difficult = (entry.findtext("difficult") or "0").strip()
         fault = rotated_fault(box)
         if fault is None and difficult not in ("0", "1"):
-            fault = f"'difficult' is {difficult!r}", "it is 0 or 1"
+            fault = f"'difficult' is {difficult!r}", "write 0 or 1"
         if fault:
             content.problems.append(Problem(str(file), f"object {position}", *fault))
             continue

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -33,19 +34,17 @@ T = TypeVar("T")
 
 @runtime_checkable
 class InputSize(Protocol):
-    """The settings of the detector's input that evaluation needs: limits of the sides in pixels, and padding."""
+    """The settings of the detector's input that evaluation needs.
 
-    @property
-    def short(self) -> int:
-        """Limit of the shorter side."""
+    Attributes:
+        short: Limit of the shorter side in pixels.
+        long: Limit of the longer side in pixels.
+        pad_to: Multiple to which the sides are padded.
+    """
 
-    @property
-    def long(self) -> int:
-        """Limit of the longer side."""
-
-    @property
-    def pad_to(self) -> int:
-        """Multiple to which the sides are padded."""
+    short: int
+    long: int
+    pad_to: int
 
 
 def training_loader(
@@ -68,8 +67,11 @@ def training_loader(
     workers = worker_count(settings.workers, world_size)
     cache = None
     if settings.cache:
-        wanted = None if settings.cache is True else settings.cache
-        shapes, limit = _shapes(dataset, plan), picture_memory(wanted, world_size)
+        shapes = [(record.height, record.width) for record in dataset.records]
+        if plan.fixed_size:  # images are cached after resizing
+            long, short = plan.sizes[0]
+            shapes = [keep_ratio_size(height, width, short=short, long=long) for height, width in shapes]
+        limit = picture_memory(None if settings.cache is True else settings.cache, world_size)
         cache = PictureCache(shapes, limit=limit, workers=workers)
     wide = [record.width > record.height for record in dataset.records]
     sampler = GroupedSampler(
@@ -220,10 +222,6 @@ class Pictures(TorchDataset[Batch]):
             batch = batch._replace(from_cache=self._memory.recall([draw.image for draw in draws], sizes, views))
         return batch._replace(flipped=views[0].flipped) if self._plan.views else batch
 
-    def sample(self, draw: Draw) -> Sample:
-        """Load one image and apply the view of the draw."""
-        return self._sample(draw.image, self._plan.view(draw))
-
     def _sample(self, image: int, view: View) -> Sample:
         if view.mosaic is None:
             return look_at(self._unsized(image, view), view, keep_ignored=self._plan.keep_ignored)
@@ -255,7 +253,11 @@ class Pictures(TorchDataset[Batch]):
         image = read_image(path)
         size = tuple(self._sizes[index].tolist())
         if tuple(image.shape[-2:]) != size:
-            raise ImageError(f"{path}: had {size} rows and columns when training began, now {tuple(image.shape[-2:])}")
+            now = tuple(image.shape[-2:])
+            raise ImageError(
+                f"{path}: height and width were {size} when training began, and are {now} now; restore the file, or "
+                "start again"
+            )
         if self._cache is not None:
             image = resize_to(image, target) if self._plan.fixed_size else image
             self._cache.put(index, image)
@@ -302,18 +304,16 @@ def _joined(parts: Sequence[np.ndarray], kind: type, empty: tuple[int, ...]) -> 
     return np.concatenate([np.zeros(empty, kind), *parts]).astype(kind)
 
 
-def _shapes(dataset: Dataset, plan: ViewPlan) -> list[tuple[int, int]]:
-    """Return height and width of the cached images: the resized ones if an image always gets the same size."""
-    shapes = [(record.height, record.width) for record in dataset.records]
-    if not plan.fixed_size:
-        return shapes
-    long, short = plan.sizes[0]
-    return [keep_ratio_size(height, width, short=short, long=long) for height, width in shapes]
-
-
 def _loader(pictures: Pictures, sampler: Iterable[list[Draw]], *, workers: int, seed: int) -> DataLoader[Batch]:
     if workers:
-        _allow_open_files()
+        # Every tensor from a worker holds a file open until it is dropped: raise the soft limit of open files.
+        with suppress(ImportError):  # on Windows, where there is no such limit
+            import resource  # noqa: PLC0415
+
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+            if soft != resource.RLIM_INFINITY and soft < wanted:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return DataLoader(
         pictures,
         sampler=sampler,
@@ -336,10 +336,10 @@ def _leave_signals_to_the_parent(_worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_told_by, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_on_signal_from, args=(os.getppid(),), daemon=True).start()
 
 
-def _end_when_told_by(process: int) -> None:
+def _end_on_signal_from(process: int) -> None:
     while signal.sigwaitinfo({signal.SIGTERM}).si_pid != process:
         pass
     os._exit(0)
@@ -347,15 +347,3 @@ def _end_when_told_by(process: int) -> None:
 
 def _as_it_is(item: T) -> T:
     return item
-
-
-def _allow_open_files() -> None:
-    """Raise the soft limit of open files: every tensor from a worker holds one until it is dropped."""
-    try:
-        import resource  # noqa: PLC0415  # not on Windows, where there is no such limit
-    except ImportError:
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

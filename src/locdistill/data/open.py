@@ -20,7 +20,7 @@ from locdistill.data.files import Seen, in_threads, look
 from locdistill.data.problems import Problem, error_of
 from locdistill.data.records import DataFormat, Dataset, Record, corners
 from locdistill.data.settings import DataSettings
-from locdistill.data.sources import Listed, Source, usual_split
+from locdistill.data.sources import Listed, Source
 from locdistill.data.tiling import image_name
 from locdistill.data.voc import image_sets, read_voc, year_folders
 from locdistill.data.yolo import find_yaml, read_yolo, yaml_splits
@@ -53,15 +53,13 @@ class Scan:
 
 @runtime_checkable
 class DetectorBoxes(Protocol):
-    """Interface of the kind of boxes of a detector, implemented by its settings."""
+    """Interface of the kind of boxes of a detector, implemented by its settings; ``angles`` is their range."""
+
+    angles: AngleRange
 
     @property
     def rotated(self) -> bool:
         """True for rotated boxes."""
-
-    @property
-    def angles(self) -> AngleRange:
-        """Range of the angles."""
 
 
 def open_dataset(
@@ -91,20 +89,18 @@ def open_dataset(
     if scan.problems:
         raise error_of(scan.problems, scan.dataset.name, settings.path)
     if not scan.dataset.records:
-        raise AnnotationError(_nothing_left(scan, settings))
-    classes = len(scan.dataset.classes)
-    dataset = replace(scan.dataset, records=tuple(_of_each_class(record, classes) for record in scan.dataset.records))
+        why = "; ".join(f"{count} {note}" for note, count in scan.notes.items() if count) or "it lists no images"
+        name, names = scan.dataset.name, list(scan.dataset.classes)
+        raise AnnotationError(f"{settings.path}: no image of {name} can be used for the classes {names}: {why}")
+    dataset, classes = scan.dataset, len(scan.dataset.classes)
+    if settings.ignore_classes:  # repeat each object of these once per class
+        records = []
+        for record in dataset.records:
+            loose, named = np.flatnonzero(record.labels == ANY), np.flatnonzero(record.labels != ANY)
+            labels = np.concatenate((record.labels[named], np.tile(np.arange(classes), len(loose))))
+            records.append(replace(record.of(np.concatenate((named, loose.repeat(classes)))), labels=labels))
+        dataset = replace(dataset, records=tuple(records))
     return dataset if boxes is None else dataset.as_oriented(boxes.rotated, boxes.angles)
-
-
-def _of_each_class(record: Record, classes: int) -> Record:
-    """Return the record with each object labelled ``ANY`` repeated once per class."""
-    loose = np.flatnonzero(record.labels == ANY)
-    if not len(loose):
-        return record
-    named = np.flatnonzero(record.labels != ANY)
-    labels = np.concatenate((record.labels[named], np.tile(np.arange(classes), len(loose))))
-    return replace(record.of(np.concatenate((named, loose.repeat(classes)))), labels=labels)
 
 
 def scan_dataset(
@@ -116,11 +112,14 @@ def scan_dataset(
         AnnotationError: The split cannot be read: it is absent, of another format, or lacks the chosen classes.
     """
     divided = settings.holdout > 0 and split in ("train", "val")
-    kind, sources = _sources(settings, "train" if divided else split)
+    source_split = "train" if divided else split
+    kind, sources = _sources(settings, source_split)
     if divided:
         _hold_out(sources, settings.holdout, split)
     classes, category_ids = _choose_classes(sources, settings.classes, settings.ignore_classes)
-    dataset = Dataset(_name(settings, split), classes, (), kind, category_ids)
+    held_out = " (held out)" if divided and split == "val" else ""
+    name = f"{Path(settings.path).name}/{'+'.join(split_names(settings, source_split))}{held_out}"
+    dataset = Dataset(name, classes, (), kind, category_ids)
     scan = Scan(dataset)
     for source in sources:
         scan.problems += source.problems
@@ -138,7 +137,9 @@ def scan_dataset(
             if record is not None:
                 kept = trainable(record, settings, scan.notes) if lenient else record
                 records += [] if kept is None else [kept]
-    scan.dataset = replace(dataset, records=_numbered(records), empty=scan.notes[EMPTY], oriented=oriented)
+    if len({record.image_id for record in records}) < len(records):  # concatenated sources share identifiers
+        records = [replace(record, image_id=number) for number, record in enumerate(records, start=1)]
+    scan.dataset = replace(dataset, records=tuple(records), empty=scan.notes[EMPTY], oriented=oriented)
     return scan
 
 
@@ -148,16 +149,12 @@ def _hold_out(sources: Sequence[Source], share: float, split: str) -> None:
     The choice depends on file names alone, not on their order or on the machine. Tiles of an image, which may overlap,
     stay together.
     """
-    paths = {_original(listed.path) for source in sources for listed in source.images}
-    shuffled = sorted(paths, key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
+    paths = {listed.path for source in sources for listed in source.images}
+    originals = {path: path.with_stem(image_name(path.stem)) for path in paths}  # the image that a tile was cut from
+    shuffled = sorted(set(originals.values()), key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
     held = set(shuffled[: max(1, round(share * len(shuffled)))])
     for source in sources:
-        source.images = [listed for listed in source.images if (_original(listed.path) in held) == (split == "val")]
-
-
-def _original(path: Path) -> Path:
-    """Return the path of the image that a tile was cut from, by its name; any other path unchanged."""
-    return path.with_stem(image_name(path.stem))
+        source.images = [image for image in source.images if (originals[image.path] in held) == (split == "val")]
 
 
 def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
@@ -181,14 +178,16 @@ def recognise(settings: DataSettings) -> DataFormat:
         AnnotationError: The path is empty or absent, or it matches no format or several.
     """
     if not settings.path:
-        raise AnnotationError("no data given; set data.path (--data PATH) to a folder, a COCO json or a data.yaml")
+        raise AnnotationError(
+            "no data set given; pass --data PATH, or set data.path: a folder, a COCO json or a data.yaml"
+        )
     path = Path(settings.path)
     if not path.exists():
         raise AnnotationError(f"{path}: there is no such file or folder; check data.path, or name it with --data")
     if settings.format != "auto":
         return settings.format
-    named = [name for choice in (settings.train, settings.val) if choice is not None for name in _tuple(choice)]
-    json = path.suffix == ".json" or any(find_annotations(path, name) for name in (*named, *SPLITS) if path.is_dir())
+    names = (*split_names(settings, "train"), *split_names(settings, "val"), *SPLITS)
+    json = path.suffix == ".json" or any(find_annotations(path, name) for name in names if path.is_dir())
     looks: dict[DataFormat, bool] = {
         "coco": json,
         "voc": bool(year_folders(path)),
@@ -214,7 +213,9 @@ def recognise(settings: DataSettings) -> DataFormat:
 def split_names(settings: DataSettings, split: str) -> tuple[str, ...]:
     """Return the format's names of the splits ``train`` and ``val``; any other split keeps its name."""
     choice = {"train": settings.train, "val": settings.val}.get(split)
-    return _tuple(choice) if choice is not None else (split,)
+    if choice is None:
+        return (split,)
+    return (choice,) if isinstance(choice, str) else choice
 
 
 def available_splits(settings: DataSettings) -> list[str]:
@@ -244,21 +245,13 @@ def _has_set(kind: DataFormat, path: Path) -> Callable[[str], bool]:
 
 
 def _names_behind(settings: DataSettings, kind: DataFormat, split: str) -> tuple[str, ...]:
-    """Return `split_names`, with the format's usual image set as the default."""
+    """Return `split_names`; without a choice, VOC and HRSC have ``trainval`` and ``test`` if both exist."""
     given = {"train": settings.train, "val": settings.val}.get(split)
     if given is None and kind in ("voc", "hrsc"):
-        return (usual_split(split, _has_set(kind, Path(settings.path))),)
+        has = _has_set(kind, Path(settings.path))
+        if split in ("train", "val") and has("test") and has("trainval"):
+            return ("trainval" if split == "train" else "test",)
     return split_names(settings, split)
-
-
-def _tuple(choice: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (choice,) if isinstance(choice, str) else choice
-
-
-def _name(settings: DataSettings, split: str) -> str:
-    held_out = settings.holdout > 0 and split == "val"
-    names = "+".join(split_names(settings, "train" if held_out else split))
-    return f"{Path(settings.path).name}/{names}{' (held out)' if held_out else ''}"
 
 
 def _contents(path: Path) -> str:
@@ -336,7 +329,12 @@ def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, o
         scan.problems.append(Problem(str(listed.path), "", fault, remedy, image=True))
         return None
     if listed.declared is not None and listed.declared != size:
-        scan.problems.append(Problem(str(listed.path), "", *_other_size(listed, size), image=True))
+        declared = listed.declared
+        what = f"{listed.where} is declared as {declared[1]}x{declared[0]}, but the file has {size[1]}x{size[0]}"
+        remedy = "the boxes were drawn on another version: use that one, or correct the annotations"
+        if declared[::-1] == size:
+            remedy = "the picture is stored rotated (EXIF) or the sides are swapped: annotate the upright picture"
+        scan.problems.append(Problem(str(listed.path), "", what, remedy, image=True))
         return None
     height, width = size
     boxes = listed.boxes * (width, height, width, height) if source.relative else listed.boxes
@@ -354,14 +352,6 @@ def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, o
         areas=areas.astype(np.float32),
         quads=quads.astype(np.float32) if oriented else None,
     ).of(own != LEFT_OUT)
-
-
-def _other_size(listed: Listed, size: tuple[int, int]) -> tuple[str, str]:
-    height, width = listed.declared or (0, 0)
-    what = f"{listed.where} is declared as {width}x{height}, but the file has {size[1]}x{size[0]}"
-    if (width, height) == size:
-        return what, "the picture is stored rotated (EXIF) or the sides are swapped: annotate the upright picture"
-    return what, "the boxes were drawn on another version: use that one, or correct the annotations"
 
 
 def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Record | None:
@@ -391,16 +381,3 @@ def sides_of(record: Record) -> np.ndarray:
     """Return the side lengths ``(n, 2)`` in pixels of each object's box, or of the smallest rectangle around it."""
     sides: np.ndarray = record.boxes[:, 2:] - record.boxes[:, :2]
     return sides if record.quads is None else fit(torch.from_numpy(record.quads), "oc")[:, 2:4].numpy()
-
-
-def _numbered(records: list[Record]) -> tuple[Record, ...]:
-    """Renumber the records from 1 if concatenated sources use the same identifier twice."""
-    if len({record.image_id for record in records}) == len(records):
-        return tuple(records)
-    return tuple(replace(record, image_id=number) for number, record in enumerate(records, start=1))
-
-
-def _nothing_left(scan: Scan, settings: DataSettings) -> str:
-    why = "; ".join(f"{count} {note}" for note, count in scan.notes.items() if count) or "it lists no images"
-    name, classes = scan.dataset.name, list(scan.dataset.classes)
-    return f"{settings.path}: no image of {name} can be used for the classes {classes}: {why}"

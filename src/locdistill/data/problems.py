@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from locdistill.errors import AnnotationError, DataError, ImageError
 
@@ -32,10 +32,6 @@ class Problem:
     def __str__(self) -> str:
         place = f"{self.file}: {self.where}" if self.where else self.file
         return f"{place}: {self.what}; {self.remedy}"
-
-    def as_dict(self) -> dict[str, object]:
-        """Return the fields for JSON."""
-        return asdict(self)
 
 
 def error_of(problems: Sequence[Problem], name: str, path: str) -> DataError:

@@ -36,10 +36,13 @@ def picture_memory(wanted: float | None, processes: int) -> int:
     Raises:
         RecipeError: The machine has less memory than ``wanted``.
     """
-    there = _memory()
+    there = DEFAULT_MEMORY
+    if hasattr(os, "sysconf"):  # the memory of the machine, or of the container if it has less
+        pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        there = min([pages, *(limit for (limit,) in _limits("memory.max"))])
     if wanted is not None and wanted * 10**9 > there:
         raise RecipeError(
-            f"data.cache is {wanted:g} GB, but this machine gives {there / 10**9:.1f} GB of memory: set data.cache to "
+            f"data.cache is {wanted:g} GB, but this machine has {there / 10**9:.1f} GB of memory; set data.cache to "
             "less, to true (a quarter of it), or to false"
         )
     return int(there / 4 if wanted is None else wanted * 10**9) // processes_here(processes)
@@ -71,14 +74,6 @@ def allowed_cores() -> int:
 def visible_cores() -> int:
     """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory() -> int:
-    """Return the memory of the machine, or of the container if it has less, in bytes."""
-    if not hasattr(os, "sysconf"):
-        return DEFAULT_MEMORY
-    limits = [limit for (limit,) in _limits("memory.max")]
-    return min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *limits])
 
 
 def _limits(name: str) -> Iterable[tuple[int, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,9 @@ class GroupedSampler(Sampler[list[Draw]]):
     contiguous slice. Every image is used at least ``repeat`` times an epoch; a group smaller than a step repeats.
 
     Unlike the reference, the order depends only on seed and epoch, and an epoch can be started in the middle.
+
+    Attributes:
+        batch_size: Number of images per batch of this process.
     """
 
     def __init__(
@@ -51,25 +55,15 @@ class GroupedSampler(Sampler[list[Draw]]):
     ) -> None:
         flags = np.asarray(wide, dtype=bool)
         self._groups = [group for group in (np.flatnonzero(~flags), np.flatnonzero(flags)) if len(group)]
-        self._batch, self._seed = batch, seed
+        self.batch_size, self._seed = batch, seed
         self._rank, self._world_size, self._repeat = rank, world_size, repeat
         self._epoch, self._skipped = 0, {0: 0}
         self._share_late, self._late_from = late, math.inf
 
     def __len__(self) -> int:
         """Return the number of batches per process and epoch, skipped ones included."""
-        step = self._batch * self._world_size
+        step = self.batch_size * self._world_size
         return sum(-(-len(group) * self._repeat // step) for group in self._groups)
-
-    @property
-    def epoch(self) -> int:
-        """Epoch of the next iteration."""
-        return self._epoch
-
-    @property
-    def batch_size(self) -> int:
-        """Number of images per batch of this process."""
-        return self._batch
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next iteration."""
@@ -96,15 +90,20 @@ class GroupedSampler(Sampler[list[Draw]]):
 
     def _batches(self, epoch: int) -> list[list[Draw]]:
         random = np.random.default_rng((self._seed, epoch))
-        step = self._batch * self._world_size
+        step = self.batch_size * self._world_size
         batches: list[list[Draw]] = []
         for group in self._groups:
             order = random.permutation(np.tile(group, self._repeat))
             order = np.resize(order, -(-len(order) // step) * step)  # repeats from the beginning
-            draws = _counted(order, epoch)
-            batches += [draws[start : start + self._batch] for start in range(0, len(draws), self._batch)]
+            draws, turns = [], Counter[int]()
+            for image in order.tolist():
+                draws.append(Draw(image, epoch, turns[image]))
+                turns[image] += 1
+            batches += [draws[start : start + self.batch_size] for start in range(0, len(draws), self.batch_size)]
         mixed = random.permutation(len(batches))
-        return [batches[i] for i in mixed[self._rank * len(self) : (self._rank + 1) * len(self)]]
+        own = mixed[self._rank * len(self) : (self._rank + 1) * len(self)]
+        for i in own[self._skipped.get(epoch, 0) :]:
+            yield batches[i]
 
 
 class ShareSampler(Sampler[list[Draw]]):
@@ -126,13 +125,3 @@ class ShareSampler(Sampler[list[Draw]]):
         for start in range(0, len(self._indices), self._batch):
             for view in range(self._views):
                 yield [Draw(index, turn=view) for index in self._indices[start : start + self._batch]]
-
-
-def _counted(order: np.ndarray, epoch: int) -> list[Draw]:
-    turns: dict[int, int] = {}
-    draws = []
-    for index in order.tolist():
-        turn = turns.get(index, 0)
-        turns[index] = turn + 1
-        draws.append(Draw(index, epoch, turn))
-    return draws

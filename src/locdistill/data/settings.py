@@ -200,7 +200,7 @@ class DataSettings(Settings):
     @classmethod
     def _memory_is_some(cls, cache: Any) -> Any:
         if not isinstance(cache, bool | int | float) or not 0 <= cache < inf:
-            raise ValueError(f"expected true, false, or how many GB of memory to use, such as 8; came {cache!r}")
+            raise ValueError(f"expected true, false, or a number of GB, such as 8; came {cache!r}")
         return cache if isinstance(cache, bool) or cache > 0 else False
 
     @field_validator("classes")
@@ -211,19 +211,15 @@ class DataSettings(Settings):
         return classes
 
     @model_validator(mode="after")
-    def _ignored_or_not(self) -> DataSettings:
+    def _agree(self) -> DataSettings:
         both = [name for name in self.classes or () if name in self.ignore_classes]
         if both:
-            raise ValueError(f"classes and ignore_classes both name {', '.join(both)}; a class is found or ignored")
+            raise ValueError(f"classes and ignore_classes both name {', '.join(both)}; leave it in one of them")
         if self.ignore_classes and self.crowd == "background":
             raise ValueError(
-                "crowd 'background' trains what is ignored as background, and ignore_classes is to be neither; set "
+                "ignore_classes has no effect with crowd 'background', which trains ignored objects as background; set "
                 "crowd to ignore, or leave the objects out with classes"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _range_needs_two(self) -> DataSettings:
         if self.size_mode == "range" and len(self.sizes) < 2:
             raise ValueError("size_mode 'range' needs two pairs in sizes, for example [[1333, 480], [1333, 800]]")
         return self

@@ -184,18 +184,6 @@ def _overlap(first: Shape, second: Shape) -> float:
     return float(sides.prod() / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()))
 
 
-def _place(settings: ShapesSettings, rng: np.random.Generator) -> tuple[Shape, ...]:
-    """Place the shapes of an image with little overlap; a shape without room is left out."""
-    placed: list[Shape] = []
-    for _ in range(int(rng.integers(settings.objects[0], settings.objects[1] + 1))):
-        for _ in range(20):
-            shape = _random_shape(settings, rng)
-            if all(_overlap(shape, other) < 0.15 for other in placed):
-                placed.append(shape)
-                break
-    return tuple(placed)
-
-
 def _draw_bars(canvas: Singles, settings: ShapesSettings, rng: np.random.Generator) -> None:
     """Cover the canvas with grey bars of random place, direction, length and width."""
     size = settings.size
@@ -217,12 +205,18 @@ def draw_picture(settings: ShapesSettings, rng: np.random.Generator) -> Drawing:
     ground = rng.uniform(0.3, 0.7, 3) * 0.2 + rng.uniform(0.3, 0.7) * 0.8
     slope = rng.uniform(-0.2, 0.2, 2)
     canvas = (ground + (slope[0] * x + slope[1] * y)[..., None]).astype(np.float32)
-    shapes = _place(settings, rng)
+    shapes: list[Shape] = []
+    for _ in range(int(rng.integers(settings.objects[0], settings.objects[1] + 1))):
+        for _ in range(20):  # shapes overlap little; one without room is left out
+            shape = _random_shape(settings, rng)
+            if all(_overlap(shape, other) < 0.15 for other in shapes):
+                shapes.append(shape)
+                break
     for shape in shapes:
         canvas += shape.alpha(size)[..., None] * (np.array(shape.colour, np.float32) - canvas)
     _draw_bars(canvas, settings, rng)
     canvas += np.float32(settings.noise) * rng.standard_normal(canvas.shape, np.float32)
-    return Drawing(np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8), shapes)
+    return Drawing(np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8), tuple(shapes))
 
 
 def jittered(box: Box, settings: ShapesSettings, rng: np.random.Generator) -> Box:
@@ -281,11 +275,11 @@ def write_shapes(folder: Path, settings: ShapesSettings, *, report: Callable[[in
         if json.loads(stamp.read_text()) == content:
             return folder
         raise RunError(
-            f"{folder} holds a data set drawn with other settings (see {stamp}); remove it or draw elsewhere."
+            f"{folder} holds a data set drawn with other settings (see {stamp}); remove it or choose another folder"
         )
     (folder / "images").mkdir(parents=True, exist_ok=True)
     counts, done = {"train": settings.train, "val": settings.val}, 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads do: numpy and the PNG encoder release the lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # threads suffice: numpy and the PNG encoder release the lock
         for split in SPLITS:
             drawn = []
             for found in pool.map(
@@ -296,5 +290,5 @@ def write_shapes(folder: Path, settings: ShapesSettings, *, report: Callable[[in
                 if report:
                     report(done, sum(counts.values()))
             (folder / f"{split}.json").write_text(json.dumps(_annotation(settings, split, drawn)))
-    stamp.write_text(json.dumps(content))  # last: its presence says that the rest is complete
+    stamp.write_text(json.dumps(content))  # last, as the mark of a complete folder
     return folder

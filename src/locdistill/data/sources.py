@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -70,13 +70,6 @@ class Source:
 def box_arrays(rows: list[tuple[float, float, float, float]]) -> np.ndarray:
     """Convert boxes to an array ``(n, 4)``, also for n = 0."""
     return np.asarray(rows, dtype=np.float64).reshape(-1, 4)
-
-
-def usual_split(split: str, has: Callable[[str], bool]) -> str:
-    """Return the image set for ``train`` or ``val``: ``trainval`` and ``test`` if the data have both."""
-    if split not in ("train", "val") or not has("test") or not has("trainval"):
-        return split
-    return "trainval" if split == "train" else "test"
 
 
 def listed_names(file: Path, source: Source) -> list[str]:

@@ -194,7 +194,7 @@ class Tiles:
             return cls(file.parent, settings, original, places, content["oriented"], content["left_out"])
         except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
             raise DataError(
-                f"{file}: no readable list of windows ({error}); tiles are cut by 'locdistill data tile'"
+                f"{file}: no readable list of windows ({error}); cut the tiles with 'locdistill data tile'"
             ) from error
 
     def joined(self, found: Mapping[str, Detections], *, iou: float) -> dict[int, Detections]:
@@ -219,15 +219,14 @@ class Tiles:
                 in_image = kind.scaled(boxes, boxes.new_tensor(window.side / self.settings.size))
                 placed = kind.moved(in_image, boxes.new_tensor((window.x, window.y)))
                 by_image[image_id].append(here._replace(boxes=placed))
-        return {image_id: _suppressed(parts, iou) for image_id, parts in by_image.items()}
-
-
-def _suppressed(parts: list[Detections], iou: float) -> Detections:
-    if not parts:
-        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-    boxes, scores, labels = (torch.cat(values) for values in zip(*parts, strict=True))
-    kept = kind_of(boxes).nms(boxes, scores.to(boxes), labels, iou)
-    return Detections(boxes[kept].float(), scores[kept], labels[kept])
+        nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        merged = dict.fromkeys(by_image, nothing)
+        for image_id, parts in by_image.items():
+            if parts:
+                boxes, scores, labels = (torch.cat(values) for values in zip(*parts, strict=True))
+                kept = kind_of(boxes).nms(boxes, scores.to(boxes), labels, iou)
+                merged[image_id] = Detections(boxes[kept].float(), scores[kept], labels[kept])
+        return merged
 
 
 def cut(
@@ -284,8 +283,8 @@ def _is_cut(folder: Path, content: str, name: str) -> bool:
         return False
     if not (folder / WINDOWS).is_file() or (folder / WINDOWS).read_text(encoding="utf-8") != content:
         raise DataError(
-            f"{folder}: is there, and holds something else than the tiles of '{name}' with these settings; choose "
-            "another folder, or remove this one"
+            f"{folder}: exists, and holds other content than the tiles of '{name}' with these settings; choose another "
+            "folder, or remove this one"
         )
     return True
 
@@ -297,14 +296,13 @@ def _cut_all(
     progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
 ) -> None:
     """Write the missing tiles of all images."""
-    # the tiles of each image
     by_image: dict[int, list[tuple[str, Window]]] = {record.image_id: [] for record in dataset.records}
     for name, (image_id, window) in tiles.windows.items():
         by_image[image_id].append((name, window))
     jobs = [(record, by_image[record.image_id]) for record in dataset.records]
     with ThreadPoolExecutor(threads or min(8, os.cpu_count() or 1)) as pool:
         try:
-            done: Iterable[None] = pool.map(lambda job: _cut_one(tiles, dataset.classes, job), jobs)
+            done: Iterable[None] = pool.map(lambda job: _cut_one(tiles, dataset.classes, *job), jobs)
             for _ in progress(done, len(jobs)) if progress is not None else done:
                 pass
         except BaseException:  # such as a broken image or Ctrl-C: cancel the images not yet begun
@@ -324,7 +322,9 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
     places, left_out = {}, 0
     for index, (record, name) in enumerate(zip(dataset.records, names, strict=True)):
         own = windows(record.width, record.height, settings)
-        left_out += _left_out(record, own, settings)
+        assert record.quads is not None
+        sought = record.quads[~record.ignored]  # ignored objects may be in no tile
+        left_out += int((parts_inside(sought, own) < settings.part).all(axis=0).sum())
         for window in own:
             places[tile_name(name, window)] = [index, *window]
     written = [written_class(name) for name in dataset.classes]
@@ -344,13 +344,6 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
         ],
         "windows": places,
     }
-
-
-def _left_out(record: Record, places: list[Window], settings: TilingSettings) -> int:
-    """Count the objects, other than ignored ones, that belong to none of the tiles of their image."""
-    assert record.quads is not None
-    sought = record.quads[~record.ignored]
-    return int((parts_inside(sought, places) < settings.part).all(axis=0).sum())
 
 
 def written_class(name: str) -> str:
@@ -387,12 +380,8 @@ def _write(path: Path, content: bytes) -> None:
         part.write_bytes(content)
 
 
-_Job = tuple[Record, list[tuple[str, Window]]]
-
-
-def _cut_one(tiles: Tiles, classes: tuple[str, ...], job: _Job) -> None:
+def _cut_one(tiles: Tiles, classes: tuple[str, ...], record: Record, own: list[tuple[str, Window]]) -> None:
     """Write the missing tiles of an image; a picture is written before its labels."""
-    record, own = job
     images, labels, settings = tiles.folder / "images", tiles.folder / "labelTxt", tiles.settings
     missing = [(name, window) for name, window in own if not (labels / f"{name}.txt").is_file()]
     if not missing:
@@ -409,23 +398,10 @@ def _cut_one(tiles: Tiles, classes: tuple[str, ...], job: _Job) -> None:
         canvas[:, :height, :width] = shown
         picture = resize_to(canvas, (settings.size, settings.size)).contiguous()
         _write(images / f"{name}.png", encode_png(picture, _COMPRESSION).numpy().tobytes())
-        lines = _labels(record, window, inside, settings, classes)
+        corners = (record.quads.astype(np.float64) - (window.x, window.y)) * (settings.size / window.side)
+        lines = []
+        for i in np.flatnonzero(inside >= settings.part).tolist():
+            difficulty = CUT if inside[i] < _WHOLE else int(record.ignored[i])
+            numbers = " ".join(f"{value:.2f}" for value in corners[i].ravel())
+            lines.append(f"{numbers} {written_class(classes[record.labels[i]])} {difficulty}\n")
         _write(labels / f"{name}.txt", "".join(lines).encode())
-
-
-def _labels(
-    record: Record,
-    window: Window,
-    inside: NDArray[np.float64],
-    settings: TilingSettings,
-    classes: tuple[str, ...],
-) -> list[str]:
-    """Return the lines of the label file of a tile."""
-    assert record.quads is not None
-    corners = (record.quads.astype(np.float64) - (window.x, window.y)) * (settings.size / window.side)
-    lines = []
-    for i in np.flatnonzero(inside >= settings.part).tolist():
-        difficulty = CUT if inside[i] < _WHOLE else int(record.ignored[i])
-        numbers = " ".join(f"{value:.2f}" for value in corners[i].ravel())
-        lines.append(f"{numbers} {written_class(classes[record.labels[i]])} {difficulty}\n")
-    return lines

@@ -117,7 +117,9 @@ class View(NamedTuple):
     def content(self, height: int, width: int) -> tuple[int, int]:
         """Return height and width to which an image of the given size is resized, before turns."""
         rows, columns = keep_ratio_size(height, width, short=self.short, long=self.long)
-        return (rows, columns) if self.zoom == 1 else (_scaled(rows, self.zoom), _scaled(columns, self.zoom))
+        if self.zoom == 1:
+            return rows, columns
+        return max(int(rows * self.zoom + 0.5), 1), max(int(columns * self.zoom + 0.5), 1)
 
     def offset(self, height: int, width: int) -> tuple[int, int]:
         """Return the position ``x, y`` of the turned image's upper left corner in the frame, in whole pixels."""
@@ -285,21 +287,6 @@ def moved(points: Float[Tensor, "*batch 2"], matrix: np.ndarray) -> Float[Tensor
     return torch.stack((a * x + b * y + c, d * x + e * y + f), -1)
 
 
-def _without_the_lost(sample: Sample, corners: Float[Tensor, "g 4 2"], least: float, *, keep_ignored: bool) -> Sample:
-    """Ignore or drop the objects whose visible fraction is below ``least``."""
-    height, width = sample.image.shape[-2:]
-    frame = corners.new_tensor([width / 2, height / 2, width, height, 0])
-    part = part_inside(frame, corners)
-    lost = part < least
-    keep = (part > 0) & (~lost | keep_ignored)
-    return sample._replace(
-        boxes=sample.boxes[keep],
-        labels=sample.labels[keep],
-        ignored=(sample.ignored | lost)[keep],
-        quads=None if sample.quads is None else sample.quads[keep],
-    )
-
-
 def _picture(image: UInt8[Tensor, "3 _h _w"], view: View, original: tuple[int, int]) -> UInt8[Tensor, "3 h w"]:
     """Transform the image by a view: pixels are copied, or sampled bilinearly if the view rotates."""
     image = resize_to(image, view.content(*original), flipped=view.flipped)
@@ -310,9 +297,9 @@ def _picture(image: UInt8[Tensor, "3 _h _w"], view: View, original: tuple[int, i
         # an image under a rigid map, with bilinear sampling
         placing = view.placing(*original)
         height, width = image.shape[-2:]
-        (a, b, c), (d, e, f), _ = np.linalg.inv(placing).tolist()
-        rows, columns = (torch.arange(side) + 0.5 for side in frame)
-        x, y = a * columns + (b * rows + c)[:, None], d * columns + (e * rows + f)[:, None]
+        (a, b, c), (d, e, f), _ = np.linalg.inv(view.placing(*original)).tolist()
+        down, across = (torch.arange(side) + 0.5 for side in frame)
+        x, y = a * across + (b * down + c)[:, None], d * across + (e * down + f)[:, None]
         grid = torch.stack((x * (2 / width) - 1, y * (2 / height) - 1), -1)[None]  # from -1 to 1 along the sides
         fill = torch.tensor(FILL, dtype=torch.float32)[:, None, None]
         found = grid_sample((image - fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
@@ -337,7 +324,3 @@ def _common(start: int, length: int, limit: int) -> tuple[slice, slice]:
 
 def _moved_by(x: float, y: float) -> np.ndarray:
     return np.array([[1.0, 0, x], [0, 1, y], [0, 0, 1]])
-
-
-def _scaled(side: int, factor: float) -> int:
-    return max(int(side * factor + 0.5), 1)

@@ -59,7 +59,11 @@ def read_voc(folder: Path, file: Path) -> Source:
     files = [folder / "Annotations" / f"{name}.xml" for name in names]
     parsed = in_threads(_parse, files, label="reading annotations")
     source.problems += [problem for _, problems in parsed for problem in problems]
-    source.categories = list(enumerate(_classes(folder, parsed)))
+    classes, found = CLASSES, {name for content, _ in parsed for name in content["names"]}
+    if not found <= set(CLASSES):
+        everything = in_threads(_parse, sorted((folder / "Annotations").glob("*.xml")), label="collecting classes")
+        classes = tuple(sorted(found | {name for content, _ in everything for name in content["names"]}))
+    source.categories = list(enumerate(classes))
     labels = {name: index for index, name in source.categories}
     for position, (name, (content, _)) in enumerate(zip(names, parsed, strict=True), start=1):
         source.images.append(
@@ -79,21 +83,15 @@ def read_voc(folder: Path, file: Path) -> Source:
 Parsed = tuple[dict[str, Any], list[Problem]]
 
 
-def _classes(folder: Path, parsed: list[Parsed]) -> tuple[str, ...]:
-    names = {name for content, _ in parsed for name in content["names"]}
-    if names <= set(CLASSES):
-        return CLASSES
-    everything = in_threads(_parse, sorted((folder / "Annotations").glob("*.xml")), label="collecting classes")
-    return tuple(sorted(names | {name for content, _ in everything for name in content["names"]}))
-
-
 def load_xml(file: Path) -> Element | Problem:
     """Read an XML file; return its root, or the fault."""
     try:
         root: Element = ElementTree.parse(file).getroot()
         return root
     except FileNotFoundError:
-        return Problem(str(file), "", "there is no such annotation file", "add it or shorten the image set")
+        return Problem(
+            str(file), "", "there is no such annotation file", "add it, or remove the image from the image set"
+        )
     except DefusedXmlException:
         what = "the XML defines entities, which can exhaust memory or read other files"
         return Problem(str(file), "", what, "export plain annotations")
@@ -122,7 +120,14 @@ def _parse(file: Path) -> Parsed:
             problems.append(Problem(str(file), f"object {position}", what, "write xmin, ymin, xmax, ymax in pixels"))
             continue
         name, difficult = (entry.findtext("name") or "").strip(), (entry.findtext("difficult") or "0").strip()
-        fault = _fault(name, difficult, box)
+        fault = None
+        if not name:
+            fault = "has no name", "write the class of the object"
+        elif difficult not in ("0", "1"):
+            fault = f"'difficult' is {difficult!r}", "write 0 or 1"
+        elif box[2] < box[0] or box[3] < box[1]:
+            what = f"the box has width {box[2] - box[0]} and height {box[3] - box[1]}"
+            fault = what, "xmin <= xmax and ymin <= ymax"
         if fault:
             problems.append(Problem(str(file), f"object {position}", *fault))
             continue
@@ -130,13 +135,3 @@ def _parse(file: Path) -> Parsed:
         content["names"].append(name)
         content["difficult"].append(difficult == "1")
     return content, problems
-
-
-def _fault(name: str, difficult: str, box: tuple[float, ...]) -> tuple[str, str] | None:
-    if not name:
-        return "has no name", "write the class of the object"
-    if difficult not in ("0", "1"):
-        return f"'difficult' is {difficult!r}", "it is 0 or 1"
-    if box[2] < box[0] or box[3] < box[1]:
-        return f"the box has width {box[2] - box[0]} and height {box[3] - box[1]}", "xmin <= xmax and ymin <= ymax"
-    return None

@@ -53,9 +53,8 @@ def read_yolo(file: Path, split: str) -> Source:
     """
     content = _load(file)
     names = _class_names(file, content)
-    root = _root(file, content)
     source = Source(file=str(file), categories=list(enumerate(names)), relative=True)
-    pictures = _split_images(file, content, root, split, source)
+    pictures = _split_images(file, content, split, source)
     parsed = in_threads(lambda path: _parse(label_file(path), len(names)), pictures, label="reading labels")
     for position, (path, (rows, problems, repeated)) in enumerate(zip(pictures, parsed, strict=True), start=1):
         source.problems += problems
@@ -110,14 +109,8 @@ def _class_names(file: Path, content: dict[str, Any]) -> list[str]:
     return texts
 
 
-def _root(file: Path, content: dict[str, Any]) -> Path:
-    """Resolve ``path`` of the YAML file relative to that file; the file's folder if that is no folder."""
-    stated = content.get("path")
-    root = file.parent / str(stated) if stated else file.parent
-    return root if root.is_dir() else file.parent
-
-
-def _split_images(file: Path, content: dict[str, Any], root: Path, split: str, source: Source) -> list[Path]:
+def _split_images(file: Path, content: dict[str, Any], split: str, source: Source) -> list[Path]:
+    """Return the images of a split; ``path`` in the YAML file is relative to it, and ignored if it is no folder."""
     entry = next((content[key] for key in split_keys(split) if content.get(key)), None)
     entries: list[Any] = entry if isinstance(entry, list) else [entry]
     if not all(isinstance(item, str) for item in entries):
@@ -125,9 +118,12 @@ def _split_images(file: Path, content: dict[str, Any], root: Path, split: str, s
         raise AnnotationError(
             f"{file}: no split {split!r} (a folder, a list file, or a list of them); the file has {known}"
         )
+    stated = content.get("path")
+    root = file.parent / str(stated) if stated else file.parent
+    if not root.is_dir():
+        root = file.parent
     pictures: list[Path] = []
     for item in entries:
-        # A folder or list file
         places = [root / item, root / item.removeprefix("../")]
         place = next((place for place in places if place.exists()), None)
         if place is None:

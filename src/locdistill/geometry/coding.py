@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from locdistill.geometry.grid import Grid
-from locdistill.geometry.kinds import HORIZONTAL, BoxKind, Rotated
+from locdistill.geometry.kinds import HORIZONTAL, Horizontal, Rotated
 from locdistill.geometry.rotated import in_frame
 
 GROWTH = (-2.0, 2.0)
@@ -19,56 +19,27 @@ ANGLE = (-5.0, 2.0)
 """First and last bin of the angle there: a uniform distribution then means an upright box in the range ``oc``."""
 
 
-@runtime_checkable
-class Coding(Protocol):
-    """Meaning of the numbers predicted at a location.
-
-    Attributes:
-        names: Name of each number.
-        units: Unit of each number.
-        kind: Kind of the boxes they describe.
-    """
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Name of each number."""
-
-    @property
-    def units(self) -> tuple[str, ...]:
-        """Unit of each number."""
-
-    @property
-    def kind(self) -> BoxKind:
-        """Kind of the boxes the numbers describe."""
-
-    def decode(self, grid: Grid, values: Float[Tensor, "b l e"]) -> Float[Tensor, "b l d"]:
-        """Compute boxes, in strides, from the numbers."""
-
-    def encode(self, grid: Grid, boxes: Float[Tensor, "b l d"]) -> Float[Tensor, "b l e"]:
-        """Compute the numbers that describe these boxes (in strides), not limited to the range of the bins."""
-
-    def distances(self, values: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch k"]:
-        """Return the numbers that are distances to the four edges, in strides: all four, or none."""
-
-
 @dataclass(frozen=True, slots=True)
 class Distances:
     """Distances from the location to the left, top, right and bottom edge, in strides."""
 
     names: ClassVar[tuple[str, ...]] = ("left", "top", "right", "bottom")
     units: ClassVar[tuple[str, ...]] = 4 * ("strides",)
-    kind: ClassVar[BoxKind] = HORIZONTAL
+    kind: ClassVar[Horizontal] = HORIZONTAL
 
     def decode(self, grid: Grid, values: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
-        """Compute ``x1, y1, x2, y2`` in strides."""
+        """Compute boxes ``x1, y1, x2, y2``, in strides, from the numbers."""
         return decode(grid.points / grid.strides[:, None], values)
 
     def encode(self, grid: Grid, boxes: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
-        """Compute the distances; they are negative where the location lies outside the box."""
+        """Compute the numbers that describe these boxes (in strides), negative where the location is outside the box.
+
+        They are not limited to the range of the bins.
+        """
         return encode(grid.points / grid.strides[:, None], boxes)
 
     def distances(self, values: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-        """Return all of the numbers."""
+        """Return the numbers that are distances to the four edges, in strides: all."""
         return values
 
 
@@ -145,6 +116,8 @@ class AnchorDeltas:
         return grid.points / grid.strides[:, None], grid.anchor_shapes.repeat(len(grid.points) // grid.per_cell, 1)
 
 
+Coding: TypeAlias = Distances | RotatedDistances | AnchorDeltas
+"""Meaning of the numbers predicted at a location, with the name and unit of each, and the kind of the boxes."""
 DISTANCES = Distances()
 
 

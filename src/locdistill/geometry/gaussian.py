@@ -121,8 +121,3 @@ def hellinger(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"
     way = sum(((side * part / scale).square() for side, part in ways), torch.zeros_like(a))
     distance = 0.75 * way + (unlike / product).log1p() / 2
     return _root(-torch.expm1(-distance))
-
-
-def probiou(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
-    """Compute probabilistic IoU (Llerena et al. 2021): one minus :func:`hellinger`, 1 for boxes that coincide."""
-    return 1 - hellinger(first, second)

@@ -8,7 +8,7 @@ operations that depend on the kind are methods of it; other code need not distin
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -20,70 +20,6 @@ from locdistill.geometry.nms import class_nms, rotated_class_nms
 from locdistill.geometry.rotated import AngleRange
 
 
-@runtime_checkable
-class BoxKind(Protocol):
-    """Operations on the boxes of a kind.
-
-    Attributes:
-        numbers: Number of coordinates per box.
-        rounding: Largest relative difference in float32 of two IoUs that are mathematically equal.
-    """
-
-    @property
-    def numbers(self) -> int:
-        """Number of coordinates per box."""
-
-    @property
-    def rounding(self) -> float:
-        """Largest relative difference in float32 of two IoUs that are mathematically equal."""
-
-    def hull(self, boxes: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 4"]:
-        """Return the circumscribed axis-aligned boxes."""
-
-    def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch d"]:
-        """Convert axis-aligned boxes ``x1, y1, x2, y2`` to this kind."""
-
-    def corners(self, boxes: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch 4 2"]:
-        """Return the corners ``x, y``, clockwise on screen."""
-
-    def scaled(self, boxes: Float[Tensor, "*batch d"], factor: Tensor) -> Float[Tensor, "*batch d"]:
-        """Convert the boxes to another unit of length."""
-
-    def moved(self, boxes: Float[Tensor, "*batch d"], offset: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch d"]:
-        """Move the boxes along ``x`` and ``y``."""
-
-    def shrunk(
-        self, boxes: Float[Tensor, "*batch d"], factors: Float[Tensor, "*#batch 2"]
-    ) -> Float[Tensor, "*batch d"]:
-        """Convert the boxes back to the image before it was enlarged by factors along ``x`` and ``y``."""
-
-    def mirrored(self, boxes: Float[Tensor, "*batch d"], width: Tensor) -> Float[Tensor, "*batch d"]:
-        """Mirror the boxes left and right in an image of this width."""
-
-    def clipped(self, boxes: Float[Tensor, "*batch d"], size: Int[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch d"]:
-        """Limit the boxes to what may be reported for an image of ``height, width`` pixels."""
-
-    def paired_iou(self, a: Float[Tensor, "*#batch d"], b: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
-        """Compute intersection over union, one to one."""
-
-    def pairwise_iou(self, a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-        """Compute intersection over union of all pairs."""
-
-    def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
-        """Compute intersection over union of axis-aligned anchors ``x1, y1, x2, y2`` and boxes, all pairs."""
-
-    def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"]) -> Float[Tensor, "b k l"]:
-        """Compute the share of anchors ``x1, y1, x2, y2`` (by area) in boxes, all pairs; an upper bound suffices."""
-
-    def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch d"]) -> Float[Tensor, "*#batch"]:
-        """Compute the distance of each point to the nearest edge of its box; negative outside."""
-
-    def nms(
-        self, boxes: Float[Tensor, "n d"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
-    ) -> Int[Tensor, " k"]:
-        """Return indices of the boxes that no better box of their class overlaps by more, best score first."""
-
-
 @dataclass(frozen=True, slots=True)
 class Horizontal:
     """Axis-aligned boxes ``x1, y1, x2, y2``; the IoUs of anchors that contain the same box are equal bit by bit."""
@@ -92,65 +28,65 @@ class Horizontal:
     rounding: ClassVar[float] = 0.0
 
     def hull(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-        """Return the boxes themselves."""
+        """Return the circumscribed axis-aligned boxes: the boxes themselves."""
         return boxes
 
     def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-        """Return the boxes themselves."""
+        """Convert axis-aligned boxes ``x1, y1, x2, y2`` to this kind: return the boxes themselves."""
         return boxes
 
     def corners(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4 2"]:
-        """Return the corners, starting with the upper left one."""
+        """Return the corners ``x, y``, clockwise on screen from the upper left one."""
         x1, y1, x2, y2 = boxes.unbind(-1)
         return torch.stack((torch.stack((x1, x2, x2, x1), -1), torch.stack((y1, y1, y2, y2), -1)), -1)
 
     def scaled(self, boxes: Float[Tensor, "*batch 4"], factor: Tensor) -> Float[Tensor, "*batch 4"]:
-        """Multiply each coordinate by the factor."""
+        """Convert the boxes to another unit of length: multiply each coordinate by the factor."""
         return boxes * factor
 
     def moved(self, boxes: Float[Tensor, "*batch 4"], offset: Float[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 4"]:
-        """Add the offset to both corners."""
+        """Move the boxes along ``x`` and ``y``: add the offset to both corners."""
         return boxes + torch.cat((offset, offset), -1)
 
     def shrunk(
         self, boxes: Float[Tensor, "*batch 4"], factors: Float[Tensor, "*#batch 2"]
     ) -> Float[Tensor, "*batch 4"]:
-        """Divide each coordinate by the factor of its axis."""
+        """Convert the boxes back to the image before it was enlarged by factors along ``x`` and ``y``."""
         return boxes / torch.cat((factors, factors), -1)
 
     def mirrored(self, boxes: Float[Tensor, "*batch 4"], width: Tensor) -> Float[Tensor, "*batch 4"]:
-        """Mirror the boxes: left and right swap."""
+        """Mirror the boxes left and right in an image of this width."""
         left, top, right, bottom = boxes.unbind(-1)
         return torch.stack((width - right, top, width - left, bottom), -1)
 
     def clipped(self, boxes: Float[Tensor, "*batch 4"], size: Int[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 4"]:
-        """Limit the boxes to the image."""
+        """Limit the boxes to what may be reported for an image of ``height, width`` pixels: to the image."""
         return upright.clip(boxes, size)
 
     def paired_iou(self, a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
-        """Compute :func:`locdistill.geometry.boxes.paired_iou`."""
+        """Compute intersection over union, one to one."""
         return upright.paired_iou(a, b)
 
     def pairwise_iou(self, a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-        """Compute :func:`locdistill.geometry.boxes.pairwise_iou`."""
+        """Compute intersection over union of all pairs."""
         return upright.pairwise_iou(a, b)
 
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k l"]:
-        """Compute intersection over union of all pairs."""
+        """Compute intersection over union of axis-aligned anchors ``x1, y1, x2, y2`` and boxes, all pairs."""
         return upright.paired_iou(anchors, boxes[:, :, None])
 
     def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k l"]:
-        """Compute the exact share, for all pairs."""
+        """Compute the share of each anchor ``x1, y1, x2, y2`` (by area) that lies in each box."""
         return upright.paired_iof(anchors, boxes[:, :, None])
 
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
-        """Return the smallest of the four distances."""
+        """Compute the distance of each point to the nearest edge of its box; negative outside."""
         return torch.minimum(points - boxes[..., :2], boxes[..., 2:] - points).amin(-1)
 
     def nms(
         self, boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
     ) -> Int[Tensor, " k"]:
-        """Apply :func:`locdistill.geometry.nms.class_nms`."""
+        """Return indices of the boxes that no better box of their class overlaps by more, best score first."""
         return class_nms(boxes, scores, labels, threshold)
 
 
@@ -250,8 +186,12 @@ class Rotated:
         return rotated_class_nms(boxes, scores, labels, threshold)
 
 
+BoxKind: TypeAlias = Horizontal | Rotated
+"""Kind of boxes: ``numbers`` is the number of coordinates per box, ``rounding`` the largest relative difference in
+float32 of two IoUs that are mathematically equal.
+"""
 HORIZONTAL = Horizontal()
-_KINDS: dict[int, BoxKind] = {kind.numbers: kind for kind in (HORIZONTAL, Rotated())}
+_KINDS: dict[int, BoxKind] = {4: HORIZONTAL, 5: Rotated()}
 
 
 def kind_of(boxes: Float[Tensor, "*batch d"]) -> BoxKind:

@@ -101,20 +101,13 @@ def to_mmdet(state_dict: Mapping[str, Tensor], model: str = "gfl") -> dict[str, 
         WeightsError: A name has no counterpart.
     """
     deep = any(re.match(r"backbone\.conv1\.\d", key) for key in state_dict)
-    renamed = _strictly(state_dict, (*(DEEP_STEM if deep else ()), *_names(model)))
+    renamed, unknown = rename(state_dict, (*(DEEP_STEM if deep else ()), *_names(model)))
+    if unknown:
+        few = ", ".join(unknown[:4]) + (", ..." if len(unknown) > 4 else "")
+        raise WeightsError(f"{len(unknown)} names have no counterpart in this kind of detector: {few}")
     if PREDICTOR in state_dict:
         renamed |= positions(model, len(state_dict[PREDICTOR]) // (edges_of(model) * ANCHORS.get(model, 1)))
     return renamed
-
-
-def from_mmdet(state_dict: Mapping[str, Tensor], model: str = "gfl") -> dict[str, Tensor]:
-    """Convert a state dict of MMDetection to our names; the positions of the bins are dropped.
-
-    Raises:
-        WeightsError: A name has no counterpart.
-    """
-    constants = (BINS, ANGLE_BINS)
-    return _strictly({key: value for key, value in state_dict.items() if key not in constants}, to_ours(model))
 
 
 def to_ours(model: str) -> Pairs:
@@ -131,7 +124,12 @@ def positions(model: str, count: int) -> dict[str, Tensor]:
 
 def rename(state_dict: Mapping[str, Renamed], pairs: Pairs) -> tuple[dict[str, Renamed], list[str]]:
     """Rename the entries of a state dict by pairs of patterns; also return the names that no pattern matches."""
-    rules = [(_compile(source), target) for source, target in pairs]
+    rules = []
+    for source, target in pairs:
+        pattern = re.escape(source)
+        for group, form in (("i", r"\d+"), ("kind", "weight|bias"), ("rest", ".+")):
+            pattern = pattern.replace(rf"\{{{group}\}}", f"(?P<{group}>{form})")
+        rules.append((re.compile(pattern), target))
     renamed, unknown = {}, []
     for key, value in state_dict.items():
         fits = ((rule.fullmatch(key), target) for rule, target in rules)
@@ -145,21 +143,5 @@ def rename(state_dict: Mapping[str, Renamed], pairs: Pairs) -> tuple[dict[str, R
 
 def _names(model: str) -> Pairs:
     if model not in NAMES:
-        raise WeightsError(f"there are no names for a {model}; there are some for {', '.join(NAMES)}")
+        raise WeightsError(f"no MMDetection names are known for {model}; known: {', '.join(NAMES)}")
     return NAMES[model]
-
-
-def _strictly(state_dict: Mapping[str, Tensor], pairs: Pairs) -> dict[str, Tensor]:
-    renamed, unknown = rename(state_dict, pairs)
-    if unknown:
-        few = ", ".join(unknown[:4]) + (", ..." if len(unknown) > 4 else "")
-        raise WeightsError(f"{len(unknown)} names have no counterpart in this kind of detector: {few}")
-    return renamed
-
-
-def _compile(pattern: str) -> re.Pattern[str]:
-    groups = {"i": r"\d+", "kind": "weight|bias", "rest": ".+"}
-    escaped = re.escape(pattern)
-    for name, form in groups.items():
-        escaped = escaped.replace(rf"\{{{name}\}}", f"(?P<{name}>{form})")
-    return re.compile(escaped)

@@ -88,8 +88,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             wanting = _wanting(path, error)
-            whole = wanting or zipfile.is_zipfile(path)
-            raise WeightsError(_refusal(path, wanting or _reason(error)) if whole else _damaged(path, error)) from error
+            if not wanting and not zipfile.is_zipfile(path):
+                raise WeightsError(_damaged(path, error)) from error
+            raise WeightsError(
+                f"{path}: not a plain file of tensors: it holds objects that could run code when read "
+                f"({wanting or _reason(error)}). Nothing of it was run. {REMEDY.format(name=path.name)}"
+            ) from error
         except PermissionError as error:
             raise WeightsError(f"{path}: cannot be read ({error.strerror})") from error
         except Exception as error:  # bytes that are no pickle end in all kinds of errors
@@ -114,17 +118,10 @@ def _reason(error: Exception) -> str:
     return re.split(r"\n|\. ", text)[0][:200] if text else type(error).__name__
 
 
-def _refusal(path: Path, what: str) -> str:
-    return (
-        f"{path}: not a plain file of tensors: it holds objects that could run code when read ({what}). Nothing of it "
-        f"was run. {REMEDY.format(name=path.name)}"
-    )
-
-
 def _damaged(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         begins = file.read(16)
     return (
-        f"{path}: damaged or no PyTorch checkpoint ({_reason(error)}; it begins with {begins!r}); copy or download it "
-        "again"
+        f"{path}: damaged or no PyTorch checkpoint ({_reason(error)}; the file begins with {begins!r}); copy or "
+        "download it again"
     )

@@ -148,7 +148,7 @@ def recognise(
         settings |= ROTATED
         notes.append("angles in the range oc, in radians, and an input of 1024 x 1024, as published for Rotated-LD")
         if ANGLE_BINS not in shapes:
-            notes.append("it does not say where its bins lie: taken for -2 to 2, and -5 to 2 for the angle, as there")
+            notes.append("bins from -2 to 2, and from -5 to 2 for the angle: the file does not contain their positions")
     outputs = _rows(shapes, cls) // anchors
     settings |= _classes(outputs, model, meta, classes, notes)
     settings |= _input(settings, meta, style, notes)
@@ -203,7 +203,8 @@ def _rows(shapes: Shapes, predictor: str) -> int:
         if (shape := shapes.get(f"bbox_head.{predictor}.{kind}")) is not None:
             return shape[0]
     raise WeightsError(
-        f"bbox_head.{predictor}.weight and .bias are missing, which tell how much it predicts; the file is incomplete"
+        f"bbox_head.{predictor}.weight and .bias are missing (its number of outputs is not known); the file is "
+        "incomplete"
     )
 
 
@@ -291,11 +292,13 @@ def _depth(shapes: Shapes, notes: list[str]) -> int:
     ]
     cls, reg = (max(found, default=-1) + 1 for found in depths)
     if cls != reg:
-        raise WeightsError(f"its head has {cls} convolutions before the classes and {reg} before the edges; not equal")
+        raise WeightsError(
+            f"its head has {cls} convolutions before the classes and {reg} before the edges; expected as many"
+        )
     if cls != PUBLISHED_DEPTH:
         notes.append(
-            f"towers of {cls} convolutions, as many as are in it; published detectors have {PUBLISHED_DEPTH}: if this "
-            "one had, too, the file is incomplete"
+            f"towers of {cls} convolutions, as found in the file; published detectors have {PUBLISHED_DEPTH}: if that "
+            "was so here, the file is incomplete"
         )
     return cls
 
@@ -320,7 +323,7 @@ def _classes(
     background = spare and outputs - 1 in public
     count = outputs - background
     if count in public:
-        notes.append(f"{count} classes without names: taken for those of {'COCO' if count == len(COCO) else data}")
+        notes.append(f"{count} classes without names are those of {'COCO' if count == len(COCO) else data}")
         return {"classes": public[count], "background_channel": background}
     more = "; a published GFL v2 has one channel more than classes: if so, name the classes" if spare else ""
     notes.append(f"{count} classes without names: class_0 to class_{count - 1}{more}")
@@ -353,7 +356,7 @@ def _input(settings: Mapping[str, Any], meta: Mapping[str, Any], style: str | No
         bottlenecks = settings["backbone"] in ("resnet50", "resnet101", "resnet152")
         style = "caffe" if settings["model"] == "fcos" and bottlenecks else "pytorch"
         order = "blue, green, red" if style == "caffe" else "red, green, blue"
-        notes.append(f"it does not say how its input is normalised: taken for style {style}, channels {order}")
+        notes.append(f"style {style}, channels {order}: the file does not contain the normalisation of its input")
     mean, std = BGR if style == "caffe" else RGB
     rgb = re.search(r"to_rgb\s*=\s*(True|False)", text)
     return {

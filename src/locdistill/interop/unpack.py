@@ -164,13 +164,13 @@ def _averages(
         return plain, "the weights of the file (it keeps no moving average)", []
     if averaged:
         raw, plain = plain, averaged
-    left = Skipped("weights without averaging", len(buffers) or len(raw), "the moving average is taken instead")
+    left = Skipped("weights without averaging", len(buffers) or len(raw), "the moving average is used instead")
     if which == "ema":
         return plain, "a moving average (EMA)", [left]
     return (
         raw,
         "without the moving average (EMA) that the file has too",
-        [Skipped("moving average (EMA)", len(plain), "the weights without it were asked for")],
+        [Skipped("moving average (EMA)", len(plain), "the weights without it were requested")],
     )
 
 

@@ -69,33 +69,6 @@ def to_picture(image: UInt8[Tensor, "3 h w"]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(image.detach().cpu().permute(1, 2, 0).numpy()), "RGB")
 
 
-def draw_boxes(
-    image: UInt8[Tensor, "3 h w"] | Image.Image,
-    boxes: Boxes,
-    *,
-    labels: Int[Tensor, " k"],
-    scores: Float[Tensor, " k"] | None = None,
-    classes: Sequence[str] = (),
-    style: Style = "predicted",
-    min_side: int = 0,
-) -> Image.Image:
-    """Draw boxes with the names of their classes, and their scores where given.
-
-    Args:
-        image: RGB; not modified.
-        boxes: See ``Boxes``.
-        labels: Class indices.
-        scores: Between 0 and 1.
-        classes: Names by index; a class without a name is shown by its number.
-        style: See ``Layer``.
-        min_side: Minimum longer side in pixels; smaller images are enlarged by an integer factor for legible tags.
-
-    Returns:
-        The picture, in the size of the (enlarged) image.
-    """
-    return draw_layers(image, [Layer(boxes, labels, scores, style)], classes=classes, min_side=min_side)
-
-
 def draw_detections(
     image: UInt8[Tensor, "3 h w"] | Image.Image,
     detections: Detections,
@@ -120,7 +93,15 @@ def draw_layers(
 ) -> Image.Image:
     """Draw several layers of boxes, the last on top; tags are drawn over all boxes and avoid each other.
 
-    Arguments are those of ``draw_boxes``. No tags are drawn for ``classes=None``, or if there are more than ``MANY``.
+    Args:
+        image: RGB; not modified.
+        layers: Boxes with their classes and scores.
+        classes: Names by index; a class without a name is shown by its number. No tags are drawn for None, or if there
+            are more than ``MANY``.
+        min_side: Minimum longer side in pixels; smaller images are enlarged by an integer factor for legible tags.
+
+    Returns:
+        The picture, in the size of the (enlarged) image.
     """
     picture = (image if isinstance(image, Image.Image) else to_picture(image)).convert("RGB")
     factor = max(1, -(-min_side // max(picture.size)))

@@ -45,20 +45,18 @@ def draw_regions(
     if truth is not None:
         picture = draw_layers(picture, [truth.scaled(factor)], classes=None)
     weights = {MAIN: main.detach().float().cpu(), VALUABLE: valuable.detach().float().cpu()}
+    shares = {colour: w.clamp(min=0) / w.max().clamp(min=1e-12) if len(w) else w for colour, w in weights.items()}
     pictures, captions, start = [], [], 0
     for level, (size, stride) in enumerate(zip(grid.level_sizes, grid.level_strides, strict=True)):
         here = slice(start, start + size)
         points = grid.points[here].cpu() * factor
         counts = [int((w[here] > 0).sum()) for w in weights.values()]
-        pictures.append(_panel(picture, points, {c: _shares(w)[here] for c, w in weights.items()}, stride * factor))
+        pictures.append(
+            _panel(picture, points, {colour: share[here] for colour, share in shares.items()}, stride * factor)
+        )
         captions.append(f"P{first_level + level}, stride {stride}: main {counts[0]}, valuable {counts[1]}")
         start += size
     return mosaic(pictures, captions, columns=3, cell=max(picture.size), title=_LEGEND)
-
-
-def _shares(weights: Float[Tensor, " l"]) -> Float[Tensor, " l"]:
-    """Divide the weights by the largest one."""
-    return weights.clamp(min=0) / weights.max().clamp(min=1e-12) if len(weights) else weights
 
 
 def _panel(

@@ -84,13 +84,16 @@ class Section:
 def render_page(title: str, sections: Sequence[Section], *, subtitle: str = "") -> str:
     """Render the page as HTML: no script or external resource, the system's light or dark theme, all text escaped."""
     contents = "".join(f'<a href="#s{i}">{escape(section.title)}</a>' for i, section in enumerate(sections))
-    body = "\n".join(_section(i, section) for i, section in enumerate(sections))
+    parts = []
+    for i, section in enumerate(sections):
+        blocks = "\n".join(map(_block, section.blocks))
+        parts.append(f'<section id="s{i}">\n<h2>{escape(section.title)}</h2>\n{blocks}\n</section>')
     return _PAGE.format(
         title=escape(title),
         style=_STYLE,
         subtitle=f"<p class=subtitle>{escape(subtitle)}</p>" if subtitle else "",
         contents=f"<nav>{contents}</nav>" if len(sections) > 2 else "",
-        body=body,
+        body="\n".join(parts),
     )
 
 
@@ -101,11 +104,6 @@ def write_page(path: str | Path, title: str, sections: Sequence[Section], *, sub
     with replacing(path) as part:
         part.write_text(render_page(title, sections, subtitle=subtitle), encoding="utf-8")
     return path
-
-
-def _section(number: int, section: Section) -> str:
-    blocks = "\n".join(map(_block, section.blocks))
-    return f'<section id="s{number}">\n<h2>{escape(section.title)}</h2>\n{blocks}\n</section>'
 
 
 def _block(block: Block) -> str:

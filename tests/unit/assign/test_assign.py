@@ -144,11 +144,11 @@ def test_ignoring_keeps_its_own_share():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ATSS(topk=0), "topk is at least 1, came 0"),
-        (lambda: ATSS(ignore_iof=1.5), "ignore_iof lies between 0 and 1, came 1.5"),
-        (lambda: MaxIoU(ignore_iof=0.0), "ignore_iof lies between 0 and 1, came 0.0"),
-        (lambda: MaxIoU(negative=0.6), "0 < negative <= positive <= 1, came 0.6 and 0.5"),
-        (lambda: FCOSPoints(radius=0.0), "radius and longest are positive"),
+        (lambda: ATSS(topk=0), "expected topk >= 1, got 0"),
+        (lambda: ATSS(ignore_iof=1.5), "expected 0 < ignore_iof < 1, got 1.5"),
+        (lambda: MaxIoU(ignore_iof=0.0), "expected 0 < ignore_iof < 1, got 0.0"),
+        (lambda: MaxIoU(negative=0.6), "expected 0 < negative <= positive <= 1, got 0.6 and 0.5"),
+        (lambda: FCOSPoints(radius=0.0), "expected radius and longest > 0"),
     ],
 )
 def test_impossible_options_are_refused(build, message):

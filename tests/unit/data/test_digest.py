@@ -103,7 +103,7 @@ def test_what_is_read_changes_the_digest_of_a_run_of_a_comparison_and_of_tiles(
         run_folder.check_unchanged(tmp_path, run_folder.facts_of({"train": other}))
     settings = TilingSettings(size=48, overlap=8)
     cut(data, tmp_path / "tiles", settings)
-    with pytest.raises(DataError, match="holds something else"):
+    with pytest.raises(DataError, match="holds other content"):
         cut(other, tmp_path / "tiles", settings)
 
 

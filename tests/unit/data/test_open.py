@@ -268,7 +268,7 @@ def test_what_is_not_recognised(tmp_path: Path) -> None:
         assert expected in str(error.value)
     with pytest.raises(AnnotationError, match="there is no such file or folder"):
         recognise(DataSettings(path=str(tmp_path / "absent")))
-    with pytest.raises(AnnotationError, match="no data given"):
+    with pytest.raises(AnnotationError, match="no data set given"):
         recognise(DataSettings())
 
 

@@ -66,7 +66,7 @@ def test_memory_for_pictures() -> None:
     assert picture_memory(None, 1) == 16 * GIGABYTE
     assert picture_memory(None, 4) == 4 * GIGABYTE
     assert picture_memory(0.5, 2) == GIGABYTE // 4
-    with pytest.raises(RecipeError, match=r"data\.cache is 65 GB, but this machine gives 64\.0 GB .* set data\.cache"):
+    with pytest.raises(RecipeError, match=r"data\.cache is 65 GB, but this machine has 64\.0 GB .* set data\.cache"):
         picture_memory(65, 1)
 
 
@@ -83,7 +83,7 @@ def test_the_cache_is_on_off_or_so_large(said: object, kept: bool | float, tmp_p
 
 @pytest.mark.parametrize("said", ["-1", "8GB", "[8]", ".inf", ".nan", "null"])
 def test_no_size_of_a_cache(said: str) -> None:
-    with pytest.raises(RecipeError, match=r"data\.cache: expected true, false, or how many GB of memory to use, such"):
+    with pytest.raises(RecipeError, match=r"data\.cache: expected true, false, or a number of GB, such"):
         load_recipe("gfl_r50_1x", [f"data.cache={said}"])
 
 

@@ -245,9 +245,9 @@ def test_an_interrupted_cut_goes_on_and_a_complete_one_is_left_alone(
     assert all((folder / "images" / path.name).stat().st_mtime_ns == then for path, then in done.items())
     assert cut(data, folder, SMALL).windows == tiles.windows
     assert again == ["P0"]
-    with pytest.raises(DataError, match="holds something else than the tiles of 'whole/val' with these settings"):
+    with pytest.raises(DataError, match="holds other content than the tiles of 'whole/val' with these settings"):
         cut(data, folder, TilingSettings(size=100, overlap=30))
-    with pytest.raises(DataError, match="holds something else"):
+    with pytest.raises(DataError, match="holds other content"):
         cut(data, data.records[0].path.parent, SMALL)
 
 

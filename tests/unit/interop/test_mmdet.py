@@ -153,7 +153,7 @@ def test_only_what_mmdetection_has_is_written(tmp_path: Path) -> None:
         ({"backbone": "mobilenetv3_small_050"}, "its backbone looks like"),
         ({"norm_groups": 8}, "norm_groups 8, there 32"),
         ({"backbone_args": {"output_stride": 32}}, "backbone_args"),
-        ({"model": "rotated_gfl"}, "no names for a rotated_gfl"),
+        ({"model": "rotated_gfl"}, "no MMDetection names are known for rotated_gfl"),
         ({"model": "rotated_retinanet"}, "angle_bins circular, there linear"),
         ({**ROTATED, "angle_unit": 3.0}, r"angle_unit 3\.0, there 1\.0"),
     ):

@@ -270,7 +270,7 @@ def test_half_precision_and_missing_constants(theirs: Layout) -> None:
     assert load_mmdet({k: v.half() if v.is_floating_point() else v for k, v in theirs.items()}).settings.rotated
     report = read({key: value for key, value in theirs.items() if key not in (BINS, ANGLE_BINS)}).report
     assert report.settings.model == "rotated_retinanet"
-    assert any("does not say where its bins lie" in note for note in report.notes)
+    assert any("does not contain their positions" in note for note in report.notes)
 
 
 def test_convert_there_and_back(cli: Callable[..., Answer], file: Path, theirs: Layout, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from locdistill.geometry.grid import Grid
 from locdistill.geometry.rotated import corners
 from locdistill.types import Batch, Detections, Instances
 from locdistill.viz import draw
-from locdistill.viz.draw import MANY, Layer, draw_boxes, draw_detections, draw_layers
+from locdistill.viz.draw import MANY, Layer, Style, draw_detections, draw_layers
 from locdistill.viz.mosaic import batch_mosaic, mosaic
 from locdistill.viz.regions import MAIN, VALUABLE, draw_regions
 from locdistill.viz.style import MUTED, PAPER, class_colour, font, ink_on
@@ -23,6 +23,19 @@ GREY = (90, 90, 90)
 
 def grey(height: int = 120, width: int = 160) -> torch.Tensor:
     return torch.full((3, height, width), 90, dtype=torch.uint8)
+
+
+def draw_boxes(
+    image: torch.Tensor | Image.Image,
+    found: torch.Tensor,
+    *,
+    labels: torch.Tensor,
+    scores: torch.Tensor | None = None,
+    classes: tuple[str, ...] = (),
+    style: Style = "predicted",
+    min_side: int = 0,
+) -> Image.Image:
+    return draw_layers(image, [Layer(found, labels, scores, style)], classes=classes, min_side=min_side)
 
 
 def boxes(*rows: tuple[float, ...]) -> torch.Tensor:
