@@ -89,6 +89,7 @@ class GroupedSampler(Sampler[list[Draw]]):
             yield [draw._replace(late=True) for draw in batch] if position >= self._late_from else batch
 
     def _batches(self, epoch: int) -> list[list[Draw]]:
+        """Return the batches of this process in an epoch."""
         random = np.random.default_rng((self._seed, epoch))
         step = self.batch_size * self._world_size
         batches: list[list[Draw]] = []
@@ -101,9 +102,7 @@ class GroupedSampler(Sampler[list[Draw]]):
                 turns[image] += 1
             batches += [draws[start : start + self.batch_size] for start in range(0, len(draws), self.batch_size)]
         mixed = random.permutation(len(batches))
-        own = mixed[self._rank * len(self) : (self._rank + 1) * len(self)]
-        for i in own[self._skipped.get(epoch, 0) :]:
-            yield batches[i]
+        return [batches[i] for i in mixed[self._rank * len(self) : (self._rank + 1) * len(self)]]
 
 
 class ShareSampler(Sampler[list[Draw]]):

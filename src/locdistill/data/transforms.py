@@ -277,7 +277,18 @@ def look_at(sample: Sample, view: View, *, keep_ignored: bool = True) -> Sample:
     )
     if view.patches:
         seen = seen._replace(image=erased(seen.image, view.patches, corners))
-    return _without_the_lost(seen, corners, view.least, keep_ignored=keep_ignored) if view.cuts else seen
+    if not view.cuts:
+        return seen
+    rows, columns = seen.image.shape[-2:]
+    part = part_inside(corners.new_tensor([columns / 2, rows / 2, columns, rows, 0]), corners)
+    lost = part < view.least
+    keep = (part > 0) & (~lost | keep_ignored)
+    return seen._replace(
+        boxes=seen.boxes[keep],
+        labels=seen.labels[keep],
+        ignored=(seen.ignored | lost)[keep],
+        quads=None if seen.quads is None else seen.quads[keep],
+    )
 
 
 def moved(points: Float[Tensor, "*batch 2"], matrix: np.ndarray) -> Float[Tensor, "*batch 2"]:
@@ -294,8 +305,6 @@ def _picture(image: UInt8[Tensor, "3 _h _w"], view: View, original: tuple[int, i
     frame = view.size(*original)
     if view.degrees:
         image = image if view.colour is None else coloured(image, view.colour)
-        # an image under a rigid map, with bilinear sampling
-        placing = view.placing(*original)
         height, width = image.shape[-2:]
         (a, b, c), (d, e, f), _ = np.linalg.inv(view.placing(*original)).tolist()
         down, across = (torch.arange(side) + 0.5 for side in frame)
@@ -304,14 +313,14 @@ def _picture(image: UInt8[Tensor, "3 _h _w"], view: View, original: tuple[int, i
         fill = torch.tensor(FILL, dtype=torch.float32)[:, None, None]
         found = grid_sample((image - fill)[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False)[0]
         return (found + fill).round_().clamp_(0, 255).to(torch.uint8)
-    (x, y), (height, width) = view.offset(*original), image.shape[-2:]
-    (down, own_rows), (across, own_columns) = _common(y, height, frame[0]), _common(x, width, frame[1])
+    (left, top), (height, width) = view.offset(*original), image.shape[-2:]
+    (rows, own_rows), (columns, own_columns) = _common(top, height, frame[0]), _common(left, width, frame[1])
     image = image[:, own_rows, own_columns]
     image = coloured(image, view.colour) if view.colour is not None and image.numel() else image
     if tuple(image.shape[-2:]) == frame:
         return image
     canvas = image.new_tensor(FILL).expand(*frame, 3).clone().permute(2, 0, 1)
-    canvas[:, down, across] = image
+    canvas[:, rows, columns] = image
     return canvas
 
 

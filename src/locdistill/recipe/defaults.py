@@ -152,7 +152,7 @@ def _for_data(request: Request) -> dict[str, Any]:
     data = data_for(facts)
     if (given := _given_size(settings, first)) is not None:
         data["sizes"] = [given]
-    architecture = {"channels": size.channels, "depth": size.depth}
+    architecture: dict[str, Any] = {"channels": size.channels, "depth": size.depth}
     if start is not None:
         architecture = start.model_dump(mode="json", exclude=of_data_and_use)
     elif KINDS[known].assigner == "atss":
@@ -247,9 +247,9 @@ def _asked_epochs(request: Request) -> int | None:
 
 
 def _on_cpu(request: Request) -> bool:
-    accelerator = override_of(request, "engine.accelerator") or "auto"
-    known = accelerator in get_args(EngineSettings.model_fields["accelerator"].annotation)
-    return device_kind(EngineSettings(accelerator=accelerator if known else "auto")) == "cpu"
+    given = override_of(request, "engine.accelerator")
+    known = given in get_args(EngineSettings.model_fields["accelerator"].annotation)
+    return device_kind(EngineSettings.model_validate({"accelerator": given} if known else {})) == "cpu"
 
 
 def _pretrained(request: Request) -> bool:
