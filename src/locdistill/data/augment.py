@@ -26,7 +26,7 @@ _TOGETHER = 8  # pixels in one row of the product below: fastest
 _STEP = 4096  # coefficients are multiples of its inverse, so that float32 is exact in any order of summation
 
 
-class Colour(NamedTuple):
+class ColourChange(NamedTuple):
     """A change of colours, in this order.
 
     Attributes:
@@ -75,13 +75,13 @@ class Patch(NamedTuple):
     seed: int
 
 
-def drawn_colour(settings: ColourSettings, chance: np.random.Generator) -> Colour:
+def drawn_colour(settings: ColourSettings, chance: np.random.Generator) -> ColourChange:
     """Draw a change of colours; parts that are off consume no random number."""
 
     def factor(change: float) -> float:
         return 1 + float(chance.uniform(-change, change)) if change else 1.0
 
-    return Colour(
+    return ColourChange(
         brightness=factor(settings.brightness),
         contrast=factor(settings.contrast),
         saturation=factor(settings.saturation),
@@ -101,7 +101,7 @@ def drawn_patches(chance: np.random.Generator) -> tuple[Patch, ...]:
     return tuple(patches)
 
 
-def coloured(image: UInt8[Tensor, "3 h w"], colour: Colour) -> UInt8[Tensor, "3 h w"]:
+def coloured(image: UInt8[Tensor, "3 h w"], colour: ColourChange) -> UInt8[Tensor, "3 h w"]:
     """Return the image with other colours: one affine map of red, green and blue, rounded once.
 
     Every sum is exact in float32, so that the number of threads changes nothing.

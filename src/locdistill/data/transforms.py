@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from locdistill.data.augment import Colour, Patch, coloured, erased
+from locdistill.data.augment import ColourChange, Patch, coloured, erased
 from locdistill.geometry.boxes import clip
 from locdistill.geometry.kinds import HORIZONTAL
 from locdistill.geometry.rotated import part_inside, polygon_hull
@@ -86,7 +86,7 @@ class View(NamedTuple):
     window: tuple[float, float] = (0.5, 0.5)
     least: float = 0.0
     shift: tuple[float, float] = (0.0, 0.0)
-    colour: Colour | None = None
+    colour: ColourChange | None = None
     patches: tuple[Patch, ...] = ()
     frame: tuple[int, int] | None = None
     mosaic: Mosaic | None = None

@@ -34,7 +34,16 @@ from locdistill.models.foreign import detector_settings
 from locdistill.models.hub import find
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings, InputSettings
-from locdistill.recipe.fitted import SIZES, Facts, anchor_for, data_for, described, engine_for, epochs_for, levels_for
+from locdistill.recipe.fitted import (
+    SIZES,
+    DataFacts,
+    anchor_for,
+    data_for,
+    described,
+    engine_for,
+    epochs_for,
+    levels_for,
+)
 from locdistill.recipe.load import Override, laid_over, named_recipe, recipe_data, validate
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.own import import_own
@@ -48,8 +57,12 @@ MANY_EPOCHS = 1e9
 _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
 
 
-def resolve(request: Request) -> Recipe:
+def resolve(request: Request, passes: float | None = None) -> Recipe:
     """Resolve a request to a recipe.
+
+    Args:
+        request: The request.
+        passes: Passes over the images for which there is time, if it is limited; without a recipe the settings fit it.
 
     Raises:
         RecipeError: Something is unknown, wrong or missing.
@@ -60,7 +73,7 @@ def resolve(request: Request) -> Recipe:
     if named is not None:
         data, where = recipe_data(named), str(named)
     elif request.get("data") is not None:
-        data, where = _for_data(request), "the settings"
+        data, where = _for_data(request, passes), "the settings"
     else:
         raise RecipeError(
             "neither data nor a recipe is given; expected --data FOLDER, or --recipe NAME ('locdistill recipes' lists "
@@ -129,7 +142,7 @@ def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
     return words
 
 
-def _for_data(request: Request) -> dict[str, Any]:
+def _for_data(request: Request, passes: float | None) -> dict[str, Any]:
     """Build the plain data of the default recipe for the request's data."""
     teacher, start = _known_settings(request)
     first = start or teacher  # the student takes its kind, classes and input size from this
@@ -138,7 +151,8 @@ def _for_data(request: Request) -> dict[str, Any]:
     if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
         settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
     dataset = open_dataset(settings, "train")
-    facts = Facts.of(dataset, cpu=_on_cpu(request), pretrained=_pretrained(request))
+    facts = DataFacts.of(dataset, cpu=_on_cpu(request), pretrained=_pretrained(request), passes=passes)
+    epochs = _asked_epochs(request) or passes or epochs_for(facts)
     size = SIZES["n" if facts.cpu else "s"]
     backbone = (
         override_of(request, "detector.backbone")
@@ -149,7 +163,7 @@ def _for_data(request: Request) -> dict[str, Any]:
     model = asked or (first.model if first is not None else _model_for(dataset))
     known = known_kind(model) or "gfl"  # reported when the recipe is checked
     of_data_and_use = {"classes", "pretrained", "input", "detections"}
-    data = data_for(facts)
+    data = data_for(facts, epochs)
     if (given := _given_size(settings, first)) is not None:
         data["sizes"] = [given]
     architecture: dict[str, Any] = {"channels": size.channels, "depth": size.depth}
@@ -163,7 +177,7 @@ def _for_data(request: Request) -> dict[str, Any]:
         "name": _name(f"{model}_{backbone}"),
         "detector": architecture | {"model": model, "backbone": backbone},
         "data": {"path": settings.path, **data},
-        "engine": engine_for(facts, _asked_epochs(request) or epochs_for(facts)),
+        "engine": engine_for(facts, epochs),
         "terms": {name: term.model_dump() for name, term in supervised_terms(known).items()},
     }
     if request.get("teacher") is not None:

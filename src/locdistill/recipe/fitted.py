@@ -43,13 +43,17 @@ LARGEST, LARGEST_ROTATED, LARGEST_CPU = (1333, 800), (1024, 1024), (640, 640)
 IMAGES_SEEN = 36_000
 """Images that a run trains on in all, repetitions counted, unless that is fewer or more passes than those below."""
 FEWEST_EPOCHS, MOST_EPOCHS = 24, 150
+PASSES = 10
+"""Passes over the images below which a smaller input serves better."""
+SOME_EPOCHS, MANY_EPOCHS = 6, 50
+"""Passes from which augmentation is light, and strong."""
 EVALUATIONS = 20
 PATIENCE = 8
 """Evaluations without a better AP after which a run stops."""
 
 
 @dataclass(frozen=True)
-class Facts:
+class DataFacts:
     """What the default run depends on.
 
     Attributes:
@@ -61,6 +65,7 @@ class Facts:
         oriented: Whether objects are rotated boxes.
         cpu: Whether the training runs on a CPU.
         pretrained: Whether the backbone begins with pretrained weights.
+        passes: Passes over the images for which there is time, at the size chosen without a limit; None for no limit.
     """
 
     images: int
@@ -70,9 +75,10 @@ class Facts:
     oriented: bool
     cpu: bool
     pretrained: bool
+    passes: float | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset, *, cpu: bool, pretrained: bool) -> Facts:
+    def of(cls, dataset: Dataset, *, cpu: bool, pretrained: bool, passes: float | None = None) -> DataFacts:
         """Measure a training set.
 
         Raises:
@@ -91,27 +97,26 @@ class Facts:
             oriented=dataset.oriented,
             cpu=cpu,
             pretrained=pretrained,
+            passes=passes,
         )
 
 
-def input_size(facts: Facts) -> tuple[int, int]:
+def input_size(facts: DataFacts) -> tuple[int, int]:
     """Return the long and the short side of the input, multiples of 32 (or the limits themselves).
 
     The sides are those of the median image, rounded up; enlarged (at most twice) where small objects have less than
     16 pixels; on a CPU reduced where they keep 40; and shrunk to 1333 x 800, as usual for COCO, to 1024 x 1024 for
-    rotated objects, as for DOTA, or to 640 x 640 on a CPU.
+    rotated objects, as for DOTA, or to 640 x 640 on a CPU. Where the time is short of ten passes over the images, they
+    are reduced for as many passes, if small objects keep 16 pixels.
     """
-    return _sides(facts, _scale(facts))
-
-
-def reduced_size(facts: Facts, share: float) -> tuple[int, int]:
-    """Return the sides of an input with a share of the pixels, in which small objects keep 16 pixels."""
-    keeps = 1.0 if facts.small is None else FEW / max(facts.small, 1.0)
     scale = _scale(facts)
-    return _sides(facts, min(scale, max(scale * math.sqrt(share), keeps, _least(facts))))
+    if facts.passes is not None and facts.passes < PASSES:
+        keeps = 1.0 if facts.small is None else FEW / max(facts.small, 1.0)
+        scale = min(scale, max(scale * math.sqrt(facts.passes / PASSES), keeps, _least(facts)))
+    return _sides(facts, scale)
 
 
-def _scale(facts: Facts) -> float:
+def _scale(facts: DataFacts) -> float:
     """Return the factor from the images to the input of the network."""
     limits = _limits(facts)
     small = max(facts.small or FEW, 1.0)
@@ -120,15 +125,15 @@ def _scale(facts: Facts) -> float:
     return min(grown * shrunk, limits[0] / facts.long, limits[1] / facts.short)
 
 
-def _least(facts: Facts) -> float:
+def _least(facts: DataFacts) -> float:
     return min(1.0, LEAST_SIDE / facts.long)
 
 
-def _limits(facts: Facts) -> tuple[int, int]:
+def _limits(facts: DataFacts) -> tuple[int, int]:
     return LARGEST_CPU if facts.cpu else LARGEST_ROTATED if facts.oriented else LARGEST
 
 
-def _sides(facts: Facts, scale: float) -> tuple[int, int]:
+def _sides(facts: DataFacts, scale: float) -> tuple[int, int]:
     """Return long and short side for a factor: multiples of 32, or the limits."""
     long, short = (
         min(limit, max(32, math.ceil(round(side * scale, 3) / 32) * 32))
@@ -143,7 +148,7 @@ def levels_for(size: Sequence[int]) -> list[int]:
     return list(range(3, highest + 1))
 
 
-def anchor_for(facts: Facts, size: Sequence[int]) -> float:
+def anchor_for(facts: DataFacts, size: Sequence[int]) -> float:
     """Return the side of the anchors in strides, from 4 to 8 (as published): the smallest is as large as small objects.
 
     ATSS ranks locations by the overlap of their anchors with the object. Anchors that all contain it rank them equally.
@@ -152,16 +157,16 @@ def anchor_for(facts: Facts, size: Sequence[int]) -> float:
     return float(min(max(round(small / 8), 4), 8))
 
 
-def epochs_for(facts: Facts) -> int:
+def epochs_for(facts: DataFacts) -> int:
     """Return the number of passes over the images: more for fewer images, and twice as many from random weights."""
     passes = min(max(round(IMAGES_SEEN / facts.images), FEWEST_EPOCHS), MOST_EPOCHS)
     return passes if facts.pretrained else 2 * passes
 
 
-def engine_for(facts: Facts, epochs: int) -> dict[str, Any]:
+def engine_for(facts: DataFacts, epochs: float) -> dict[str, Any]:
     """Return the engine settings that differ from the published ones, all in proportion to the run."""
     return {
-        "epochs": epochs,
+        "epochs": max(round(epochs), 1),
         "optimizer": "adamw",
         "lr": 1e-3 if not facts.pretrained else 5e-4,
         "scale_lr": False,
@@ -171,17 +176,23 @@ def engine_for(facts: Facts, epochs: int) -> dict[str, Any]:
         "warmup_steps": 0.05,
         "schedule": "cosine",
         "ema": "auto",
-        "eval_every": max(1, epochs // EVALUATIONS),
+        "eval_every": max(1, int(epochs / EVALUATIONS)),
         "patience": PATIENCE,
     }
 
 
-def data_for(facts: Facts) -> dict[str, Any]:
-    """Return the data settings that differ from the published ones."""
-    return {"batch_per_device": BATCH, "sizes": [list(input_size(facts))], "filter_empty": False}
+def data_for(facts: DataFacts, epochs: float) -> dict[str, Any]:
+    """Return the data settings that differ from the published ones; images that are seen often are changed most."""
+    augment = "strong" if epochs >= MANY_EPOCHS else "light" if epochs >= SOME_EPOCHS else "none"
+    return {
+        "batch_per_device": BATCH,
+        "sizes": [list(input_size(facts))],
+        "filter_empty": False,
+        "augment": augment,
+    }
 
 
-def described(facts: Facts, size: Sequence[int], *, chosen: bool) -> str:
+def described(facts: DataFacts, size: Sequence[int], *, chosen: bool) -> str:
     """Describe the data and the input size, which was chosen for them or given."""
     long, short = size
     own = f"images of {facts.long:.0f} x {facts.short:.0f}"

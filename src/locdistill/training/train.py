@@ -25,7 +25,7 @@ from locdistill.recipe import run_folder
 from locdistill.recipe.defaults import resolve
 from locdistill.recipe.own import imports_of
 from locdistill.recipe.recipe import Recipe
-from locdistill.recipe.request import DistillWords, Request, TrainWords, override_of, takes
+from locdistill.recipe.request import DistillWords, Request, TrainWords, takes
 from locdistill.training.fit import RunResult, fit_run
 from locdistill.training.pace import fitted_to
 from locdistill.training.preflight.look import LOOK, Preflight, examine
@@ -166,15 +166,12 @@ def _resolved(request: Request, verb: str) -> Recipe:
     Raises:
         RecipeError: The recipe is for the other command.
     """
-    recipe = resolve(request)
+    recipe = resolve(request) if request.get("minutes") is None else fitted_to(request)
     if recipe.distils != (verb == "distill"):
         other = "distill" if recipe.distils else "train"
         what = "distils" if recipe.distils else "has no teacher and no term that needs one"
         raise RecipeError(f"recipe {recipe.name} {what}: use 'locdistill {other}' for it")
-    if (minutes := request.get("minutes")) is None:
-        return recipe
-    named = [request.get(word) for word in ("recipe", "teacher", "start")] + [override_of(request, "data.sizes")]
-    return fitted_to(recipe, minutes, resize=all(word is None for word in named))
+    return recipe
 
 
 def _examined(recipe: Recipe, preflight: Preflight, *, fresh: bool) -> tuple[Parts | None, PreflightReport]:

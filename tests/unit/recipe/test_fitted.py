@@ -19,18 +19,19 @@ from locdistill.recipe.fitted import (
     FEW,
     FEWEST_EPOCHS,
     MOST_EPOCHS,
+    PASSES,
     SIZES,
-    Facts,
+    DataFacts,
     anchor_for,
+    data_for,
     engine_for,
     epochs_for,
     input_size,
     levels_for,
-    reduced_size,
 )
 from locdistill.recipe.request import Request
 
-GPU = Facts(images=1000, long=640, short=480, small=None, oriented=False, cpu=False, pretrained=True)
+GPU = DataFacts(images=1000, long=640, short=480, small=None, oriented=False, cpu=False, pretrained=True)
 
 
 def dataset(*sides: tuple[int, int], boxes: np.ndarray | None = None) -> Dataset:
@@ -54,7 +55,7 @@ def dataset(*sides: tuple[int, int], boxes: np.ndarray | None = None) -> Dataset
     ],
 )
 def test_the_input_has_the_sides_of_the_median_image(sides: list[tuple[int, int]], expected: tuple[int, int]) -> None:
-    assert input_size(Facts.of(dataset(*sides), cpu=False, pretrained=True)) == expected
+    assert input_size(DataFacts.of(dataset(*sides), cpu=False, pretrained=True)) == expected
 
 
 @pytest.mark.parametrize(
@@ -73,12 +74,18 @@ def test_the_input_follows_the_small_objects(small: float, cpu: bool, expected: 
     assert input_size(replace(GPU, small=small, cpu=cpu)) == expected
 
 
-def test_a_share_of_the_pixels_leaves_small_objects_visible() -> None:
+def test_a_short_time_takes_pixels_as_far_as_small_objects_stay_visible() -> None:
     facts = replace(GPU, small=ENOUGH)
-    assert reduced_size(facts, 0.25) == (320, 256)
-    assert reduced_size(facts, 0.001) == (256, 192)
-    assert reduced_size(replace(facts, small=FEW), 0.25) == (640, 480)
-    assert reduced_size(facts, 4.0) == (640, 480)
+    assert input_size(replace(facts, passes=PASSES / 4)) == (320, 256)
+    assert input_size(replace(facts, passes=0.01)) == (256, 192)
+    assert input_size(replace(facts, small=FEW, passes=1)) == (640, 480)
+    assert input_size(replace(facts, passes=4 * PASSES)) == (640, 480)
+
+
+def test_images_that_are_seen_often_are_changed_most() -> None:
+    assert [data_for(GPU, epochs)["augment"] for epochs in (1, 5.9, 6, 49, 50)] == [
+        *("none", "none", "light", "light", "strong")
+    ]
 
 
 def test_rotated_objects_have_a_square_limit() -> None:
@@ -88,15 +95,15 @@ def test_rotated_objects_have_a_square_limit() -> None:
 def test_small_objects_are_the_lowest_fifth_without_ignored_ones() -> None:
     sides = np.arange(1, 12, dtype=np.float32)
     boxes = np.stack((0 * sides, 0 * sides, sides, sides), -1)
-    assert Facts.of(dataset((64, 64), boxes=boxes), cpu=True, pretrained=True).small == pytest.approx(3)
+    assert DataFacts.of(dataset((64, 64), boxes=boxes), cpu=True, pretrained=True).small == pytest.approx(3)
     data = dataset((64, 64), boxes=boxes)
     ignored = replace(data, records=(replace(data.records[0], ignored=sides < 6),))
-    assert Facts.of(ignored, cpu=True, pretrained=True).small == pytest.approx(7)
+    assert DataFacts.of(ignored, cpu=True, pretrained=True).small == pytest.approx(7)
 
 
 def test_no_images_are_an_error() -> None:
     with pytest.raises(RecipeError, match="there are no training images"):
-        Facts.of(dataset(), cpu=True, pretrained=True)
+        DataFacts.of(dataset(), cpu=True, pretrained=True)
 
 
 @pytest.mark.parametrize(
