@@ -14,7 +14,7 @@ def confusion_matrix(matches: Matches, scores: NDArray[np.floating]) -> NDArray[
     """Count detections by the class of the object (row) and by their own (column), ``(classes + 1, classes + 1)``.
 
     The true detections of AP50 are the diagonal. Of the others, those with an IoU of at least 0.5 with an object of
-    another class that is not found are confusions, each object and each detection once, in descending order of IoU. What
+    another class that is not found are confusions, each object and each detection once, by IoU. What
     is left are false detections (last row: background) and missed objects (last column). Ignored detections and objects
     are left out.
 

@@ -9,8 +9,8 @@ A false detection is of one type, by the objects to find that it overlaps in its
 * ``background``: less than 0.1 with every object.
 
 Where the definitions leave a choice: between the first two, the object that it overlaps most decides (its own class if
-equal); localization comes before both. ``missed`` are the objects without a true detection at which no detection of type
-classification or localization points.
+equal); localization comes before both. ``missed`` are the objects without a true detection, at which no detection of
+type classification or localization points.
 
 The cost of a type is the AP50 that fixing it alone would gain. Classification gives the detection the class of the
 object, localization its box: it becomes true, unless a better detection has that object; then the worse of the two is
@@ -66,7 +66,8 @@ class ErrorLabels:
 
     def of(self, name: str) -> NDArray[np.bool_]:
         """Return the mask of the detections of a type."""
-        return self.kind == ERROR_TYPES.index(name)
+        mask: NDArray[np.bool_] = self.kind == ERROR_TYPES.index(name)
+        return mask
 
 
 def error_costs(matches: Matches) -> ErrorCosts:
@@ -127,7 +128,7 @@ def ap_without(matches: Matches, labels: ErrorLabels, fixed: Collection[str]) ->
     for c in np.flatnonzero(objects).tolist():
         mine = np.flatnonzero((classes == c) & ~removed)
         mine = mine[np.lexsort((matches.reported.images[mine], -scores[mine]))]
-        values.append(average(target[mine] != -1, int(objects[c]), matches.levels))
+        values.append(average(target[mine] != -1, int(objects[c]), matches.levels) or 0.0)
     if values:
-        return float(np.mean(values))
+        return sum(values) / len(values)
     return 1.0 if matches.to_find.any() else None

@@ -73,3 +73,17 @@ class Evaluator:
 def evaluator_for(dataset: Dataset, *, eleven_point: bool | None = None) -> Evaluator:
     """Create the evaluator of a data set: a function from detections by image identifier to named metrics."""
     return Evaluator(dataset, eleven_point)
+
+
+def per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | None]]:
+    """Return AP (None without objects) and number of objects of each class."""
+    if isinstance(result, CocoResult):
+        return result.per_class
+    return {
+        name: {
+            "AP": float(result.ap[:, c].mean()) if result.objects[c] else None,
+            **{f"AP{50 + 5 * t}": float(v) if result.objects[c] else None for t, v in enumerate(result.ap[:, c])},
+            "objects": float(result.objects[c]),
+        }
+        for c, name in enumerate(result.classes)
+    }

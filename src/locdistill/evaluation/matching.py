@@ -46,7 +46,7 @@ class Pairs(NamedTuple):
         return Pairs(self.detection[which], self.object[which], self.overlap[which])
 
     def best(self, detections: int) -> tuple[Indices, NDArray[np.float64]]:
-        """Return the object that each detection overlaps most, the first of equals, and the IoU; without one -1 and 0."""
+        """Return the object that each detection overlaps most (the first of equals), else -1, and the IoU, else 0."""
         by_overlap = np.lexsort((self.object, -self.overlap, self.detection))
         mine, first = np.unique(self.detection[by_overlap], return_index=True)
         target, overlap = np.full(detections, _NONE), np.zeros(detections)
@@ -81,12 +81,14 @@ class Matches:
     @property
     def true(self) -> NDArray[np.bool_]:
         """Mask of the true detections."""
-        return self.target != _NONE
+        mask: NDArray[np.bool_] = self.target != _NONE
+        return mask
 
     @property
     def to_find(self) -> NDArray[np.bool_]:
         """Mask of the objects to find: all that are not ignored."""
-        return ~self.objects.values.astype(bool)
+        mask: NDArray[np.bool_] = ~self.objects.values.astype(bool)
+        return mask
 
     @property
     def object_counts(self) -> Indices:
@@ -188,7 +190,8 @@ def _overlaps(reported: Rows, objects: Rows, *, oriented: bool) -> Pairs:
     if not len(reported.images) or not len(objects.images):
         return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     if oriented:
-        pairs = Pairs(*rotated_overlaps(reported, objects))
+        detection, target, overlap = rotated_overlaps(reported, objects)
+        pairs = Pairs(detection, target, overlap.astype(np.float64))
         return pairs.chosen(pairs.overlap >= BACKGROUND)
     orders = [np.argsort(rows.images, kind="stable") for rows in (reported, objects)]
     (mine, theirs) = (rows.taken(order).by_image() for rows, order in zip((reported, objects), orders, strict=True))
