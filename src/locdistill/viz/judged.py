@@ -67,13 +67,13 @@ def plot_class_curves(curves: Mapping[str, ScoreCurve]) -> Image.Image:
     colours = _colours(there)
     means = [curve.ap for curve in there.values() if curve.ap is not None]
     _unit(tidy(axes[0, 0], f"Precision over recall (AP50 {100 * sum(means) / len(means):.1f})"), "recall", "precision")
-    for name in sorted(there, key=lambda name: name in colours):  # named ones on top
+    for name in [*(name for name in there if name not in colours), *colours]:  # named ones on top
         curve, (colour, width) = there[name], (colours.get(name, "#c8ccd1"), 1.6 if name in colours else 0.7)
-        label = f"{name}  AP50 {100 * (curve.ap or 0):.1f}" if name in colours else None
+        label = f"{_short(name)}  AP50 {100 * (curve.ap or 0):.1f}" if name in colours else None
         if label and curve.threshold is not None:
-            label += f", best from {curve.threshold:.2f}"
-        recall, precision = np.append(0, curve.recall), np.append(curve.precision[:1], curve.precision)
-        axes[0, 0].plot(recall[-len(precision) :], precision, color=colour, linewidth=width, label=label)
+            label += f", best F1 at {curve.threshold:.2f}"
+        recall, precision = np.append(0.0, curve.recall), np.append([*curve.precision[:1], 0.0][0], curve.precision)
+        axes[0, 0].plot(recall, precision, color=colour, linewidth=width, label=label)
         values = curve.over_score()
         for side, what in zip(axes.flat[1:], ("f1", "precision", "recall"), strict=True):
             side.plot(_GRID, values[what], color=colour, linewidth=width)
@@ -81,7 +81,7 @@ def plot_class_curves(curves: Mapping[str, ScoreCurve]) -> Image.Image:
             place = int(np.searchsorted(_GRID, curve.threshold, side="right")) - 1
             axes[0, 1].plot([curve.threshold], [values["f1"][place]], "o", color=colour, markersize=5)
     _plot_means(axes, there)
-    figure.legend(loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return to_image(figure)
 
 
@@ -101,7 +101,7 @@ def _plot_means(axes: NDArray[np.object_], curves: Mapping[str, ScoreCurve]) -> 
         word = f" (best {'mean ' if len(every) > 1 else ''}{mean[best]:.2f} at {_GRID[best]:.2f})"
         _unit(tidy(side, title + word if what == "f1" else title), "score", "F1" if what == "f1" else what)
     if len(every) > 1:
-        axes[0, 0].plot([], [], color=hexadecimal(INK), linewidth=2.2, label="mean of the classes (over the score)")
+        axes[0, 0].plot([], [], color=hexadecimal(INK), linewidth=2.2, label="mean of the classes")
 
 
 def _colours(curves: Mapping[str, ScoreCurve]) -> dict[str, str]:
@@ -121,25 +121,26 @@ def plot_confusion(matrix: NDArray[np.integer], classes: Sequence[str]) -> Image
             background comes last.
         classes: Names. Of more than 80, those with the most confusions are shown.
     """
-    title, kept = "Objects (rows) by the class that they are detected as", np.arange(len(classes))
+    title, kept = "Confusion of classes at IoU 0.5", np.arange(len(classes))
     if len(classes) > _CELLS:
         wrong = matrix.sum(0) + matrix.sum(1) - 2 * matrix.diagonal()
         kept = np.sort(np.argsort(-wrong[:-1], kind="stable")[:_CELLS])
-        title += f"; the {_CELLS} of {len(classes)} classes with the most errors"
+        title += f": the {_CELLS} of {len(classes)} with the most errors"
     places = np.append(kept, len(classes))
     counts = matrix[np.ix_(places, places)]
     shares = counts / np.maximum(matrix[places].sum(1), 1)[:, None]
     size = len(places)
     cell = max(14, min(70, 900 // size))
-    figure = new_figure(max(460, 190 + cell * size), max(360, 150 + cell * size))
+    figure = new_figure(max(480, 190 + cell * size), max(360, 150 + cell * size))
     axes = tidy(figure.subplots(), title)
     axes.grid(visible=False)
     axes.imshow(shares, cmap=colormaps["Blues"], vmin=0, vmax=1, aspect="auto")
     names = [_short(classes[i]) for i in kept.tolist()]
     small = 8 if size <= 40 else 6
+    axes.tick_params(labelcolor=hexadecimal(INK))
     axes.set_xticks(range(size), [*names, "missed"], rotation=90 if size > 6 else 0, fontsize=small)
     axes.set_yticks(range(size), [*names, "background"], fontsize=small)
-    axes.set_xlabel("detected as", fontsize=8, color=hexadecimal(MUTED))
+    axes.set_xlabel("detected as (colour: share of the row)", fontsize=8, color=hexadecimal(MUTED))
     axes.set_ylabel("truth", fontsize=8, color=hexadecimal(MUTED))
     for line in (axes.axhline, axes.axvline):
         line(size - 1.5, color=hexadecimal(MUTED), linewidth=0.8)

@@ -16,7 +16,7 @@ from locdistill.viz.style import INK, MUTED, STUDENT, hexadecimal
 
 SHOWN = 80
 """Number of classes that have a bar."""
-_BINS = 48
+_TALL = 36  # classes beyond which sizes and places stand one below the other
 
 
 def plot_labels(
@@ -31,8 +31,13 @@ def plot_labels(
         images: Number of images.
     """
     rows = min(len(counts), SHOWN)
-    figure = new_figure(1300, max(380, 100 + 14 * rows))
-    left, *others = figure.subplot_mosaic([["classes", "sizes", "places"]], width_ratios=[1.2, 1, 1]).values()
+    if rows > _TALL:
+        figure = new_figure(1000, max(900, 100 + 14 * rows))
+        panels = figure.subplot_mosaic([["classes", "sizes"], ["classes", "places"]])
+    else:
+        figure = new_figure(1300, max(380, 100 + 14 * rows))
+        panels = figure.subplot_mosaic([["classes", "sizes", "places"]], width_ratios=[1.2, 1, 1])
+    left, *others = panels.values()
     title = f"{sum(counts.values())} objects in {images} images"
     _plot_counts(tidy(left, title), counts)
     for axes, name in zip(others, ("Width and height in pixels", "Centres within the image"), strict=True):
@@ -48,7 +53,7 @@ def plot_labels(
         return to_image(figure)
     _plot_sizes(sizes, sides[kept])
     ramp = colormaps["Blues"]
-    _shaded(places, centres, np.linspace(0, 1, _BINS + 1))
+    _shaded(places, centres[kept], np.linspace(0, 1, _cells(int(kept.sum())) + 1))
     places.set_xlim(0, 1)
     places.set_ylim(1, 0)
     places.set_facecolor(ramp(0.0))
@@ -85,10 +90,11 @@ def _plot_sizes(axes: Axes, sides: NDArray[np.floating]) -> None:
     """Draw how frequent each width and height is, on logarithmic scales with the same limits."""
     low = 2.0 ** np.floor(np.log2(max(sides.min(), 1.0)))
     high = max(2.0 ** np.ceil(np.log2(sides.max())), 2 * low)
-    _shaded(axes, np.clip(sides, low, high), np.geomspace(low, high, _BINS + 1))
+    _shaded(axes, np.clip(sides, low, high), np.geomspace(low, high, _cells(len(sides)) + 1))
+    octaves = round(np.log2(high / low))
     for scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
         scale("log")
-        axis.set_major_locator(FixedLocator([2.0**i for i in range(round(np.log2(low)), round(np.log2(high)) + 1)]))
+        axis.set_major_locator(FixedLocator([low * 2.0**i for i in range(0, octaves + 1, 1 + octaves // 8)]))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.plot([low, high], [low, high], color=hexadecimal(MUTED), linewidth=0.8, linestyle="--")
@@ -99,9 +105,14 @@ def _plot_sizes(axes: Axes, sides: NDArray[np.floating]) -> None:
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
     middle = np.sqrt(sides.prod(1))
-    words = f"square root of the area: half lie in {np.quantile(middle, 0.25):.0f} to {np.quantile(middle, 0.75):.0f}"
-    axes.set_xlabel(f"width; {words}", fontsize=8, color=hexadecimal(MUTED))
+    words = f"the middle half of sqrt(area) is {np.quantile(middle, 0.25):.0f} to {np.quantile(middle, 0.75):.0f}"
+    axes.set_xlabel(f"width; {words}; lines: areas of 32² and 96²", fontsize=8, color=hexadecimal(MUTED))
     axes.set_ylabel("height", fontsize=8, color=hexadecimal(MUTED))
+
+
+def _cells(points: int) -> int:
+    """Choose the number of cells along an axis: few where there are few points, as single ones show no pattern."""
+    return int(np.clip(round(points**0.5 / 2), 8, 48))
 
 
 def _shaded(axes: Axes, points: NDArray[np.floating], edges: NDArray[np.floating]) -> None:
