@@ -37,6 +37,7 @@ WORDS = ("--backbone", "mobilenetv3_small_050", "--pretrained", "none", "--batch
 FILES = {
     *("recipe.yaml", "run.json", "log.txt", "metrics.json", "metrics.csv", "curves.png", "train_batch.png"),
     *("val_predictions.png", "best.safetensors", "last.safetensors", "last.ckpt"),
+    *("labels.png", "pr_curves.png", "confusion.png", "errors.png", "val_best_worst.png", "per_class.csv"),
 }
 
 
