@@ -28,7 +28,7 @@ _NONE = -1
 Indices = NDArray[np.int64]
 
 
-class Pairs(NamedTuple):
+class OverlapPairs(NamedTuple):
     """Pairs of a detection and an object of one image, of any classes, with an IoU of at least ``BACKGROUND``.
 
     Attributes:
@@ -41,9 +41,9 @@ class Pairs(NamedTuple):
     object: Indices
     overlap: NDArray[np.float64]
 
-    def chosen(self, which: NDArray[np.bool_] | Indices) -> Pairs:
+    def chosen(self, which: NDArray[np.bool_] | Indices) -> OverlapPairs:
         """Return some of the pairs, by a mask or by indices."""
-        return Pairs(self.detection[which], self.object[which], self.overlap[which])
+        return OverlapPairs(self.detection[which], self.object[which], self.overlap[which])
 
     def best(self, detections: int) -> tuple[Indices, NDArray[np.float64]]:
         """Return the object that each detection overlaps most (the first of equals), else -1, and the IoU, else 0."""
@@ -75,7 +75,7 @@ class Matches:
     reported: Rows
     target: Indices
     counted: NDArray[np.bool_]
-    pairs: Pairs
+    pairs: OverlapPairs
     levels: NDArray[np.floating] | None
 
     @property
@@ -185,13 +185,13 @@ def pairwise(
     return overlaps
 
 
-def _overlaps(reported: Rows, objects: Rows, *, oriented: bool) -> Pairs:
+def _overlaps(reported: Rows, objects: Rows, *, oriented: bool) -> OverlapPairs:
     """Compute the overlaps of detections and objects of the same image, whatever their classes."""
     if not len(reported.images) or not len(objects.images):
-        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+        return OverlapPairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
     if oriented:
         detection, target, overlap = rotated_overlaps(reported, objects)
-        pairs = Pairs(detection, target, overlap.astype(np.float64))
+        pairs = OverlapPairs(detection, target, overlap.astype(np.float64))
         return pairs.chosen(pairs.overlap >= BACKGROUND)
     orders = [np.argsort(rows.images, kind="stable") for rows in (reported, objects)]
     (mine, theirs) = (rows.taken(order).by_image() for rows, order in zip((reported, objects), orders, strict=True))
@@ -202,5 +202,5 @@ def _overlaps(reported: Rows, objects: Rows, *, oriented: bool) -> Pairs:
         i, j = np.nonzero(overlaps >= BACKGROUND)
         parts.append((d[i], o[j], overlaps[i, j]))
     if not parts:
-        return Pairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
-    return Pairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        return OverlapPairs(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
+    return OverlapPairs(*(np.concatenate(column) for column in zip(*parts, strict=True)))

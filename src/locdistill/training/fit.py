@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from locdistill.data.loader import training_loader
+from locdistill.data.records import Dataset
 from locdistill.dist import process_rank
 from locdistill.engine.devices import device_kind
 from locdistill.engine.loop import fit
@@ -65,16 +67,21 @@ class KeepingEvaluator:
 
     Attributes:
         evaluator: Function from detections to metrics.
+        first_time: Function to call at the first evaluation.
         best: The detections with the highest AP; None before the first evaluation in this process.
         last: Those of the last evaluation, likewise.
     """
 
     evaluator: Evaluator
+    first_time: Callable[[], None] | None = None
     best: Kept | None = None
     last: Kept | None = None
 
     def __call__(self, detections: Mapping[int, Detections]) -> dict[str, float]:
         """Return the metrics."""
+        if self.first_time is not None:
+            self.first_time()
+            self.first_time = None
         metrics = self.evaluator(detections)
         self.last = Kept(metrics["AP"], detections)
         if self.best is None or (not self.last.ap <= self.best.ap and not math.isnan(self.last.ap)):
@@ -113,7 +120,8 @@ def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
             world_size=world_size,
         )
 
-    evaluate = KeepingEvaluator(Evaluator(datasets["val"]))
+    first_time = None if resume else partial(_draw_labels, datasets["train"], out / "labels.png")
+    evaluate = KeepingEvaluator(Evaluator(datasets["val"]), first_time)
     first = process_rank() == 0
     if first and not resume:
         _draw_batch(parts, out)
@@ -136,11 +144,15 @@ def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
 
 def _draw_batch(parts: Parts, out: Path) -> None:
     settings = parts.recipe.data.model_copy(update={"workers": 0})
-    with pictures.guarded(out / "labels.png"):
-        pictures.labels(out / "labels.png", parts.datasets["train"])
     with pictures.guarded(out / "train_batch.png"):
         loader = training_loader(parts.datasets["train"], settings, seed=parts.recipe.engine.seed)
         pictures.training_batch(out / "train_batch.png", next(iter(loader)), parts.recipe.detector.classes)
+
+
+def _draw_labels(dataset: Dataset, path: Path) -> None:
+    """Draw the training objects; at the first evaluation, as charts are slow to import and the first step is not."""
+    with pictures.guarded(path):
+        pictures.labels(path, dataset)
 
 
 def _draw_results(parts: Parts, out: Path, fitted: FitResult, evaluate: KeepingEvaluator) -> None:

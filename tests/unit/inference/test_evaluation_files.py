@@ -126,7 +126,7 @@ def test_results_that_do_not_fit_are_refused(tiny_coco: Path, results: Path, tmp
 
 def test_what_cannot_be_judged_says_why(tiny_coco: Path, results: Path, tmp_path: Path, cli: Callable[..., Answer]):
     (tmp_path / "dict.json").write_text("{}")
-    with pytest.raises(DataError, match="a list of detections.*this is a dict"):
+    with pytest.raises(DataError, match=r"a list of detections.*this is a dict"):
         evaluate(tmp_path / "dict.json", tiny_coco)
     with pytest.raises(DataError, match="not a readable JSON file"):
         evaluate(tmp_path / "absent.json", tiny_coco)
