@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +21,7 @@ from locdistill.engine.devices import device_kind
 from locdistill.engine.loop import fit
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
-from locdistill.engine.validation import detect_all
+from locdistill.engine.validation import Evaluate, detect_all
 from locdistill.evaluation.agreement import agreement
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.inference.evaluate import validation_loader
@@ -58,7 +58,7 @@ class Kept:
     """Detections of an evaluation, and their AP."""
 
     ap: float
-    detections: Mapping[int, Detections] = field(repr=False)
+    detections: dict[int, Detections] = field(repr=False)
 
 
 @dataclass
@@ -72,17 +72,17 @@ class KeepingEvaluator:
         last: Those of the last evaluation, likewise.
     """
 
-    evaluator: Evaluator
+    evaluator: Evaluate
     first_time: Callable[[], None] | None = None
     best: Kept | None = None
     last: Kept | None = None
 
-    def __call__(self, detections: Mapping[int, Detections]) -> dict[str, float]:
+    def __call__(self, detections: dict[int, Detections]) -> dict[str, float]:
         """Return the metrics."""
         if self.first_time is not None:
             self.first_time()
             self.first_time = None
-        metrics = self.evaluator(detections)
+        metrics = dict(self.evaluator(detections))
         self.last = Kept(metrics["AP"], detections)
         if self.best is None or (not self.last.ap <= self.best.ap and not math.isnan(self.last.ap)):
             self.best = self.last
