@@ -25,7 +25,7 @@ from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, judge_class
 from locdistill.types import Detections
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
-COCO_LEVELS = np.linspace(0.0, 1.0, 101)
+_COCO_LEVELS = np.linspace(0.0, 1.0, 101)
 _AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}
 _BUDGET = 100  # detections per image and class that are evaluated
 _CHUNK = 2_000_000  # numbers in memory at once
@@ -122,7 +122,7 @@ def judge_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> Judgem
         mine = here[record.image_id]
         for c in np.union1d(mine.labels, record.labels).tolist():
             _judge_coco(collected, (i, c), mine, record)
-    return collected.judgement(COCO_LEVELS)
+    return collected.judgement(_COCO_LEVELS)
 
 
 def judge_voc(
