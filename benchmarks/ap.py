@@ -33,7 +33,7 @@ from pycocotools.cocoeval import COCOeval
 from locdistill.data.records import Dataset, Record
 from locdistill.evaluation.coco import CocoResult, coco_metrics
 from locdistill.evaluation.tables import Table
-from locdistill.evaluation.voc import voc_metrics
+from locdistill.evaluation.voc import VOC, average_precision
 from locdistill.types import Detections
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     runs: dict[str, Callable[[], Any]] = {
         "locdistill": lambda: coco_metrics(dataset, detections),
         "pycocotools": lambda: pycocotools(*inputs),
-        "locdistill, VOC": lambda: voc_metrics(dataset, detections, eleven_point=False),
+        "locdistill, VOC": lambda: average_precision(dataset, detections, VOC, eleven_point=False),
     }
     clocks = {"wall": time.perf_counter, "processor": time.process_time}
     seconds: dict[str, dict[str, list[float]]] = {clock: {name: [] for name in runs} for clock in clocks}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation.voc import voc_metrics
+from locdistill.evaluation.voc import VOC, average_precision
 from locdistill.types import Detections
+
+voc_metrics = partial(average_precision, rules=VOC)
 
 pytestmark = pytest.mark.golden
 

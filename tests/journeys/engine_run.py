@@ -92,20 +92,20 @@ def run(
     return result
 
 
-class Fatal:
-    """The real objective, which kills its process when it is called for the n-th time."""
+class Fatal(Objective):
+    """A real objective that kills its process when it is called for the n-th time."""
+
+    __setattr__ = object.__setattr__
 
     def __init__(self, objective: Objective, kill_at: int | None) -> None:
-        self.objective, self.kill_at, self.calls = objective, kill_at, 0
-        self.needs_teacher, self.needs_features = objective.needs_teacher, objective.needs_features
-        self.needs_towers, self.needs_cross = objective.needs_towers, objective.needs_cross
-        self.scene, self.learns, self.learned = objective.scene, objective.learns, objective.learned
+        super().__init__(terms=objective.terms, bins=objective.bins)
+        self.kill_at, self.calls = kill_at, 0
 
     def losses(self, scene: Any) -> dict[str, torch.Tensor]:
         if self.kill_at == self.calls:
             os.kill(os.getpid(), signal.SIGKILL)
         self.calls += 1
-        return self.objective.losses(scene)
+        return super().losses(scene)
 
 
 def small_detector(classes: tuple[str, ...], seed: int, *, norm_eval: bool = True, channels: int = 16) -> Detector:

@@ -105,7 +105,7 @@ def test_asked_to_stop(tmp_path: Path, number: signal.Signals) -> None:
     assert code == 128 + number, output
     last = output.strip().splitlines()[-1]
     assert last.startswith(f"stopped by {number.name} after optimiser step")
-    assert last.endswith(f"Go on with the same command and --resume --out {tmp_path / 'stopped'}")
+    assert last.endswith(f"Resume with the same command and --resume --out {tmp_path / 'stopped'}")
     assert "Traceback" not in output
     stopped_at = torch.load(tmp_path / "stopped" / "last.ckpt", weights_only=True)["run"]["state"]["step"]
     assert 0 < stopped_at < 12
@@ -141,7 +141,7 @@ def test_preempted_by_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "go").touch()
     code, output = process.end()
     assert code == 128 + signal.SIGUSR1, output
-    assert "(SLURM runs the job again by itself)" in output
+    assert "(SLURM requeues the job automatically)" in output
     assert (tmp_path / "asked").read_text() == "requeue 17017\n"
     monkeypatch.setenv("SLURM_JOB_ID", "17017")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")

@@ -19,9 +19,8 @@ from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
 from locdistill.errors import DataError
+from locdistill.evaluation.evaluator import Evaluator
 from locdistill.evaluation.results import read_results, write_results
-from locdistill.evaluation.rotated import rotated_metrics
-from locdistill.evaluation.task1 import read_task1
 from locdistill.evaluation.voc import NAMES
 from locdistill.geometry.rotated import canonical, corners, fit
 from locdistill.models.detector import Detector
@@ -109,8 +108,8 @@ def test_perfect_detections_have_ap_1_at_all_overlaps_after_tiling_and_merging(
             len(r.boxes) for r in result.dataset.records
         ]
     whole = opened(scene)
-    for read in (read_results(tmp_path / "merged" / "results.json", whole), read_task1(tmp_path / "merged", whole)):
-        assert rotated_metrics(whole, read, eleven_point=False).stats["AP"] == 1.0
+    read = read_results(tmp_path / "merged" / "results.json", whole)
+    assert Evaluator(whole, False)(read)["AP"] == 1.0
 
 
 def test_the_two_verbs(cli: Cli, scene: Path, tmp_path: Path) -> None:
@@ -175,7 +174,7 @@ def test_predictions_of_tile_files_are_merged_too(scene: Path, tmp_path: Path) -
     assert merge(file, tmp_path / "tiles" / "val", tmp_path / "merged", data=scene).metrics["AP"] == 1.0
     images[0]["image"] = "elsewhere.png"
     file.write_text(json.dumps({"classes": tiles.classes, "images": images}))
-    with pytest.raises(DataError, match="has no tile 'elsewhere'"):
+    with pytest.raises(DataError, match="no tile 'elsewhere', for which there are detections"):
         merge(file, tmp_path / "tiles", tmp_path / "merged")
 
 
@@ -237,7 +236,7 @@ def test_tiles_of_other_data_are_refused(scene: Path, tiny_coco: Path, tmp_path:
     tile(scene, tmp_path / "tiles")
     with pytest.raises(DataError):
         merge({}, tmp_path / "tiles", tmp_path / "merged", data=tiny_coco)
-    with pytest.raises(DataError, match="no tiles of a split 'foo', but of val; name one with --split"):
+    with pytest.raises(DataError, match="no tiles of split 'foo', only of val; use --split"):
         merge({}, tmp_path / "tiles", tmp_path / "merged", split="foo")
     with pytest.raises(DataError, match="no readable list of windows"):
         merge({}, tmp_path / "nothing", tmp_path / "merged")
@@ -331,5 +330,5 @@ def test_detections_on_other_tiles_are_refused(scene: Path, tmp_path: Path):
     tiles = open_dataset(DataSettings(path=str(tmp_path / "some"), format="dota"), "val", training=False)
     one = Detections(torch.tensor([[50.0, 50, 20, 10, 0]]), torch.ones(1), torch.zeros(1, dtype=torch.int64))
     file = write_results(tmp_path / "found.json", tiles, {tiles.records[0].image_id: one})
-    with pytest.raises(DataError, match="was detected on"):
+    with pytest.raises(DataError, match="file_name is"):
         merge(file, tmp_path / "others", tmp_path / "merged")

@@ -41,10 +41,6 @@ class Pair(NamedTuple):
     inside: Bool[Tensor, "b 1 h w"]
     groups: int = 1
 
-    def channel_mean(self, values: Float[Tensor, "b c h w"]) -> Float[Tensor, "b g h w"]:
-        """Return the mean over the channels of each prediction of a cell."""
-        return grouped(values, self.groups).mean(2)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OfMaps(Learner):
@@ -62,8 +58,8 @@ class OfMaps(Learner):
 
     @property
     def needs(self) -> frozenset[Need]:
-        """The maps of both, and learned weights where they differ in width."""
-        return needs_of(self.maps)
+        """The maps of both, and learned adapters where they differ in width."""
+        return frozenset({Need.TEACHER, Need.FEATURES if self.maps == "pyramid" else Need.TOWERS, Need.WEIGHTS})
 
     def levels(self, student: Dense, teacher: Dense) -> list[tuple[Tensor, Tensor]]:
         """Return the maps of student and teacher, paired by stride.
@@ -71,10 +67,10 @@ class OfMaps(Learner):
         Raises:
             TeacherError: The student or the teacher provides no maps.
         """
-        return paired(*(self._maps_of(dense) for dense in (student, teacher)))
-
-    def _maps_of(self, dense: Dense) -> tuple[Tensor, ...]:
-        return {"pyramid": dense.features, "cls_tower": dense.towers[::2], "reg_tower": dense.towers[1::2]}[self.maps]
+        if self.maps == "pyramid":
+            return paired(student.features, teacher.features)
+        first = 0 if self.maps == "cls_tower" else 1  # the towers take turns
+        return paired(student.towers[first::2], teacher.towers[first::2])
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
         """Create an adapter for each of the student's levels; return None if all are as wide as the teacher's.
@@ -93,8 +89,13 @@ class OfMaps(Learner):
         """
         assert scene.teacher is not None, "the objective checks that a teacher is there"
         levels = self.levels(scene.student, scene.teacher)
-        if own is None:
-            check_widths(levels)
+        ours, theirs = ([level.shape[1] for level in maps] for maps in zip(*levels, strict=True))
+        if own is None and ours != theirs:
+            raise TeacherError(
+                f"feature imitation without adapters needs feature maps of equal width: the student's have {ours} "
+                f"channels, the teacher's {theirs}; pass the adapters (Objective.learned) in TrainingProgress.learned, "
+                "as a training run does, or use a teacher with the student's detector.channels"
+            )
         # Converted to float32 level by level, so that under mixed precision no whole pyramid is converted at once.
         mine = [student.float() for student, _ in levels]
         if own is not None:
@@ -104,11 +105,6 @@ class OfMaps(Learner):
             Pair(student, resized(teacher.detach().float(), student), inside)
             for student, (_, teacher), inside in zip(mine, levels, inside_maps(scene), strict=True)
         ]
-
-
-def needs_of(maps: str) -> frozenset[Need]:
-    """Return the needs of a comparison of these maps: the maps of both, and adapters where they differ in width."""
-    return frozenset({Need.TEACHER, Need.FEATURES if maps == "pyramid" else Need.TOWERS, Need.WEIGHTS})
 
 
 def grouped(values: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b g k h w"]:
@@ -129,29 +125,14 @@ def paired(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[tuple[T
     for who, maps in (("student", student), ("teacher", teacher)):
         if not maps:
             raise TeacherError(
-                f"feature imitation compares feature maps, and the predictions of the {who} hold none; ask "
-                f"its detector for them with detector(images, features=True), or towers=True for those inside the "
-                f"head, or take a teacher that has them"
+                f"feature imitation needs feature maps, and the predictions of the {who} have none; call its detector "
+                "with features=True, or with towers=True for the maps inside the head, or use a teacher with feature "
+                "maps"
             )
     areas = [math.prod(maps[0].shape[-2:]) for maps in (student, teacher)]
     ahead = round(math.log2(areas[0] / areas[1]) / 2)
     last = len(teacher) - 1
     return [(level, teacher[min(max(index - ahead, 0), last)]) for index, level in enumerate(student)]
-
-
-def check_widths(levels: Sequence[tuple[Tensor, Tensor]]) -> None:
-    """Raise an error unless maps that are compared without adapters have equal widths.
-
-    Raises:
-        TeacherError: The widths differ; the message shows both.
-    """
-    if any(mine.shape[1] != its.shape[1] for mine, its in levels):
-        raise TeacherError(
-            f"feature imitation without adapters compares feature maps of equal width: the student has "
-            f"{_listed([mine for mine, _ in levels])}, the teacher {_listed([its for _, its in levels])}; give the "
-            "objective what it learns (Objective.learned, in TrainingProgress.learned), as a training run does, or "
-            "take a teacher with the student's detector.channels"
-        )
 
 
 def resized(teacher: Float[Tensor, "b c i j"], student: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c h w"]:
@@ -185,7 +166,3 @@ def per_location(values: Sequence[Float[Tensor, "b _ _ _"]], grid: Grid) -> Floa
 def shares(values: Sequence[Float[Tensor, "b _ _ _"]], grid: Grid) -> Float[Tensor, "b l"]:
     """Return :func:`per_location` over the locations per cell, so that they sum to the cell's (mean) value."""
     return per_location(values, grid) / grid.per_cell
-
-
-def _listed(maps: Sequence[Tensor]) -> str:
-    return ", ".join("x".join(str(size) for size in level.shape[1:]) for level in maps)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -95,10 +94,8 @@ def check_teacher(
     unnamed = _unnamed(student, teacher, where) if isinstance(teacher, DetectorSettings) else ""
     wanted = tuple(stride * scale for stride in mine.strides)
     unlike = [
-        *_class_problems(mine, its, unnamed),
-        *_meaning_problems(student, mine, its, teacher),
-        *_cell_problems(student, mine, its, kind),
-        *_level_problems(student, its, wanted),
+        *_prediction_problems(student, teacher, mine, its, unnamed),
+        *_grid_problems(student, mine, its, kind, wanted),
     ]
     problems = [*(unlike if needs.predictions else ()), *_need_problems(its, needs, soft)]
     if problems:
@@ -109,14 +106,21 @@ def check_teacher(
             "predictions: the teacher's are not comparable with the student's, and only its feature maps are compared"
         )
         return Bridge(strides=its.strides, notes=(*maps, only), comparable=False)
-    classes = None if mine.classes == its.classes else MapClasses(sources=_sources(mine, its))
-    edges = _rebin(mine, its) if its.bins is not None else _soften(mine, its, (soft or "two_hot", soft_width))
-    notes = [*_class_notes(mine, its), *_edge_notes(mine, its), *maps]
+    assert mine.bins is not None
+    steps: list[Step] = []
+    if mine.classes != its.classes:
+        steps.append(MapClasses(sources=_sources(mine, its)))
+    shift = mine.offset - its.offset
+    if its.bins is None:
+        steps.append(Soften(shift=shift, bins=mine.bins, kind=soft or "two_hot", width=soft_width))
+    elif shift or its.bins != mine.bins:
+        steps.append(Rebin(own=its.bins, bins=mine.bins, shift=shift))
+    notes = [*_prediction_notes(mine, its), *maps]
     if len(its.strides) > len(wanted):
         notes.append(f"levels: of the teacher's strides {list(its.strides)}, {list(wanted)} are used")
     if scale > 1:
-        notes.append(f"input: the teacher looks at images {scale} times as large as the student's")
-    return Bridge(strides=wanted, steps=tuple(s for s in (classes, edges) if s is not None), notes=tuple(notes))
+        notes.append(f"input: the teacher's images are {scale} times as large as the student's")
+    return Bridge(strides=wanted, steps=tuple(steps), notes=tuple(notes))
 
 
 def _sources(mine: Facts, its: Facts) -> tuple[int | None, ...]:
@@ -130,88 +134,74 @@ def _loose(name: str) -> str:
     return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
 
 
-def _class_problems(mine: Facts, its: Facts, unnamed: str) -> list[str]:
-    if any(source is not None for source in _sources(mine, its)):
-        return []
-    return [
-        unnamed
-        or f"classes: the teacher knows none of the student's; it has {_some(its.classes)}, the student "
-        f"{_some(mine.classes)}; take a teacher that was trained on some of these classes, or rename the classes of "
-        "the data where they mean the same"
-    ]
-
-
-def _class_notes(mine: Facts, its: Facts) -> list[str]:
-    if mine.classes == its.classes:
-        return []
-    sources = _sources(mine, its)
-    common = sum(source is not None for source in sources)
-    notes = [f"classes: matched by name, {common} of the student's {len(sources)} and the teacher's {len(its.classes)}"]
-    unknown = [name for name, source in zip(mine.classes, sources, strict=True) if source is None]
-    if unknown:
-        notes.append(f"classes: the teacher does not know {_some(unknown)}; its predictions teach nothing about these")
-    return notes
-
-
-def _meaning_problems(
-    student: DetectorSettings, mine: Facts, its: Facts, teacher: DetectorSettings | Facts
+def _prediction_problems(
+    student: DetectorSettings, teacher: DetectorSettings | Facts, mine: Facts, its: Facts, unnamed: str
 ) -> list[str]:
-    """Return problems unless numbers mean the same; angle bins on a line rest on their mean, which no circle keeps."""
-    if mine.coding == its.coding and (its.bins is None or type(mine.bins) is type(its.bins)):
-        return []
+    """Return problems unless some classes are common, and the numbers of a box mean the same.
+
+    Angle bins on a line can only be compared by their mean, which bins on a circle do not keep.
+    """
+    problems = []
+    if all(source is None for source in _sources(mine, its)):
+        problems.append(
+            unnamed
+            or f"classes: the teacher knows none of the student's; it has {_some(its.classes)}, the student "
+            f"{_some(mine.classes)}; take a teacher that was trained on some of these classes, or rename the classes "
+            "of the data where they mean the same"
+        )
     if mine.coding.kind.numbers != its.coding.kind.numbers:
         ours, theirs = (_BOXES[facts.coding.kind.numbers] for facts in (mine, its))
-        return [f"boxes: the teacher has {theirs} ones, the student {ours} ones; take a teacher with {ours} boxes"]
-    assert isinstance(teacher, DetectorSettings), "no other files have rotated boxes"
-    both = ((name, getattr(teacher, name)) for name in ("model", "angles", "angle_bins", "angle_unit"))
-    same = ", ".join(f"detector.{name}={value}" for name, value in both if value != getattr(student, name))
-    return [f"boxes: the numbers that make the teacher's rotated boxes mean something else; set {same}"]
+        problems.append(
+            f"boxes: the teacher has {theirs} ones, the student {ours} ones; take a teacher with {ours} boxes"
+        )
+    elif mine.coding != its.coding or (its.bins is not None and type(mine.bins) is not type(its.bins)):
+        assert isinstance(teacher, DetectorSettings), "no other files have rotated boxes"
+        both = ((name, getattr(teacher, name)) for name in ("model", "angles", "angle_bins", "angle_unit"))
+        same = ", ".join(f"detector.{name}={value}" for name, value in both if value != getattr(student, name))
+        problems.append(f"boxes: the numbers of the teacher's rotated boxes have another meaning; set {same}")
+    return problems
 
 
-def _cell_problems(student: DetectorSettings, mine: Facts, its: Facts, kind: str | None) -> list[str]:
-    if (mine.octaves, mine.ratios) == (its.octaves, its.ratios):
-        return []
-    kinds = [name for name in KINDS if KINDS[name].rotated == student.rotated]
-    alike = [name for name in kinds if (KINDS[name].octaves, KINDS[name].ratios) == (mine.octaves, mine.ratios)]
-    other = [name for name in kinds if (KINDS[name].octaves, KINDS[name].ratios) == (its.octaves, its.ratios)]
-    whose = "" if kind is None else f", of kind {kind},"
-    return [
-        f"locations: the teacher{whose} has {_where(its)}, the student, of kind {student.model}, {_where(mine)}; "
-        f"take a teacher of kind {', '.join(alike)}, or set detector.model={kind or other[0]}"
-    ]
-
-
-def _where(facts: Facts) -> str:
-    per_cell = facts.octaves * len(facts.ratios)
-    return f"{'one location' if per_cell == 1 else f'{per_cell} locations'} in each cell"
-
-
-def _level_problems(student: DetectorSettings, its: Facts, wanted: tuple[int, ...]) -> list[str]:
-    if set(wanted) <= set(its.strides):
-        return []
-    scale = wanted[0] // student.strides[0]
-    levels = [stride.bit_length() - scale.bit_length() for stride in its.strides]
-    remedy = f"set detector.levels={levels}"
-    for scale in (1, 2, 4):
-        if {stride * scale for stride in student.strides} <= set(its.strides):
-            remedy += f", or teacher.scale={scale}, with which the grids agree"
-    return [
-        f"pyramid levels: a teacher for this student must have the strides {list(wanted)}, it has "
-        f"{list(its.strides)}; {remedy}"
-    ]
+def _grid_problems(
+    student: DetectorSettings, mine: Facts, its: Facts, kind: str | None, wanted: tuple[int, ...]
+) -> list[str]:
+    """Return problems unless each of the student's locations is one of the teacher's."""
+    problems = []
+    if (mine.octaves, mine.ratios) != (its.octaves, its.ratios):
+        kinds = [name for name in KINDS if KINDS[name].rotated == student.rotated]
+        alike = [name for name in kinds if (KINDS[name].octaves, KINDS[name].ratios) == (mine.octaves, mine.ratios)]
+        other = [name for name in kinds if (KINDS[name].octaves, KINDS[name].ratios) == (its.octaves, its.ratios)]
+        whose = "" if kind is None else f", of kind {kind},"
+        ours, theirs = (facts.octaves * len(facts.ratios) for facts in (mine, its))
+        problems.append(
+            f"locations: the teacher{whose} has {theirs} in each cell, the student, of kind {student.model}, {ours}; "
+            f"take a teacher of kind {', '.join(alike)}, or set detector.model={kind or other[0]}"
+        )
+    if not set(wanted) <= set(its.strides):
+        factor = wanted[0] // student.strides[0]
+        levels = [stride.bit_length() - factor.bit_length() for stride in its.strides]
+        remedy = f"set detector.levels={levels}"
+        for scale in (1, 2, 4):
+            if {stride * scale for stride in student.strides} <= set(its.strides):
+                remedy += f", or teacher.scale={scale}, with which the grids agree"
+        problems.append(
+            f"pyramid levels: a teacher for this student must have the strides {list(wanted)}, it has "
+            f"{list(its.strides)}; {remedy}"
+        )
+    return problems
 
 
 def _need_problems(its: Facts, needs: Needs, soft: SoftTarget | None) -> list[str]:
     problems = []
     if (needs.features or needs.cross) and its.channels is None:
         problems.append(
-            "feature maps: this teacher hands out none; leave out the terms that compare features or use its head "
-            "(--method ld or --method bckd look at predictions only)"
+            "feature maps: this teacher provides none; leave out the terms that compare features or use its head "
+            "(--method ld and --method bckd need only predictions)"
         )
     if needs.distributions and its.bins is None and soft is None:
         problems.append(
             "edge distributions: this teacher has boxes only; use --method bckd, which compares boxes, or set "
-            "teacher.soft_target=two_hot (or gaussian) to make distributions of its boxes"
+            "teacher.soft_target=two_hot (or gaussian) to compute distributions from its boxes"
         )
     return problems
 
@@ -225,31 +215,26 @@ def _map_notes(mine: Facts, its: Facts, needs: Needs, wanted: tuple[int, ...]) -
         )
     if needs.features and not set(wanted) <= set(its.strides):
         notes.append(
-            f"feature maps: the teacher has strides {list(its.strides)}, asked for are {list(wanted)}; where one is "
-            "missing, the nearest is resized"
+            f"feature maps: the teacher has strides {list(its.strides)}, expected are {list(wanted)}; instead of a "
+            "missing one, the nearest is resized"
         )
     return notes
 
 
-def _rebin(mine: Facts, its: Facts) -> Rebin | None:
-    assert mine.bins is not None
-    assert its.bins is not None
-    if (its.bins, its.offset) == (mine.bins, mine.offset):
-        return None
-    return Rebin(own=its.bins, bins=mine.bins, shift=mine.offset - its.offset)
-
-
-def _soften(mine: Facts, its: Facts, how: tuple[SoftTarget, float]) -> Soften:
-    assert mine.bins is not None
-    kind, width = how
-    return Soften(shift=mine.offset - its.offset, bins=mine.bins, kind=kind, width=width)
-
-
-def _edge_notes(mine: Facts, its: Facts) -> list[str]:
+def _prediction_notes(mine: Facts, its: Facts) -> list[str]:
+    """Describe the conversions of classes and edges."""
     notes = []
+    if mine.classes != its.classes:
+        sources = _sources(mine, its)
+        common = sum(source is not None for source in sources)
+        notes.append(
+            f"classes: matched by name, {common} of the student's {len(sources)} and the teacher's {len(its.classes)}"
+        )
+        if unknown := [name for name, source in zip(mine.classes, sources, strict=True) if source is None]:
+            notes.append(f"classes: the teacher does not know {_some(unknown)}; these are not distilled")
     assert mine.bins is not None
     if its.bins is None:
-        notes.append("edges: the teacher has boxes only; what stands for its distributions is made of them")
+        notes.append("edges: the teacher has boxes only; distributions are computed from them")
     elif its.bins != mine.bins:
         positions = its.bins.positions(torch.zeros(())).movedim(-1, 0)
         notes.append(
@@ -296,15 +281,10 @@ def check_start(student: DetectorSettings, weights: DetectorSettings, where: str
     if student.backbone.split(".")[0] != weights.backbone.split(".")[0]:  # a tag names weights, not an architecture
         differ["backbone"] = pairs["backbone"]
     for key, pair in differ.items():
-        mine, its = map(_plain, pair)
+        mine, its = (list(value) if isinstance(value, tuple) else value for value in pair)  # as in a recipe
         problems.append(f"{key}: the weights have {its}, the student {mine}; set detector.{key}={its}")
     if problems:
         raise WeightsError("\n  ".join([f"this student cannot begin with {where}:", *problems]))
-
-
-def _plain(value: Any) -> Any:
-    """Return a value as it is written in a recipe."""
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _unnamed(student: DetectorSettings, other: DetectorSettings, where: str) -> str:

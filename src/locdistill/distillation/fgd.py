@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from locdistill.distillation.adapters import OfMaps, Pair, inside_maps, per_location, shares
+from locdistill.distillation.adapters import OfMaps, inside_maps, per_location, shares
 from locdistill.geometry.objects import in_turn
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import NOTHING, Need, Region
@@ -58,12 +58,12 @@ class AttentiveL2(OfMaps):
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Return the loss of each location; zero where both features agree."""
-        return shares([self._level(pair) for pair in self.pairs(scene, own)], scene.grid)
-
-    def _level(self, pair: Pair) -> Float[Tensor, "b 1 h w"]:
-        attention = Attention.of(pair.teacher, pair.inside, self.temperature)
-        difference = (pair.student - pair.teacher).square()
-        return (attention.channels * difference).mean(1, keepdim=True) * attention.places
+        levels = []
+        for pair in self.pairs(scene, own):
+            attention = Attention.of(pair.teacher, pair.inside, self.temperature)
+            difference = (pair.student - pair.teacher).square()
+            levels.append((attention.channels * difference).mean(1, keepdim=True) * attention.places)
+        return shares(levels, scene.grid)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +81,14 @@ class AttentionL1(OfMaps):
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Return the loss of each location; zero where both have the same attention."""
-        return shares([self._level(pair) for pair in self.pairs(scene, own)], scene.grid)
-
-    def _level(self, pair: Pair) -> Float[Tensor, "b 1 h w"]:
-        student, teacher = (Attention.of(x, pair.inside, self.temperature) for x in (pair.student, pair.teacher))
-        count = pair.inside.sum((2, 3), keepdim=True).clamp(min=1)
-        channels = (student.channels - teacher.channels).abs().sum(1, keepdim=True) / count
-        return (student.places - teacher.places).abs() + channels * pair.inside
+        levels = []
+        for pair in self.pairs(scene, own):
+            student = Attention.of(pair.student, pair.inside, self.temperature)
+            teacher = Attention.of(pair.teacher, pair.inside, self.temperature)
+            count = pair.inside.sum((2, 3), keepdim=True).clamp(min=1)
+            channels = (student.channels - teacher.channels).abs().sum(1, keepdim=True) / count
+            levels.append((student.places - teacher.places).abs() + channels * pair.inside)
+        return shares(levels, scene.grid)
 
 
 class Context(nn.Module):
@@ -159,13 +160,12 @@ class ContextL2(OfMaps):
         )
         blocks = [both for both in own if isinstance(both, BothContexts)]
         pairs = self.pairs(scene, nn.ModuleList(both.adapter for both in blocks))
-        levels = [self._level(pair, both) for pair, both in zip(pairs, blocks, strict=True)]
+        levels = []
+        for pair, both in zip(pairs, blocks, strict=True):
+            student: Tensor = both.student(pair.student, pair.inside)
+            teacher: Tensor = both.teacher(pair.teacher, pair.inside)
+            levels.append((student - teacher).square().mean(1, keepdim=True))
         return shares(levels, scene.grid)
-
-    def _level(self, pair: Pair, both: BothContexts) -> Float[Tensor, "b 1 h w"]:
-        student: Tensor = both.student(pair.student, pair.inside)
-        teacher: Tensor = both.teacher(pair.teacher, pair.inside)
-        return (student - teacher).square().mean(1, keepdim=True)
 
 
 def _touched(scene: Scene) -> Iterator[tuple[Bool[Tensor, "b 1 h w"], Iterator[Bool[Tensor, "b k h w"]]]]:

@@ -32,7 +32,6 @@ from locdistill.objective.regions import within_objects
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import NOTHING, Need, Region
 from locdistill.settings import Count, Share
-from locdistill.types import Dense
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +136,13 @@ class GeneralInstances(Region):
         """Return weight 1 at up to ``top`` locations of a level; equal scores are ranked as by ``torch.max``."""
         assert scene.teacher is not None, "the objective checks that a teacher is there"
         grid, inside = scene.grid, scene.assignment.inside
-        lead = self._lead(scene.student, scene.teacher)
+        # The teacher's score minus the student's, for the class where they differ most.
+        student, teacher = scene.student, scene.teacher
+        ours = student.cls_logits if self.score == "logit" else student.score_logits.sigmoid()
+        theirs = teacher.score_logits.sigmoid() if self.score == "probability" else teacher.cls_logits
+        ours, theirs = common_classes(ours, theirs, teacher.known)
+        leads = theirs - ours
+        lead = leads.gather(-1, leads.abs().argmax(-1, keepdim=True))[..., 0]
         points = grid.points / grid.strides[:, None]
         its, mine = (scene.coding.kind.hull(boxes) for boxes in (scene.teacher_boxes, scene.boxes))
         boxes, score = torch.where(lead[..., None] >= 0, its, mine), lead.abs()
@@ -146,14 +151,6 @@ class GeneralInstances(Region):
         else:
             boxes = boxes - torch.cat((points, points), -1) * ~inside[..., None]
         return self._best(boxes, score, grid).to(score.dtype)
-
-    def _lead(self, student: Dense, teacher: Dense) -> Float[Tensor, "b l"]:
-        """Return the teacher's score minus the student's, for the class where they differ most."""
-        mine = student.cls_logits if self.score == "logit" else student.score_logits.sigmoid()
-        its = teacher.score_logits.sigmoid() if self.score == "probability" else teacher.cls_logits
-        mine, its = common_classes(mine, its, teacher.known)
-        lead = its - mine
-        return lead.gather(-1, lead.abs().argmax(-1, keepdim=True))[..., 0]
 
     def _best(self, boxes: Float[Tensor, "b l 4"], score: Float[Tensor, "b l"], grid: Grid) -> Bool[Tensor, "b l"]:
         """Select the best locations of each level; levels are padded to the largest one and processed together."""

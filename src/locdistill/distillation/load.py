@@ -77,41 +77,29 @@ def load_teacher(
         WeightsError: A file cannot be read.
     """
     several = bool(settings.more)
-    if several:
-        _check_no_maps(pupil.terms)
+    needs = {name: Needs.of([term]) for name, term in pupil.terms.items()}
+    if several and (names := [name for name, need in needs.items() if need.features or need.cross]):
+        raise TeacherError(
+            f"the terms {', '.join(names)} use a teacher's feature maps or head, but of several teachers only the "
+            "predictions can be averaged; leave these terms out, or name one teacher"
+        )
     own: tuple[TeacherSettings | Colleague, ...] = (settings, *settings.more)
-    digests = [_digest(file, each) for file, each in zip(files, own, strict=True)]
+    digests = []
+    for file, each in zip(files, own, strict=True):
+        digest = file_digest(file)
+        if each.sha256 not in (None, digest):
+            raise TeacherError(
+                f"{file} is not the teacher that the recipe was run with (sha256 {digest[:12]}..., expected "
+                f"{str(each.sha256)[:12]}...); put the file back, or accept the new one in a new run with "
+                "teacher.sha256=null"
+            )
+        digests.append(digest)
     teachers = [_load(settings, file, each, pupil) for file, each in zip(files, own, strict=True)]
     more = tuple(o.model_copy(update={"sha256": d}) for o, d in zip(settings.more, digests[1:], strict=True))
     known = settings.model_copy(update={"sha256": digests[0], "more": more})
     teacher = SeveralTeachers(teachers, [each.share for each in own]) if several else teachers[0]
     teacher.notes = tuple(note for each in teachers for note in each.notes)
     return known, teacher
-
-
-def _check_no_maps(terms: Mapping[str, Term]) -> None:
-    """Raise an error if a term uses maps, which need a single teacher.
-
-    Raises:
-        TeacherError: There is such a term.
-    """
-    needs = {name: Needs.of([term]) for name, term in terms.items()}
-    if names := [name for name, need in needs.items() if need.features or need.cross]:
-        raise TeacherError(
-            f"the terms {', '.join(names)} look at a teacher's feature maps or head, and of several teachers only the "
-            "predictions can be averaged; leave these terms out, or name one teacher"
-        )
-
-
-def _digest(file: Path, settings: TeacherSettings | Colleague) -> str:
-    digest = file_digest(file)
-    if settings.sha256 not in (None, digest):
-        raise TeacherError(
-            f"{file} is not the teacher that the recipe was run with (sha256 {digest[:12]}..., expected "
-            f"{str(settings.sha256)[:12]}...): put the file back, or accept the new one in a new run with "
-            "teacher.sha256=null"
-        )
-    return digest
 
 
 def _load(options: TeacherSettings, file: Path, own: TeacherSettings | Colleague, pupil: Pupil) -> FrozenTeacher:
@@ -121,8 +109,8 @@ def _load(options: TeacherSettings, file: Path, own: TeacherSettings | Colleague
     if file.suffix == ONNX_SUFFIX:
         if own.input is not None or own.classes is not None:
             raise TeacherError(
-                f"{file}: what an ONNX file does not say is set by teacher.onnx, and not by teacher.input or "
-                "teacher.classes"
+                f"{file} is an ONNX file, for which teacher.input and teacher.classes have no effect; set teacher.onnx "
+                "instead"
             )
         foreign = onnx_teacher(file, own.onnx)
         teaches = foreign.facts
@@ -161,7 +149,8 @@ def _detector(file: Path, own: TeacherSettings | Colleague) -> Detector:
     there = detector.settings.classes
     if own.classes is not None and len(own.classes) != len(there):
         raise TeacherError(
-            f"teacher.classes names {len(own.classes)} classes, and {file} has {len(there)}: {list(there)}"
+            f"teacher.classes has {len(own.classes)} names, but {file} has {len(there)} classes: {list(there)}; name "
+            "each of them"
         )
     if own.classes is not None:
         detector.settings = detector.settings.model_copy(update={"classes": own.classes})
@@ -182,6 +171,6 @@ def _check_input(teacher: OnnxTeacher, scale: int, data: DataSettings) -> None:
     if long > max(teacher.size):
         limits = [side // scale // pad * pad for side in (max(teacher.size), min(teacher.size))]
         raise TeacherError(
-            f"{teacher.file} looks at images of {teacher.size[0]}x{teacher.size[1]} (height x width), and those of the "
-            f"recipe may be {long} long for it; set data.sizes=[[{limits[0]}, {limits[1]}]]"
+            f"{teacher.file} needs images of at most {teacher.size[0]}x{teacher.size[1]} (height x width), and the "
+            f"recipe's may be {long} long; set data.sizes=[[{limits[0]}, {limits[1]}]]"
         )

@@ -63,69 +63,8 @@ class Method:
         return f"{self.compares[0].upper()}{self.compares[1:]}; {self.where} ({self.paper})."
 
 
-def _imitation(region: Region) -> Term:
-    return Term(of=FeatureL2(), on=region, norm=ImageLevelMean(), weight=IMITATION_WEIGHT)
-
-
-def _ld(model: str) -> dict[str, Term]:
-    return presets.ld_sharp(model)
-
-
-def _kd(model: str) -> dict[str, Term]:
-    return {"kd": presets.ld_full(model)["kd"]}
-
-
-def _bckd(model: str) -> dict[str, Term]:
-    scores = Term(of=ClassBinary(), on=Everywhere(), norm=ImagePositiveCount())
-    overlap = TeacherOverlap(kind=presets.overlap_of(model))
-    boxes = Term(of=overlap, on=ScoreGap(), norm=ImagePositiveCount(), weight=4.0)
-    return {"bckd_cls": scores, "bckd_box": boxes}
-
-
-def _crosskd(model: str) -> dict[str, Term]:  # noqa: ARG001
-    edges = EdgeKL(head="teacher", temperature=1.0, summed=True)
-    return {
-        "cross_cls": Term(of=ClassBinary(head="teacher"), on=Everywhere(), norm=ImagePositiveCount()),
-        "cross_edges": Term(of=edges, on=TeacherConfidence(), norm=ImageWeightSum(), weight=4.0),
-    }
-
-
-def _fitnets(model: str) -> dict[str, Term]:  # noqa: ARG001 - one signature for all
-    return {"fitnets": _imitation(Everywhere())}
-
-
-def _inside_gt(model: str) -> dict[str, Term]:  # noqa: ARG001
-    return {"inside_gt": _imitation(InsideBoxes(positives=True))}
-
-
-def _main_region(model: str) -> dict[str, Term]:  # noqa: ARG001
-    return {"main_region": _imitation(Positives())}
-
-
-def _fine_grained(model: str) -> dict[str, Term]:  # noqa: ARG001
-    return {"fine_grained": _imitation(FineGrained())}
-
-
-def _defeat(model: str) -> dict[str, Term]:  # noqa: ARG001
-    background = Term(of=FeatureL2(), on=OutsideBoxes(), norm=ImageLevelMean(), weight=2 * IMITATION_WEIGHT)
-    return {"defeat_objects": _imitation(InsideBoxes(positives=True)), "defeat_background": background}
-
-
-def _gi(model: str) -> dict[str, Term]:  # noqa: ARG001
-    return {"gi": _imitation(GeneralInstances())}
-
-
-def _pkd(model: str) -> dict[str, Term]:
-    weight = 10.0 if model.endswith("retinanet") else 6.0
-    return {"pkd": Term(of=Correlation(), on=Everywhere(), norm=ImageLevelMean(), weight=weight)}
-
-
-def _cwd(model: str) -> dict[str, Term]:  # noqa: ARG001
-    return {"cwd": Term(of=ChannelKL(what="classes"), on=Everywhere(), norm=SUM, weight=5.0)}
-
-
-def _mgd(model: str) -> dict[str, Term]:  # noqa: ARG001
-    return {"mgd": Term(of=MaskedGeneration(), on=Everywhere(), norm=SUM, weight=2e-5 * WIDTH)}
+def _imitation(region: Region, weight: float = IMITATION_WEIGHT) -> Term:
+    return Term(of=FeatureL2(), on=region, norm=ImageLevelMean(), weight=weight)
 
 
 def _fgd(model: str) -> dict[str, Term]:
@@ -141,37 +80,33 @@ def _fgd(model: str) -> dict[str, Term]:
     }
 
 
-def _dist(model: str) -> dict[str, Term]:  # noqa: ARG001
-    between, within = Correlation(what="classes", across="channels"), Correlation(what="classes")
-    return {
-        "dist_between": Term(of=between, on=Positives(), norm=ImageLevelMean()),
-        "dist_within": Term(of=within, on=Everywhere(), norm=ImageLevelMean()),
-    }
-
-
 METHODS: dict[str, Method] = {
     "ld": Method(
-        terms=_ld,
+        terms=presets.ld_sharp,
         compares="edge distributions",
         where="positives; valuable region",
         asks="distributions",
         paper="LD, Zheng et al. 2022",
         notes=(
             "At temperature 1 and sixteen times the published weight, as it measured best on small data sets, "
-            "and without class distillation: what 'distill' does where nothing else is said. The recipes have "
-            "the published settings."
+            "and without class distillation: the default of 'distill'. The recipes have the published settings."
         ),
         recipe="ld_r50_from_r101",
     ),
     "kd": Method(
-        terms=_kd,
+        terms=lambda model: {"kd": presets.ld_full(model)["kd"]},
         compares="classes, one softmax",
         where="positives",
         asks="scores",
         paper="Hinton et al. 2015, as in the recipes of LD",
     ),
     "bckd": Method(
-        terms=_bckd,
+        terms=lambda model: {
+            "bckd_cls": Term(of=ClassBinary(), on=Everywhere(), norm=ImagePositiveCount()),
+            "bckd_box": Term(
+                of=TeacherOverlap(kind=presets.overlap_of(model)), on=ScoreGap(), norm=ImagePositiveCount(), weight=4.0
+            ),
+        },
         compares="classes one by one; boxes",
         where="everywhere",
         asks="scores, boxes",
@@ -180,7 +115,15 @@ METHODS: dict[str, Method] = {
         recipe="bckd_r50_from_r101",
     ),
     "crosskd": Method(
-        terms=_crosskd,
+        terms=lambda _: {
+            "cross_cls": Term(of=ClassBinary(head="teacher"), on=Everywhere(), norm=ImagePositiveCount()),
+            "cross_edges": Term(
+                of=EdgeKL(head="teacher", temperature=1.0, summed=True),
+                on=TeacherConfidence(),
+                norm=ImageWeightSum(),
+                weight=4.0,
+            ),
+        },
         compares="classes one by one and edges, through the teacher's head",
         where="everywhere",
         asks="its head, distributions",
@@ -193,7 +136,7 @@ METHODS: dict[str, Method] = {
         recipe="crosskd_r50_from_r101",
     ),
     "fitnets": Method(
-        terms=_fitnets,
+        terms=lambda _: {"fitnets": _imitation(Everywhere())},
         compares="features",
         where="everywhere",
         asks="maps",
@@ -204,7 +147,7 @@ METHODS: dict[str, Method] = {
         recipe="fitnets_r50_from_r101",
     ),
     "inside_gt": Method(
-        terms=_inside_gt,
+        terms=lambda _: {"inside_gt": _imitation(InsideBoxes(positives=True))},
         compares="features",
         where="inside boxes",
         asks="maps",
@@ -212,7 +155,7 @@ METHODS: dict[str, Method] = {
         recipe="inside_gt_r50_from_r101",
     ),
     "main_region": Method(
-        terms=_main_region,
+        terms=lambda _: {"main_region": _imitation(Positives())},
         compares="features",
         where="positives",
         asks="maps",
@@ -220,7 +163,7 @@ METHODS: dict[str, Method] = {
         recipe="main_region_r50_from_r101",
     ),
     "fine_grained": Method(
-        terms=_fine_grained,
+        terms=lambda _: {"fine_grained": _imitation(FineGrained())},
         compares="features",
         where="near objects",
         asks="maps",
@@ -228,7 +171,10 @@ METHODS: dict[str, Method] = {
         recipe="fine_grained_r50_from_r101",
     ),
     "defeat": Method(
-        terms=_defeat,
+        terms=lambda _: {
+            "defeat_objects": _imitation(InsideBoxes(positives=True)),
+            "defeat_background": _imitation(OutsideBoxes(), weight=2 * IMITATION_WEIGHT),
+        },
         compares="features",
         where="objects; background",
         asks="maps",
@@ -240,7 +186,7 @@ METHODS: dict[str, Method] = {
         recipe="defeat_r50_from_r101",
     ),
     "gi": Method(
-        terms=_gi,
+        terms=lambda _: {"gi": _imitation(GeneralInstances())},
         compares="features",
         where="where scores differ most",
         asks="maps, scores, boxes",
@@ -249,7 +195,14 @@ METHODS: dict[str, Method] = {
         recipe="gi_r50_from_r101",
     ),
     "pkd": Method(
-        terms=_pkd,
+        terms=lambda model: {
+            "pkd": Term(
+                of=Correlation(),
+                on=Everywhere(),
+                norm=ImageLevelMean(),
+                weight=10.0 if model.endswith("retinanet") else 6.0,
+            )
+        },
         compares="correlation of features",
         where="everywhere",
         asks="maps",
@@ -260,7 +213,7 @@ METHODS: dict[str, Method] = {
         recipe="pkd_r50_from_r101",
     ),
     "cwd": Method(
-        terms=_cwd,
+        terms=lambda _: {"cwd": Term(of=ChannelKL(what="classes"), on=Everywhere(), norm=SUM, weight=5.0)},
         compares="class maps as distributions",
         where="everywhere",
         asks="scores",
@@ -269,7 +222,7 @@ METHODS: dict[str, Method] = {
         recipe="cwd_r50_from_r101",
     ),
     "mgd": Method(
-        terms=_mgd,
+        terms=lambda _: {"mgd": Term(of=MaskedGeneration(), on=Everywhere(), norm=SUM, weight=2e-5 * WIDTH)},
         compares="features, generated",
         where="everywhere",
         asks="maps",
@@ -289,7 +242,12 @@ METHODS: dict[str, Method] = {
         recipe="fgd_r50_from_r101",
     ),
     "dist": Method(
-        terms=_dist,
+        terms=lambda _: {
+            "dist_between": Term(
+                of=Correlation(what="classes", across="channels"), on=Positives(), norm=ImageLevelMean()
+            ),
+            "dist_within": Term(of=Correlation(what="classes"), on=Everywhere(), norm=ImageLevelMean()),
+        },
         compares="relations of classes",
         where="positives; everywhere",
         asks="scores",

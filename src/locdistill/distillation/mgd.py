@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from locdistill.distillation.adapters import OfMaps, Pair, shares
+from locdistill.distillation.adapters import OfMaps, shares
 from locdistill.objective.scene import Scene
 from locdistill.settings import Share
 from locdistill.types import Dense
@@ -67,10 +67,9 @@ class MaskedGeneration(OfMaps):
             "generation needs its networks: Objective.learned, in TrainingProgress.learned"
         )
         pairs = self.pairs(scene, nn.ModuleList([nn.Identity()] * len(own)))
-        levels = [self._level(pair, generator) for pair, generator in zip(pairs, own, strict=True)]
+        levels = []
+        for pair, generator in zip(pairs, own, strict=True):
+            chance = torch.rand(pair.inside.shape, device=pair.inside.device)
+            generated: Tensor = generator(pair.student, (chance >= self.hidden).to(pair.student.dtype))
+            levels.append((generated - pair.teacher).square().mean(1, keepdim=True))
         return shares(levels, scene.grid)
-
-    def _level(self, pair: Pair, generator: nn.Module) -> Float[Tensor, "b 1 h w"]:
-        chance = torch.rand(pair.inside.shape, device=pair.inside.device)
-        generated: Tensor = generator(pair.student, (chance >= self.hidden).to(pair.student.dtype))
-        return (generated - pair.teacher).square().mean(1, keepdim=True)

@@ -245,10 +245,17 @@ class OnnxTeacher(FrozenTeacher):
         """Return predictions on the batch, as logits; for boxes, the four distances in strides replace edge logits."""
         assert not features, "the recipe's checks refuse terms that look at maps"
         assert not towers, "and at what a head makes of the student's"
-        images = self._normalised(batch)
+        mean, std = self.mean.to(batch.images.device), self.std.to(batch.images.device)
+        images = normalised(batch.images, batch.sizes, mean=mean, std=std, bgr=self.bgr)
+        if self.scale > 1:
+            images = torch.nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
         height, width = int(images.shape[-2]), int(images.shape[-1])
         if self.size is not None:
-            self._check_size((height, width))
+            if height > self.size[0] or width > self.size[1]:
+                raise TeacherError(
+                    f"{self.file} needs images of at most {self.size[0]}x{self.size[1]} (height x width), but a batch "
+                    f"has {height}x{width}; set data.sizes=[[{max(self.size)}, {min(self.size)}]] or smaller"
+                )
             images = torch.nn.functional.pad(images, (0, self.size[1] - width, 0, self.size[0] - height))
         return self._dense(self._run(images), (int(images.shape[-2]), int(images.shape[-1])), (height, width))
 
@@ -274,21 +281,6 @@ class OnnxTeacher(FrozenTeacher):
         scores = torch.cat([flat(outputs[i])[..., : layout.classes] for i in layout.scores], 1)
         return layout, bool(((scores >= 0) & (scores <= 1)).all())
 
-    def _normalised(self, batch: Batch) -> Float[Tensor, "b 3 h w"]:
-        mean, std = self.mean.to(batch.images.device), self.std.to(batch.images.device)
-        images = normalised(batch.images, batch.sizes, mean=mean, std=std, bgr=self.bgr)
-        if self.scale > 1:
-            images = torch.nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
-        return images
-
-    def _check_size(self, size: tuple[int, int]) -> None:
-        assert self.size is not None
-        if size[0] > self.size[0] or size[1] > self.size[1]:
-            raise TeacherError(
-                f"{self.file} looks at images of {self.size[0]}x{self.size[1]}, and a batch has {size[0]}x{size[1]} "
-                f"(height x width); set data.sizes=[[{max(self.size)}, {min(self.size)}]] or smaller"
-            )
-
     def _run(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Return all outputs, with the images along the first axis."""
         array = np.ascontiguousarray(images.float().cpu().numpy())
@@ -305,35 +297,30 @@ class OnnxTeacher(FrozenTeacher):
         ]
 
     def _dense(self, outputs: list[Tensor], seen: tuple[int, int], wanted: tuple[int, int]) -> Dense:
+        """Convert the outputs for images of size ``seen`` to predictions of the selected levels within ``wanted``."""
         layout = self.layout
         scores = torch.cat([flat(outputs[i])[..., : layout.classes] for i in layout.scores], 1)
         edges = torch.cat([flat(outputs[i])[..., -EDGES * layout.bins :] for i in layout.edges], 1)
         edges = edges.reshape(*edges.shape[:2], EDGES, layout.bins)
         if layout.bins == 1:
-            edges = self._distances(edges[..., 0], seen)[..., None]
+            # boxes as distances to the edges, in strides
+            boxes = edges[..., 0]
+            if self.boxes != "strides":
+                shapes = tuple((math.ceil(seen[0] / s), math.ceil(seen[1] / s)) for s in layout.strides)
+                grid = Grid.build(shapes, layout.strides, offset=self.offset, device=boxes.device)
+                pixels = boxes if self.boxes == "pixels" else encode(grid.points, boxes)
+                boxes = pixels / grid.strides[:, None]
+            edges = boxes[..., None]
         if self.probabilities:
             scores = torch.logit(scores, eps=EPSILON)
-        kept = self._kept(seen, wanted).to(scores.device)
-        return Dense(scores[:, kept], edges[:, kept])
-
-    def _kept(self, seen: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
-        """Return the locations of the selected levels, and of the batch without the added padding."""
         masks = []
-        for stride in self.layout.strides:
+        for stride in layout.strides:
             mask = torch.zeros(math.ceil(seen[0] / stride), math.ceil(seen[1] / stride), dtype=torch.bool)
             if stride in self.strides:
                 mask[: math.ceil(wanted[0] / stride), : math.ceil(wanted[1] / stride)] = True
             masks.append(mask.flatten())
-        return torch.cat(masks).nonzero()[:, 0]
-
-    def _distances(self, boxes: Float[Tensor, "b l 4"], seen: tuple[int, int]) -> Float[Tensor, "b l 4"]:
-        """Convert boxes to distances to the edges, in strides."""
-        if self.boxes == "strides":
-            return boxes
-        shapes = tuple((math.ceil(seen[0] / s), math.ceil(seen[1] / s)) for s in self.layout.strides)
-        grid = Grid.build(shapes, self.layout.strides, offset=self.offset, device=boxes.device)
-        pixels = boxes if self.boxes == "pixels" else encode(grid.points, boxes)
-        return pixels / grid.strides[:, None]
+        kept = torch.cat(masks).nonzero()[:, 0].to(scores.device)
+        return Dense(scores[:, kept], edges[:, kept])
 
 
 def onnx_teacher(file: Path, settings: OnnxSettings | None) -> OnnxTeacher:

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from locdistill.distillation.adapters import OfMaps, Pair, as_maps, grouped, inside_maps, needs_of, per_location, shares
+from locdistill.distillation.adapters import OfMaps, Pair, as_maps, grouped, inside_maps, per_location, shares
 from locdistill.distillation.logits import common_classes
 from locdistill.losses.distribution import kl_summands
 from locdistill.objective.scene import Scene
@@ -40,7 +40,7 @@ class _OfPatterns(OfMaps):
     @property
     def needs(self) -> frozenset[Need]:
         """Maps and adapters; for classes only the predictions, since both sides have equally many class maps."""
-        return needs_of(self.maps) if self.what == "features" else frozenset({Need.TEACHER})
+        return super(_OfPatterns, self).needs if self.what == "features" else frozenset({Need.TEACHER})
 
     def _class_pairs(self, scene: Scene) -> list[Pair]:
         """Pair maps of the class logits, without the quality of GFL v2, of the classes that both predict."""
@@ -79,26 +79,26 @@ class Correlation(_OfPatterns):
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Return the mean over channels; zero where both patterns agree up to scale and offset."""
-        pairs = self.pairs(scene, own) if self.what == "features" else [*map(self._scored, self._class_pairs(scene))]
-        return per_location([self._level(pair) for pair in pairs], scene.grid)
+        axes = (2, 3) if self.per == "image" else (0, 2, 3)
+        levels = []
+        for pair in self.pairs(scene, own) if self.what == "features" else self._class_pairs(scene):
+            student, teacher = pair.student, pair.teacher
+            if self.what == "classes":
+                student, teacher = (self._scores(logits, pair.groups) for logits in (student, teacher))
+            if self.across == "channels":
+                student, teacher = (_of_vectors(x, pair.groups) for x in (student, teacher))
+            else:
+                within = pair.inside if self.per == "image" else torch.ones_like(pair.inside)
+                student, teacher = (_of_places(x, within, axes) for x in (student, teacher))
+            levels.append(grouped((student - teacher).square(), pair.groups).mean(2) / 2)
+        return per_location(levels, scene.grid)
 
-    def _scored(self, pair: Pair) -> Pair:
-        def score(logits: Tensor) -> Tensor:
-            logits = logits / self.temperature
-            if self.scores == "sigmoid":
-                return logits.sigmoid()
-            return grouped(logits, pair.groups).softmax(2).flatten(1, 2)
-
-        return pair._replace(student=score(pair.student), teacher=score(pair.teacher))
-
-    def _level(self, pair: Pair) -> Float[Tensor, "b g h w"]:
-        if self.across == "channels":
-            student, teacher = (_of_vectors(x, pair.groups) for x in (pair.student, pair.teacher))
-        else:
-            within = pair.inside if self.per == "image" else torch.ones_like(pair.inside)
-            axes = (2, 3) if self.per == "image" else (0, 2, 3)
-            student, teacher = (_of_places(x, within, axes) for x in (pair.student, pair.teacher))
-        return pair.channel_mean((student - teacher).square()) / 2
+    def _scores(self, logits: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b c h w"]:
+        """Return the class scores of logits."""
+        logits = logits / self.temperature
+        if self.scores == "sigmoid":
+            return logits.sigmoid()
+        return grouped(logits, groups).softmax(2).flatten(1, 2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,15 +112,14 @@ class ChannelKL(_OfPatterns):
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Return each location's summand; the sum is zero where both maps agree up to a constant added to a channel."""
-        pairs = self.pairs(scene, own) if self.what == "features" else self._class_pairs(scene)
-        return shares([self._level(pair) for pair in pairs], scene.grid)
-
-    def _level(self, pair: Pair) -> Float[Tensor, "b g h w"]:
-        student, teacher = (
-            (x / self.temperature).masked_fill(~pair.inside, -torch.inf).flatten(2).log_softmax(-1).view_as(x)
-            for x in (pair.student, pair.teacher)
-        )
-        return self.temperature**2 * pair.channel_mean(kl_summands(student, teacher))
+        levels = []
+        for pair in self.pairs(scene, own) if self.what == "features" else self._class_pairs(scene):
+            student, teacher = (
+                (x / self.temperature).masked_fill(~pair.inside, -torch.inf).flatten(2).log_softmax(-1).view_as(x)
+                for x in (pair.student, pair.teacher)
+            )
+            levels.append(self.temperature**2 * grouped(kl_summands(student, teacher), pair.groups).mean(2))
+        return shares(levels, scene.grid)
 
 
 def _of_vectors(x: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b c h w"]:

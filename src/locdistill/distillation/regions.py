@@ -19,7 +19,6 @@ from locdistill.objective.regions import InsideBoxes
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import NOTHING, Need, Region
 from locdistill.settings import Count
-from locdistill.types import Instances
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +67,7 @@ class ValuableLocations(Region):
         """
         if self.box != "circumscribed" and self.threshold == "assignment":
             raise ValueError(
-                f"box: {self.box} needs threshold: adaptive, for the assigner's thresholds are of the circumscribed box"
+                f"box: {self.box} needs threshold: adaptive; the assigner's thresholds are for the circumscribed box"
             )
         if self.box == "own" and self.metric != "iou":
             raise ValueError(f"box: own needs metric: iou; {self.metric} compares upright boxes")
@@ -80,7 +79,10 @@ class ValuableLocations(Region):
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Return the chosen weight in the region, and 0 outside."""
-        scene = replace(scene, instances=self._seen(scene.instances))
+        instances = scene.instances
+        if self.box == "unturned" and instances.oriented is not None:
+            centre, half = instances.oriented[..., :2], instances.oriented[..., 2:4] / 2
+            scene = replace(scene, instances=instances._replace(boxes=torch.cat((centre - half, centre + half), -1)))
         instances, assignment, anchors = scene.instances, scene.assignment, scene.grid.anchors()
         highest = torch.zeros_like(assignment.overlaps)
         objects = instances.targets if self.box == "own" else instances.boxes
@@ -91,7 +93,11 @@ class ValuableLocations(Region):
         )
         for boxes, present, own in in_turn(anchors, objects, instances.present, thresholds):
             iou = kind_of(boxes).anchor_iou(anchors, boxes)
-            closeness, threshold = self._closeness(anchors, boxes, iou), own[..., None]
+            closeness, threshold = iou, own[..., None]
+            if self.metric != "iou":
+                hulls = kind_of(boxes).hull(boxes)[:, :, None]
+                overlap = iou if self.metric == "diou" else paired_iof(anchors, hulls)
+                closeness = overlap - centre_offset(anchors, hulls)
             band = (closeness >= self.gamma * threshold) & present[..., None]
             if self.ring:
                 band = band & (closeness < threshold)
@@ -103,23 +109,6 @@ class ValuableLocations(Region):
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
         """Return the mask of the region."""
         return self(scene) > 0
-
-    def _seen(self, instances: Instances) -> Instances:
-        """Return the objects with the chosen boxes."""
-        if self.box != "unturned" or instances.oriented is None:
-            return instances
-        centre, half = instances.oriented[..., :2], instances.oriented[..., 2:4] / 2
-        return instances._replace(boxes=torch.cat((centre - half, centre + half), -1))
-
-    def _closeness(
-        self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k d"], iou: Float[Tensor, "b k l"]
-    ) -> Float[Tensor, "b k l"]:
-        """Compute ``D`` of all anchors and some objects."""
-        if self.metric == "iou":
-            return iou
-        hulls = kind_of(boxes).hull(boxes)[:, :, None]
-        overlap = iou if self.metric == "diou" else paired_iof(anchors, hulls)
-        return overlap - centre_offset(anchors, hulls)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +150,9 @@ class TeacherConfidence(Region):
 def valuable_region(objective: Objective) -> Region:
     """Return the valuable region of a run: that of its own terms, or the published one."""
     regions = [term.on for term in objective.terms.values() if term.needs_teacher]
-    if own := [region for region in regions if _beside(region)]:
-        return own[0]
+    for region in regions:
+        # without anchors it is all of the objects' boxes
+        if isinstance(region, ValuableLocations) or (isinstance(region, InsideBoxes) and not region.positives):
+            return region
     there = objective.assigner.has_thresholds
     return ValuableLocations(threshold="assignment" if there else "adaptive")
-
-
-def _beside(region: Region) -> bool:
-    """Return whether a region is the one outside the positives: without anchors, all of the objects' boxes."""
-    return isinstance(region, ValuableLocations) or (isinstance(region, InsideBoxes) and not region.positives)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from locdistill.models.settings import NormalisationSettings
 from locdistill.settings import Settings
@@ -101,40 +101,39 @@ class TeacherSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _several(cls, values: Any) -> Any:
-        """Convert a list of weights to the first teacher and ``more``."""
-        if isinstance(values, dict) and isinstance(values.get("weights"), list | tuple):
+    def _short_forms(cls, values: Any) -> Any:
+        """Convert a list of weights to the first teacher and ``more``, and a folder name to settings of the cache."""
+        if not isinstance(values, dict):
+            return values
+        if isinstance(values.get("weights"), list | tuple):
             first, *others = values["weights"] or [None]
-            return {**values, "weights": first, "more": [{"weights": other} for other in others]}
+            values = {**values, "weights": first, "more": [{"weights": other} for other in others]}
+        if isinstance(values.get("cache"), str):
+            values = {**values, "cache": {"path": values["cache"]}}
         return values
-
-    @field_validator("cache", mode="before")
-    @classmethod
-    def _folder_alone(cls, value: Any) -> Any:
-        return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> TeacherSettings:
         if self.cache is not None and self.follows:
             raise ValueError(
-                "a teacher that is the student's running average says something else at each step, and cannot be "
+                "the predictions of a teacher that is the student's running average change at each step and cannot be "
                 "cached; set teacher.cache=null"
             )
         if self.decay is not None and not self.follows:
             raise ValueError(
-                "decay is that of a teacher which is the student's running average; set teacher.weights=ema, or "
+                "decay is only for a teacher that is the student's running average; set teacher.weights=ema, or "
                 "teacher.decay=null"
             )
         if self.sha256 is not None and self.follows:
             raise ValueError(
-                "sha256 is the digest of a teacher's file, and teacher.weights=ema has none; set teacher.sha256=null"
+                "sha256 is the digest of a teacher's file, but teacher.weights=ema has no file; set teacher.sha256=null"
             )
         if self.more and self.follows:
             raise ValueError(
-                "a teacher that is the student's running average has no others beside it; set teacher.more=[]"
+                "a teacher that is the student's running average cannot be combined with others; set teacher.more=[]"
             )
         if self.scale == 3:
-            raise ValueError("scale is 1, 2 or 4, so that the grids of teacher and student agree; came 3")
+            raise ValueError("expected scale 1, 2 or 4, so that the grids of teacher and student agree, came 3")
         return self
 
     @property

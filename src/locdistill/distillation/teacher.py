@@ -56,7 +56,7 @@ class FrozenTeacher(ABC):
             student: The student's predictions, with ``towers``.
             teacher: This teacher's predictions of the same batch, with ``towers``.
         """
-        raise NotImplementedError("this teacher has no head to run; the recipe's checks refuse what asks for one")
+        raise NotImplementedError("this teacher has no head to run; the checks of a recipe reject terms that need one")
 
     def optimise(self, how: SpeedUps) -> None:  # noqa: B027 - not every teacher supports it
         """Speed up predictions (same outputs up to rounding). Call after moving to the device of the batches."""

@@ -33,7 +33,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
         raise RunError(
             f"{path}: not a checkpoint that a run can be resumed from ({str(error).splitlines()[0]}). "
-            "Delete it to start the run again, or start in another folder from the weights in *.safetensors"
+            "Delete it to restart the run, or start a run in another folder from the weights in *.safetensors"
         ) from error
     return content
 

@@ -58,7 +58,7 @@ class Compiled:
             cause = getattr(error, "inner_exception", error)
             reason = f"{type(cause).__name__}: {next(filter(None, str(cause).splitlines()), '')}"
             logger.warning(
-                "%s is not compiled (%s); training goes on without (engine.speed.compile)", self.name, reason
+                "%s is not compiled (%s); training continues without (engine.speed.compile)", self.name, reason
             )
             self._call = self.function
             return self.function(*args, **kwargs)

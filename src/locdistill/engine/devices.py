@@ -30,7 +30,7 @@ def existing_device(name: str | torch.device) -> torch.device:
 
 
 def device_kind(settings: EngineSettings) -> Literal["cpu", "cuda", "mps"]:
-    """Return the kind of device to train on; ``auto`` is Lightning's choice."""
+    """Return the kind of device to train on; ``auto`` prefers MPS, then CUDA, then the CPU."""
     if settings.accelerator != "auto":
         return settings.accelerator
     return "mps" if torch.backends.mps.is_available() else "cuda" if torch.cuda.is_available() else "cpu"

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import torch
 from lightning_fabric import Fabric
@@ -42,32 +42,38 @@ def check_training_devices(settings: EngineSettings) -> None:
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[kind]:
         raise RunError(
-            f"engine.accelerator is {kind}, but PyTorch finds no such device; {devices_here()}: set "
-            "engine.accelerator to auto or cpu, or install a PyTorch build and a driver for it"
+            f"engine.accelerator is {kind}, but PyTorch finds no such device; {devices_here()}. Set "
+            "engine.accelerator to auto or cpu, or install a driver and a PyTorch build for it"
         )
-    if kind == "cpu" or settings.devices == "auto" or TorchElasticEnvironment.detect() or SLURMEnvironment.detect():
+    if kind == "cpu" or settings.devices == "auto" or started_outside():
         return
     count = torch.cuda.device_count() if kind == "cuda" else 1
     devices = range(settings.devices) if isinstance(settings.devices, int) else settings.devices
     if len(set(devices)) < len(devices):
-        raise RunError(f"engine.devices {list(devices)} names a device twice: name each once")
+        raise RunError(f"engine.devices {list(devices)} names a device twice; name each once")
     if any(index >= count for index in devices):
         asked = settings.devices if isinstance(settings.devices, int) else list(settings.devices)
         raise RunError(
             f"engine.devices is {asked}, but there {'is' if count == 1 else 'are'} {count} of kind {kind} (counted "
-            f"from 0); ask for {count} at most with --devices, or for processes on the CPU with engine.accelerator=cpu"
+            f"from 0); set --devices to {count} at most, or train on the CPU with engine.accelerator=cpu"
         )
 
 
 def build_fabric(settings: EngineSettings, speed: Speed) -> Fabric:
     """Return a Fabric with device, precision and processes configured; nothing is started yet."""
+    plugins = slurm()
+    if settings.precision == "fp16" and speed.precision == "bf16":
+        logger.warning("PyTorch has no fp16 training on the CPU: bf16 is used")
+    if speed.precision != "32":
+        mixed: Literal["bf16-mixed", "16-mixed"] = "bf16-mixed" if speed.precision == "bf16" else "16-mixed"
+        plugins.append(Mixed(mixed, device_kind(settings)))
     devices, nodes = device_count(settings)
     return Fabric(
         accelerator="gpu" if settings.accelerator == "cuda" else settings.accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy=strategy(settings, devices, nodes),
-        plugins=[*slurm(), *_precision(settings, speed)],
+        strategy=strategy(settings),
+        plugins=plugins,
     )
 
 
@@ -86,9 +92,7 @@ class Mixed(MixedPrecision):
         """Return the data unchanged."""
         return data
 
-    def convert_output(self, data: Any) -> Any:
-        """Return the data unchanged."""
-        return data
+    convert_output = convert_input
 
 
 def slurm() -> list[Any]:
@@ -114,9 +118,9 @@ def device_count(settings: EngineSettings) -> tuple[int | list[int], int]:
     return len(settings.devices) if on_cpu else list(settings.devices), settings.nodes
 
 
-def strategy(settings: EngineSettings, devices: int | list[int], nodes: int) -> Any:
+def strategy(settings: EngineSettings) -> Any:
     """Return the strategy: a single device, or distributed data parallel without a search for unused parameters."""
-    if _processes(devices, nodes) == 1:
+    if process_count(settings) == 1:
         return "auto"
     methods = {"subprocess": "popen", "spawn": "spawn", "fork": "fork"}
     return DDPStrategy(find_unused_parameters=False, start_method=methods[_launch(settings)])  # type: ignore[arg-type]
@@ -124,40 +128,28 @@ def strategy(settings: EngineSettings, devices: int | list[int], nodes: int) -> 
 
 def started_by_command(settings: EngineSettings) -> bool:
     """Return whether training starts further processes by running this process's command again."""
-    return process_count(settings) > 1 and not _started_outside() and _launch(settings) == "subprocess"
+    return process_count(settings) > 1 and not started_outside() and _launch(settings) == "subprocess"
 
 
 def process_count(settings: EngineSettings) -> int:
     """Return the number of processes that train together."""
-    return _processes(*device_count(settings))
-
-
-def _processes(devices: int | list[int], nodes: int) -> int:
+    devices, nodes = device_count(settings)
     return nodes * (devices if isinstance(devices, int) else len(devices))
 
 
-def _launch(settings: EngineSettings) -> str:
-    if _started_outside():
-        return "subprocess"
-    if settings.launch == "auto":
-        return "fork" if _interactive() else "subprocess"
-    return settings.launch
-
-
-def _started_outside() -> bool:
+def started_outside() -> bool:
+    """Return whether torchrun or SLURM starts the processes."""
     return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
-def _interactive() -> bool:
-    return hasattr(sys, "ps1") or not hasattr(sys.modules["__main__"], "__file__")
-
-
-def _precision(settings: EngineSettings, speed: Speed) -> list[MixedPrecision]:
-    if settings.precision == "fp16" and speed.precision == "bf16":
-        logger.warning("precision fp16 is not there for training on CPU: bf16 is used")
-    if speed.precision == "32":
-        return []
-    return [Mixed("bf16-mixed" if speed.precision == "bf16" else "16-mixed", device_kind(settings))]
+def _launch(settings: EngineSettings) -> str:
+    """Return the method of starting processes, with ``auto`` resolved."""
+    if started_outside():
+        return "subprocess"
+    if settings.launch == "auto":
+        interactive = hasattr(sys, "ps1") or not hasattr(sys.modules["__main__"], "__file__")
+        return "fork" if interactive else "subprocess"
+    return settings.launch
 
 
 def leave(end: End, out: Path, *, first: bool) -> NoReturn:
@@ -170,10 +162,10 @@ def leave(end: End, out: Path, *, first: bool) -> NoReturn:
         raise SystemExit(0)
     message = (
         f"stopped by {signal.Signals(end.interrupted).name} after optimiser step {end.step} of {end.total}; the "
-        f"checkpoint is {out / 'last.ckpt'}. Go on with the same command and --resume --out {shlex.quote(str(out))}"
+        f"checkpoint is {out / 'last.ckpt'}. Resume with the same command and --resume --out {shlex.quote(str(out))}"
     )
     if end.interrupted == getattr(signal, "SIGUSR1", None) and requeue_job():
-        message += " (SLURM runs the job again by itself)"
+        message += " (SLURM requeues the job automatically)"
     raise RunInterrupted(message, end.interrupted)
 
 

@@ -144,16 +144,14 @@ class Terminal:
             return
         now = time.monotonic()
         step = int(row["step"])
-        if now - self._last_line >= SECONDS_BETWEEN_LINES or step >= self._total:
-            self._last_line = now
-            self.line(f"step {step}/{self._total}  epoch {row['epoch']:.2f}  {text}  {self._time_left(now, step)}")
-
-    def _time_left(self, now: float, step: int) -> str:
-        if self._started is None or step <= self._started[1]:
-            return ""
-        begun, steps = self._started
-        left = int((now - begun) / (step - steps) * (self._total - step))
-        return f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
+        if now - self._last_line < SECONDS_BETWEEN_LINES and step < self._total:
+            return
+        self._last_line, left = now, ""
+        if self._started is not None and step > self._started[1]:
+            begun, steps = self._started
+            seconds = int((now - begun) / (step - steps) * (self._total - step))
+            left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
+        self.line(f"step {step}/{self._total}  epoch {row['epoch']:.2f}  {text}  {left}")
 
     def line(self, text: str) -> None:
         """Write one line."""

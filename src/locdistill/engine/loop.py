@@ -11,7 +11,6 @@ from lightning_fabric import Fabric
 
 from locdistill.engine.launch import build_fabric, check_training_devices, leave, quiet_lightning
 from locdistill.engine.module import TrainingModule
-from locdistill.engine.optim import set_rate
 from locdistill.engine.result import FitResult
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import requeued
@@ -66,7 +65,7 @@ def fit(
     out = Path(out)
     resume = resume or requeued()
     if (out / CHECKPOINT).exists() and not resume:
-        raise RunError(f"{out} holds a run already: resume it (--resume), or choose another folder (--out)")
+        raise RunError(f"{out} holds a run already; resume it (--resume), or choose another folder (--out)")
     if resume and not (out / CHECKPOINT).exists():
         logger.warning("%s has no checkpoint yet: the run begins at its first step", out)
     out.mkdir(parents=True, exist_ok=True)
@@ -107,7 +106,9 @@ def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
 
             if settings.clip_norm is not None:
                 fabric.clip_gradients(model, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
-            set_rate(optimizer, training.factor(state.step))
+            factor = training.factor(state.step)
+            for group in optimizer.param_groups:
+                group["lr"] = group["full_lr"] * factor
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
@@ -121,8 +122,8 @@ def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
             ends, evaluates = step >= plan.total_steps, plan.evaluates(step, settings.eval_every)
             boundary = evaluates or plan.ends_epoch(step)
             due = settings.checkpoint_every_steps is not None and step % settings.checkpoint_every_steps == 0
-            asks = boundary or due or step % training.agrees_every == 0
-            decisions = training.agree() if asks else Decisions()
+            agrees = boundary or due or step % training.agrees_every == 0
+            decisions = training.agree() if agrees else Decisions()
             if step % settings.log_every == 0 or ends:
                 training.log()
             training.terminal.advance(step)

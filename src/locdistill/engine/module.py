@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,25 +14,61 @@ from locdistill.engine.compiled import Compiled, bucketed
 from locdistill.engine.optim import build_optimizer, parameter_groups, scaled_lr
 from locdistill.engine.plan import Plan
 from locdistill.engine.result import RunState
-from locdistill.engine.roles import Goal, Student, Teacher, Watch
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.speed import Machine, Speed, choose, set_backends
 from locdistill.errors import TeacherError
 from locdistill.geometry.grid import Grid
+from locdistill.models.detector import Detector
 from locdistill.models.fold import SpeedUps
 from locdistill.models.recompute import recompute
 from locdistill.objective.learned import Learned, TrainingProgress
+from locdistill.objective.objective import Objective
+from locdistill.objective.scene import Scene
 from locdistill.types import Batch, Dense, Instances
 
 EXAMPLE_SIDE = 256
 """Side of the blank image used to find the shapes of predictions: two cells on the coarsest level of a pyramid."""
 
 
+@runtime_checkable
+class Teacher(Protocol):
+    """A source of predictions that is not optimised; not part of the model in training.
+
+    It may follow the student. Its state, learned from the student, is in the run's checkpoint and in no weights file. A
+    frozen teacher has none, so that its weights are in no file of the run.
+    """
+
+    def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
+        """Predict from the same images as the student, without gradients; with maps as the student."""
+
+    def cross(self, student: Dense, teacher: Dense) -> Dense:
+        """Predict from the student's maps inside the head, with gradients to them; both predictions include towers."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move to the student's device."""
+
+    def optimise(self, how: SpeedUps) -> None:
+        """Speed up inference; called on the student's device, before the first step."""
+
+    def after_step(self, student: nn.Module) -> None:
+        """Update from the student's weights after an optimiser step; the result is the same on every process."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state learned in the run, as tensors and plain values; empty for a frozen teacher."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a saved state."""
+
+
+Watch = Callable[[Scene], Mapping[str, Tensor]]
+"""Function that computes monitored quantities: by name, a sum over a batch and the divisor of the sums, ``(2,)``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Guidance:
     """Objective, teacher and monitored quantities. Not part of the model: neither saved with it nor optimised."""
 
-    objective: Goal
+    objective: Objective
     teacher: Teacher | None
     watch: Watch | None = None
 
@@ -83,8 +119,8 @@ class TrainingModule(nn.Module):
 
     def __init__(
         self,
-        detector: Student,
-        objective: Goal,
+        detector: Detector,
+        objective: Objective,
         teacher: Teacher | None = None,
         settings: EngineSettings | None = None,
         *,
@@ -94,8 +130,8 @@ class TrainingModule(nn.Module):
         super().__init__()
         if objective.needs_teacher and teacher is None:
             raise TeacherError(
-                "the objective has terms that compare with a teacher, but no teacher was given: pass its weights, "
-                "or train with supervised terms only"
+                "the objective has terms that compare with a teacher, but no teacher was given: give the weights of "
+                "one, or train with supervised terms only"
             )
         self.detector = detector
         self.settings = settings or EngineSettings()
@@ -103,15 +139,13 @@ class TrainingModule(nn.Module):
         self.work = Work(detector, self.compare)
         self.lap: Callable[[str], None] = unmeasured
         self.guidance = Guidance(objective, teacher if objective.needs_teacher else None, watch)
-        self.learned = self._learned() if objective.learns else None
+        self.learned: Learned | None = None
+        if objective.learns:
+            with torch.random.fork_rng(devices=[]):  # leaves the generators of the run unchanged
+                torch.manual_seed(self.settings.seed)
+                self.learned = objective.learned(self._example)
         self.plan: Plan | None = None
         self.progress = RunState()
-
-    def _learned(self) -> Learned:
-        """Create weights for the terms from the run's seed; generators and student are left unchanged."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.settings.seed)
-            return self.guidance.objective.learned(self._example)
 
     @torch.no_grad()
     def _example(self) -> tuple[Dense, Dense | None]:
@@ -128,11 +162,10 @@ class TrainingModule(nn.Module):
 
     def arrange(self) -> None:
         """Apply the chosen memory layout and activation checkpointing to the student; call before it is copied."""
-        student = as_module(self.detector)
         if self.speed.channels_last:
-            student.to(memory_format=torch.channels_last)
-        if self.speed.checkpointing and isinstance(backbone := getattr(student, "backbone", None), nn.Module):
-            recompute(backbone)
+            self.detector.to(memory_format=torch.channels_last)
+        if self.speed.checkpointing:
+            recompute(self.detector.backbone)
 
     def speed_up(self, device: torch.device) -> None:
         """Move the teacher to the student's device, and apply the chosen speed-ups to both."""
@@ -156,15 +189,19 @@ class TrainingModule(nn.Module):
 
     def forward(self, batch: Batch) -> Losses:
         """Compare student, teacher and labels on a batch."""
-        graphs = self.speed.cuda_graphs
         student, teacher = self.predictions(batch)
-        cross = self._crossed(student, teacher)
+        cross = None
+        if teacher is not None and self.guidance.teacher is not None and self.guidance.objective.needs_cross:
+            adapted = student if self.learned is None else self.learned.crossing(student)
+            cross = self.guidance.teacher.cross(adapted, teacher)
+        done = self.progress.step / self.plan.total_steps if self.plan is not None else 0.0
+        progress = TrainingProgress(done, self.learned)
         grid = self.detector.grid_for(batch.images.shape[-2:])
         instances = bucketed(batch.instances) if self.speed.compile else batch.instances
         with torch.autocast(batch.images.device.type, enabled=False):
-            terms, watched = self.work.compare(student, teacher, cross, grid, instances, self.training_progress)
+            terms, watched = self.work.compare(student, teacher, cross, grid, instances, progress)
         self.lap("losses")
-        if graphs:
+        if self.speed.cuda_graphs:  # the next step overwrites the memory of these results
             watched = {name: value.clone() for name, value in watched.items()}
         values = torch.stack(list(terms.values()))
         return Losses(values.sum(), tuple(terms), values.detach(), watched)
@@ -183,17 +220,10 @@ class TrainingModule(nn.Module):
         scene = objective.scene(student, teacher, grid=grid, instances=instances, progress=progress, cross=cross)
         return objective.losses(scene), {} if watch is None else dict(watch(scene))
 
-    @property
-    def training_progress(self) -> TrainingProgress:
-        """Fraction of the run that is done, and the learned state of the terms."""
-        done = self.progress.step / self.plan.total_steps if self.plan is not None else 0.0
-        return TrainingProgress(done, self.learned)
-
     def predictions(self, batch: Batch) -> tuple[Dense, Dense | None]:
         """Return the predictions of student and teacher; with maps of pyramids and heads only if a term needs them."""
-        student: Student = self.detector
         maps = {"features": self.guidance.objective.needs_features, "towers": self.guidance.objective.needs_towers}
-        images = student.normalise(batch.images, batch.sizes)
+        images = self.detector.normalise(batch.images, batch.sizes)
         if self.speed.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         dense = self.work.student(images, **maps)
@@ -204,12 +234,6 @@ class TrainingModule(nn.Module):
             teacher = self.guidance.teacher(batch, **maps)
         self.lap("teacher")
         return dense, teacher
-
-    def _crossed(self, student: Dense, teacher: Dense | None) -> Dense | None:
-        """Return the predictions of the teacher's head for the student's features, if a term needs them."""
-        if teacher is None or self.guidance.teacher is None or not self.guidance.objective.needs_cross:
-            return None
-        return self.guidance.teacher.cross(student if self.learned is None else self.learned.crossing(student), teacher)
 
     def optimizer(self) -> torch.optim.Optimizer:
         """Return a new optimiser of all trainable parameters, at the full learning rate."""
@@ -235,9 +259,3 @@ def blank_batch(device: torch.device) -> Batch:
         image_ids=torch.zeros(1, dtype=torch.long, device=device),
         instances=Instances(torch.zeros(1, 1, 4, device=device), none.long(), none, none, sizes),
     )
-
-
-def as_module(student: Student) -> nn.Module:
-    """Return the student typed as the ``nn.Module`` that it is."""
-    assert isinstance(student, nn.Module)
-    return student

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from locdistill.engine.plan import Plan
-from locdistill.engine.roles import Student
 from locdistill.engine.settings import BASE_IMAGES_PER_STEP, EngineSettings
 from locdistill.errors import RecipeError
+from locdistill.models.detector import Detector
 
 BACKBONE_PREFIX = "backbone."
 LARGEST_WARMUP_SHARE = 0.2
@@ -26,7 +26,7 @@ def scaled_lr(settings: EngineSettings, images_per_step: int) -> float:
 
 
 def parameter_groups(
-    student: Student, settings: EngineSettings, lr: float, learned: nn.Module | None = None
+    student: Detector, settings: EngineSettings, lr: float, learned: nn.Module | None = None
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by learning rate and decay; frozen ones are left out.
 
@@ -65,7 +65,7 @@ def parameter_groups(
         )
         group["params"].append(parameter)
     if not groups:
-        raise RecipeError("no parameter of the detector learns: all are frozen. Lower detector.frozen_stages")
+        raise RecipeError("no parameter of the detector is trained: all are frozen. Lower detector.frozen_stages")
     return list(groups.values())
 
 
@@ -81,12 +81,6 @@ def build_optimizer(
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, fused=how)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, fused=how)
-
-
-def set_rate(optimizer: Any, factor: float) -> None:
-    """Set the learning rate of each group to its full rate times a factor."""
-    for group in optimizer.param_groups:
-        group["lr"] = group["full_lr"] * factor
 
 
 def laid_out(optimizer: torch.optim.Optimizer) -> None:
@@ -118,7 +112,7 @@ def milestone_steps(settings: EngineSettings, plan: Plan) -> tuple[int, ...]:
         elif settings.steps is not None:
             steps.append(round(milestone / settings.epochs * plan.total_steps))
         else:
-            steps.append(plan.epoch_start(milestone))
+            steps.append(math.ceil(milestone * plan.batches_per_epoch / plan.accumulate))
     return tuple(steps)
 
 

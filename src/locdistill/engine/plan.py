@@ -42,14 +42,22 @@ class Plan:
         batches = len(loader)
         if batches == 0:
             raise RunError(
-                "the training data give no batch: there is no image to train on. Check the data set with "
+                "the training data give no batch: there are no images, or fewer than a batch. Check the data set with "
                 "'locdistill data check', or use a smaller batch"
+            )
+        owners = (loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None))
+        sizes = [getattr(owner, "batch_size", None) for owner in owners]
+        size = next((size for size in sizes if isinstance(size, int)), None)
+        if size is None:
+            raise RunError(
+                "the training loader has no batch size, by which the learning rate is scaled: give the loader or its "
+                "sampler an integer 'batch_size'"
             )
         per_epoch = batches / settings.accumulate
         return cls(
             batches_per_epoch=batches,
             accumulate=settings.accumulate,
-            batch_per_device=_batch_size(loader),
+            batch_per_device=size,
             world=world,
             total_steps=settings.steps or math.ceil(settings.epochs * per_epoch),
         )
@@ -62,10 +70,6 @@ class Plan:
     def epochs_done(self, steps: int) -> int:
         """Return the number of complete passes over the data in this many optimiser steps."""
         return steps * self.accumulate // self.batches_per_epoch
-
-    def epoch_start(self, epoch: float) -> int:
-        """Return the number of optimiser steps before this epoch (from 0) begins, or a fraction of it is over."""
-        return math.ceil(epoch * self.batches_per_epoch / self.accumulate)
 
     def evaluates(self, steps: int, eval_every: int) -> bool:
         """Return whether an evaluation is due after this many steps: every ``eval_every`` epochs, and at the end."""
@@ -94,15 +98,3 @@ class Plan:
             "accumulate": self.accumulate,
             "seed": seed,
         }
-
-
-def _batch_size(loader: Any) -> int:
-    """Return the images per batch, from the loader or its sampler."""
-    for owner in (loader, getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)):
-        size = getattr(owner, "batch_size", None)
-        if isinstance(size, int):
-            return size
-    raise RunError(
-        "the training loader does not tell its batch size, which the learning rate is scaled by: give the loader or "
-        "its sampler an integer 'batch_size'"
-    )

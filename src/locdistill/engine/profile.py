@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -44,21 +44,31 @@ class Laps:
     """
 
     def __init__(self, device: torch.device) -> None:
-        on_cuda = device.type == "cuda"
-        self._now: Callable[[], Any] = _event if on_cuda else time.perf_counter
-        self._between: Callable[[Any, Any], float] = _elapsed if on_cuda else _difference
+        self._on_cuda = device.type == "cuda"
         self._marks: list[tuple[str | None, Any]] = []
         self.seconds: dict[str, float] = {}
 
     def lap(self, part: str | None) -> None:
         """Assign the time since the last lap to this part; None discards it."""
-        self._marks.append((part, self._now()))
+        now: Any
+        if self._on_cuda:
+            now = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            now.record()
+        else:
+            now = time.perf_counter()
+        self._marks.append((part, now))
 
     def settle(self) -> None:
         """Sum the laps after synchronisation with the device."""
         for (_, start), (part, end) in pairwise(self._marks):
-            if part is not None:
-                self.seconds[part] = self.seconds.get(part, 0.0) + self._between(start, end)
+            if part is None:
+                continue
+            if self._on_cuda:
+                end.synchronize()
+                seconds = float(start.elapsed_time(end)) / 1e3
+            else:
+                seconds = end - start
+            self.seconds[part] = self.seconds.get(part, 0.0) + seconds
         self._marks = self._marks[-1:]
 
     def reset(self) -> None:
@@ -89,21 +99,17 @@ class StepTimes:
         """Seconds of one step."""
         return sum(self.parts.values()) / max(self.steps, 1)
 
-    @property
-    def waiting(self) -> float:
-        """Fraction of the time that the step waited for the loader."""
-        total = sum(self.parts.values())
-        return self.parts.get("loader", 0.0) / total if total else 0.0
-
     def verdict(self) -> str:
         """Return one line with the bottleneck and a remedy."""
         if not self.steps:
-            return f"too few steps to say who waits for whom: {WARM_UP + LOOKED_INTO + 2} batches will do"
-        said = f"the loader made the step wait {self.waiting:.0%} of the time".replace("%", " %")
-        if self.waiting <= MUCH:
-            return said
-        more = f"raise data.workers (now {self.workers})" if self.workers else "let workers read (data.workers is 0)"
-        return f"{said}: {more} if there are cores left, or keep decoded images in memory (data.cache=true)"
+            return f"too few steps to measure; train for {WARM_UP + LOOKED_INTO + 2} batches or more"
+        total = sum(self.parts.values())
+        waiting = self.parts.get("loader", 0.0) / total if total else 0.0
+        found = f"training waited for the loader {waiting:.0%} of the time".replace("%", " %")
+        if waiting <= MUCH:
+            return found
+        more = f"raise data.workers (now {self.workers})" if self.workers else "set data.workers (now 0)"
+        return f"{found}: {more} if there are cores left, or keep decoded images in memory (data.cache=true)"
 
     def table(self) -> str:
         """Return a table of seconds per step and fractions."""
@@ -214,22 +220,8 @@ class Profile:
             training.terminal.line(f"profile: {times.verdict()} (more in {path})")
 
 
-def _event() -> Any:
-    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
-
-
-def _elapsed(start: Any, end: Any) -> float:
-    end.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
-
-
-def _difference(start: float, end: float) -> float:
-    return end - start
-
-
 def _peak_memory(device: torch.device) -> int:
+    """Return the peak number of bytes in use; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

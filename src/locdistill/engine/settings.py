@@ -52,23 +52,18 @@ class SpeedSettings(Settings):
     tf32: Switch = "auto"
     cudnn_benchmark: Switch = "auto"
 
-    @property
-    def off(self) -> bool:
-        """Whether every part is off."""
-        return not any(self.model_dump().values())
-
     @model_validator(mode="after")
     def _graphs_are_compiled(self) -> SpeedSettings:
         if self.cuda_graphs is True and self.compile is False:
-            raise ValueError("cuda_graphs record what is compiled, and compile is false: leave one of the two out")
+            raise ValueError("cuda_graphs record compiled functions, but compile is false: set only one of the two")
         return self
 
 
 def spelled_out(speed: Any) -> Any:
-    """Convert ``auto`` and ``off`` to groups of parts; return other values unchanged.
+    """Convert ``auto`` and ``off`` to groups of parts; return a group unchanged.
 
     Raises:
-        ValueError: It is another word.
+        ValueError: It is neither.
     """
     if speed == "auto":
         return {}
@@ -173,36 +168,24 @@ class EngineSettings(Settings):
     profile: bool = False
 
     @model_validator(mode="after")
-    def _milestones_rise(self) -> EngineSettings:
+    def _consistent(self) -> EngineSettings:
         shares = [m for m in self.milestones if m < 1]
         if shares and len(shares) < len(self.milestones):
             raise ValueError(
                 f"milestones {self.milestones} mix epochs (1 and more) with shares of the run (below 1): use one kind"
             )
         if list(self.milestones) != sorted(set(self.milestones)):
-            raise ValueError(f"milestones {self.milestones} must rise: write the epochs in the order they come")
-        return self
-
-    @model_validator(mode="after")
-    def _patience_has_evaluations(self) -> EngineSettings:
+            raise ValueError(f"milestones {self.milestones} must rise: list them in ascending order, each once")
         if self.patience is not None and self.eval_every == 0:
             raise ValueError(
                 f"patience {self.patience} counts evaluations, but eval_every 0 evaluates at the end only: "
                 "set eval_every to 1 or more, or patience to null"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _fused_clips(self) -> EngineSettings:
         if self.speed.fused is True and self.precision == "fp16" and self.clip_norm is not None:
             raise ValueError(
-                "a fused optimiser takes the scale of fp16 out of the gradients itself, after clip_norm would have cut "
-                "them: set speed.fused to false, precision to bf16, or clip_norm to null"
+                "clip_norm does not work with a fused optimiser in fp16, which unscales the gradients only after they "
+                "would be clipped: set speed.fused to false, precision to bf16, or clip_norm to null"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _devices_named(self) -> EngineSettings:
         if self.devices == ():
             raise ValueError("devices is an empty list: name at least one device, or use 'auto'")
         return self

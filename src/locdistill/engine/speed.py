@@ -113,7 +113,13 @@ def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_si
     def part(switch: bool | Literal["auto"], auto: bool) -> bool:
         return auto if switch == "auto" else switch
 
-    precision = _precision(settings, machine)
+    precision: Precision
+    if settings.precision == "auto":
+        precision = "bf16" if machine.bf16 and any(parts.model_dump().values()) else "32"
+    elif settings.precision == "fp16" and machine.device == "cpu":
+        precision = "bf16"  # PyTorch has no fp16 training on CPU
+    else:
+        precision = settings.precision
     graphs = cuda and part(parts.cuda_graphs, False)
     clips_mixed = precision != "32" and settings.clip_norm is not None
     return Speed(
@@ -130,14 +136,6 @@ def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_si
     )
 
 
-def _precision(settings: EngineSettings, machine: Machine) -> Precision:
-    if settings.precision == "auto":
-        return "bf16" if machine.bf16 and not settings.speed.off else "32"
-    if settings.precision == "fp16" and machine.device == "cpu":
-        return "bf16"  # PyTorch has no fp16 training on CPU
-    return settings.precision
-
-
 def cpu_bf16() -> bool:
     """Return whether oneDNN, which PyTorch uses for multiplication on CPU, supports bf16 without emulation.
 
@@ -145,13 +143,11 @@ def cpu_bf16() -> bool:
     an older instruction set. As in oneDNN, the case of the limit and unknown limits are ignored.
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-    return limit.upper() not in ONEDNN_WITHOUT_BF16 and _processor_bf16()
-
-
-def _processor_bf16() -> bool:
-    asked = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    if all(asked):
-        return any(bool(ask()) for ask in asked if ask is not None)
+    if limit.upper() in ONEDNN_WITHOUT_BF16:
+        return False
+    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    if all(checks):
+        return any(bool(check()) for check in checks if check is not None)
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if platform.system() == "Linux" else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
 

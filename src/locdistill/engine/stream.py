@@ -42,11 +42,22 @@ class Stream:
         return max(0, self.end - self.start)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches from ``start``, epoch after epoch."""
+        """Yield the batches from ``start``, epoch after epoch.
+
+        Raises:
+            TypeError: No sampler of the loader can be started at an epoch and a batch.
+        """
+        samplers = [getattr(self.loader, name, None) for name in ("batch_sampler", "sampler")]
+        able = [found for found in samplers if hasattr(found, "set_epoch") and hasattr(found, "skip")]
+        if not able:
+            raise TypeError(
+                f"{type(self.loader).__name__}: to resume a run exactly, the loader's batch_sampler or sampler needs "
+                "the methods set_epoch(epoch) and skip(batches)"
+            )
+        sampler: Any = able[0]
         position, per_epoch = self.start, len(self.loader)
         while position < self.end:
             epoch, offset = divmod(position, per_epoch)
-            sampler = _sampler(self.loader)
             sampler.set_epoch(epoch)
             if offset:
                 sampler.skip(offset)
@@ -57,15 +68,3 @@ class Stream:
                 position += 1
                 if position == self.end:
                     return
-
-
-def _sampler(loader: Any) -> Any:
-    """Return the part of the loader that handles epochs: its batch sampler, or else its sampler."""
-    for name in ("batch_sampler", "sampler"):
-        sampler = getattr(loader, name, None)
-        if hasattr(sampler, "set_epoch") and hasattr(sampler, "skip"):
-            return sampler
-    raise TypeError(
-        f"the training loader's sampler needs set_epoch(epoch) and skip(batches) to resume a run exactly; "
-        f"{type(loader).__name__} has neither on its batch_sampler nor on its sampler"
-    )

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -24,18 +24,18 @@ from locdistill.engine.checkpoint import (
 )
 from locdistill.engine.log import MetricsFile, Row, TensorBoard, Terminal
 from locdistill.engine.meter import Meter, Ratios
-from locdistill.engine.module import Losses, TrainingModule, as_module
+from locdistill.engine.module import Losses, TrainingModule
 from locdistill.engine.optim import laid_out, scaled_lr, schedule, warmup_length
 from locdistill.engine.plan import Plan
 from locdistill.engine.profile import Profile
 from locdistill.engine.result import RunState
-from locdistill.engine.roles import Student
 from locdistill.engine.signals import StopSignals
 from locdistill.engine.speed import own_backends, set_backends
 from locdistill.engine.stream import Stream
 from locdistill.engine.validation import Evaluate, evaluate_together
 from locdistill.errors import NonFiniteLossError, RunError
 from locdistill.models.average import Average
+from locdistill.models.detector import Detector
 from locdistill.types import Batch
 
 MakeLoader = Callable[[int, int], Any]
@@ -125,7 +125,10 @@ class Training:
         self.meter, self.watched, self.watched_since_evaluation = Meter(), Ratios(), Ratios()
         self.clock, self.signals = Stopwatch(), StopSignals()
         self.teacher = module.guidance.teacher
+        self.student = module.detector
         self.average = None if settings.ema is None else Average(self.student, settings.ema)
+        # The student with the weights to evaluate and publish.
+        self.published = self.student if self.average is None else cast(Detector, self.average.model)
         self.terminal = Terminal(self.plan.total_steps, show=settings.progress and fabric.is_global_zero)
         self.profile = Profile(self) if settings.profile else None
         self._val_loader = None
@@ -133,22 +136,10 @@ class Training:
             self._val_loader = around.make_val_loader(fabric.global_rank, fabric.world_size)
         self._table: MetricsFile | None = None
         self._board: TensorBoard | None = None
+        # Steps between two calls of `agree`, which synchronises with the device.
+        self.agrees_every = 1 if fabric.device.type == "cpu" and not is_distributed() else settings.log_every
         self._saved_at, self._saved_time = -1, 0.0
         self._window = (0.0, 0)
-
-    @property
-    def student(self) -> torch.nn.Module:
-        """The detector in training."""
-        return as_module(self.module.detector)
-
-    @property
-    def published(self) -> Student:
-        """The student with the weights to evaluate and publish: the average if there is one."""
-        if self.average is None:
-            return self.module.detector
-        student = self.average.model
-        assert isinstance(student, Student)
-        return student
 
     # ---------------------------------------------------------------------------------------------- begin and resume
 
@@ -189,7 +180,7 @@ class Training:
         if run is None:
             raise RunError(
                 f"{self.around.out / CHECKPOINT} was written by an older version and cannot be resumed. Start a new "
-                "run; with --start it can begin with the weights of this one"
+                "run in another folder; --start takes the weights of this one"
             )
         ours, theirs = self.plan.fingerprint(self.settings.seed), run["fingerprint"]
         differs = [
@@ -198,19 +189,17 @@ class Training:
         if (self.average is None) != (run["average"] is None):
             differs.append(f"ema: {'on' if run['average'] else 'off'} then, {self.settings.ema} now")
         follows = {True: "follows the student", False: "frozen"}
-        then, now = bool(run["teacher"]), bool(self._teacher_state())
+        then, now = bool(run["teacher"]), self.teacher is not None and bool(self.teacher.state_dict())
         if then != now:
             differs.append(f"teacher: {follows[then]} then, {follows[now]} now")
         if differs:
             raise RunError(
-                f"{self.around.out} cannot be resumed, because the run is no longer the same ({'; '.join(differs)}). "
-                "Use the same data, processes and settings, or start a new run from its weights"
+                f"{self.around.out} cannot be resumed with other data, processes or settings ({'; '.join(differs)}). "
+                "Use the same ones, or start a new run from its weights"
             )
 
-    def _teacher_state(self) -> dict[str, Any]:
-        return {} if self.teacher is None else self.teacher.state_dict()
-
     def _load(self, run: dict[str, Any]) -> None:
+        """Restore the state of a run that is resumed."""
         self.state.load_state_dict(run["state"])
         self.clock.seconds = run["seconds"]
         self.meter.load_state_dict(run["meter"])
@@ -310,13 +299,8 @@ class Training:
         self.meter.forget()
         return Decisions(stop=int(stop), save=bool(save), time_is_up=bool(time_is_up))
 
-    @property
-    def agrees_every(self) -> int:
-        """Number of steps between two calls of ``agree``."""
-        lone_cpu = self.fabric.device.type == "cpu" and not is_distributed()
-        return 1 if lone_cpu else self.settings.log_every
-
     def _explain(self) -> str:
+        """Return the message about losses that are not finite; every process must call this."""
         found = next(found for found in gathered(self.meter.broken()) if found is not None)
         names, step, image_ids = found
         rate, settings = self.lr * self.factor(step), self.settings
@@ -348,6 +332,7 @@ class Training:
         self.terminal.losses(row)
 
     def _row(self) -> Row:
+        """Return the first columns of a row of the log."""
         step = self.state.step
         epoch = step * self.plan.accumulate / self.plan.batches_per_epoch
         return {"step": step, "epoch": epoch, "seconds": self.clock.read()}
@@ -367,7 +352,9 @@ class Training:
             set_backends(tf32=False, cudnn_benchmark=False)
             metrics = evaluate_together(self.published, self._val_loader, self.around.evaluate, self.fabric.device)
         if MONITOR not in metrics:
-            raise RunError(f"the evaluation gave {sorted(metrics)}, without {MONITOR!r}, which the best is chosen by")
+            raise RunError(
+                f"the evaluation returned {sorted(metrics)} without {MONITOR!r}, which selects the best weights"
+            )
         row = self._row()
         watched = self.watched_since_evaluation.means()
         self.watched_since_evaluation.reset()
@@ -380,7 +367,7 @@ class Training:
         patience = self.settings.patience
         if patience is not None and self.state.bad_evaluations >= patience and not self.state.stopped:
             self.state.stopped = "patience"
-            self.terminal.line(f"no better {MONITOR} in {patience} evaluations: stopping")
+            self.terminal.line(f"{MONITOR} has not improved in {patience} evaluations: stopping")
         self.clock.start()
 
     def save(self, *, weights: bool) -> None:
@@ -405,7 +392,7 @@ class Training:
                 "meter": self.meter.state_dict(),
                 "watched": self.watched.state_dict(),
                 "watched_since_evaluation": self.watched_since_evaluation.state_dict(),
-                "teacher": self._teacher_state(),
+                "teacher": {} if self.teacher is None else self.teacher.state_dict(),
                 "average": None if self.average is None else self.average.state_dict(),
                 "random": random,
             },

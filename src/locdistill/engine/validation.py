@@ -13,16 +13,16 @@ from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from locdistill.dist import broadcast_from_first, is_distributed, rank
-from locdistill.engine.roles import Student
 from locdistill.engine.stream import torch_rng_kept
 from locdistill.errors import LocdistillError
+from locdistill.models.detector import Detector
 from locdistill.types import Batch, Detections
 
 Evaluate = Callable[[dict[int, Detections]], Mapping[str, float]]
 
 
 @torch.no_grad()
-def detect_all(student: Student, batches: Iterable[Batch], device: torch.device) -> dict[int, Detections]:
+def detect_all(student: Detector, batches: Iterable[Batch], device: torch.device) -> dict[int, Detections]:
     """Return the detections of every image of a loader by the image's identifier, on the CPU.
 
     Consecutive batches of the same images are views of them, and their candidates are combined. Computed in float32 for
@@ -32,8 +32,12 @@ def detect_all(student: Student, batches: Iterable[Batch], device: torch.device)
     was_training = student.training
     student.eval()
     try:
-        for ids, views in groupby(batches, key=_identifiers):
-            seen = [_candidates(student, move_data_to_device(batch, device)) for batch in views]
+        for ids, views in groupby(batches, key=lambda batch: tuple(batch.image_ids.tolist())):
+            seen = []
+            for view in views:
+                batch = move_data_to_device(view, device)
+                dense, grid = student.see(batch.images, batch.sizes)
+                seen.append(student.candidates(dense, grid, batch.sizes, batch.original_sizes, flipped=batch.flipped))
             found |= _unpacked(ids, *_packed(student.suppress(seen)))
     finally:
         student.train(was_training)
@@ -56,17 +60,8 @@ def _unpacked(ids: Iterable[int], counts: list[int], rows: Float[Tensor, "n k"])
     return {image_id: Detections(*own) for image_id, *own in zip(ids, *parts, strict=True)}
 
 
-def _identifiers(batch: Batch) -> tuple[int, ...]:
-    return tuple(batch.image_ids.tolist())
-
-
-def _candidates(student: Student, batch: Batch) -> list[Detections]:
-    dense, grid = student.see(batch.images, batch.sizes)
-    return student.candidates(dense, grid, batch.sizes, batch.original_sizes, flipped=batch.flipped)
-
-
 def evaluate_together(
-    student: Student, batches: Iterable[Batch], evaluate: Evaluate, device: torch.device
+    student: Detector, batches: Iterable[Batch], evaluate: Evaluate, device: torch.device
 ) -> dict[str, float]:
     """Detect on a share in each process and evaluate all in the first; every process gets the metrics.
 

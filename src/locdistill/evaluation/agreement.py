@@ -21,7 +21,7 @@ from torch import Tensor
 
 from locdistill.losses.distribution import softened_kl
 from locdistill.objective.scene import Scene
-from locdistill.types import Dense, Doubles
+from locdistill.types import Doubles
 
 OTHERS = 3
 """Number of sums that are not per edge: locations, overlap and score."""
@@ -74,21 +74,17 @@ def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, "
     ours, its = (scene.bins.expect(dense.edge_logits) for dense in (student, teacher))
     distance = scene.bins.apart(ours, its) / scene.bins.steps(ours)
     overlap = scene.coding.kind.paired_iou(scene.boxes, scene.teacher_boxes)
-    gap = _score_gap(student, teacher)
+    # The largest difference of the two scores of a common class; NaN if there is no common class.
+    count = min(student.cls_logits.shape[-1], teacher.cls_logits.shape[-1])
+    common = [c for c in range(count) if all(dense.known is None or c in dense.known for dense in (student, teacher))]
+    gap = torch.full_like(overlap, torch.nan)
+    if common:
+        mine, theirs = (dense.score_logits[..., common].sigmoid() for dense in (student, teacher))
+        gap = (mine - theirs).abs().amax(-1)
     values = torch.cat((divergence, distance, overlap[..., None], gap[..., None]), -1)
     # Selected, not weighted: boxes in the background may be degenerate, and 0 times NaN is NaN.
     sums = values[region].double().sum(0)
     return torch.cat((region.sum().double()[None], sums))
-
-
-def _score_gap(student: Dense, teacher: Dense) -> Float[Tensor, "b l"]:
-    """Return the largest difference of the two scores of a common class; NaN where there is no common class."""
-    common = range(min(student.cls_logits.shape[-1], teacher.cls_logits.shape[-1]))
-    classes = [c for c in common if all(dense.known is None or c in dense.known for dense in (student, teacher))]
-    if not classes:
-        return torch.full_like(student.cls_logits[..., 0], torch.nan)
-    ours, theirs = (dense.score_logits[..., classes].sigmoid() for dense in (student, teacher))
-    return (ours - theirs).abs().amax(-1)
 
 
 def no_sums(like: Tensor, edges: int = 4) -> Float[Tensor, " k"]:
@@ -163,7 +159,11 @@ def reliability(deviations: npt.ArrayLike, errors: npt.ArrayLike, *, bins: int =
         raise ValueError(f"expected two lists of equal length, came shapes {sigma.shape} and {error.shape}")
     order = np.argsort(sigma, kind="stable")
     parts = np.array_split(order, max(1, min(bins, len(order))))
-    rows = tuple(_bin(sigma[part], error[part]) for part in parts if len(part))
+    rows = []
+    for part in parts:
+        if len(part):
+            here, off = sigma[part], error[part]
+            rows.append(ReliabilityBin(len(part), _rms(here), float(off.mean()), _rms(off)))
     gaps = [abs(row.rms_error - row.deviation) / row.deviation if row.deviation else math.nan for row in rows]
     return Reliability(
         count=len(order),
@@ -171,12 +171,8 @@ def reliability(deviations: npt.ArrayLike, errors: npt.ArrayLike, *, bins: int =
         spearman=correlation(_ranks(sigma), _ranks(error)),
         ratio=_quotient(_rms(error), _rms(sigma)),
         ence=_quotient(math.fsum(gaps), len(gaps)),
-        bins=rows,
+        bins=tuple(rows),
     )
-
-
-def _bin(sigma: Doubles, error: Doubles) -> ReliabilityBin:
-    return ReliabilityBin(len(sigma), _rms(sigma), float(error.mean()), _rms(error))
 
 
 def _rms(values: Doubles) -> float:

@@ -39,49 +39,40 @@ def found(dataset: Dataset, detections: Mapping[int, Detections]) -> dict[int, F
     if strangers:
         raise ValueError(
             f"detections were given for {len(strangers)} image(s) that are not in data set '{dataset.name}' "
-            f"({len(known)} images), first: {strangers[:5]}; evaluate on the data that was detected on"
+            f"({len(known)} images), first: {strangers[:5]}; evaluate on the images that were detected on"
         )
     numbers = 5 if dataset.oriented else 4
     nothing = Found(np.zeros((0, numbers), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
     arrays = dict.fromkeys((record.image_id for record in dataset.records), nothing)
     for image_id, found_here in detections.items():
-        arrays[image_id] = _arrays(found_here, numbers)
-        if arrays[image_id].boxes.shape[1] != numbers:
-            raise ValueError(_other_boxes(dataset, image_id))
-        labels = arrays[image_id].labels
+        boxes, scores, labels = (part.detach().cpu().numpy() for part in found_here)
+        if not len(boxes):
+            boxes = boxes.reshape(0, numbers)
+        arrays[image_id] = Found(
+            boxes.astype(np.float32, copy=False),
+            scores.astype(np.float32, copy=False),
+            labels.astype(np.int64, copy=False),
+        )
+        if boxes.shape[1] != numbers:
+            kinds = ("axis-aligned", "rotated")
+            came, expected = kinds if dataset.oriented else kinds[::-1]
+            raise ValueError(
+                f"image {image_id}: expected {expected} boxes, as the objects of data set '{dataset.name}' are, came "
+                f"{came} ones; evaluate on dataset.as_oriented({not dataset.oriented}), or use a detector of "
+                f"{expected} boxes"
+            )
         outside = labels[(labels < 0) | (labels >= len(dataset.classes))]
         if outside.size:
             raise ValueError(
                 f"image {image_id}: a detection has class index {outside[0]}, but data set '{dataset.name}' has "
-                f"{len(dataset.classes)} classes; was the model trained on other ones?"
+                f"{len(dataset.classes)} classes; use a model that was trained on these classes"
             )
     return arrays
-
-
-def _other_boxes(dataset: Dataset, image_id: int) -> str:
-    if dataset.oriented:
-        return (
-            f"image {image_id}: the detections are axis-aligned boxes, but objects of data set '{dataset.name}' are to "
-            "be found as rotated ones; evaluate on dataset.as_oriented(False), or use a rotated detector"
-        )
-    return (
-        f"image {image_id}: the detections are rotated boxes, but objects of data set '{dataset.name}' are to be "
-        "found as axis-aligned ones; evaluate on dataset.as_oriented(True)"
-    )
 
 
 def outlines(record: Record) -> NDArray[np.float32]:
     """Return the ground truth of an image: quadrilaterals ``(n, 4, 2)`` if it has them, else boxes ``(n, 4)``."""
     return record.boxes if record.quads is None else record.quads
-
-
-def _arrays(detections: Detections, numbers: int) -> Found:
-    boxes, scores, labels = (part.detach().cpu().numpy() for part in detections)
-    return Found(
-        (boxes if len(boxes) else boxes.reshape(0, numbers)).astype(np.float32, copy=False),
-        scores.astype(np.float32, copy=False),
-        labels.astype(np.int64, copy=False),
-    )
 
 
 class Rows(NamedTuple):

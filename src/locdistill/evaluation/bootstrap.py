@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation.arrays import Found, Rows, found
+from locdistill.evaluation.arrays import Rows, found
 from locdistill.evaluation.coco import OVERLAPS
 from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, judge_class
 from locdistill.types import Detections
@@ -87,21 +87,18 @@ class Judgement:
         """
         if weights is None:
             weights = np.ones((1, len(self.images)), np.int64)
-        by_size = {size: self._ap(weights, size) for size in self.ranked}
+        by_size = {}  # AP by resample, overlap and class
+        for size, of_class in self.ranked.items():
+            by_size[size] = np.full((len(weights), len(_THRESHOLDS), len(self.classes)), np.nan)
+            for c, ranked in enumerate(of_class):
+                rows = max(1, _CHUNK // max(1, len(ranked.image)))
+                for first in range(0, len(weights), rows):
+                    chunk = slice(first, first + rows)
+                    by_size[size][chunk, :, c] = _average_precision(ranked, weights[chunk], self.levels)
         ap = by_size[""]
         means = {"AP": _mean(ap.mean(1))} | {f"AP{name}": _mean(ap[:, i]) for name, i in OVERLAPS.items()}
         means |= {f"AP{size}": _mean(values.mean(1)) for size, values in by_size.items() if size}
         return Numbers(means, {name: ap[:, :, c].mean(1) for c, name in enumerate(self.classes)})
-
-    def _ap(self, weights: NDArray[np.integer], size: str) -> NDArray[np.float64]:
-        """Compute AP by resample, overlap and class."""
-        ap = np.full((len(weights), len(_THRESHOLDS), len(self.classes)), np.nan)
-        for c, ranked in enumerate(self.ranked[size]):
-            rows = max(1, _CHUNK // max(1, len(ranked.image)))
-            for first in range(0, len(weights), rows):
-                chunk = slice(first, first + rows)
-                ap[chunk, :, c] = _average_precision(ranked, weights[chunk], self.levels)
-        return ap
 
 
 def image_weights(images: int, resamples: int, *, seed: int = 0) -> NDArray[np.int32]:
@@ -121,7 +118,20 @@ def judge_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> Judgem
     for i, record in enumerate(collected.records):
         mine = here[record.image_id]
         for c in np.union1d(mine.labels, record.labels).tolist():
-            _judge_coco(collected, (i, c), mine, record)
+            # indices of the detections of this class in this image
+            own = np.flatnonzero(mine.labels == c)
+            chosen, of_class = own[np.argsort(-mine.scores[own], kind="stable")][:_BUDGET], record.labels == c
+            boxes = mine.boxes[chosen].astype(np.float64)
+            crowd, areas = record.ignored[of_class], record.areas[of_class].astype(np.float64)
+            overlaps = _overlaps(boxes, record.boxes[of_class].astype(np.float64), crowd)
+            own_areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+            for size, (low, high) in _AREAS.items():
+                ignored = crowd | (areas < low) | (areas > high)
+                true, forgiven = _match(overlaps, crowd, ignored)
+                beside = (own_areas < low) | (own_areas > high)  # used only where there is no match
+                counted = ~forgiven & (true | ~beside)
+                collected.objects[size, c][i] = int((~ignored).sum())
+                collected.parts[size, c].append((np.full(len(chosen), i), mine.scores[chosen], true, counted))
     return collected.judgement(_COCO_LEVELS)
 
 
@@ -156,54 +166,22 @@ class _Collected:
         self.objects = {place: np.zeros(len(self.records), np.int64) for place in places}
         self.parts: dict[tuple[str, int], list[tuple[NDArray[np.generic], ...]]] = {place: [] for place in places}
 
-    def add(
-        self,
-        place: tuple[str, int, int],
-        objects: int,
-        scores: NDArray[np.float32],
-        true: NDArray[np.bool_],
-        counted: NDArray[np.bool_],
-    ) -> None:
-        """Add the matches of one size, image and class, by descending score."""
-        size, image, label = place
-        self.objects[size, label][image] = objects
-        self.parts[size, label].append((np.full(len(scores), image), scores, true, counted))
-
     def judgement(self, levels: NDArray[np.floating] | None) -> Judgement:
         """Return all matches, ranked by score."""
-        sizes = tuple(dict.fromkeys(size for size, _ in self.parts))
-        ranked = {size: tuple(self._ranked(size, c) for c in range(len(self.classes))) for size in sizes}
-        return Judgement(tuple(record.image_id for record in self.records), self.classes, ranked, levels)
-
-    def _ranked(self, size: str, label: int) -> Ranked:
+        ranked: dict[str, list[Ranked]] = {}
         nothing = np.zeros((len(_THRESHOLDS), 0), bool)
-        parts = [(np.zeros(0, np.int64), np.zeros(0, np.float32), nothing, nothing), *self.parts[size, label]]
-        image, scores, true, counted = (np.concatenate(part, -1) for part in zip(*parts, strict=True))
-        order = np.argsort(-scores, kind="stable")
-        # Detections that are never counted, or follow the last true detection, change no precision that is used.
-        last = np.flatnonzero(true[:, order].any(0))[-1:]
-        order = order[: int(last[0]) + 1 if last.size else 0]
-        order = order[counted[:, order].any(0)]
-        return Ranked(image[order], true[:, order], counted[:, order], self.objects[size, label])
-
-
-def _judge_coco(collected: _Collected, place: tuple[int, int], here: Found, record: Record) -> None:
-    """Match the detections of one class in one image, once for each size."""
-    image, label = place
-    # indices of the detections of a class in one image
-    mine = np.flatnonzero(here.labels == label)
-    best_first = mine[np.argsort(-here.scores[mine], kind="stable")]
-    chosen, of_class = best_first[:_BUDGET], record.labels == label
-    boxes = here.boxes[chosen].astype(np.float64)
-    crowd, areas = record.ignored[of_class], record.areas[of_class].astype(np.float64)
-    overlaps = _overlaps(boxes, record.boxes[of_class].astype(np.float64), crowd)
-    own_areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
-    for size, (low, high) in _AREAS.items():
-        ignored = crowd | (areas < low) | (areas > high)
-        true, forgiven = _match(overlaps, crowd, ignored)
-        beside = (own_areas < low) | (own_areas > high)  # used only where there is no match
-        counted = ~forgiven & (true | ~beside)
-        collected.add((size, image, label), int((~ignored).sum()), here.scores[chosen], true, counted)
+        for (size, c), some in self.parts.items():
+            parts = [(np.zeros(0, np.int64), np.zeros(0, np.float32), nothing, nothing), *some]
+            image, scores, true, counted = (np.concatenate(part, -1) for part in zip(*parts, strict=True))
+            order = np.argsort(-scores, kind="stable")
+            # Detections that are never counted, or follow the last true detection, change no precision that is used.
+            last = np.flatnonzero(true[:, order].any(0))[-1:]
+            order = order[: int(last[0]) + 1 if last.size else 0]
+            order = order[counted[:, order].any(0)]
+            one = Ranked(image[order], true[:, order], counted[:, order], self.objects[size, c])
+            ranked.setdefault(size, []).append(one)
+        images = tuple(record.image_id for record in self.records)
+        return Judgement(images, self.classes, {size: tuple(of_class) for size, of_class in ranked.items()}, levels)
 
 
 def _overlaps(boxes: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:

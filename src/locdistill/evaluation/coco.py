@@ -17,8 +17,8 @@ from faster_coco_eval.core.cocoeval import Params
 from numpy.typing import NDArray
 
 from locdistill.data.records import Dataset
-from locdistill.evaluation.arrays import Found, Rows, found
-from locdistill.evaluation.tables import Table, metrics_table, percent
+from locdistill.evaluation.arrays import Rows, found
+from locdistill.evaluation.tables import Table, percent
 from locdistill.types import Detections
 
 # Axes of the evaluator's arrays: overlap 0.5 + 0.05 i; all, small, medium, large; 1, 10, 100 detections.
@@ -57,7 +57,8 @@ class CocoResult:
         total = sum(numbers["objects"] or 0 for numbers in self.per_class.values())
         rows.append(("mean", f"{total:.0f}", *(percent(self.stats[metric]) for metric in PER_CLASS)))
         by_class = Table("By class", ("class", "objects", *PER_CLASS), tuple(rows), emphasis=(len(rows) - 1,))
-        return metrics_table(self.stats, "COCO metrics (%)"), by_class
+        means = tuple(percent(value) for value in self.stats.values())
+        return Table("COCO metrics (%)", tuple(self.stats), (means,)), by_class
 
 
 def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> CocoResult:
@@ -77,7 +78,23 @@ def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> Coco
     Raises:
         ValueError: Detections for an image or a class that the data set does not have.
     """
-    precision, recall = _evaluate(dataset, found(dataset, detections))
+    found_by_image = found(dataset, detections)
+    # Detections of equal scores are ranked by the identifiers of their images.
+    records = sorted(dataset.records, key=lambda record: record.image_id)
+    objects = Rows.objects(records)
+    reported = Rows.detections([found_by_image[record.image_id] for record in records])
+    # Recall by overlap, class, size and budget; precision also by recall. Each class is evaluated on the images with
+    # objects or detections of it, to save time and memory; a class without objects stays undefined (-1).
+    shape = (len(_DEFAULTS.iouThrs), len(dataset.classes), len(_DEFAULTS.areaRng), len(_DEFAULTS.maxDets))
+    precision = np.full((shape[0], len(_DEFAULTS.recThrs), *shape[1:]), -1.0)
+    recall = np.full(shape, -1.0)
+    for c in np.unique(objects.labels).tolist():
+        evaluation = _OneClass(objects.of_class(c), reported.of_class(c))
+        evaluation.evaluate()
+        evaluation.accumulate()
+        precision[:, :, c] = evaluation.eval["precision"][:, :, 0]
+        recall[:, c] = evaluation.eval["recall"][:, 0]
+
     stats = {"AP": _mean(precision[:, :, :, 0, 2])}
     stats |= {f"AP{name}": _mean(precision[i, :, :, 0, 2]) for name, i in OVERLAPS.items()}
     stats |= {f"AP{name}": _mean(precision[:, :, :, i, 2]) for name, i in SIZES.items() if name}
@@ -101,28 +118,6 @@ def _mean(values: NDArray[np.float64]) -> float | None:
     return float(defined.mean()) if defined.size else None
 
 
-def _evaluate(dataset: Dataset, found_by_image: Mapping[int, Found]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Compute precision (overlap, recall, class, size, budget) and recall (overlap, class, size, budget).
-
-    Each class is evaluated on the images with objects or detections of it, to save time and memory. A class without
-    objects stays undefined, whatever was detected.
-    """
-    # Detections of equal scores are ranked by the identifiers of their images.
-    records = sorted(dataset.records, key=lambda record: record.image_id)
-    objects = Rows.objects(records)
-    reported = Rows.detections([found_by_image[record.image_id] for record in records])
-    shape = (len(_DEFAULTS.iouThrs), len(dataset.classes), len(_DEFAULTS.areaRng), len(_DEFAULTS.maxDets))
-    precision = np.full((shape[0], len(_DEFAULTS.recThrs), *shape[1:]), -1.0)
-    recall = np.full(shape, -1.0)
-    for c in np.unique(objects.labels).tolist():
-        evaluation = _OneClass(objects.of_class(c), reported.of_class(c))
-        evaluation.evaluate()
-        evaluation.accumulate()
-        precision[:, :, c] = evaluation.eval["precision"][:, :, 0]
-        recall[:, c] = evaluation.eval["recall"][:, 0]
-    return precision, recall
-
-
 class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no types
     """The library's evaluation of one class, with objects and detections as arrays.
 
@@ -131,10 +126,13 @@ class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no ty
     """
 
     def __init__(self, objects: Rows, reported: Rows) -> None:
-        super().__init__(iouType="bbox", print_function=_silent)
+        # Nothing is printed: this is a library, and several processes may evaluate at once.
+        super().__init__(iouType="bbox", print_function=lambda *_: None)
         self._objects, self._reported = objects, reported
         self._objects_of, self._reported_of = objects.by_image(), reported.by_image()
-        self._boxes = [_position_and_size(rows.boxes) for rows in (objects, reported)]
+        self._boxes = [rows.boxes.astype(np.float64) for rows in (objects, reported)]
+        for boxes in self._boxes:
+            boxes[:, 2:] -= boxes[:, :2]  # x, y, width, height
         self.params.imgIds = sorted(self._objects_of.keys() | self._reported_of.keys())
         self.params.catIds = [_CATEGORY]
 
@@ -162,14 +160,3 @@ def _entries(rows: Rows) -> Iterator[tuple[int, int, float, Any]]:
     """Yield image, number from 1 (in the library 0 means no match), area and value of each entry."""
     columns = (rows.images.tolist(), rows.areas.tolist(), rows.values.tolist())
     return ((image, i, area, value) for i, (image, area, value) in enumerate(zip(*columns, strict=True), 1))
-
-
-def _position_and_size(corners: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Convert boxes from corners to ``x, y, width, height``."""
-    boxes = corners.astype(np.float64)
-    boxes[:, 2:] -= boxes[:, :2]
-    return boxes
-
-
-def _silent(*_: object) -> None:
-    """Suppress the evaluator's output, since this is a library and may run in several processes at once."""

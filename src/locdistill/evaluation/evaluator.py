@@ -70,11 +70,6 @@ class Evaluator:
         )
 
 
-def evaluator_for(dataset: Dataset, *, eleven_point: bool | None = None) -> Evaluator:
-    """Create the evaluator of a data set: a function from detections by image identifier to named metrics."""
-    return Evaluator(dataset, eleven_point)
-
-
 def per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | None]]:
     """Return AP (None without objects) and number of objects of each class."""
     if isinstance(result, CocoResult):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
 
 from locdistill.data.records import Dataset
 from locdistill.errors import DataError
@@ -89,7 +88,13 @@ def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
     """
     path = Path(path)
     entries = _load(path)
-    rotated = _rotated(path, entries)
+    without = [i for i, entry in enumerate(entries) if isinstance(entry, dict) and "rbox" not in entry]
+    rotated = any(isinstance(entry, dict) and "rbox" in entry for entry in entries)
+    if rotated and without:
+        raise DataError(
+            f"{path}: {len(without)} of the {len(entries)} detections have no rbox, and the others have one (the first "
+            f"without is entry {without[0]}); give one to all of them, or to none"
+        )
     images = {record.image_id: record.path.name for record in dataset.records}
     label_of: _Labels = {identifier: label for label, identifier in enumerate(dataset.category_ids)}
     label_of |= {name: label for label, name in enumerate(dataset.classes)}
@@ -99,7 +104,7 @@ def read_results(path: str | Path, dataset: Dataset) -> dict[int, Detections]:
         more = f"\n  ... and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise DataError(
             f"{path}: {len(problems)} of {len(entries)} detections do not fit data set '{dataset.name}':\n"
-            f"{listed}{more}\nIs this file from another split?"
+            f"{listed}{more}\nGive the data set and split that these detections were made on"
         )
     by_image: dict[int, list[dict[str, Any]]] = {record.image_id: [] for record in dataset.records}
     for entry in entries:
@@ -111,11 +116,6 @@ _Labels: TypeAlias = dict[str | int, int]
 """Class index by the name and by the identifier of a class."""
 
 
-def _category(entry: dict[str, Any]) -> str:
-    """Return the key of an entry's class."""
-    return "category_name" if "category_name" in entry else "category_id"
-
-
 def _load(path: Path) -> list[Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -123,23 +123,11 @@ def _load(path: Path) -> list[Any]:
         raise DataError(f"{path}: not a readable JSON file of COCO results: {error}") from error
     if not isinstance(entries, list):
         raise DataError(
-            f"{path}: COCO results are a list of detections, as 'locdistill evaluate WEIGHTS --format-only FILE' "
-            f"writes it; this is a {type(entries).__name__}. (Of such, 'locdistill data merge' reads the "
-            "predictions.json of 'locdistill predict', which has images and classes.)"
+            f"{path}: expected a list of detections, as 'locdistill evaluate WEIGHTS --format-only FILE' writes it, "
+            f"came a {type(entries).__name__}; for the predictions.json of 'locdistill predict', use 'locdistill data "
+            "merge'"
         )
     return entries
-
-
-def _rotated(path: Path, entries: list[Any]) -> bool:
-    """Return whether the detections are rotated boxes."""
-    without = [i for i, entry in enumerate(entries) if isinstance(entry, dict) and "rbox" not in entry]
-    rotated = any(isinstance(entry, dict) and "rbox" in entry for entry in entries)
-    if rotated and without:
-        raise DataError(
-            f"{path}: {len(without)} of the {len(entries)} detections have no rbox, as the others do (the first is "
-            f"entry {without[0]}); give one to all of them, or to none"
-        )
-    return rotated
 
 
 def _problem(entry: object, images: dict[int, str], label_of: _Labels, rotated: bool) -> str | None:
@@ -149,31 +137,29 @@ def _problem(entry: object, images: dict[int, str], label_of: _Labels, rotated: 
     if not isinstance(entry["image_id"], int) or entry["image_id"] not in images:
         return f"image_id {entry['image_id']!r} is not in the data set"
     if entry.get("file_name", images[entry["image_id"]]) != images[entry["image_id"]]:
-        return f"{entry['file_name']!r} was detected on, and image {entry['image_id']} is {images[entry['image_id']]!r}"
-    category, is_one = _category(entry), str if "category_name" in entry else int
+        expected = images[entry["image_id"]]
+        return f"file_name is {entry['file_name']!r}, but image {entry['image_id']} is {expected!r}"
+    category, is_one = ("category_name", str) if "category_name" in entry else ("category_id", int)
     if not isinstance(entry[category], is_one) or entry[category] not in label_of:
         known = sorted(key for key in label_of if isinstance(key, is_one))
-        return f"{category} {entry[category]!r} is none of {known[:_SHOWN]}"
+        return f"{category} {entry[category]!r} is not one of {known[:_SHOWN]}"
     key, count, words = ("rbox", 5, "five") if rotated else ("bbox", 4, "four")
     box, score = entry.get(key), entry["score"]
     numbers = [*box, score] if isinstance(box, list) and len(box) == count else []
     if not numbers or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
-        return f"{key} must be {words} numbers and score one, found {box!r} and {score!r}"
+        return f"expected {words} numbers as {key} and one as score, found {box!r} and {score!r}"
     return f"{key} has a negative width or height: {box!r}" if min(numbers[2:4]) < 0 else None
 
 
 def _detections(entries: list[dict[str, Any]], label_of: _Labels, rotated: bool) -> Detections:
     entries = sorted(entries, key=lambda entry: -entry["score"])  # stable: equal scores stay in the file's order
-    return Detections(
-        boxes=_boxes([entry["rbox" if rotated else "bbox"] for entry in entries], rotated),
-        scores=torch.tensor([entry["score"] for entry in entries], dtype=torch.float32),
-        labels=torch.tensor([label_of[entry[_category(entry)]] for entry in entries], dtype=torch.int64),
-    )
-
-
-def _boxes(numbers: list[list[float]], rotated: bool) -> Tensor:
-    """Convert boxes to the format of detections."""
-    boxes = torch.tensor(numbers, dtype=torch.float64).reshape(-1, 5 if rotated else 4)
+    boxes = torch.tensor([entry["rbox" if rotated else "bbox"] for entry in entries], dtype=torch.float64)
+    boxes = boxes.reshape(-1, 5 if rotated else 4)
     if not rotated:
         boxes[:, 2:] += boxes[:, :2]
-    return boxes.float()
+    labels = [label_of[entry.get("category_name", entry["category_id"])] for entry in entries]
+    return Detections(
+        boxes=boxes.float(),
+        scores=torch.tensor([entry["score"] for entry in entries], dtype=torch.float32),
+        labels=torch.tensor(labels, dtype=torch.int64),
+    )

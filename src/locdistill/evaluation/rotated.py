@@ -14,19 +14,15 @@ the pairs to compare; and it sorts equal scores in an undefined order.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from locdistill.data.records import Dataset
 from locdistill.evaluation.arrays import Rows
 from locdistill.evaluation.tables import Table, percent
-from locdistill.evaluation.voc import NAMES, Floats, Rules, VocResult, average_precision
+from locdistill.evaluation.voc import NAMES, Floats, Rules, VocResult
 from locdistill.geometry.rotated import hull, paired_polygon_iou, polygon_hull
 from locdistill.geometry.sweep import in_parts, moved_apart, overlapping_pairs
-from locdistill.types import Detections
 
 PUBLISHED_CLASSES = 15  # number of classes of DOTA 1.0, by which the published evaluator divides
 
@@ -54,14 +50,6 @@ def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
 
 # An overlap is greater than a threshold if it reaches the next larger number.
 ROTATED = Rules("Rotated boxes:", np.nextafter(np.arange(50, 100, 5) / 100, 1.0), _nearest)
-
-
-def rotated_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_point: bool) -> VocResult:
-    """Compute AP by class at overlaps 0.50, 0.55, ... 0.95 of rotated boxes with the data set's quadrilaterals.
-
-    Arguments and errors are those of :func:`locdistill.evaluation.voc.voc_metrics`.
-    """
-    return average_precision(dataset, detections, ROTATED, eleven_point=eleven_point)
 
 
 def published_sum(result: VocResult) -> dict[str, float | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rich import box
@@ -54,8 +53,3 @@ class Table:
 def percent(value: float | None) -> str:
     """Format a number between 0 and 1 in percent with one decimal, as is usual for AP; a dash for None."""
     return UNDEFINED if value is None else f"{100 * value:.1f}"
-
-
-def metrics_table(metrics: Mapping[str, float | None], title: str = "") -> Table:
-    """Return a table with one row of named numbers, in percent."""
-    return Table(title, tuple(metrics), (tuple(percent(value) for value in metrics.values()),))

@@ -94,32 +94,19 @@ class VocResult:
         kind = "11-point" if self.eleven_point else "area"
         stats = self.stats
         summary = Table(f"{self.name} metrics (%, {kind})", tuple(stats), (tuple(percent(v) for v in stats.values()),))
-        rows = [
-            (name, str(self.objects[c]), str(self.reported[c]), *(_cell(v) for v in self.ap[:, c]))
-            for c, name in enumerate(self.classes)
-        ]
+        rows = []
+        for c, name in enumerate(self.classes):
+            defined = (None if math.isnan(v) else float(v) for v in self.ap[:, c])
+            rows.append((name, str(self.objects[c]), str(self.reported[c]), *map(percent, defined)))
         means = (percent(stats[name]) for name in NAMES)
         rows.append(("mean", str(self.objects.sum()), str(self.reported.sum()), *means))
         header = ("class", "objects", "found", *NAMES)
         return summary, Table("By class and overlap", header, tuple(rows), emphasis=(len(rows) - 1,))
 
-    def class_table(self, threshold: float) -> Table:
-        """Return a table of objects, detections, recall and AP of each class at one of the ten thresholds."""
-        t = int(np.argmin(np.abs(THRESHOLDS - threshold)))
-        rows = [
-            (name, str(self.objects[c]), str(self.reported[c]), _cell(self.recall[t, c]), _cell(self.ap[t, c]))
-            for c, name in enumerate(self.classes)
-        ]
-        rows.append(("mean", str(self.objects.sum()), str(self.reported.sum()), "", percent(self.stats[NAMES[t]])))
-        header = ("class", "objects", "found", "recall", "AP")
-        return Table(f"Overlap {THRESHOLDS[t]:.2f}", header, tuple(rows), emphasis=(len(rows) - 1,))
 
-
-def _cell(value: float) -> str:
-    return percent(None if np.isnan(value) else float(value))
-
-
-def voc_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_point: bool) -> VocResult:
+def average_precision(
+    dataset: Dataset, detections: Mapping[int, Detections], rules: Rules, *, eleven_point: bool
+) -> VocResult:
     """Compute AP by class at overlaps 0.50, 0.55, ... 0.95, ignoring difficult objects (``Record.ignored``).
 
     Overlaps are computed with continuous coordinates: no pixel is added to a width (the VOC devkit of 2007 adds one).
@@ -127,19 +114,13 @@ def voc_metrics(dataset: Dataset, detections: Mapping[int, Detections], *, eleve
     Args:
         dataset: Images, ground truth and class names.
         detections: By image identifier, in pixels of the original image. An image without an entry has none.
+        rules: Rules of matching, ``VOC`` or those of rotated boxes.
         eleven_point: Whether AP is the mean of the best precision at recalls 0, 0.1, ... 1 (VOC 2007), instead of the
             area under the decreasing envelope of precision over recall.
 
     Raises:
         ValueError: Detections for an image or a class that the data set does not have.
     """
-    return average_precision(dataset, detections, VOC, eleven_point=eleven_point)
-
-
-def average_precision(
-    dataset: Dataset, detections: Mapping[int, Detections], rules: Rules, *, eleven_point: bool
-) -> VocResult:
-    """Compute `voc_metrics` for any rules: detections of all images are matched by class and threshold."""
     found_by_image = found(dataset, detections)
     objects, reported = Rows.objects(dataset.records), Rows.detections([*found_by_image.values()])
     shape = (len(rules.thresholds), len(dataset.classes))
@@ -181,19 +162,14 @@ def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
     truth = objects.by_image()
     for image, mine in reported.by_image().items():
         if (here := truth.get(image)) is not None:
-            overlaps = _pairwise_iou(reported.boxes[mine], objects.boxes[here])
+            a, b = reported.boxes[mine], objects.boxes[here]
+            low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
+            shared = (high - low).clip(min=0).prod(-1)
+            areas = (a[:, 2:] - a[:, :2]).prod(-1)[:, None] + (b[:, 2:] - b[:, :2]).prod(-1)[None]
+            overlaps = shared / np.maximum(areas - shared, _TINY)
             target[mine] = here.start + overlaps.argmax(1)
             overlap[mine] = overlaps.max(1)
     return target, overlap
-
-
-def _pairwise_iou(a: Floats, b: Floats) -> Floats:
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(-1)
-    areas = (a[:, 2:] - a[:, :2]).prod(-1)[:, None] + (b[:, 2:] - b[:, :2]).prod(-1)[None]
-    overlaps: Floats = shared / np.maximum(areas - shared, _TINY)
-    return overlaps
 
 
 VOC = Rules("VOC", THRESHOLDS, _nearest)

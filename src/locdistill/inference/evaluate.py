@@ -80,15 +80,15 @@ class EvaluationResult:
         result = Evaluator(self.dataset, eleven_point).result(self.detections)
         if eleven_point is not None and isinstance(result, CocoResult):
             raise RecipeError(
-                f"{self.dataset.name} is evaluated by COCO's rules, which know neither 11-point nor area: leave out "
-                "--eleven-point and --area (eleven_point=None), which are for VOC, DOTA and HRSC2016"
+                f"{self.dataset.name} is evaluated by COCO's rules, which have one average; leave out --eleven-point "
+                "and --area (eleven_point=None), which are for VOC, DOTA and HRSC2016"
             )
         series, tables = None, result.tables()
         if published:
             if isinstance(result, CocoResult) or not self.dataset.oriented:
                 raise RecipeError(
-                    f"the published sum is one of rotated boxes, those of {self.dataset.name} are upright: leave out "
-                    "--published-sum (published=False), or take a rotated detector and data with rotated objects"
+                    f"the published sum needs rotated boxes, and those of {self.dataset.name} are upright; leave out "
+                    "--published-sum (published=False), or use a rotated detector and data with rotated objects"
                 )
             series, tables = published_sum(result), (*tables, published_table(result))
         return replace(self, metrics=result.metrics(), per_class=per_class(result), tables=tables, published_sum=series)
@@ -272,14 +272,14 @@ def with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> 
     """
     if settings.classes not in (None, known):
         raise DataError(
-            f"the detector knows the classes {list(known)} in this order, data.classes are "
-            f"{list(settings.classes or ())}; leave data.classes out"
+            f"data.classes are {list(settings.classes or ())}, but the detector has the classes {list(known)}, in this "
+            "order; leave data.classes out"
         )
     there = class_names(settings, split)
     if missing := [name for name in known if name not in there]:
         raise DataError(
-            f"the detector knows the classes {list(known)}, but {settings.path} has {list(there)} and lacks {missing}; "
-            "evaluate on data of the detector's classes"
+            f"the detector has the classes {list(known)}, but {settings.path} has {list(there)} and lacks {missing}; "
+            "evaluate on data with the detector's classes"
         )
     return settings.model_copy(update={"classes": known})
 

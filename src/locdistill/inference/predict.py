@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from locdistill.images import ImageSource, read_image
 from locdistill.inference.evaluate import adjusted
 from locdistill.models.detector import Detector
 from locdistill.models.hub import find
-from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import read_thresholds
 from locdistill.recipe.load import Override
 from locdistill.types import Detections, Doubles, Progress
@@ -113,10 +111,13 @@ def predict(
         detector = weights
     else:
         detector = Detector.load(find(weights), existing_device(device or default_device()))
+    own = detector.settings
+    settings, _ = adjusted(own, overrides)
     minimum = default_scores(weights) if threshold is None else {}
-    scores = minimum_scores(detector.settings.classes, minimum, DEFAULT_SCORE if threshold is None else threshold)
-    lowest = float(scores.min(initial=1.0))
-    settings = _reporting_from(lowest, adjusted(detector.settings, overrides)[0])
+    scores = minimum_scores(own.classes, minimum, DEFAULT_SCORE if threshold is None else threshold)
+    shown_from = float(scores.min(initial=1.0))
+    lowest = min(shown_from, settings.detections.score_threshold)
+    detections = settings.detections.model_copy(update={"score_threshold": lowest})
     targets = _targets(files, Path(save)) if save is not None else {}
     if save is not None:
         make_folder(Path(save))
@@ -124,12 +125,15 @@ def predict(
     if progress is not None:
         chunks = progress(chunks, -(-len(files) // batch))
     unreadable: list[ImageError] = []
-    with _set_to(detector, settings):
+    detector.settings = settings.model_copy(update={"detections": detections})
+    try:
         found = [p for chunk in chunks for p in _predict_some(detector, chunk, scores, targets, unreadable)]
+    finally:
+        detector.settings = own
     if save is not None:
         content: dict[str, Any] = {
             "weights": None if isinstance(weights, Detector) else str(weights),
-            "threshold": lowest,
+            "threshold": shown_from,
             **({"thresholds": minimum} if minimum else {}),
             "classes": list(detector.settings.classes),
             "images": [prediction.as_dict() for prediction in found],
@@ -137,7 +141,7 @@ def predict(
         write_text(Path(save) / "predictions.json", json.dumps(content, indent=1) + "\n")
     if unreadable:
         raise PartialImageError(
-            _listed(f"{len(found)} of {len(files)} images are done, these cannot be read", unreadable), found
+            _listed(f"{len(found)} of {len(files)} images are done, the others cannot be read", unreadable), found
         )
     return found
 
@@ -145,24 +149,6 @@ def predict(
 def default_scores(weights: str | Path | Detector) -> dict[str, float]:
     """Return the minimum score of each class that a weights file has; empty for a detector in memory."""
     return {} if isinstance(weights, Detector) else read_thresholds(find(weights))
-
-
-def _reporting_from(threshold: float, settings: DetectorSettings) -> DetectorSettings:
-    """Lower the score threshold of the settings to ``threshold`` if it is higher."""
-    lowest = min(threshold, settings.detections.score_threshold)
-    detections = settings.detections.model_copy(update={"score_threshold": lowest})
-    return settings.model_copy(update={"detections": detections})
-
-
-@contextmanager
-def _set_to(detector: Detector, settings: DetectorSettings) -> Iterator[None]:
-    """Apply other settings to a detector within a context."""
-    own = detector.settings
-    detector.settings = settings
-    try:
-        yield
-    finally:
-        detector.settings = own
 
 
 def _predict_some(
@@ -201,16 +187,16 @@ def list_images(images: str | Path | Iterable[str | Path]) -> list[tuple[Path, P
         if item.is_dir():
             below = images_below(item)
             if not below:
-                problems.append(f"{item}: there is no image in this folder")
+                problems.append(f"{item}: no image in this folder")
             files |= {file: file.relative_to(item) for file in below if file not in files}
         elif item.is_file():
             files.setdefault(item, Path(item.name))
         else:
-            problems.append(f"{item}: there is no such file or folder")
+            problems.append(f"{item}: no such file or folder")
     if problems:
         raise ImageError(_listed("nothing was done", problems) if len(problems) > 1 else problems[0])
     if not files:
-        raise ImageError("no images are given; name files or folders")
+        raise ImageError("no images given; name files or folders")
     return list(files.items())
 
 

@@ -95,8 +95,11 @@ def tile(
     how = validate(TilingSettings, plain["tiling"], "tiling")
     names = splits or available_splits(settings)
     if not names:
-        raise DataError(f"{data}: has none of the splits train, val and test; name those to cut with --split")
-    datasets = {name: open_dataset(_all_classes(settings), name, training=False) for name in names}
+        raise DataError(f"{data}: no split train, val or test; name the splits to cut with --split")
+    # Ignored classes are cut as ordinary ones.
+    classes = None if settings.classes is None else (*settings.classes, *settings.ignore_classes)
+    settings = settings.model_copy(update={"classes": classes, "ignore_classes": ()})
+    datasets = {name: open_dataset(settings, name, training=False) for name in names}
     out = Path(out)
     make_folder(out)
     tiles = {}
@@ -104,12 +107,6 @@ def tile(
         with writing(out):
             tiles[name] = cut(dataset, out / Path(name).stem, how, progress=progress)
     return TilingResult(out, tiles)
-
-
-def _all_classes(settings: DataSettings) -> DataSettings:
-    """Return the settings with the ignored classes as ordinary classes."""
-    classes = None if settings.classes is None else (*settings.classes, *settings.ignore_classes)
-    return settings.model_copy(update={"classes": classes, "ignore_classes": ()})
 
 
 def merge(
@@ -147,7 +144,7 @@ def merge(
     if not folder.is_dir():
         there = sorted(file.parent.name for file in Path(tiles).glob(f"*/{WINDOWS}"))
         if there:
-            raise DataError(f"{tiles}: no tiles of a split '{split}', but of {', '.join(there)}; name one with --split")
+            raise DataError(f"{tiles}: no tiles of split '{split}', only of {', '.join(there)}; use --split")
         folder, split = Path(tiles), Path(tiles).resolve().name
     cut_up = Tiles.read(folder)
     dataset = cut_up.original if data is None else _original(data, split, cut_up, overrides)
@@ -174,12 +171,20 @@ def _by_tile(
     if content is not None:
         if threshold := content.get("threshold"):
             log.warning(
-                "%s holds what 'predict --threshold %g' shows; AP wants lower scores as well (predict --threshold 0)",
+                "%s has no scores below %g, which AP needs too; run predict with --threshold 0",
                 results,
                 threshold,
             )
         classes = tuple(content["classes"])
-        named = {Path(image["image"]).stem: _in_memory(image["detections"]) for image in content["images"]}
+        named = {}
+        for image in content["images"]:
+            entries = image["detections"]
+            boxes = torch.tensor([entry["box"] for entry in entries], dtype=torch.float32)
+            named[Path(image["image"]).stem] = Detections(
+                boxes if len(boxes) else boxes.reshape(0, 4),
+                torch.tensor([entry["score"] for entry in entries], dtype=torch.float32),
+                torch.tensor([entry["label"] for entry in entries], dtype=torch.int64),
+            )
     else:
         settings = DataSettings(path=str(tiles.folder.parent), format="dota")
         dataset = open_dataset(settings, tiles.folder.name, training=False)
@@ -190,12 +195,17 @@ def _by_tile(
     strangers = [name for name in named if name not in tiles.windows]
     if strangers:
         raise DataError(
-            f"{tiles.folder}: has no tile {strangers[0]!r} ({len(strangers)} such); name the folder of the tiles and "
-            "the --split that these detections were made on"
+            f"{tiles.folder}: no tile {strangers[0]!r}, for which there are detections ({len(strangers)} such tiles); "
+            "name the folder and the --split that the detections were made on"
         )
     own = {written_class(name): label for label, name in enumerate(wanted)}
     labels = torch.tensor([own.get(written_class(name), -1) for name in classes] or [-1])
-    return {name: _relabelled(here, labels) for name, here in named.items()}
+    relabelled = {}
+    for name, here in named.items():
+        label = labels[here.labels]
+        kept = label >= 0
+        relabelled[name] = Detections(here.boxes[kept], here.scores[kept], label[kept])
+    return relabelled
 
 
 def _predictions(results: object) -> dict[str, Any] | None:
@@ -207,21 +217,6 @@ def _predictions(results: object) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise DataError(f"{results}: not a readable JSON file of detections: {error}") from error
     return content if isinstance(content, dict) and {"images", "classes"} <= content.keys() else None
-
-
-def _in_memory(entries: list[dict[str, Any]]) -> Detections:
-    boxes = torch.tensor([entry["box"] for entry in entries], dtype=torch.float32)
-    return Detections(
-        boxes if len(boxes) else boxes.reshape(0, 4),
-        torch.tensor([entry["score"] for entry in entries], dtype=torch.float32),
-        torch.tensor([entry["label"] for entry in entries], dtype=torch.int64),
-    )
-
-
-def _relabelled(here: Detections, labels: torch.Tensor) -> Detections:
-    own = labels[here.labels]
-    boxes, scores, _ = here
-    return Detections(boxes[own >= 0], scores[own >= 0], own[own >= 0])
 
 
 def _original(path: str | Path, split: str, tiles: Tiles, overrides: Sequence[Override]) -> Dataset:
@@ -239,7 +234,7 @@ def _original(path: str | Path, split: str, tiles: Tiles, overrides: Sequence[Ov
     there, asked = ({r.image_id: r.path.name for r in data.records} for data in (dataset, tiles.original))
     if there != asked:
         raise DataError(
-            f"{path}: the images of {dataset.name} are not those that were cut into {tiles.folder} "
-            f"({len(there)} and {len(asked)} images); name that data set and split"
+            f"{path}: the {len(there)} images of {dataset.name} are not the {len(asked)} that were cut into "
+            f"{tiles.folder}; name that data set and split"
         )
     return dataset

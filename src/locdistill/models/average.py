@@ -30,18 +30,13 @@ class Average:
         """Move the average to the model's device."""
         self.model.to(device)
 
-    def decay_at(self, update: int) -> float:
-        """Return the decay of an update, counted from 0."""
-        return min(self.decay, (1 + update) / (10 + update))
-
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the average with the model's present weights."""
         pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
         averaged = [(ours, new) for ours, new in pairs if ours.is_floating_point()]
-        torch._foreach_lerp_(
-            [ours for ours, _ in averaged], [new for _, new in averaged], 1 - self.decay_at(self.updates)
-        )
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_([ours for ours, _ in averaged], [new for _, new in averaged], 1 - decay)
         for ours, new in pairs:
             if not ours.is_floating_point():
                 ours.copy_(new)

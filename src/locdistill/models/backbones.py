@@ -65,7 +65,7 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
         raise RecipeError(
             f"backbone '{settings.backbone}' has no map of stride {', '.join(map(str, lacking))} (it has "
             f"{', '.join(map(str, position))}); levels {list(settings.levels)} and frozen_stages="
-            f"{settings.frozen_stages} need {', '.join(map(str, wanted))}: change them, or take another backbone"
+            f"{settings.frozen_stages} need {', '.join(map(str, wanted))}: change them, or use another backbone"
         )
     hub = weights and settings.pretrained is True
     outputs = [position[stride] for stride in wanted]
@@ -80,7 +80,8 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
     if weights and isinstance(settings.pretrained, str):
         _load_file(net, settings, settings.pretrained)
     config: dict[str, Any] = getattr(net, "pretrained_cfg", {})
-    widths = _feature_info(net).channels()
+    maps: Any = net.feature_info
+    widths = maps.channels()
     info = BackboneInfo(
         channels=tuple(widths[wanted.index(stride)] for stride in needed),
         outputs=tuple(wanted.index(stride) for stride in needed),
@@ -94,27 +95,22 @@ def _positions(name: str, arguments: Mapping[str, Any]) -> dict[int, int]:
     """Return the index of each stride's map among all that timm lists; of several of one stride the deepest."""
     key = f"{name} {dict(arguments)}"
     if key not in _KNOWN:
-        probe = _to_look_at(lambda: _create(name, arguments))
-        _KNOWN[key] = {entry["reduction"]: index for index, entry in enumerate(_feature_info(probe).info)}
+        maps: Any = _to_look_at(lambda: _create(name, arguments)).feature_info
+        _KNOWN[key] = {entry["reduction"]: index for index, entry in enumerate(maps.info)}
     return _KNOWN[key]
 
 
 def _to_look_at(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a network for inspection only: without allocating values where possible, which takes no time.
+    """Build a network for inspection only, without values where possible, which takes no time.
 
-    In either case the seeded initialisation is not disturbed.
+    The state of the random generators stays.
     """
     try:
         with torch.device("meta"):
             return build()
-    except Exception:  # some constructors compute with values; one that fails for another reason does so again
+    except Exception:  # some constructors compute with values; any other error is raised again below
         with torch.random.fork_rng(devices=[]):
             return build()
-
-
-def _feature_info(net: nn.Module) -> Any:
-    """Return timm's description of the maps of a network: strides, widths, names."""
-    return net.feature_info
 
 
 def _channels_255(values: tuple[float, ...]) -> Triple:
@@ -132,9 +128,9 @@ def _create(name: str, arguments: Mapping[str, Any], *, hub: bool = False, **ext
     except Exception as error:  # hubs, caches and constructors raise all kinds of errors
         if hub:
             raise WeightsError(
-                f"backbone: the pretrained weights of '{name}' could not be had from timm's hub "
-                f"({_first_line(error)}). Without network, give a file with '--pretrained FILE' (the state dict of the "
-                "timm model, .pth or .safetensors), or train from scratch with '--pretrained none'; in a recipe, "
+                f"backbone: the pretrained weights of '{name}' could not be downloaded from timm's hub "
+                f"({_first_line(error)}). Without a network, give a file with '--pretrained FILE' (the state dict of "
+                "the timm model, .pth or .safetensors), or train from scratch with '--pretrained none'; in a recipe, "
                 "'detector.pretrained: FILE' or 'false'"
             ) from error
         raise RecipeError(
@@ -177,19 +173,13 @@ def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:
     dropped = {_flat(key, own) for key in classifier.state_dict()} - set(own)
     renamed = {_flat(key, own): value for key, value in tensors.items()}
     kept = {key: value for key, value in renamed.items() if key not in dropped}
+    # The first convolution of Detectron's ResNets has a bias, which goes into the mean of the next normalisation.
+    bias, mean = kept.get("conv1.bias"), kept.get("bn1.running_mean")
+    if "conv1.bias" not in own and bias is not None and mean is not None and bias.shape == mean.shape:
+        kept["bn1.running_mean"] = mean - bias
+        del kept["conv1.bias"]
     offsets = {key: value for key, value in own.items() if ".conv_offset." in key}
-    load_strict(net, offsets | _without_bias(kept, own), f"{path} for backbone '{settings.backbone}'")
-
-
-def _without_bias(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Move the bias of the first convolution, which Detectron's ResNets have, into the following normalisation.
-
-    MMDetection drops it.
-    """
-    bias, mean = tensors.get("conv1.bias"), tensors.get("bn1.running_mean")
-    if "conv1.bias" in own or bias is None or mean is None or bias.shape != mean.shape:
-        return tensors
-    return {key: value for key, value in tensors.items() if key != "conv1.bias"} | {"bn1.running_mean": mean - bias}
+    load_strict(net, offsets | kept, f"{path} for backbone '{settings.backbone}'")
 
 
 def _flat(key: str, own: Mapping[str, Tensor]) -> str:
@@ -225,7 +215,8 @@ class Freezing:
         """
         if settings.frozen_stages < 0:
             return cls(frozenset(), settings.norm_eval, settings.norm_frozen)
-        last = _feature_info(net).reduction().index(2 ** (settings.frozen_stages + 1))
+        maps: Any = net.feature_info
+        last = maps.reduction().index(2 ** (settings.frozen_stages + 1))
         was_training = net.training
         parameters = dict(net.named_parameters())
         with torch.enable_grad():

@@ -20,7 +20,7 @@ def with_checksum(name: str, sha256: str) -> str:
 
 
 def split_checksum(stem: str) -> tuple[str, str | None]:
-    """Split a stem into name and checksum; None where it ends in no checksum."""
+    """Split a stem into name and checksum; None if it does not end in a checksum."""
     found = _ENDING.fullmatch(stem)
     return (found["name"], found["checksum"]) if found else (stem, None)
 
@@ -34,7 +34,7 @@ def check_checksum(path: Path) -> str:
     digest, (_, checksum) = file_digest(path), split_checksum(path.stem)
     if checksum is not None and not digest.startswith(checksum):
         raise WeightsError(
-            f"{path}: the content is not that of the name: its SHA-256 begins with {digest[:8]}, expected {checksum}; "
-            "the file is damaged or was changed: get it again"
+            f"{path}: the content does not match the name: its SHA-256 begins with {digest[:8]}, expected {checksum}; "
+            "the file is damaged or was changed: download or copy it again"
         )
     return digest

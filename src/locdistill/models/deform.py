@@ -99,7 +99,7 @@ def deform_conv2d_plain(
         (torch.arange(kernel[axis], device=x.device) * dilation[axis])[:, None]
         + (torch.arange(places[axis], device=x.device) * stride[axis] - padding[axis])
         for axis in range(2)
-    )  # where the taps look before they are shifted: (i, p) and (j, q)
+    )  # positions of the taps before they are shifted: (i, p) and (j, q)
     shifts = offsets.reshape(images, *kernel, 2, *places)
     y = shifts[:, :, :, 0] + rows[:, None, :, None]
     x_ = shifts[:, :, :, 1] + columns[:, None, :]

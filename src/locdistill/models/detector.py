@@ -81,7 +81,7 @@ class Detector(nn.Module):
     def __init__(self, settings: DetectorSettings, *, pretrained: bool = True) -> None:
         super().__init__()
         if not settings.classes:
-            raise RecipeError("a detector needs the names of its classes: set 'detector.classes' or give data")
+            raise RecipeError("a detector needs the names of its classes: set 'detector.classes', or give data")
         self.backbone, info = build_backbone(settings, weights=pretrained)
         self.freezing = Freezing.of(self.backbone, settings)
         self._outputs = info.outputs
@@ -112,17 +112,13 @@ class Detector(nn.Module):
         dense: Dense = head.finish(maps)
         return dense._replace(features=tuple(levels) if features else (), towers=kept)
 
-    def stages(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
-        """Compute the maps of the backbone that the pyramid takes, finest first."""
-        maps = self.backbone(images)
-        chosen = [maps[index] for index in self._outputs]
-        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
-            chosen = [stage.permute(0, 3, 1, 2) for stage in chosen]
-        return chosen
-
     def pyramid(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
         """Compute the maps of the feature pyramid, finest first."""
-        levels: list[Tensor] = self.fpn(self.stages(images))
+        maps = self.backbone(images)
+        stages = [maps[index] for index in self._outputs]
+        if str(getattr(self.backbone, "output_fmt", "NCHW")).endswith("NHWC"):
+            stages = [stage.permute(0, 3, 1, 2) for stage in stages]
+        levels: list[Tensor] = self.fpn(stages)
         return levels
 
     def train(self, mode: bool = True) -> Detector:
@@ -145,23 +141,6 @@ class Detector(nn.Module):
         self.settings = self.settings.model_copy(update=how.model_dump(exclude_none=True))
         for buffer, values in ((self.mean, self.settings.mean), (self.std, self.settings.std)):
             buffer.copy_(torch.tensor(values)[:, None, None])
-
-    def grid(self, shapes: tuple[tuple[int, int], ...]) -> Grid:
-        """Return the locations of predictions on levels of these heights and widths, on the detector's device."""
-        key = (tuple(shapes), self.device)
-        if key not in self._grids:
-            if len(self._grids) >= CACHED_GRIDS:
-                self._grids.pop(next(iter(self._grids)))
-            self._grids[key] = Grid.build(
-                key[0],
-                self.settings.strides,
-                anchor_scale=self.settings.anchor_scale,
-                offset=self.kind.offset,
-                octaves=self.kind.octaves,
-                ratios=self.kind.ratios,
-                device=self.device,
-            )
-        return self._grids[key]
 
     def see(
         self, images: UInt8[Tensor, "b 3 h w"], sizes: Int[Tensor, "b 2"], network: Callable[..., Dense] | None = None
@@ -186,7 +165,21 @@ class Detector(nn.Module):
         if height % stride or width % stride:
             raise ValueError(f"height and width must be multiples of {stride}, got {height, width}; pad the images")
         # Beyond the backbone each convolution of stride 2 halves, rounding up, which amounts to one rounding.
-        return self.grid(tuple((-(-height // 2**level), -(-width // 2**level)) for level in levels))
+        shapes = tuple((-(-height // 2**level), -(-width // 2**level)) for level in levels)
+        key = (shapes, self.device)
+        if key not in self._grids:
+            if len(self._grids) >= CACHED_GRIDS:
+                self._grids.pop(next(iter(self._grids)))
+            self._grids[key] = Grid.build(
+                shapes,
+                self.settings.strides,
+                anchor_scale=self.settings.anchor_scale,
+                offset=self.kind.offset,
+                octaves=self.kind.octaves,
+                ratios=self.kind.ratios,
+                device=self.device,
+            )
+        return self._grids[key]
 
     def candidates(
         self,
@@ -217,7 +210,7 @@ class Detector(nn.Module):
             bins=self.bins,
             coding=self.coding,
             sizes=sizes,
-            scales=postprocess.scale_factors(sizes, original_sizes),
+            scales=sizes.float() / original_sizes.float(),
             settings=self.settings.detections,
             flipped=flipped,
         )
@@ -253,12 +246,27 @@ class Detector(nn.Module):
         Raises:
             ImageError: An image cannot be read.
         """
+        # A tensor or an array with four axes is several images.
+        one = isinstance(images, Tensor | np.ndarray) and images.ndim < 4
+        sources: Any = [images] if one or isinstance(images, str | Path | Image.Image) else images
         training = self.training
+        found: list[Detections] = []
         self.eval()
         try:
-            return [found for group in self._groups(_several(images), batch) for found in self._detect_group(group)]
+            for group in self._groups(sources, batch):
+                originals = torch.tensor([prepared.original for prepared in group], device=self.device)
+                views = []
+                for index, view in enumerate(self.settings.detections.augment.views):
+                    own = [prepared.images[index] for prepared in group]
+                    height, width = group[0].padded[index]
+                    padded = pad_together(own, height=height, width=width).to(self.device)
+                    sizes = torch.tensor([image.shape[-2:] for image in own], device=self.device)
+                    dense, grid = self.see(padded, sizes)
+                    views.append(self.candidates(dense, grid, sizes, originals, flipped=view.flipped))
+                found += self.suppress(views)
         finally:
             self.train(training)
+        return found
 
     def _groups(self, sources: Iterable[ImageSource], batch: int) -> Iterator[list[Prepared]]:
         """Yield consecutive images that are padded to the same size, at most ``batch`` of them, read when needed."""
@@ -273,6 +281,7 @@ class Detector(nn.Module):
             yield group
 
     def _prepare(self, source: ImageSource) -> Prepared:
+        """Read an image and resize it for each view."""
         limits = self.settings.input
         original = read_image(source)
         images, padded = [], []
@@ -284,20 +293,8 @@ class Detector(nn.Module):
             padded.append((height, width))
         return Prepared(tuple(images), (original.shape[-2], original.shape[-1]), tuple(padded))
 
-    def _detect_group(self, group: list[Prepared]) -> list[Detections]:
-        originals = torch.tensor([prepared.original for prepared in group], device=self.device)
-        found = []
-        for index, view in enumerate(self.settings.detections.augment.views):
-            own = [prepared.images[index] for prepared in group]
-            height, width = group[0].padded[index]
-            images = pad_together(own, height=height, width=width)
-            sizes = torch.tensor([image.shape[-2:] for image in own], device=self.device)
-            dense, grid = self.see(images.to(self.device), sizes)
-            found.append(self.candidates(dense, grid, sizes, originals, flipped=view.flipped))
-        return self.suppress(found)
-
     def save(self, path: str | Path, *, extra: Mapping[str, Any] | None = None) -> Path:
-        """Write weights and settings to one safetensors file, which appears whole or not at all.
+        """Write weights and settings to one safetensors file, atomically.
 
         Args:
             path: Path of the file; ``.safetensors`` is added if missing.
@@ -337,9 +334,3 @@ class Detector(nn.Module):
                 detector = cls(settings, pretrained=False)
             weights.load_strict(detector, weights.read_tensors(file), str(file))
         return detector.to(device).eval()
-
-
-def _several(images: ImageSource | Iterable[ImageSource]) -> Iterable[ImageSource]:
-    """Return a single image as a list of one, several as they are; a tensor or array with four axes is several."""
-    one = isinstance(images, str | Path | Image.Image) or (isinstance(images, Tensor | np.ndarray) and images.ndim < 4)
-    return [images] if one else images  # type: ignore[list-item, return-value]

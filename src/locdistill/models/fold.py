@@ -97,9 +97,9 @@ def folded(net: nn.Module) -> nn.Module:
             copied.set_submodule(above, fuse(convolution, layer))
             left = [part for name, part in layer.named_children() if name in ("drop", "act")]
             copied.set_submodule(norm, nn.Sequential(*left) if left else nn.Identity())
-        worst = max(_difference(copied(x), said) for x, said in zip(images, before, strict=True))
+        worst = max(_difference(copied(x), old) for x, old in zip(images, before, strict=True))
     if not worst <= TOLERANCE:
-        raise CannotFoldError(f"what it says would change by {worst:.1e} of its norm")
+        raise CannotFoldError(f"the output would change by {worst:.1e} of its norm")
     return copied.requires_grad_(False).to(device)
 
 
@@ -121,7 +121,7 @@ def _pairs(net: nn.Module) -> list[tuple[str, str]]:
         return []
     try:
         graph = _Tracer().trace(net)
-    except Exception as error:  # whatever the network does with what it takes for a tensor
+    except Exception as error:  # a network may do anything with the tracer's stand-ins for tensors
         reason = (str(error).strip().splitlines() or [""])[0]
         raise CannotFoldError(f"it cannot be traced: {type(error).__name__}: {reason}") from error
     calls = [node for node in graph.nodes if node.op == "call_module"]
@@ -149,18 +149,15 @@ def _halved(detector: Detector, dtype: torch.dtype) -> Detector:
         torch.manual_seed(0)
         image = torch.randn(1, 3, *TRIED[-1]).to(device)
         try:
-            worst = _difference(_said(halved(image)), _said(detector(image)))
-        except RuntimeError as error:  # of a network that mixes the two precisions on its own
+            ours, theirs = halved(image), detector(image)
+            worst = _difference([ours.cls_logits, ours.edge_logits], [theirs.cls_logits, theirs.edge_logits])
+        except RuntimeError as error:  # the network mixes the two precisions itself
             log.info("teacher: its weights stay in float32 (%s)", str(error).splitlines()[0])
             return detector
     if not worst <= HALF_TOLERANCE:
-        log.info("teacher: its weights stay in float32 (what it says would change by %.1e of its norm)", worst)
+        log.info("teacher: its weights stay in float32 (the output would change by %.1e of its norm)", worst)
         return detector
     return halved
-
-
-def _said(dense: Dense) -> list[Tensor]:
-    return [dense.cls_logits, dense.edge_logits]
 
 
 def _difference(ours: list[Tensor], theirs: list[Tensor]) -> float:

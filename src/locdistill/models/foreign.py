@@ -35,8 +35,8 @@ from locdistill.settings import problems
 ForeignSource = str | Path | Mapping[str, Any]
 GIVEN = "the state dict"
 REMEDY = (
-    "What a file tells wrongly, or not at all, is named with it: load_mmdet(..., classes=[...], settings={'mean': ..., "
-    "'std': ...}), 'locdistill convert IN OUT --classes A,B,... mean=[...] std=[...]'"
+    "Give what is wrong or missing in the file: load_mmdet(..., classes=[...], settings={'mean': ..., 'std': ...}), or "
+    "'locdistill convert IN OUT --classes A,B,... mean=[...] std=[...]'"
 )
 
 
@@ -68,6 +68,7 @@ class ImportReport:
     def facts(self) -> dict[str, str]:
         """Return the recognised properties, as pairs of a name and a text."""
         own = self.settings
+        first, last = own.levels[0], own.levels[-1]
         stages = ", ".join(map(str, own.deformable)) or "none"
         spare = " and one channel for background" if own.background_channel else ""
         names = ", ".join(own.classes[:4]) + (", ..." if len(own.classes) > 4 else "")
@@ -75,7 +76,7 @@ class ImportReport:
         unit = f"{own.angle_unit:g} radians"
         angles = {"angles": f"{own.angles}, in units of {unit}, {own.angle_bins} bins"} if own.rotated else {}
         return {
-            "detector": f"{own.model}, {own.channels} wide, towers of {own.depth}, levels {_span(own.levels)}",
+            "detector": f"{own.model}, {own.channels} wide, towers of {own.depth}, levels {first} to {last}",
             "backbone": f"{own.backbone}, style {own.style}",
             "deformable stages": stages,
             "classes": f"{len(own.classes)} ({names}){spare}",
@@ -151,7 +152,7 @@ class Foreign:
         skipped += [Skipped(name, 1, what) for name, what in theirs.values.items()]
         skipped += [Skipped(name, 1, "the detector has no such tensor") for name in theirs.foreign]
         counters = sum(key.endswith(COUNTER) and key not in kept for key in own)
-        note = f"{counters} counters of batches ({COUNTER}) are not in it: nothing but training uses them"
+        note = f"{counters} counters of batches ({COUNTER}) are missing: only training uses them"
         return replace(
             self.report,
             tensors=len(kept),
@@ -166,15 +167,15 @@ class Foreign:
         listed = (
             ("missing", differ.missing),
             ("of another shape", [f"{name} {what}" for name, what in differ.shapes.items()]),
-            ("with values that are of no use", [f"{name} ({what})" for name, what in differ.values.items()]),
-            ("without a place", differ.foreign),
+            ("with unusable values", [f"{name} ({what})" for name, what in differ.values.items()]),
+            ("not in the detector", differ.foreign),
         )
         lines = [f"  {len(names)} {what}: {', '.join(names)}" for what, names in listed if names]
         return "\n".join(
             [
                 f"{self.report.source}: recognised as {own.model} with {own.backbone}, but its weights do not fit:",
                 *lines,
-                "Take the whole file; or, to go on with random values in their place, load_mmdet(..., strict=False), "
+                "Use a complete file; or, for random values in their place, load_mmdet(..., strict=False) or "
                 "'locdistill convert IN OUT --partial'",
             ]
         )
@@ -205,18 +206,21 @@ def read(
     given = dict(settings or {})
     named = given.pop("classes", None) if classes is None else classes
     name = GIVEN if isinstance(source, Mapping) else str(source)
+    # A text would count as the list of its letters.
+    if named is not None and (isinstance(named, str) or not isinstance(named, Iterable)):
+        raise WeightsError(f"{name}: classes: expected a list of names, such as ['disc', 'box'], came {named!r}")
     content = source if isinstance(source, Mapping) else _content(Path(source))
     try:
         unpacked = unpack(content, weights)
-        own, notes = _settings(unpacked, None if named is None else _names(named), given)
+        own, notes = _settings(unpacked, None if named is None else tuple(named), given)
         names, unknown = mmdet.rename({key: key for key in unpacked.tensors}, mmdet.to_ours(own.model))
         _check_positions(unpacked.constants, own)
     except WeightsError as error:
         raise WeightsError(f"{name}: {error}") from error
     if unknown and strict:
         raise WeightsError(
-            f"{name}: recognised as {own.model} with {own.backbone}, which has no place for {len(unknown)} tensors: "
-            f"{', '.join(unknown)}. If they are not needed: load_mmdet(..., strict=False), 'locdistill convert "
+            f"{name}: recognised as {own.model} with {own.backbone}, which does not have {len(unknown)} of the "
+            f"tensors: {', '.join(unknown)}. To leave them out: load_mmdet(..., strict=False) or 'locdistill convert "
             "IN OUT --partial'"
         )
     skipped = (*unpacked.skipped, *(Skipped(key, 1, "the detector has no such tensor") for key in unknown))
@@ -228,15 +232,8 @@ def read(
 
 def _content(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file of weights; check the path")
+        raise WeightsError(f"{path}: no such weights file; check the path")
     return read_tensors(path) if path.suffix == SUFFIX else read_checkpoint(path)
-
-
-def _names(classes: Any) -> tuple[str, ...]:
-    """Return names of classes as a tuple, and refuse a text, which would count as the list of its letters."""
-    if isinstance(classes, str) or not isinstance(classes, Iterable):
-        raise WeightsError(f"classes: expected a list of names, such as ['disc', 'box'], came {classes!r}")
-    return tuple(classes)
 
 
 def _settings(
@@ -251,7 +248,7 @@ def _settings(
     try:
         plain = dict(json.loads(ours))
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"the '{METADATA_KEY}' settings in it cannot be read ({error})") from error
+        raise WeightsError(f"its '{METADATA_KEY}' settings cannot be read ({error})") from error
     if classes is not None:
         fitting = recognise(shapes, classes=classes).settings
         plain |= {key: fitting[key] for key in ("classes", "background_channel")}
@@ -267,7 +264,7 @@ def _check_positions(constants: Mapping[str, Tensor], own: DetectorSettings) -> 
         if its.shape != mine.shape or not torch.allclose(its, mine, rtol=1e-3, atol=1e-3):
             raise WeightsError(
                 f"{name}: its {len(its)} bins lie at {_ends(its)}; those of {own.model} are expected at {_ends(mine)}, "
-                "and elsewhere the weights would mean other boxes. Take a file that was trained with these bins"
+                "and with other bins the weights would mean other boxes. Use a file that was trained with these bins"
             )
 
 
@@ -279,10 +276,14 @@ def _checked(plain: Mapping[str, Any], given: Mapping[str, Any]) -> DetectorSett
     except pydantic.ValidationError as error:
         own_fault = all(problem["loc"] and problem["loc"][0] in given for problem in error.errors())
         wrong = problems(error, DetectorSettings, data)
-        lines = ["these settings make no detector:", *(f"  {what}" for what in wrong), *([] if own_fault else [REMEDY])]
+        lines = [
+            "no detector can be built from these settings:",
+            *(f"  {what}" for what in wrong),
+            *([] if own_fault else [REMEDY]),
+        ]
         raise WeightsError("\n".join(lines)) from None
     if not settings.classes:
-        raise WeightsError(f"the settings in it name no classes. {REMEDY}")
+        raise WeightsError(f"its settings have no names of classes. {REMEDY}")
     return settings
 
 
@@ -316,17 +317,13 @@ def detector_settings(path: str | Path) -> DetectorSettings:
         wrong = problems(error, DetectorSettings, data)
         raise WeightsError("\n  ".join([head, *wrong]) + f"\nUpdate locdistill, or {again}") from None
     if not settings.classes:
-        raise WeightsError(f"{file}: the settings saved with the weights name no classes; {again}")
+        raise WeightsError(f"{file}: the settings saved with the weights have no names of classes; {again}")
     return settings
 
 
 def _ends(values: Tensor) -> str:
     listed = [f"{value:.4g}" for value in values.tolist()]
-    return ", ".join(listed if len(listed) < 6 else [*listed[:3], "...", listed[-1]]) or "no places"
-
-
-def _span(levels: Sequence[int]) -> str:
-    return f"{levels[0]} to {levels[-1]}"
+    return ", ".join(listed if len(listed) < 6 else [*listed[:3], "...", listed[-1]]) or "no positions"
 
 
 def _triple(values: Sequence[float] | None) -> str:

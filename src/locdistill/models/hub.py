@@ -29,6 +29,8 @@ _ADDRESS = re.compile(r"hf:/{1,2}(?P<repo_id>[^/@]+/[^/@]+)(@(?P<revision>[^/]+)
 
 @dataclass(frozen=True)
 class _Address:
+    """Address on the hub: a repository, and optionally a revision and a file of it."""
+
     repo_id: str
     revision: str | None = None
     file: str | None = None
@@ -72,7 +74,7 @@ def find(weights: str | Path) -> Path:
             which is downloaded if needed.
 
     Raises:
-        HubError: The hub cannot be reached, or has no such thing.
+        HubError: The hub cannot be reached, or has no such repository, revision or file.
         WeightsError: There is no such file, or the download is damaged or not a detector of this package.
     """
     address = _address(str(weights))
@@ -94,7 +96,7 @@ def _address(text: str) -> _Address | None:
         return None
     found = _ADDRESS.fullmatch(text)
     if found is None:
-        raise HubError(f"{text}: expected hf://OWNER/NAME, with @REVISION or /FILE behind it where they are needed")
+        raise HubError(f"{text}: expected hf://OWNER/NAME, optionally followed by @REVISION and /FILE")
     return _Address(found["repo_id"], found["revision"], found["file"])
 
 
@@ -115,11 +117,9 @@ def _files(api: HfApi, address: _Address) -> list[str]:
     from huggingface_hub import errors  # noqa: PLC0415 - heavy
 
     try:
-        return file_names(
-            api.model_info(address.repo_id, revision=address.revision)
-        )  # its listing of files tries for long
+        return file_names(api.model_info(address.repo_id, revision=address.revision))  # fails sooner than a listing
     except _failed_connection() as error:
-        if isinstance(error, errors.HfHubHTTPError):  # there was an answer
+        if isinstance(error, errors.HfHubHTTPError):  # the hub answered
             raise
         try:
             folder = api.snapshot_download(
@@ -146,7 +146,7 @@ def _only_weights(repo_id: str, files: list[str]) -> str:
         listed = ", ".join(files[:10]) or "nothing"
         raise HubError(f"{repo_id} has no weights ({SUFFIX}); it has {listed}")
     listed = "\n  ".join(sorted(published or there))
-    raise HubError(f"{repo_id} has several weights; name one with --file, or as hf://{repo_id}/FILE:\n  {listed}")
+    raise HubError(f"{repo_id} has several weights; choose one with --file, or as hf://{repo_id}/FILE:\n  {listed}")
 
 
 def _copy(found: Path, folder: Path) -> Path:
@@ -156,7 +156,7 @@ def _copy(found: Path, folder: Path) -> Path:
     if target.exists():
         if target.read_bytes() == found.read_bytes():
             return target
-        raise RunError(f"{target} is there already and is another file; give another folder with --out DIR")
+        raise RunError(f"{target} exists already, with other content; give another folder with --out DIR")
     try:
         with replacing(target) as part:
             shutil.copyfile(found, part)
@@ -194,7 +194,7 @@ def asking(repo_id: str, revision: str | None) -> Iterator[None]:
     except LocdistillError:
         raise
     except errors.RevisionNotFoundError as error:
-        raise HubError(f"{repo_id}: there is no revision {revision!r}; expected a branch, a tag or a commit") from error
+        raise HubError(f"{repo_id}: no revision {revision!r}; expected a branch, a tag or a commit") from error
     except errors.HFValidationError as error:
         raise HubError(f"{repo_id!r}: expected a model as OWNER/NAME ({error})") from error
     except failures as error:
@@ -205,19 +205,20 @@ def _explained(error: Exception) -> str:
     """Return an explanation of an error of the hub's library for the user."""
     from huggingface_hub import constants, errors  # noqa: PLC0415 - heavy
 
-    said = (getattr(error, "server_message", None) or str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = (getattr(error, "server_message", None) or str(error).strip() or type(error).__name__).splitlines()[0]
     log_in = "log in with 'hf auth login' or set HF_TOKEN"
     answer = getattr(error, "response", None)
     if isinstance(error, errors.RepositoryNotFoundError):
-        return f"there is no such model at {constants.ENDPOINT}, or it is private: check the name, or {log_in}"
+        return f"no such model at {constants.ENDPOINT}, or it is private: check the name, or {log_in}"
     if answer is not None and answer.status_code == 404:
-        return f"there is no such file: {answer.url}"
+        return f"no such file: {answer.url}"
     if answer is not None and answer.status_code in (401, 403):
-        return f"the hub does not allow it ({said}): {log_in}, with a token that may"
+        return f"access denied by the hub ({reason}): {log_in}, with a token that has access"
     if answer is not None or not isinstance(error, _failed_connection()):
-        return f"the hub or its library reports: {said}"
-    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else said
+        return f"error of the hub or its library: {reason}"
+    if constants.HF_HUB_OFFLINE:
+        reason = "HF_HUB_OFFLINE is set"
     return (
-        f"no answer from the model hub at {constants.ENDPOINT} ({reason}). It needs a network once, then its cache "
-        "will do; HF_ENDPOINT names another hub. Without one, copy the file here and name it by its path"
+        f"no answer from the model hub at {constants.ENDPOINT} ({reason}). A network is needed for the first download "
+        "only; HF_ENDPOINT sets another hub. Without a network, copy the file here and give its path"
     )

@@ -58,7 +58,9 @@ def load_mmdet(
             requested classes, weights or settings are not available.
     """
     if not isinstance(source, Mapping):
-        source = _foreign_file(source)
+        source = locate(source)
+        if not foreign.is_foreign(source):
+            raise WeightsError(f"{source}: not a file of MMDetection; use Detector.load for files of locdistill")
     found = foreign.read(source, classes=classes, weights=weights, strict=strict, settings=settings)
     detector, report = _build(found, strict)
     (log.info if strict else log.warning)("%s", report)
@@ -91,8 +93,8 @@ def save_mmdet(detector: Detector, path: str | Path) -> Path:
     except WeightsError as error:
         raise WeightsError(f"MMDetection has no detector of this kind: {error}") from error
     mine = own.model_dump(include=set(VISIBLE)) | {"backbone": own.backbone.split(".")[0]}
-    told = [key for key in VISIBLE if key in found]
-    differ = [f"{key} {mine[key]}, there {found[key]}" for key in told if mine[key] != found[key]]
+    known = [key for key in VISIBLE if key in found]
+    differ = [f"{key} {mine[key]}, there {found[key]}" for key in known if mine[key] != found[key]]
     if own.backbone_args:
         differ.append(f"backbone_args {own.backbone_args}, there none")
     if differ:
@@ -143,7 +145,7 @@ def convert(
     if to == "locdistill" and out.suffix != SUFFIX:
         out = out.with_name(out.name + SUFFIX)
     if os.path.exists(out) and not force:  # unlike `Path.exists`, never an error: the writer reports it
-        raise WeightsError(f"{out} is there already; give another name, or --force to replace it")
+        raise WeightsError(f"{out} exists already; give another name, or --force to replace it")
     file = locate(source)
     if foreign.is_foreign(file):
         found = foreign.read(file, classes=classes, weights=weights, strict=strict, settings=settings)
@@ -153,14 +155,8 @@ def convert(
     return (save_mmdet(detector, out) if to == "mmdet" else detector.save(out)), report
 
 
-def _foreign_file(path: str | Path) -> Path:
-    file = locate(path)
-    if not foreign.is_foreign(file):
-        raise WeightsError(f"{file}: no file of MMDetection's; Detector.load reads what locdistill wrote")
-    return file
-
-
 def _build(found: foreign.Foreign, strict: bool) -> tuple[Detector, ImportReport]:
+    """Build the detector of a foreign file, in evaluation mode."""
     with building(found.report.source):
         detector = Detector(found.report.settings, pretrained=False)
     report = found.fill(detector, strict=strict)
@@ -168,8 +164,11 @@ def _build(found: foreign.Foreign, strict: bool) -> tuple[Detector, ImportReport
 
 
 def _own(file: Path, *, changed: bool) -> tuple[Detector, ImportReport]:
+    """Load a detector from a file of this package, unless its settings are to be changed."""
     if changed:
-        raise WeightsError(f"{file}: written by locdistill, with its own settings; they cannot be changed here")
+        raise WeightsError(
+            f"{file}: written by locdistill, with settings that cannot be changed here; leave out classes and settings"
+        )
     detector = Detector.load(file)
     report = ImportReport(
         source=str(file),

@@ -52,7 +52,7 @@ def export_onnx(detector: Detector, path: str | Path, size: tuple[int, int], bat
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise RunError(
-            f"writing ONNX needs {' and '.join(missing)}, which is not installed: pip install 'locdistill[onnx]'"
+            f"the export to ONNX needs {' and '.join(missing)}, not installed: pip install 'locdistill[onnx]'"
         )
     network = _Network(detector)
     training = detector.training

@@ -17,11 +17,6 @@ from locdistill.models.settings import DetectionSettings
 from locdistill.types import Dense, Detections
 
 
-def scale_factors(sizes: Int[Tensor, "b 2"], original_sizes: Int[Tensor, "b 2"]) -> Float[Tensor, "b 2"]:
-    """Compute how much each image was enlarged, along ``y`` and ``x``: its size over its original size, in float32."""
-    return sizes.float() / original_sizes.float()
-
-
 def select(scores: Float[Tensor, "b l c"], grid: Grid, candidates: int) -> Int[Tensor, "b k"]:
     """Return indices of the locations with the largest best class score, at most ``candidates`` of each level.
 
@@ -104,16 +99,13 @@ def suppress(
         settings: Kind of suppression, threshold and limit.
         kind: Kind of the boxes.
     """
-    return [
-        _suppress_one(Detections(*map(torch.cat, zip(*own, strict=True))), settings, kind)
-        for own in zip(*views, strict=True)
-    ]
-
-
-def _suppress_one(found: Detections, settings: DetectionSettings, kind: BoxKind) -> Detections:
-    boxes, scores, labels = found
-    if settings.nms == "voting_cluster_diou":
-        voted, kept = voting_nms(*found, threshold=settings.nms_iou, limit=settings.max_detections)
-        return Detections(voted, scores[kept], labels[kept])
-    kept = kind.nms(*found, settings.nms_iou)[: settings.max_detections]
-    return Detections(boxes[kept], scores[kept], labels[kept])
+    found = []
+    for own in zip(*views, strict=True):
+        boxes, scores, labels = map(torch.cat, zip(*own, strict=True))
+        if settings.nms == "voting_cluster_diou":
+            boxes, kept = voting_nms(boxes, scores, labels, threshold=settings.nms_iou, limit=settings.max_detections)
+        else:
+            kept = kind.nms(boxes, scores, labels, settings.nms_iou)[: settings.max_detections]
+            boxes = boxes[kept]
+        found.append(Detections(boxes, scores[kept], labels[kept]))
+    return found

@@ -22,12 +22,26 @@ def adapt(net: nn.Module, settings: DetectorSettings) -> None:
     """
     blocks = {stage: _blocks(net, stage) for stage in STAGES}
     everywhere = [block for stage in STAGES for block in blocks[stage]]
-    _pass_through(everywhere)
+    # timm and the authors of Res2Net average the last split of a Res2Net block over 3x3 in the first block of every
+    # stage, MMDetection only where the stride is 2. Its published detectors were trained that way, from ImageNet
+    # weights of the other network.
+    for block in everywhere:
+        if isinstance(block, Bottle2neck) and block.pool is not None and block.pool.stride == 1:
+            block.add_module("pool", nn.Identity())
     if settings.style == "caffe":
         _stride_first(everywhere, settings.backbone)
     for stage in sorted(set(settings.deformable)):
+        if not everywhere:
+            raise RecipeError(
+                f"deformable: '{settings.backbone}' is no residual network with 3x3 convolutions to replace; leave "
+                "'deformable' empty, or use a ResNet, ResNeXt or Res2Net, such as resnet50, resnext101_32x4d or "
+                "res2net101d"
+            )
         if not blocks[stage]:
-            raise RecipeError(_not_deformable(stage, settings, any(blocks.values())))
+            raise RecipeError(
+                f"deformable: levels {list(settings.levels)} do not use stage {stage} of '{settings.backbone}'; leave "
+                "it out, or add the level"
+            )
         for block in blocks[stage]:
             parent, names = (
                 (block.convs, [str(index) for index in range(len(block.convs))])
@@ -47,36 +61,13 @@ def _blocks(net: nn.Module, stage: int) -> list[ResidualBlock]:
     return [block for block in blocks if isinstance(block, ResidualBlock)]
 
 
-def _pass_through(blocks: list[ResidualBlock]) -> None:
-    """Pass the last split of a Res2Net block on unchanged where the block does not change the resolution.
-
-    timm and the authors of Res2Net average it over 3x3 in the first block of every stage. MMDetection does so only
-    where the stride is 2; its published detectors were trained that way, from ImageNet weights of the other network.
-    """
-    for block in blocks:
-        if isinstance(block, Bottle2neck) and block.pool is not None and block.pool.stride == 1:
-            block.add_module("pool", nn.Identity())
-
-
 def _stride_first(blocks: list[ResidualBlock], name: str) -> None:
     """Move the stride of a bottleneck from its 3x3 convolution to the 1x1 convolution before it."""
     halving = [block for block in blocks if isinstance(block, Bottleneck) and block.conv2.stride != (1, 1)]
     if not halving:
         raise RecipeError(
-            f"style: 'caffe' moves the stride within the bottlenecks of a ResNet or ResNeXt, of which '{name}' has "
-            "none; take 'pytorch', or a backbone such as resnet50, resnet101 or resnext101_32x4d"
+            f"style: 'caffe' moves the stride within the bottlenecks of a ResNet or ResNeXt, which '{name}' does not "
+            "have; use 'pytorch', or a backbone such as resnet50, resnet101 or resnext101_32x4d"
         )
     for block in halving:
         block.conv1.stride, block.conv2.stride = block.conv2.stride, (1, 1)
-
-
-def _not_deformable(stage: int, settings: DetectorSettings, residual: bool) -> str:
-    if residual:
-        return (
-            f"deformable: levels {list(settings.levels)} do not use stage {stage} of '{settings.backbone}'; leave it "
-            "out, or add the level"
-        )
-    return (
-        f"deformable: '{settings.backbone}' is no residual network whose 3x3 convolutions could be replaced; leave "
-        "'deformable' empty, or take a ResNet, ResNeXt or Res2Net, such as resnet50, resnext101_32x4d or res2net101d"
-    )

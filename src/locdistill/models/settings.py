@@ -200,15 +200,15 @@ class DetectorSettings(Settings):
         if self.norm_groups and self.channels % self.norm_groups:
             raise ValueError(f"channels ({self.channels}) must be a multiple of norm_groups ({self.norm_groups})")
         if set(self.deformable) - {1, 2, 3, 4}:
-            raise ValueError(f"deformable stages are among 1, 2, 3, 4; got {self.deformable}")
+            raise ValueError(f"deformable stages must be among 1, 2, 3, 4; got {self.deformable}")
         if self.background_channel and self.model != "gflv2":
             raise ValueError(f"only gflv2 has a background_channel, not {self.model}")
         if self.model == "gflv2" and self.reg_max < 3:
-            raise ValueError(f"gflv2 reads the 4 largest bins: reg_max is at least 3, got {self.reg_max}")
+            raise ValueError(f"gflv2 uses the 4 largest bins: reg_max must be at least 3; got {self.reg_max}")
         if self.rotated and self.detections.nms != "plain":
             raise ValueError(f"detections.nms {self.detections.nms} is for axis-aligned boxes; set it to plain")
         if self.rotated and self.reg_max < 2:
-            raise ValueError(f"the angle takes at least 3 bins: reg_max is at least 2, got {self.reg_max}")
+            raise ValueError(f"the angle needs at least 3 bins: reg_max must be at least 2; got {self.reg_max}")
         if self.std is not None and min(self.std) <= 0:
             raise ValueError(f"std must be positive; got {self.std}")
         if len(set(self.classes)) != len(self.classes):

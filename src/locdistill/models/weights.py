@@ -41,7 +41,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file of weights; check the path")
+        raise WeightsError(f"{path}: no such weights file; check the path")
     content = read_tensors(path) if path.suffix == SUFFIX else read_checkpoint(path)
     for name in NESTED:
         if isinstance(content.get(name), Mapping):
@@ -73,12 +73,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file of weights; check the path")
+        raise WeightsError(f"{path}: no such weights file; check the path")
     if path.suffix == CHECKPOINT:
         names = ("best", "last")
         there = next((name for name in names if (path.parent / f"{name}{SUFFIX}").is_file()), names[0])
         raise WeightsError(
-            f"{path}: a checkpoint, from which training goes on (--resume); expected weights ({SUFFIX}): name "
+            f"{path}: a checkpoint to resume training from (--resume), but expected weights ({SUFFIX}): give "
             f"{path.parent / there} instead"
         )
     try:
@@ -97,7 +97,7 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{path}: the '{METADATA_KEY}' metadata cannot be read ({error!r})") from error
     if version > FORMAT:
-        raise WeightsError(f"{path}: written in format {version}, this version reads up to {FORMAT}; update locdistill")
+        raise WeightsError(f"{path}: written in format {version}; this version reads up to {FORMAT}: update locdistill")
     return dict(metadata)
 
 
@@ -171,7 +171,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         with replacing(path) as part:
             yield part
     except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} cannot be written ({_reason(error, path)}); give another file") from error
+        reason, where = getattr(error, "strerror", None) or error, getattr(error, "filename", None)
+        at = "" if where is None or Path(where) == path else f"{where}: "  # the path at fault if it is another one
+        raise WeightsError(f"{path} cannot be written ({at}{reason}); give another file") from error
 
 
 def file_name(path: str | Path) -> Path:
@@ -182,15 +184,8 @@ def file_name(path: str | Path) -> Path:
     """
     path = Path(path)
     if path.name in ("", ".."):
-        raise WeightsError(f"{path} cannot be written: it is a folder; name a file in it")
+        raise WeightsError(f"{path} cannot be written: it is a folder; give a file in it")
     return path
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """Return why a file was not written, with the path at fault if it is another one."""
-    reason = str(getattr(error, "strerror", None) or error)
-    where = getattr(error, "filename", None)
-    return reason if where is None or Path(where) == path else f"{where}: {reason}"
 
 
 @contextmanager
@@ -219,7 +214,7 @@ def locate(path: str | Path) -> Path:
             return candidate
     if os.path.isdir(path):
         found = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
-        hint = f"it has {', '.join(found)}: name one of them" if found else "has the run saved anything yet?"
+        hint = f"it has {', '.join(found)}: give one of them" if found else "has the run saved anything yet?"
         raise WeightsError(f"{path}: the folder has no best{SUFFIX}; {hint}")
     raise WeightsError(f"{path}: no such weights (nor {path.name}{SUFFIX}); give a file or a run folder")
 
@@ -245,17 +240,26 @@ class Differences:
     def between(cls, module: torch.nn.Module, tensors: Mapping[str, Tensor]) -> Differences:
         """Compare names and shapes, and check the values."""
         own = module.state_dict()
-        pairs = {key: (value, tensors[key]) for key, value in own.items() if key in tensors}
-        alike = {key: pair for key, pair in pairs.items() if pair[0].shape == pair[1].shape}
+        shapes: dict[str, str] = {}
+        values: dict[str, str] = {}
+        for key, value in own.items():
+            if key not in tensors:
+                continue
+            given = tensors[key]
+            if given.shape != value.shape:
+                shapes[key] = f"{tuple(given.shape)} instead of {tuple(value.shape)}"
+            elif value.is_floating_point() and not given.is_floating_point():
+                values[key] = f"{str(given.dtype).removeprefix('torch.')} instead of floating-point numbers"
+            elif value.is_floating_point():
+                # Converted first: values may be too large for the data type of the detector.
+                wrong = given.numel() - int(given.to(value.dtype).isfinite().sum())
+                if wrong:
+                    values[key] = f"{wrong} of {given.numel()} values are NaN or infinite"
         return cls(
             missing=tuple(key for key in own if key not in tensors and not key.endswith(COUNTER)),
             foreign=tuple(key for key in tensors if key not in own),
-            shapes={
-                key: f"{tuple(given.shape)} instead of {tuple(value.shape)}"
-                for key, (value, given) in pairs.items()
-                if key not in alike
-            },
-            values={key: reason for key, pair in alike.items() if (reason := _useless(*pair))},
+            shapes=shapes,
+            values=values,
         )
 
     def renamed(self, names: Mapping[str, str]) -> Differences:
@@ -272,19 +276,9 @@ class Differences:
         values = [f"{key} ({why})" for key, why in self.values.items()]
         listed = (
             *((self.missing, "missing"), (self.foreign, "not in the model"), (shapes, "of another shape")),
-            (values, "with values that are of no use"),
+            (values, "with unusable values"),
         )
         return "; ".join(f"{len(keys)} {what}: {_few(list(keys))}" for keys, what in listed if keys)
-
-
-def _useless(value: Tensor, given: Tensor) -> str:
-    """Return why a tensor cannot replace another of its shape; empty if it can."""
-    if not value.is_floating_point():
-        return ""
-    if not given.is_floating_point():
-        return f"{str(given.dtype).removeprefix('torch.')} instead of floating-point numbers"
-    wrong = given.numel() - int(given.to(value.dtype).isfinite().sum())  # also what is too large for the detector
-    return f"{wrong} of {given.numel()} values are NaN or infinite" if wrong else ""
 
 
 def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
@@ -297,10 +291,11 @@ def load_strict(module: torch.nn.Module, tensors: Mapping[str, Tensor], source: 
     if differ.missing or differ.foreign or differ.shapes:
         raise WeightsError(f"{source}: the weights are of another architecture: {differ}")
     if differ.values:
-        raise WeightsError(f"{source}: damaged, or of a training that failed: {differ}")
+        raise WeightsError(f"{source}: damaged, or from a training that failed: {differ}")
     module.load_state_dict(dict(tensors), strict=False)
 
 
 def _few(keys: list[str], count: int = 4) -> str:
+    """Return the first keys as text, and the number of the others."""
     more = f", ... ({len(keys) - count} more)" if len(keys) > count else ""
     return ", ".join(keys[:count]) + more

@@ -79,6 +79,7 @@ class Balance(nn.Module):
     def _measure(
         self, values: Mapping[str, Tensor], supervised: Tensor, student: Dense, with_features: Sequence[str]
     ) -> None:
+        """Update the running means of the squared norms of gradients."""
         outputs = [x for x in (student.cls_logits, student.edge_logits, student.quality_logits) if x is not None]
         alone = _squares(supervised, outputs) if set(self.ratios) - set(with_features) else []
         below = _squares(supervised, student.features) if with_features else []

@@ -26,24 +26,20 @@ class Learned(nn.Module):
         self, terms: Mapping[str, nn.Module], balance: Balance | None = None, cross: nn.ModuleList | None = None
     ) -> None:
         super().__init__()
-        self.terms = nn.ModuleDict({_key(name): own for name, own in terms.items()})
+        # With a prefix, because `nn.ModuleDict` refuses the names of its own attributes.
+        self.terms = nn.ModuleDict({f"of_{name}": own for name, own in terms.items()})
         self.balance = balance
         self.cross = cross
 
     def of(self, term: str) -> nn.Module | None:
         """Return the weights of a term; None if it has none."""
-        return dict(self.terms.items()).get(_key(term))
+        return dict(self.terms.items()).get(f"of_{term}")
 
     def crossing(self, student: Dense) -> Dense:
         """Return the student's predictions, with its maps inside the head adapted to the teacher's width."""
         if self.cross is None:
             return student
         return student._replace(towers=tuple(adapter(m) for adapter, m in zip(self.cross, student.towers, strict=True)))
-
-
-def _key(term: str) -> str:
-    """Return a name that no attribute of ``nn.ModuleDict`` has, for any name of a term."""
-    return f"of_{term}"
 
 
 def adapters(

@@ -113,7 +113,8 @@ class LevelMean(Normaliser):
 
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
         """Compute one denominator per level."""
-        return _nonzero(_level_sums(weights, scene).sum(0, keepdim=True))[:, scene.grid.levels]
+        sums = _level_sums(weights, scene).sum(0, keepdim=True)
+        return torch.where(sums > 0, sums, 1.0)[:, scene.grid.levels]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +135,8 @@ class ImageLevelMean(Normaliser):
     def __call__(self, weights: Float[Tensor, "b l"], scene: Scene) -> Float[Tensor, "#b #l"]:
         """Compute one denominator per image and level."""
         counted = weights if self.over == "weights" else (weights > 0).to(weights.dtype)
-        return _nonzero(_level_sums(counted, scene))[:, scene.grid.levels] * _images(weights)
+        sums = _level_sums(counted, scene)
+        return torch.where(sums > 0, sums, 1.0)[:, scene.grid.levels] * _images(weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +183,3 @@ def _images(weights: Tensor) -> Tensor:
 def _level_sums(weights: Tensor, scene: Scene) -> Tensor:
     sums = weights.new_zeros(weights.shape[0], len(scene.grid.shapes))
     return sums.index_add(1, scene.grid.levels, weights)
-
-
-def _nonzero(sums: Tensor) -> Tensor:
-    return torch.where(sums > 0, sums, torch.ones_like(sums))

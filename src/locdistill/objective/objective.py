@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -22,7 +23,7 @@ from locdistill.objective.scene import Scene
 from locdistill.objective.term import MAPS, Need, Term
 from locdistill.types import Dense, Instances
 
-_SAYS = {4: "axis-aligned boxes", 5: "rotated boxes"}
+_BOXES = {4: "axis-aligned boxes", 5: "rotated boxes"}
 OWNED = frozenset({Need.WEIGHTS, Need.CROSS})
 """Needs that bring weights trained with the student: a divergence's own, or adapters to the teacher's head."""
 
@@ -43,50 +44,48 @@ class Objective:
     assigner: Assigner = field(default_factory=ATSS)
     coding: Coding = DISTANCES
     _shared: Mapping[str, str] = field(init=False, repr=False, compare=False)
-    """Terms that share their divergence with others, each mapped to the first term with it."""
+    """Terms without weights that share their divergence with others, each mapped to the first term with it."""
 
     def __post_init__(self) -> None:
-        """Refuse terms that the assigner would silently leave without a region, or that have nothing to compare with.
+        """Check that assigner and detector have what the terms need, and find divergences that several terms share.
 
         Raises:
-            RecipeError: A term takes thresholds from an assigner that has none, is balanced without a counterpart, or
-                uses boxes or numbers that this detector does not have.
+            RecipeError: A term needs thresholds that the assigner does not have, or boxes or numbers that the detector
+                does not have, or is balanced without supervised terms.
         """
-        object.__setattr__(self, "_shared", _shared(self.terms))
+        plain = {name: term.of for name, term in self.terms.items() if not term.learns}
+        firsts = {name: next(other for other, of in plain.items() if of == plain[name]) for name in plain}
+        counts = Counter(firsts.values())
+        object.__setattr__(self, "_shared", {name: first for name, first in firsts.items() if counts[first] > 1})
         balanced = {name: term for name, term in self.terms.items() if term.balance is not None}
         if labels := [name for name, term in balanced.items() if not term.needs_teacher]:
             raise RecipeError(
-                f"the terms {', '.join(labels)} learn from labels, and balance holds a distillation term against "
-                "those; give them a weight in its place"
+                f"the terms {', '.join(labels)} learn from labels, but balance is for distillation terms only; set a "
+                "weight instead"
             )
         if balanced and all(term.needs_teacher for term in self.terms.values()):
             raise RecipeError(
-                f"the terms {', '.join(balanced)} are balanced against the supervised terms, and there are none; give "
-                "them a weight in place of balance"
+                f"the terms {', '.join(balanced)} are balanced against supervised terms, but there are none; set a "
+                "weight instead of balance"
             )
-        self._check_boxes()
-        if self.assigner.has_thresholds:
-            return
-        if names := self._that(Need.THRESHOLDS):
-            raise RecipeError(
-                f"the terms {names} take each object's threshold from the assigner, and {type(self.assigner).__name__} "
-                "has none; set threshold: adaptive in their region"
-            )
-
-    def _check_boxes(self) -> None:
         mine = self.coding.kind.numbers
         for name, term in self.terms.items():
             its = getattr(term.of, "numbers", mine)
             if its != mine:
                 raise RecipeError(
-                    f"the term {name} compares {_SAYS[its]} and the detector has {_SAYS[mine]}; set the kind of "
+                    f"the term {name} compares {_BOXES[its]}, but the detector has {_BOXES[mine]}; set the kind of "
                     f"overlap to one of {', '.join(kinds_for(mine))}"
                 )
         some = torch.zeros(len(self.coding.names))
         if (names := self._that(Need.DISTANCES)) and not self.coding.distances(some).numel():
             raise RecipeError(
-                f"the terms {names} ask how central a location is by its distances to four edges, and this detector "
-                f"predicts {', '.join(self.coding.names)}; set by: iou or by: ones in their region"
+                f"the terms {names} compute centerness from distances to four edges, but this detector predicts "
+                f"{', '.join(self.coding.names)}; set by: iou or by: ones in their region"
+            )
+        if not self.assigner.has_thresholds and (names := self._that(Need.THRESHOLDS)):
+            raise RecipeError(
+                f"the terms {names} take each object's threshold from the assigner, but {type(self.assigner).__name__} "
+                "has none; set threshold: adaptive in their region"
             )
 
     @property
@@ -111,7 +110,7 @@ class Objective:
             return Learned({}, balance)
         student, teacher = example()
         if teacher is None:
-            raise TeacherError(f"the terms {', '.join(names)} compare with a teacher, and none was given")
+            raise TeacherError(f"the terms {', '.join(names)} compare with a teacher, but none was given")
         parts = {name: term.parts(student, teacher) for name, term in self.terms.items() if term.learns}
         cross = adapters(student.towers, teacher.towers) if self.needs_cross else None
         return Learned({name: part for name, part in parts.items() if part is not None}, balance, cross)
@@ -161,20 +160,20 @@ class Objective:
             progress: Progress of the run, and the weights learned by the terms.
 
         Raises:
-            TeacherError: A term needs a teacher and none is given, or predictions of its head and there are none.
-            RecipeError: A term needs a quality beside the class score and the student has none.
+            TeacherError: A term needs a teacher or the predictions of its head, which are not given.
+            RecipeError: A term needs a quality beside the class score, which the student does not predict.
         """
         if teacher is None and self.needs_teacher:
-            raise TeacherError(f"the terms {self._that(Need.TEACHER)} compare with a teacher, and none was given")
+            raise TeacherError(f"the terms {self._that(Need.TEACHER)} compare with a teacher, but none was given")
         if student.quality_logits is None and (names := self._that(Need.QUALITY)):
             raise RecipeError(
-                f"the terms {names} train a quality beside the class score, which the student does not predict; leave "
-                "them out, or take a detector that does (atss, fcos)"
+                f"the terms {names} train a quality beside the class score, which the student does not predict; remove "
+                "them, or use a detector that predicts it (atss, fcos)"
             )
         if cross is None and self.needs_cross:
             raise TeacherError(
-                f"the terms {self._that(Need.CROSS)} look at what the teacher's head makes of the student's "
-                "features, and no such predictions were given; see the 'cross' of a teacher"
+                f"the terms {self._that(Need.CROSS)} need the predictions of the teacher's head on the student's "
+                "features, but none were given; compute them with the teacher's 'cross'"
             )
         return replace(self.unchecked(student, teacher, grid=grid, instances=instances, cross=cross), progress=progress)
 
@@ -205,7 +204,9 @@ class Objective:
             return {name: term(scene, None, known.get(name)) for name, term in self.terms.items()}
         if learned.balance is None:
             return {name: term(scene, learned.of(name), known.get(name)) for name, term in self.terms.items()}
-        values = {name: term.unscheduled(scene, learned.of(name), known.get(name)) for name, term in self.terms.items()}
+        values = {
+            name: term.per_location(scene, learned.of(name), known.get(name)).sum() for name, term in self.terms.items()
+        }
         supervised = torch.stack([values[name] for name, term in self.terms.items() if not term.needs_teacher]).sum()
         mapped = [name for name in learned.balance.ratios if _mapped(self.terms[name])]
         values |= learned.balance(values, supervised, scene.student, mapped)
@@ -217,21 +218,14 @@ class Objective:
         """Compute the losses of a batch.
 
         Raises:
-            TeacherError: A term needs a teacher and none is given.
-            RecipeError: A term needs a quality beside the class score and the student has none.
+            TeacherError: A term needs a teacher, which is not given.
+            RecipeError: A term needs a quality beside the class score, which the student does not predict.
         """
         return self.losses(self.scene(student, teacher, grid=grid, instances=instances))
 
     def _that(self, need: Need) -> str:
         """Return the names of the terms that have a need, as text."""
         return ", ".join(name for name, term in self.terms.items() if need in term.needs)
-
-
-def _shared(terms: Mapping[str, Term]) -> dict[str, str]:
-    """Map terms without weights that share their divergence with others to the first term with it."""
-    plain = {name: term.of for name, term in terms.items() if not term.learns}
-    firsts = {name: next(other for other, of in plain.items() if of == plain[name]) for name in plain}
-    return {name: first for name, first in firsts.items() if list(firsts.values()).count(first) > 1}
 
 
 def _mapped(term: Term) -> bool:

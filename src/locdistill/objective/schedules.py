@@ -40,7 +40,9 @@ class _Span(Schedule):
             ValueError: It begins before the run, ends after it, or ends before it begins.
         """
         if not 0 <= self.start <= self.end <= 1:
-            raise ValueError("start and end are shares of the run, 0 <= start <= end <= 1")
+            raise ValueError(
+                f"start and end are shares of the run, 0 <= start <= end <= 1; got {self.start:g} and {self.end:g}"
+            )
 
     def _through(self, progress: float) -> float:
         """Return the share of the span that is over."""

@@ -182,12 +182,8 @@ class Term:
         """Return the locations outside which a teacher's predictions do not matter; all locations if not bounded."""
         if not self.bounded:
             return scene.assignment.inside
-        assert isinstance(self.on, Bounded), "that is what bounded says"
-        return self.on.reach(self._seen(scene))
-
-    def _seen(self, scene: Scene) -> Scene:
-        """Return the scene, limited to the classes a teacher knows if the term uses its predictions."""
-        return scene.taught if self.needs_predictions else scene
+        assert isinstance(self.on, Bounded), "ensured by bounded"
+        return self.on.reach(scene.taught if self.needs_predictions else scene)
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
         """Build new weights of the divergence, from the shapes of predictions; None if it has none."""
@@ -207,7 +203,8 @@ class Term:
             own: The divergence's weights, if it has any.
             values: The divergence, if already computed.
         """
-        seen = self._seen(scene)
+        # If the term uses a teacher's predictions, it is limited to objects of classes that the teacher knows.
+        seen = scene.taught if self.needs_predictions else scene
         weights = self.on(seen)
         if values is None and own is None:
             values = self.of(scene)
@@ -215,15 +212,9 @@ class Term:
             values = cast(Learner, self.of)(scene, own)
         return self.weight * values * weights / self.norm(weights, seen)
 
-    def unscheduled(
-        self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
-    ) -> Float[Tensor, ""]:
-        """Compute the term's value without its schedule."""
-        return self.per_location(scene, own, values).sum()
-
     def __call__(
         self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
     ) -> Float[Tensor, ""]:
         """Compute the term's value; 0, with gradients defined, where the region is empty."""
-        value = self.unscheduled(scene, own, values)
+        value = self.per_location(scene, own, values).sum()
         return value if self.schedule is None else value * self.factor(scene)

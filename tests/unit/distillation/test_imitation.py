@@ -128,7 +128,7 @@ def test_features_of_half_precision_are_compared_in_float32():
 @pytest.mark.parametrize(
     ("student", "teacher", "words"),
     [
-        ([(4, 8, 10)], [(2, 8, 10)], ("4x8x10", "2x8x10", "detector.channels", "Objective.learned")),
+        ([(4, 8, 10)], [(2, 8, 10)], ("have [4] channels", "teacher's [2];", "detector.channels", "Objective.learned")),
         ([(4, 8, 10)], [], ("teacher", "features=True")),
         ([], [(4, 8, 10)], ("student", "features=True")),
     ],
@@ -147,7 +147,7 @@ def test_pyramids_are_compared_when_the_term_is_used():
     student, teacher, instances = random_batch(1, 1)
     narrow = teacher._replace(features=tuple(m[:, :2] for m in teacher.features))
     term = {"im": Term(of=FeatureL2(), on=Everywhere(), norm=LevelMean())}
-    with pytest.raises(TeacherError, match=r"4x8x10.*2x8x10"):
+    with pytest.raises(TeacherError, match=r"\[4, 4, 4\] channels, the teacher's \[2, 2, 2\]"):
         Objective(terms=term)(student, narrow, grid=GRID, instances=instances)
 
 

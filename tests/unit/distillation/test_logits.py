@@ -289,5 +289,5 @@ def test_a_term_through_the_teachers_head_says_what_it_misses(batch: Batch) -> N
     objective = Objective(terms=CROSS, bins=model.bins)
     assert objective.needs_cross
     assert not Objective(terms={n: replace(t, of=EdgeKL()) for n, t in CROSS.items()}).needs_cross
-    with pytest.raises(TeacherError, match="cls, edges, boxes look at what the teacher's head"):
+    with pytest.raises(TeacherError, match="cls, edges, boxes need the predictions of the teacher's head"):
         objective(said, said, grid=model.grid_for((64, 96)), instances=batch.instances)

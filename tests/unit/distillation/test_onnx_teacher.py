@@ -140,7 +140,7 @@ def test_a_batch_is_padded_to_the_files_size_and_cut_out_again(runtime: Callable
 
 def test_images_that_are_too_large(runtime: Callable[..., None]) -> None:
     runtime()
-    with pytest.raises(TeacherError, match=r"of 64x64, and a batch has 32x96 .*data.sizes=\[\[64, 64\]\]"):
+    with pytest.raises(TeacherError, match=r"at most 64x64 .*, but a batch has 32x96; set data.sizes=\[\[64, 64\]\]"):
         teacher()(batch(32, 96))
     runtime(shape=(None, 3, None, None))
     assert teacher()(batch(32, 96)).cls_logits.shape == (2, 4 * 12 + 2 * 6, 2)
@@ -253,7 +253,7 @@ def test_the_real_file(shared: Path, tiny_coco: Path) -> None:
     torch.testing.assert_close(kept[..., 2:] - own[..., 2:], torch.full_like(own[..., 2:], 0.5), atol=1e-4, rtol=0)
     assert torch.isfinite(said.edge_logits).all()
     large = recipe.model_copy(update={"data": DataSettings(sizes=((1333, 800),))})
-    with pytest.raises(TeacherError, match=r"may be 1344 long for it; set data.sizes=\[\[416, 416\]\]"):
+    with pytest.raises(TeacherError, match=r"may be 1344 long; set data.sizes=\[\[416, 416\]\]"):
         with_teacher(large, (file,))
     with pytest.raises(TeacherError, match=r"set data.sizes=\[\[400, 400\]\]"):  # what is padded to hundreds and fits
         with_teacher(recipe.model_copy(update={"data": DataSettings(sizes=((416, 416),), pad_to=100)}), (file,))

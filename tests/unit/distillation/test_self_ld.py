@@ -143,8 +143,8 @@ def test_kinds_with_as_many_locations_teach_each_other(student: str, teacher: st
     message = str(caught.value)
     kinds = "retinanet" if student == "retinanet" else "gfl, gflv2, atss, fcos"
     assert f"take a teacher of kind {kinds}, or set detector.model={teacher}" in message
-    assert "9 locations in each cell" in message
-    assert "one location in each cell" in message
+    theirs, mine = (9 if model == "retinanet" else 1 for model in (teacher, student))
+    assert f"of kind {teacher}, has {theirs} in each cell, the student, of kind {student}, {mine};" in message
 
 
 def test_maps_that_are_compared_may_have_two_widths() -> None:

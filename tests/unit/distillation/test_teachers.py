@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from locdistill.distillation.teacher import AverageTeacher, LiveTeacher
-from locdistill.engine.roles import Teacher
+from locdistill.engine.module import Teacher
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Batch, Instances

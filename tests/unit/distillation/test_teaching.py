@@ -151,7 +151,7 @@ def test_several_teachers_in_a_recipe() -> None:
     for values, words in (
         ({"weights": "ema", "more": [{"weights": "a"}]}, "teacher.more"),
         ({"weights": "a", "more": [{"weights": "b", "share": 0}]}, "more.0.share"),
-        ({"weights": "a", "scale": 3}, "scale is 1, 2 or 4"),
+        ({"weights": "a", "scale": 3}, "expected scale 1, 2 or 4"),
     ):
         with pytest.raises(RecipeError, match=words):
             validate(TeacherSettings, values, "teacher")
@@ -184,7 +184,7 @@ def test_several_teachers_are_averaged_in_the_students_terms(trained: Path, tmp_
     assert len(digests) == 2
     assert None not in digests
     assert shareable(known).teacher.more[0].weights is None  # type: ignore[union-attr]
-    with pytest.raises(TeacherError, match="the terms pkd look at a teacher's feature maps or head"):
+    with pytest.raises(TeacherError, match="the terms pkd use a teacher's feature maps or head"):
         with_teacher(
             recipe_of(recipe.teacher.model_dump(), method_terms(["ld", "pkd"], "gfl")),
             teacher_files(recipe.teacher, recipe.name),
@@ -269,7 +269,7 @@ def test_maps_teach_a_detector_of_another_kind_width_and_number_of_levels(tiny_c
     said = (result.out / "log.txt").read_text()
     for words in (
         "the teacher's have 32 channels, the student's 16",
-        "the teacher has strides [16, 32], asked for are [8, 16, 32]",
+        "the teacher has strides [16, 32], expected are [8, 16, 32]",
         "only its feature maps are compared",
     ):
         assert words in said

@@ -14,16 +14,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from locdistill.geometry.grid import Grid
+from locdistill.models.detector import Detector
+from locdistill.objective.objective import Objective
 from locdistill.types import Batch, Dense, Detections, Instances
 
 SIDE = 16
 
 
-class FakeDetector(nn.Module):
+class FakeDetector(Detector):
     """One level of stride 8, with batch normalisation, dropout and a frozen stem."""
 
     def __init__(self, seed: int = 0, dropout: float = 0.2, norm_eval: bool = False) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.norm_eval = norm_eval
         torch.manual_seed(seed)
         self.backbone = nn.ModuleDict({"stem": nn.Conv2d(3, 4, 3, 2, 1), "body": nn.Conv2d(4, 6, 3, 2, 1, bias=False)})
@@ -38,7 +40,7 @@ class FakeDetector(nn.Module):
         return Dense(x[..., :2], x[..., 2:].unflatten(-1, (4, 3)), features=(level,) if features else ())
 
     def train(self, mode: bool = True) -> FakeDetector:
-        super().train(mode)
+        nn.Module.train(self, mode)
         if self.norm_eval:
             self.norm.eval()
         return self
@@ -120,7 +122,7 @@ class FakePupil(FakeTeacher):
         self.detector.load_state_dict(state)
 
 
-class FakeObjective:
+class FakeObjective(Objective):
     """Means over images, so that a mean over batches or ranks of equal size is the mean over all images."""
 
     def __init__(
@@ -132,8 +134,17 @@ class FakeObjective:
         self.dtypes: set[torch.dtype] = set()
 
     learns = False
+    needs_teacher = False
+    needs_features = False
     needs_towers = False
     needs_cross = False
+    __setattr__ = object.__setattr__
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
     def learned(self, example: Any) -> Any:
         raise AssertionError("its terms own nothing")

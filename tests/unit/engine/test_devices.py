@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def test_torchrun_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert device_count(EngineSettings()) == (4, 2)
-    chosen = strategy(EngineSettings(launch="spawn"), 4, 2)
+    chosen = strategy(EngineSettings(launch="spawn"))
     assert chosen._start_method == "popen"  # what torchrun started is not started again
 
 
@@ -63,7 +64,7 @@ def test_slurm_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_device_needs_no_strategy() -> None:
-    assert strategy(EngineSettings(), 1, 1) == "auto"
+    assert strategy(EngineSettings()) == "auto"
 
 
 @pytest.mark.parametrize(
@@ -77,8 +78,9 @@ def test_one_device_needs_no_strategy() -> None:
     ],
 )
 def test_several_devices(monkeypatch: pytest.MonkeyPatch, how: Any, interactive: bool, method: str) -> None:
-    monkeypatch.setattr(launch, "_interactive", lambda: interactive)
-    chosen = strategy(EngineSettings(launch=how), 2, 1)
+    if interactive:
+        monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    chosen = strategy(EngineSettings(launch=how, devices=2))
     assert isinstance(chosen, DDPStrategy)
     assert chosen._start_method == method
     assert chosen._ddp_kwargs == {"find_unused_parameters": False}

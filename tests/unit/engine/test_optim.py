@@ -97,7 +97,7 @@ def test_epochs_end_with_the_step_that_takes_their_last_batch() -> None:
     assert [plan.ends_epoch(s) for s in range(1, 5)] == [False, True, True, True]
     assert [plan.evaluates(s, 2) for s in range(1, 5)] == [False, False, True, True]
     assert [plan.evaluates(s, 0) for s in range(1, 5)] == [False, False, False, True]
-    assert [plan.epoch_start(e) for e in range(4)] == [0, 2, 3, 4]
+    assert milestone_steps(EngineSettings(milestones=(1, 2, 3)), plan) == (2, 3, 4)
 
 
 def test_groups_leave_out_frozen_parameters() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -86,9 +87,10 @@ def shares(out: Path) -> dict[str, float]:
 # --- what is measured ----------------------------------------------------------------------------------------------
 
 
-def test_laps_by_hand() -> None:
+def test_laps_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     laps = Laps(torch.device("cpu"))
-    laps._now = iter([10.0, 11.0, 13.0, 17.0, 20.0, 30.0, 31.0]).__next__
+    readings = iter([10.0, 11.0, 13.0, 17.0, 20.0, 30.0, 31.0])
+    monkeypatch.setattr(profile, "time", SimpleNamespace(perf_counter=readings.__next__))
     for part in ("loader", "student", "loader", None):  # the first has no beginning
         laps.lap(part)
     laps.settle()
@@ -139,12 +141,12 @@ def times(loader: float, *, workers: int = 2, steps: int = 10) -> StepTimes:
 
 
 def test_what_is_said_of_it() -> None:
-    assert times(0.3).verdict() == "the loader made the step wait 3 % of the time"
-    assert times(1).verdict() == "the loader made the step wait 10 % of the time"
+    assert times(0.3).verdict() == "training waited for the loader 3 % of the time"
+    assert times(1).verdict() == "training waited for the loader 10 % of the time"
     starved = times(4).verdict()
-    assert starved.startswith("the loader made the step wait 40 % of the time: raise data.workers (now 2)")
+    assert starved.startswith("training waited for the loader 40 % of the time: raise data.workers (now 2)")
     assert starved.endswith("(data.cache=true)")
-    assert "let workers read (data.workers is 0)" in times(4, workers=0).verdict()
+    assert "set data.workers (now 0)" in times(4, workers=0).verdict()
     assert times(0, steps=0).verdict().startswith("too few steps")
     lines = [line.split() for line in times(4).table().splitlines()]
     assert lines[1] == ["waiting", "for", "the", "loader", "0.400000", "40.0%"]
@@ -163,7 +165,7 @@ def test_a_slow_loader_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture
     found = shares(tmp_path / "run")
     assert (found["loader"], found["losses"]) == (75, 25)
     (line,) = [record.message for record in caplog.records if record.message.startswith("profile: ")]
-    assert "let workers read (data.workers is 0)" in line
+    assert "set data.workers (now 0)" in line
 
 
 def test_a_slow_step_is_told_by_its_parts(tmp_path: Path, clock: Clock) -> None:

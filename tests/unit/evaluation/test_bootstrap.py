@@ -12,7 +12,8 @@ from locdistill.data.records import Dataset, Record
 from locdistill.evaluation.bootstrap import image_weights, judge_coco, judge_voc
 from locdistill.evaluation.coco import coco_metrics
 from locdistill.evaluation.evaluator import Evaluator
-from locdistill.evaluation.voc import voc_metrics
+from locdistill.evaluation.voc import VOC as RULES
+from locdistill.evaluation.voc import average_precision
 from locdistill.types import Detections
 from tests.unit.evaluation.test_coco import dataset, detections, random_case, record
 
@@ -77,7 +78,7 @@ def test_equals_voc(seed: int, eleven_point: bool) -> None:
     data, found = random_case(seed)
     data = replace(data, kind="voc", records=tuple(sorted(data.records, key=lambda r: r.image_id)))
     judged = judge_voc(data, found, eleven_point=eleven_point)
-    once = voc_metrics(data, found, eleven_point=eleven_point)
+    once = average_precision(data, found, RULES, eleven_point=eleven_point)
     numbers = judged.numbers()
     assert [numbers.means[k][0] for k in VOC] == pytest.approx([once.stats[k] for k in VOC], abs=1e-9)
     assert [v[0] for v in numbers.classes.values()] == pytest.approx(once.ap.mean(0), abs=1e-9, nan_ok=True)
@@ -86,7 +87,7 @@ def test_equals_voc(seed: int, eleven_point: bool) -> None:
     weights = image_weights(len(data), 3, seed=seed)
     numbers = judge_voc(data, found, eleven_point=eleven_point).numbers(weights)
     for b, counts in enumerate(weights):
-        stats = voc_metrics(*repeated(data, found, counts), eleven_point=eleven_point).stats
+        stats = average_precision(*repeated(data, found, counts), RULES, eleven_point=eleven_point).stats
         assert [numbers.means[k][b] for k in VOC] == pytest.approx([or_nan(stats[k]) for k in VOC], abs=1e-9)
 
 

@@ -93,9 +93,9 @@ GOOD = {"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 5], "score": 0.5}
     [
         (GOOD | {"image_id": 8}, "image_id 8 is not in the data set"),
         (GOOD | {"image_id": [8]}, r"image_id \[8\] is not in the data set"),
-        (GOOD | {"category_id": 1}, r"category_id 1 is none of \[3, 18\]"),
-        (GOOD | {"bbox": [1, 2, 3]}, "bbox must be four numbers"),
-        (GOOD | {"score": float("nan")}, "bbox must be four numbers and score one"),
+        (GOOD | {"category_id": 1}, r"category_id 1 is not one of \[3, 18\]"),
+        (GOOD | {"bbox": [1, 2, 3]}, "expected four numbers as bbox"),
+        (GOOD | {"score": float("nan")}, "expected four numbers as bbox and one as score"),
         (4, "expected image_id, category_id, bbox and score, found 4"),
         ({"image_id": 7}, "expected image_id, category_id, bbox and score"),
     ],
@@ -113,7 +113,7 @@ def test_files_of_another_kind_are_refused(tmp_path: Path, data: Dataset) -> Non
     with pytest.raises(DataError, match="not a readable JSON file"):
         read_results(path, data)
     path.write_text("{}")
-    with pytest.raises(DataError, match=r"this is a dict\. .* 'locdistill data merge' reads the predictions.json"):
+    with pytest.raises(DataError, match=r"came a dict; for the predictions.json of 'locdistill predict', use"):
         read_results(path, data)
     path.write_text(json.dumps([GOOD | {"image_id": 1}] * 30))
     with pytest.raises(DataError, match=r"\.\.\. and 20 more"):
@@ -183,13 +183,13 @@ def test_a_file_has_boxes_of_one_kind(tmp_path: Path, turned: tuple[Dataset, dic
     path.write_text(json.dumps(entries))
     with pytest.raises(
         DataError,
-        match=r"1 of the 2 detections have no rbox, .* \(the first is entry 1\); give one to all of them, or to none",
+        match=r"1 of the 2 detections have no rbox, .* \(the first without is entry 1\); give one to all",
     ):
         read_results(path, data)
 
 
 def test_the_errors_of_a_wrong_kind_name_the_data(tmp_path: Path, data: Dataset, found: dict[int, Detections]) -> None:
-    with pytest.raises(ValueError, match="axis-aligned boxes, but objects of data set 'toy'"):
+    with pytest.raises(ValueError, match="expected rotated boxes, as the objects of data set 'toy' are"):
         write_results(tmp_path / "r.json", data.as_oriented(True), found)
 
 
@@ -201,13 +201,13 @@ def test_where_identifiers_depend_on_the_choice_of_classes_the_name_counts(
     assert [entry["category_name"] for entry in json.loads(path.read_text())] == ["b", "a"]
     other = replace(chosen, classes=("c", "b", "a"), category_ids=(1, 2, 3))
     assert read_results(path, other)[7].labels.tolist() == [1, 2]
-    with pytest.raises(DataError, match=r"entry 1: category_name 'a' is none of \['b'\]"):
+    with pytest.raises(DataError, match=r"entry 1: category_name 'a' is not one of \['b'\]"):
         read_results(path, replace(data, classes=("b",), category_ids=(1,)))
 
 
 def test_what_is_not_to_be_asked_of_upright_boxes_says_what_to_leave_out(data: Dataset) -> None:
     result = EvaluationResult({}, {}, (), {}, data)
-    with pytest.raises(RecipeError, match="know neither 11-point nor area: leave out --eleven-point and --area"):
+    with pytest.raises(RecipeError, match="which have one average; leave out --eleven-point and --area"):
         result.judged(eleven_point=True)
-    with pytest.raises(RecipeError, match="those of toy are upright: leave out --published-sum"):
+    with pytest.raises(RecipeError, match="those of toy are upright; leave out --published-sum"):
         result.judged(published=True)

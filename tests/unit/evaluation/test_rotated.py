@@ -15,8 +15,8 @@ from shapely import Polygon
 from locdistill.data.records import Dataset, Record
 from locdistill.evaluation.arrays import Rows
 from locdistill.evaluation.evaluator import Evaluator
-from locdistill.evaluation.rotated import PUBLISHED_CLASSES, ROTATED, published_sum, published_table, rotated_metrics
-from locdistill.evaluation.voc import NAMES, VocResult
+from locdistill.evaluation.rotated import PUBLISHED_CLASSES, ROTATED, published_sum, published_table
+from locdistill.evaluation.voc import NAMES, VocResult, average_precision
 from locdistill.geometry.rotated import canonical, corners, fit
 from locdistill.types import Detections
 
@@ -66,7 +66,7 @@ def scaled(box: tuple[float, ...], height: float) -> tuple[float, ...]:
 
 
 def metrics(data: Dataset, *found: Detections, eleven_point: bool = True) -> VocResult:
-    return rotated_metrics(data, dict(enumerate(found)), eleven_point=eleven_point)
+    return average_precision(data, dict(enumerate(found)), ROTATED, eleven_point=eleven_point)
 
 
 def nearest(boxes: np.ndarray, quads: np.ndarray, *images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -253,9 +253,9 @@ def test_empty_is_ordinary() -> None:
 def test_boxes_of_another_kind_than_the_objects_are_an_error() -> None:
     data = dataset([(TURNED, 0, False)])
     upright = Detections(torch.tensor([[0.0, 0, 9, 9]]), torch.tensor([0.9]), torch.tensor([0]))
-    with pytest.raises(ValueError, match=r"image 0: the detections are axis-aligned boxes.*as_oriented\(False\)"):
+    with pytest.raises(ValueError, match=r"expected rotated boxes.* came axis-aligned ones.*as_oriented\(False\)"):
         Evaluator(data)({0: upright})
-    with pytest.raises(ValueError, match=r"image 0: the detections are rotated boxes.*as_oriented\(True\)"):
+    with pytest.raises(ValueError, match=r"expected axis-aligned boxes.*came rotated ones.*as_oriented\(True\)"):
         Evaluator(data.as_oriented(False))({0: detections((TURNED, 0.9, 0))})
 
 

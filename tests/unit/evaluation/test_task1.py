@@ -1,4 +1,4 @@
-"""Task-1 files of DOTA: lines, the first corner, the zip file, and back."""
+"""Task-1 files of DOTA: lines, the first corner, and the zip file."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ import torch
 
 from locdistill.data.records import Dataset, Record
 from locdistill.errors import DataError
-from locdistill.evaluation.rotated import rotated_metrics
-from locdistill.evaluation.task1 import from_upper_left, read_task1, write_task1
-from locdistill.geometry.rotated import canonical, corners
+from locdistill.evaluation.task1 import from_upper_left, write_task1
+from locdistill.geometry.rotated import corners
 from locdistill.types import Detections
 
 BOXES = torch.tensor([[100.0, 80.0, 60.0, 20.0, 0.5], [200.0, 90.0, 40.0, 40.0, 0.0], [50.5, 60.25, 12.0, 50.0, -1.2]])
@@ -59,15 +58,6 @@ def test_lines_and_archive(tmp_path: Path, data: Dataset, found: dict[int, Detec
         assert together.read(names[1]).decode() == (tmp_path / "out" / names[1]).read_text()
 
 
-def test_round_trip(tmp_path: Path, data: Dataset, found: dict[int, Detections]) -> None:
-    write_task1(data, found, tmp_path)
-    again = read_task1(tmp_path, data, angles="le90")
-    assert again[11].labels.tolist() == [1, 0, 1]
-    assert again[12].scores.tolist() == pytest.approx([0.9])
-    torch.testing.assert_close(again[11].boxes, canonical(BOXES, "le90"), atol=0.02, rtol=0)
-    assert rotated_metrics(data, again | {12: again[11]}, eleven_point=False).stats["AP"] == 1.0
-
-
 def test_the_first_corner_is_the_upper_left_one_whatever_the_name_of_the_box() -> None:
     box = torch.tensor([[50.0, 50.0, 40.0, 10.0, 0.2]], dtype=torch.float64)
     first = corners(box)[0]
@@ -92,17 +82,3 @@ def test_what_cannot_be_told_apart_is_an_error(tmp_path: Path, data: Dataset) ->
         write_task1(twice, {}, tmp_path)
     with pytest.raises(DataError, match="class 'a/b': no file can be called"):
         write_task1(replace(data, classes=("a/b", "c", "d")), {}, tmp_path)
-
-
-def test_errors_of_reading_name_the_lines(tmp_path: Path, data: Dataset) -> None:
-    with pytest.raises(DataError, match=r"Task1_plane.txt: no readable Task-1 file"):
-        read_task1(tmp_path, data)
-    write_task1(data, {}, tmp_path)
-    good = "P0003 0.5 1 2 3 2 3 4 1 4\n"
-    (tmp_path / "Task1_ship.txt").write_text(
-        good + "P0003 0.5 1 2 3\n" + "P9 0.5 1 2 3 2 3 4 1 4\n" + good.replace("4", "nan")
-    )
-    with pytest.raises(
-        DataError, match=r"3 lines are not 'image score(?s:.*)ship.txt, line 2(?s:.*)line 3(?s:.*)line 4"
-    ):
-        read_task1(tmp_path, data)

@@ -89,7 +89,7 @@ def test_tables_and_json() -> None:
     assert data["gflops"] == {"multiply_adds": 3.0, "flops": 6.0}
     assert data["engines"]["eager"]["fps"] == 2.0
     assert data["missing"] == {"onnxruntime": "not installed"}
-    assert not any("does not quite" in note for note in data["notes"])
+    assert not any("have no partner" in note for note in data["notes"])
 
 
 def test_notes_say_what_is_not_real_and_who_disagrees() -> None:
@@ -132,7 +132,7 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, monkeypatch: pytest.
     weights = detector_of("gfl").save(tmp_path / "w")
     with pytest.raises(RunError, match="expected one of eager, compiled, onnxruntime"):
         benchmark(weights, engines=["tensorrt"])
-    with pytest.raises(RunError, match="fp16 is for GPUs"):
+    with pytest.raises(RunError, match="fp16 needs a GPU"):
         benchmark(weights, precision="fp16", device="cpu")
     with pytest.raises(RunError, match="expected one of 32, bf16, fp16"):
         benchmark(weights, precision="64")

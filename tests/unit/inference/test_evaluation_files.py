@@ -110,10 +110,10 @@ def test_evaluate_saves_and_prints(cli: Callable[..., Answer], tiny_coco: Path, 
     [
         ({"image_id": 7}, "image_id 7 is not in the data set"),
         ({"image_id": "val_000"}, "image_id 'val_000' is not in"),
-        ({"category_id": 9}, r"category_id 9 is none of \[1, 2, 3\]"),
+        ({"category_id": 9}, r"category_id 9 is not one of \[1, 2, 3\]"),
         ({"bbox": [1, 2, -3, 4]}, "negative width or height"),
-        ({"bbox": [1, 2, 3]}, "must be four numbers"),
-        ({"score": None}, "and score one"),
+        ({"bbox": [1, 2, 3]}, "expected four numbers as bbox"),
+        ({"score": None}, "one as score"),
     ],
 )
 def test_results_that_do_not_fit_are_refused(tiny_coco: Path, results: Path, tmp_path: Path, entry: dict, says: str):
@@ -126,7 +126,7 @@ def test_results_that_do_not_fit_are_refused(tiny_coco: Path, results: Path, tmp
 
 def test_what_cannot_be_judged_says_why(tiny_coco: Path, results: Path, tmp_path: Path, cli: Callable[..., Answer]):
     (tmp_path / "dict.json").write_text("{}")
-    with pytest.raises(DataError, match=r"a list of detections.*this is a dict"):
+    with pytest.raises(DataError, match=r"a list of detections.*came a dict"):
         evaluate(tmp_path / "dict.json", tiny_coco)
     with pytest.raises(DataError, match="not a readable JSON file"):
         evaluate(tmp_path / "absent.json", tiny_coco)

@@ -240,7 +240,7 @@ def test_it_is_what_the_recipes_train(file: Path) -> None:
         ({BINS: torch.arange(9.0)}, r"integral\.project: its 9 bins lie at 0, 1, 2, \.\.\., 8"),
         ({BINS: torch.linspace(-2, 2, 9).flip(0)}, r"integral\.project: its 9 bins lie at 2, 1\.5"),
         ({ANGLE_BINS: torch.zeros(1)}, r"integral_angle\.project: its 1 bins lie at 0; "),
-        ({ANGLE_BINS: torch.zeros(0)}, r"integral_angle\.project: its 0 bins lie at no places; "),
+        ({ANGLE_BINS: torch.zeros(0)}, r"integral_angle\.project: its 0 bins lie at no positions; "),
         ({ANGLE_BINS: torch.full((9,), math.nan)}, r"integral_angle\.project: its 9 bins lie at nan"),
     ],
 )

@@ -386,7 +386,7 @@ def test_weights_of_another_architecture(tmp_path: Path, classifier: nn.Module) 
 
 
 def test_a_file_of_something_else(tmp_path: Path) -> None:
-    with pytest.raises(WeightsError, match="no such file of weights"):
+    with pytest.raises(WeightsError, match="no such weights file"):
         build_backbone(small(pretrained=str(tmp_path / "absent.pth")))
     (tmp_path / "text.pth").write_text("not weights")
     with pytest.raises(WeightsError, match=r"text\.pth"):
@@ -435,7 +435,7 @@ def test_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(WeightsError) as caught:
         build_backbone(small(pretrained=True))
     message = str(caught.value)
-    assert "'resnet18' could not be had from timm's hub (no route to host)" in message
+    assert "'resnet18' could not be downloaded from timm's hub (no route to host)" in message
     assert "--pretrained FILE" in message
     assert "--pretrained none" in message
 

@@ -198,8 +198,9 @@ def test_maps_with_channels_last() -> None:
     arguments = {"strict_img_size": False, "embed_dim": 12, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 2, 2]}
     built = Detector(settings(backbone="swin_tiny_patch4_window7_224", backbone_args=arguments)).eval()
     with torch.no_grad():
-        maps = built.stages(torch.zeros(1, 3, 64, 96))
-    assert [tuple(map_.shape) for map_ in maps] == [(1, 24, 8, 12), (1, 48, 4, 6), (1, 96, 2, 3)]
+        maps = built(torch.zeros(1, 3, 64, 96), features=True).features
+    assert [lateral.in_channels for lateral in built.fpn.laterals] == [24, 48, 96]
+    assert [tuple(map_.shape[2:]) for map_ in maps[:3]] == [(8, 12), (4, 6), (2, 3)]
 
 
 # Input, grids, modes.
@@ -308,11 +309,6 @@ def test_images_without_detections(images: int) -> None:
     for one in found:
         assert (one.boxes.shape, one.scores.shape, one.labels.shape) == ((0, 4), (0,), (0,))
         assert (one.boxes.dtype, one.labels.dtype) == (torch.float32, torch.long)
-
-
-def test_one_scale_per_axis() -> None:
-    scales = postprocess.scale_factors(torch.tensor([[800, 1067]]), torch.tensor([[480, 640]]))
-    torch.testing.assert_close(scales, torch.tensor([[800 / 480, 1067 / 640]]))
 
 
 # Pictures.

@@ -131,13 +131,13 @@ def test_files_have_the_usual_mode(detector: Detector, tmp_path: Path) -> None:
 def test_a_checkpoint_is_no_weights_file(detector: Detector, tmp_path: Path) -> None:
     checkpoint = tmp_path / "last.ckpt"
     torch.save({"state_dict": {}}, checkpoint)
-    with pytest.raises(WeightsError, match=r"--resume.*name .*/best instead"):
+    with pytest.raises(WeightsError, match=r"--resume.*give .*/best instead"):
         Detector.load(checkpoint)
     detector.save(tmp_path / "last")
-    with pytest.raises(WeightsError, match=r"last.ckpt: a checkpoint.*name .*/last instead"):
+    with pytest.raises(WeightsError, match=r"last.ckpt: a checkpoint.*give .*/last instead"):
         Detector.load(checkpoint)
     detector.save(tmp_path / "best")
-    with pytest.raises(WeightsError, match=r"name .*/best instead"):
+    with pytest.raises(WeightsError, match=r"give .*/best instead"):
         Detector.load(checkpoint)
 
 
@@ -147,9 +147,9 @@ def test_absent(detector: Detector, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="has the run saved anything yet"):
         Detector.load(tmp_path)
     detector.save(tmp_path / "last")
-    with pytest.raises(WeightsError, match=r"no best.safetensors; it has last.safetensors: name one of them"):
+    with pytest.raises(WeightsError, match=r"no best.safetensors; it has last.safetensors: give one of them"):
         Detector.load(tmp_path)
-    with pytest.raises(WeightsError, match="no such file of weights"):
+    with pytest.raises(WeightsError, match="no such weights file"):
         weights.read_metadata(tmp_path / "nothing.safetensors")
 
 
@@ -185,7 +185,7 @@ def test_metadata_that_make_no_sense(detector: Detector, tmp_path: Path, text: s
 
 def test_a_later_format(detector: Detector, tmp_path: Path) -> None:
     path = rewrite(detector.save(tmp_path / "w"), lambda described: json.dumps(described | {"format": 99}))
-    with pytest.raises(WeightsError, match=r"format 99, this version reads up to 1; update locdistill"):
+    with pytest.raises(WeightsError, match=r"format 99; this version reads up to 1: update locdistill"):
         Detector.load(path)
 
 
@@ -217,7 +217,7 @@ def test_settings_that_are_not_valid(detector: Detector, tmp_path: Path) -> None
 )
 def test_values_of_no_use(detector: Detector, tmp_path: Path, values: torch.Tensor, reason: str) -> None:
     path = rewrite(detector.save(tmp_path / "w"), json.dumps, lambda content: content | {"head.cls.bias": values})
-    with pytest.raises(WeightsError, match=rf"damaged, or of a training.*head\.cls\.bias \({reason}\)"):
+    with pytest.raises(WeightsError, match=rf"damaged, or from a training.*head\.cls\.bias \({reason}\)"):
         Detector.load(path)
 
 

@@ -127,19 +127,20 @@ def test_what_terms_learn_has_the_rate_of_the_head():
     assert place[id(bias)] == ("rest_bias_no_decay", 2.0, 0.0)
 
 
-class Stops:
-    """The objective, which fails when it is called for the n-th time."""
+class Stops(Objective):
+    """An objective that fails when it is called for the n-th time."""
+
+    __setattr__ = object.__setattr__
 
     def __init__(self, objective: Objective, at: int | None) -> None:
-        self.objective, self.at, self.calls = objective, at, 0
-        for need in ("needs_teacher", "needs_features", "needs_towers", "needs_cross", "learns", "learned", "scene"):
-            setattr(self, need, getattr(objective, need))
+        super().__init__(terms=objective.terms, bins=objective.bins)
+        self.at, self.calls = at, 0
 
     def losses(self, scene: Any) -> dict[str, Tensor]:
         if self.calls == self.at:
             raise OSError("power cut")
         self.calls += 1
-        return self.objective.losses(scene)
+        return super().losses(scene)
 
 
 def test_a_resumed_run_goes_on_to_the_bit(tmp_path: Path):

@@ -328,7 +328,7 @@ def test_what_a_recipe_says_of_a_teachers_weights_is_followed(untrained: Path, d
     assert torch.equal(said.cls_logits, want.cls_logits[..., [2, 0, 1]])
     assert torch.equal(said.edge_logits, want.edge_logits)
     wrong = recipe.teacher.model_copy(update={"classes": ("a", "b")})
-    with pytest.raises(TeacherError, match=r"teacher.classes names 2 classes, and .* has 3"):
+    with pytest.raises(TeacherError, match=r"teacher.classes has 2 names, but .* has 3 classes"):
         teacher_of(recipe.model_copy(update={"teacher": wrong}))
 
 

@@ -64,11 +64,6 @@ class CacheUse:
     precision: str
     seed: int
 
-    @property
-    def plan(self) -> ViewPlan:
-        """Plan of the views of the images."""
-        return training_plan(self.data, self.seed)
-
 
 def open_cache(use: CacheUse, *, progress: Progress | None = None) -> tuple[CachedTeacher, Recall]:
     """Open a run's cache: a teacher that runs only where records are missing, and the lookup of its records.
@@ -87,7 +82,8 @@ def open_cache(use: CacheUse, *, progress: Progress | None = None) -> tuple[Cach
     grid = use.student.grid_for((64, 64))
     layout = Layout(strides=grid.level_strides, per_cell=grid.per_cell, pad_to=use.data.pad_to)
     keeping = Keeping.of(use.objective, layout, comparable=teacher.comparable, numbers=settings.numbers)
-    _check_padding(use, layout)
+    plan = training_plan(use.data, use.seed)
+    _check_padding(use, plan, layout)
     store = store_in(settings.path)
     wanted = contract_of(use, keeping)
     there = store.about(CONTRACT)
@@ -96,16 +92,15 @@ def open_cache(use: CacheUse, *, progress: Progress | None = None) -> tuple[Cach
     if not same:
         _check_contract(store.path, there, wanted)
     recall = Recall(store, contents(dataset, store, keep_ignored=use.data.hands_on_ignored, progress=progress), layout)
-    missing, views = len(missing_draws(recall, dataset, use.plan)), ways_of(dataset, use.plan)
+    missing, views = len(missing_draws(recall, dataset, plan)), ways_of(dataset, plan)
     if missing and not same:
         raise CacheError(
-            f"{store.path} holds more than this run needs, but lacks {missing} of its {views} views, and what this run "
-            "would add is less than what is kept there; complete it with the recipe that it was built for ('locdistill "
-            "cache build'), or name another folder"
+            f"{store.path} lacks {missing} of this run's {views} views, and its records hold more than this run would "
+            "add; complete it with the recipe that it was built for ('locdistill cache build'), or name another folder"
         )
     if there is None and store.claim(CONTRACT, wanted) != plain:
         return open_cache(use, progress=progress)  # another process was faster, and built another cache
-    how = f"the teacher looks at the other {missing} as they come" if missing else "the teacher does not run"
+    how = f"the teacher runs on the other {missing} when they come up" if missing else "the teacher does not run"
     cached = CachedTeacher(teacher, store, keeping, use.student.grid_for)
     cached.notes = (*teacher.notes, f"cache {store.path}: {views - missing} of {views} views are there; {how}")
     return cached, recall
@@ -122,7 +117,7 @@ def store_in(path: str | Path) -> Store:
         raise CacheError(f"{folder} is a file; expected the folder of a cache, or a new one")
     store = Store(folder)
     if folder.is_dir() and not store.exists and any(not file.name.endswith(".mdb") for file in folder.iterdir()):
-        raise CacheError(f"{folder} is a folder of something else; expected that of a cache, or a new or empty one")
+        raise CacheError(f"{folder} has other contents; expected the folder of a cache, or a new or empty one")
     return store
 
 
@@ -166,11 +161,11 @@ def _check_contract(path: Path, there: dict[str, Any], wanted: dict[str, Any]) -
     for name in ("regions", "maps"):
         lacks = [each for each in wanted[name] if each not in there[name] and "everywhere" not in there[name]]
         if lacks and lacks != ["nowhere"]:
-            differs.append(f"{name} {', '.join(there[name]) or 'none'} there, {', '.join(lacks)} asked for")
+            differs.append(f"{name} {', '.join(there[name]) or 'none'} there, {', '.join(lacks)} needed")
     if differs:
         raise CacheError(
-            f"{path} is the cache of another run, and would teach something else: {'; '.join(differs)}. Name another "
-            "folder (--cache DIR), remove this one, or give the settings that it was built with"
+            f"{path} is the cache of another run, with other predictions: {'; '.join(differs)}. Name another folder "
+            "(--cache DIR), remove this one, or use the settings that it was built with"
         )
 
 
@@ -183,7 +178,7 @@ def _brief(value: Any) -> str:
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
 
 
-def _check_padding(use: CacheUse, layout: Layout) -> None:
+def _check_padding(use: CacheUse, plan: ViewPlan, layout: Layout) -> None:
     """Raise an error if a term uses the padding of a batch and batches have any.
 
     Raises:
@@ -192,15 +187,14 @@ def _check_padding(use: CacheUse, layout: Layout) -> None:
     terms = [name for name, term in use.objective.terms.items() if term.sees_padding]
     if not terms:
         return
-    dataset, plan = use.dataset, use.plan
     shapes: dict[bool, set[tuple[int, int]]] = {}
-    for draw, _, size in _sized(dataset, plan):
-        record = dataset.records[draw.image]
+    for draw, _, size in _sized(use.dataset, plan):
+        record = use.dataset.records[draw.image]
         shapes.setdefault(record.width > record.height, set()).add(layout.extents(size))
     if any(len(each) > 1 for each in shapes.values()):
         raise CacheError(
-            f"the terms {', '.join(terms)} look at the padding that an image gets from the others in its batch, and a "
-            f"cache knows images one by one; set terms.{terms[0]}.on.padding=false (or per=image), or use no cache"
+            f"the terms {', '.join(terms)} use the padding of a batch, but a cache holds each image without it; set "
+            f"terms.{terms[0]}.on.padding=false (or per=image), or use no cache"
         )
 
 
@@ -248,7 +242,13 @@ def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Pr
     names = [
         hashlib.blake2b(os.fsencode(record.path.absolute()), digest_size=DIGEST).digest() for record in dataset.records
     ]
-    stamps = [_stamp(record.path) for record in dataset.records]
+    stamps = []
+    for record in dataset.records:
+        try:
+            facts = record.path.stat()
+        except OSError as error:
+            raise ImageError(f"{record.path}: cannot be read ({error.strerror}); check the data set") from error
+        stamps.append(struct.pack("<QQ", facts.st_size, facts.st_mtime_ns))
     noted = store.notes(names)
     files = [
         note[len(stamp) :] if note and note.startswith(stamp) else b""
@@ -267,14 +267,6 @@ def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Pr
         for file, objects in zip(files, object_digests(dataset, records=seen), strict=True)
     ]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
-
-
-def _stamp(path: Path) -> bytes:
-    try:
-        facts = path.stat()
-    except OSError as error:
-        raise ImageError(f"{path}: cannot be read ({error.strerror}); check the data set") from error
-    return struct.pack("<QQ", facts.st_size, facts.st_mtime_ns)
 
 
 def _digest(path: Path) -> bytes:

@@ -170,19 +170,13 @@ def joined(records: Sequence[CacheRecord], sizes: Sequence[tuple[int, int]], lay
         else:
             together[name] = torch.cat(parts)
     if ROWS[0] in records[0]:
-        together[INDEX] = _places(records, extents, padded, layout)
+        # the index of each row in the batch's locations, image after image
+        places, locations = [], layout.locations(padded)
+        for image, (record, own) in enumerate(zip(records, extents, strict=True)):
+            index = record[INDEX].long() if INDEX in record else torch.arange(layout.locations(own))
+            places.append(layout.moved(index, own, padded) + image * locations)
+        together[INDEX] = torch.cat(places)
     return together
-
-
-def _places(
-    records: Sequence[CacheRecord], extents: Sequence[tuple[int, int]], padded: tuple[int, int], layout: Layout
-) -> Int[Tensor, " k"]:
-    """Return the index of each row in the batch's locations, image after image."""
-    places, locations = [], layout.locations(padded)
-    for image, (record, own) in enumerate(zip(records, extents, strict=True)):
-        index = record[INDEX].long() if INDEX in record else torch.arange(layout.locations(own))
-        places.append(layout.moved(index, own, padded) + image * locations)
-    return torch.cat(places)
 
 
 def dense_of(record: Mapping[str, Tensor], images: int, locations: int) -> Dense:

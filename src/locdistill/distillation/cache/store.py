@@ -147,9 +147,9 @@ class Store:
             yield
         except (lmdb.Error, OSError) as error:
             raise CacheError(
-                f"{self.path}: this cache of a teacher's predictions cannot be {what} ({error}); if the file is "
-                "damaged, remove the folder: the cache is built again. Else check the folder's rights and the disk's "
-                "free space, or name another folder"
+                f"{self.path}: this cache of a teacher's predictions cannot be {what} ({error}); check the folder's "
+                "rights and the disk's free space, or name another folder. If the file is damaged, remove the folder: "
+                "the cache is built again"
             ) from error
 
 
@@ -172,28 +172,24 @@ def _opened(path: Path, *, writable: bool) -> tuple[Any, dict[bytes, Any]]:
         known.environment.close()
         known = None
     if known is None:
-        known = _open(path, writable)
+        environment = lmdb.open(
+            str(path),
+            map_size=ADDRESSES,
+            max_dbs=3,
+            max_readers=READERS,
+            readonly=not writable,
+            lock=writable or os.access(path, os.W_OK),  # readers need a lock file, which a read-only folder cannot hold
+            metasync=False,
+            readahead=False,
+        )
+        try:
+            tables = {name: environment.open_db(name, create=writable) for name in (ABOUT, RECORDS, NOTES)}
+        except BaseException:
+            environment.close()
+            raise
+        known = _Open(os.getpid(), _file(path), writable, environment, tables)
     _OPEN[path] = known
     return known.environment, known.tables
-
-
-def _open(path: Path, writable: bool) -> _Open:
-    environment = lmdb.open(
-        str(path),
-        map_size=ADDRESSES,
-        max_dbs=3,
-        max_readers=READERS,
-        readonly=not writable,
-        lock=writable or os.access(path, os.W_OK),  # readers need a lock file, which a read-only folder cannot hold
-        metasync=False,
-        readahead=False,
-    )
-    try:
-        tables = {name: environment.open_db(name, create=writable) for name in (ABOUT, RECORDS, NOTES)}
-    except BaseException:
-        environment.close()
-        raise
-    return _Open(os.getpid(), _file(path), writable, environment, tables)
 
 
 def _file(path: Path) -> int | None:

@@ -19,7 +19,7 @@ from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.grid import Grid
 from locdistill.models.fold import SpeedUps
 from locdistill.objective.objective import Objective
-from locdistill.objective.term import Need, Region, Term
+from locdistill.objective.term import Need, Term
 from locdistill.types import Batch, Dense, Instances
 
 KEYS = "keys"
@@ -105,14 +105,16 @@ class Keeping:
         return cls(objective=objective, layout=layout, predictions=needed, maps=tuple(maps), numbers=numbers)
 
     @property
-    def everywhere(self) -> bool:
-        """Whether predictions are kept at all locations, since a term may use any."""
-        return any(not term.bounded for term in self._asking)
-
-    @property
     def regions(self) -> tuple[str, ...]:
-        """Names of the regions at which predictions are kept, in addition to the positives."""
-        return ("everywhere",) if self.everywhere else tuple(sorted({_footprint(term.on) for term in self._asking}))
+        """Names of the regions at which predictions are kept besides the positives, or ``everywhere``."""
+        if any(not term.bounded for term in self._asking):
+            return ("everywhere",)
+        names = set()
+        for term in self._asking:
+            # all settings but the weighting of the locations
+            own = [field.name for field in fields(term.on) if field.name != "by"]  # type: ignore[arg-type]
+            names.add(" ".join([type(term.on).__name__, *(f"{name}={getattr(term.on, name)}" for name in own)]))
+        return tuple(sorted(names))
 
     @property
     def _asking(self) -> list[Term]:
@@ -171,13 +173,18 @@ class CachedTeacher(FrozenTeacher):
         """Return the teacher's predictions on the batch; see :meth:`FrozenTeacher.__call__`."""
         from_cache = batch.from_cache
         if from_cache is None:
-            return self._asked(batch, features=features, towers=towers)
+            return self._present()(batch, features=features, towers=towers)
         records = None if len(from_cache) > 1 else self.look(batch)
         with torch.autocast(batch.images.device.type, enabled=False):
             if records is not None:
                 keys = [bytes(key) for key in from_cache[KEYS].tolist()]
                 self.store.put(dict(zip(keys, records, strict=True)))
-                self._note_errors()
+                known_errors = noted_errors(self.store) or {}
+                grown = {name: error for name, error in self.errors.items() if error > known_errors.get(name, -1.0)}
+                if grown:
+                    self.store.note(
+                        {f"{ERRORS}.{name}".encode(): repr(error).encode() for name, error in grown.items()}
+                    )
                 # the same as a record that comes with the batch
                 sizes = [(int(h), int(w)) for h, w in batch.sizes.tolist()]
                 cpu = [{name: values.cpu() for name, values in record.items()} for record in records]
@@ -192,12 +199,6 @@ class CachedTeacher(FrozenTeacher):
         known, quality_in_score = self._facts
         return dense._replace(known=known, quality_in_score=quality_in_score)
 
-    def _note_errors(self) -> None:
-        """Update the largest errors in the store."""
-        known = noted_errors(self.store) or {}
-        if grown := {name: error for name, error in self.errors.items() if error > known.get(name, -1.0)}:
-            self.store.note({f"{ERRORS}.{name}".encode(): repr(error).encode() for name, error in grown.items()})
-
     def cross(self, student: Dense, teacher: Dense) -> Dense:
         """Return the predictions of the teacher's head for the student's features; the head is run each time."""
         return self._present().cross(student, teacher)
@@ -209,14 +210,22 @@ class CachedTeacher(FrozenTeacher):
         records: dict[int, CacheRecord] = {}
         for own in sorted(set(extents)):
             images = [i for i, other in enumerate(extents) if other == own]
-            records |= zip(images, self._look_alike(_part(batch, images, own)), strict=True)
+            part = batch._replace(
+                images=batch.images[images, :, : own[0], : own[1]],
+                sizes=batch.sizes[images],
+                original_sizes=batch.original_sizes[images],
+                image_ids=batch.image_ids[images],
+                instances=batch.instances.of(images),
+                from_cache=None,
+            )
+            records |= zip(images, self._look_alike(part), strict=True)
         return [records[i] for i in range(len(extents))]
 
     def _look_alike(self, batch: Batch) -> list[CacheRecord]:
         """Return the records of images that all have the extents of their batch."""
         keeping = self.keeping
         kept_towers = "towers" in keeping.maps or MOMENTS in keeping.maps
-        dense = self._asked(batch, features="features" in keeping.maps, towers=kept_towers)
+        dense = self._present()(batch, features="features" in keeping.maps, towers=kept_towers)
         if self._facts is None:
             self.store.claim(FACTS, {"known": dense.known, "quality_in_score": dense.quality_in_score})
         where = None
@@ -231,9 +240,6 @@ class CachedTeacher(FrozenTeacher):
                 self.errors[name] = max(self.errors.get(name, 0.0), error)
             records.append(record)
         return records
-
-    def _asked(self, batch: Batch, *, features: bool, towers: bool) -> Dense:
-        return self._present()(batch, features=features, towers=towers)
 
     def _present(self) -> FrozenTeacher:
         """Return the teacher on the device of the batches."""
@@ -250,22 +256,3 @@ def noted_errors(store: Store) -> dict[str, float] | None:
     names = (*ROWS, *MAPS)
     notes = zip(names, store.notes([f"{ERRORS}.{name}".encode() for name in names]), strict=True)
     return {name: float(note) for name, note in notes if note is not None} or None
-
-
-def _footprint(region: Region) -> str:
-    """Return a description of a region, without the weighting of its locations."""
-    own = {field.name: getattr(region, field.name) for field in fields(region) if field.name != "by"}  # type: ignore[arg-type]
-    return " ".join([type(region).__name__, *(f"{name}={value}" for name, value in own.items())])
-
-
-def _part(batch: Batch, images: list[int], extents: tuple[int, int]) -> Batch:
-    """Return some images of a batch, without padding beyond their extents."""
-    height, width = extents
-    return batch._replace(
-        images=batch.images[images, :, :height, :width],
-        sizes=batch.sizes[images],
-        original_sizes=batch.original_sizes[images],
-        image_ids=batch.image_ids[images],
-        instances=batch.instances.of(images),
-        from_cache=None,
-    )

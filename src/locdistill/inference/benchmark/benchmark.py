@@ -18,7 +18,7 @@ from locdistill.engine.speed import Precision
 from locdistill.errors import ImageError, LocdistillError, RunError, WeightsError
 from locdistill.files import make_folder, write_text, writing
 from locdistill.images import pad_together, read_image, resize_to
-from locdistill.inference.benchmark.engines import ENGINES, precision_of
+from locdistill.inference.benchmark.engines import ENGINES
 from locdistill.inference.benchmark.measure import COMPARED, Answer, ImagesInMemory, Workload, difference
 from locdistill.inference.benchmark.result import NOISE, RANDOM, BenchmarkResult, EngineResult, notes
 from locdistill.interop.classes import COCO
@@ -79,17 +79,19 @@ def benchmark(  # noqa: PLR0913 - one parameter per option
         ImageError: The folder has no images, or one cannot be read.
     """
     where = existing_device(device or default_device())
-    _check_engines(engines)
+    unknown = [name for name in engines or () if name not in ENGINES]
+    if unknown:
+        raise RunError(f"--engine {unknown[0]}: expected one of {', '.join(ENGINES)}")
     if out is not None:
         _check_out(Path(out))
     detector, random = _open(model, where)
     limits = detector.settings.input
     inner = (limits.short, limits.long) if input is None else parse_size(input)
-    size = _padded(inner, limits.pad_to)
-    pictures = _noise(inner, size, max(batch, COMPARED)) if data is None else _read(Path(data), inner, size, batch)
+    height, width = (-(-side // limits.pad_to) * limits.pad_to for side in inner)
+    size = height, width
     work = Workload(
         detector=detector,
-        pictures=pictures,
+        pictures=_pictures(data, inner, size, batch),
         precision=_known(precision, where),
         batch=batch,
         calls=steps or STEPS.get(where.type, STEPS_ON_GPU),
@@ -133,7 +135,7 @@ def _run(
             missing[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
         else:
             results[name] = EngineResult(
-                precision=precision_of(name, work.precision),
+                precision="32" if name == "onnxruntime" else work.precision,
                 single=measured.single,
                 batched=measured.batched,
                 memory_mb=measured.memory_mb,
@@ -143,12 +145,6 @@ def _run(
     if not results or (engines is not None and missing):
         raise RunError("; ".join(f"engine '{name}' cannot be used: {reason}" for name, reason in missing.items()))
     return results, missing, first
-
-
-def _check_engines(engines: Sequence[str] | None) -> None:
-    unknown = [name for name in engines or () if name not in ENGINES]
-    if unknown:
-        raise RunError(f"--engine {unknown[0]}: expected one of {', '.join(ENGINES)}")
 
 
 def _check_out(out: Path) -> None:
@@ -164,7 +160,7 @@ def _known(precision: str, device: torch.device) -> Precision:
     if found is None:
         raise RunError(f"--precision {precision}: expected one of {', '.join(names)}")
     if found == "fp16" and device.type == "cpu":
-        raise RunError("--precision fp16 is for GPUs; on a CPU take bf16 or 32")
+        raise RunError("--precision fp16 needs a GPU; on a CPU use bf16 or 32")
     return found
 
 
@@ -186,23 +182,19 @@ def _open(model: str | Path, device: torch.device) -> tuple[Detector, bool]:
     return detector.eval().to(device), True
 
 
-def _padded(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    height, width = (-(-side // multiple) * multiple for side in size)
-    return height, width
-
-
-def _noise(inner: tuple[int, int], size: tuple[int, int], count: int) -> ImagesInMemory:
-    generator = torch.Generator().manual_seed(0)
-    images = [torch.randint(0, 256, (3, *inner), dtype=torch.uint8, generator=generator) for _ in range(count)]
-    sizes = torch.tensor(inner).expand(count, -1)
-    return ImagesInMemory(pad_together(images, height=size[0], width=size[1]), sizes, sizes)
-
-
-def _read(folder: Path, inner: tuple[int, int], size: tuple[int, int], batch: int) -> ImagesInMemory:
-    """Read the images of a folder, each resized to the largest size that fits."""
-    files = images_below(folder)[: max(batch, HELD)]
+def _pictures(folder: str | Path | None, inner: tuple[int, int], size: tuple[int, int], batch: int) -> ImagesInMemory:
+    """Read the images of a folder, each resized to the largest size that fits; without a folder, create noise."""
+    if folder is None:
+        generator = torch.Generator().manual_seed(0)
+        shape = (3, *inner)
+        noise = [
+            torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(max(batch, COMPARED))
+        ]
+        sizes = torch.tensor(inner).expand(len(noise), -1)
+        return ImagesInMemory(pad_together(noise, height=size[0], width=size[1]), sizes, sizes)
+    files = images_below(Path(folder))[: max(batch, HELD)]
     if not files:
-        raise ImageError(f"{folder}: there is no image in this folder; name one with images, or leave out --data")
+        raise ImageError(f"{folder}: no image in this folder; name one with images, or leave out --data")
     originals = [read_image(file) for file in files]
     images = []
     for picture in originals:

@@ -43,23 +43,6 @@ def compiled(detector: Detector, precision: Precision, tell: Tell) -> Network:
     return _in_precision(run, detector.device, precision)
 
 
-def onnx_runtime(detector: Detector, _precision: Precision, tell: Tell) -> Network:
-    """Build ONNX Runtime in float32, once per batch size."""
-    return OnnxRuntime(detector, tell)
-
-
-ENGINES: dict[str, Build] = {
-    "eager": eager,
-    "compiled": compiled,
-    "onnxruntime": onnx_runtime,
-}
-
-
-def precision_of(engine: str, precision: Precision) -> Precision:
-    """Return the precision that an engine actually computes in."""
-    return "32" if engine == "onnxruntime" else precision
-
-
 def _in_precision(network: Network, device: torch.device, precision: Precision) -> Network:
     dtype = DTYPES[precision]
     if dtype is None:
@@ -73,13 +56,13 @@ def _in_precision(network: Network, device: torch.device, precision: Precision) 
 
 
 class OnnxRuntime:
-    """The dense network in an ONNX file, run by ONNX Runtime with PyTorch's number of threads.
+    """The dense network in an ONNX file per batch size, run by ONNX Runtime in float32 with PyTorch's threads.
 
     Raises:
         RunError: ONNX Runtime is not installed, or not for the device that the detector is on.
     """
 
-    def __init__(self, detector: Detector, tell: Tell) -> None:
+    def __init__(self, detector: Detector, _precision: Precision, tell: Tell) -> None:
         try:
             self.runtime = importlib.import_module("onnxruntime")
         except ImportError:
@@ -99,27 +82,28 @@ class OnnxRuntime:
         """Compute dense predictions, on the device of the images."""
         shape = tuple(images.shape)
         if shape not in self.sessions:
-            self.sessions[shape] = self._session(images)
+            self.tell(f"exporting to ONNX for {_images(len(images))}")
+            options = self.runtime.SessionOptions()
+            options.intra_op_num_threads = torch.get_num_threads()
+            options.log_severity_level = 3
+            with tempfile.TemporaryDirectory() as folder:
+                side = (int(images.shape[-2]), int(images.shape[-1]))
+                file = export_onnx(self.detector, Path(folder, "network.onnx"), side, batch=len(images))
+                session = self.runtime.InferenceSession(str(file), options, providers=[self.provider])
+            self.sessions[shape] = session
         values = self.sessions[shape].run(None, {INPUT: images.cpu().numpy()})
         tensors: dict[str, Any] = {
             name: torch.from_numpy(value).to(images.device) for name, value in zip(OUTPUTS, values, strict=False)
         }
         return self.pattern._replace(**tensors)
 
-    def _session(self, images: Tensor) -> Any:
-        self.tell(f"exporting to ONNX for {_images(len(images))}")
-        options = self.runtime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        options.log_severity_level = 3
-        with tempfile.TemporaryDirectory() as folder:
-            file = export_onnx(
-                self.detector,
-                Path(folder, "network.onnx"),
-                (int(images.shape[-2]), int(images.shape[-1])),
-                batch=len(images),
-            )
-            return self.runtime.InferenceSession(str(file), options, providers=[self.provider])
-
 
 def _images(count: int) -> str:
     return "one image" if count == 1 else f"{count} images"
+
+
+ENGINES: dict[str, Build] = {
+    "eager": eager,
+    "compiled": compiled,
+    "onnxruntime": OnnxRuntime,
+}

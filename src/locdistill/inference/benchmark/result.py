@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -106,7 +106,7 @@ class BenchmarkResult:
         first, *others = self.engines
         columns = (f"against {first}", "score differs by", "edge by (px)", "detections", "without a partner")
         cells = tuple(_difference_row(name, self.engines[name].difference) for name in others)
-        same = Table("Do they detect the same? Largest differences at any location", columns, cells)
+        same = Table("Largest differences of the outputs at any location", columns, cells)
         return (cost, speed, same) if others else (cost, speed)
 
 
@@ -130,35 +130,33 @@ def _difference_row(name: str, apart: Difference | None) -> tuple[str, ...]:
 def notes(facts: Mapping[str, Any], engines: Mapping[str, EngineResult]) -> tuple[str, ...]:
     """Return caveats for the reader of the result."""
     found = [
-        f"Timed from images in memory to boxes; reading and resizing are not in it, nor are the first "
-        f"{facts['warm_up']} images. FPS is images per second with one image at a time.",
-        "Multiply-adds are what tools of the field print as FLOPs; PyTorch's counter counts each as two. They are of "
-        "the network alone: no post-processing, no teacher.",
+        f"Timed from images in memory to boxes, without reading, resizing and the first {facts['warm_up']} images. FPS "
+        "is images per second with one image at a time.",
+        "Multiply-adds are what tools of the field print as FLOPs; PyTorch's counter counts each as two. They are for "
+        "the network alone, without post-processing.",
     ]
     unreal = [what for what, of in (("random weights", "weights"), ("noise", "images")) if facts[of] in (RANDOM, NOISE)]
     if unreal:
         found.append(
-            f"Measured with {' and '.join(unreal)}: the network takes as long with any, but post-processing takes "
-            "longer the more candidates there are. Trained weights and --data FOLDER give their real number."
+            f"Measured with {' and '.join(unreal)}: the time of the network does not depend on these, but "
+            "post-processing takes longer with more candidates. For a realistic number of candidates, use trained "
+            "weights and --data FOLDER."
         )
     if "compiled" in engines:
         found.append("compiled: batch normalisation is folded into the convolutions; compiling is not in the times.")
     if "onnxruntime" in engines:
         found.append(
-            "onnxruntime: the dense network runs in ONNX Runtime, in float32; normalising and post-processing in "
+            "onnxruntime: the dense network runs in ONNX Runtime, in float32; normalisation and post-processing run in "
             "PyTorch."
         )
     if facts["device"] == "cpu":
-        found.append("Peak MB is how much the process grew with the engine, its own copy of the weights included.")
-    return (*found, *_disagreements(engines))
-
-
-def _disagreements(engines: Mapping[str, EngineResult]) -> Iterator[str]:
+        found.append("Peak MB is the growth of the process with the engine, its own copy of the weights included.")
     first = next(iter(engines))
     for name, result in engines.items():
         apart, allowed = result.difference, max(TOLERANCE[engines[some].precision] for some in (first, name))
         if apart is not None and (apart.score > allowed or apart.unmatched):
-            yield (
-                f"{name} does not quite detect what {first} does: scores differ by up to {apart.score:.1e} (expected: "
-                f"{allowed:g}), {apart.unmatched} of {apart.detections} detections have no partner."
+            found.append(
+                f"{name} and {first} differ: scores by up to {apart.score:.1e} (expected: at most {allowed:g}), and "
+                f"{apart.unmatched} of {apart.detections} detections have no partner."
             )
+    return tuple(found)

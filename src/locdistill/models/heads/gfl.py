@@ -7,50 +7,33 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from locdistill.models.heads.parts import begin, flat, initialise, level_scales, tower
+from locdistill.models.heads.parts import DenseHead, flat, initialise
 from locdistill.models.settings import DetectorSettings
 from locdistill.types import Dense
 
 
-class GFLHead(nn.Module):
-    """Two towers of convolutions, shared by all levels, that predict class scores and edge distributions.
+class GFLHead(DenseHead):
+    """Head that predicts class scores and edge distributions.
 
     Edge logits are float32 whatever the precision of the network: bfloat16 is too coarse for the distances computed
     from them and for the softened distributions.
 
     Attributes:
-        cls_tower: Convolutions before the class scores.
-        reg_tower: Convolutions before the edge distributions.
         cls: Predictor of ``classes`` logits per location.
         reg: Predictor of ``edges * (reg_max + 1)`` logits per location, edge by edge: left, top, right, bottom, and for
             rotated boxes the angle.
-        scales: One factor of the edge logits per level.
+        scales: One factor of the edge logits per level, since levels share the tower but not the range of object sizes.
     """
 
     def __init__(self, settings: DetectorSettings) -> None:
-        super().__init__()
-        self.classes, self.edges, self.bins = settings.class_outputs, settings.edges, settings.reg_max + 1
-        self.cls_tower, self.reg_tower = tower(settings), tower(settings)
+        super().__init__(settings)
         self.cls = nn.Conv2d(settings.channels, self.classes, 3, padding=1)
         self.reg = nn.Conv2d(settings.channels, self.edges * self.bins, 3, padding=1)
-        self.scales = level_scales(settings)
+        self.scales = nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in settings.levels)
         initialise(self, self.cls)
 
-    def forward(self, levels: Sequence[Tensor]) -> Dense:
-        """Compute class and edge logits from the maps of a pyramid, finest first."""
-        return self.finish(self.begin(levels))
-
-    def begin(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """Compute maps before the last convolution of each of the two towers: classes and edges, level by level."""
-        return begin((self.cls_tower, self.reg_tower), levels)
-
     def finish(self, maps: Sequence[Tensor], first: int = 0) -> Dense:
-        """Compute predictions from the maps of `begin`, of this head or of another one.
-
-        Args:
-            maps: Two maps per level; may be overwritten.
-            first: Index of their first level.
-        """
+        """Compute predictions; see :meth:`DenseHead.finish`."""
         classes = [self.cls(self.cls_tower.finish(level)) for level in maps[::2]]
         edges = [
             (self.reg(self.reg_tower.finish(level)) * scale).float()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from locdistill.models.settings import DetectorSettings
+from locdistill.types import Dense
 
 PRIOR = 0.01  # probability that a class score has before training (focal loss, Lin et al. 2017, section 4.1)
 
@@ -66,19 +67,37 @@ class Tower(nn.Sequential):
         return x
 
 
-def tower(settings: DetectorSettings) -> Tower:
-    """Build the convolutions before a predictor."""
-    return Tower(*(ConvNormAct(settings.channels, settings.norm_groups) for _ in range(settings.depth)))
+class DenseHead(nn.Module):
+    """Two towers of convolutions, shared by all levels, whose predictors subclasses add.
 
+    Attributes:
+        cls_tower: Convolutions before the class scores.
+        reg_tower: Convolutions before the edge distributions.
+    """
 
-def predictor(settings: DetectorSettings, outputs: int) -> nn.Conv2d:
-    """Build the convolution behind a tower."""
-    return nn.Conv2d(settings.channels, outputs, settings.predictor, padding=settings.predictor // 2)
+    def __init__(self, settings: DetectorSettings) -> None:
+        super().__init__()
+        self.classes, self.edges, self.bins = settings.class_outputs, settings.edges, settings.reg_max + 1
+        channels, groups = settings.channels, settings.norm_groups
+        self.cls_tower = Tower(*(ConvNormAct(channels, groups) for _ in range(settings.depth)))
+        self.reg_tower = Tower(*(ConvNormAct(channels, groups) for _ in range(settings.depth)))
 
+    def forward(self, levels: Sequence[Tensor]) -> Dense:
+        """Compute class and edge logits from the maps of a pyramid, finest first."""
+        return self.finish(self.begin(levels))
 
-def level_scales(settings: DetectorSettings) -> nn.ParameterList:
-    """Build one learned factor per level: levels share the tower but not the range of object sizes."""
-    return nn.ParameterList(nn.Parameter(torch.tensor(1.0)) for _ in settings.levels)
+    def begin(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """Compute maps before the last convolution of each of the two towers: classes and edges, level by level."""
+        return [tower.begin(level) for level in levels for tower in (self.cls_tower, self.reg_tower)]
+
+    def finish(self, maps: Sequence[Tensor], first: int = 0) -> Dense:
+        """Compute predictions from the maps of `begin`, of this head or of another one.
+
+        Args:
+            maps: Two maps per level; may be overwritten.
+            first: Index of their first level.
+        """
+        raise NotImplementedError
 
 
 def initialise(head: nn.Module, classes: nn.Conv2d) -> None:
@@ -89,11 +108,6 @@ def initialise(head: nn.Module, classes: nn.Conv2d) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     nn.init.constant_(classes.bias, -math.log((1 - PRIOR) / PRIOR))  # type: ignore[arg-type]
-
-
-def begin(towers: Sequence[Tower], levels: Sequence[Tensor]) -> list[Tensor]:
-    """Apply the first halves of the towers to each level, level by level."""
-    return [tower.begin(level) for level in levels for tower in towers]
 
 
 def flat(maps: Sequence[Tensor], *shape: int) -> Tensor:
