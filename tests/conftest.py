@@ -158,7 +158,7 @@ def no_pictures_of_runs() -> Iterator[None]:
     from locdistill.training import fit
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("_draw_batch", "_draw_results"):
+        for name in ("_draw_batch", "_draw_labels", "_draw_results"):
             patch.setattr(fit, name, lambda *_: None)
         yield
 

@@ -21,6 +21,7 @@ from PIL import Image
 
 import locdistill
 from locdistill.cli import main
+from locdistill.models.weights import read_metadata
 from tests.processes import STUCK, Child
 
 pytestmark = pytest.mark.journey
@@ -37,6 +38,7 @@ WORDS = ("--backbone", "mobilenetv3_small_050", "--pretrained", "none", "--batch
 FILES = {
     *("recipe.yaml", "run.json", "log.txt", "metrics.json", "metrics.csv", "curves.png", "train_batch.png"),
     *("val_predictions.png", "best.safetensors", "last.safetensors", "last.ckpt"),
+    *("labels.png", "pr_curves.png", "confusion.png", "errors.png", "val_best_worst.png", "per_class.csv"),
 }
 
 
@@ -144,6 +146,9 @@ def test_training_leaves_a_whole_folder(teacher: Path) -> None:
         with Image.open(picture) as image:
             image.load()
             assert min(image.size) > 100
+    for weights in ("best", "last"):
+        assert "thresholds" in read_metadata(teacher / f"{weights}.safetensors")["extra"]
+    assert "could not be written" not in (teacher / "log.txt").read_text()
     metrics = json.loads((teacher / "metrics.json").read_text())
     assert {"AP", "AP50", "AP75", "AP90"} <= set(metrics["best"])
     assert metrics["steps"] == 4

@@ -16,8 +16,15 @@ def predict(
         str | None, typer.Option("--save", metavar="DIR", help="Draw pictures and write predictions.json here.")
     ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is reported and drawn, however low.")
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            "--threshold",
+            min=0,
+            max=1,
+            help="Lowest score that is reported and drawn, however low. Unless given, the one with the best F1 of each "
+            "class where the weights have it, else 0.3.",
+        ),
+    ] = None,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 8,
     tta: options.Tta = False,
     device: options.Device = None,
@@ -36,10 +43,12 @@ def predict(
     locdistill predict runs/student image.jpg --threshold 0.5 --json
     locdistill predict runs/student folder/ --tta -s detections.nms=voting_cluster_diou
     """
-    from locdistill.cli.report import progress, report_predictions  # noqa: PLC0415 - heavy
-    from locdistill.inference.predict import PartialImageError  # noqa: PLC0415 - heavy
+    from locdistill.cli.report import progress, report_predictions, report_scores  # noqa: PLC0415 - heavy
+    from locdistill.inference.predict import PartialImageError, default_scores  # noqa: PLC0415 - heavy
     from locdistill.inference.predict import predict as run  # noqa: PLC0415 - heavy
 
+    if threshold is None:
+        report_scores(default_scores(weights))
     try:
         found = run(
             weights,

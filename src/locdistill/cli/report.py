@@ -79,9 +79,16 @@ def report_run(result: RunResult) -> None:
 
 
 def report_evaluation(
-    result: EvaluationResult, *, as_json: bool, eleven_point: bool | None = None, published_sum: bool = False
+    result: EvaluationResult,
+    *,
+    as_json: bool,
+    eleven_point: bool | None = None,
+    published_sum: bool = False,
+    saved: str | None = None,
 ) -> None:
     """What was written, and metrics if there are any; averaged in another way, or with the published sum, if asked for.
+
+    ``saved`` is the folder of pictures and files, if there is one.
 
     Raises:
         RecipeError: That was asked for where it does not apply.
@@ -97,6 +104,7 @@ def report_evaluation(
     if as_json:
         written = {"results": str(result.results), "detections": count} if result.results else {}
         written |= {"task1": str(result.task1)} if result.task1 else {}
+        written |= {"saved": saved} if saved else {}
         print_json(written | (_numbers(result) if result.metrics else {}))
         return
     if files:
@@ -107,6 +115,9 @@ def report_evaluation(
         out.print(f"{result.dataset.name}: {len(result.dataset)} images")
         for table in result.tables:
             out.print(table.rich())
+    if saved:
+        out = console()
+        out.print(f"pictures, detections.json, per_class.csv and thresholds.json go to {saved}")
 
 
 def _numbers(result: EvaluationResult) -> dict[str, Any]:
@@ -142,6 +153,19 @@ def report_predictions(found: Sequence[Prediction], save: str | None, *, as_json
         print(f"{prediction.path}: {counts}{target}")
     if save is not None:
         print(f"boxes and scores are in {save}/predictions.json")
+
+
+def report_scores(scores: dict[str, float]) -> None:
+    """Print the minimum scores that weights have for their classes, on stderr; nothing if they have none."""
+    if not scores:
+        return
+    few = ", ".join(f"{name} {score:.2f}" for name, score in scores.items())
+    many = f"{min(scores.values()):.2f} to {max(scores.values()):.2f} in {len(scores)} classes"
+    print(
+        f"lowest score shown, by the best F1 on the validation images: {few if len(scores) <= 8 else many} "
+        "(--threshold sets another)",
+        file=sys.stderr,
+    )
 
 
 def report_check(report: CheckReport, *, as_json: bool) -> None:

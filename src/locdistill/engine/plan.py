@@ -79,6 +79,12 @@ class Plan:
             return False
         return self.epochs_done(steps) // eval_every > self.epochs_done(steps - 1) // eval_every
 
+    def keeps(self, steps: int, save_every: int | None) -> bool:
+        """Return whether the last of this many steps completed an epoch whose weights are kept."""
+        if save_every is None:
+            return False
+        return self.epochs_done(steps) // save_every > self.epochs_done(steps - 1) // save_every
+
     def ends_epoch(self, steps: int) -> bool:
         """Return whether the last of this many steps completed an epoch."""
         return self.epochs_done(steps) > self.epochs_done(steps - 1)

@@ -112,6 +112,7 @@ class EngineSettings(Settings):
             averages over about a fiftieth of the run (10 to 2000 steps); None for no average.
         patience: Evaluations without a better AP after which training stops; None for no early stopping.
         eval_every: Epochs between evaluations; 0 evaluates at the end only. The end is always evaluated.
+        save_every: Epochs between weights that are kept as ``epoch-012.safetensors``; None keeps best and last alone.
         checkpoint_every_steps: Optimiser steps between checkpoints within an epoch (each epoch ends with one anyway).
         checkpoint_every_minutes: Minutes between checkpoints within an epoch.
         seed: Seed of the order of images, their augmentation and dropout. Weights are initialised before the engine is
@@ -154,6 +155,7 @@ class EngineSettings(Settings):
     ema: Literal["auto"] | Annotated[float, Field(gt=0, lt=1)] | None = None
     patience: PositiveInt | None = None
     eval_every: NonNegativeInt = 1
+    save_every: PositiveInt | None = None
     checkpoint_every_steps: PositiveInt | None = None
     checkpoint_every_minutes: PositiveFloat | None = None
     seed: NonNegativeInt = 0

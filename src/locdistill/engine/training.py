@@ -386,6 +386,8 @@ class Training:
         random, out = gathered(random_state()), self.around.out
         if weights and self.fabric.is_global_zero:
             self.published.save(out / "last.safetensors")
+            if self.plan.keeps(self.state.step, self.settings.save_every):
+                self.published.save(out / f"epoch-{self.plan.epochs_done(self.state.step):03d}.safetensors")
             self.state.write(out / "metrics.json", self.clock.seconds)
         content = {
             "state_dict": self.module.state_dict(),

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from locdistill.data.records import Dataset
 from locdistill.evaluation.bootstrap import Judgement, judge_coco, judge_voc
 from locdistill.evaluation.coco import CocoResult, coco_metrics
 from locdistill.evaluation.rotated import ROTATED
-from locdistill.evaluation.voc import VOC, Rules, VocResult, average_precision
+from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, VocResult, average_precision
 from locdistill.types import Detections
 
 
@@ -33,22 +36,29 @@ class Evaluator:
 
     def result(self, detections: Mapping[int, Detections]) -> CocoResult | VocResult:
         """Return all metrics, also by class; its ``.tables()`` are ready to print."""
-        if (rules := self._rules) is None:
+        if (rules := self.rules) is None:
             return coco_metrics(self.dataset, detections)
         return average_precision(self.dataset, detections, rules, eleven_point=self._eleven_point)
 
     def judge(self, detections: Mapping[int, Detections]) -> Judgement:
         """Match the detections, for AP on any weighting of the images."""
-        if (rules := self._rules) is None:
+        if (rules := self.rules) is None:
             return judge_coco(self.dataset, detections)
         return judge_voc(self.dataset, detections, eleven_point=self._eleven_point, rules=rules)
 
     @property
-    def _rules(self) -> Rules | None:
+    def rules(self) -> Rules | None:
         """Rules of matching; None for COCO's, which are implemented elsewhere."""
         if self.dataset.oriented:
             return ROTATED
         return VOC if self.dataset.kind == "voc" else None
+
+    @property
+    def levels(self) -> NDArray[np.floating] | None:
+        """Recalls at which AP samples precision; None for the area under its envelope."""
+        if self.rules is None:
+            return np.linspace(0.0, 1.0, 101)
+        return RECALL_LEVELS if self._eleven_point else None
 
     @property
     def _eleven_point(self) -> bool:
@@ -58,3 +68,17 @@ class Evaluator:
         return self.dataset.kind in ("dota", "hrsc") or (
             bool(self.dataset.records) and all("VOC2007" in str(record.path) for record in self.dataset.records)
         )
+
+
+def per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | None]]:
+    """Return AP (None without objects) and number of objects of each class."""
+    if isinstance(result, CocoResult):
+        return result.per_class
+    return {
+        name: {
+            "AP": float(result.ap[:, c].mean()) if result.objects[c] else None,
+            **{f"AP{50 + 5 * t}": float(v) if result.objects[c] else None for t, v in enumerate(result.ap[:, c])},
+            "objects": float(result.objects[c]),
+        }
+        for c, name in enumerate(result.classes)
+    }

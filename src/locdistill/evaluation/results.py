@@ -148,7 +148,7 @@ def _problem(entry: object, images: dict[int, str], label_of: _Labels, rotated: 
     numbers = [*box, score] if isinstance(box, list) and len(box) == count else []
     if not numbers or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
         return f"expected {words} numbers as {key} and one as score, found {box!r} and {score!r}"
-    return None
+    return f"{key} has a negative width or height: {box!r}" if min(numbers[2:4]) < 0 else None
 
 
 def _detections(entries: list[dict[str, Any]], label_of: _Labels, rotated: bool) -> Detections:

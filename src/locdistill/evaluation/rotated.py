@@ -27,18 +27,23 @@ from locdistill.geometry.sweep import in_parts, moved_apart, overlapping_pairs
 PUBLISHED_CLASSES = 15  # number of classes of DOTA 1.0, by which the published evaluator divides
 
 
-def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
-    """Find the nearest object by the overlap of rotated boxes with quadrilaterals; all images at once."""
+def rotated_overlaps(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64], Floats]:
+    """Return detection, object and overlap of all pairs in one image whose circumscribed boxes intersect."""
     boxes, quads = torch.from_numpy(reported.boxes).double(), torch.from_numpy(objects.boxes).double()
     images = torch.from_numpy(np.concatenate((reported.images, objects.images)))
     hulls = moved_apart(torch.cat((hull(boxes), polygon_hull(quads))), images)
     pairs = overlapping_pairs(hulls[: len(boxes)], hulls[len(boxes) :])
     overlaps = in_parts(lambda i, j: paired_polygon_iou(boxes[i], quads[j]), *pairs).numpy()
-    detection, target = (places.numpy() for places in pairs)
-    most = np.zeros(len(boxes))
+    return pairs[0].numpy(), pairs[1].numpy(), overlaps
+
+
+def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
+    """Find the nearest object by the overlap of rotated boxes with quadrilaterals; all images at once."""
+    detection, target, overlaps = rotated_overlaps(reported, objects)
+    most = np.zeros(len(reported.images))
     np.maximum.at(most, detection, overlaps)
     best = overlaps == most[detection]
-    nearest = np.full(len(boxes), len(quads) - 1)
+    nearest = np.full(len(most), len(objects.images) - 1)
     np.minimum.at(nearest, detection[best], target[best])
     return nearest, most
 

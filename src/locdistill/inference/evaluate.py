@@ -23,12 +23,12 @@ from locdistill.engine.devices import default_device, existing_device
 from locdistill.engine.validation import evaluate_together
 from locdistill.errors import DataError, RecipeError
 from locdistill.evaluation.coco import CocoResult
-from locdistill.evaluation.evaluator import Evaluator
-from locdistill.evaluation.results import write_results
+from locdistill.evaluation.evaluator import Evaluator, per_class
+from locdistill.evaluation.results import read_results, write_results
 from locdistill.evaluation.rotated import published_sum, published_table
 from locdistill.evaluation.tables import Table
-from locdistill.evaluation.voc import VocResult
 from locdistill.images import ScaledView, keep_ratio_size
+from locdistill.inference.evaluation_files import Findings, save_findings
 from locdistill.models.detector import Detector
 from locdistill.models.hub import find
 from locdistill.models.settings import DetectionSettings, DetectorSettings, InputSettings
@@ -93,6 +93,27 @@ class EvaluationResult:
             series, tables = published_sum(result), (*tables, published_table(result))
         return replace(self, metrics=result.metrics(), per_class=per_class(result), tables=tables, published_sum=series)
 
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        images: int | None = None,
+        eleven_point: bool | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write pictures and files of the detections and their errors into a folder.
+
+        See :func:`locdistill.inference.evaluation_files.save_findings` for what is written, and for errors.
+
+        Args:
+            folder: Folder to create; files of the same names are replaced.
+            images: Number of images to draw with truth and detections, evenly spaced; by default all.
+            eleven_point: As for `judged`.
+            progress: Progress display.
+        """
+        findings = Findings(self.dataset, self.detections, eleven_point)
+        save_findings(findings, Path(folder), images=images, progress=progress)
+
 
 def evaluate(
     weights: str | Path,
@@ -105,12 +126,13 @@ def evaluate(
     overrides: Sequence[Override] = (),
     progress: Progress | None = None,
 ) -> EvaluationResult:
-    """Evaluate trained weights; the teacher, if there was one, is not needed.
+    """Evaluate trained weights, or stored results; the teacher, if there was one, is not needed.
 
     Under ``torchrun`` each process detects on its share of the images, and every process gets the result.
 
     Args:
-        weights: A weights file, a run folder, or ``run/best``.
+        weights: A weights file, a run folder, or ``run/best``; or a ``.json`` file of COCO results, of any program, for
+            which ``data`` is required and settings of ``data`` alone apply.
         data: Folder of the data set; by default that of the run.
         split: ``train``, ``val``, or any name of the format.
         format_only: COCO results file to write instead of computing metrics; for test servers.
@@ -123,10 +145,14 @@ def evaluate(
 
     Raises:
         WeightsError: The weights cannot be read.
-        DataError: The data cannot be read, or lack a class of the detector.
-        RecipeError: An override is wrong.
+        DataError: The data or stored results cannot be read, or do not fit each other.
+        RecipeError: An override is wrong, or ``format_only`` is given for stored results.
         RunError: There is no such device.
     """
+    if Path(weights).suffix.lower() == ".json":
+        if format_only is not None:
+            raise RecipeError(f"{weights} holds results, as --format-only (format_only) would write them; leave it out")
+        return _stored(Path(weights), data, split, overrides)
     weights = find(weights)
     with _processes() as local:
         where = existing_device(device or local or default_device())
@@ -146,6 +172,20 @@ def evaluate(
         if progress is not None and rank() == 0:
             loader = progress(loader, len(loader))  # type: ignore[arg-type]
         return _judge(detector, loader, dataset, where, format_only)
+
+
+def _stored(path: Path, data: str | Path | None, split: str, overrides: Sequence[Override]) -> EvaluationResult:
+    """Evaluate the detections in a file of COCO results."""
+    changed = apply_overrides({"data": {} if data is None else {"path": str(data)}}, overrides)
+    if unknown := [key for key in changed if key != "data"]:
+        raise RecipeError(f"{unknown[0]}: stored results can be adjusted in data only; leave it out, or name weights")
+    if "path" not in changed["data"]:
+        raise RecipeError(f"no data set given, on which {path} is to be judged; pass --data FOLDER")
+    dataset = open_dataset(validate(DataSettings, changed["data"], "data"), split, training=False)
+    detections = read_results(path, dataset)
+    if some := next((found for found in detections.values() if len(found.boxes)), None):
+        dataset = dataset.as_oriented(some.boxes.shape[1] == 5)
+    return EvaluationResult({}, {}, (), detections, dataset).judged()
 
 
 def validation_loader(
@@ -211,20 +251,6 @@ def _judge(
 
     metrics = evaluate_together(detector, loader, judge, device)
     return replace(kept, metrics=metrics)
-
-
-def per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | None]]:
-    """Return AP (None without objects) and number of objects of each class."""
-    if isinstance(result, CocoResult):
-        return result.per_class
-    return {
-        name: {
-            "AP": float(result.ap[:, c].mean()) if result.objects[c] else None,
-            **{f"AP{50 + 5 * t}": float(v) if result.objects[c] else None for t, v in enumerate(result.ap[:, c])},
-            "objects": float(result.objects[c]),
-        }
-        for c, name in enumerate(result.classes)
-    }
 
 
 def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:

@@ -8,19 +8,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from locdistill.data.files import images_below
 from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import ImageError, RunError
+from locdistill.evaluation.curves import DEFAULT_SCORE, minimum_scores
 from locdistill.evaluation.results import rounded
 from locdistill.files import make_folder, write_text
 from locdistill.images import ImageSource, read_image
 from locdistill.inference.evaluate import adjusted
 from locdistill.models.detector import Detector
 from locdistill.models.hub import find
+from locdistill.models.weights import read_thresholds
 from locdistill.recipe.load import Override
-from locdistill.types import Detections, Progress
+from locdistill.types import Detections, Doubles, Progress
 from locdistill.viz.draw import draw_detections
 
 
@@ -75,7 +78,7 @@ def predict(
     images: str | Path | Iterable[str | Path],
     *,
     save: str | Path | None = None,
-    threshold: float = 0.3,
+    threshold: float | None = None,
     batch: int = 8,
     device: str | None = None,
     overrides: Sequence[Override] = (),
@@ -88,7 +91,8 @@ def predict(
         images: Files, or folders to search for images.
         save: Folder for the drawn pictures and ``predictions.json``.
         threshold: Minimum score to report and draw; if it is below the detector's own
-            ``detections.score_threshold``, it replaces it.
+            ``detections.score_threshold``, it replaces it. Default: for each class the score with the best F1 on the
+            validation images, where the weights file has it, else 0.3.
         batch: Images per batch.
         device: Device such as ``cuda:0``; by default a GPU if available. A detector in memory keeps its device.
         overrides: Settings of ``input`` and ``detections``, as in `evaluate`; a detector in memory keeps its own.
@@ -109,7 +113,10 @@ def predict(
         detector = Detector.load(find(weights), existing_device(device or default_device()))
     own = detector.settings
     settings, _ = adjusted(own, overrides)
-    lowest = min(threshold, settings.detections.score_threshold)
+    minimum = default_scores(weights) if threshold is None else {}
+    scores = minimum_scores(own.classes, minimum, DEFAULT_SCORE if threshold is None else threshold)
+    shown_from = float(scores.min(initial=1.0))
+    lowest = min(shown_from, settings.detections.score_threshold)
     detections = settings.detections.model_copy(update={"score_threshold": lowest})
     targets = _targets(files, Path(save)) if save is not None else {}
     if save is not None:
@@ -120,13 +127,14 @@ def predict(
     unreadable: list[ImageError] = []
     detector.settings = settings.model_copy(update={"detections": detections})
     try:
-        found = [p for chunk in chunks for p in _predict_some(detector, chunk, threshold, targets, unreadable)]
+        found = [p for chunk in chunks for p in _predict_some(detector, chunk, scores, targets, unreadable)]
     finally:
         detector.settings = own
     if save is not None:
         content: dict[str, Any] = {
             "weights": None if isinstance(weights, Detector) else str(weights),
-            "threshold": threshold,
+            "threshold": shown_from,
+            **({"thresholds": minimum} if minimum else {}),
             "classes": list(detector.settings.classes),
             "images": [prediction.as_dict() for prediction in found],
         }
@@ -138,10 +146,15 @@ def predict(
     return found
 
 
+def default_scores(weights: str | Path | Detector) -> dict[str, float]:
+    """Return the minimum score of each class that a weights file has; empty for a detector in memory."""
+    return {} if isinstance(weights, Detector) else read_thresholds(find(weights))
+
+
 def _predict_some(
-    detector: Detector, files: list[Path], threshold: float, targets: dict[Path, Path], unreadable: list[ImageError]
+    detector: Detector, files: list[Path], scores: Doubles, targets: dict[Path, Path], unreadable: list[ImageError]
 ) -> Iterator[Prediction]:
-    """Yield predictions of the readable images; add the errors of the others to ``unreadable``."""
+    """Yield predictions of the readable images with the classes' minimum scores; add errors to ``unreadable``."""
     pictures: dict[Path, Tensor] = {}
     for file in files:
         try:
@@ -151,12 +164,13 @@ def _predict_some(
     sources: list[ImageSource] = list(pictures.values())
     classes = detector.settings.classes
     for (file, picture), all_found in zip(pictures.items(), detector.detect(sources, batch=len(files)), strict=True):
-        kept = all_found.scores >= threshold
-        found = Detections(*(value[kept].cpu() for value in all_found))
+        found = Detections(*(value.cpu() for value in all_found))
+        kept = found.scores >= torch.from_numpy(scores).float()[found.labels]
+        found = Detections(*(value[kept] for value in found))
         target = targets.get(file)
         if target is not None:
             make_folder(target.parent)
-            draw_detections(picture, found, classes=classes, threshold=threshold).save(target)
+            draw_detections(picture, found, classes=classes, threshold=0.0).save(target)
         yield Prediction(file, picture.shape[-2], picture.shape[-1], found, classes, target)
 
 

@@ -23,6 +23,7 @@ SUFFIX = ".safetensors"
 CHECKPOINT = ".ckpt"
 METADATA_KEY = "locdistill"
 FORMAT = 1
+THRESHOLDS = "thresholds"
 # Counter of batches; old versions of PyTorch have none.
 COUNTER = "num_batches_tracked"
 # Names under which training programs nest a state dict in a checkpoint.
@@ -129,6 +130,32 @@ def write(
     with whole_file(path) as part:
         safetensors.torch.save_file(on_cpu, part, metadata=metadata)
     return path
+
+
+def add_extra(path: str | Path, extra: Mapping[str, Any]) -> None:
+    """Add plain data to the ``extra`` of a weights file, which is replaced atomically; the tensors stay.
+
+    Raises:
+        WeightsError: The file cannot be read or written.
+    """
+    metadata = read_metadata(path)
+    write(
+        path, read_tensors(Path(path)), settings=metadata["settings"], extra={**(metadata.get("extra") or {}), **extra}
+    )
+
+
+def read_thresholds(path: str | Path) -> dict[str, float]:
+    """Read the score with the best F1 of each class from a weights file; empty if it has none.
+
+    They are stored as ``thresholds`` of ``extra``, by class name. A file of another program has none.
+    """
+    try:
+        found = (read_metadata(path).get("extra") or {}).get(THRESHOLDS)
+    except WeightsError:
+        return {}
+    if not isinstance(found, dict) or not all(isinstance(v, int | float) and 0 <= v <= 1 for v in found.values()):
+        return {}
+    return dict(found)
 
 
 @contextmanager

@@ -185,6 +185,8 @@ def _record(source: _Source) -> tuple[dict[str, Any], Recipe | None, tuple[str, 
         "data": facts.get("data", {}),
         "start": start | {"weights": _name_alone(start["weights"])} if start else None,
     }
+    if scores := files.read_thresholds(source.file):
+        record[files.THRESHOLDS] = scores
     notes = []
     if not record["finished"]:
         notes.append("The run had not ended when this was published; its numbers are those of its last checkpoint.")

@@ -186,7 +186,9 @@ def logged_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-_STARTED = frozenset({RECIPE, FACTS, LOG, "preflight.txt", "preflight.json", "metrics.csv", "train_batch.png"})
+_STARTED = frozenset(
+    {RECIPE, FACTS, LOG, "preflight.txt", "preflight.json", "metrics.csv", "train_batch.png", "labels.png"}
+)
 """Files that a run writes before its first checkpoint, besides the events of TensorBoard in ``logs``."""
 
 

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import dataclass
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader
 
 from locdistill.data.loader import training_loader
+from locdistill.data.records import Dataset
 from locdistill.dist import process_rank
+from locdistill.engine.devices import device_kind
 from locdistill.engine.loop import fit
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
+from locdistill.engine.validation import Evaluate, detect_all
 from locdistill.evaluation.agreement import agreement
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.inference.evaluate import validation_loader
+from locdistill.inference.evaluation_files import Findings
 from locdistill.models.detector import Detector
+from locdistill.models.weights import THRESHOLDS, add_extra
 from locdistill.recipe.run_folder import METRICS
 from locdistill.training import pictures
 from locdistill.training.prepare import Parts
-from locdistill.types import Batch
+from locdistill.types import Batch, Detections
 
 log = logging.getLogger("locdistill")
 
@@ -42,6 +51,48 @@ class RunResult:
     best: Path | None
     last: Path
     metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Detections of an evaluation, and their AP."""
+
+    ap: float
+    detections: dict[int, Detections] = field(repr=False)
+
+
+@dataclass
+class KeepingEvaluator:
+    """An evaluator that keeps the detections of the best and of the last evaluation, to judge them at the end.
+
+    Attributes:
+        evaluator: Function from detections to metrics.
+        first_time: Function to call at the first evaluation.
+        best: The detections with the highest AP; None before the first evaluation in this process.
+        last: Those of the last evaluation, likewise.
+    """
+
+    evaluator: Evaluate
+    first_time: Callable[[], None] | None = None
+    best: Kept | None = None
+    last: Kept | None = None
+
+    def __call__(self, detections: dict[int, Detections]) -> dict[str, float]:
+        """Return the metrics."""
+        if self.first_time is not None:
+            self.first_time()
+            self.first_time = None
+        metrics = dict(self.evaluator(detections))
+        self.last = Kept(metrics["AP"], detections)
+        if self.best is None or (not self.last.ap <= self.best.ap and not math.isnan(self.last.ap)):
+            self.best = self.last
+        return metrics
+
+    def of(self, fitted: FitResult) -> list[tuple[Path, float, Kept | None]]:
+        """Return best and last weights of a run with the AP that they reached, and the detections of that AP."""
+        found = [] if fitted.best is None else [(fitted.best, fitted.metrics["AP"], self.best)]
+        end = fitted.history[-1]["AP"] if fitted.history else math.nan
+        return [*found, (fitted.last, end, self.last)]
 
 
 def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
@@ -69,6 +120,8 @@ def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
             world_size=world_size,
         )
 
+    first_time = None if resume else partial(_draw_labels, datasets["train"], out / "labels.png")
+    evaluate = KeepingEvaluator(Evaluator(datasets["val"]), first_time)
     first = process_rank() == 0
     if first and not resume:
         _draw_batch(parts, out)
@@ -78,27 +131,56 @@ def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
         module,
         make_train_loader=train_loader,
         make_val_loader=val_loader,
-        evaluate=Evaluator(datasets["val"]),
+        evaluate=evaluate,
         out=out,
         settings=recipe.engine,
         resume=resume,
     )
     if first:
-        _draw_results(parts, out, fitted)
+        _draw_results(parts, out, fitted, evaluate)
     metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
     return RunResult(out=out, best=fitted.best, last=fitted.last, metrics=metrics)
 
 
 def _draw_batch(parts: Parts, out: Path) -> None:
     settings = parts.recipe.data.model_copy(update={"workers": 0})
-    loader = training_loader(parts.datasets["train"], settings, seed=parts.recipe.engine.seed)
-    pictures.training_batch(out / "train_batch.png", next(iter(loader)), parts.recipe.detector.classes)
+    with pictures.guarded(out / "train_batch.png"):
+        loader = training_loader(parts.datasets["train"], settings, seed=parts.recipe.engine.seed)
+        pictures.training_batch(out / "train_batch.png", next(iter(loader)), parts.recipe.detector.classes)
 
 
-def _draw_results(parts: Parts, out: Path, fitted: FitResult) -> None:
-    detector = Detector.load(fitted.best or fitted.last)
-    pictures.predictions(out / "val_predictions.png", detector, parts.datasets["val"])
-    pictures.curves(out / "metrics.csv", out / "curves.png")
+def _draw_labels(dataset: Dataset, path: Path) -> None:
+    """Draw the training objects; at the first evaluation, as charts are slow to import and the first step is not."""
+    with pictures.guarded(path):
+        pictures.labels(path, dataset)
+
+
+def _draw_results(parts: Parts, out: Path, fitted: FitResult, evaluate: KeepingEvaluator) -> None:
+    """Judge the best and the last weights, store their best scores in the files, and draw all pictures."""
+    dataset = parts.datasets["val"]
+    with pictures.guarded(out / "val_predictions.png"):
+        pictures.predictions(out / "val_predictions.png", Detector.load(fitted.best or fitted.last), dataset)
+    with pictures.guarded(out / "curves.png"):
+        pictures.curves(out / "metrics.csv", out / "curves.png")
+    best = None
+    for weights, ap, kept in evaluate.of(fitted):
+        with pictures.guarded(weights):
+            found = kept if kept is not None and kept.ap == ap else None
+            findings = Findings(dataset, _detections(parts, weights) if found is None else found.detections)
+            add_extra(weights, {THRESHOLDS: findings.thresholds})
+            best = best or findings
+    if best is not None:
+        pictures.judgement(out, best)
+
+
+def _detections(parts: Parts, weights: Path) -> dict[int, Detections]:
+    """Detect on the validation images: those of the evaluation were in another process, or before the run resumed."""
+    device = torch.device(device_kind(parts.recipe.engine))
+    detector, data = Detector.load(weights, device), parts.recipe.data
+    loader = validation_loader(
+        parts.datasets["val"], detector.settings, batch=data.batch_per_device, workers=data.workers
+    )
+    return detect_all(detector, loader, device)
 
 
 def _headline(parts: Parts) -> tuple[str, int, int, int]:

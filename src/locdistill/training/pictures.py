@@ -1,15 +1,19 @@
-"""Pictures of a run: a training batch, predictions, curves."""
+"""Pictures of a run: labels, a training batch, predictions, curves, and the judgement of its best weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from locdistill.data.records import Dataset, Record
 from locdistill.evaluation.arrays import outlines
+from locdistill.files import write_text
 from locdistill.images import read_image
+from locdistill.inference.evaluation_files import Findings, class_table, labels_picture, pictures_of
 from locdistill.models.detector import Detector
 from locdistill.objective.scene import Scene
 from locdistill.types import Batch
@@ -19,11 +23,35 @@ from locdistill.viz.mosaic import batch_mosaic, mosaic
 SHOWN = 9
 THRESHOLD = 0.3
 _CELL = 360
+log = logging.getLogger("locdistill")
+
+
+@contextmanager
+def guarded(path: Path) -> Iterator[None]:
+    """Turn any error of the block into a warning: a picture or table that fails never ends a run."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s could not be written (%s: %s); the run is not affected", path, type(error).__name__, error)
 
 
 def training_batch(path: Path, batch: Batch, classes: Sequence[str]) -> None:
     """Write the images of a batch as the detector receives them, with their ground-truth boxes."""
     batch_mosaic(batch, classes).save(path)
+
+
+def labels(path: Path, dataset: Dataset) -> None:
+    """Draw the objects that are trained on: counts by class, sizes and places."""
+    labels_picture(dataset).save(path)
+
+
+def judgement(out: Path, findings: Findings) -> None:
+    """Write pictures of curves, confusion, errors, worst and best images, and a table by class; each is `guarded`."""
+    for name, draw in pictures_of(findings).items():
+        with guarded(out / name):
+            draw().save(out / name)
+    with guarded(out / "per_class.csv"):
+        write_text(out / "per_class.csv", class_table(findings))
 
 
 def curves(metrics: Path, path: Path) -> None:

@@ -19,7 +19,7 @@ _MAY_CHANGE = {
     *("data.path", "data.workers", "data.cache", "teacher.weights", "teacher.more.weights", "teacher.cache.path"),
     *("engine.accelerator", "engine.launch", "engine.progress", "engine.profile"),
     *(f"engine.speed.{part}" for part in SpeedSettings.model_fields),
-    *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes"),
+    *("engine.checkpoint_every_steps", "engine.checkpoint_every_minutes", "engine.save_every"),
 }
 """Settings that may change on resumption: paths and use of the machine, nothing that affects the mathematics."""
 

@@ -2,7 +2,8 @@
 
 A run folder holds ``recipe.yaml`` (resolved: it reproduces the run), ``run.json`` (versions, digests of data and
 teacher), ``preflight.txt`` and ``preflight.json`` (report of the check before the first step), ``log.txt``,
-``metrics.json``, ``metrics.csv``, ``curves.png``, ``train_batch.png``, ``val_predictions.png``,
+``metrics.json``, ``metrics.csv``, ``curves.png``, ``labels.png``, ``train_batch.png``, ``val_predictions.png``,
+``pr_curves.png``, ``confusion.png``, ``errors.png``, ``val_best_worst.png``, ``per_class.csv`` (of the best weights),
 ``best.safetensors``, ``last.safetensors`` (the detector alone) and ``last.ckpt`` (for ``--resume``; the only file with
 the weights of a teacher that is the student's running average).
 """

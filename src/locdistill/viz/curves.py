@@ -14,12 +14,10 @@ from numpy.typing import NDArray
 
 from locdistill.errors import RunError
 from locdistill.viz.figures import new_figure, tidy, to_image
-from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal, save_picture
+from locdistill.viz.style import INK, LINES, MUTED, STUDENT, TEACHER, hexadecimal, save_picture
 
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
-# Dark enough for thin lines on white, and distinguishable with colour blindness as far as eight colours allow.
-_LINES = ("#1f6fd2", "#d95f02", "#1a8c50", "#c2308e", "#7a5cc7", "#8a6d00", "#0089a8", "#5c6670")
 _NOTHING: Curve = (np.zeros(0), np.zeros(0))
 _SHOWN_METRICS = ("AP", "AP50", "AP75", "AP90")
 _EDGE_KL, _BOX_IOU = "agree/edge_kl", "agree/box_iou"
@@ -108,7 +106,7 @@ def compare_runs(runs: Mapping[str, str | Path], picture: str | Path, *, metric:
     for name, path in runs.items():
         group = name.split(" (")[0]
         label = None if group in groups else group
-        colour = groups.setdefault(group, _LINES[len(groups) % len(_LINES)])
+        colour = groups.setdefault(group, LINES[len(groups) % len(LINES)])
         steps, values = read_metrics(path).get(f"val/{metric}", _NOTHING)
         axes.plot(steps, 100 * values, color=colour, linewidth=1.6, marker="o", markersize=3, label=label)
     _finish(axes, columns=2)
@@ -130,7 +128,7 @@ def compare_agreement(runs: Mapping[str, str | Path], picture: str | Path) -> Pa
         for i, (name, path) in enumerate(runs.items()):
             steps, values = read_metrics(path).get(column, _NOTHING)
             if len(steps):
-                colour, smooth = _LINES[i % len(_LINES)], _smooth(values)
+                colour, smooth = LINES[i % len(LINES)], _smooth(values)
                 side.plot(steps, values, color=colour, linewidth=0.7, alpha=0.3)
                 side.plot(steps, smooth, color=colour, linewidth=1.6, label=f"{name} {smooth[-1]:.3g}")
         _finish(side, columns=3)
@@ -147,7 +145,7 @@ def _plot_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
         drawn = values > 0
         if drawn.any():
             i = terms.index(name) if name in terms else 0
-            colour, style = _LINES[i % len(_LINES)], ("-", "--", ":")[i // len(_LINES) % 3]
+            colour, style = LINES[i % len(LINES)], ("-", "--", ":")[i // len(LINES) % 3]
             colour = colour if name in terms else hexadecimal(INK)
             smooth = _smooth(values[drawn])
             axes.plot(steps[drawn], values[drawn], color=colour, linewidth=0.7, alpha=0.3)
@@ -163,7 +161,7 @@ def _plot_scores(axes: Axes, scores: Mapping[str, Curve]) -> None:
     for i, (name, (steps, values)) in enumerate(scores.items()):
         if len(steps):
             label = f"{name} {100 * values[-1]:.1f} (best {100 * values.max():.1f})"
-            axes.plot(steps, 100 * values, color=_LINES[i], linewidth=1.6, marker="o", markersize=3, label=label)
+            axes.plot(steps, 100 * values, color=LINES[i], linewidth=1.6, marker="o", markersize=3, label=label)
     if axes.lines:
         axes.set_ylim(bottom=0)
     _finish(axes, columns=2)

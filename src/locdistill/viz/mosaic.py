@@ -84,6 +84,28 @@ def batch_mosaic(batch: Batch, classes: Sequence[str], *, limit: int = 16, cell:
     return mosaic(pictures, captions, cell=cell)
 
 
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Join pictures from left to right."""
+    sheet = Image.new(
+        "RGB", (sum(p.width for p in pictures) + 4 * len(pictures) - 4, max(p.height for p in pictures)), PAPER
+    )
+    x = 0
+    for picture in pictures:
+        sheet.paste(picture, (x, 0))
+        x += picture.width + 4
+    return sheet
+
+
+def below(sheets: Sequence[Image.Image]) -> Image.Image:
+    """Join sheets from top to bottom."""
+    together = Image.new("RGB", (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets)), PAPER)
+    y = 0
+    for sheet in sheets:
+        together.paste(sheet, (0, y))
+        y += sheet.height
+    return together
+
+
 def _sheet(width: int, height: int, title: str) -> Image.Image:
     face = font(14, bold=True)
     top = 14 + 2 * _GAP if title else 0

@@ -33,6 +33,8 @@ _PALETTE: tuple[Colour, ...] = (
     (0, 128, 128),
     (176, 112, 48),
 )
+# For thin lines on white: dark enough, and distinguishable with colour blindness as far as eight colours allow.
+LINES = ("#1f6fd2", "#d95f02", "#1a8c50", "#c2308e", "#7a5cc7", "#8a6d00", "#0089a8", "#5c6670")
 _GOLDEN_TURN = 0.618033988749895
 
 

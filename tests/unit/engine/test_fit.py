@@ -304,6 +304,23 @@ def test_broken_weights_are_never_saved(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").glob("*.safetensors"))
 
 
+def test_weights_of_epochs_are_kept_also_after_resume(tmp_path: Path) -> None:
+    _, whole = run(tmp_path / "whole", settings_of(epochs=5, save_every=2, warmup_steps=0))
+    run(tmp_path / "run", settings_of(epochs=3, save_every=2, warmup_steps=0))
+    _, resumed = run(tmp_path / "run", settings_of(epochs=5, save_every=2, warmup_steps=0), resume=True)
+    for out in (whole.last.parent, resumed.last.parent):
+        assert sorted(path.name for path in out.glob("epoch-*")) == ["epoch-002.safetensors", "epoch-004.safetensors"]
+    fourth = [load_file(out.last.parent / "epoch-004.safetensors") for out in (whole, resumed)]
+    assert all(torch.equal(fourth[0][name], fourth[1][name]) for name in fourth[0])
+    assert not torch.equal(fourth[0]["head.weight"], load_file(whole.last)["head.weight"])
+    assert not any((tmp_path / "whole").glob("epoch-005*"))
+
+
+def test_an_epoch_that_ends_within_a_step_is_kept_after_it(tmp_path: Path) -> None:
+    run(tmp_path / "run", settings_of(accumulate=3, epochs=3, save_every=1))  # 4 batches an epoch
+    assert len(list((tmp_path / "run").glob("epoch-*"))) == 3
+
+
 def test_clipping(tmp_path: Path) -> None:
     _, free = run(tmp_path / "free", settings_of(steps=1, warmup_steps=0))
     _, clipped = run(tmp_path / "clipped", settings_of(steps=1, warmup_steps=0, clip_norm=1e-3, weight_decay=0))

@@ -21,10 +21,10 @@ from locdistill.data.loader import evaluation_loader
 from locdistill.data.records import Dataset, evenly
 from locdistill.distillation.bridges import SeveralTeachers
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
-from locdistill.evaluation.evaluator import Evaluator
+from locdistill.evaluation.evaluator import Evaluator, per_class
 from locdistill.geometry.boxes import pairwise_iou
 from locdistill.geometry.kinds import kind_of
-from locdistill.inference.evaluate import evaluation_batch, per_class
+from locdistill.inference.evaluate import evaluation_batch
 from locdistill.models.detector import Detector
 from locdistill.models.settings import InputSettings, NormalisationSettings
 from locdistill.recipe.recipe import OF_TEACHER
