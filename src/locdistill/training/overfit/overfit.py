@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.data import DataLoader
 
 from locdistill.data.loader import training_loader
 from locdistill.data.records import Dataset
@@ -31,6 +30,9 @@ from locdistill.evaluation.evaluator import Evaluator
 from locdistill.files import write_text
 from locdistill.images import read_image
 from locdistill.inference.evaluate import validation_loader
+from locdistill.objective.objective import Objective
+from locdistill.objective.schedules import Linear
+from locdistill.objective.supervised import QualityFocal
 from locdistill.recipe import run_folder
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import Request, TrainWords, takes
@@ -70,8 +72,10 @@ LEAST, MOST = 120, 600
 """Steps of training: at least, however long they take, and at most."""
 EVALUATIONS = 15
 """Number of evaluations."""
-RATE = 1e-3
+RATE = 2e-3
 """Learning rate of AdamW."""
+SCORES_FROM = 0.25
+"""Share of the training after which scores that depend on boxes are trained."""
 BATCH = 8
 """Largest number of images in a step."""
 MOMENTUM = 0.5
@@ -149,6 +153,34 @@ class Judge:
         return metrics
 
 
+class Repeated:
+    """Loader and sampler of the same few batches, kept in memory: each epoch is a number of passes over them.
+
+    Args:
+        batches: The batches of a pass.
+        passes: Number of passes in an epoch, each between two evaluations.
+        batch_size: Images of a batch.
+    """
+
+    def __init__(self, batches: list[Batch], passes: int, batch_size: int) -> None:
+        self.batches, self.passes, self.batch_size, self.sampler = batches, passes, batch_size, self
+
+    def __len__(self) -> int:
+        """Return the number of batches of an epoch."""
+        return len(self.batches) * self.passes
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches of an epoch."""
+        for _ in range(self.passes):
+            yield from self.batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Do nothing: all epochs are the same."""
+
+    def skip(self, batches: int) -> None:
+        """Do nothing: a look is not resumed."""
+
+
 @takes(TrainWords)
 def overfit(
     data: str | Path | None = None,
@@ -174,7 +206,12 @@ def overfit(
     if process_count(parts.recipe.engine) > 1:
         raise RunError("a look at a few images takes one process; start it without torchrun")
     few = choose(parts.datasets["train"], images)
-    parts = replace(parts, datasets={"train": few, "val": few}, recipe=_batched(parts.recipe, len(few)))
+    parts = replace(
+        parts,
+        datasets={"train": few, "val": few},
+        recipe=_batched(parts.recipe, len(few)),
+        objective=boxes_first(parts.objective),
+    )
     run_folder.write_start(path, recipe, run_folder.facts_of(parts.datasets, parts.recipe.engine))
     with run_folder.logged_to(path):
         result = _Look(parts, recipe, path).result()
@@ -216,31 +253,31 @@ def by_heart(recipe: Recipe) -> Recipe:
     )
 
 
+def boxes_first(objective: Objective) -> Objective:
+    """Return the objective with the quality focal loss off until boxes fit.
+
+    It trains a score towards the overlap of the location's own box, and the score weights the losses of the box: an
+    object that is late in both, such as a small one with a single location, would need far more than a minute.
+    """
+    late = Linear(first=0.0, last=1.0, start=SCORES_FROM, end=SCORES_FROM)
+    terms = {
+        name: replace(term, schedule=late) if isinstance(term.of, QualityFocal) and term.schedule is None else term
+        for name, term in objective.terms.items()
+    }
+    return replace(objective, terms=terms)
+
+
 def _batched(recipe: Recipe, images: int) -> Recipe:
     data = recipe.data.model_copy(update={"batch_per_device": max(1, min(images, BATCH)), "repeat": 1})
     return recipe.model_copy(update={"data": data})
 
 
-def timed(recipe: Recipe, step: float, images: int) -> Recipe:
-    """Return the recipe with a length that fits the time of a step, and an epoch from one evaluation to the next.
-
-    Args:
-        recipe: Recipe of the look.
-        step: Seconds of a step.
-        images: Number of images.
-    """
-    limit = recipe.engine.time_limit_seconds or SECONDS
+def timed(engine: EngineSettings, step: float) -> EngineSettings:
+    """Return the settings with a length that fits the seconds of a step."""
+    limit = engine.time_limit_seconds or SECONDS
     steps = max(LEAST, min(MOST, int(limit / max(step, 1e-4))))
-    every = max(1, steps // EVALUATIONS)
-    engine = {"steps": steps, "eval_every": 1, "warmup_steps": steps // 20}
-    engine["time_limit_seconds"] = max(limit, 1.5 * steps * step)
-    batch = recipe.data.batch_per_device
-    return recipe.model_copy(
-        update={
-            "engine": recipe.engine.model_copy(update=engine),
-            "data": recipe.data.model_copy(update={"repeat": max(1, every * batch // images)}),
-        }
-    )
+    length = {"steps": steps, "warmup_steps": steps // 20, "time_limit_seconds": max(limit, 1.5 * steps * step)}
+    return engine.model_copy(update=length)
 
 
 class _Look:
@@ -257,6 +294,8 @@ class _Look:
         self.data = parts.datasets["train"]
         self.judge = Judge(Evaluator(self.data))
         self.module = TrainingModule(parts.detector, parts.objective, None, parts.recipe.engine, speed=parts.speed)
+        settings = parts.recipe.data
+        self.batches = [*training_loader(self.data, settings, seed=parts.recipe.engine.seed)]
         self.begun = time.monotonic()
 
     def result(self) -> OverfitResult:
@@ -267,7 +306,7 @@ class _Look:
         stops = data_problems(facts, missed)
         if stops:
             return self._failed(stops)
-        before = measure(self.module, next(iter(self._batches())), first_device(self.parts.recipe.engine))
+        before = measure(self.module, self.batches[0], first_device(self.parts.recipe.engine))
         stops = start_problems(before) or (rate if relative < IDLE else [])
         if stops:
             return self._failed(stops)
@@ -298,17 +337,12 @@ class _Look:
         )
         return facts, missed_objects(self.parts, regions) if len(regions.missed) else None
 
-    def _batches(self) -> DataLoader[Batch]:
-        return training_loader(self.data, self.parts.recipe.data, seed=self.parts.recipe.engine.seed)
-
     def _announce(self, before: Before) -> None:
-        recipe = timed(self.parts.recipe, before.seconds, len(self.data))
-        self.parts = replace(self.parts, recipe=recipe)
-        self.module.settings = recipe.engine
-        steps = recipe.engine.steps or 0
-        self._tell(
-            f"learning {len(self.data)} images by heart: {', '.join(record.path.name for record in self.data.records)}"
-        )
+        engine = timed(self.parts.recipe.engine, before.seconds)
+        self.module.settings = engine
+        steps = engine.steps or LEAST
+        names = ", ".join(record.path.name for record in self.data.records)
+        self._tell(f"learning {len(self.data)} images by heart: {names}")
         self._tell(
             f"a step takes {before.seconds:.2g} s: {steps} steps, {_duration(steps * before.seconds)} at most, less if "
             f"AP50 reaches {ENOUGH}"
@@ -320,7 +354,8 @@ class _Look:
             print(line, flush=True)
 
     def _train(self) -> FitResult:
-        settings = self.parts.recipe.engine
+        passes = max(1, (self.module.settings.steps or LEAST) // EVALUATIONS // len(self.batches))
+        loader = Repeated(self.batches, passes, self.parts.recipe.data.batch_per_device)
         for module in self.parts.detector.modules():
             if isinstance(module, _BatchNorm) and module.momentum is not None:
                 module.momentum = MOMENTUM
@@ -328,7 +363,7 @@ class _Look:
         try:
             return fit(
                 self.module,
-                make_train_loader=lambda *_: self._batches(),
+                make_train_loader=lambda *_: loader,
                 make_val_loader=lambda *_: validation_loader(
                     self.data, self.parts.detector.settings, batch=BATCH, workers=0
                 ),
