@@ -11,7 +11,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Unpack
@@ -25,6 +25,7 @@ from locdistill.engine.log import read_metrics
 from locdistill.engine.loop import fit
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
+from locdistill.engine.settings import EngineSettings
 from locdistill.errors import NonFiniteLossError, RunError
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.files import write_text
@@ -50,10 +51,9 @@ from locdistill.training.overfit.verdict import (
     not_finite,
     own_rate,
     rate_problems,
+    reasons,
     relative_rate,
     start_problems,
-    training_problems,
-    without_location,
 )
 from locdistill.training.pictures import truth_layer
 from locdistill.training.preflight.data import look_at_regions, missed_objects
@@ -316,11 +316,7 @@ class _Look:
         except NonFiniteLossError as error:
             return self._failed([*rate, not_finite(error.terms, f"at step {error.step}")])
         after = self._after(before)
-        problems = training_problems(after, facts)
-        odd = [without_location(facts, missed)] if missed is not None else []
-        return self._result(
-            after, [*([] if after.passed else [*rate, *odd]), *problems, *(odd if after.passed else [])]
-        )
+        return self._result(after, reasons(after, facts, missed, rate))
 
     def _facts(self) -> tuple[Facts, Finding | None]:
         """Look at images and objects; return the report on objects without a location too."""
@@ -415,14 +411,16 @@ def draw(path: Path, dataset: Dataset, detections: Mapping[int, Detections]) -> 
     sheets, captions = [], []
     for record in dataset.records:
         image, truth, found = read_image(record.path), truth_layer(record), detections.get(record.image_id)
-        layers = []
-        if found is not None:
-            kept = found.scores >= SHOWN
-            layers = [Layer(found.boxes[kept], found.labels[kept], found.scores[kept])]
-        for shown in ([truth._replace(style="predicted")], layers):
-            sheets.append(draw_layers(image, shown, classes=dataset.classes, min_side=CELL))
-        captions += [f"{record.path.name}: truth, {len(truth.labels)} objects"]
-        captions += [f"detected: {len(layers[0].labels)}" if layers else "nothing was trained"]
+        shown = [truth._replace(style="predicted")]
+        sheets.append(draw_layers(image, shown, classes=dataset.classes, min_side=CELL))
+        kept = (
+            []
+            if found is None
+            else [Layer(*(part[found.scores >= SHOWN] for part in (found.boxes, found.labels, found.scores)))]
+        )
+        sheets.append(draw_layers(image, kept, classes=dataset.classes, min_side=CELL))
+        captions.append(f"{record.path.name}: truth, objects: {len(truth.labels)}")
+        captions.append(f"detected: {len(kept[0].labels)}" if kept else "nothing was trained")
     title = f"left: truth; right: detections with a score of at least {SHOWN}"
     mosaic(sheets, captions, columns=2 if len(dataset) < 3 else 4, cell=CELL, title=title).save(path)
 

@@ -10,7 +10,7 @@ from locdistill.data.records import DataFormat
 from locdistill.engine.settings import EngineSettings
 from locdistill.training.overfit.before import Before
 from locdistill.training.overfit.matches import Matches
-from locdistill.training.preflight.data import Regions
+from locdistill.training.preflight.data import FEW, Regions
 from locdistill.training.preflight.report import Finding
 
 ENOUGH, PASS = 0.95, 0.8
@@ -100,8 +100,8 @@ def data_problems(facts: Facts, missed: Finding | None) -> list[Finding]:
         return [
             Finding(
                 what=f"none of the {facts.images} images has an object",
-                remedy="look at the labels with 'locdistill data check FOLDER'; the names of label files and images, or "
-                "of the classes (data.classes, data.ignore_classes), may not match",
+                remedy="look at the labels with 'locdistill data check FOLDER'; names of label files and images, or of "
+                "classes (data.classes, data.ignore_classes), may not match",
             )
         ]
     problems = []
@@ -208,6 +208,23 @@ class After:
     def passed(self) -> bool:
         """Whether the images were learnt by heart."""
         return self.ap50 >= PASS
+
+
+def reasons(after: After, facts: Facts, missed: Finding | None, rate: Sequence[Finding]) -> list[Finding]:
+    """List why the images were not learnt by heart, the likeliest reason first; after a pass, what is odd all the same.
+
+    Args:
+        after: Result of the training.
+        facts: Facts of the images.
+        missed: The report on objects without a location; None if there are none.
+        rate: The report on the learning rate.
+    """
+    odd = [] if missed is None else [without_location(facts, missed)]
+    if after.passed:
+        return odd
+    share = 1 - float(facts.regions.answered.float().mean())
+    problems = training_problems(after, facts)
+    return [*rate, *odd, *problems] if share > FEW else [*rate, *problems, *odd]
 
 
 def training_problems(after: After, facts: Facts) -> list[Finding]:
