@@ -37,7 +37,8 @@ def _covering(records: Sequence[Record], count: int) -> list[Record]:
     When no image adds a class, the classes are covered once more.
     """
     classes = [frozenset(record.labels[~record.ignored].tolist()) for record in records]
-    rest, chosen, seen = list(range(len(records))), [], frozenset[int]()
+    rest, seen = list(range(len(records))), frozenset[int]()
+    chosen: list[int] = []
     while rest and len(chosen) < count:
         if not any(classes[i] - seen for i in rest):
             seen = frozenset()

@@ -2,7 +2,7 @@
 
 A detector that cannot learn four images will not learn four thousand, and the reason is quicker to find on four. The
 recipe's own data, detector, terms and assigner are used; augmentation is off, and optimiser and schedule are those that
-learn by heart quickly. Only a learning rate far from the usual one is kept in proportion, so that its fault shows.
+learn by heart quickly; boxes are weighted alike. Only a learning rate far from the usual one is kept in proportion, so that its fault shows.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ from locdistill.files import write_text
 from locdistill.images import read_image
 from locdistill.inference.evaluate import validation_loader
 from locdistill.objective.objective import Objective
-from locdistill.objective.schedules import Linear
-from locdistill.objective.supervised import QualityFocal
+from locdistill.objective.regions import Positives
 from locdistill.recipe import run_folder
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import Request, TrainWords, takes
@@ -74,8 +73,6 @@ EVALUATIONS = 15
 """Number of evaluations."""
 RATE = 2e-3
 """Learning rate of AdamW."""
-SCORES_FROM = 0.25
-"""Share of the training after which scores that depend on boxes are trained."""
 BATCH = 8
 """Largest number of images in a step."""
 MOMENTUM = 0.5
@@ -210,7 +207,7 @@ def overfit(
         parts,
         datasets={"train": few, "val": few},
         recipe=_batched(parts.recipe, len(few)),
-        objective=boxes_first(parts.objective),
+        objective=alike(parts.objective),
     )
     run_folder.write_start(path, recipe, run_folder.facts_of(parts.datasets, parts.recipe.engine))
     with run_folder.logged_to(path):
@@ -253,15 +250,14 @@ def by_heart(recipe: Recipe) -> Recipe:
     )
 
 
-def boxes_first(objective: Objective) -> Objective:
-    """Return the objective with the quality focal loss off until boxes fit.
+def alike(objective: Objective) -> Objective:
+    """Return the objective with all boxes weighted alike, whatever their scores.
 
-    It trains a score towards the overlap of the location's own box, and the score weights the losses of the box: an
-    object that is late in both, such as a small one with a single location, would need far more than a minute.
+    GFL weights the losses of a box by its score, and trains the score towards the overlap of the box: an object that is
+    late in both, such as a small one with a single location, would need far more than a minute.
     """
-    late = Linear(first=0.0, last=1.0, start=SCORES_FROM, end=SCORES_FROM)
     terms = {
-        name: replace(term, schedule=late) if isinstance(term.of, QualityFocal) and term.schedule is None else term
+        name: replace(term, on=Positives()) if term.on == Positives(by="student_confidence") else term
         for name, term in objective.terms.items()
     }
     return replace(objective, terms=terms)
