@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,17 @@ from locdistill.engine.module import blank_batch
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import LocdistillError
 from locdistill.objective.objective import Objective
+from locdistill.objective.regions import Positives
 from locdistill.recipe.defaults import resolve
 from locdistill.recipe.request import Request
 from locdistill.training.overfit import overfit as look
 from locdistill.training.overfit.before import Before
 from locdistill.training.overfit.images import choose
 from locdistill.training.overfit.matches import Matches, compare
-from locdistill.training.overfit.overfit import Repeated, by_heart, timed
+from locdistill.training.overfit.overfit import Repeated, alike, by_heart, timed
 from locdistill.training.overfit.verdict import (
     After,
-    Facts,
+    ImageFacts,
     data_problems,
     own_rate,
     rate_problems,
@@ -41,6 +43,7 @@ from locdistill.training.overfit.verdict import (
 from locdistill.training.preflight.data import Regions
 from locdistill.training.preflight.report import Finding
 from locdistill.types import Detections
+from tests.conftest import Answer
 
 TINY = (
     *("detector.channels=16", "detector.depth=1", "detector.norm_groups=4", "detector.levels=[3,4,5]"),
@@ -72,8 +75,8 @@ def regions(sides: list[float], labels: list[int], answered: list[bool]) -> Regi
     )
 
 
-def facts(own: Regions, blank: tuple[str, ...] = ()) -> Facts:
-    return Facts(
+def facts(own: Regions, blank: tuple[str, ...] = ()) -> ImageFacts:
+    return ImageFacts(
         images=2,
         kind="coco",
         classes=("cat", "dog", "cow"),
@@ -232,6 +235,14 @@ def test_the_length_fits_the_seconds_of_a_step() -> None:
     assert timed(EngineSettings(time_limit_seconds=30), 0.1).steps == 300
 
 
+def test_boxes_are_weighted_alike() -> None:
+    recipe = resolve(Request(recipe="gfl_r50_1x", data="nowhere"))
+    terms = {name: term.build() for name, term in recipe.terms.items()}
+    assert terms["bbox"].on == Positives(by="student_confidence")
+    same = alike(Objective(terms=terms)).terms
+    assert (same["bbox"].on, same["dfl"].on, same["cls"]) == (Positives(), Positives(), terms["cls"])
+
+
 # ----------------------------------------------------------------------------------------------------------------- runs
 
 
@@ -334,3 +345,14 @@ def test_frozen_weights_and_losses_that_are_not_finite(
     with monkeypatch.context() as patch:
         patch.setattr(Objective, "losses", lambda self, scene: losses(self, scene) | {"bbox": torch.tensor(math.nan)})
         assert "the loss is not finite: bbox" in looked(shapes, tmp_path / "nan").verdict
+
+
+def test_the_command_prints_the_verdict(shapes: Path, tmp_path: Path, cli: Callable[..., Answer]) -> None:
+    words = ("--backbone", "test_resnet", "--pretrained", "none", "--overfit", 1, *TINY)
+    code, out, _ = cli("train", "--data", shapes, "--out", tmp_path / "idle", *words, "engine.lr=1e-12")
+    assert code == 1
+    assert "stopped on 1 images after" in out
+    assert "engine.lr=0.01" in out
+    code, out, _ = cli("train", "--data", shapes, "--out", tmp_path / "good", *words, "engine.time_limit_seconds=300")
+    assert code == 0, out
+    assert f"truth and predictions: {tmp_path / 'good' / 'overfit.png'}" in out

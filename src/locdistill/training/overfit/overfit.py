@@ -1,8 +1,9 @@
 """A first look that can fail: a few training images are learnt by heart within about a minute.
 
 A detector that cannot learn four images will not learn four thousand, and the reason is quicker to find on four. The
-recipe's own data, detector, terms and assigner are used; augmentation is off, and optimiser and schedule are those that
-learn by heart quickly; boxes are weighted alike. Only a learning rate far from the usual one is kept in proportion, so that its fault shows.
+recipe's own data, detector, terms and assigner are used; augmentation is off, optimiser and schedule are those that
+learn by heart quickly, and boxes are weighted alike. Only a learning rate far from the usual one is kept in proportion,
+so that its fault shows.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from locdistill.training.overfit.verdict import (
     ENOUGH,
     IDLE,
     After,
-    Facts,
+    ImageFacts,
     data_problems,
     not_finite,
     own_rate,
@@ -314,11 +315,11 @@ class _Look:
         after = self._after(before)
         return self._result(after, reasons(after, facts, missed, rate))
 
-    def _facts(self) -> tuple[Facts, Finding | None]:
+    def _facts(self) -> tuple[ImageFacts, Finding | None]:
         """Look at images and objects; return the report on objects without a location too."""
         settings = self.parts.detector.settings
         regions = look_at_regions(self.parts)
-        facts = Facts(
+        facts = ImageFacts(
             images=len(self.data),
             kind=self.data.kind,
             classes=self.data.classes,
@@ -409,11 +410,10 @@ def draw(path: Path, dataset: Dataset, detections: Mapping[int, Detections]) -> 
         image, truth, found = read_image(record.path), truth_layer(record), detections.get(record.image_id)
         shown = [truth._replace(style="predicted")]
         sheets.append(draw_layers(image, shown, classes=dataset.classes, min_side=CELL))
-        kept = (
-            []
-            if found is None
-            else [Layer(*(part[found.scores >= SHOWN] for part in (found.boxes, found.labels, found.scores)))]
-        )
+        kept = []
+        if found is not None:
+            high = found.scores >= SHOWN
+            kept = [Layer(found.boxes[high], found.labels[high], found.scores[high])]
         sheets.append(draw_layers(image, kept, classes=dataset.classes, min_side=CELL))
         captions.append(f"{record.path.name}: truth, objects: {len(truth.labels)}")
         captions.append(f"detected: {len(kept[0].labels)}" if kept else "nothing was trained")

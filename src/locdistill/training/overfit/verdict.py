@@ -66,8 +66,8 @@ def rate_problems(engine: EngineSettings, relative: float) -> list[Finding]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Facts:
-    """Facts of the images of a look.
+class ImageFacts:
+    """ImageFacts of the images of a look.
 
     Attributes:
         images: Number of images.
@@ -88,11 +88,11 @@ class Facts:
     anchors: tuple[float, ...]
 
 
-def data_problems(facts: Facts, missed: Finding | None) -> list[Finding]:
+def data_problems(facts: ImageFacts, missed: Finding | None) -> list[Finding]:
     """List what no training can help: no objects, blank images, boxes of a pixel, no location for any object.
 
     Args:
-        facts: Facts of the images.
+        facts: ImageFacts of the images.
         missed: The report on objects without a location, with its remedy.
     """
     sides = facts.regions.sides
@@ -126,7 +126,7 @@ def data_problems(facts: Facts, missed: Finding | None) -> list[Finding]:
     return problems
 
 
-def without_location(facts: Facts, missed: Finding) -> Finding:
+def without_location(facts: ImageFacts, missed: Finding) -> Finding:
     """Report objects without a location, by class, with their sides against strides and anchors."""
     regions = facts.regions
     lost = ~regions.answered
@@ -210,12 +210,12 @@ class After:
         return self.ap50 >= PASS
 
 
-def reasons(after: After, facts: Facts, missed: Finding | None, rate: Sequence[Finding]) -> list[Finding]:
+def reasons(after: After, facts: ImageFacts, missed: Finding | None, rate: Sequence[Finding]) -> list[Finding]:
     """List why the images were not learnt by heart, the likeliest reason first; after a pass, what is odd all the same.
 
     Args:
         after: Result of the training.
-        facts: Facts of the images.
+        facts: ImageFacts of the images.
         missed: The report on objects without a location; None if there are none.
         rate: The report on the learning rate.
     """
@@ -227,7 +227,7 @@ def reasons(after: After, facts: Facts, missed: Finding | None, rate: Sequence[F
     return [*rate, *odd, *problems] if share > FEW else [*rate, *problems, *odd]
 
 
-def training_problems(after: After, facts: Facts) -> list[Finding]:
+def training_problems(after: After, facts: ImageFacts) -> list[Finding]:
     """List where the training stopped, the likeliest reason first; nothing if it passed."""
     if after.passed:
         return []
