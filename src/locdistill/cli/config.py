@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from locdistill.recipe.request import Request
 
 
-@options.of_a_run(without=("overfit",))
+@options.of_a_run()
 def config(
     request: dict[str, Any],
     *,
