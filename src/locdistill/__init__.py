@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from locdistill.study.tune.tune import tune
     from locdistill.training.build_cache import CacheReport, build_cache, cache_info
     from locdistill.training.fit import RunResult
+    from locdistill.training.overfit.overfit import OverfitResult, overfit
     from locdistill.training.preflight.look import Preflight
     from locdistill.training.preflight.report import PreflightReport
     from locdistill.training.train import distill, preflight, run, train
@@ -64,6 +65,7 @@ __all__ = [
     "LandscapeResult",
     "LocdistillError",
     "Objective",
+    "OverfitResult",
     "Prediction",
     "Preflight",
     "PreflightReport",
@@ -86,6 +88,7 @@ __all__ = [
     "load_mmdet",
     "load_recipe",
     "merge",
+    "overfit",
     "predict",
     "preflight",
     "publish",
@@ -113,6 +116,7 @@ _HOMES = {
     "LandscapeResult": "study.landscape",
     "LocdistillError": "errors",
     "Objective": "objective.objective",
+    "OverfitResult": "training.overfit.overfit",
     "Prediction": "inference.predict",
     "Preflight": "training.preflight.look",
     "PreflightReport": "training.preflight.report",
@@ -135,6 +139,7 @@ _HOMES = {
     "load_mmdet": "models.mmdet",
     "load_recipe": "recipe.load",
     "merge": "inference.tiles",
+    "overfit": "training.overfit.overfit",
     "predict": "inference.predict",
     "preflight": "training.train",
     "publish": "publishing.publish",

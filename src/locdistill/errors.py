@@ -79,4 +79,17 @@ class RunInterrupted(LocdistillError):  # noqa: N818 (an event, not a mistake)
 
 
 class NonFiniteLossError(LocdistillError):
-    """Loss term that became NaN or infinite."""
+    """Loss term that became NaN or infinite.
+
+    Attributes:
+        terms: Names of the terms.
+        step: Number of the optimiser step, from 1.
+    """
+
+    def __init__(self, message: str, terms: tuple[str, ...] = (), step: int = 0) -> None:
+        super().__init__(message)
+        self.terms, self.step = terms, step
+
+    def __reduce__(self) -> tuple[type[NonFiniteLossError], tuple[str, tuple[str, ...], int]]:
+        """Support pickling, so that the error passes between processes with its attributes."""
+        return type(self), (str(self), self.terms, self.step)

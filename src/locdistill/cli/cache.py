@@ -24,7 +24,7 @@ def _cache() -> None:
 
 
 @app.command("build")
-@options.of_a_run(without=("out", "resume", "devices", "profile", "preflight", "images", "dry_run"))
+@options.of_a_run(without=("out", "resume", "devices", "profile", "overfit", "preflight", "images", "dry_run"))
 def build(
     request: dict[str, Any],
     *,

@@ -9,7 +9,7 @@ import typer
 from locdistill.cli import options
 
 
-@options.of_a_run()
+@options.of_a_run(without=("overfit",))
 def distill(
     request: dict[str, Any], *, out: str | None, resume: bool, preflight: bool, images: int | None, dry_run: bool
 ) -> None:

@@ -195,6 +195,16 @@ class RunOptions:
         ),
         Field("engine.profile"),
     ] = False
+    overfit: Annotated[
+        int | None,
+        typer.Option(
+            "--overfit",
+            min=1,
+            metavar="N",
+            help="A first look: learn N training images by heart in about a minute, and say whether data, labels and "
+            "loss fit together, or where it stops; the exit code is 1 where it does. 4 is a good number.",
+        ),
+    ] = None
     preflight: Annotated[
         bool,
         typer.Option(help="Look at teacher, data and regions before the first step, and stop on what cannot work."),

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
+
 from locdistill.cli import options
 
 
 @options.of_a_run(without=("teacher", "methods", "balance", "cache", "preflight", "images", "dry_run"))
-def train(request: dict[str, Any], *, out: str | None, resume: bool) -> None:
+def train(request: dict[str, Any], *, out: str | None, resume: bool, overfit: int | None) -> None:
     """Train a detector, on its own.
 
     Without a recipe, input size, classes and schedule are chosen for the data;
@@ -22,8 +24,15 @@ def train(request: dict[str, Any], *, out: str | None, resume: bool) -> None:
     locdistill train --data bccd --out runs/a data.flip=0 engine.schedule=cosine
     locdistill train --data bccd --start runs/a --epochs 4 --out runs/b
     locdistill train --data bccd --epochs 1 --profile
+    locdistill train --data bccd --overfit 4
     locdistill train --resume --out runs/a
     """
+    if overfit is not None:
+        from locdistill.training.overfit.overfit import overfit as learn  # noqa: PLC0415 - heavy
+
+        result = learn(images=overfit, out=out, **request)
+        print(f"\n{result.text()}")
+        raise typer.Exit(not result.passed)
     from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy
     from locdistill.training.train import train as run  # noqa: PLC0415 - heavy
 

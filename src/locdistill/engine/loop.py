@@ -15,7 +15,7 @@ from locdistill.engine.result import FitResult
 from locdistill.engine.settings import EngineSettings
 from locdistill.engine.signals import requeued
 from locdistill.engine.speed import Machine, choose, own_backends
-from locdistill.engine.training import CHECKPOINT, Decisions, End, MakeLoader, Surroundings, Training
+from locdistill.engine.training import CHECKPOINT, Decisions, End, Enough, MakeLoader, Surroundings, Training
 from locdistill.engine.validation import Evaluate
 from locdistill.errors import RunError
 
@@ -31,6 +31,7 @@ def fit(
     out: Path,
     settings: EngineSettings | None = None,
     resume: bool = False,
+    enough: Enough | None = None,
 ) -> FitResult:
     """Train, evaluate and save until the end of the schedule, or resume a run that was stopped.
 
@@ -52,6 +53,7 @@ def fit(
         out: Folder of the run.
         settings: Training settings; by default the module's.
         resume: Whether to continue the run in ``out``.
+        enough: Function from metrics to whether the run ends with them; it is not asked by default.
 
     Raises:
         RunError: ``out`` holds a run and ``resume`` is not set, or the run in it is a different one; or a requested
@@ -70,7 +72,11 @@ def fit(
         logger.warning("%s has no checkpoint yet: the run begins at its first step", out)
     out.mkdir(parents=True, exist_ok=True)
     around = Surroundings(
-        make_train_loader=make_train_loader, make_val_loader=make_val_loader, evaluate=evaluate, out=out
+        make_train_loader=make_train_loader,
+        make_val_loader=make_val_loader,
+        evaluate=evaluate,
+        out=out,
+        enough=enough,
     )
     with quiet_lightning():
         fabric = build_fabric(module.settings, module.speed)

@@ -24,7 +24,7 @@ class RunState:
             since the previous evaluation.
         best_at: Index in ``history`` of the best AP; None before the first evaluation.
         bad_evaluations: Number of evaluations since the best.
-        stopped: Reason for the end of the run (``finished``, ``patience``, ``time``); empty before the end.
+        stopped: Reason for the end of the run (``finished``, ``patience``, ``time``, ``enough``); empty before the end.
         interrupted: The signal that stopped it early; 0 if none. Not saved: a resumed run is not interrupted.
         wall_before: Seconds of earlier parts of the run, evaluation and saving included.
     """
@@ -96,7 +96,7 @@ class FitResult:
         seconds: Seconds of the whole run, over all its parts.
         train_seconds: Seconds of training only, without evaluation and saving.
         steps: Optimiser steps done.
-        stopped: ``finished``, ``patience`` or ``time``.
+        stopped: ``finished``, ``patience``, ``time`` or ``enough``.
         history: One entry per evaluation: ``step``, ``epoch``, and the metrics.
         metrics: The entry of the best evaluation; empty if nothing was evaluated.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -39,6 +39,8 @@ from locdistill.models.detector import Detector
 from locdistill.types import Batch
 
 MakeLoader = Callable[[int, int], Any]
+Enough = Callable[[Mapping[str, float]], bool]
+"""Function that returns whether a run may end with these metrics."""
 MONITOR = "AP"
 CHECKPOINT = "last.ckpt"
 WARM_STEPS = 10
@@ -67,12 +69,13 @@ class Stopwatch:
 
 @dataclass(slots=True, kw_only=True)
 class Surroundings:
-    """Inputs of a run besides the module: data, evaluation and folder."""
+    """Inputs of a run besides the module: data, evaluation, folder, and the metrics at which it ends early."""
 
     make_train_loader: MakeLoader
     make_val_loader: MakeLoader | None
     evaluate: Evaluate | None
     out: Path
+    enough: Enough | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +220,7 @@ class Training:
         limit, patience = self.settings.time_limit_seconds, self.settings.patience
         is_over = {
             "": False,
+            "enough": True,
             "finished": self.state.step >= self.plan.total_steps,
             "time": limit is not None and self.clock.seconds >= limit,
             "patience": patience is not None and self.state.bad_evaluations >= patience,
@@ -299,18 +303,18 @@ class Training:
             dist.all_reduce(votes, op=dist.ReduceOp.MAX)
         stop, save, time_is_up, any_broken = votes.tolist()
         if any_broken:
-            raise NonFiniteLossError(self._explain())
+            raise self._non_finite()
         self.meter.forget()
         return Decisions(stop=int(stop), save=bool(save), time_is_up=bool(time_is_up))
 
-    def _explain(self) -> str:
-        """Return the message about losses that are not finite; every process must call this."""
+    def _non_finite(self) -> NonFiniteLossError:
+        """Return the error about losses that are not finite; every process must call this."""
         found = next(found for found in gathered(self.meter.broken()) if found is not None)
         names, step, image_ids = found
         rate, settings = self.lr * self.factor(step), self.settings
         terms = " and ".join(repr(name) for name in names)
         last = self.around.out / CHECKPOINT
-        return (
+        message = (
             f"loss term{'s' if len(names) > 1 else ''} {terms} became NaN or infinite at optimiser step {step + 1} of "
             f"{self.plan.total_steps}, at learning rate {rate:.3g}, on the images with ids {image_ids}. "
             f"Lower engine.lr ({settings.lr:g}), lengthen engine.warmup_steps, clip gradients "
@@ -319,6 +323,7 @@ class Training:
             f"(now {self.module.speed.precision}); 'locdistill data check' looks for broken boxes. "
             + (f"The last checkpoint before it is {last}" if last.exists() else "No checkpoint was written before it")
         )
+        return NonFiniteLossError(message, tuple(names), step + 1)
 
     def log(self) -> None:
         """Write a row of the log: means since the last row."""
@@ -372,6 +377,8 @@ class Training:
         shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in ("AP", "AP50", "AP75", "AP90") if name in metrics)
         marker = "  (best)" if self.state.bad_evaluations == 0 else ""
         self.terminal.line(f"evaluation after step {self.state.step}, epoch {row['epoch']:.4g}: {shown}{marker}")
+        if self.around.enough is not None and not self.state.stopped and self.around.enough(metrics):
+            self.state.stopped = "enough"
         patience = self.settings.patience
         if patience is not None and self.state.bad_evaluations >= patience and not self.state.stopped:
             self.state.stopped = "patience"

@@ -125,6 +125,17 @@ def distillation_recipe(request: Request) -> Recipe:
     return recipe
 
 
+def training_recipe(request: Request) -> Recipe:
+    """Return the recipe that :func:`train` would run.
+
+    Raises:
+        LocdistillError: The request gives no valid recipe; a subclass for each cause.
+    """
+    recipe = _resolved(request, "train")
+    check_training_devices(recipe.engine)
+    return recipe
+
+
 def _distillation(request: Request, *, resume: bool = False) -> Request:
     """Return the request after a check that it has a teacher.
 

@@ -411,11 +411,11 @@ def test_regions_and_the_anchors_that_suit_the_objects(data: Path, untrained: Pa
     (empty,) = region_problems(parts, none, None)
     assert "the valuable region is empty: ld_vlr will teach nothing" in empty.what
     assert empty.settings[0].startswith("detector.anchor_scale=")
-    far = replace(regions, missed=regions.sides[:5])
+    far = replace(regions, answered=torch.arange(len(regions.sides)) >= 5)
     (missed,) = region_problems(parts, far, None)
     assert "of the objects have no location that answers for them" in missed.what
     assert missed.settings[0].startswith("detector.anchor_scale=")
-    tiny = replace(regions, missed=torch.full((5,), 4.0))
+    tiny = replace(far, sides=torch.cat((torch.full((5,), 4.0), regions.sides[5:])))
     (small,) = region_problems(parts, tiny, None)
     assert small.settings == ("data.sizes=[[512,384]]",)
     (fixed,) = region_problems(parts, tiny, None, seen=128)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from locdistill.data.loader import training_loader
@@ -38,7 +38,8 @@ class Regions:
         main: Mean number of locations in an image assigned to an object (main region).
         valuable: Mean number of locations in an image in the valuable region but not in the main region.
         sides: Square root of each object's area, in pixels of the resized image.
-        missed: The same for the objects without an assigned location.
+        labels: Class of each object.
+        answered: Whether an object has an assigned location.
         distances: Distances from each location of the main region to the edges of its object, in strides; no columns
             if locations predict other numbers.
     """
@@ -48,8 +49,14 @@ class Regions:
     main: float
     valuable: float
     sides: Float[Tensor, " n"]
-    missed: Float[Tensor, " k"]
+    labels: Int[Tensor, " n"]
+    answered: Bool[Tensor, " n"]
     distances: Float[Tensor, "p e"]
+
+    @property
+    def missed(self) -> Float[Tensor, " k"]:
+        """Sides of the objects without an assigned location."""
+        return self.sides[~self.answered]
 
     def beyond(self, largest: float) -> float:
         """Return the share of the edges further away than the last bin, at ``largest`` strides."""
@@ -129,7 +136,7 @@ def look_at_regions(parts: Parts) -> Regions:
     loader = training_loader(parts.datasets["train"], few, seed=parts.recipe.engine.seed)
     region = valuable_region(parts.objective)
     images, inside, main, valuable = 0, 0, 0, 0
-    sides, missed, distances = [], [], []
+    sides, labels, answered, distances = [], [], [], []
     for batch in islice(loader, min(len(loader), max(1, IMAGES // few.batch_per_device))):
         scene = _scene(parts, batch)
         assignment, present = scene.assignment, scene.instances.present
@@ -138,10 +145,10 @@ def look_at_regions(parts: Parts) -> Regions:
         main += int(assignment.positive.sum())
         valuable += int(((region(scene) > 0) & ~assignment.positive).sum())
         slots = torch.arange(present.shape[1])
-        answered = (assignment.gt_index[..., None] == slots).any(1)
         side = (scene.instances.boxes[..., 2:] - scene.instances.boxes[..., :2]).clamp(min=0).prod(-1).sqrt()
         sides.append(side[present])
-        missed.append(side[present & ~answered])
+        labels.append(scene.instances.labels[present])
+        answered.append((assignment.gt_index[..., None] == slots).any(1)[present])
         distances.append(
             scene.coding.distances(scene.coding.encode(scene.grid, scene.target_boxes))[assignment.positive]
         )
@@ -151,7 +158,8 @@ def look_at_regions(parts: Parts) -> Regions:
         main=main / images,
         valuable=valuable / images,
         sides=torch.cat(sides),
-        missed=torch.cat(missed),
+        labels=torch.cat(labels),
+        answered=torch.cat(answered),
         distances=torch.cat(distances),
     )
 
@@ -194,7 +202,7 @@ def region_problems(
         return []
     problems = []
     if len(regions.missed) > FEW * len(regions.sides):
-        problems.append(_missed(parts, regions, seen))
+        problems.append(missed_objects(parts, regions, seen))
     named = [name for name, term in parts.objective.terms.items() if term.on == valuable_region(parts.objective)]
     if not regions.valuable and named:
         settings = parts.detector.settings
@@ -209,8 +217,8 @@ def region_problems(
     return problems + _short_bins(parts, regions, its_largest)
 
 
-def _missed(parts: Parts, regions: Regions, seen: float) -> Finding:
-    """Report the objects without an assigned location."""
+def missed_objects(parts: Parts, regions: Regions, seen: float = math.inf) -> Finding:
+    """Report the objects without an assigned location; see `region_problems`."""
     share, median = len(regions.missed) / len(regions.sides), float(regions.missed.median())
     settings = parts.detector.settings
     stride = settings.strides[0]

@@ -144,11 +144,11 @@ def _measured(parts: Parts, teachers: dict[str, FrozenTeacher], how: Preflight) 
     comparable = parts.teacher is not None and parts.teacher.comparable and bool(teachers) and how.images > 0
     if not comparable or not any(len(record.boxes) for record in parts.datasets["val"].records):
         return {}
-    device = _device(parts.recipe.engine)
+    device = first_device(parts.recipe.engine)
     return measure(parts, teachers, images=how.images, seconds=how.seconds, device=device, progress=how.progress)
 
 
-def _device(engine: EngineSettings) -> torch.device:
+def first_device(engine: EngineSettings) -> torch.device:
     """Return the first device of the training, or the CPU if only Lightning supports the accelerator."""
     if engine.accelerator not in ("auto", "cuda") or default_device() == "cpu":
         return torch.device("cpu")

@@ -1,0 +1,1 @@
+"""A first look that can fail: a few images learnt by heart."""

@@ -1,0 +1,89 @@
+"""Comparison of detections with the objects that they should be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from locdistill.data.records import Dataset, Record
+from locdistill.geometry.boxes import pairwise_iou
+from locdistill.geometry.kinds import kind_of
+from locdistill.types import Detections
+
+SCORE = 0.1
+"""Minimum score of the detections that are compared."""
+SAME, NEAR = 0.5, 0.1
+"""Overlap from which a detection is of an object, and from which it is beside it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matches:
+    """Detections against objects, both by their axis-aligned boxes.
+
+    Attributes:
+        objects: Number of objects.
+        detections: Number of detections.
+        placed: Objects with a detection of any class in their place.
+        named: Objects with a detection of their class in their place.
+        beside: Objects with a detection of any class beside them only.
+        shift: Median of the distances from object to detection, in ``x`` and ``y``, of the objects in ``beside``, in
+            pixels.
+        growth: Median of the detections' sides as multiples of the objects', likewise.
+        mistaken: Numbers of objects by their class and the class of the best detection in their place, if another.
+    """
+
+    objects: int = 0
+    detections: int = 0
+    placed: int = 0
+    named: int = 0
+    beside: int = 0
+    shift: tuple[float, float] = (0.0, 0.0)
+    growth: float = 1.0
+    mistaken: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+
+def compare(dataset: Dataset, detections: Mapping[int, Detections]) -> Matches:
+    """Match the detections of a data set with its objects; ignored objects do not count."""
+    counts: Counter[str] = Counter()
+    mistaken: Counter[tuple[int, int]] = Counter()
+    shifts: list[Tensor] = []
+    for record in dataset.records:
+        boxes, labels = _objects(record)
+        counts["objects"] += len(boxes)
+        found = detections.get(record.image_id)
+        if found is None:
+            continue
+        kept = found.scores >= SCORE
+        others, names = kind_of(found.boxes).hull(found.boxes[kept]), found.labels[kept]
+        counts["detections"] += len(others)
+        if not len(others) or not len(boxes):
+            continue
+        overlaps = pairwise_iou(boxes, others)
+        here = overlaps >= SAME
+        placed, right = here.any(1), (here & (names == labels[:, None])).any(1)
+        best = (here * found.scores[kept]).argmax(1)  # of any class
+        wrong = placed & (names[best] != labels)
+        mistaken.update(zip(labels[wrong].tolist(), names[best][wrong].tolist(), strict=True))
+        near = ~placed & (overlaps.amax(1) >= NEAR)
+        shifts.append(_shifts(boxes[near], others[overlaps.argmax(1)][near]))
+        counts.update(placed=int(placed.sum()), named=int(right.sum()), beside=int(near.sum()))
+    all_shifts = torch.cat(shifts) if shifts else torch.zeros(0, 3)
+    dx, dy, growth = all_shifts.median(0).values.tolist() if len(all_shifts) else (0.0, 0.0, 1.0)
+    return Matches(**counts, shift=(dx, dy), growth=growth, mistaken=mistaken)
+
+
+def _objects(record: Record) -> tuple[Float[Tensor, "n 4"], Tensor]:
+    keep = ~record.ignored
+    return torch.from_numpy(record.boxes[keep]), torch.from_numpy(record.labels[keep])
+
+
+def _shifts(boxes: Float[Tensor, "k 4"], others: Float[Tensor, "k 4"]) -> Float[Tensor, "k 3"]:
+    """Compute the distances between centres, and the ratio of the sides."""
+    apart = (others[:, :2] + others[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
+    side, other = ((b[:, 2:] - b[:, :2]).clamp(min=1e-3).prod(-1).sqrt() for b in (boxes, others))
+    return torch.cat((apart, (other / side)[:, None]), 1)
