@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import re
 import statistics
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ from locdistill.models.hub import find
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipe.load import Override, laid_over, named_recipe, recipe_data, validate
-from locdistill.recipe.overrides import apply_overrides
+from locdistill.recipe.overrides import apply_overrides, parse_override
 from locdistill.recipe.own import import_own
 from locdistill.recipe.recipe import OF_TEACHER, Recipe, kind_of_detector, known_kind, supervised_terms
-from locdistill.recipe.request import Request, fields_of, override_of, parsed_override
+from locdistill.recipe.request import Request, fields_of, override_of
 from locdistill.recipe.terms import TermSettings, method_terms
 from locdistill.settings import group
 
@@ -65,8 +66,8 @@ def resolve(request: Request) -> Recipe:
         data, where = _for_data(request), "the settings"
     else:
         raise RecipeError(
-            "neither data nor a recipe is given; expected --data FOLDER, or --recipe NAME ('locdistill recipes' lists "
-            "them), or both"
+            "no data and no recipe given; pass --data FOLDER, --recipe NAME ('locdistill recipes' lists the names), "
+            "or both"
         )
     import_own(data, where)  # the terms that a method replaces are determined by their classes
     return named_recipe(laid_over(data, [*request_words(request, data), *request.get("overrides", ())]), where)
@@ -90,17 +91,12 @@ def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
         return []
     methods = request["methods"]
     new = method_terms((methods,) if isinstance(methods, str) else methods, model)
-    old = [name for name, term in group(data, "terms").items() if name not in new and _compares(term)]
-    words: list[Override] = [(("terms", name), None) for name in old]
+    words: list[Override] = []
+    for name, term in group(data, "terms").items():
+        with suppress(ValidationError):  # reported when the recipe is checked
+            if name not in new and TermSettings.model_validate(term).needs_teacher:
+                words.append((("terms", name), None))
     return [*words, *((("terms", name), term.model_dump()) for name, term in new.items())]
-
-
-def _compares(term: Any) -> bool:
-    """Return whether a term in plain data compares with a teacher; invalid terms are reported by the recipe's check."""
-    try:
-        return TermSettings.model_validate(term).needs_teacher
-    except ValidationError:
-        return False
 
 
 def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
@@ -171,15 +167,13 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
 
 
 def _settings_of(weights: str | Path, onnx: Any = None) -> DetectorSettings:
+    """Return the settings of a detector; for an ONNX teacher, those of a student without bridges, except its kind."""
     file = find(weights)
-    return _settings_of_onnx(file, onnx) if file.suffix == ONNX_SUFFIX else detector_settings(file)
-
-
-def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
-    """Return settings of a detector that an ONNX teacher can teach without bridges; its kind is not included."""
+    if file.suffix != ONNX_SUFFIX:
+        return detector_settings(file)
     from locdistill.distillation.onnx_teacher import onnx_teacher  # noqa: PLC0415 - brings networks; few have such a file
 
-    teacher = onnx_teacher(file, None if given is None else validate(OnnxSettings, given, "teacher.onnx"))
+    teacher = onnx_teacher(file, None if onnx is None else validate(OnnxSettings, onnx, "teacher.onnx"))
     facts, size = teacher.facts, teacher.size
     settings = DetectorSettings(
         backbone=file.stem, classes=facts.classes, levels=tuple(stride.bit_length() - 1 for stride in facts.strides)
@@ -192,17 +186,14 @@ def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
 
 def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, Any]:
     """Apply the request's own overrides to a group of settings."""
-    mine = [
-        parsed
-        for o in request.get("overrides", ())
-        if (parsed := parsed_override(o))[0][0] == key and len(parsed[0]) > 1
-    ]
+    parsed = map(parse_override, request.get("overrides", ()))
+    mine = [(path, value) for path, value in parsed if path[0] == key and len(path) > 1]
     changed: dict[str, Any] = apply_overrides({key: group}, mine)[key]
     return changed
 
 
 def _size(settings: DataSettings, teacher: DetectorSettings | None) -> list[int]:
-    """Return the long and the short side of the input."""
+    """Return the long and short side of the input."""
     if "sizes" in settings.model_fields_set:
         return list(settings.sizes[0])
     if teacher is not None:
@@ -214,7 +205,7 @@ def _model_for(settings: DataSettings) -> str:
     """Return the kind of detector that fits the objects."""
     if not open_dataset(settings, "train").oriented:
         return "gfl"
-    log.info("the objects are rotated, and so are the detector's boxes; detector.model=gfl has axis-aligned ones")
+    log.info("the objects are rotated: using rotated_gfl; pass detector.model=gfl for axis-aligned boxes")
     return "rotated_gfl"
 
 
@@ -224,7 +215,9 @@ def median_size(dataset: Dataset) -> tuple[int, int]:
     The size is shrunk to fit 1333 x 800, as usual for COCO, or 1024 x 1024 for rotated objects, as for DOTA.
     """
     if not dataset.records:
-        raise RecipeError(f"{dataset.name}: there are no training images to choose the input size by")
+        raise RecipeError(
+            f"{dataset.name}: no training images to choose the input size from; pass data.sizes=[[LONG, SHORT]]"
+        )
     long = statistics.median(max(record.width, record.height) for record in dataset.records)
     short = statistics.median(min(record.width, record.height) for record in dataset.records)
     largest = LARGEST_ROTATED if dataset.oriented else LARGEST
