@@ -23,6 +23,7 @@ from locdistill.recipe.run_folder import METRICS
 from locdistill.training import pictures
 from locdistill.training.prepare import Parts
 from locdistill.types import Batch
+from locdistill.viz.mosaic import batch_mosaic
 
 log = logging.getLogger("locdistill")
 
@@ -47,26 +48,17 @@ class RunResult:
 def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
     """Train a prepared run; draw a training batch, predictions and curves."""
     recipe, detector, datasets = parts.recipe, parts.detector, parts.datasets
-    log.info("%s: %d training images, %d to evaluate on, %d classes", *_headline(parts))
+    counts = (len(datasets["train"]), len(datasets["val"]), len(recipe.detector.classes))
+    log.info("%s: %d training images, %d to evaluate on, %d classes", recipe.name, *counts)
 
-    def train_loader(rank: int, world_size: int) -> DataLoader[Batch]:
-        return training_loader(
-            datasets["train"],
-            recipe.data,
-            seed=recipe.engine.seed,
-            rank=rank,
-            world_size=world_size,
-            memory=parts.memory,
-        )
+    def train_loader(rank: int, world: int) -> DataLoader[Batch]:
+        settings, seed = recipe.data, recipe.engine.seed
+        return training_loader(datasets["train"], settings, seed=seed, rank=rank, world_size=world, memory=parts.memory)
 
-    def val_loader(rank: int, world_size: int) -> DataLoader[Batch]:
+    def val_loader(rank: int, world: int) -> DataLoader[Batch]:
+        batch, workers = recipe.data.batch_per_device, recipe.data.workers
         return validation_loader(
-            datasets["val"],
-            detector.settings,
-            batch=recipe.data.batch_per_device,
-            workers=recipe.data.workers,
-            rank=rank,
-            world_size=world_size,
+            datasets["val"], detector.settings, batch=batch, workers=workers, rank=rank, world_size=world
         )
 
     first = process_rank() == 0
@@ -92,15 +84,12 @@ def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
 def _draw_batch(parts: Parts, out: Path) -> None:
     settings = parts.recipe.data.model_copy(update={"workers": 0})
     loader = training_loader(parts.datasets["train"], settings, seed=parts.recipe.engine.seed)
-    pictures.training_batch(out / "train_batch.png", next(iter(loader)), parts.recipe.detector.classes)
+    batch_mosaic(next(iter(loader)), parts.recipe.detector.classes).save(out / "train_batch.png")
 
 
 def _draw_results(parts: Parts, out: Path, fitted: FitResult) -> None:
     detector = Detector.load(fitted.best or fitted.last)
     pictures.predictions(out / "val_predictions.png", detector, parts.datasets["val"])
-    pictures.curves(out / "metrics.csv", out / "curves.png")
+    from locdistill.viz.curves import plot_run  # noqa: PLC0415 - imports matplotlib, needed only after the training
 
-
-def _headline(parts: Parts) -> tuple[str, int, int, int]:
-    datasets = parts.datasets
-    return parts.recipe.name, len(datasets["train"]), len(datasets["val"]), len(parts.recipe.detector.classes)
+    plot_run(out / "metrics.csv", out / "curves.png")

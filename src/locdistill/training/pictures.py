@@ -1,4 +1,4 @@
-"""Pictures of a run: a training batch, predictions, curves."""
+"""Pictures of a detector's predictions, and the objects shown in them."""
 
 from __future__ import annotations
 
@@ -12,25 +12,12 @@ from locdistill.evaluation.arrays import outlines
 from locdistill.images import read_image
 from locdistill.models.detector import Detector
 from locdistill.objective.scene import Scene
-from locdistill.types import Batch
 from locdistill.viz.draw import Layer, draw_detections
-from locdistill.viz.mosaic import batch_mosaic, mosaic
+from locdistill.viz.mosaic import mosaic
 
 SHOWN = 9
 THRESHOLD = 0.3
 _CELL = 360
-
-
-def training_batch(path: Path, batch: Batch, classes: Sequence[str]) -> None:
-    """Write the images of a batch as the detector receives them, with their ground-truth boxes."""
-    batch_mosaic(batch, classes).save(path)
-
-
-def curves(metrics: Path, path: Path) -> None:
-    """Plot losses and AP over the run."""
-    from locdistill.viz.curves import plot_run  # noqa: PLC0415 - imports matplotlib, which is needed after the training only
-
-    plot_run(metrics, path)
 
 
 def predictions(path: Path, detector: Detector, dataset: Dataset) -> None:

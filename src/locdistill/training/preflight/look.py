@@ -17,7 +17,6 @@ from locdistill.distillation.cache.teacher import CachedTeacher
 from locdistill.distillation.onnx_teacher import OnnxTeacher
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.engine.devices import default_device
-from locdistill.engine.settings import EngineSettings
 from locdistill.engine.stream import torch_rng_kept
 from locdistill.errors import TeacherError
 from locdistill.recipe.own import imports_of
@@ -76,8 +75,10 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     notes = [*imports_of(parts.recipe.model_dump(mode="json")), *(parts.teacher.notes if parts.teacher else ())]
     if isinstance(parts.teacher, CachedTeacher):  # the check is of the teacher itself
         parts = replace(parts, teacher=parts.teacher.teacher)
-    assert parts.recipe.teacher is not None, "there is nothing to look at without a teacher"
-    teachers = {} if parts.recipe.teacher.follows else _named(parts)
+    assert parts.recipe.teacher is not None, "the check is for runs with a teacher"
+    assert parts.teacher is not None
+    single = () if parts.recipe.teacher.follows else members(parts.teacher)
+    teachers = {f"teacher {i + 1}" if len(single) > 1 else "teacher": teacher for i, teacher in enumerate(single)}
     facts = {"student": facts_of_settings(parts.detector.settings)}
     facts |= {name: facts_of_network(network(each)) for name, each in teachers.items()} or {
         "teacher": {"head": "the running average of the student itself"}
@@ -114,13 +115,6 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     )
 
 
-def _named(parts: Parts) -> dict[str, FrozenTeacher]:
-    """Return the single teachers by display name."""
-    assert parts.teacher is not None
-    each = members(parts.teacher)
-    return {f"teacher {i + 1}" if len(each) > 1 else "teacher": teacher for i, teacher in enumerate(each)}
-
-
 def _last_bin(teachers: dict[str, FrozenTeacher]) -> float | None:
     """Return the position of the last bin, in strides, of the teacher with the fewest bins; None without any bins."""
     found = []
@@ -140,19 +134,14 @@ def _seen(teachers: dict[str, FrozenTeacher]) -> float:
 
 
 def _measured(parts: Parts, teachers: dict[str, FrozenTeacher], how: Preflight) -> dict[str, Measurement]:
-    """Measure the AP of the teachers; return nothing if it is not defined or not wanted."""
+    """Measure the AP of the teachers on the first device of the training; empty if undefined or not wanted."""
     comparable = parts.teacher is not None and parts.teacher.comparable and bool(teachers) and how.images > 0
     if not comparable or not any(len(record.boxes) for record in parts.datasets["val"].records):
         return {}
-    device = _device(parts.recipe.engine)
+    engine, device = parts.recipe.engine, torch.device("cpu")
+    if engine.accelerator in ("auto", "cuda") and default_device() != "cpu":  # else it may be one of Fabric alone
+        device = torch.device("cuda", 0 if isinstance(engine.devices, int | str) else engine.devices[0])
     return measure(parts, teachers, images=how.images, seconds=how.seconds, device=device, progress=how.progress)
-
-
-def _device(engine: EngineSettings) -> torch.device:
-    """Return the first device of the training, or the CPU if only Lightning supports the accelerator."""
-    if engine.accelerator not in ("auto", "cuda") or default_device() == "cpu":
-        return torch.device("cpu")
-    return torch.device("cuda", 0 if isinstance(engine.devices, int | str) else engine.devices[0])
 
 
 def _numbers(measurement: Measurement) -> dict[str, object]:
