@@ -16,9 +16,9 @@ def predict(
         str | None, typer.Option("--save", metavar="DIR", help="Draw pictures and write predictions.json here.")
     ] = None,
     threshold: Annotated[
-        float, typer.Option("--threshold", min=0, max=1, help="Lowest score that is reported and drawn, however low.")
+        float, typer.Option("--threshold", min=0, max=1, help="Minimum score to report and draw.")
     ] = 0.3,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size.")] = 8,
     tta: options.Tta = False,
     device: options.Device = None,
     settings: options.Set = None,
@@ -26,8 +26,8 @@ def predict(
 ) -> None:
     """Detect objects in image files.
 
-    Files that cannot be read are named at the end; the others are done.
-    Settings (--set) reach input.* (size of the images) and detections.*
+    Files that cannot be read are listed at the end, after the others.
+    Settings (--set) may be input.* (size of the images) and detections.*
     (thresholds, suppression, augmentation).
 
     [bold]Examples[/bold]
