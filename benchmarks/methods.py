@@ -140,7 +140,7 @@ def train_teacher(options: argparse.Namespace, scale: Scale, out: Path) -> Path:
     if options.teacher is not None:
         return Path(options.teacher)
     plan = recipe(f"{options.pack}-teacher", "teacher", options, scale)
-    one = Arm("teacher", "teacher", lambda _: plan, (plan.engine.seed,), {plan.engine.seed: out / "teacher"})
+    one = Arm("teacher", "teacher", plan, (plan.engine.seed,), {plan.engine.seed: out / "teacher"})
     return train_arms([one], out, train=run_apart, tell=say)[0].weights
 
 

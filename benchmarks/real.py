@@ -180,7 +180,7 @@ def plan(options: argparse.Namespace, out: Path) -> ComparisonPlan:
         scale = replace(scale, teacher_steps=steps[0], student_steps=steps[1])
     teacher = None
     if options.teacher is None:
-        teacher = Arm.of("teacher", "teacher", recipe(pack, "teacher", options, scale), (0,))
+        teacher = Arm("teacher", "teacher", recipe(pack, "teacher", options, scale), (0,))
     weights = options.teacher or teacher.folder(0, out) / "last.safetensors"
     alone, seeds = recipe(pack, "student", options, scale), tuple(range(options.seeds))
     taught = alone.model_copy(
@@ -192,7 +192,7 @@ def plan(options: argparse.Namespace, out: Path) -> ComparisonPlan:
     )
     size = f"{scale.size[0]} x {scale.size[1]} pixels, {scale.batch} images per step."
     return ComparisonPlan(
-        arms=(Arm.of("alone", "student alone", alone, seeds), Arm.of("distilled", "student + LD", taught, seeds)),
+        arms=(Arm("alone", "student alone", alone, seeds), Arm("distilled", "student + LD", taught, seeds)),
         out=out,
         teacher=teacher,
         equal_time=not options.equal_steps,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Validat
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Positive = Annotated[float, Field(gt=0)]
-"""Number greater than 0. It is checked where plain data are read, not where a term is composed."""
+"""Number greater than 0; checked when plain data are read, not when a term is composed in Python."""
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -26,7 +26,7 @@ def _no_flag(value: Any) -> Any:
 
 
 def _refuse_flags(schema: Any) -> Any:
-    """Return a validation schema in which no number may be true or false (which Python counts as 1 and 0)."""
+    """Return a validation schema that rejects true and false (in Python 1 and 0) as numbers."""
     if isinstance(schema, list):
         return [_refuse_flags(item) for item in schema]
     if not isinstance(schema, dict):
@@ -50,7 +50,7 @@ def _with_checked_numbers(source: Any, handler: GetCoreSchemaHandler) -> CoreSch
 
 
 class NumbersAreNoFlags:
-    """Mark of a type, as in ``Annotated[X, NumbersAreNoFlags]``: it refuses ``flip: true`` as a probability of 1."""
+    """Annotation of a type, as in ``Annotated[X, NumbersAreNoFlags]``, that rejects true and false as numbers."""
 
     __get_pydantic_core_schema__ = staticmethod(_with_checked_numbers)
 
@@ -69,7 +69,7 @@ class Settings(BaseModel):
 def group(data: Any, key: str) -> dict[str, Any]:
     """Return the group of settings under a key of plain data that are not validated yet.
 
-    It is empty if there is none, or something else is there; validation reports that, with its path.
+    The result is empty if the key is absent or holds something else, which validation reports with its path.
     """
     found = data.get(key) if isinstance(data, dict) else None
     return found if isinstance(found, dict) else {}
@@ -120,7 +120,16 @@ def problems(error: ValidationError, model: type[BaseModel], data: Any) -> list[
 
 
 def _describe(model: type[BaseModel], data: Any, problem: Any) -> str:
-    path = _real_path(data, problem["loc"], problem["type"])
+    # the parts of the validation path that exist in the data; others name branches of a union
+    path: list[int | str] = []
+    for part in problem["loc"]:
+        if (isinstance(data, dict) and part in data) or (
+            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
+        ):
+            data = data[part]
+            path.append(part)
+    if problem["type"] == "missing":
+        path.append(problem["loc"][-1])
     at = ".".join(str(part) for part in path)
     begin = f"{at}: " if at else ""
     if problem["type"] == "extra_forbidden":
@@ -136,20 +145,7 @@ def _describe(model: type[BaseModel], data: Any, problem: Any) -> str:
     return f"{begin}expected {message[0].lower()}{message[1:]}, came {came}"
 
 
-def _real_path(data: Any, loc: tuple[int | str, ...], kind: str) -> tuple[int | str, ...]:
-    """Return the parts of a validation path that exist in the data; others name branches of a union."""
-    path: list[int | str] = []
-    for part in loc:
-        inside = (isinstance(data, dict) and part in data) or (
-            isinstance(data, list | tuple) and isinstance(part, int) and part < len(data)
-        )
-        if inside:
-            data = data[part]
-            path.append(part)
-    return (*path, loc[-1]) if kind == "missing" else tuple(path)
-
-
-def _keys_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+def _keys_at(model: type[BaseModel], path: list[int | str]) -> list[str]:
     """Return the valid keys of the group of settings at a path."""
     here: Any = model
     for part in path:

@@ -129,7 +129,7 @@ def test_finished_folders_are_grouped_by_recipe(place: Path, cli: Callable[..., 
         (folder.name[:-2], int(folder.name[-1]), str(folder)) for folder in folders
     }
     same = cli("compare", folders[0], folders[1], code=2)
-    assert "all of them are runs of one recipe" in same
+    assert "came runs of a single recipe" in same
     unpaired = cli("compare", folders[0], folders[3], code=2)
     assert "differences are taken seed by seed" in unpaired
 
@@ -140,9 +140,9 @@ def test_bad_input_is_said_before_anything_is_trained(place: Path, cli: Callable
     assert "at least two" in cli("compare", "alone.yaml", code=2)
     assert "no recipe is called" in cli("compare", "alone.yaml", "alnoe", code=2)
     (place / "other.yaml").write_text("base: alone.yaml\nname: other\ndata: {classes: [disc, box]}\n")
-    assert "they have the classes ['disc', 'box', 'bar'] and" in cli("compare", "alone.yaml", "other.yaml", code=2)
+    assert "their classes are ['disc', 'box', 'bar'] and" in cli("compare", "alone.yaml", "other.yaml", code=2)
     (place / "other.yaml").write_text("base: alone.yaml\nname: other\ndata: {val: train}\n")
-    assert "other images or objects" in cli("compare", "alone.yaml", "other.yaml", code=2)
+    assert "different images or objects" in cli("compare", "alone.yaml", "other.yaml", code=2)
     assert not list(place.glob("runs/*"))
     (place / "stopped").mkdir()
     (place / "stopped" / "recipe.yaml").write_text((place / "teacher" / "recipe.yaml").read_text())

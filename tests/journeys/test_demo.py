@@ -85,7 +85,7 @@ def test_a_slow_machine_takes_fewer_steps_then_fewer_seeds(
     assert chosen.teacher_steps == round(SIZES.teacher_steps * share)
     assert f"about {pace.minutes(chosen):.1f} minutes" in said[1]
     assert (f"instead of {SIZES.seeds}" in said[1]) == (chosen != SIZES)
-    assert ("is as little as it takes here" in said[1]) == (pace.minutes(chosen) > minutes)
+    assert ("is too short even for the smallest" in said[1]) == (pace.minutes(chosen) > minutes)
 
 
 def test_what_was_chosen_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_a_student_of_other_boxes_is_no_comparison(cli: Callable[..., Answer], r
     other = Detector(alone.model_copy(update={"model": "rotated_gfl", "pretrained": False})).save(tmp_path / "other")
     code, _, error = cli("diagnose", runs / "student", "--against", other, "--images", 1, "--out", tmp_path / "out")
     assert code == 2
-    assert "name a student of the same kind and settings, trained alone" in error
+    assert "pass a student of the same kind and settings, trained alone" in error
     assert "predicted numbers: the student has (Distances()" in error
 
 
@@ -86,7 +86,7 @@ def test_a_run_is_diagnosed(cli: Callable[..., Answer], runs: Path, tmp_path: Pa
         with Image.open(out / name) as picture:
             picture.verify()
     page = (out / "report.html").read_text()
-    assert "Which term pulls how hard?" in page
+    assert "Gradient of each term" in page
     assert page.count("<img") == len(pictures)
 
 

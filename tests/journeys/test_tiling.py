@@ -153,7 +153,7 @@ def test_the_two_verbs(cli: Cli, scene: Path, tmp_path: Path) -> None:
     assert content["published_sum"]["AP95"] == pytest.approx(1.0714285714)
     assert content["task1"] == str(merged / "Task1.zip")
     code, _, error = cli(*words[:6], "--published-sum")
-    assert (code, "AP, which was not asked for" in error) == (2, True)
+    assert (code, "no AP is computed here" in error) == (2, True)
 
 
 def test_predictions_of_tile_files_are_merged_too(scene: Path, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_objects_that_fit_no_tile_are_counted(cli: Cli, scene: Path, tmp_path: P
     sought = sum(int((~record.ignored).sum()) for record in opened(scene).records)
     assert 0 < left_out == sought - len(inside)
     assert code == 0
-    assert f"{left_out} objects are in no tile" in out
+    assert f"{left_out} objects were dropped" in out
 
 
 def fits(record: Record, *, side: int, step: int) -> set[tuple[int, int]]:

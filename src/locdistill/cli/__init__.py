@@ -1,6 +1,6 @@
 """The command line: one file per verb, which parses, calls and prints.
 
-Nothing heavy is imported before a verb runs, so that ``--help`` answers at once.
+Nothing heavy is imported before a verb runs, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ app.add_typer(cache.app, name="cache", rich_help_panel="Train and detect")
 @app.callback()
 def _top(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # read by `main`
-    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Localization distillation for dense object detectors: teach a small detector where box edges are."""
 
@@ -93,7 +93,7 @@ def show_log() -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; an error of the user's is one message on stderr, and the exit code 2."""
+    """Run the command line; an error of this package is printed to stderr, with exit code 2."""
     share_politely()
     words = list(sys.argv[1:] if arguments is None else arguments)
     before_verb = words[: next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))]

@@ -16,42 +16,38 @@ def benchmark(
     ],
     input: Annotated[
         str | None,
-        typer.Option(
-            "--input", metavar="WIDTHxHEIGHT", help="Of the images, such as 1333x800; the model's own unless given."
-        ),
+        typer.Option("--input", metavar="WIDTHxHEIGHT", help="Image size, such as 1333x800. Default: the model's own."),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once, for the throughput.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size for the throughput.")] = 8,
     device: options.Device = None,
-    precision: Annotated[
-        str, typer.Option("--precision", metavar="32|bf16|fp16", help="What PyTorch multiplies in.")
-    ] = "32",
+    precision: Annotated[str, typer.Option("--precision", metavar="32|bf16|fp16", help="Precision of PyTorch.")] = "32",
     steps: Annotated[
         int | None,
-        typer.Option("--steps", min=1, help="Calls to time; 20 on a CPU and 200 on a GPU unless given."),
+        typer.Option("--steps", min=1, help="Number of timed calls. Default: 20 on a CPU, 200 on a GPU."),
     ] = None,
     engine: Annotated[
         list[str] | None,
         typer.Option(
             "--engine",
             metavar="NAME",
-            help="eager, compiled or onnxruntime; can be given several times. All that are there unless given.",
+            help="eager, compiled or onnxruntime; can be given several times. Default: all available ones.",
         ),
     ] = None,
     data: Annotated[
         str | None,
-        typer.Option("--data", "-d", metavar="DIR", help="Look at the images in this folder; noise unless given."),
+        typer.Option("--data", "-d", metavar="DIR", help="Folder of images. Default: noise."),
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE", help="Write the JSON here too.")] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", metavar="FILE", help="Also write JSON here.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Measure how fast a detector is and what it costs.
 
-    Images per second one at a time, post-processing included and the first
-    calls excluded, as the reference measures it; percentiles of the latency,
-    throughput, parameters, multiply-adds and peak memory: with PyTorch,
-    torch.compile and ONNX Runtime, and whether all detect the same. A
-    recipe's detector has random weights, which are as fast as trained ones
-    but for post-processing.
+    Measures images per second at batch size 1, with post-processing and
+    without the first calls, as the reference does; percentiles of the latency,
+    throughput, parameters, multiply-adds and peak memory. Does so with PyTorch,
+    torch.compile and ONNX Runtime, and checks that all detect the same. A
+    recipe's detector has random weights: only its post-processing differs in
+    speed from that of a trained one.
 
     [bold]Examples[/bold]
 

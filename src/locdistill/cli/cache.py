@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from locdistill.training.build_cache import CacheReport, Forecast
 
 app = typer.Typer(
-    help="Keep what a teacher says, so that it looks at each image once.", no_args_is_help=True, rich_markup_mode="rich"
+    help="Store a teacher's predictions, so that it runs once per image.", no_args_is_help=True, rich_markup_mode="rich"
 )
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="The cache's folder.")]
 
 
 @app.callback()
 def _cache() -> None:
-    """Keep what a teacher says, so that it looks at each image once."""
+    """Store a teacher's predictions, so that it runs once per image."""
 
 
 @app.command("build")
@@ -31,17 +31,17 @@ def build(
     device: options.Device = None,
     part: Annotated[
         str | None,
-        typer.Option("--part", metavar="K/N", help="Look at the K-th of N shares only; others take the rest."),
+        typer.Option("--part", metavar="K/N", help="Build only the K-th of N shares; other processes build the rest."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Let a teacher look at all training images, and keep what the methods need of it.
+    """Store a teacher's predictions on all training images, as far as the methods need them.
 
-    Say it in the words of 'locdistill distill' (but for --out, --resume and --devices), which then
-    takes --cache DIR too: its training runs without the teacher. Disk use and time are told before. A
-    build that was stopped goes on where it was; several may work on one cache (--part, or torchrun).
-    With several sizes each image is looked at in all of them; where sizes are drawn from a range,
-    data.views=8 says how many of each there are.
+    Takes the options of 'locdistill distill' except --out, --resume and --devices. Training with the
+    same --cache DIR then runs without the teacher. Disk space and time are estimated before. A stopped
+    build continues where it ended; several processes may build one cache (--part, or torchrun). With
+    several sizes, each image is stored at all of them; if sizes are drawn from a range, data.views=8
+    sets the number of versions of each image.
 
     [bold]Examples[/bold]
 
@@ -67,7 +67,7 @@ def build(
 
 @app.command("info")
 def info(path: Folder, as_json: options.Json = False) -> None:
-    """Say whose predictions are in a cache, how many, and how precise they are.
+    """Describe a cache: its teacher, number of views, and precision.
 
     [bold]Example[/bold]
 
@@ -84,10 +84,10 @@ def info(path: Folder, as_json: options.Json = False) -> None:
 
 
 def _share(words: str) -> tuple[int, int]:
-    """``K/N``.
+    """Parse ``K/N``.
 
     Raises:
-        RecipeError: It is not.
+        RecipeError: The text has another form.
     """
     first, _, second = words.partition("/")
     if first.isdigit() and second.isdigit() and 1 <= int(first) <= int(second):
@@ -107,7 +107,7 @@ def _tell(forecast: Forecast) -> None:
         else f"{rest} s"
     )
     console().print(
-        f"{forecast.missing} of {forecast.views} views to look at: about {_size(forecast.bytes)} of disk "
+        f"{forecast.missing} of {forecast.views} views to predict: about {_size(forecast.bytes)} of disk "
         f"({_size(forecast.bytes_per_view)} each), {duration}"
     )
 
@@ -135,7 +135,7 @@ def _print(report: CacheReport) -> None:
     out = console()
     out.print(table)
     if report.complete is False:
-        out.print("not complete yet: other parts are missing; training adds what it needs")
+        out.print("not complete: other shares are missing; training adds the views that it needs")
 
 
 def _size(count: float) -> str:

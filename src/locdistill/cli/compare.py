@@ -14,24 +14,24 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RECIPE|RUN... [KEY=VALUE]...",
-            help="Recipes by name or file, or folders of finished runs, the first to compare with; settings for all.",
+            help="Recipes by name or file, or folders of finished runs; the first is the baseline; settings for all.",
             show_default=False,
         ),
     ],
     seeds: Annotated[
         int | None,
         typer.Option(
-            "--seeds", "-n", min=1, help="Runs of each recipe; 3 unless given (of finished runs: those there are)."
+            "--seeds", "-n", min=1, help="Runs of each recipe. Default: 3, or the seeds of the finished runs."
         ),
     ] = None,
     data: options.Data = None,
     teacher: Annotated[
         str | None,
-        typer.Option("--teacher", "-t", metavar="RUN|FILE", help="For those recipes that distil and name none."),
+        typer.Option("--teacher", "-t", metavar="RUN|FILE", help="For recipes that distil without a teacher."),
     ] = None,
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", metavar="DIR", help="Folder of the comparison; one that was interrupted goes on."),
+        typer.Option("--out", "-o", metavar="DIR", help="Folder of the comparison; an interrupted one is continued."),
     ] = None,
     equal_time: Annotated[
         bool,
@@ -40,29 +40,29 @@ def compare(
     cache: Annotated[
         bool,
         typer.Option(
-            "--cache", help="Let each teacher look at an image once for all seeds; at equal time its runs share that."
+            "--cache", help="Run each teacher once per image for all seeds; at equal time the runs share this cost."
         ),
     ] = False,
     jobs: Annotated[
         int,
         typer.Option(
-            "--jobs", "-j", min=1, help="Trainings at a time; for small detectors on a CPU, which share its cores."
+            "--jobs", "-j", min=1, help="Parallel trainings, which share the cores; for small detectors on a CPU."
         ),
     ] = 1,
     resamples: Annotated[
-        int, typer.Option("--resamples", min=2, help="Times that the images are drawn anew, for the intervals.")
+        int, typer.Option("--resamples", min=2, help="Resamples of the images for the intervals.")
     ] = 2000,
     device: options.Device = None,
     settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
-    """Compare recipes, or finished runs: did it help?
+    """Compare recipes, or finished runs, each with the first.
 
-    Trains each recipe at several seeds, or takes finished run folders (those of
-    one recipe with different seeds belong together), and compares each with the
-    first: mean and spread over seeds, intervals for other seeds and other
-    images, by size and by class, and the cost in time. What has finished is not
-    trained again, and what was interrupted goes on: give the same command again.
+    Trains each recipe at several seeds, or uses folders of finished runs (those
+    of one recipe with different seeds are grouped), and compares: mean and
+    spread over seeds, intervals for other seeds and other images, by size and by
+    class, and the cost in time. To continue an interrupted comparison, give the
+    same command again; finished runs are not repeated.
 
     [bold]Examples[/bold]
 
@@ -71,20 +71,15 @@ def compare(
     locdistill compare runs/alone-0 runs/alone-1 runs/ld-0 runs/ld-1 --out runs/compared
     """
     import shlex  # noqa: PLC0415 - beside the heavy ones
-    import time  # noqa: PLC0415
 
     from rich.console import Console  # noqa: PLC0415 - heavy
 
-    from locdistill.cli.report import console, print_json  # noqa: PLC0415 - heavy
+    from locdistill.cli.report import console, print_json, with_seconds  # noqa: PLC0415 - heavy
     from locdistill.study.compare.compare import compare as run  # noqa: PLC0415 - heavy
     from locdistill.study.compare.result import as_json as plain  # noqa: PLC0415 - heavy
     from locdistill.study.compare.result import class_table, difference_table, summary_table  # noqa: PLC0415 - heavy
 
-    start, screen = time.monotonic(), Console(stderr=True, highlight=False) if as_json else console()
-
-    def tell(line: str) -> None:
-        screen.print(f"[dim]{time.monotonic() - start:5.0f} s[/dim]  {line}")
-
+    screen = Console(stderr=True, highlight=False) if as_json else console()
     given = {"--seeds": seeds, "--data": data, "--teacher": teacher, "--out": out}
     command = [
         *("locdistill", "compare", *words),
@@ -108,7 +103,7 @@ def compare(
         overrides=[*(settings or ()), *(word for word in words if "=" in word)],
         device=device,
         command=shlex.join(command),
-        tell=tell,
+        tell=with_seconds(screen),
     )
     if as_json:
         print_json(plain(result))

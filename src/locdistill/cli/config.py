@@ -23,8 +23,8 @@ def config(
 ) -> None:
     """Print the resolved recipe that 'train' or 'distill' would run with these options.
 
-    It takes all of their options, so that the verb alone is to be replaced, and runs nothing: those
-    on the look before the first step change nothing here, and --out only names the run to --resume.
+    Takes all of their options, and runs nothing: options of the preflight check have no effect, and
+    --out only gives the run to --resume.
 
     [bold]Examples[/bold]
 
@@ -34,19 +34,21 @@ def config(
     locdistill config --resume --out runs/student
     locdistill config --defaults
     """
+    from locdistill.recipe.defaults import resolve  # noqa: PLC0415 - heavy
     from locdistill.recipe.load import build_recipe, named_recipe  # noqa: PLC0415 - heavy
     from locdistill.recipe.overrides import apply_overrides  # noqa: PLC0415 - heavy
-    from locdistill.training.resume import recipe_for  # noqa: PLC0415 - heavy
+    from locdistill.training.resume import goes_on, resumed_recipe  # noqa: PLC0415 - heavy
 
     if defaults:
         plain = build_recipe({"name": "defaults"}).model_dump(mode="json")
         _print(named_recipe(apply_overrides(plain, request["overrides"]), "the settings"))
         return
-    _print(recipe_for(cast("Request", request), out, resume=resume))
+    asked = cast("Request", request)
+    _print(resumed_recipe(asked, out) if goes_on(out, resume=resume) else resolve(asked))
 
 
 def _print(recipe: Recipe) -> None:
-    """Print a recipe; what it imports stands above it."""
+    """Print a recipe, below a comment for each class that it imports."""
     from locdistill.recipe.load import dump_recipe  # noqa: PLC0415 - heavy
     from locdistill.recipe.own import imports_of  # noqa: PLC0415 - heavy
 

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from locdistill.models.foreign import ImportReport
 
 SHOWN_NAMES = 40
-LISTS = (".txt", ".names")  # what files of names end in, and no class does
+LISTS = (".txt", ".names")  # suffixes of files of names
 
 
 class Formats(StrEnum):
-    """What can be written; typer takes choices as an enumeration."""
+    """Formats that can be written; typer takes choices as an enumeration."""
 
     locdistill = "locdistill"
     mmdet = "mmdet"
 
 
 class Averages(StrEnum):
-    """Which weights can be taken."""
+    """Weights that can be read."""
 
     ema = "ema"
     raw = "raw"
@@ -40,27 +40,28 @@ def convert(
         list[str] | None,
         typer.Argument(
             metavar="[KEY=VALUE]...",
-            help="Settings of the detector that the file does not tell, such as style=caffe.",
+            help="Settings of the detector that are not in the file, such as style=caffe.",
             show_default=False,
         ),
     ] = None,
-    to: Annotated[Formats | None, typer.Option("--to", help="What to write; told by OUT unless given.")] = None,
+    to: Annotated[Formats | None, typer.Option("--to", help="Format to write. Default: by the suffix of OUT.")] = None,
     classes: Annotated[
-        str | None, typer.Option("--classes", metavar="A,B,...|FILE", help="Names of the classes, or one a line.")
+        str | None,
+        typer.Option("--classes", metavar="A,B,...|FILE", help="Class names, or a file with one per line."),
     ] = None,
     weights: Annotated[
-        Averages, typer.Option("--weights", help="The moving average, if there is one, or without it.")
+        Averages, typer.Option("--weights", help="The moving average if there is one, or the raw weights.")
     ] = Averages.ema,
     partial: Annotated[
-        bool, typer.Option("--partial", help="Go on where weights are missing or do not fit; they stay random.")
+        bool, typer.Option("--partial", help="Accept missing weights and weights that do not fit; they stay random.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Read a checkpoint of MMDetection, LD, Rotated-LD or GFocal v2, or write one.
 
-    Architecture, classes and edge distributions are recognised from the file; what was left
-    out is listed. Nothing of it is run.
+    Architecture, classes and edge distributions are recognised from the file; tensors that are
+    left out are listed. No code of the file is run.
 
     [bold]Examples[/bold]
 
@@ -89,10 +90,10 @@ def convert(
 
 
 def _names(given: str) -> list[str]:
-    """Names one a line, if it is a file, or between commas.
+    """Parse a file with one name per line, or names separated by commas.
 
     Raises:
-        WeightsError: The file is not there, or no text.
+        WeightsError: The file does not exist, or is not text.
     """
     file = Path(given)
     meant = os.path.isfile(given) or ("," not in given and (file.suffix in LISTS or len(file.parts) > 1))
@@ -100,8 +101,8 @@ def _names(given: str) -> list[str]:
         parts = file.read_text(encoding="utf-8").splitlines() if meant else given.split(",")
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(
-            f"--classes {given}: no text file that can be read ({getattr(error, 'strerror', None) or error}); expected "
-            "a file of names, one a line, or names between commas (one name alone: with a comma after it)"
+            f"--classes {given}: cannot be read as a text file ({getattr(error, 'strerror', None) or error}); expected "
+            "a file with one name per line, or names separated by commas (a single name: followed by a comma)"
         ) from error
     return [part.strip() for part in parts if part.strip()]
 

@@ -11,13 +11,13 @@ from locdistill.cli import options
 PROBLEMS_FOUND = 1
 
 app = typer.Typer(
-    help="Look at data sets, and cut large images into tiles.", no_args_is_help=True, rich_markup_mode="rich"
+    help="Check data sets, and cut large images into tiles.", no_args_is_help=True, rich_markup_mode="rich"
 )
 
 
 @app.callback()
 def _data() -> None:
-    """Look at data sets, and cut large images into tiles."""
+    """Check data sets, and cut large images into tiles."""
 
 
 @app.command("check")
@@ -27,14 +27,14 @@ def check(
     settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
-    """List everything that is broken in a data set; the exit code is 1 if there is anything.
+    """List all problems of a data set; the exit code is 1 if there are any.
 
     [bold]Examples[/bold]
 
     locdistill data check bccd
     locdistill data check folder data.format=voc data.val=test --json
     """
-    from locdistill.cli.report import report_check  # noqa: PLC0415 - heavy
+    from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
     from locdistill.data.check import check as run  # noqa: PLC0415 - heavy
     from locdistill.data.settings import DataSettings  # noqa: PLC0415 - heavy
     from locdistill.recipe.load import validate  # noqa: PLC0415 - heavy
@@ -42,7 +42,7 @@ def check(
 
     plain = apply_overrides({"data": {"path": path}}, [*(settings or ()), *(words or ())])
     report = run(validate(DataSettings, plain["data"], "data"))
-    report_check(report, as_json=as_json)
+    print_json(report.as_dict()) if as_json else print(report)
     if report.problems:
         raise typer.Exit(PROBLEMS_FOUND)
 
@@ -54,15 +54,13 @@ def tile(
     words: options.KeyValues = None,
     split: Annotated[
         list[str] | None,
-        typer.Option("--split", help="Can be given several times; all of train, val and test unless given."),
+        typer.Option("--split", help="Split; can be given several times. Default: all of train, val and test."),
     ] = None,
     size: Annotated[int, typer.Option("--size", min=1, help="Height and width of a tile, in pixels.")] = 1024,
-    overlap: Annotated[
-        int, typer.Option("--overlap", min=0, help="What neighbours have in common, in pixels of the tile.")
-    ] = 200,
+    overlap: Annotated[int, typer.Option("--overlap", min=0, help="Overlap of neighbouring tiles, in pixels.")] = 200,
     scale: Annotated[
         list[float] | None,
-        typer.Option("--scale", help="Size at which images are cut; can be given several times. 1 unless given."),
+        typer.Option("--scale", help="Scale at which images are cut; can be given several times. Default: 1."),
     ] = None,
     settings: options.Set = None,
     as_json: options.Json = False,
@@ -70,8 +68,8 @@ def tile(
     """Cut large images into overlapping square tiles, to train and detect on.
 
     An object belongs to every tile that holds 0.7 of its area or more
-    (tiling.part); where a part lies beyond the tile it is marked as difficult.
-    Train on such objects as on others with data.crowd=objects.
+    (tiling.part); if a part lies outside the tile, it is marked as difficult.
+    To train on difficult objects like on others, set data.crowd=objects.
     Run the same command again after an interruption.
 
     [bold]Examples[/bold]
@@ -102,7 +100,7 @@ def merge(
         str,
         typer.Argument(
             metavar="RESULTS",
-            help="What was found on the tiles: the file of 'evaluate --format-only', or predictions.json of 'predict "
+            help="Detections on the tiles: the file of 'evaluate --format-only', or predictions.json of 'predict "
             "--threshold 0'.",
         ),
     ],
@@ -113,7 +111,7 @@ def merge(
     ] = "merged",
     split: Annotated[str, typer.Option("--split", help="The split that was detected on.")] = "val",
     data: Annotated[
-        str | None, typer.Option("--data", "-d", metavar="PATH", help="The data set that was cut, to evaluate on it.")
+        str | None, typer.Option("--data", "-d", metavar="PATH", help="The original data set, to evaluate on it.")
     ] = None,
     iou: Annotated[
         float | None,
@@ -121,7 +119,8 @@ def merge(
             "--iou",
             min=0,
             max=1,
-            help="Overlap above which the worse of two detections of a class goes; 0.1 for rotated boxes, else 0.3.",
+            help="IoU above which the worse of two detections of a class is removed. Default: 0.1 for rotated boxes, "
+            "else 0.3.",
         ),
     ] = None,
     eleven_point: options.ElevenPoint = None,
@@ -129,10 +128,10 @@ def merge(
     settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
-    """Put detections on tiles together to those of whole images.
+    """Merge detections on tiles to detections on whole images.
 
-    Writes results.json and, of rotated boxes, Task1_*.txt and Task1.zip as
-    DOTA's server takes them. With --data they are evaluated.
+    Writes results.json and, for rotated boxes, Task1_*.txt and Task1.zip for
+    DOTA's server. With --data they are evaluated.
 
     [bold]Examples[/bold]
 

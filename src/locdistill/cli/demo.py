@@ -9,41 +9,35 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder; one that was interrupted goes on.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", help="Folder; an interrupted demo is continued.")] = Path("runs/demo"),
     seeds: Annotated[
-        int | None, typer.Option("--seeds", min=1, help="Runs of each kind; 3 unless the minutes are too few.")
+        int | None, typer.Option("--seeds", min=1, help="Runs of each kind. Default: 3, or fewer to meet --minutes.")
     ] = None,
     minutes: Annotated[
         float | None,
-        typer.Option("--minutes", min=0, help="Take fewer steps, then fewer seeds, where it would take longer; 4."),
+        typer.Option("--minutes", min=0, help="Time limit, met by fewer steps, then fewer seeds. Default: 4."),
     ] = None,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Few images and steps: shows only that everything runs.")
+        bool, typer.Option("--fast", help="Few images and steps: tests only that everything runs.")
     ] = False,
 ) -> None:
     """Show what localization distillation does, in minutes on two cores.
 
     Draws a small data set, trains a teacher, trains the same small student
     alone and with localization distillation, and compares them at equal
-    steps and at equal time. Times its first steps and says how long it will
-    take. Nothing is downloaded.
+    steps and at equal time. Times its first steps and prints an estimate of the
+    duration. Nothing is downloaded.
 
     [bold]Examples[/bold]
 
     locdistill demo
     locdistill demo --seeds 6 --minutes 15 --out runs/demo-6
     """
-    import time  # noqa: PLC0415 - beside the heavy ones
-
-    from locdistill.cli.report import console  # noqa: PLC0415 - heavy
+    from locdistill.cli.report import console, with_seconds  # noqa: PLC0415 - heavy
     from locdistill.study.compare.result import difference_table, summary_table  # noqa: PLC0415 - heavy
     from locdistill.study.demo import FAST, MINUTES, DemoSettings, run_demo  # noqa: PLC0415 - heavy
 
-    start, screen = time.monotonic(), console()
-
-    def tell(line: str) -> None:
-        screen.print(f"[dim]{time.monotonic() - start:5.0f} s[/dim]  {line}")
-
+    screen = console()
     settings = FAST if fast else DemoSettings()
     if seeds is not None:
         settings = settings.model_copy(update={"seeds": seeds})
@@ -56,7 +50,7 @@ def demo(
         minutes=None if fast else MINUTES if minutes is None else minutes,
         fixed_seeds=seeds is not None,
         command=" ".join(["locdistill demo", *words]),
-        tell=tell,
+        tell=with_seconds(screen),
     )
     for table in (summary_table(result), difference_table(result)):
         screen.print()

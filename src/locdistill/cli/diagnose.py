@@ -11,29 +11,30 @@ from locdistill.cli import options
 
 def diagnose(
     run: Annotated[str, typer.Argument(metavar="RUN", help="The folder of a finished distillation run, or RUN/last.")],
-    images: Annotated[int, typer.Option("--images", min=1, help="Validation images to look at, spread evenly.")] = 200,
+    images: Annotated[int, typer.Option("--images", min=1, help="Number of validation images, spread evenly.")] = 200,
     against: Annotated[
         str | None, typer.Option("--against", metavar="RUN", help="The same student, trained without a teacher.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option("--teacher", "-t", metavar="RUN|FILE", help="Where the teacher is now, if it moved.")
+        str | None,
+        typer.Option("--teacher", "-t", metavar="RUN|FILE", help="Present path of a teacher that was moved."),
     ] = None,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", metavar="PATH", help="Where the data set is now, if it moved.")
+        str | None, typer.Option("--data", "-d", metavar="PATH", help="Present path of data that were moved.")
     ] = None,
-    batches: Annotated[int, typer.Option("--batches", min=1, help="Training batches, for the gradients.")] = 3,
+    batches: Annotated[int, typer.Option("--batches", min=1, help="Number of training batches for the gradients.")] = 3,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the page; RUN/diagnosis unless given.")
+        str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the page. Default: RUN/diagnosis.")
     ] = None,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
-    """Look into a distillation run: did the student listen, and to what?
+    """Analyse the effects of distillation in a finished run.
 
-    Agreement of student and teacher by region and by edge, whether the spread
-    of the edge distributions predicts the error, the share of each term in the
-    gradient, and pictures of regions and edges on validation images: a page
-    and diagnose.json.
+    Measures the agreement of student and teacher by region and by edge, how
+    well the spread of the edge distributions predicts the error, and the share
+    of each term in the gradient; draws regions and edges on validation images.
+    Writes a page and diagnose.json.
 
     [bold]Examples[/bold]
 
@@ -54,7 +55,7 @@ def diagnose(
         batches=batches,
         out=out,
         device=device,
-        progress=progress("looking"),
+        progress=progress("analysing"),
     )
     if as_json:
         print_json(found.as_dict())

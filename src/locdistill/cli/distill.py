@@ -16,10 +16,10 @@ def distill(
     """Train a student with a teacher's knowledge of where box edges are.
 
     Pyramid levels, bins and input size of the student are those of the teacher
-    unless a recipe is named; everything else is the student's own. Where teacher
-    and student differ in classes (matched by name), bins or locations, this is
-    bridged and said.
-    The teacher is needed for training only: the student's weights stand alone.
+    unless a recipe is named; everything else is the student's own. Differences of
+    teacher and student in classes (matched by name), bins or locations are bridged
+    and logged.
+    The teacher is needed for training only, not for the student's weights.
 
     [bold]Examples[/bold]
 

@@ -42,7 +42,7 @@ def evaluate(
             "--save-images", min=0, metavar="N", help="With --save: draw N images, evenly spaced; all unless given."
         ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once, if all have the same size.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size, if all images have the same size.")] = 8,
     eleven_point: options.ElevenPoint = None,
     published_sum: options.PublishedSum = False,
     tta: options.Tta = False,
@@ -50,9 +50,9 @@ def evaluate(
     settings: options.Set = None,
     as_json: options.Json = False,
 ) -> None:
-    """Evaluate weights or stored results: COCO's numbers, VOC's on a VOC data set, or those of rotated boxes.
+    """Evaluate weights or stored results with the metrics of COCO, of VOC on a VOC data set, or of rotated boxes.
 
-    The data set is that of the run unless --data is given. Settings reach
+    The data set is that of the run unless --data is given. Settings may be
     data.*, input.* (size of the images) and detections.* (thresholds,
     suppression, augmentation).
     In several processes: torchrun --nproc-per-node 4 -m locdistill evaluate ...

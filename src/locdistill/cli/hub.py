@@ -9,18 +9,16 @@ import typer
 from locdistill.cli import options
 
 Revision = Annotated[
-    str | None, typer.Option("--revision", metavar="NAME", help="Of the repository; its main branch unless given.")
+    str | None, typer.Option("--revision", metavar="NAME", help="Branch of the repository. Default: its main branch.")
 ]
 
 
 def push(
-    path: Annotated[
-        str, typer.Argument(metavar="PATH", help="A published file, or the run's folder that it was published in.")
-    ],
-    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; made if it is not there.")],
-    private: Annotated[bool, typer.Option("--private", help="Only for those whom the hub lets in.")] = False,
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A published file, or the folder of its run.")],
+    repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository; created if it does not exist.")],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
     revision: Revision = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", metavar="TEXT", help="Of the commit.")] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", metavar="TEXT", help="Commit message.")] = None,
     as_json: options.Json = False,
 ) -> None:
     """Upload published weights, their card and recipe to a model hub.
@@ -44,13 +42,13 @@ def push(
         return
     print(f"{done.url}: {', '.join(done.files)}")
     if done.others:
-        print(f"beside other weights, so 'pull' needs --file: {', '.join(done.others)}")
+        print(f"the repository has other weights too, so 'pull' needs --file: {', '.join(done.others)}")
 
 
 def pull(
     repo: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The repository.")],
     file: Annotated[
-        str | None, typer.Option("--file", metavar="NAME", help="Which weights, where it has several.")
+        str | None, typer.Option("--file", metavar="NAME", help="Weights file, if the repository has several.")
     ] = None,
     revision: Revision = None,
     out: Annotated[str, typer.Option("--out", "-o", metavar="DIR", help="Folder for the file.")] = ".",
@@ -58,8 +56,8 @@ def pull(
 ) -> None:
     """Fetch published weights from a model hub and check them.
 
-    Wherever weights are named, hf://OWNER/NAME does the same by itself, with
-    @REVISION or /FILE behind it where they are needed.
+    Every option for weights also takes hf://OWNER/NAME, followed by @REVISION
+    or /FILE if needed, and fetches them itself.
 
     [bold]Examples[/bold]
 

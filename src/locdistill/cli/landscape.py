@@ -14,7 +14,8 @@ def landscape(
     second: Annotated[str, typer.Argument(metavar="MODEL_2", help="The other detector, likewise.")],
     data: options.Data = None,
     grid: Annotated[
-        int, typer.Option("--grid", min=2, help="Weights of each detector from 0 to 1, where they are not given.")
+        int,
+        typer.Option("--grid", min=2, help="Number of weights of each detector, from 0 to 1, if not given."),
     ] = 5,
     gamma1: Annotated[
         str | None,
@@ -23,19 +24,20 @@ def landscape(
     gamma2: Annotated[
         str | None, typer.Option("--gamma2", metavar="A:B:STEP", help="Weights of the second one's features.")
     ] = None,
-    head: Annotated[int, typer.Option("--head", min=1, max=2, help="Whose head detects on the mixture.")] = 1,
+    head: Annotated[int, typer.Option("--head", min=1, max=2, help="Detector whose head is evaluated.")] = 1,
     images: Annotated[
-        int | None, typer.Option("--images", min=1, help="Images, spread evenly over the split; all unless given.")
+        int | None,
+        typer.Option("--images", min=1, help="Images, spread evenly over the split. Default: all."),
     ] = None,
     split: Annotated[str, typer.Option("--split", help="val, train, or any split of the data set.")] = "val",
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once, if all have the same size.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size, if all images have the same size.")] = 8,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder; one that was interrupted goes on.")
+        str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder; an interrupted landscape is continued.")
     ] = None,
     device: options.Device = None,
     as_json: options.Json = False,
 ) -> None:
-    """Mix the features of two detectors and see how good one's head is on them.
+    """Evaluate the head of one detector on mixtures of two detectors' features.
 
     The maps of both feature pyramids are mixed level by level, F = gamma1 F1 +
     gamma2 F2, and one head is evaluated at each point of the grid: a table
@@ -65,7 +67,7 @@ def landscape(
         out=out,
         batch=batch,
         device=device,
-        progress=progress("looking"),
+        progress=progress("evaluating"),
     )
     if as_json:
         print_json(result.as_dict())

@@ -6,7 +6,7 @@ from locdistill.cli import options
 
 
 def methods(as_json: options.Json = False) -> None:
-    """List the distillation methods: what each compares, and what it asks of teacher and student.
+    """List the distillation methods, with what each compares and needs.
 
     [bold]Examples[/bold]
 

@@ -1,4 +1,4 @@
-"""Options that several verbs share, and what is made of them."""
+"""Options that several verbs share, and their conversion to a request."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ Tta = Annotated[
     bool,
     typer.Option(
         "--tta",
-        help="Look at each image six times (0.8, 1 and 1.2 times the size, and mirrored) and join what is found; "
-        "takes six times as long. Others: detections.augment.scales=[1] detections.augment.flip=true.",
+        help="Detect at 0.8, 1 and 1.2 times the size, each also mirrored, and merge the detections; takes six times "
+        "as long. Other choices: detections.augment.scales=[1] detections.augment.flip=true.",
     ),
 ]
 ElevenPoint = Annotated[
     bool | None,
     typer.Option(
         "--eleven-point/--area",
-        help="How AP is averaged by the rules of VOC and DOTA; as is usual for the data unless given.",
+        help="Averaging of AP by the rules of VOC and DOTA. Default: as usual for the data.",
         show_default=False,
     ),
 ]
@@ -54,7 +54,7 @@ PublishedSum = Annotated[
     bool,
     typer.Option(
         "--published-sum",
-        help="Show beside AP of rotated boxes the running sum that the published evaluator prints in its place.",
+        help="Show, besides AP of rotated boxes, the running sum that the published evaluator prints instead.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -62,7 +62,7 @@ Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="cp
 
 
 class RunOptions:
-    """The options of a run, in the order of the help: what a request calls by their names, and single fields."""
+    """The options of a run in the order of the help: keywords of a request, and single fields of the recipe."""
 
     words: Annotated[
         list[str] | None,
@@ -88,8 +88,8 @@ class RunOptions:
             "--method",
             "-m",
             metavar="NAME",
-            help="What to learn from the teacher ('locdistill methods'); several are put together. In place of what "
-            "the recipe has; ld unless given.",
+            help="Distillation method ('locdistill methods'), in place of the recipe's; can be given several times. "
+            "Default: ld.",
         ),
     ] = None
     balance: Annotated[
@@ -97,8 +97,8 @@ class RunOptions:
         typer.Option(
             "--balance",
             metavar="RATIO",
-            help="In place of weights: hold the gradient of each distillation term on the student at this multiple of "
-            "the supervised terms'; 1 needs no tuning. Of single terms: terms.ld.balance=0.5.",
+            help="Instead of weights: keep the gradient norm of each distillation term at this multiple of the "
+            "supervised terms'; 1 needs no tuning. For a single term: terms.ld.balance=0.5.",
         ),
         Field("balance"),
     ] = None
@@ -107,8 +107,8 @@ class RunOptions:
         typer.Option(
             "--cache",
             metavar="DIR",
-            help="Where the teacher's predictions are kept: it looks at each image (size, flip) once, now or in "
-            "'locdistill cache build', and runs that share the folder do without it.",
+            help="Folder for the teacher's predictions: it runs once per image (and size, flip), during training or in "
+            "'locdistill cache build', for all runs that share the folder.",
         ),
         Field("teacher.cache.path"),
     ] = None
@@ -125,7 +125,7 @@ class RunOptions:
             "--backbone",
             "-b",
             metavar="NAME",
-            help="Any timm backbone with features_only; that of the size unless given.",
+            help="Any timm backbone with features_only; Default: that of the size.",
         ),
     ] = None
     size: Annotated[
@@ -158,8 +158,8 @@ class RunOptions:
         typer.Option(
             "--start",
             metavar="RUN|FILE",
-            help="Begin with the weights of a trained detector of the same classes and, unless a recipe is named, with "
-            "its architecture; teacher: those of the teacher.",
+            help="Start from the weights of a trained detector of the same classes, and with its architecture unless a "
+            "recipe is named; 'teacher' for those of the teacher.",
         ),
     ] = None
     recipe: Annotated[
@@ -168,7 +168,7 @@ class RunOptions:
     ] = None
     out: Annotated[
         str | None,
-        typer.Option("--out", "-o", metavar="DIR", help="The run's folder; must be new. In runs/ unless given."),
+        typer.Option("--out", "-o", metavar="DIR", help="Run folder, which must be new. Default: a folder in runs/."),
     ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out from its last checkpoint.")] = (
         False
@@ -190,8 +190,8 @@ class RunOptions:
         bool,
         typer.Option(
             "--profile",
-            help="Say at the end whether the loader made the step wait, and write where the time goes to profile.txt "
-            "and profile.json in the run's folder.",
+            help="Print at the end whether steps waited for the loader, and write the time of each part to profile.txt "
+            "and profile.json in the run folder.",
         ),
         Field("engine.profile"),
     ] = False
@@ -207,7 +207,7 @@ class RunOptions:
     ] = None
     preflight: Annotated[
         bool,
-        typer.Option(help="Look at teacher, data and regions before the first step, and stop on what cannot work."),
+        typer.Option(help="Check teacher, data and regions before the first step, and stop if the run cannot work."),
     ] = True
     images: Annotated[
         int | None,
@@ -215,25 +215,25 @@ class RunOptions:
             "--preflight-images",
             min=0,
             metavar="N",
-            help="Validation images on which the teacher is measured, however long it takes; 0 leaves that out. Up to "
-            "200, as many as 45 seconds allow, unless given.",
+            help="Number of validation images on which the teacher is evaluated, without a time limit; 0 for none. "
+            "Default: up to 200, within 45 seconds.",
         ),
     ] = None
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only look: print what was found; the exit code is 1 where it would stop.")
+        bool, typer.Option("--dry-run", help="Only run the preflight check; the exit code is 1 if the run would stop.")
     ] = False
     settings: Set = None
 
 
 def test_time_augmentation(tta: bool) -> list[str]:
-    """What ``--tta`` stands for, as settings."""
+    """Return the settings for ``--tta``."""
     return ["detections.augment={scales: [0.8, 1.0, 1.2], flip: true}"] if tta else []
 
 
 def request_words(
     words: list[str] | None, recipe: str | None, settings: list[str] | None
 ) -> tuple[str | None, list[str]]:
-    """Tell the recipe from the settings among the trailing words.
+    """Separate recipe and settings in the trailing words.
 
     Raises:
         RecipeError: More than one recipe is named.
@@ -241,9 +241,7 @@ def request_words(
     named = [word for word in words or () if "=" not in word]
     if len(named) + (recipe is not None) > 1:
         everything = ", ".join([*([recipe] if recipe else []), *named])
-        raise RecipeError(
-            f"one recipe is expected, these were given: {everything}. Settings are written key.path=value."
-        )
+        raise RecipeError(f"expected one recipe, came {everything}; write settings as key.path=value")
     return (named[0] if named else recipe), [*(settings or ()), *(word for word in words or () if "=" in word)]
 
 
@@ -251,10 +249,10 @@ _KINDS = get_type_hints(RunOptions, include_extras=True)
 
 
 def of_a_run(*only: str, without: tuple[str, ...] = ()) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a verb the options of a run beside its own: all, these only, or all but some.
+    """Add options of a run to those of a verb: all, only these, or all but some.
 
-    The verb gets what they ask for as keywords of a request, and those that it names itself as they are. A new option
-    is a line of `RunOptions`, and one of `Request` where Python functions take it too.
+    The verb receives them as keywords of a request, except for those in its own signature. A new option is a line of
+    `RunOptions`, and one of `Request` if Python functions take it too.
     """
     names = ({*(only or _KINDS)} | {"words", "settings"}) - {*without}
 
@@ -283,7 +281,7 @@ def of_a_run(*only: str, without: tuple[str, ...] = ()) -> Callable[[Callable[..
 
 
 def _request(given: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
-    """Return what the options of a run ask for, as keywords of a request."""
+    """Convert the options of a run to keywords of a request."""
     from locdistill.recipe.request import Request  # noqa: PLC0415 - heavy
 
     recipe, settings = request_words(given["words"], given.get("recipe"), given["settings"])

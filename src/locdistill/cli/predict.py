@@ -21,11 +21,11 @@ def predict(
             "--threshold",
             min=0,
             max=1,
-            help="Lowest score that is reported and drawn, however low. Unless given, the one with the best F1 of each "
+            help="Minimum score to report and draw. Default: the one with the best F1 of each "
             "class where the weights have it, else 0.3.",
         ),
     ] = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images at once.")] = 8,
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Batch size.")] = 8,
     tta: options.Tta = False,
     device: options.Device = None,
     settings: options.Set = None,
@@ -33,8 +33,8 @@ def predict(
 ) -> None:
     """Detect objects in image files.
 
-    Files that cannot be read are named at the end; the others are done.
-    Settings (--set) reach input.* (size of the images) and detections.*
+    Files that cannot be read are listed at the end, after the others.
+    Settings (--set) may be input.* (size of the images) and detections.*
     (thresholds, suppression, augmentation).
 
     [bold]Examples[/bold]

@@ -12,24 +12,24 @@ from locdistill.cli import options
 def publish(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, runs/NAME/last, or a weights file.")],
     out: Annotated[
-        str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for the files; RUN/published unless given.")
+        str | None, typer.Option("--out", "-o", metavar="DIR", help="Folder for the files. Default: RUN/published.")
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Of the model; the recipe's unless given.")
+        str | None, typer.Option("--name", metavar="NAME", help="Name of the model. Default: that of the recipe.")
     ] = None,
-    which: Annotated[str, typer.Option("--which", metavar="best|last", help="Which weights of the run.")] = "best",
+    which: Annotated[str, typer.Option("--which", metavar="best|last", help="Weights of the run.")] = "best",
     license: Annotated[
-        str | None, typer.Option("--license", metavar="ID", help="For the card, such as apache-2.0.")
+        str | None, typer.Option("--license", metavar="ID", help="License for the card, such as apache-2.0.")
     ] = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Evaluate now, on the run's data: the card gets AP by class.")
+        bool, typer.Option("--evaluate", help="Evaluate now on the run's data, for AP by class on the card.")
     ] = False,
     data: Annotated[
-        str | None, typer.Option("--data", "-d", metavar="PATH", help="Evaluate now, on this data set.")
+        str | None, typer.Option("--data", "-d", metavar="PATH", help="Evaluate now on this data set.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Write a run's detector to a file that can be given away.
+    """Write a run's detector to a file for publication.
 
     The file is named by its content, NAME-<8 digits of its SHA-256>, and
     holds the detector alone: no teacher, no paths of this machine. A model
@@ -60,8 +60,6 @@ def publish(
         print_json(content | {"sha256": found.sha256, "notes": list(found.notes)})
         return
     print(found.weights)
-    print(
-        f"its card is {found.card.name}, " + (f"its recipe {found.recipe.name}" if found.recipe else "without recipe")
-    )
+    print(f"card: {found.card.name}; " + (f"recipe: {found.recipe.name}" if found.recipe else "no recipe"))
     for note in found.notes:
         print(f"note: {note}")

@@ -15,6 +15,7 @@ def recipes(as_json: options.Json = False) -> None:
     locdistill config ld_r50_from_r101
     """
     from locdistill.cli.report import report_recipes  # noqa: PLC0415 - heavy
-    from locdistill.recipe.catalogue import recipe_summaries  # noqa: PLC0415 - heavy
+    from locdistill.recipe.catalogue import recipe_summary  # noqa: PLC0415 - heavy
+    from locdistill.recipe.load import load_recipe, recipe_names  # noqa: PLC0415 - heavy
 
-    report_recipes(recipe_summaries(), as_json=as_json)
+    report_recipes([recipe_summary(load_recipe(name)) for name in recipe_names()], as_json=as_json)

@@ -1,13 +1,15 @@
-"""What the verbs print."""
+"""Output of the verbs."""
 
 from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -18,7 +20,6 @@ from locdistill.recipe.catalogue import published_aps
 from locdistill.settings import finite
 
 if TYPE_CHECKING:
-    from locdistill.data.check import CheckReport
     from locdistill.inference.evaluate import EvaluationResult
     from locdistill.inference.predict import Prediction
     from locdistill.inference.tiles import TilingResult
@@ -30,12 +31,12 @@ _WIDTH = 160
 
 
 def console() -> Console:
-    """Standard output; wide enough for a table where it is no terminal."""
+    """Return the standard output; wide enough for tables if it is not a terminal."""
     return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
 
 
 def progress(label: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
-    """A bar on a terminal's stderr around something to go through; nothing elsewhere."""
+    """Return a function that shows a progress bar while items are consumed, if stderr is a terminal."""
 
     def wrap(items: Iterable[Any], total: int) -> Iterable[Any]:
         if not sys.stderr.isatty():
@@ -48,13 +49,19 @@ def progress(label: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
     return wrap
 
 
+def with_seconds(screen: Console) -> Callable[[str], None]:
+    """Return a function that prints a line, preceded by the seconds since this call."""
+    start = time.monotonic()
+    return lambda line: screen.print(f"[dim]{time.monotonic() - start:5.0f} s[/dim]  {escape(line)}")
+
+
 def print_json(content: Any) -> None:
     """Print plain data as JSON; NaN becomes null."""
     print(json.dumps(finite(content), indent=2))
 
 
 def report_preflight(report: PreflightReport, *, stops: bool = False) -> None:
-    """What was found before the first step; what stops the run is an error's to say, unless asked for."""
+    """Print the report of the preflight check; with ``stops``, also the problems that stop the run."""
     out = console()
     for part in report.parts(stops=stops):
         out.print(part)
@@ -62,7 +69,7 @@ def report_preflight(report: PreflightReport, *, stops: bool = False) -> None:
 
 
 def report_run(result: RunResult) -> None:
-    """Best and last metrics of a run, and where everything is."""
+    """Print the best and last metrics of a run, and its folder."""
     if process_rank() > 0:
         return
     table = Table(box=None, pad_edge=False)
@@ -86,18 +93,23 @@ def report_evaluation(
     published_sum: bool = False,
     saved: str | None = None,
 ) -> None:
-    """What was written, and metrics if there are any; averaged in another way, or with the published sum, if asked for.
+    """Print the files written, and metrics if there are any.
 
-    ``saved`` is the folder of pictures and files, if there is one.
+    Args:
+        result: Result of the evaluation.
+        as_json: Print JSON instead of tables.
+        eleven_point: Averaging of AP. Default: that of the evaluation.
+        published_sum: Also print the published running sum.
+        saved: Folder of pictures and files, if written.
 
     Raises:
-        RecipeError: That was asked for where it does not apply.
+        RecipeError: One of these is requested, but AP was not computed.
     """
     if process_rank() > 0:
         return
     if eleven_point is not None or published_sum:
         if not result.metrics:
-            raise RecipeError("--eleven-point, --area and --published-sum are about AP, which was not asked for")
+            raise RecipeError("no AP is computed here; leave out --eleven-point, --area and --published-sum")
         result = result.judged(eleven_point=eleven_point, published=published_sum)
     count = sum(len(found.scores) for found in result.detections.values())
     files = [str(file) for file in (result.results, result.task1) if file is not None]
@@ -121,14 +133,14 @@ def report_evaluation(
 
 
 def _numbers(result: EvaluationResult) -> dict[str, Any]:
-    """Metrics as plain data."""
+    """Return the metrics as plain data."""
     data = {"name": result.dataset.name, "images": len(result.dataset)}
     sums = {"published_sum": result.published_sum} if result.published_sum else {}
     return {"data": data, "metrics": result.metrics, "per_class": result.per_class} | sums
 
 
 def report_tiling(result: TilingResult, *, as_json: bool) -> None:
-    """A line for each split."""
+    """Print a line for each split."""
     content = result.as_dict()
     if as_json:
         print_json(content)
@@ -136,13 +148,11 @@ def report_tiling(result: TilingResult, *, as_json: bool) -> None:
     for name, counts in content["splits"].items():
         print(f"{name}: {counts['tiles']} tiles of {counts['images']} images in {counts['folder']}")
         if counts["left_out"]:
-            print(
-                f"  {counts['left_out']} objects are in no tile, each of which holds too little of them (tiling.part)"
-            )
+            print(f"  {counts['left_out']} objects were dropped: every tile holds less than tiling.part of them")
 
 
 def report_predictions(found: Sequence[Prediction], save: str | None, *, as_json: bool) -> None:
-    """A line per picture."""
+    """Print a line for each image."""
     if as_json:
         print_json([prediction.as_dict() for prediction in found])
         return
@@ -168,12 +178,7 @@ def report_scores(scores: dict[str, float]) -> None:
     )
 
 
-def report_check(report: CheckReport, *, as_json: bool) -> None:
-    """Problems, warnings and counts of a data set."""
-    print_json(report.as_dict()) if as_json else print(report)
-
-
-_ASKS = {
+_NEEDS = {
     "features": "feature maps",
     "teachers_head": "the teacher's head",
     "learned_parts": "adapters, if widths differ",
@@ -182,24 +187,24 @@ _ASKS = {
 
 
 def report_methods(summaries: Sequence[dict[str, Any]], *, as_json: bool) -> None:
-    """One row per distillation method."""
+    """Print a row for each distillation method."""
     if as_json:
         print_json(list(summaries))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("name", "what", "asks for", "terms (weight)"):
+    for name in ("name", "what", "needs", "terms (weight)"):
         table.add_column(name, no_wrap=name == "name")
     for summary in summaries:
-        asks = ", ".join(words for need, words in _ASKS.items() if summary["needs"][need])
+        needs = ", ".join(words for need, words in _NEEDS.items() if summary["needs"][need])
         terms = "  ".join(f"{name} {term['weight']:g}" for name, term in summary["terms"].items())
-        table.add_row(summary["name"], summary["what"], asks, terms)
+        table.add_row(summary["name"], summary["what"], needs, terms)
     out = console()
     out.print(table)
     out.print("\nTerms are those for GFL. '--method' can be given several times; '--json' prints everything.")
 
 
 def report_recipes(summaries: Sequence[dict[str, Any]], *, as_json: bool) -> None:
-    """One row per recipe."""
+    """Print a row for each recipe."""
     if as_json:
         print_json(list(summaries))
         return
@@ -223,7 +228,6 @@ def report_recipes(summaries: Sequence[dict[str, Any]], *, as_json: bool) -> Non
     out = console()
     out.print(table)
     out.print(
-        "\nAP: published, in percent, and in parentheses what it would be without a known error of that evaluation; "
-        "alone: the same detector without a teacher. 'locdistill config NAME' prints a recipe, '--json' everything, "
-        "sources included."
+        "\nAP: published, in percent; in parentheses, corrected for a known error of the evaluation. alone: the same "
+        "detector without a teacher. 'locdistill config NAME' prints a recipe, '--json' all facts with sources."
     )

@@ -1,4 +1,4 @@
-"""How many threads there are and how they wait for each other, which is decided before PyTorch is imported."""
+"""Number and waiting policy of OpenMP's threads, which must be set before PyTorch is imported."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import sys
 from locdistill.data.resources import allowed_cores, visible_cores
 
 SHORT_SPIN = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000"}
-"""Look three thousand times (some microseconds), then sleep; `benchmarks/neighbours.py` measures what that costs."""
+"""Settings to poll 3000 times (some microseconds), then sleep; `benchmarks/neighbours.py` measures the cost."""
 
 
 def share_politely() -> None:
-    """Let OpenMP's threads sleep where they would wait long, and be no more than the cores that a container may use.
+    """Let OpenMP's threads sleep during long waits, and limit their number to the cores that a container may use.
 
-    What the user has set in the environment stays.
+    Variables set by the user stay unchanged.
     """
     if "torch" in sys.modules:
         return

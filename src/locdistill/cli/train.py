@@ -11,11 +11,11 @@ from locdistill.cli import options
 
 @options.of_a_run(without=("teacher", "methods", "balance", "cache", "preflight", "images", "dry_run"))
 def train(request: dict[str, Any], *, out: str | None, resume: bool, overfit: int | None) -> None:
-    """Train a detector, on its own.
+    """Train a detector without a teacher.
 
     Without a recipe, input size, classes and schedule are chosen for the data;
-    'locdistill config' with the same options shows them. The run's folder
-    holds the resolved recipe, which gives the same run again.
+    'locdistill config' with the same options prints them. The run folder holds
+    the resolved recipe, which reproduces the run.
 
     [bold]Examples[/bold]
 

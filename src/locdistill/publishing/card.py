@@ -63,7 +63,15 @@ class Card:
             classes,
             *self._results(),
             *self._training(),
-            self._use(),
+            (
+                "## Use\n\n```python\nimport locdistill\n\n"
+                f'detector = locdistill.Detector.load("{self.file}")\n'
+                '(found,) = detector.detect("image.jpg")  # boxes, scores, labels\n```\n\n'
+                f"```sh\nlocdistill predict {self.file} image.jpg --save out/\n"
+                f"locdistill evaluate {self.file} --data path/to/data\n"
+                "```\n\nFrom a model hub, `locdistill pull OWNER/NAME` fetches and checks the file, and "
+                "`hf://OWNER/NAME` stands for it wherever weights are named."
+            ),
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -116,6 +124,10 @@ class Card:
         started = self.record.get("started")
         date = str(started)[:10] if started else NOT_RECORDED
         when = ", ".join(part for part in (date, with_what) if part)
+        start, weights = self.record.get("start"), NOT_RECORDED
+        if self._recipe:
+            ema = self._recipe["engine"].get("ema")
+            weights = "as trained, without averaging" if ema is None else f"running average (EMA) with decay {ema:g}"
         rows = [
             ("architecture", f"{s.model}, {s.backbone}, levels {_numbers(s.levels)}, {s.channels} channels"),
             ("boxes", f"rotated: centre, sides and angle, in the range {s.angles}" if s.rotated else ""),
@@ -127,21 +139,15 @@ class Card:
                 f"(x - mean) / std of {'BGR' if s.bgr else 'RGB'} values 0 to 255, mean {_numbers(s.mean or ())}, "
                 f"std {_numbers(s.std or ())}; done by the detector",
             ),
-            ("weights", self._averaged()),
+            ("weights", weights),
             ("recipe", str(self._recipe.get("name", NOT_RECORDED))),
             ("teacher", self._teacher() if self._methods else ""),
-            ("begun with", self._start()),
+            ("begun with", f"the weights of SHA-256 {start['sha256']}" if start else ""),
             ("date", when),
             ("SHA-256", self.sha256),
             ("license", self.license or "not stated by the publisher"),
         ]
         return [(name, value) for name, value in rows if value]
-
-    def _averaged(self) -> str:
-        if not self._recipe:
-            return NOT_RECORDED
-        ema = self._recipe["engine"].get("ema")
-        return "as trained, without averaging" if ema is None else f"running average (EMA) with decay {ema:g}"
 
     def _teacher(self) -> str:
         teacher = self._recipe["teacher"]
@@ -149,23 +155,12 @@ class Card:
             return f"the running average of the student, with decay {teacher.get('decay') or EMA_DECAY:g}"
         several = [teacher, *teacher.get("more", ())]
         total = sum(each.get("share", 1) for each in several)
-        named = [
-            ", ".join(
-                part
-                for part in (
-                    each.get("name"),
-                    f"SHA-256 {each['sha256']}" if each.get("sha256") else "",
-                    f"a share of {each.get('share', 1) / total:.0%}" if len(several) > 1 else "",
-                )
-                if part
-            )
-            for each in several
-        ]
+        named = []
+        for each in several:
+            digest = f"SHA-256 {each['sha256']}" if each.get("sha256") else ""
+            share = f"a share of {each.get('share', 1) / total:.0%}" if len(several) > 1 else ""
+            named.append(", ".join(filter(None, (each.get("name"), digest, share))))
         return "; ".join(named).strip() or NOT_RECORDED
-
-    def _start(self) -> str:
-        start = self.record.get("start")
-        return f"the weights of SHA-256 {start['sha256']}" if start else ""
 
     def _results(self) -> list[str]:
         """Render the sections of evaluation results."""
@@ -202,17 +197,6 @@ class Card:
         ]
         table = _table(("term", "divergence", "region", "normaliser", "weight"), rows)
         return [f"## Training\n\n{head}\n\n{table}\n\nThe whole recipe is beside the weights, without paths."]
-
-    def _use(self) -> str:
-        return (
-            "## Use\n\n```python\nimport locdistill\n\n"
-            f'detector = locdistill.Detector.load("{self.file}")\n'
-            '(found,) = detector.detect("image.jpg")  # boxes, scores, labels\n```\n\n'
-            f"```sh\nlocdistill predict {self.file} image.jpg --save out/\n"
-            f"locdistill evaluate {self.file} --data path/to/data\n"
-            "```\n\nFrom a model hub, `locdistill pull OWNER/NAME` fetches and checks the file, and `hf://OWNER/NAME` "
-            "stands for it wherever weights are named."
-        )
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -72,10 +72,6 @@ class _Source:
     file: Path
     run: Path | None
 
-    @property
-    def which(self) -> str:
-        return self.file.stem
-
 
 def publish(
     run: str | Path,
@@ -147,7 +143,7 @@ def _find(path: Path, which: str) -> _Source:
         RunError: ``which`` is neither ``best`` nor ``last``.
     """
     if which not in (BEST, LAST):
-        raise RunError(f"which weights? expected {BEST} or {LAST}, came {which!r}")
+        raise RunError(f"--which: expected {BEST} or {LAST}, came {which!r}")
     if not path.is_dir():
         file = files.locate(path)
         is_run = (file.parent / RECIPE).is_file() and file.stem in (BEST, LAST)
@@ -156,10 +152,12 @@ def _find(path: Path, which: str) -> _Source:
     if file.is_file():
         return _Source(file, path if is_run else None)
     if not is_run:
-        raise WeightsError(f"{path}: no run, for it has no {RECIPE} and no {file.name}; name a run folder or a file")
+        raise WeightsError(
+            f"{path} is not a run folder: it has no {RECIPE} and no {file.name}; pass a run folder or a file"
+        )
     other = LAST if which == BEST else BEST
     if (path / f"{other}{files.SUFFIX}").is_file():
-        raise WeightsError(f"{path}: the run has no {which} weights, but the {other}: --which {other} publishes them")
+        raise WeightsError(f"{path}: the run has no {which} weights; publish its {other} weights with --which {other}")
     raise WeightsError(f"{path}: the run has saved no weights yet; publish it after its first evaluation")
 
 
@@ -168,16 +166,17 @@ def _record(source: _Source) -> tuple[dict[str, Any], Recipe | None, tuple[str, 
     if source.run is None:
         extra = {} if is_foreign(source.file) else files.read_metadata(source.file).get("extra") or {}
         if "recipe" not in extra:
-            unknown = "These weights do not come with their run: how they were trained is not recorded."
+            unknown = "These weights come without their run: their training is not recorded."
             return without_paths(extra), None, (unknown,)
         recipe = shareable(build_recipe(extra["recipe"], str(source.file)))
         return without_paths(extra | {"recipe": recipe.model_dump(mode="json")}), recipe, ()
     recipe = shareable(load_recipe(source.run / RECIPE))
     facts, metrics = read_facts(source.run), _metrics(source.run)
-    numbers, start = metrics.get(source.which), facts.get("start")
+    which = source.file.stem
+    numbers, start = metrics.get(which), facts.get("start")
     record = {
         "recipe": recipe.model_dump(mode="json"),
-        "which": source.which,
+        "which": which,
         "metrics": numbers,
         "finished": bool(metrics.get("stopped")),
         "started": facts.get("started"),
@@ -257,7 +256,7 @@ def _title(name: str | None, source: _Source, recipe: Recipe | None, settings: D
     """
     if name is not None:
         if not _NAME.fullmatch(name):
-            raise RunError(f"{name!r} is no name for a model; expected letters, digits and . _ + -, such as r18-coco")
+            raise RunError(f"{name!r} is not a valid name; expected letters, digits and . _ + -, such as r18-coco")
         return name
     own = split_checksum(source.file.stem)[0]
     if source.run is None and own not in (BEST, LAST):
@@ -286,5 +285,5 @@ def _write(
     except (OSError, WeightsError) as error:
         cause = error.__cause__ or error  # the message of `write` names a temporary file
         reason = getattr(cause, "strerror", None) or cause
-        raise RunError(f"{folder} cannot be written to ({reason}); give another folder") from error
+        raise RunError(f"{folder} cannot be written to ({reason}); pass another folder") from error
     return path, sha256

@@ -67,7 +67,7 @@ def push(
     read_metadata(weights)
     sources = {weights.name: weights, CARD: weights.with_suffix(".md"), RECIPE: weights.with_suffix(".yaml")}
     if not sources[CARD].is_file():
-        raise WeightsError(f"{weights}: its model card {sources[CARD].name} is not beside it; publish it again")
+        raise WeightsError(f"{weights}: its model card {sources[CARD].name} is missing; publish the weights again")
     sources = {name: source for name, source in sources.items() if source.is_file()}
     with asking(repo_id, revision):
         from huggingface_hub import CommitOperationAdd  # noqa: PLC0415 - heavy, and only here
@@ -76,7 +76,9 @@ def push(
         url = api.create_repo(repo_id, exist_ok=True, private=private or None)
         before = api.model_info(repo_id, revision=revision)
         if private and not before.private:
-            raise HubError(f"{repo_id} is there already and public; nothing was uploaded: make it private on the hub")
+            raise HubError(
+                f"{repo_id} exists already and is public, so nothing was uploaded; make it private on the hub"
+            )
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(path_in_repo=name, path_or_fileobj=source) for name, source in sources.items()],
@@ -95,7 +97,7 @@ def _published_file(path: Path) -> Path:
     """
     if not path.is_dir():
         if not path.is_file():
-            raise WeightsError(f"{path}: there is no such file or folder; expected published weights")
+            raise WeightsError(f"{path}: no such file or folder; expected published weights")
         if path.suffix != SUFFIX or split_checksum(path.stem)[1] is None:
             raise WeightsError(
                 f"{path}: expected published weights, NAME-<8 digits>{SUFFIX}; 'locdistill publish "
@@ -105,7 +107,9 @@ def _published_file(path: Path) -> Path:
     for folder in (path, path / PUBLISHED):
         found = sorted(p for p in folder.glob(f"*{SUFFIX}") if split_checksum(p.stem)[1] is not None)
         if len(found) > 1:
-            raise WeightsError(f"{folder} has several published weights, name one: {', '.join(map(str, found))}")
+            raise WeightsError(
+                f"{folder} has several published weights; pass one of them: {', '.join(map(str, found))}"
+            )
         if found:
             return found[0]
     raise WeightsError(f"{path} has no published weights; 'locdistill publish {shlex.quote(str(path))}' makes them")

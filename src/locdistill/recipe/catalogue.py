@@ -8,8 +8,6 @@ from typing import Any
 from locdistill.distillation.methods import METHODS
 from locdistill.distillation.needs import Needs
 from locdistill.objective.objective import OWNED
-from locdistill.objective.term import Term
-from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.recipe.own import own_fields
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.terms import Component, Slot, TermSettings, class_of, split_component
@@ -17,35 +15,25 @@ from locdistill.recipe.terms import Component, Slot, TermSettings, class_of, spl
 
 def method_summaries(model: str = "gfl") -> list[dict[str, Any]]:
     """Return all methods as plain data: description, terms for a kind of detector, and requirements."""
-    return [_method_summary(name, model) for name in METHODS]
-
-
-def _method_summary(name: str, model: str) -> dict[str, Any]:
-    method = METHODS[name]
-    terms = method(model)
-    return {
-        "name": name,
-        "what": method.what,
-        "paper": method.paper,
-        "notes": method.notes,
-        "needs": _method_needs(tuple(terms.values())),
-        "terms": {key: TermSettings.of_term(term).model_dump(mode="json") for key, term in terms.items()},
-    }
-
-
-def _method_needs(terms: tuple[Term, ...]) -> dict[str, bool]:
-    needs = Needs.of(terms)
-    return {
-        "features": needs.features,
-        "teachers_head": needs.cross,
-        "learned_parts": any(term.needs & OWNED for term in terms),
-        "distributions": needs.distributions,
-    }
-
-
-def recipe_summaries() -> list[dict[str, Any]]:
-    """Return summaries of all recipes of the package, as plain data."""
-    return [recipe_summary(load_recipe(name)) for name in recipe_names()]
+    found = []
+    for name, method in METHODS.items():
+        terms = method(model)
+        needs = Needs.of(tuple(terms.values()))
+        summary = {
+            "name": name,
+            "what": method.what,
+            "paper": method.paper,
+            "notes": method.notes,
+            "needs": {
+                "features": needs.features,
+                "teachers_head": needs.cross,
+                "learned_parts": any(term.needs & OWNED for term in terms.values()),
+                "distributions": needs.distributions,
+            },
+            "terms": {key: TermSettings.of_term(term).model_dump(mode="json") for key, term in terms.items()},
+        }
+        found.append(summary)
+    return found
 
 
 def recipe_summary(recipe: Recipe) -> dict[str, Any]:
@@ -79,12 +67,12 @@ def published_aps(published: Mapping[str, Any] | None) -> tuple[str, str]:
     """
     known = {key: f"{value:.1f}" for key, value in (published or {}).items() if isinstance(value, float)}
 
-    def said(name: str, corrected: str, at_50: str) -> str:
+    def written(name: str, corrected: str, at_50: str) -> str:
         if name in known:
             return known[name] + (f" ({known[corrected]})" if corrected in known else "")
         return f"AP50 {known[at_50]}" if at_50 in known else ""
 
-    return said("ap", "corrected", "ap50"), said("baseline", "corrected_baseline", "baseline50")
+    return written("ap", "corrected", "ap50"), written("baseline", "corrected_baseline", "baseline50")
 
 
 def _term(term: TermSettings) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,10 +46,10 @@ from locdistill.recipe.fitted import (
     levels_for,
 )
 from locdistill.recipe.load import Override, laid_over, named_recipe, recipe_data, validate
-from locdistill.recipe.overrides import apply_overrides
+from locdistill.recipe.overrides import apply_overrides, parse_override
 from locdistill.recipe.own import import_own
 from locdistill.recipe.recipe import OF_TEACHER, Recipe, kind_of_detector, known_kind, supervised_terms
-from locdistill.recipe.request import Request, fields_of, override_of, parsed_override
+from locdistill.recipe.request import Request, fields_of, override_of
 from locdistill.recipe.terms import TermSettings, method_terms
 from locdistill.settings import group
 
@@ -76,8 +77,8 @@ def resolve(request: Request, passes: float | None = None) -> Recipe:
         data, where = _for_data(request, passes), "the settings"
     else:
         raise RecipeError(
-            "neither data nor a recipe is given; expected --data FOLDER, or --recipe NAME ('locdistill recipes' lists "
-            "them), or both"
+            "no data and no recipe given; pass --data FOLDER, --recipe NAME ('locdistill recipes' lists the names), "
+            "or both"
         )
     import_own(data, where)  # the terms that a method replaces are determined by their classes
     return named_recipe(laid_over(data, [*request_words(request, data), *request.get("overrides", ())]), where)
@@ -116,17 +117,12 @@ def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
         return []
     methods = request["methods"]
     new = method_terms((methods,) if isinstance(methods, str) else methods, model)
-    old = [name for name, term in group(data, "terms").items() if name not in new and _compares(term)]
-    words: list[Override] = [(("terms", name), None) for name in old]
+    words: list[Override] = []
+    for name, term in group(data, "terms").items():
+        with suppress(ValidationError):  # reported when the recipe is checked
+            if name not in new and TermSettings.model_validate(term).needs_teacher:
+                words.append((("terms", name), None))
     return [*words, *((("terms", name), term.model_dump()) for name, term in new.items())]
-
-
-def _compares(term: Any) -> bool:
-    """Return whether a term in plain data compares with a teacher; invalid terms are reported by the recipe's check."""
-    try:
-        return TermSettings.model_validate(term).needs_teacher
-    except ValidationError:
-        return False
 
 
 def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
@@ -163,7 +159,8 @@ def _for_data(request: Request, passes: float | None) -> dict[str, Any]:
     model = asked or (first.model if first is not None else _model_for(dataset))
     known = known_kind(model) or "gfl"  # reported when the recipe is checked
     of_data_and_use = {"classes", "pretrained", "input", "detections"}
-    data = data_for(facts, epochs)
+    cached = bool(_overridden(request, "teacher", {}).get("cache"))
+    data = data_for(facts, epochs, cached=cached)
     if (given := _given_size(settings, first)) is not None:
         data["sizes"] = [given]
     architecture: dict[str, Any] = {"channels": size.channels, "depth": size.depth}
@@ -210,15 +207,13 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
 
 
 def _settings_of(weights: str | Path, onnx: Any = None) -> DetectorSettings:
+    """Return the settings of a detector; for an ONNX teacher, those of a student without bridges, except its kind."""
     file = find(weights)
-    return _settings_of_onnx(file, onnx) if file.suffix == ONNX_SUFFIX else detector_settings(file)
-
-
-def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
-    """Return settings of a detector that an ONNX teacher can teach without bridges; its kind is not included."""
+    if file.suffix != ONNX_SUFFIX:
+        return detector_settings(file)
     from locdistill.distillation.onnx_teacher import onnx_teacher  # noqa: PLC0415 - brings networks; few have such a file
 
-    teacher = onnx_teacher(file, None if given is None else validate(OnnxSettings, given, "teacher.onnx"))
+    teacher = onnx_teacher(file, None if onnx is None else validate(OnnxSettings, onnx, "teacher.onnx"))
     facts, size = teacher.facts, teacher.size
     settings = DetectorSettings(
         backbone=file.stem, classes=facts.classes, levels=tuple(stride.bit_length() - 1 for stride in facts.strides)
@@ -231,11 +226,8 @@ def _settings_of_onnx(file: Path, given: Any) -> DetectorSettings:
 
 def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, Any]:
     """Apply the request's own overrides to a group of settings."""
-    mine = [
-        parsed
-        for o in request.get("overrides", ())
-        if (parsed := parsed_override(o))[0][0] == key and len(parsed[0]) > 1
-    ]
+    parsed = map(parse_override, request.get("overrides", ()))
+    mine = [(path, value) for path, value in parsed if path[0] == key and len(path) > 1]
     changed: dict[str, Any] = apply_overrides({key: group}, mine)[key]
     return changed
 
@@ -251,7 +243,7 @@ def _model_for(dataset: Dataset) -> str:
     """Return the kind of detector that fits the objects."""
     if not dataset.oriented:
         return "gfl"
-    log.info("the objects are rotated, and so are the detector's boxes; detector.model=gfl has axis-aligned ones")
+    log.info("the objects are rotated: using rotated_gfl; pass detector.model=gfl for axis-aligned boxes")
     return "rotated_gfl"
 
 

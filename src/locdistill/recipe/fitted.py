@@ -47,6 +47,8 @@ PASSES = 10
 """Passes over the images below which a smaller input serves better."""
 SOME_EPOCHS, MANY_EPOCHS = 6, 50
 """Passes from which augmentation is light, and strong."""
+VIEWS = 8
+"""Views of each image with a cache."""
 EVALUATIONS = 20
 PATIENCE = 8
 """Evaluations without a better AP after which a run stops."""
@@ -181,14 +183,18 @@ def engine_for(facts: DataFacts, epochs: float) -> dict[str, Any]:
     }
 
 
-def data_for(facts: DataFacts, epochs: float) -> dict[str, Any]:
-    """Return the data settings that differ from the published ones; images that are seen often are changed most."""
+def data_for(facts: DataFacts, epochs: float, *, cached: bool = False) -> dict[str, Any]:
+    """Return the data settings that differ from the published ones; images that are seen often are changed most.
+
+    With a cache of a teacher's predictions each image has a fixed number of views.
+    """
     augment = "strong" if epochs >= MANY_EPOCHS else "light" if epochs >= SOME_EPOCHS else "none"
     return {
         "batch_per_device": BATCH,
         "sizes": [list(input_size(facts))],
         "filter_empty": False,
         "augment": augment,
+        "views": min(VIEWS, math.ceil(epochs)) if cached else None,
     }
 
 

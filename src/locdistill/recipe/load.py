@@ -18,7 +18,8 @@ from locdistill.recipe.recipe import Recipe, kind_of_detector, supervised_terms
 from locdistill.recipe.yaml_io import Inline, read_yaml_file, write_yaml
 from locdistill.settings import nearest, problems
 
-_PUBLISHED = Path(__file__).with_name("published")
+_PUBLISHED = {path.stem: path for path in Path(__file__).with_name("published").glob("*/*.yaml")}
+"""Files of the package's recipes, by name."""
 _Model = TypeVar("_Model", bound=BaseModel)
 _OWN = ("name", "description", "published")
 """Fields that are not inherited from a base recipe, because they describe a single run."""
@@ -28,18 +29,8 @@ Override = str | tuple[tuple[str, ...], Any]
 
 def recipe_names() -> list[str]:
     """Return the names of the package's recipes."""
-    return sorted(_published(), key=_natural)
-
-
-@functools.cache
-def _published() -> dict[str, Path]:
-    """Return the files of the package's recipes, by name."""
-    return {path.stem: path for path in _PUBLISHED.glob("*/*.yaml")}
-
-
-def _natural(name: str) -> list[int | str]:
-    """Return a sort key that orders r50 before r101."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    # digits are compared as numbers: r50 comes before r101
+    return sorted(_PUBLISHED, key=lambda name: [int(x) if x.isdigit() else x for x in re.split(r"(\d+)", name)])
 
 
 def recipe_path(name_or_path: str | Path) -> Path:
@@ -54,9 +45,9 @@ def recipe_path(name_or_path: str | Path) -> Path:
     if path.suffix in (".yaml", ".yml") or path.parent != Path():
         if path.is_file():
             return path
-        raise RecipeError(f"{text}: there is no such recipe file; 'locdistill recipes' lists the recipes by name.")
-    if text in _published():
-        return _published()[text]
+        raise RecipeError(f"{text}: no such recipe file; 'locdistill recipes' lists the recipes by name.")
+    if text in _PUBLISHED:
+        return _PUBLISHED[text]
     close = nearest(text, recipe_names())
     hint = f" Did you mean {close!r}?" if close else ""
     raise RecipeError(f"no recipe is called {text!r}.{hint} 'locdistill recipes' lists them; a file ends in .yaml.")
@@ -91,8 +82,8 @@ def recipe_data(name_or_path: str | Path) -> dict[str, Any]:
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
-        raise RecipeError(f"{path}: 'base' goes in a circle: {' -> '.join(p.stem for p in (*seen, path))}.")
-    data = copy.deepcopy(_own_data(path)) if path in _published().values() else read_yaml_file(path)
+        raise RecipeError(f"{path}: 'base' is circular: {' -> '.join(p.stem for p in (*seen, path))}.")
+    data = copy.deepcopy(_own_data(path)) if path in _PUBLISHED.values() else read_yaml_file(path)
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: expected a mapping with keys such as detector, data and engine, came {data!r}.")
     base = data.pop("base", None)
@@ -109,7 +100,7 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
 
 @functools.cache
 def _own_data(path: Path) -> Any:
-    """Read a recipe of the package; cached, because many have the same base."""
+    """Read a recipe of the package; cached, because many share a base."""
     return read_yaml_file(path)
 
 

@@ -11,24 +11,26 @@ from locdistill.engine.settings import spelled_out
 from locdistill.errors import RecipeError
 from locdistill.recipe.vocabulary import ASSIGNERS, DIVERGENCES, NORMALISERS, REGIONS, SCHEDULES
 from locdistill.recipe.yaml_io import read_yaml
-from locdistill.settings import suggestion
+from locdistill.settings import group, suggestion
 
 _COMPONENTS = ("of", "on", "norm")
 _OWN = (*_COMPONENTS, "schedule")
 _BUILT_IN = DIVERGENCES.keys() | REGIONS.keys() | NORMALISERS.keys() | SCHEDULES.keys() | ASSIGNERS.keys()
 
 
-def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    """Split ``a.b=value`` into the path ``("a", "b")`` and the value, which is read as YAML.
+def parse_override(override: str | tuple[tuple[str, ...], Any]) -> tuple[tuple[str, ...], Any]:
+    """Split ``a.b=value`` into the path ``("a", "b")`` and the value, which is read as YAML; keep one already split.
 
     Raises:
         RecipeError: There is no ``=``, the path has an empty part, or the value is no YAML.
     """
-    key, sign, value = text.partition("=")
+    if not isinstance(override, str):
+        return override
+    key, sign, value = override.partition("=")
     path = tuple(part.strip() for part in key.split("."))
     if not sign or not all(path):
         raise RecipeError(
-            f"{text!r} is no setting; expected key.path=value, for example engine.lr=0.02 or terms.ld.weight=2."
+            f"{override!r} is not a setting; expected key.path=value, such as engine.lr=0.02 or terms.ld.weight=2."
         )
     return path, read_yaml(value, f"the value of {key}")
 
@@ -69,16 +71,15 @@ def _merge_terms(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]
 
 def _merge_component(base: Any, change: Any) -> Any:
     base = {base: {}} if isinstance(base, str) else base
-    if isinstance(base, dict) and isinstance(change, dict) and set(base) == set(change):
-        return {name: _merge_options(base[name], change[name]) for name in change}
-    return copy.deepcopy(change)
-
-
-def _merge_options(base: Any, change: Any) -> Any:
-    """Merge options; a value that is no group replaces them, and is rejected when the recipe is checked."""
-    if isinstance(base, dict | None) and isinstance(change, dict | None):
-        return {**(base or {}), **(change or {})}
-    return copy.deepcopy(change)
+    if not (isinstance(base, dict) and isinstance(change, dict) and set(base) == set(change)):
+        return copy.deepcopy(change)
+    merged = {}
+    for name, options in change.items():
+        if isinstance(base[name], dict | None) and isinstance(options, dict | None):
+            merged[name] = {**(base[name] or {}), **(options or {})}
+        else:  # not options: rejected when the recipe is checked
+            merged[name] = copy.deepcopy(options)
+    return merged
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
@@ -92,11 +93,15 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
     data = copy.deepcopy(data)
     for override in sorted(overrides, key=lambda override: not _strengthens(override)):
         try:
-            path, value = parse_override(override) if isinstance(override, str) else override
+            path, value = parse_override(override)
             path = _with_own_names(path)
-            data = _with_parts(data, path)
+            engine = group(data, "engine")
+            if path[:2] == ("engine", "speed") and len(path) > 2 and engine.get("speed") in ("auto", "off"):
+                engine["speed"] = spelled_out(engine["speed"])  # as a group, of which a part is set
             _check_path(data, path, value)
-            data = merge(data, _nested(path, value))
+            for key in reversed(path):
+                value = {key: value}
+            data = merge(data, value)
         except RecipeError as error:
             problems.append(str(error))
     if problems:
@@ -109,27 +114,12 @@ def _strengthens(override: str | tuple[tuple[str, ...], Any]) -> bool:
     return (override.startswith("data.augment=")) if isinstance(override, str) else override[0] == ("data", "augment")
 
 
-def _with_parts(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any]:
-    """Expand ``engine.speed`` from ``auto`` or ``off`` to a group if the override sets one of its parts."""
-    engine = data.get("engine")
-    if path[:2] != ("engine", "speed") or len(path) < 3 or not isinstance(engine, dict):
-        return data
-    speed = engine.get("speed")
-    return {**data, "engine": {**engine, "speed": spelled_out(speed)}} if speed in ("auto", "off") else data
-
-
 def _with_own_names(path: tuple[str, ...]) -> tuple[str, ...]:
     """Join the dotted name of a class to one part of the path, as in ``terms.ld.of.my_module.MyKL.power``."""
     above = 1 if path[0] == "assigner" else 3 if path[0] == "terms" and path[2:3] and path[2] in _OWN else len(path)
     if len(path) - above < 3 or path[above] in _BUILT_IN:
         return path
     return (*path[:above], ".".join(path[above:-1]), path[-1])
-
-
-def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    for key in reversed(path):
-        value = {key: value}
-    return value  # type: ignore[no-any-return]  # a path has at least one part
 
 
 def _check_path(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
@@ -139,14 +129,14 @@ def _check_path(data: dict[str, Any], path: tuple[str, ...], value: Any) -> None
         if not whole:
             raise RecipeError(
                 f"terms.{path[1]}: the recipe has no such term; {suggestion(path[1], terms)}. "
-                f"A new term is given whole: 'terms.{path[1]}={{of: edge_kl, on: positives, weight: 1}}'"
+                f"Define a new term as a whole: 'terms.{path[1]}={{of: edge_kl, on: positives, weight: 1}}'"
             )
-    group: Any = data
+    here: Any = data
     for depth, key in enumerate(path[:-1]):
-        group = group.get(key)
+        here = here.get(key)
         component = (path[0] == "terms" and depth == 2 and key in _COMPONENTS) or (key == "assigner" and depth == 0)
-        if group is None or (component and isinstance(group, str)):
+        if here is None or (component and isinstance(here, str)):
             return
-        if not isinstance(group, dict):
+        if not isinstance(here, dict):
             at = ".".join(path[: depth + 1])
-            raise RecipeError(f"{'.'.join(path)}: {at} is the value {group!r}, not a group with keys")
+            raise RecipeError(f"{'.'.join(path)}: {at} is the value {here!r}, not a group with keys")

@@ -14,7 +14,6 @@ import dataclasses
 import importlib
 import logging
 import sys
-from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
@@ -95,10 +94,10 @@ def _import(path: str) -> None:
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}."):
             raise ValueError(
-                f"there is no module {error.name} in {here} or the environment; start from the folder that holds it, "
-                "or install it"
+                f"no module {error.name} in {here} or the environment; start from the folder that holds it, or "
+                "install it"
             ) from error
-        raise ValueError(f"importing {module} raised {type(error).__name__}: {error}; mend the module") from error
+        raise ValueError(f"importing {module} raised {type(error).__name__}: {error}; fix the module") from error
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -108,7 +107,7 @@ def _split(path: str) -> tuple[str, str]:
         ValueError: The text is no dotted path.
     """
     if not all(part.isidentifier() for part in path.split(".")):
-        raise ValueError(f"{path!r} is no dotted path of a class; expected one such as my_module.MyClass")
+        raise ValueError(f"{path!r} is not the dotted path of a class; expected one such as my_module.MyClass")
     module, _, name = path.rpartition(".")
     return module, name
 
@@ -120,21 +119,18 @@ def _found(top: str) -> str:
         ValueError: Both the working directory and the environment have a module of this name.
     """
     here = next((p for p in (Path(f"{top}.py"), Path(top, "__init__.py")) if p.is_file()), None)
-    other = getattr(sys.modules.get(top), "__file__", None) or next(_origins(top), None)
+    other = getattr(sys.modules.get(top), "__file__", None)
+    elsewhere = [path for path in sys.path if Path(path).resolve() != Path.cwd()]
+    for finder in sys.meta_path if other is None else ():
+        spec: ModuleSpec | None = finder.find_spec(top, elsewhere if finder is PathFinder else None)
+        if spec is not None and spec.origin is not None:
+            other = spec.origin
+            break
     if here is None:
         return other or f"{Path.cwd()} or the environment"
     if other is not None and (not Path(other).exists() or not here.samefile(other)):
         raise ValueError(f"two modules are called {top}: {here.resolve()} and {other}; rename yours")
     return str(here.resolve())
-
-
-def _origins(top: str) -> Iterator[str]:
-    """Yield files, or kinds, of the modules of this name in the environment, without the working directory."""
-    paths = [path for path in sys.path if Path(path).resolve() != Path.cwd()]
-    for finder in sys.meta_path:
-        spec: ModuleSpec | None = finder.find_spec(top, paths if finder is PathFinder else None)
-        if spec is not None and spec.origin is not None:
-            yield spec.origin
 
 
 def own_class(kind: str, path: str, known: dict[str, type]) -> type:
@@ -151,8 +147,7 @@ def own_class(kind: str, path: str, known: dict[str, type]) -> type:
     module, name = _split(path)
     if module not in sys.modules:
         raise ValueError(
-            f"{path} is a class of somebody's own, and what comes with weights imports nothing; name a recipe or a run "
-            "folder that has it"
+            f"{path} is a class of a user, and weights files import no code; pass the recipe or run folder that uses it"
         )
     classes = {key: value for key, value in vars(sys.modules[module]).items() if isinstance(value, type)}
     if name not in classes:
@@ -163,21 +158,16 @@ def own_class(kind: str, path: str, known: dict[str, type]) -> type:
     if role not in roles and not issubclass(found, tuple(known.values())):
         is_a = f"is a {roles[0].__name__}, not a" if roles else "does not derive from"
         raise ValueError(f"{path} {is_a} {role.__name__}; expected class {name}({role.__name__}), {_home(role)}")
-    if missing := [part for part in vars(role) if _open(found, role, part)]:
+    parts = [part for part in vars(role) if part == "__call__" or not part.startswith("_")]
+    if missing := [part for part in parts if getattr(found, part, None) is getattr(role, part)]:
         raise ValueError(f"{path} has no {' and no '.join(missing)}; define it as {_home(role)} describes")
     if "__dataclass_params__" not in vars(found) or not vars(found)["__dataclass_params__"].frozen:
-        raise ValueError(f"{path} is no frozen dataclass; put @dataclass(frozen=True, kw_only=True) above it")
+        raise ValueError(f"{path} is not a frozen dataclass; put @dataclass(frozen=True, kw_only=True) above it")
     return found
 
 
 def _home(role: type) -> str:
     return f"{role.__module__}.{role.__name__}"
-
-
-def _open(found: type, role: type, part: str) -> bool:
-    """Return whether a class leaves a part of its base class undefined."""
-    public = part == "__call__" or not part.startswith("_")
-    return public and getattr(found, part, None) is getattr(role, part)
 
 
 def path_of(component: Any) -> str:

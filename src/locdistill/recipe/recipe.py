@@ -6,6 +6,7 @@ saved with every run reproduces the run.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +17,7 @@ from locdistill.distillation.settings import TeacherSettings
 from locdistill.engine.settings import EngineSettings
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
+from locdistill.objective.term import Need
 from locdistill.recipe.terms import Component, TermSettings, spelled_out
 from locdistill.settings import Settings, group
 
@@ -42,15 +44,6 @@ class Published(Settings):
     """Source of the number, and the split of its evaluation."""
     note: str = ""
     """Known differences between the recipe and the published run."""
-
-
-def _input_of(data: dict[str, Any]) -> dict[str, int]:
-    """Return the largest training size, long and short side; empty if ``sizes`` is invalid."""
-    try:
-        long, short = max((int(max(size)), int(min(size))) for size in data["sizes"])
-    except (TypeError, ValueError, OverflowError):
-        return {}
-    return {"short": short, "long": long} | ({"pad_to": data["pad_to"]} if "pad_to" in data else {})
 
 
 def kind_of_detector(recipe: dict[str, Any]) -> str | None:
@@ -112,7 +105,10 @@ class Recipe(Settings):
         data, detector, engine = (values.get(key, {}) for key in ("data", "detector", "engine"))
         own_input = detector.get("input", {}) if isinstance(detector, dict) else None
         if isinstance(data, dict) and data.get("sizes") and isinstance(own_input, dict):
-            values["detector"] = {**detector, "input": _input_of(data) | own_input}
+            with suppress(TypeError, ValueError, OverflowError):  # invalid sizes are reported by the data's own check
+                long, short = max((int(max(size)), int(min(size))) for size in data["sizes"])
+                trained_at = {"short": short, "long": long} | ({"pad_to": data["pad_to"]} if "pad_to" in data else {})
+                values["detector"] = {**detector, "input": trained_at | own_input}
         if isinstance(engine, dict) and engine.get("precision") in (16, 32):
             values["engine"] = {**engine, "precision": {16: "fp16", 32: "32"}[engine["precision"]]}
         return values
@@ -122,7 +118,7 @@ class Recipe(Settings):
     def _check_term_names(cls, terms: dict[str, TermSettings]) -> dict[str, TermSettings]:
         bad = [name for name in terms if not name.isidentifier()]
         if bad:
-            raise ValueError(f"names of terms are words (letters, digits, underscores), came {bad}")
+            raise ValueError(f"names of terms: expected letters, digits and underscores, came {bad}")
         return terms
 
     @field_validator("assigner", mode="before")
@@ -132,11 +128,12 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _check_quality(self) -> Recipe:
-        model, trained = self.detector.model, [name for name, term in self.terms.items() if term.needs_quality]
+        model = self.detector.model
+        trained = [name for name, term in self.terms.items() if Need.QUALITY in term.build().needs]
         if KINDS[model].quality == "centerness" and not trained:
             raise ValueError(
-                f"{model} ranks its detections by a centerness, which no term trains; start from a recipe of {model} "
-                "('locdistill recipes'), or give no terms"
+                f"no term trains the centerness by which {model} ranks its detections; start from a recipe of {model} "
+                "('locdistill recipes'), or leave out the terms"
             )
         if KINDS[model].quality is None and trained:
             raise ValueError(f"the term {trained[0]} trains a quality, which {model} does not predict; remove it")
@@ -147,34 +144,21 @@ class Recipe(Settings):
         taught = [name for name, term in self.terms.items() if term.needs_teacher]
         if taught and self.teacher is None:
             raise ValueError(
-                f"the terms {', '.join(taught)} need a teacher and there is none; name it with teacher.weights, or "
-                f"remove the terms (terms.{taught[0]}=null)"
+                f"the terms {', '.join(taught)} need a teacher, but none is given; set teacher.weights, or remove "
+                f"the terms (terms.{taught[0]}=null)"
             )
         if self.teacher is not None and not taught:
-            raise ValueError("there is a teacher but no term uses it; add a term such as ld, or set teacher=null")
+            raise ValueError("there is a teacher, but no term uses it; add a term such as ld, or set teacher=null")
         if self.balance is not None and not taught:
+            raise ValueError("balance is set, but no term compares with a teacher; set balance=null")
+        if self.teacher is not None and self.teacher.cache is not None and self.data.ranges and self.data.views is None:
             raise ValueError(
-                "balance is that of terms which compare with a teacher, and there is none; set balance=null"
+                "a cache holds the teacher's predictions for each size and rotation of an image, and "
+                f"data.{self.data.ranges[0]} is a continuous range; limit the versions of each image with data.views=8"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _check_cache(self) -> Recipe:
-        if self.teacher is None or self.teacher.cache is None:
-            return self
-        data = self.data
-        if data.ranges and data.views is None:
-            raise ValueError(
-                f"a cache holds what the teacher says of an image at each size and turn, and data.{data.ranges[0]} has "
-                "too many of them; say how many of each image to use, for example data.views=8"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_start(self) -> Recipe:
         if self.start == OF_TEACHER and (self.teacher is None or self.teacher.follows):
-            why = "there is no teacher" if self.teacher is None else "the teacher is made of the student"
-            raise ValueError(f"start is 'teacher', but {why}; name a weights file or a run folder")
+            why = "there is no teacher" if self.teacher is None else "the teacher is the student's running average"
+            raise ValueError(f"start is 'teacher', but {why}; set start to a weights file or a run folder")
         return self
 
     @property

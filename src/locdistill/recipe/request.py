@@ -107,12 +107,7 @@ def fields_of(request: Request) -> list[Override]:
     ]
 
 
-def parsed_override(override: Override) -> tuple[tuple[str, ...], Any]:
-    """Return path and value of an override, which may be text."""
-    return parse_override(override) if isinstance(override, str) else override
-
-
 def override_of(request: Request, key: str) -> Any:
     """Return the value that a request's overrides give to a field; None if none does."""
-    found = [value for path, value in map(parsed_override, request.get("overrides", ())) if ".".join(path) == key]
+    found = [value for path, value in map(parse_override, request.get("overrides", ())) if ".".join(path) == key]
     return found[-1] if found else None

@@ -41,34 +41,30 @@ def new_folder(out: str | Path | None, name: str) -> Path:
     known = out or os.environ.get(_ENV)
     started_together = int(os.environ.get("WORLD_SIZE", "1")) > 1  # by torchrun: none of them is the first to choose
     if known is None and (process_rank() > 0 or started_together):
-        raise RunError("several processes were started: give them one run folder with --out DIR")
+        raise RunError("no run folder given for several processes; pass one with --out DIR")
     if process_rank() > 0:
         return Path(str(known))
     with writing(Path(out) if out is not None else PARENT / name):
-        path = Path(out) if out is not None else _free(PARENT / name)
+        path = Path(out) if out is not None else PARENT / name
+        number = 1
+        while out is None and path.exists():
+            number += 1
+            path = PARENT / f"{name}-{number}"
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             hint = f"'--resume --out {path}' continues it; " if (path / RECIPE).is_file() else ""
-            raise RunError(f"{path} is there already and is not overwritten; {hint}give another folder with --out DIR")
+            raise RunError(f"{path} exists already and is not overwritten; {hint}pass another folder with --out DIR")
         # check that the folder could be made, without making it: a run that fails early leaves nothing behind
         above = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         if not above.is_dir():
-            raise RunError(f"{path} cannot be made, for {above} is a file; expected a folder: give another one")
+            raise RunError(f"{path} cannot be created: {above} is a file; pass another folder")
         if not os.access(above, os.W_OK | os.X_OK):
-            raise RunError(f"{path} cannot be written to, for {above} is not writable; give another folder")
+            raise RunError(f"{path} cannot be written to: {above} is not writable; pass another folder")
     return path
 
 
 def announce(path: Path) -> None:
     """Pass the run folder to the processes that this one starts."""
     os.environ[_ENV] = str(path.resolve())
-
-
-def _free(path: Path) -> Path:
-    number, candidate = 1, path
-    while candidate.exists():
-        number += 1
-        candidate = path.with_name(f"{path.name}-{number}")
-    return candidate
 
 
 def saved_recipe(path: str | Path | None) -> Recipe:
@@ -78,9 +74,9 @@ def saved_recipe(path: str | Path | None) -> Recipe:
         RunError: No folder is given, or it contains no run.
     """
     if path is None:
-        raise RunError("which run is to be resumed? Name its folder: --resume --out DIR")
+        raise RunError("no run to resume given; pass its folder: --resume --out DIR")
     if not (Path(path) / RECIPE).is_file():
-        raise RunError(f"{path} holds no run to resume: expected {RECIPE} in it; leave out --resume to start one")
+        raise RunError(f"{path} holds no run to resume: it has no {RECIPE}; leave out --resume to start a new run")
     return load_recipe(Path(path) / RECIPE)
 
 
@@ -158,8 +154,8 @@ def check_unchanged(path: Path, now: dict[str, Any]) -> None:
         known = before.get(split, {}).get("sha256")
         if known is not None and known != facts["sha256"]:
             raise RunError(
-                f"{path}: the {split} data are not those that the run began with ({before[split].get('images')} images "
-                f"then, {facts['images']} now, or other boxes): put them back, or start a new run"
+                f"{path}: the {split} data have changed since the run began ({before[split].get('images')} images "
+                f"then, {facts['images']} now, or other boxes); restore them, or start a new run"
             )
 
 
@@ -204,7 +200,7 @@ def clear_start(path: Path) -> None:
     foreign = [entry for entry in found if not _of_start(entry, path)]
     if foreign:
         raise RunError(
-            f"{path} is in the way: {foreign[0]} is not of a run that can be gone on with; move it, or choose another "
+            f"{path} is in use: {foreign[0]} does not belong to a run that can be restarted; move it, or pass another "
             "folder with --out"
         )
     for entry in reversed(found):

@@ -27,7 +27,7 @@ from pydantic import Field, PydanticUserError, TypeAdapter, ValidationError, fie
 
 from locdistill.distillation.methods import METHODS
 from locdistill.errors import RecipeError
-from locdistill.objective.term import Divergence, Need, Region, Term, stated_needs
+from locdistill.objective.term import Divergence, Region, Term, stated_needs
 from locdistill.recipe import vocabulary
 from locdistill.recipe.own import check_plain, own_class, own_fields, path_of
 from locdistill.settings import NumbersAreNoFlags, Settings, suggestion
@@ -39,16 +39,14 @@ Component = str | dict[str, Any]
 _WHAT = {"of": "divergence", "on": "region", "norm": "normaliser", "schedule": "schedule", "assigner": "assigner"}
 
 
-def names(kind: Slot) -> dict[str, type]:
-    """Return the classes allowed under ``of``, ``on``, ``norm``, ``schedule`` or ``assigner``, by name."""
-    tables: dict[str, dict[str, type]] = {
-        "of": vocabulary.DIVERGENCES,
-        "on": vocabulary.REGIONS,
-        "norm": vocabulary.NORMALISERS,
-        "schedule": vocabulary.SCHEDULES,
-        "assigner": vocabulary.ASSIGNERS,
-    }
-    return tables[kind]
+NAMES: dict[Slot, dict[str, type]] = {
+    "of": vocabulary.DIVERGENCES,
+    "on": vocabulary.REGIONS,
+    "norm": vocabulary.NORMALISERS,
+    "schedule": vocabulary.SCHEDULES,
+    "assigner": vocabulary.ASSIGNERS,
+}
+"""The package's classes allowed under each key of a recipe, by name."""
 
 
 def split_component(spec: Any) -> tuple[str, dict[str, Any]]:
@@ -86,7 +84,12 @@ def build_component(kind: Slot, spec: Any) -> Any:
     try:
         return _own(name, component, options) if "." in name else _checked(component)(options)
     except ValidationError as error:
-        lines = [f"{'.'.join((name, *(str(p) for p in e['loc'][:1])))}: {_expected(e)}" for e in error.errors()]
+        lines = []
+        for problem in error.errors():
+            at = ".".join((name, *(str(part) for part in problem["loc"][:1])))
+            message = problem["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
+            came = f"{message[0].lower()}{message[1:]}, came {problem['input']!r}"
+            lines.append(f"{at}: {'is required' if problem['type'] == 'missing' else came}")
         raise ValueError("; ".join(dict.fromkeys(lines))) from None
 
 
@@ -96,13 +99,13 @@ def class_of(kind: Slot, name: str) -> type:
     Raises:
         ValueError: There is no such class, or it is not allowed under this key.
     """
-    table = names(kind)
+    table = NAMES[kind]
     if "." in name:
         return own_class(kind, name, table)
     if name not in table:
         raise ValueError(
-            f"no {_WHAT[kind]} is called {name!r}; {suggestion(name, table)} (one of your own: its dotted path, such "
-            "as my_module.MyClass)"
+            f"no {_WHAT[kind]} is called {name!r}; {suggestion(name, table)} (for your own class: its dotted "
+            "path, such as my_module.MyClass)"
         )
     return table[name]
 
@@ -125,7 +128,7 @@ def _own(name: str, component: type, options: dict[str, Any]) -> Any:
         raise ValueError(str(error)) from error
     except (PydanticUserError, NameError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{name} has a field that no setting can give: {reason}") from error
+        raise ValueError(f"{name} has a field of an unsupported type: {reason}") from error
     except Exception as error:
         raise ValueError(f"making {name} raised {type(error).__name__}: {error}") from error
     check_plain(name, options_of(built))
@@ -146,24 +149,17 @@ def _checked(component: type) -> Callable[[dict[str, Any]], Any]:
     return check
 
 
-def _expected(error: Any) -> str:
-    if error["type"] == "missing":
-        return "is required"
-    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    return f"{message[0].lower()}{message[1:]}, came {error['input']!r}"
-
-
 def plain_component(kind: Slot, component: Any) -> dict[str, Any]:
     """Describe a component with all its options: the reverse of :func:`build_component`.
 
     Raises:
         ValueError: Its class is neither in the vocabulary nor a user's class that a recipe could name.
     """
-    for name, kind_class in names(kind).items():
+    for name, kind_class in NAMES[kind].items():
         if type(component) is kind_class:
             return {name: options_of(component)}
     path = path_of(component)
-    own_class(kind, path, names(kind))
+    own_class(kind, path, NAMES[kind])
     check_plain(path, options_of(component))
     return {path: options_of(component)}
 
@@ -192,17 +188,12 @@ class TermSettings(Settings):
     balance: float | None = Field(default=None, gt=0)
     """Norm of the term's gradient in multiples of the supervised terms', in place of the weight."""
 
-    @field_validator("of", "on", "norm", mode="before")
+    @field_validator("of", "on", "norm", "schedule", mode="before")
     @classmethod
-    def _spell_out(cls, spec: Any, info: Any) -> Component:
-        return spelled_out(info.field_name, spec)
-
-    @field_validator("schedule", mode="before")
-    @classmethod
-    def _spell_out_schedule(cls, spec: Any) -> Component | None:
-        if spec is None or spec == "constant":
+    def _spell_out(cls, spec: Any, info: Any) -> Component | None:
+        if info.field_name == "schedule" and (spec is None or spec == "constant"):
             return None
-        return spelled_out("schedule", spec)
+        return spelled_out(info.field_name, spec)
 
     def build(self) -> Term:
         """Build the term."""
@@ -219,11 +210,6 @@ class TermSettings(Settings):
     def needs_teacher(self) -> bool:
         """True if the term compares with a teacher."""
         return self.build().needs_teacher
-
-    @property
-    def needs_quality(self) -> bool:
-        """True if the term uses a quality besides the class score, such as centerness."""
-        return Need.QUALITY in self.build().needs
 
     @classmethod
     def of_term(cls, term: Term) -> TermSettings:

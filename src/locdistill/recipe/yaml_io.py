@@ -1,7 +1,7 @@
-"""YAML as people expect it: safe, without duplicate keys, and with the scalars of YAML 1.2.
+"""Safe YAML without duplicate keys, with the scalars of YAML 1.2.
 
 PyYAML follows YAML 1.1, in which ``on``, ``off``, ``yes`` and ``no`` are booleans (a term has a key ``on``), ``1e-4``
-is a string and ``1:30`` is ninety. Here a scalar is what the core schema of YAML 1.2 says.
+is a string and ``1:30`` is ninety. Here scalars follow the core schema of YAML 1.2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from locdistill.errors import RecipeError
 
 _CORE = ("null", "bool", "int", "float", "str", "seq", "map")
 _DEEP = 1000
-"""Levels of a text that the loader in C must not see, whose stack would not bear many times more."""
+"""Nesting depth above which the loader in C is not used, as its stack would overflow at some multiple of it."""
 _SCALARS = (
     ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
@@ -53,15 +53,15 @@ class _Core(yaml.constructor.SafeConstructor):
         return self.construct_object(node, deep=True)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """Construct a value; a scalar that is not what its tag says (``!!int three``) is an error of the text."""
+        """Construct a value; a scalar that does not match its tag (``!!int three``) is an error of the text."""
         try:
             return super().construct_object(node, deep=deep)
         except (ValueError, KeyError) as error:
-            problem = f"{node.value!r:.40} is no {node.tag.rpartition(':')[2]}"
+            problem = f"{node.value!r:.40} is not of type {node.tag.rpartition(':')[2]}"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """Construct a mapping whose keys are words and all differ."""
+        """Construct a mapping; its keys must be words and all different."""
         seen: dict[Any, yaml.Mark] = {}
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
@@ -72,7 +72,7 @@ class _Core(yaml.constructor.SafeConstructor):
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             if key in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands twice (first in line {seen[key].line + 1})", key_node.start_mark
+                    None, None, f"key {key!r} is given twice (first in line {seen[key].line + 1})", key_node.start_mark
                 )
             seen[key] = key_node.start_mark
         return super().construct_mapping(node, deep=deep)
@@ -83,7 +83,7 @@ class _Loader(_Core, yaml.SafeLoader):
 
 
 class _FastLoader(_Core, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The loader in C where there is one, five times as fast."""
+    """The loader in C if available, five times as fast."""
 
 
 class Inline(dict[str, Any]):
@@ -166,7 +166,7 @@ def read_yaml_file(path: Path) -> Any:
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror or error}.") from None
     except UnicodeDecodeError:
-        raise RecipeError(f"{path}: expected a YAML text in UTF-8; the file holds other bytes.") from None
+        raise RecipeError(f"{path}: expected YAML text in UTF-8; the file has other content.") from None
     return read_yaml(text, str(path))
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import platform
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from locdistill.errors import RunError, RunInterrupted
-from locdistill.evaluation.paired import Paired
 from locdistill.files import write_text
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.run_folder import clear_start
@@ -31,9 +30,6 @@ from locdistill.types import Tell
 NOTHING = "–"  # noqa: RUF001 - shown for a number that one seed cannot give
 METRICS = ("AP", "AP50", "AP75", "AP90")
 CACHE = "cache"
-
-Remember = Callable[[Recipe], float]
-"""Function that stores the predictions of a recipe's teacher on all images, and returns the seconds it took."""
 
 
 @dataclass(frozen=True)
@@ -69,25 +65,20 @@ class Arm:
     Attributes:
         name: Name of the runs and, with the seed appended, of their folders.
         label: Display name.
-        recipe: Function from a seed to the recipe.
+        base: Recipe, whose own seed has no effect.
         seeds: Seeds of the runs.
         there: Folders of finished runs elsewhere, by seed.
     """
 
     name: str
     label: str
-    recipe: Callable[[int], Recipe]
+    base: Recipe
     seeds: tuple[int, ...]
     there: Mapping[int, Path] = field(default_factory=dict)
 
-    @classmethod
-    def of(cls, name: str, label: str, recipe: Recipe, seeds: tuple[int, ...]) -> Arm:
-        """Create an arm of a recipe at these seeds."""
-
-        def at(seed: int) -> Recipe:
-            return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"seed": seed})})
-
-        return cls(name, label, at, seeds)
+    def recipe(self, seed: int) -> Recipe:
+        """Return the recipe with a seed."""
+        return self.base.model_copy(update={"engine": self.base.engine.model_copy(update={"seed": seed})})
 
     def folder(self, seed: int, out: Path) -> Path:
         """Return the folder of a run, below ``out`` unless it is a finished run elsewhere."""
@@ -108,14 +99,6 @@ def equal_time_steps(first: Sequence[Run], other: Sequence[Run], *, beforehand: 
     own, its = (statistics.median(run.seconds / run.steps for run in runs) for runs in (first, other))
     steps = other[0].steps
     return max(steps, round((steps * its + beforehand / len(other)) / own))
-
-
-def remembered(recipe: Recipe, stamp: Path, *, remember: Remember, tell: Tell) -> float:
-    """Build the cache of a recipe's teacher unless ``stamp`` exists; return the build time in seconds."""
-    if not stamp.is_file():
-        tell(f"{recipe.name}: the teacher looks at all images, once for all seeds")
-        write_text(stamp, json.dumps({"seconds": remember(recipe)}) + "\n")
-    return float(json.loads(stamp.read_text())["seconds"])
 
 
 def fixed_steps(stamp: Path, steps: int) -> int:
@@ -165,7 +148,7 @@ def _finish(arm: Arm, seed: int, out: Path, train: Train, tell: Tell) -> Run:
         try:
             train(recipe, folder, resume)
         except RunInterrupted as stop:
-            again = f"{what}: stopped; start the same command again to go on"
+            again = f"{what}: stopped; start the same command again to continue"
             raise RunInterrupted(again, stop.signal_number) from stop
         word = "finished"
     else:
@@ -184,9 +167,7 @@ def finished_run(arm: str, seed: int, folder: Path) -> Run:
     """
     content = read_metrics(folder)
     if content is None:
-        raise RunError(
-            f"{folder} holds a run that did not reach its end; start the same command again to go on with it."
-        )
+        raise RunError(f"{folder} holds an unfinished run; start the same command again to continue it")
     last = content["last"]
     return Run(
         arm=arm,
@@ -209,14 +190,6 @@ def spread(values: Sequence[float]) -> str:
     """Format the mean over seeds and, for several seeds, their standard deviation."""
     mean = f"{statistics.fmean(values):.1f}"
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
-
-
-def paired_cells(pair: Paired) -> tuple[str, str, str, str]:
-    """Format mean, standard deviation, interval, and the differences seed by seed."""
-    seeds = ", ".join(f"{value:+z.1f}" for value in pair.differences)
-    deviation = NOTHING if math.isnan(pair.deviation) else f"{pair.deviation:.1f}"
-    interval = NOTHING if math.isinf(pair.low) else f"{pair.low:+z.1f} to {pair.high:+z.1f}"
-    return f"{pair.mean:+z.1f}", deviation, interval, seeds
 
 
 def environment() -> dict[str, str]:

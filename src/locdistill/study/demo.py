@@ -43,8 +43,8 @@ from locdistill.types import Tell
 
 TITLE = "Localization distillation on drawn shapes"
 ABOUT = (
-    "Drawn images: soft ellipses, rectangles and stars, partly covered by bars. The class shows in the hue, so what is "
-    "hard is where the edges are; boxes to train on are jittered by 8 % of their side, those to evaluate on are exact."
+    "Drawn images: soft ellipses, rectangles and stars, partly covered by bars. The hue gives the class, so the "
+    "difficulty is to locate the edges; training boxes are jittered by 8 % of their side, evaluation boxes are exact."
 )
 TEACHER, ALONE, DISTILLED = "teacher", "alone", "distilled"
 MINUTES = 4.0
@@ -102,8 +102,6 @@ _OTHER_STEPS = 600
 """Cost of the rest, in steps of a student: start of the processes, cache, intervals, page."""
 _TAUGHT = 1.2
 """Ratio of the time of a step with the teacher's cache to that of a step without."""
-_SECONDS = 30.0
-"""Time for the start of the processes, cache, intervals and page, in seconds."""
 _BESIDE = 1.2
 """Ratio of the time of a step with other trainings in parallel to that of a step alone."""
 _SHARES = (1.0, 0.75, 0.5)
@@ -191,7 +189,7 @@ def _fitting(settings: DemoSettings, pace: Pace, minutes: float, *, fixed_seeds:
     tell(
         f"about {takes:.1f} minutes for {chosen.seeds} seed{'s' if chosen.seeds > 1 else ''} and "
         f"{chosen.student_steps} steps of each student{less}"
-        + (f"; that is as little as it takes here, --minutes {minutes:g} is less" if takes > minutes else "")
+        + (f"; --minutes {minutes:g} is too short even for the smallest demonstration" if takes > minutes else "")
     )
     return chosen
 
@@ -203,7 +201,7 @@ def _share(settings: DemoSettings, share: float, seeds: int) -> DemoSettings:
 
 def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, command: str = "") -> ComparisonPlan:
     """Plan the demonstration as a comparison of two arms."""
-    teacher = Arm.of(TEACHER, "teacher", _recipe("teacher", data, settings, steps=settings.teacher_steps), (0,))
+    teacher = Arm(TEACHER, "teacher", _recipe("teacher", data, settings, steps=settings.teacher_steps), (0,))
     alone = _recipe("student", data, settings, steps=settings.student_steps)
     # main LD and LD on the valuable region, without class distillation
     taught = alone.model_copy(
@@ -215,7 +213,7 @@ def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, comma
     )
     seeds = tuple(range(settings.seeds))
     return ComparisonPlan(
-        arms=(Arm.of(ALONE, "student alone", alone, seeds), Arm.of(DISTILLED, "student + LD", taught, seeds)),
+        arms=(Arm(ALONE, "student alone", alone, seeds), Arm(DISTILLED, "student + LD", taught, seeds)),
         out=out,
         teacher=teacher,
         equal_time=True,

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from locdistill.data.digest import data_digest
 from locdistill.data.open import open_dataset
-from locdistill.data.records import Dataset, evenly
+from locdistill.data.records import evenly
 from locdistill.data.settings import DataSettings
 from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import RecipeError, RunError, WeightsError
@@ -164,7 +164,7 @@ def landscape(  # noqa: PLR0913 - the words of the command line
     """
     points = sorted(product(_weights(gamma1, grid, "gamma1"), _weights(gamma2, grid, "gamma2")))
     if head not in (1, 2):
-        raise RecipeError(f"head: expected 1 or 2, the detector whose head is evaluated, came {head}")
+        raise RecipeError(f"head: expected 1 or 2 (the detector whose head is evaluated), came {head}")
     files = [find(weights) for weights in (first, second)]
     where = existing_device(device or default_device())
     mixture = Mixture(*(Detector.load(file, where) for file in files), head=head)
@@ -173,7 +173,14 @@ def landscape(  # noqa: PLR0913 - the words of the command line
     settings = with_classes(settings, split, mixture.chosen.settings.classes)
     dataset = evenly(open_dataset(settings, split, training=False, boxes=mixture.chosen.settings), images)
     path = Path(out) if out is not None else Path("runs") / f"landscape-{_name(files[0])}-{_name(files[1])}-head{head}"
-    folder = _Folder.claim(path, _facts(files, dataset, split, mixture))
+    facts = {  # what identifies the landscape
+        "head": head,
+        "models": [{"weights": str(file), "sha256": file_digest(file)} for file in files],
+        "data": {"name": dataset.name, "split": split, "images": len(dataset), "sha256": data_digest(dataset)},
+        "input": mixture.chosen.settings.input.model_dump(mode="json"),
+        "detections": mixture.chosen.settings.detections.model_dump(mode="json"),
+    }
+    folder = _Folder.claim(path, facts)
     loader = validation_loader(dataset, mixture.chosen.settings, batch=batch, workers=settings.workers)
     missing = [point for point in points if point not in folder.metrics]
     if missing:
@@ -232,8 +239,8 @@ def check_mixable(first: Detector, second: Detector, *, names: Sequence[str]) ->
     if problems:
         lines = "\n  ".join(problems)
         raise WeightsError(
-            f"feature maps of these detectors cannot be mixed, which is done level by level and channel by channel; "
-            f"take two of equal detector.levels and detector.channels:\n  {lines}"
+            "the feature maps of these detectors cannot be mixed; pass two with equal detector.levels and "
+            f"detector.channels:\n  {lines}"
         )
 
 
@@ -265,7 +272,7 @@ def _weights(given: str | Sequence[float] | None, grid: int, name: str) -> tuple
     """
     if given is None:
         if grid < 2:
-            raise RecipeError(f"grid: expected at least 2 weights from 0 to 1, came {grid}; name them with {name}")
+            raise RecipeError(f"grid: expected at least 2 weights from 0 to 1, came {grid}; or pass {name}")
         given = [i / (grid - 1) for i in range(grid)]
     numbers = parse_weights(given, name) if isinstance(given, str) else [float(value) for value in given]
     if not numbers or not all(map(math.isfinite, numbers)):
@@ -276,17 +283,6 @@ def _weights(given: str | Sequence[float] | None, grid: int, name: str) -> tuple
 def _name(file: Path) -> str:
     """Return the short name of a weights file: the name of its run folder, or the file name without suffix."""
     return file.parent.name if file.stem in ("best", "last") else file.stem
-
-
-def _facts(files: Sequence[Path], dataset: Dataset, split: str, mixture: Mixture) -> dict[str, Any]:
-    """Return the settings that identify a landscape."""
-    return {
-        "head": mixture.head,
-        "models": [{"weights": str(file), "sha256": file_digest(file)} for file in files],
-        "data": {"name": dataset.name, "split": split, "images": len(dataset), "sha256": data_digest(dataset)},
-        "input": mixture.chosen.settings.input.model_dump(mode="json"),
-        "detections": mixture.chosen.settings.detections.model_dump(mode="json"),
-    }
 
 
 def _detect(
@@ -336,13 +332,13 @@ class _Folder:
         facts = json.loads(json.dumps(facts))
         if not stamp.is_file():
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise RunError(f"{path} is there already and holds no landscape; give another folder with --out DIR")
+                raise RunError(f"{path} exists already and holds no landscape; pass another folder with --out DIR")
             make_folder(path)
             return cls(path, facts, {})
         known = json.loads(stamp.read_text(encoding="utf-8"))
         if differ := [key for key in facts if known.get(key) != facts[key]]:
             raise RunError(
-                f"{path} holds another landscape (it differs in {', '.join(differ)}; see {stamp}); give another folder "
+                f"{path} holds another landscape (it differs in {', '.join(differ)}; see {stamp}); pass another folder "
                 "with --out DIR"
             )
         return cls(path, facts, {(p.pop("gamma1"), p.pop("gamma2")): _numbers(p) for p in known["points"]})
@@ -364,7 +360,8 @@ class _Folder:
         make_folder(parts)
         files = sorted(parts.glob("*.npz"))
         done = {image_id for file in files for image_id in read_detections(file, stamp) or ()}
-        for piece in _pieces(detect(done)):
+        waiting = iter(detect(done))
+        while piece := list(islice(waiting, _KEPT)):
             files.append(parts / f"{len(files):06d}.npz")
             write_detections(files[-1], stamp, dict(piece))
         for i, point in enumerate(points):
@@ -381,13 +378,6 @@ class _Folder:
 
 def _numbers(values: dict[str, float | None]) -> dict[str, float]:
     return {name: math.nan if value is None else float(value) for name, value in values.items()}
-
-
-def _pieces(items: Iterable[tuple[int, list[Detections]]]) -> Iterator[list[tuple[int, list[Detections]]]]:
-    """Split items into chunks."""
-    waiting = iter(items)
-    while piece := list(islice(waiting, _KEPT)):
-        yield piece
 
 
 def _finish(

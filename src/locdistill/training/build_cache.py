@@ -141,9 +141,13 @@ def build_cache_of(
         CacheError: The recipe has no cache folder, or as for :func:`build_cache`.
     """
     if recipe.teacher is None or recipe.teacher.cache is None:
-        raise CacheError("where is the cache to be? Name its folder with --cache DIR, or teacher.cache in the recipe")
+        raise CacheError("no cache folder given; pass --cache DIR or set teacher.cache")
     start = time.perf_counter()
-    where = existing_device(device or _own_device())
+    if not device:
+        device = default_device()
+        if device == "cuda" and "LOCAL_RANK" in os.environ:
+            device = f"cuda:{os.environ['LOCAL_RANK']}"
+    where = existing_device(device)
     parts = compose(recipe, fresh=False, progress=None if progress is None else progress("reading the images"))
     parts.detector.to(where)
     assert parts.memory is not None
@@ -158,11 +162,6 @@ def build_cache_of(
     return replace(report, seconds=time.perf_counter() - start)
 
 
-def cache_seconds(recipe: Recipe) -> float:
-    """Build the cache of a recipe; return the time in seconds."""
-    return build_cache_of(recipe).seconds
-
-
 def cache_info(path: str | Path) -> CacheReport:
     """Describe the content of a cache.
 
@@ -172,7 +171,7 @@ def cache_info(path: str | Path) -> CacheReport:
     store = store_in(path)
     contract = store.about(CONTRACT)
     if contract is None:
-        raise CacheError(f"{path} holds no cache; expected a folder that 'locdistill cache build' made")
+        raise CacheError(f"{path} holds no cache; pass a folder written by 'locdistill cache build'")
     return CacheReport(
         path=store.path,
         views=len(store),
@@ -196,6 +195,7 @@ class _Builder:
         assert isinstance(parts.memory, Recall)
         self.teacher, self.memory = parts.teacher, parts.memory
         self.store = self.memory.store
+        self.plan = training_plan(parts.recipe.data, parts.recipe.engine.seed, len(parts.datasets["train"]))
 
     def build(
         self, draws: list[Draw], tell: Callable[[Forecast], None] | None, progress: Progress | None
@@ -211,14 +211,16 @@ class _Builder:
             forecast = self._try(first, len(draws))
             if tell is not None:
                 tell(forecast)
-            self._check_room(forecast)
+            free = shutil.disk_usage(self.store.path).free
+            if forecast.bytes * ROOM > free:
+                raise CacheError(
+                    f"{self.store.path}: {forecast.missing} views need about {forecast.bytes / 1e9:.3g} GB, and the "
+                    f"disk has {free / 1e9:.3g} GB free; free some space, pass a folder on another disk (--cache DIR), "
+                    "or store less (teacher.cache.numbers=8bit, fewer sizes or data.views). Stored views stay valid"
+                )
         self._look(rest, progress)
-        report = cache_info(self.store.path)
-        return replace(
-            report,
-            built=len(draws),
-            complete=not missing_draws(self.memory, self.parts.datasets["train"], _plan_of(self.parts)),
-        )
+        left = missing_draws(self.memory, self.parts.datasets["train"], self.plan)
+        return replace(cache_info(self.store.path), built=len(draws), complete=not left)
 
     def _try(self, draws: Sequence[Draw], missing: int) -> Forecast:
         before, start = self.store.bytes_on_disk, time.perf_counter()
@@ -228,7 +230,7 @@ class _Builder:
         steady = sum(seconds[1:]) / max(len(draws) - self.parts.recipe.data.batch_per_device, 1)
         grown = (self.store.bytes_on_disk - before) / len(draws)
         return Forecast(
-            views=ways_of(self.parts.datasets["train"], _plan_of(self.parts)),
+            views=ways_of(self.parts.datasets["train"], self.plan),
             missing=missing,
             bytes_per_view=max(grown, PAGE),
             seconds_per_view=steady if len(seconds) > 1 else (time.perf_counter() - start) / len(draws),
@@ -251,17 +253,3 @@ class _Builder:
             if seconds is not None:
                 seconds.append(time.perf_counter() - start)
                 start = time.perf_counter()
-
-    def _check_room(self, forecast: Forecast) -> None:
-        free = shutil.disk_usage(self.store.path).free
-        if forecast.bytes * ROOM > free:
-            raise CacheError(
-                f"{self.store.path}: about {forecast.bytes / 1e9:.3g} GB are needed for {forecast.missing} views, and "
-                f"the disk has {free / 1e9:.3g} GB free; name a folder on another disk (--cache DIR), keep less "
-                "(teacher.cache.numbers=8bit, fewer sizes or data.views), or make room. What is there stays"
-            )
-
-
-def _own_device() -> str:
-    here = default_device()
-    return f"{here}:{os.environ['LOCAL_RANK']}" if here == "cuda" and "LOCAL_RANK" in os.environ else here

@@ -32,6 +32,7 @@ from locdistill.recipe.run_folder import METRICS
 from locdistill.training import pictures
 from locdistill.training.prepare import Parts
 from locdistill.types import Batch, Detections
+from locdistill.viz.mosaic import batch_mosaic
 
 log = logging.getLogger("locdistill")
 
@@ -98,26 +99,17 @@ class KeepingEvaluator:
 def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
     """Train a prepared run; draw a training batch, predictions and curves."""
     recipe, detector, datasets = parts.recipe, parts.detector, parts.datasets
-    log.info("%s: %d training images, %d to evaluate on, %d classes", *_headline(parts))
+    counts = (len(datasets["train"]), len(datasets["val"]), len(recipe.detector.classes))
+    log.info("%s: %d training images, %d to evaluate on, %d classes", recipe.name, *counts)
 
-    def train_loader(rank: int, world_size: int) -> DataLoader[Batch]:
-        return training_loader(
-            datasets["train"],
-            recipe.data,
-            seed=recipe.engine.seed,
-            rank=rank,
-            world_size=world_size,
-            memory=parts.memory,
-        )
+    def train_loader(rank: int, world: int) -> DataLoader[Batch]:
+        settings, seed = recipe.data, recipe.engine.seed
+        return training_loader(datasets["train"], settings, seed=seed, rank=rank, world_size=world, memory=parts.memory)
 
-    def val_loader(rank: int, world_size: int) -> DataLoader[Batch]:
+    def val_loader(rank: int, world: int) -> DataLoader[Batch]:
+        batch, workers = recipe.data.batch_per_device, recipe.data.workers
         return validation_loader(
-            datasets["val"],
-            detector.settings,
-            batch=recipe.data.batch_per_device,
-            workers=recipe.data.workers,
-            rank=rank,
-            world_size=world_size,
+            datasets["val"], detector.settings, batch=batch, workers=workers, rank=rank, world_size=world
         )
 
     first_time = None if resume else partial(_draw_labels, datasets["train"], out / "labels.png")
@@ -146,7 +138,7 @@ def _draw_batch(parts: Parts, out: Path) -> None:
     settings = parts.recipe.data.model_copy(update={"workers": 0})
     with pictures.guarded(out / "train_batch.png"):
         loader = training_loader(parts.datasets["train"], settings, seed=parts.recipe.engine.seed)
-        pictures.training_batch(out / "train_batch.png", next(iter(loader)), parts.recipe.detector.classes)
+        batch_mosaic(next(iter(loader)), parts.recipe.detector.classes).save(out / "train_batch.png")
 
 
 def _draw_labels(dataset: Dataset, path: Path) -> None:
@@ -161,7 +153,9 @@ def _draw_results(parts: Parts, out: Path, fitted: FitResult, evaluate: KeepingE
     with pictures.guarded(out / "val_predictions.png"):
         pictures.predictions(out / "val_predictions.png", Detector.load(fitted.best or fitted.last), dataset)
     with pictures.guarded(out / "curves.png"):
-        pictures.curves(out / "metrics.csv", out / "curves.png")
+        from locdistill.viz.curves import plot_run  # noqa: PLC0415 - imports matplotlib, needed only after the training
+
+        plot_run(out / "metrics.csv", out / "curves.png")
     best = None
     for weights, ap, kept in evaluate.of(fitted):
         with pictures.guarded(weights):
@@ -181,8 +175,3 @@ def _detections(parts: Parts, weights: Path) -> dict[int, Detections]:
         parts.datasets["val"], detector.settings, batch=data.batch_per_device, workers=data.workers
     )
     return detect_all(detector, loader, device)
-
-
-def _headline(parts: Parts) -> tuple[str, int, int, int]:
-    datasets = parts.datasets
-    return parts.recipe.name, len(datasets["train"]), len(datasets["val"]), len(parts.recipe.detector.classes)

@@ -16,9 +16,8 @@ from locdistill.images import read_image
 from locdistill.inference.evaluation_files import Findings, class_table, labels_picture, pictures_of
 from locdistill.models.detector import Detector
 from locdistill.objective.scene import Scene
-from locdistill.types import Batch
 from locdistill.viz.draw import Layer, draw_detections
-from locdistill.viz.mosaic import batch_mosaic, mosaic
+from locdistill.viz.mosaic import mosaic
 
 SHOWN = 9
 THRESHOLD = 0.3
@@ -35,11 +34,6 @@ def guarded(path: Path) -> Iterator[None]:
         log.warning("%s could not be written (%s: %s); the run is not affected", path, type(error).__name__, error)
 
 
-def training_batch(path: Path, batch: Batch, classes: Sequence[str]) -> None:
-    """Write the images of a batch as the detector receives them, with their ground-truth boxes."""
-    batch_mosaic(batch, classes).save(path)
-
-
 def labels(path: Path, dataset: Dataset) -> None:
     """Draw the objects that are trained on: counts by class, sizes and places."""
     labels_picture(dataset).save(path)
@@ -52,13 +46,6 @@ def judgement(out: Path, findings: Findings) -> None:
             draw().save(out / name)
     with guarded(out / "per_class.csv"):
         write_text(out / "per_class.csv", class_table(findings))
-
-
-def curves(metrics: Path, path: Path) -> None:
-    """Plot losses and AP over the run."""
-    from locdistill.viz.curves import plot_run  # noqa: PLC0415 - imports matplotlib, which is needed after the training only
-
-    plot_run(metrics, path)
 
 
 def predictions(path: Path, detector: Detector, dataset: Dataset) -> None:

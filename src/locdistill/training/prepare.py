@@ -23,7 +23,6 @@ from locdistill.models.detector import Detector
 from locdistill.models.hub import find
 from locdistill.models.weights import load_strict
 from locdistill.objective.objective import Objective
-from locdistill.objective.term import Term
 from locdistill.recipe.recipe import OF_TEACHER, Recipe
 from locdistill.recipe.terms import build_component
 from locdistill.types import Progress
@@ -58,7 +57,7 @@ class Parts:
 
 
 def compose(recipe: Recipe, *, fresh: bool, progress: Progress | None = None) -> Parts:
-    """Open the data, load the teacher, build the detector, and fill in the open settings of the recipe.
+    """Open the data, load the teacher, build the detector, and fill in the settings that the recipe leaves open.
 
     Args:
         recipe: Recipe of the run.
@@ -66,7 +65,9 @@ def compose(recipe: Recipe, *, fresh: bool, progress: Progress | None = None) ->
         progress: Progress display for reading the images, if the teacher has a cache without their digests.
     """
     files = teacher_files(recipe.teacher, recipe.name)
-    start = _start_file(recipe, files) if fresh else None
+    start = None
+    if fresh and recipe.start is not None:
+        start = files[0] if recipe.start == OF_TEACHER else find(recipe.start)
     recipe, datasets = _with_data(recipe)
     recipe, speed = _with_speed(recipe, datasets["train"])
     teacher: FrozenTeacher | None = None
@@ -79,7 +80,7 @@ def compose(recipe: Recipe, *, fresh: bool, progress: Progress | None = None) ->
         weights = Detector.load(start)
         check_start(detector.settings, weights.settings, str(start))
         load_strict(detector, weights.state_dict(), str(start))
-        log.info("the student begins with the weights of %s", start)
+        log.info("the student starts from the weights of %s", start)
     if recipe.teacher is not None and recipe.teacher.follows:
         teacher = AverageTeacher(detector, recipe.teacher.decay or EMA_DECAY)
     recipe = recipe.model_copy(update={"detector": detector.settings})
@@ -110,17 +111,6 @@ def compose(recipe: Recipe, *, fresh: bool, progress: Progress | None = None) ->
     return replace(parts, teacher=teacher, memory=memory)
 
 
-def _start_file(recipe: Recipe, teachers: tuple[Path, ...]) -> Path | None:
-    """Find the weights file that the student starts from; return None for pretrained weights of its backbone.
-
-    Raises:
-        WeightsError: There is no such file.
-    """
-    if recipe.start == OF_TEACHER:
-        return teachers[0]
-    return None if recipe.start is None else find(recipe.start)
-
-
 def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
     """Open both splits, and take the classes from the training data.
 
@@ -129,7 +119,7 @@ def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
         DataError: A split cannot be read.
     """
     if not recipe.data.path:
-        raise RecipeError("no data are named; expected --data FOLDER or data.path")
+        raise RecipeError("no data set given; pass --data FOLDER or set data.path")
     settings = recipe.data
     if settings.classes is None and recipe.detector.classes:
         settings = settings.model_copy(update={"classes": recipe.detector.classes})
@@ -139,8 +129,8 @@ def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
     val_set = open_dataset(settings, "val", boxes=detector)
     if detector.classes and detector.classes != train_set.classes:
         raise RecipeError(
-            f"detector.classes {list(detector.classes)} are not those of the data, {list(train_set.classes)}; "
-            "leave detector.classes out, or name the same in data.classes"
+            f"detector.classes {list(detector.classes)} differ from the classes of the data, "
+            f"{list(train_set.classes)}; leave out detector.classes, or set data.classes to the same"
         )
     detector = detector.model_copy(update={"classes": train_set.classes})
     return recipe.model_copy(update={"data": settings, "detector": detector}), {"train": train_set, "val": val_set}
@@ -161,17 +151,16 @@ def _with_speed(recipe: Recipe, train: Dataset) -> tuple[Recipe, Speed]:
 def objective_of(recipe: Recipe, detector: Detector) -> Objective:
     """Build the recipe's loss for a detector."""
     assigner = build_component("assigner", recipe.assigner)
+    terms = {name: term.build() for name, term in recipe.terms.items()}
+    for name, term in terms.items():
+        if term.needs_teacher and term.balance is None:
+            terms[name] = replace(term, balance=recipe.balance)
     return Objective(
-        terms={name: _balanced(term.build(), recipe.balance) for name, term in recipe.terms.items()},
+        terms=terms,
         bins=detector.bins,
         coding=detector.coding,
         assigner=assigner.ignoring() if recipe.data.hands_on_ignored else assigner,
     )
-
-
-def _balanced(term: Term, balance: float | None) -> Term:
-    """Apply the balance of the recipe to a term, unless the term needs no teacher or has its own balance."""
-    return replace(term, balance=balance) if term.needs_teacher and term.balance is None else term
 
 
 def with_teacher(recipe: Recipe, files: tuple[Path, ...]) -> tuple[Recipe, FrozenTeacher]:
@@ -197,5 +186,5 @@ def teacher_of(recipe: Recipe) -> FrozenTeacher:
         WeightsError: The file cannot be read.
     """
     files = teacher_files(recipe.teacher, recipe.name)
-    assert files, "a teacher that follows the student is made of it"
+    assert files, "the running average of the student has no file"
     return with_teacher(recipe, files)[1]

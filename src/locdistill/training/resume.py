@@ -8,11 +8,11 @@ from typing import Any
 from locdistill.engine.settings import SpeedSettings
 from locdistill.engine.signals import requeued
 from locdistill.errors import RecipeError, RunError
-from locdistill.recipe.defaults import request_words, resolve
+from locdistill.recipe.defaults import request_words
 from locdistill.recipe.load import Override, build_recipe, named_recipe, recipe_data
-from locdistill.recipe.overrides import apply_overrides
+from locdistill.recipe.overrides import apply_overrides, parse_override
 from locdistill.recipe.recipe import Recipe
-from locdistill.recipe.request import Request, override_of, parsed_override
+from locdistill.recipe.request import Request, override_of
 from locdistill.recipe.run_folder import RECIPE, saved_recipe
 
 _MAY_CHANGE = {
@@ -32,19 +32,8 @@ _CHOSEN = {
 _UNSET: tuple[Any, ...] = (None, [], "auto")
 
 
-def recipe_for(request: Request, out: str | Path | None, *, resume: bool) -> Recipe:
-    """Return the recipe for a request: a new one, or the saved one of the run in ``out`` if that run is resumed.
-
-    A job requeued by SLURM resumes its run without a request to do so.
-
-    Raises:
-        LocdistillError: As for `resolve` and `resumed_recipe`, a subclass for each cause.
-    """
-    return resumed_recipe(request, out) if goes_on(out, resume=resume) else resolve(request)
-
-
 def goes_on(out: str | Path | None, *, resume: bool) -> bool:
-    """Return whether to resume the run in ``out``: by request, or because SLURM has requeued its job."""
+    """Return whether to resume the run in ``out``: on request, or because SLURM has requeued its job."""
     return resume or (requeued() and out is not None and (Path(out) / RECIPE).is_file())
 
 
@@ -60,13 +49,13 @@ def resumed_recipe(request: Request, out: str | Path | None) -> Recipe:
     named = request.get("recipe")
     name = override_of(request, "name") or (recipe_data(named)["name"] if named is not None else None)
     if name not in (None, saved.name):
-        raise RunError(f"{out} is a run of the recipe {saved.name}, not of {name}; leave --recipe out to resume it")
+        raise RunError(f"{out} is a run of the recipe {saved.name}, not of {name}; leave out --recipe to resume it")
     plain = saved.model_dump(mode="json")
     words: list[Override] = request_words({**request, "epochs": None}, plain)
     if (epochs := request.get("epochs")) is not None:  # the milestones in the saved recipe already match
         words.insert(0, (("engine", "epochs"), epochs))
     # overrides, without those of terms that the last override removes and the run does not have
-    parsed = [parsed_override(override) for override in request.get("overrides", ())]
+    parsed = [parse_override(override) for override in request.get("overrides", ())]
     gone = {path[1] for path, _ in parsed if path[0] == "terms" and len(path) > 1 and path[1] not in plain["terms"]}
     gone = {name for name in gone if [value for path, value in parsed if path == ("terms", name)][-1:] == [None]}
     words += [(path, value) for path, value in parsed if not (path[0] == "terms" and path[1:2] and path[1] in gone)]
@@ -94,13 +83,15 @@ def _check_same(out: str | Path | None, differences: list[_Difference]) -> None:
         RunError: Another setting differs.
     """
     changed = [
-        f"{_setting(path)}: {before!r} in the run, {after!r} asked for"
+        f"{_setting(path)}: {before!r} in the run, {after!r} requested"
         for path, before, after in differences
         if _setting(path) not in _MAY_CHANGE and not (_setting(path) in _CHOSEN and after in _UNSET)
     ]
     if changed:
         listed = "\n  ".join(changed)
-        raise RunError(f"{out} is resumed as it began; leave these settings out, or start a new run:\n  {listed}")
+        raise RunError(
+            f"{out}: these settings cannot change in a resumed run; leave them out, or start a new run:\n  {listed}"
+        )
 
 
 _Path = tuple[str | int, ...]

@@ -30,7 +30,7 @@ from locdistill.training.train import run
 
 Train = Callable[[Recipe, Path, bool], object]
 """Function that trains a recipe into a folder, or resumes its run, and writes ``metrics.json`` at the end."""
-_STOPPED = "stopped; start the same command again to go on"
+_STOPPED = "stopped; start the same command again to continue"
 _LOOK_EVERY = 0.5
 """Interval, in seconds, at which a training checks for a stop of the others."""
 
@@ -54,8 +54,8 @@ def run_apart(recipe: Recipe, out: Path, resume: bool = False) -> None:
     """
     if process_rank() > 0:
         raise RunError(
-            "this command trains many times and was started as several processes; start it once, without torchrun or "
-            "srun, with --set engine.devices=N: each training then starts its own"
+            "this command makes several trainings and was started as several processes; start it once, without "
+            "torchrun or srun, and pass --set engine.devices=N: each training then starts its own processes"
         )
     if not started_by_command(recipe.engine):
         run(recipe, out, resume)
@@ -98,8 +98,8 @@ def side_by_side(jobs: int) -> Iterator[Train]:
             pool.submit(run_apart, recipe, out, resume).result()
         except BrokenProcessPool as error:
             raise RunError(
-                f"the process that trained in {out} was killed, perhaps for want of memory; start the same command "
-                "again to go on, with a smaller --jobs"
+                f"the process that trained in {out} was killed, perhaps for lack of memory; start the same command "
+                "again with a smaller --jobs to continue"
             ) from error
 
     with ProcessPoolExecutor(jobs, context, _begin_beside, settings) as pool, _stopping(stop):
@@ -127,7 +127,7 @@ def _stopping(stop: Event) -> Iterator[None]:
 
 
 def _begin_beside(threads: int, parent: int, stop: Event) -> None:
-    """Limit the threads of this process, and stop it when its parent stops or is gone."""
+    """Limit the threads of this process, and stop it when its parent stops or has died."""
     torch.set_num_threads(threads)
 
     def watch() -> None:

@@ -144,8 +144,8 @@ def _distillation(request: Request, *, resume: bool = False) -> Request:
     """
     if request.get("teacher") is None and request.get("recipe") is None and not resume:
         raise TeacherError(
-            "there is no teacher; name a trained detector with --teacher RUN_FOLDER_OR_FILE, or let the student's "
-            "running average teach with --teacher ema"
+            "no teacher given; pass a trained detector with --teacher RUN_FOLDER_OR_FILE, or --teacher ema for the "
+            "student's running average"
         )
     return request
 
@@ -181,7 +181,7 @@ def _resolved(request: Request, verb: str) -> Recipe:
     recipe = resolve(request) if request.get("minutes") is None else fitted_to(request)
     if recipe.distils != (verb == "distill"):
         other = "distill" if recipe.distils else "train"
-        what = "distils" if recipe.distils else "has no teacher and no term that needs one"
+        what = "has a teacher" if recipe.distils else "has no teacher"
         raise RecipeError(f"recipe {recipe.name} {what}: use 'locdistill {other}' for it")
     return recipe
 
@@ -217,7 +217,7 @@ def run(
     if preflight is not None and not resume and recipe.distils and process_rank() == 0:
         seen, report = _examined(recipe, preflight, fresh=fresh)
         preflight.tell(report, recipe)
-        assert seen is not None, "a teacher that does not match stops the run"
+        assert seen is not None, "a mismatch stops the run"
         parts = seen
     else:
         parts = compose(recipe, fresh=fresh)

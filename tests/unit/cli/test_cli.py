@@ -240,6 +240,6 @@ def test_config_of_a_run_that_is_to_go_on(cli: Callable[..., Answer], tmp_path: 
     assert (printed["engine"]["lr"], printed["engine"]["profile"], printed["data"]["path"]) == (0.02, True, "/b")
     code, out, err = cli("config", "--resume", "--out", run, "engine.lr=0.5")
     assert (code, out) == (2, "")
-    assert "engine.lr: 0.02 in the run, 0.5 asked for" in err
+    assert "engine.lr: 0.02 in the run, 0.5 requested" in err
     assert "--out" in cli("config", "--resume")[2]
     assert "holds no run" in cli("config", "--resume", "--out", tmp_path / "absent")[2]

@@ -99,7 +99,7 @@ def test_what_is_read_changes_the_digest_of_a_run_of_a_comparison_and_of_tiles(
     assert digest_of(other) != digest_of(data)  # of a comparison
     (tmp_path / "run.json").write_text(json.dumps(run_folder.facts_of({"train": data})))
     run_folder.check_unchanged(tmp_path, run_folder.facts_of({"train": data}))
-    with pytest.raises(RunError, match="the train data are not those that the run began with"):
+    with pytest.raises(RunError, match="the train data have changed since the run began"):
         run_folder.check_unchanged(tmp_path, run_folder.facts_of({"train": other}))
     settings = TilingSettings(size=48, overlap=8)
     cut(data, tmp_path / "tiles", settings)

@@ -321,7 +321,7 @@ def test_too_little_room_is_told_before(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(CacheError, match=r"GB are needed for 14 views, and the disk has 1e-06 GB free.*8bit"):
+    with pytest.raises(CacheError, match=r"14 views need about .* GB, and the disk has 1e-06 GB free.*8bit"):
         build_cache_of(recipe(data, teachers["gfl"], tmp_path / "cache"), device="cpu")
 
 
@@ -384,7 +384,7 @@ def test_sizes_from_a_range_need_a_number_of_views(data: Path, teachers: dict[st
     assert all(len(batch.from_cache or ()) > 1 for batch in seen)
     plain = drawn.model_dump(mode="json")
     plain["data"]["views"] = None
-    with pytest.raises(RecipeError, match=r"say how many of each image to use, for example data\.views=8"):
+    with pytest.raises(RecipeError, match=r"limit the versions of each image with data\.views=8"):
         validate(Recipe, plain, "recipe")
 
 
@@ -404,7 +404,7 @@ def test_turned_images_are_remembered(data: Path, teachers: dict[str, Path], tmp
     for name, value in (("rotate", 5.0), ("scale", [0.5, 2.0])):
         plain = countable.model_dump(mode="json")
         plain["data"][name] = value
-        with pytest.raises(RecipeError, match=rf"data\.{name} has too many of them; say .* data\.views=8"):
+        with pytest.raises(RecipeError, match=rf"data\.{name} is a continuous range; limit .* data\.views=8"):
             validate(Recipe, plain, "recipe")
 
 

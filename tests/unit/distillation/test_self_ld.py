@@ -73,7 +73,7 @@ def test_the_decay_belongs_to_an_average_and_the_digest_to_a_file() -> None:
 def test_a_student_can_begin_with_its_teachers_weights_only_if_they_are_in_a_file() -> None:
     with pytest.raises(RecipeError, match="start is 'teacher', but there is no teacher"):
         load_recipe("gfl_r18_1x", ["start=teacher"])
-    with pytest.raises(RecipeError, match="start is 'teacher', but the teacher is made of the student"):
+    with pytest.raises(RecipeError, match="start is 'teacher', but the teacher is the student's running average"):
         load_recipe("self_ld_r18", ["start=teacher", "teacher.weights=ema"])
     assert load_recipe("self_ld_r18", ["start=teacher"]).start == "teacher"
     assert load_recipe("gfl_r18_1x", ["start=runs/x/best"]).start == "runs/x/best"

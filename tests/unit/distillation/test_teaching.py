@@ -136,7 +136,7 @@ def test_one_setting_balances_all_that_is_taught(trained: Path, tiny_coco: Path)
     assert objective("balance=0.5", "terms.pkd.balance=2") == labels | {"ld": 0.5, "ld_vlr": 0.5, "pkd": 2}
     with pytest.raises(RecipeError, match=r"balance: expected greater than 0, came 0"):
         objective("balance=0")
-    with pytest.raises(RecipeError, match=r"balance is that of terms which compare with a teacher.*balance=null"):
+    with pytest.raises(RecipeError, match=r"balance is set, but no term compares with a teacher.*balance=null"):
         resolve(Request(data=tiny_coco, overrides=("balance=1",)))
 
 

@@ -262,7 +262,7 @@ def test_weights_without_their_run(untrained: Path, tmp_path: Path, tiny_coco: P
     assert made.weights.parent == tmp_path
     assert split_checksum(made.weights.stem) == ("my_net.v1", made.sha256[:8])
     assert made.recipe is None
-    assert "how they were trained is not recorded" in made.notes[0]
+    assert "their training is not recorded" in made.notes[0]
     assert made.notes[0] in made.card.read_text()
     again = publish(made.weights)
     assert again.weights == made.weights
@@ -296,18 +296,18 @@ def test_a_run_that_has_not_ended_is_published_with_a_note(teacher: Path, tmp_pa
 def test_what_cannot_be_published(teacher: Path, untrained: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
-    with pytest.raises(WeightsError, match=r"no run, for it has no recipe\.yaml"):
+    with pytest.raises(WeightsError, match=r"is not a run folder: it has no recipe\.yaml"):
         publish(run)
     shutil.copy(teacher / "recipe.yaml", run)
     with pytest.raises(WeightsError, match="has saved no weights yet"):
         publish(run)
     shutil.copy(teacher / "last.safetensors", run)
-    with pytest.raises(WeightsError, match="no best weights, but the last: --which last"):
+    with pytest.raises(WeightsError, match="no best weights; publish its last weights with --which last"):
         publish(run)
     assert "last" in read_metadata(publish(run, which="last").weights)["extra"]["which"]
     with pytest.raises(RunError, match="expected best or last, came 'worst'"):
         publish(run, which="worst")
-    with pytest.raises(RunError, match=r"'a/b' is no name for a model"):
+    with pytest.raises(RunError, match=r"'a/b' is not a valid name"):
         publish(teacher, name="a/b")
     with pytest.raises(WeightsError, match="no such weights"):
         publish(tmp_path / "absent")
@@ -523,10 +523,10 @@ def test_what_can_be_pushed(hub: FakeHub, published: PublishedModel, student: Pa
     assert push(bare, "me/tiny").files[0] == made.weights.name
     assert push(bare / "published", "me/tiny").files[0] == made.weights.name
     publish(bare, name="again")
-    with pytest.raises(WeightsError, match="several published weights, name one"):
+    with pytest.raises(WeightsError, match="several published weights; pass one of them"):
         push(bare, "me/tiny")
     made.card.unlink()
-    with pytest.raises(WeightsError, match=r"model card .*\.md is not beside it; publish it again"):
+    with pytest.raises(WeightsError, match=r"model card .*\.md is missing; publish the weights again"):
         push(made.weights, "me/tiny")
     with pytest.raises(HubError, match="expected a model as OWNER/NAME"):
         push(published.weights, "me/tiny/x")
@@ -538,7 +538,7 @@ def test_private_repositories(hub: FakeHub, published: PublishedModel, monkeypat
     assert pull("me/secret").is_file()
     push(published.weights, "me/open")
     before = dict(hub.repositories["me/open"].commits)
-    with pytest.raises(HubError, match="is there already and public; nothing was uploaded"):
+    with pytest.raises(HubError, match="exists already and is public, so nothing was uploaded"):
         push(published.weights, "me/open", private=True)
     assert hub.repositories["me/open"].commits == before
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
@@ -638,11 +638,11 @@ def test_what_the_command_line_prints(
     assert set(made) == {"weights", "card", "recipe", "sha256", "notes"}
     here("publish", untrained)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].endswith("without recipe")
-    assert lines[2].startswith("note: These weights do not come with their run")
+    assert lines[1].endswith("no recipe")
+    assert lines[2].startswith("note: These weights come without their run")
     for weights in (made["weights"], lines[0]):
         here("push", weights, "me/tiny", "--message", "mine")
-    assert "beside other weights, so 'pull' needs --file" in capsys.readouterr().out
+    assert "the repository has other weights too, so 'pull' needs --file" in capsys.readouterr().out
     assert hub.repositories["me/tiny"].messages[-1] == "mine"
     here("pull", "me/tiny", "--file", Path(lines[0]).name, "--out", tmp_path / "b")
     assert capsys.readouterr().out == f"{tmp_path / 'b' / Path(lines[0]).name}\n"

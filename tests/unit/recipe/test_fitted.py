@@ -21,6 +21,7 @@ from locdistill.recipe.fitted import (
     MOST_EPOCHS,
     PASSES,
     SIZES,
+    VIEWS,
     DataFacts,
     anchor_for,
     data_for,
@@ -159,3 +160,10 @@ def test_background_images_are_trained_on(tiny_coco: Path) -> None:
     data = resolve(Request(data=tiny_coco)).data
     assert not data.filter_empty
     assert data.batch_per_device == BATCH
+
+
+def test_a_cache_holds_a_number_of_views(tiny_coco: Path) -> None:
+    asked = Request(data=tiny_coco, teacher="ema")
+    assert resolve(asked).data.views is None
+    assert resolve({**asked, "overrides": ["teacher.cache.path=cache"]}).data.views == VIEWS
+    assert resolve({**asked, "epochs": 3, "overrides": ["teacher.cache.path=cache"]}).data.views == 3

@@ -87,7 +87,7 @@ def test_all_problems_at_once_with_the_nearest_term() -> None:
     assert "terms.ldd" in message
     assert "did you mean 'ld'" in message
     assert "engine.lr is the value 0.01" in message
-    assert "'oops' is no setting" in message
+    assert "'oops' is not a setting" in message
 
 
 def test_merge_of_recipes_replaces_lists() -> None:

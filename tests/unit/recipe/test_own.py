@@ -22,7 +22,7 @@ from locdistill.publishing.publish import publish
 from locdistill.recipe.defaults import Request, resolve
 from locdistill.recipe.load import build_recipe, dump_recipe, load_recipe
 from locdistill.recipe.own import ROLES, imports_of
-from locdistill.recipe.terms import TermSettings, class_of, names
+from locdistill.recipe.terms import NAMES, TermSettings, class_of
 from locdistill.recipe.yaml_io import write_yaml
 from locdistill.study.diagnose import reopen
 from locdistill.training.resume import resumed_recipe
@@ -175,24 +175,24 @@ def test_a_run_folder_that_is_resumed_may_import(here: Path) -> None:
 
 
 WRONG = {
-    "absent": ("nowhere.at.Hand", "there is no module nowhere in"),
+    "absent": ("nowhere.at.Hand", "no module nowhere in"),
     "no class": ("ours.terms.Min", "ours.terms has no class Min; did you mean 'Mine'"),
-    "no path": ("ours.terms.", "'ours.terms.' is no dotted path of a class"),
+    "no path": ("ours.terms.", "'ours.terms.' is not the dotted path of a class"),
     "a region": (
         "ours.terms.Where",
         "ours.terms.Where is a Region, not a Divergence; expected class Where(Div",
     ),
     "no role": ("other.Plain", "other.Plain does not derive from Divergence; expected class Plain(Divergence)"),
-    "no dataclass": ("other.Bare", "other.Bare is no frozen dataclass; put @dataclass(frozen=True, kw_only=True)"),
-    "not frozen": ("other.Soft", "other.Soft is no frozen dataclass"),
+    "no dataclass": ("other.Bare", "other.Bare is not a frozen dataclass; put @dataclass(frozen=True, kw_only=True)"),
+    "not frozen": ("other.Soft", "other.Soft is not a frozen dataclass"),
     "unfinished": ("other.Half", "other.Half has no needs and no __call__; define it as"),
     "misspelt": ("other.Misspelt", "Misspelt.needs is frozenset({'techer'}); expected a frozenset of Need"),
-    "types": ("other.Odd", "other.Odd has a field that no setting can give"),
+    "types": ("other.Odd", "other.Odd has a field of an unsupported type"),
     "values": ("other.Held", "other.Held.place is PosixPath('a'); expected a number, a flag, a word"),
     "refuses": ("other.Picky", "two is not 2, came"),
     "breaks": ("other.Broken", "making other.Broken raised KeyError: 'x'"),
-    "raises": ("raises.Mine", "importing raises raised RuntimeError: no luck; mend the module"),
-    "leaves": ("leaves.Mine", "importing leaves raised SystemExit: 3; mend the module"),
+    "raises": ("raises.Mine", "importing raises raised RuntimeError: no luck; fix the module"),
+    "leaves": ("leaves.Mine", "importing leaves raised SystemExit: 3; fix the module"),
     "wants": ("wants.Mine", "importing wants raised ModuleNotFoundError: No module named 'absent_library'"),
     "typo": ("typo.Mine", "importing typo raised SyntaxError"),
     "shadow": ("json.Mine", "two modules are called json: "),
@@ -310,9 +310,9 @@ def test_several_problems_are_one_message(here: Path) -> None:
 
 def test_the_package_itself_is_no_exception_to_the_roles() -> None:
     for kind, role in ROLES.items():
-        for known in names(kind).values():  # type: ignore[arg-type]
+        for known in NAMES[kind].values():  # type: ignore[arg-type]
             assert role in known.__mro__
-    assert class_of("of", "locdistill.distillation.logits.EdgeKL") is names("of")["edge_kl"]
+    assert class_of("of", "locdistill.distillation.logits.EdgeKL") is NAMES["of"]["edge_kl"]
     with pytest.raises(ValueError, match="Positives is a Region, not a Divergence"):
         class_of("of", "locdistill.objective.regions.Positives")
 
@@ -367,7 +367,7 @@ def test_what_comes_with_weights_imports_nothing(here: Path, monkeypatch: pytest
     (here / "alone").mkdir()
     weights.rename(here / "alone" / "model.safetensors")
     Detector.load(here / "alone" / "model.safetensors")
-    refused = r"terms.x.of: poison.Mine is a class of somebody's own, and what comes with weights imports nothing"
+    refused = r"terms.x.of: poison.Mine is a class of a user, and weights files import no code"
     with pytest.raises(RecipeError, match=refused):
         publish(here / "alone" / "model.safetensors")  # the recipe in the metadata
     with pytest.raises(RecipeError, match=refused):

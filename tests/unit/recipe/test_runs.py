@@ -129,7 +129,7 @@ def test_milestones_move_with_the_epochs(epochs: int, milestones: tuple[float, .
 
 
 def test_a_request_for_nothing() -> None:
-    with pytest.raises(RecipeError, match="--data FOLDER, or --recipe NAME"):
+    with pytest.raises(RecipeError, match="--data FOLDER, --recipe NAME"):
         resolve(Request())
 
 
@@ -326,7 +326,7 @@ def test_folders_are_never_overwritten(tmp_path: Path, monkeypatch: pytest.Monke
     assert run_folder.new_folder(None, "train-x") == Path("runs/train-x-2")
     assert run_folder.new_folder("runs/train-x", "n") == Path("runs/train-x")  # empty
     Path("runs/train-x/note").touch()
-    with pytest.raises(RunError, match="not overwritten; give another"):
+    with pytest.raises(RunError, match="not overwritten; pass another"):
         run_folder.new_folder("runs/train-x", "n")
     Path("runs/train-x/recipe.yaml").touch()
     with pytest.raises(RunError, match="'--resume --out runs/train-x'"):
@@ -337,7 +337,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "runs").write_text("x")
     monkeypatch.chdir(tmp_path)
     for out in ("runs/x", "runs/x/y", tmp_path / "runs" / "x", None):
-        with pytest.raises(RunError, match=r"runs is a file; expected a folder"):
+        with pytest.raises(RunError, match=r"runs is a file; pass another folder"):
             run_folder.new_folder(out, "n")
     with pytest.raises(RunError, match=r"runs.x cannot be made or written to"):
         run_folder.write_start(Path("runs/x"), load_recipe("gfl_r18_1x"), {})
@@ -346,7 +346,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Path] = []
     monkeypatch.setattr(os, "access", lambda path, _: asked.append(path))  # file modes do not stop an administrator
-    with pytest.raises(RunError, match=r"a.b cannot be written to, for .* is not writable; give another"):
+    with pytest.raises(RunError, match=r"a.b cannot be written to: .* is not writable; pass another"):
         run_folder.new_folder(tmp_path / "a" / "b", "n")
     assert asked == [tmp_path]  # what would be written to is the nearest folder that is there
     assert not (tmp_path / "a").exists()
@@ -389,7 +389,7 @@ def test_resume_takes_the_saved_recipe(tmp_path: Path) -> None:
     )
     moved = resumed_recipe(Request(data="/b", overrides=("data.workers=0",)), tmp_path)
     assert (moved.data.path, moved.data.workers) == ("/b", 0)
-    with pytest.raises(RunError, match=r"engine.lr: 0.01 in the run, 0.5 asked for"):
+    with pytest.raises(RunError, match=r"engine.lr: 0.01 in the run, 0.5 requested"):
         resumed_recipe(Request(overrides=("engine.lr=0.5",)), tmp_path)
     with pytest.raises(RunError, match="not of gfl_r50_1x"):
         resumed_recipe(Request(recipe="gfl_r50_1x"), tmp_path)
@@ -408,7 +408,7 @@ def test_other_data_are_noticed(tiny_coco: Path, tmp_path: Path) -> None:
     boxes = moved.boxes + np.float32(1)
     record = Record(moved.path, moved.image_id, moved.width, moved.height, boxes, moved.labels, moved.ignored)
     changed = Dataset(data.name, data.classes, (record, *data.records[1:]), data.kind, data.category_ids)
-    with pytest.raises(RunError, match="the val data are not those"):
+    with pytest.raises(RunError, match="the val data have changed"):
         run_folder.check_unchanged(tmp_path, run_folder.facts_of({"val": changed}))
 
 

@@ -15,7 +15,7 @@ from locdistill.objective.regions import Positives
 from locdistill.objective.term import Term
 from locdistill.recipe.load import build_recipe, dump_recipe, load_recipe, recipe_names
 from locdistill.recipe.recipe import Recipe
-from locdistill.recipe.terms import TermSettings, names
+from locdistill.recipe.terms import NAMES, TermSettings
 
 
 @pytest.mark.parametrize(
@@ -29,11 +29,11 @@ def test_terms_there_and_back(term: Term) -> None:
 
 
 def test_every_name_of_the_vocabulary_builds_with_its_defaults() -> None:
-    for name, kind in names("of").items():
+    for name, kind in NAMES["of"].items():
         assert isinstance(TermSettings(of=name, on="positives").build().of, kind)
-    for name, kind in names("on").items():
+    for name, kind in NAMES["on"].items():
         assert isinstance(TermSettings(of="edge_kl", on=name).build().on, kind)
-    for name, kind in names("norm").items():
+    for name, kind in NAMES["norm"].items():
         assert isinstance(TermSettings(of="edge_kl", on="positives", norm=name).build().norm, kind)
 
 
@@ -181,7 +181,7 @@ def test_files_that_are_no_recipes(tmp_path: Path) -> None:
     (tmp_path / "b.yaml").write_text("base: a.yaml")
     with pytest.raises(RecipeError, match="expected a mapping"):
         load_recipe(tmp_path / "list.yaml")
-    with pytest.raises(RecipeError, match="circle"):
+    with pytest.raises(RecipeError, match="circular"):
         load_recipe(tmp_path / "a.yaml")
     with pytest.raises(RecipeError, match="no such recipe file"):
         load_recipe(tmp_path / "absent.yaml")

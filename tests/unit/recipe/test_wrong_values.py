@@ -22,7 +22,7 @@ from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import build_recipe, dump_recipe, laid_over, load_recipe, recipe_data
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import Request
-from locdistill.recipe.terms import Slot, TermSettings, build_component, names, plain_component
+from locdistill.recipe.terms import NAMES, Slot, TermSettings, build_component, plain_component
 from locdistill.recipe.yaml_io import write_yaml
 from locdistill.training.resume import resumed_recipe
 from tests.conftest import Answer
@@ -148,7 +148,7 @@ def test_a_value_of_a_wrong_type_is_an_error_that_names_its_path(path: Keys) -> 
 OPTIONS = [
     (kind, name, field.name)
     for kind in typing.get_args(Slot)
-    for name, component in names(kind).items()
+    for name, component in NAMES[kind].items()
     for field in dataclasses.fields(component)
 ]
 

@@ -39,7 +39,7 @@ def test_scalars_are_those_of_yaml_1_2(text: str, value: object) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("a: 1\nb: {c: 1, c: 2}", ["line 2", "'c' stands twice"]),
+        ("a: 1\nb: {c: 1, c: 2}", ["line 2", "'c' is given twice"]),
         ("a: !!python/object/apply:os.system [ls]", ["line 1", "python/object"]),
         ("a: [1", ["here", "line 1"]),
         ("{[1]: 2}", ["here"]),

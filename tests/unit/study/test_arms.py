@@ -24,7 +24,7 @@ SEEDS = (0, 1, 2)
 def arms(*names: str) -> list[Arm]:
     engine = EngineSettings(steps=200, schedule="cosine")
     recipe = Recipe(name="student", detector=DetectorSettings(), data=DataSettings(path="somewhere"), engine=engine)
-    return [Arm.of(name, f"arm {name}", recipe, SEEDS) for name in names]
+    return [Arm(name, f"arm {name}", recipe, SEEDS) for name in names]
 
 
 class FakeTraining:
@@ -211,7 +211,7 @@ def test_what_we_did_not_write_is_never_removed(tmp_path: Path, foreign: str, be
         (folder / name).write_text("years of work")
     before = {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
     train = FakeTraining()
-    with pytest.raises(RunError, match="a-0 is in the way"):
+    with pytest.raises(RunError, match="a-0 is in use"):
         train_arms(arms("a"), tmp_path, train=train, tell=quiet)
     assert {path: path.read_text() for path in folder.rglob("*") if path.is_file()} == before
     assert not train.calls

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from locdistill.data.digest import data_digest
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
 from locdistill.distillation.settings import TeacherSettings
@@ -29,14 +30,13 @@ from locdistill.recipe.terms import TermSettings
 from locdistill.study.arms import NOTHING, finished_run
 from locdistill.study.compare.arms import NAMES, USE, arms_of, changes, chosen_seeds, flat
 from locdistill.study.compare.compare import ComparisonPlan, compare, run_plan
-from locdistill.study.compare.measure import digest_of
 from locdistill.study.compare.result import Comparison, Measured, class_metric, difference_table, summary_table
 from locdistill.types import Detections
 from tests.unit.evaluation.test_coco import dataset, detections, record
 
 IMAGES = 60
 DATA = dataset(*(record(i, [[0, 0, 50, 50]], [i % 2]) for i in range(IMAGES)))
-DIGEST = digest_of(DATA)
+DIGEST = data_digest(DATA, ordered=False)
 
 
 def recipe(name: str, **engine: Any) -> Recipe:
@@ -269,7 +269,7 @@ def test_a_teacher_that_looks_once_for_all_seeds(tmp_path: Path) -> None:
     assert trained["b-2"].teacher.cache.path == looked[0]  # type: ignore[union-attr]
     # A hundred steps of b take as long as those of a, and 6 s are shared by three seeds: 20 steps of a.
     assert fakes.steps["a-as-long-as-b-0"] == 120
-    assert any("looked at all images once, in 6.0 s" in note for note in result.notes)
+    assert any("were computed once, in 6.0 s" in note for note in result.notes)
 
 
 def test_equal_time(tmp_path: Path) -> None:
@@ -353,7 +353,7 @@ def test_folders_are_grouped_by_what_their_recipe_says(tmp_path: Path) -> None:
     assert mixed[1].seeds == (0,)
     with pytest.raises(RunError, match="same recipe with the same seed"):
         arms_of([*folders, finish(tmp_path / "again", recipe("first", seed=1))], Request(), None)
-    with pytest.raises(RecipeError, match="all of them are runs of one recipe"):
+    with pytest.raises(RecipeError, match="came runs of a single recipe"):
         arms_of(folders[:2], Request(), None)
 
 
@@ -383,7 +383,7 @@ def test_a_teacher_that_is_missing_is_said_at_once(tmp_path: Path) -> None:
     assert teacher is not None
     assert teacher.weights == str(weights)
     assert arms[0].recipe(0).teacher is None
-    with pytest.raises(RecipeError, match="no data are named"):
+    with pytest.raises(RecipeError, match="no data set given"):
         arms_of([recipe("a").model_copy(update={"data": DataSettings()}), recipe("b")], Request(), None)
 
 
@@ -392,9 +392,9 @@ def test_seeds_and_resamples_are_checked() -> None:
     assert chosen_seeds([4, 2]) == (4, 2)
     assert chosen_seeds(None) is None
     for bad in (0, [1, 1], []):
-        with pytest.raises(RecipeError, match="seeds are"):
+        with pytest.raises(RecipeError, match="seeds: expected"):
             chosen_seeds(bad)
-    with pytest.raises(RecipeError, match="resamples is 1"):
+    with pytest.raises(RecipeError, match="resamples: expected at least 2, better 1000 or more, came 1"):
         compare(recipe("a"), recipe("b"), resamples=1)
 
 
@@ -447,6 +447,6 @@ def test_detections_are_kept_and_read_again(tmp_path: Path) -> None:
 def test_the_digest_of_images_does_not_depend_on_order() -> None:
     turned = [replace(r, labels=1 - r.labels) for r in reversed(DATA.records)]
     other = replace(DATA, records=tuple(turned), classes=("dog", "cat"))
-    assert digest_of(other) == digest_of(DATA)
-    assert digest_of(replace(DATA, classes=("dog", "cat"))) != digest_of(DATA)
-    assert digest_of(replace(DATA, records=DATA.records[1:])) != digest_of(DATA)
+    assert data_digest(other, ordered=False) == data_digest(DATA, ordered=False)
+    assert data_digest(replace(DATA, classes=("dog", "cat")), ordered=False) != data_digest(DATA, ordered=False)
+    assert data_digest(replace(DATA, records=DATA.records[1:]), ordered=False) != data_digest(DATA, ordered=False)

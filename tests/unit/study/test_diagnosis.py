@@ -299,7 +299,7 @@ def test_the_numbers_in_words() -> None:
     assert "most on the bottom edge" in text
     assert "Teacher: the spread of an edge distribution predicts its error well (rank correlation 1.00)" in text
     assert "Student: the spread of an edge distribution does not predict its error (rank correlation -1.00)" in text
-    assert "too sure of itself" in text
+    assert "overconfident" in text
     assert "distillation makes up 50 % (ld 50 %)" in text
     assert "valuable" not in text  # no location was in it
 
@@ -308,8 +308,8 @@ def test_words_say_what_is_wrong() -> None:
     assert "no difference" in " ".join(in_words(diagnosis((0.9,) * 4, alone=0.9)))
     assert "away from" in " ".join(in_words(diagnosis((0.9,) * 4, alone=0.3)))
     assert "All edges" in " ".join(in_words(diagnosis((0.9,) * 4)))
-    assert "hardly hears its teacher" in " ".join(in_words(diagnosis((0.9,) * 4, taught=0.01)))
-    assert "labels are hardly heard" in " ".join(in_words(diagnosis((0.9,) * 4, taught=20)))
+    assert "the teacher has almost no effect" in " ".join(in_words(diagnosis((0.9,) * 4, taught=0.01)))
+    assert "labels have little effect" in " ".join(in_words(diagnosis((0.9,) * 4, taught=20)))
 
 
 def test_classes_that_the_teacher_does_not_know_are_not_compared() -> None:

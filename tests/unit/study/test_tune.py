@@ -228,7 +228,7 @@ def plan(out: Path, **changes: Any) -> SearchPlan:
         space=space,
         trials=5,
         seeds=(0,),
-        judged_on="9 training images that are held out",
+        judged_on="9 held-out training images",
         images="digest",
         out=out,
     )
@@ -276,7 +276,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     assert best.terms["ld"].weight == result.best.values["terms.ld.weight"]
     assert (best.engine.steps, best.data.holdout, best.name) == (100, 0, "student-tuned")
     assert result.table().rows[0][0] == result.best.label
-    assert any("9 training images that are held out" in line for line in told)
+    assert any("9 held-out training images" in line for line in told)
     files = " ".join(str(tmp_path / f"{name}.yaml") for name in names)
     assert result.commands[1] == f"locdistill compare {files} --seeds 3 --out {tmp_path / 'compared'}"
     assert result.alone is not None
@@ -297,7 +297,7 @@ def test_the_recipe_can_be_best_and_losses_can_fail(tmp_path: Path) -> None:
     result = run_plan(plan(tmp_path, space=near), train=Formula(diverges=True), tell=told.append)
     assert result.best is result.as_is
     assert "None of 5 trials is better than the recipe as it is" in result.verdict
-    assert "one seed or one trial does not tell" in result.verdict
+    assert "needs several seeds and trials" in result.verdict
     assert all(trial.failed == "ld is nan at step 3" for trial in result.trials)
     assert [row[1] for row in result.table().rows].count("failed") == 5
     again = Formula()

@@ -172,7 +172,7 @@ def test_wrong_colours_are_measured_and_named(onnx: Callable[..., Path], data: P
         level, cause = report.stops[:2]  # the drawn classes are colours: red for blue looks like disc for bar as well
         assert "is at chance level: AP 0.0" in level.what
         assert "--no-preflight" in level.remedy
-        assert "teacher sees wrong colours: normalised as" in cause.what
+        assert "teacher receives wrong colours: normalised as" in cause.what
         assert "(ImageNet statistics, BGR)" in cause.what or "(the other order of channels, BGR)" in cause.what
         assert set(want) <= set(cause.settings)
         again = looked(onnx(), data, *given, *(setting.strip("'") for setting in cause.settings))
@@ -184,7 +184,7 @@ def test_classes_that_only_share_their_names(onnx: Callable[..., Path], data: Pa
     report = looked(onnx(names=("box", "bar", "disc")), data)
     level, *_, cause = report.stops
     assert "is at chance level" in level.what
-    assert "of the objects that it finds, it calls 100% something else (bar where there is disc" in cause.what
+    assert "of the objects that it finds, 100% have another class (bar where there is disc" in cause.what
     assert cause.settings == ("'teacher.onnx.classes=[box,bar,disc]'",)
     again = looked(onnx(names=("box", "bar", "disc")), data, cause.settings[0].strip("'"))
     assert again.stops == ()
@@ -219,7 +219,7 @@ def test_bins_are_bridged_and_too_few_are_said(onnx: Callable[..., Path], data: 
     assert not [p for p in wider.warnings if p.what.startswith("too few bins")]
     its = next(p for p in wider.warnings if p.what.startswith("the teacher has too few bins"))
     assert "further than its last (2 strides)" in its.what
-    assert "take a teacher with more bins" in its.remedy
+    assert "use a teacher with more bins" in its.remedy
 
 
 # -------------------------------------------------------------------------------------------------- teachers of weights
@@ -249,9 +249,8 @@ def test_a_teacher_at_chance_level_stops_the_run(untrained: Path, data: Path, tm
     said = str(stopped.value)
     for part in (
         "teacher is at chance level: AP 0.0, AP50 0.0 on 40 validation images",
-        "to go on all the same, give --no-preflight",
-        "images are of another size than those it was trained on: 64 pixels long, 128 there; train at its size: "
-        "data.sizes=[[128,96]]",
+        "to start all the same, pass --no-preflight",
+        "its images had another size in training: 128 pixels long, here 64; train at its size: data.sizes=[[128,96]]",
         "it may not be a trained detector",
         "locdistill evaluate WEIGHTS --data PATH",
         f"locdistill train --data {data}",
@@ -291,7 +290,7 @@ def test_remedies_for_weights_are_settings_of_the_teacher(untrained: Path, data:
     assert renamed.settings == ("'teacher.classes=[box,disc,bar]'",)
     foreign = TeacherScore(0.1, 0.2, 100, 32, 50, 0.1, (("box", "disc"), ("bar", "disc")))
     (taken,) = doubts(suspect(untrained, data, Measurement(foreign)))
-    assert taken.remedy == "take a teacher that was trained on these classes"
+    assert taken.remedy == "use a teacher trained on these classes"
 
 
 def test_a_poor_teacher_and_too_few_objects(untrained: Path, data: Path) -> None:
@@ -299,14 +298,14 @@ def test_a_poor_teacher_and_too_few_objects(untrained: Path, data: Path) -> None
     assert "is poor on these data: AP 10.0" in poor.what
     assert "train the student alone first and compare" in poor.remedy
     (few,) = doubts(suspect(untrained, data, Measurement(TeacherScore(0.0, 0.0, 19, 32))))
-    assert "cannot be judged: there are 19 objects" in few.what
+    assert "cannot be assessed: only 19 objects" in few.what
     assert stopping(suspect(untrained, data, Measurement(TeacherScore(0.0, 0.0, 49, 32)))) == []
     start = {
         "teacher": Measurement(TeacherScore(0.3, 0.5, 100, 32)),
         START: Measurement(TeacherScore(0.4, 0.5, 100, 32)),
     }
     (worse,) = no_better_than_start(start)
-    assert "teacher is no better than the student as it begins: AP 30.0, AP50 50.0 against AP 40.0" in worse.what
+    assert "teacher is no better than the student at its start: AP 30.0, AP50 50.0 against AP 40.0" in worse.what
     assert no_better_than_start({"teacher": start["teacher"]}) == []
 
 
@@ -376,7 +375,7 @@ def test_data_without_boxes_and_batches_larger_than_the_data(data: Path, untrain
         "val_images": 40,
         "val_images_without_boxes": 0,
     }
-    assert "an epoch draws 16 images where there are 7" in batch.what
+    assert "an epoch draws 16 images, of 7 in the data" in batch.what
     assert batch.settings == ("data.batch_per_device=3",)
     kept = parts_of(data, untrained, "data.filter_empty=false")
     assert look_at_data(kept)[0]["training images"].endswith("trained on as background")
@@ -409,21 +408,21 @@ def test_regions_and_the_anchors_that_suit_the_objects(data: Path, untrained: Pa
 
     none = replace(regions, valuable=0.0)
     (empty,) = region_problems(parts, none, None)
-    assert "the valuable region is empty: ld_vlr will teach nothing" in empty.what
+    assert "the valuable region is empty: ld_vlr will have no effect" in empty.what
     assert empty.settings[0].startswith("detector.anchor_scale=")
     far = replace(regions, answered=torch.arange(len(regions.sides)) >= 5)
     (missed,) = region_problems(parts, far, None)
-    assert "of the objects have no location that answers for them" in missed.what
+    assert "of the objects have no assigned location" in missed.what
     assert missed.settings[0].startswith("detector.anchor_scale=")
     tiny = replace(far, sides=torch.cat((torch.full((5,), 4.0), regions.sides[5:])))
     (small,) = region_problems(parts, tiny, None)
     assert small.settings == ("data.sizes=[[512,384]]",)
     (fixed,) = region_problems(parts, tiny, None, seen=128)
     assert fixed.settings == ()
-    assert "looks at larger ones" in fixed.remedy
+    assert "teacher with a larger input size" in fixed.remedy
     (some,) = region_problems(parts, tiny, None, seen=160)
     assert some.settings == ("data.sizes=[[160,120]]",)
-    assert "1.25 times, as far as the teacher can look" in some.remedy
+    assert "1.25 times, the most that the teacher's input size allows" in some.remedy
 
 
 # ---------------------------------------------------------------------------------------------- kinds of teachers, text
@@ -455,7 +454,7 @@ def test_a_teacher_that_follows_has_no_ap_and_a_student_that_begins_has_one(untr
     assert set(same.numbers["ap"]) == {"teacher"}
     begun = locdistill.preflight(untrained, data, how=few, start=untrained, **words)
     assert set(begun.numbers["ap"]) == {"teacher", START}
-    assert any("is no better than the student as it begins" in p.what for p in begun.warnings)
+    assert any("is no better than the student at its start" in p.what for p in begun.warnings)
     assert begun.numbers["ap"]["teacher"]["ap"] == begun.numbers["ap"][START]["ap"]
     none = locdistill.preflight(untrained, data, how=replace(LOOK, images=0), **words)
     assert none.numbers["ap"] == {}
@@ -471,7 +470,7 @@ def test_looking_changes_nothing_of_the_run(untrained: Path, data: Path) -> None
     assert torch.equal(torch.rand(3), want)
     assert parts.detector.training
     assert all(torch.equal(before[name], value) for name, value in parts.detector.state_dict().items())
-    assert "cannot be judged" in report.text()
+    assert "cannot be assessed" in report.text()
     assert objective_of(parts.recipe, parts.detector) == parts.objective
 
 

@@ -40,7 +40,7 @@ def chosen_seeds(seeds: int | Sequence[int] | None) -> tuple[int, ...] | None:
     """
     chosen = None if seeds is None else tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if chosen is not None and (not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen)):
-        raise RecipeError(f"seeds are {seeds!r}; expected a number of at least 1, or different numbers from 0")
+        raise RecipeError(f"seeds: expected a number of at least 1, or different numbers from 0, came {seeds!r}")
     return chosen
 
 
@@ -66,36 +66,26 @@ def arms_of(given: Sequence[str | Path | Recipe], request: Request, seeds: tuple
         twin = groups[key].setdefault(recipe.engine.seed, Path(item))
         if twin != Path(item):
             raise RunError(
-                f"{twin} and {item} are runs of the same recipe with the same seed ({recipe.engine.seed}); name one"
+                f"{twin} and {item} are runs of the same recipe with the same seed ({recipe.engine.seed}); leave out "
+                "one of them"
             )
     if len(found) < 2:
-        what = "all of them are runs of one recipe" if len(given) > 1 else f"{len(given)} given"
+        what = "runs of a single recipe" if len(given) > 1 else str(len(given))
         raise RecipeError(
-            f"nothing to compare: expected at least two different recipes or run folders, {what}; the first is what "
-            "the others are compared with"
+            f"nothing to compare: expected at least two different recipes or run folders, came {what}; the others are "
+            "compared with the first"
         )
     # names of recipes; for finished runs without the seed at the end
     names = _names(
         [(recipe.name.removesuffix(f"-{recipe.engine.seed}") if there else recipe.name) for recipe, there in found]
     )
-    common = seeds or _common_seeds([there for _, there in found if there]) or SEEDS
-    return tuple(
-        _arm(name, recipe, there, seeds or (tuple(sorted(there)) if there else common))
-        for name, (recipe, there) in zip(names, found, strict=True)
-    )
-
-
-def _arm(name: str, recipe: Recipe, there: dict[int, Path], seeds: tuple[int, ...]) -> Arm:
-    def at(seed: int) -> Recipe:
-        return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"seed": seed})})
-
-    return Arm(name, name, at, seeds, {seed: folder for seed, folder in there.items() if seed in seeds})
-
-
-def _common_seeds(folders: list[dict[int, Path]]) -> tuple[int, ...]:
-    """Return the seeds in every group of folders."""
-    common = set.intersection(*(set(there) for there in folders)) if folders else set()
-    return tuple(sorted(common))
+    finished = [set(there) for _, there in found if there]
+    common = tuple(sorted(set.intersection(*finished))) if finished else ()
+    arms = []
+    for name, (recipe, there) in zip(names, found, strict=True):
+        own = seeds or tuple(sorted(there)) or common or SEEDS
+        arms.append(Arm(name, name, recipe, own, {seed: folder for seed, folder in there.items() if seed in own}))
+    return tuple(arms)
 
 
 def _names(wanted: list[str]) -> list[str]:
@@ -127,7 +117,7 @@ def _recipe(item: str | Path | Recipe, request: Request) -> Recipe:
     else:
         recipe = resolve({**request, "recipe": item, "teacher": None})
     if not recipe.data.path:
-        raise RecipeError(f"{recipe.name}: no data are named; expected --data FOLDER, or data.path in the recipe")
+        raise RecipeError(f"{recipe.name}: no data set given; pass --data FOLDER, or set data.path in the recipe")
     if recipe.teacher is None or recipe.teacher.follows:
         return recipe
     if recipe.teacher.weights is None and request.get("teacher") is not None:
@@ -145,7 +135,9 @@ def finished_recipe(folder: Path) -> Recipe:
         RunError: The folder holds no run, or an unfinished one.
     """
     if not (folder / RECIPE).is_file():
-        raise RunError(f"{folder} holds no run: expected {RECIPE} in it; name run folders, or recipes by file or name")
+        raise RunError(
+            f"{folder} is not a run folder: it has no {RECIPE}; pass run folders, or recipes by file or name"
+        )
     recipe = load_recipe(folder / RECIPE)
     try:
         content = json.loads((folder / METRICS).read_text(encoding="utf-8"))
@@ -155,7 +147,7 @@ def finished_recipe(folder: Path) -> Recipe:
         verb = "distill" if recipe.distils else "train"
         at = f" (it is at step {content['steps']})" if "steps" in content else ""
         raise RunError(
-            f"{folder} is not finished{at}; go on with it by 'locdistill {verb} --resume --out {folder}', then compare"
+            f"{folder} is not finished{at}; continue it with 'locdistill {verb} --resume --out {folder}', then compare"
         )
     return recipe
 

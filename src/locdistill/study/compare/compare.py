@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from locdistill.data.digest import data_digest
 from locdistill.data.records import Dataset
 from locdistill.distillation.settings import CacheSettings
 from locdistill.errors import DataError, RecipeError, RunError
@@ -25,19 +26,21 @@ from locdistill.recipe.load import Override
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import Request
 from locdistill.recipe.run_folder import PARENT, read_facts
-from locdistill.study.arms import CACHE, Arm, Remember, equal_time_steps, fixed_steps, remembered, train_arms
+from locdistill.study.arms import CACHE, Arm, equal_time_steps, fixed_steps, train_arms
 from locdistill.study.compare import page
 from locdistill.study.compare.arms import USE, arms_of, changes, chosen_seeds, flat
-from locdistill.study.compare.measure import Measure, Measuring, digest_of, evaluation_images
+from locdistill.study.compare.measure import Measure, Measuring, evaluation_images
 from locdistill.study.compare.pictures import pictures
 from locdistill.study.compare.result import Comparison, EqualTime, Measured, as_json, as_markdown
-from locdistill.training.build_cache import cache_seconds
+from locdistill.training.build_cache import build_cache_of
 from locdistill.training.separately import Train, run_apart, side_by_side
 from locdistill.types import Tell
 from locdistill.viz import report
 
 FEW_IMAGES = 100
 Show = Callable[[Comparison], list[report.Section]]
+Remember = Callable[[Recipe], float]
+"""Function that stores the predictions of a recipe's teacher on all images, and returns the seconds it took."""
 _NEAR = 0.01  # relative difference of times up to which they count as equal
 
 
@@ -121,9 +124,9 @@ def compare(  # noqa: PLR0913 - the words of the command line
         DataError: The data cannot be read, or are not the same for all.
     """
     if resamples < 2:
-        raise RecipeError(f"resamples is {resamples}; an interval needs at least 2, and 1000 to be steady")
+        raise RecipeError(f"resamples: expected at least 2, better 1000 or more, came {resamples}")
     if jobs < 1:
-        raise RecipeError(f"jobs is {jobs}; at least one training at a time is needed")
+        raise RecipeError(f"jobs: expected at least 1, came {jobs}")
     chosen = chosen_seeds(seeds)
     arms = arms_of(recipes, Request(data=data, teacher=teacher, overrides=overrides), chosen)
     name = "compare-" + "-".join(arm.name for arm in arms)
@@ -147,12 +150,14 @@ def carry_out(
     measure = Measuring(plan.out, data, device)
     show = functools.partial(pictures, data=data)
     with side_by_side(plan.jobs) as train:
-        return run_plan(plan, train=train, measure=measure, tell=tell, remember=cache_seconds, show=show)
-
-
-def no_pictures(_result: Comparison) -> list[report.Section]:
-    """Return no sections."""
-    return []
+        return run_plan(
+            plan,
+            train=train,
+            measure=measure,
+            tell=tell,
+            remember=lambda recipe: build_cache_of(recipe).seconds,
+            show=show,
+        )
 
 
 def run_plan(
@@ -162,7 +167,7 @@ def run_plan(
     measure: Measure,
     tell: Tell = print,
     remember: Remember | None = None,
-    show: Show = no_pictures,
+    show: Show | None = None,
 ) -> Comparison:
     """Train missing runs, evaluate, and write ``compare.json``, ``compare.md`` and ``report.html``.
 
@@ -208,7 +213,7 @@ def run_plan(
         equal_time=equal_time,
         settings={arm.name: changes(first, arm) for arm in plan.arms[1:]},
         resamples=plan.resamples,
-        notes=(*_notes(plan, measured), *_remembered_notes(beforehand)),
+        notes=tuple(_notes(plan, measured, beforehand)),
         teacher=teacher,
         out=plan.out,
         command=plan.command,
@@ -219,39 +224,34 @@ def run_plan(
     write_text(plan.out / "compare.json", json.dumps(as_json(result), indent=1) + "\n")
     write_text(plan.out / "compare.md", as_markdown(result))
     tell("writing the page")
-    page.write_page(result, show(result))
+    page.write_page(result, [] if show is None else show(result))
     return result
 
 
 def _remembering(arm: Arm, out: Path) -> Arm:
     """Add a cache of the teacher's predictions to an arm, if its teacher allows one."""
-
-    def recipe(seed: int) -> Recipe:
-        own = arm.recipe(seed)
-        if own.teacher is None or own.teacher.follows or own.teacher.cache is not None:
-            return own
-        kept = CacheSettings(path=str(out / f"{CACHE}-{arm.name}"))
-        return own.model_copy(update={"teacher": own.teacher.model_copy(update={"cache": kept})})
-
-    return replace(arm, recipe=recipe)
+    teacher = arm.base.teacher
+    if teacher is None or teacher.follows or teacher.cache is not None:
+        return arm
+    cache = CacheSettings(path=str(out / f"{CACHE}-{arm.name}"))
+    return replace(arm, base=arm.base.model_copy(update={"teacher": teacher.model_copy(update={"cache": cache})}))
 
 
 def _beforehand(arm: Arm, out: Path, remember: Remember | None, tell: Tell) -> float:
     """Return the seconds to build an arm's cache, once for all seeds; 0 without a cache, or if no run is trained."""
-    recipe = arm.recipe(arm.seeds[0])
+    recipe, stamp = arm.recipe(arm.seeds[0]), out / f"{CACHE}-{arm.name}.json"
     trains = any(seed not in arm.there for seed in arm.seeds)
     if remember is None or not trains or recipe.teacher is None or recipe.teacher.cache is None:
         return 0.0
-    return remembered(recipe, out / f"{CACHE}-{arm.name}.json", remember=remember, tell=tell)
+    if not stamp.is_file():
+        tell(f"{recipe.name}: computing the teacher's predictions on all images, once for all seeds")
+        write_text(stamp, json.dumps({"seconds": remember(recipe)}) + "\n")
+    return float(json.loads(stamp.read_text())["seconds"])
 
 
 def _longer(first: Arm, other: Arm, steps: int) -> Arm:
     """Return the arm of the first recipe at equal time: with as many steps as fit into the time of another."""
-
-    def recipe(seed: int) -> Recipe:
-        short = first.recipe(seed)
-        return short.model_copy(update={"engine": short.engine.model_copy(update={"steps": steps})})
-
+    recipe = first.base.model_copy(update={"engine": first.base.engine.model_copy(update={"steps": steps})})
     seeds = tuple(seed for seed in first.seeds if seed in other.seeds)
     return Arm(f"{first.name}-as-long-as-{other.name}", f"{first.label}, as long as {other.label}", recipe, seeds)
 
@@ -266,8 +266,8 @@ def _claim(plan: ComparisonPlan) -> None:
         if not set(arm.seeds) & set(plan.arms[0].seeds):
             raise RunError(
                 f"{plan.arms[0].name} was trained with the seeds {list(plan.arms[0].seeds)} and {arm.name} with "
-                f"{list(arm.seeds)}; differences are taken seed by seed: train both with the same (engine.seed), or "
-                "let --seeds N train what is missing"
+                f"{list(arm.seeds)}, but differences are taken seed by seed; train both with the same seeds "
+                "(engine.seed), or pass --seeds N to train the missing runs"
             )
     make_folder(plan.out)
     stamp = plan.out / "arms.json"
@@ -279,18 +279,9 @@ def _claim(plan: ComparisonPlan) -> None:
         if changed:
             raise RunError(
                 f"{plan.out} holds a comparison in which {arm.name} has another {', '.join(changed[:3])} (see "
-                f"{stamp}); choose another folder with --out, or another name for the recipe"
+                f"{stamp}); pass another folder with --out, or rename the recipe"
             )
     write_text(stamp, json.dumps(known, indent=1) + "\n")
-
-
-def _remembered_notes(beforehand: Mapping[str, float]) -> Iterator[str]:
-    for name, seconds in beforehand.items():
-        if seconds:
-            yield (
-                f"The teacher of {name} looked at all images once, in {seconds:.1f} s, before its runs: this is not in "
-                "their seconds, and at equal time they share it."
-            )
 
 
 def _check_images(arms: Sequence[Arm], data: str | Path | None) -> None:
@@ -302,21 +293,21 @@ def _check_images(arms: Sequence[Arm], data: str | Path | None) -> None:
     first: tuple[Arm, Dataset, str] | None = None
     for arm in arms:
         dataset = evaluation_images(arm.recipe(arm.seeds[0]), data)
-        digest = digest_of(dataset)
+        digest = data_digest(dataset, ordered=False)
         if first is None:
             first = (arm, dataset, digest)
             continue
         other, known, expected = first
         if set(dataset.classes) != set(known.classes):
             raise DataError(
-                f"{other.name} and {arm.name} cannot be compared: they have the classes {list(known.classes)} and "
+                f"{other.name} and {arm.name} cannot be compared: their classes are {list(known.classes)} and "
                 f"{list(dataset.classes)}; compare recipes of the same classes (data.classes)"
             )
         if digest != expected:
             raise DataError(
-                f"{other.name} and {arm.name} cannot be compared: they are evaluated on other images or objects, "
-                f"{known.name} ({len(known)} images) and {dataset.name} ({len(dataset)}); name the same data.path and "
-                "data.val for both (--data FOLDER for all)"
+                f"{other.name} and {arm.name} cannot be compared: they are evaluated on different images or objects, "
+                f"{known.name} ({len(known)} images) and {dataset.name} ({len(dataset)}); set the same data.path and "
+                "data.val for both, or pass --data FOLDER for all"
             )
 
 
@@ -330,38 +321,43 @@ def _check_comparable(measured: Mapping[str, tuple[Measured, ...]]) -> None:
     for folder, other in others:
         if other.images != known.images:
             raise RunError(
-                f"{first} and {folder} cannot be compared: they are evaluated on other images, objects or classes"
+                f"{first} and {folder} cannot be compared: they are evaluated on different images, objects or classes"
             )
     if any(math.isnan(m.run.metrics["AP"]) for m in (known, *(m for _, m in others))):
-        raise RunError(f"{first}: there is no object to find on the images to evaluate on, so no AP to compare")
+        raise RunError(f"{first}: the evaluation images have no objects, so there is no AP to compare")
 
 
-def _notes(plan: ComparisonPlan, measured: Mapping[str, tuple[Measured, ...]]) -> Iterator[str]:
+def _notes(
+    plan: ComparisonPlan, measured: Mapping[str, tuple[Measured, ...]], beforehand: Mapping[str, float]
+) -> Iterator[str]:
     """Yield the caveats of the results."""
     if plan.jobs > 1:
-        yield (
-            f"{plan.jobs} trainings ran at a time and shared the cores: their seconds are those of a busy machine, for "
-            "all alike."
-        )
+        yield (f"{plan.jobs} trainings ran in parallel and shared the cores, which made all of them slower.")
     images = len(measured[plan.arms[0].name][0].judgement.images)
     if images < FEW_IMAGES:
         yield (
-            f"There are only {images} images to evaluate on: their share of the error is itself uncertain, and rather "
-            "too small than too large."
+            f"There are only {images} evaluation images: the estimate of their share of the error is itself uncertain, "
+            "and probably too small."
         )
     if len(plan.arms) > 2:
         yield (
-            f"{len(plan.arms) - 1} recipes are compared with the first, each by itself: of twenty that change nothing, "
-            "one is expected to look as if it did."
+            f"{len(plan.arms) - 1} recipes are compared with the first, without correction for multiple comparisons: "
+            "of twenty without effect, one is expected to look as if it had one."
         )
     for arm in plan.arms[1:]:
         alone = set(plan.arms[0].seeds) ^ set(arm.seeds)
         if alone:
-            yield f"Seeds that {plan.arms[0].name} and {arm.name} do not share ({sorted(alone)}) are in means alone."
+            yield f"Seeds {sorted(alone)}, not common to {plan.arms[0].name} and {arm.name}, count in means only."
     facts = [read_facts(m.run.folder) for of_arm in measured.values() for m in of_arm]
     devices = sorted({str(fact["device"]) for fact in facts if "device" in fact})
     if len(devices) > 1:
-        yield f"The runs were made on different machines ({'; '.join(devices)}): their times cannot be compared."
+        yield f"The runs were trained on different machines ({'; '.join(devices)}): their times cannot be compared."
     training = {fact.get("data", {}).get("train", {}).get("sha256") for fact in facts} - {None}
     if len(training) > 1:
         yield "The runs were not all trained on the same images, or not with classes in the same order."
+    for name, seconds in beforehand.items():
+        if seconds:
+            yield (
+                f"The predictions of the teacher of {name} were computed once, in {seconds:.1f} s, before its runs: "
+                "this time is not part of their seconds, and is shared among them at equal time."
+            )

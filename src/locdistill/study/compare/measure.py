@@ -36,11 +36,6 @@ def evaluation_images(recipe: Recipe, data: str | Path | None) -> Dataset:
     return open_dataset(settings.model_copy(update={"classes": classes}), "val", training=False, boxes=recipe.detector)
 
 
-def digest_of(dataset: Dataset) -> str:
-    """Return the digest of images and objects, independent of the order of classes and images."""
-    return data_digest(dataset, ordered=False)
-
-
 class Measuring:
     """Evaluator of finished runs on their validation images; detections are stored in the comparison's folder."""
 
@@ -56,7 +51,7 @@ class Measuring:
         """
         finished = finished_run(arm, seed, folder)
         dataset = evaluation_images(load_recipe(folder / RECIPE), self.data)
-        digest = digest_of(dataset)
+        digest = data_digest(dataset, ordered=False)
         found = self._detections(finished.weights, self.folder / f"{arm}-{seed}.npz", digest)
         judgement = Evaluator(dataset).judge(found)
         numbers = judgement.numbers()
@@ -67,7 +62,7 @@ class Measuring:
 
     def _detections(self, weights: Path, kept: Path, images: str) -> dict[int, Detections]:
         if not weights.is_file():
-            raise RunError(f"{weights} is not there; a finished run has it, and its weights at the end are compared")
+            raise RunError(f"{weights} is missing; a comparison needs the weights at the end of each run")
         stamp = f"{file_digest(weights)} {images}"
         if (again := read_detections(kept, stamp)) is not None:
             return {image: one for image, (one,) in again.items()}

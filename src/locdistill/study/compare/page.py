@@ -10,8 +10,8 @@ from pathlib import Path
 from PIL import Image
 
 from locdistill.evaluation.paired import Paired
-from locdistill.study.arms import environment
-from locdistill.study.charts import SEEDS, SeedColumn, block, seed_chart
+from locdistill.study.arms import METRICS, environment
+from locdistill.study.charts import block
 from locdistill.study.compare.result import (
     Comparison,
     class_table,
@@ -27,9 +27,13 @@ from locdistill.viz.curves import compare_runs, read_metrics
 from locdistill.viz.figures import new_figure, tidy, to_image
 from locdistill.viz.style import INK, MUTED, STUDENT, TEACHER, hexadecimal
 
+_SEEDS = (
+    "A dot is a run, a line joins the runs of one seed, a bar is the mean. If all lines rise, or all fall, this is "
+    "better evidence than the distance between the bars."
+)
 _INTERVALS = (
     "Difference of AP from the first recipe. Thick: 95 % interval over images alone; thin: over seeds and images (it "
-    "needs two seeds); small dots: each seed. An interval that contains 0 shows nothing."
+    "needs two seeds); small dots: each seed. An interval that contains 0 shows no difference."
 )
 
 
@@ -49,7 +53,7 @@ def write_page(result: Comparison, pictures: Sequence[report.Section] = ()) -> P
     verdicts = report.Text("\n\n".join(result.verdicts.values()))
     sections = [
         report.Section("What was seen", [verdicts, block(summary_table(result)), *conditions]),
-        report.Section("Seed by seed", [report.Picture(_seeds(result), SEEDS, density=2)]),
+        report.Section("Seed by seed", [report.Picture(_seeds(result), _SEEDS, density=2)]),
         report.Section(
             "Differences", [report.Picture(_forest(result), _INTERVALS, density=2), block(difference_table(result))]
         ),
@@ -63,17 +67,31 @@ def write_page(result: Comparison, pictures: Sequence[report.Section] = ()) -> P
 
 
 def _seeds(result: Comparison) -> Image.Image:
-    """Draw all runs, those with a teacher in its colour."""
-    taught = {arm.name: arm.recipe(arm.seeds[0]).distils for arm in result.arms}
-    columns = [
-        SeedColumn(
-            textwrap.fill(label, max(30 // len(result.labels), 8), max_lines=4),
-            {m.run.seed: m.run.metrics for m in result.runs[name]},
-            taught=taught.get(name, taught[result.first.name]),
-        )
-        for name, label in result.labels.items()
-    ]
-    return seed_chart(columns)
+    """Draw a dot for each run, a bar for the mean of each arm, and a line between runs of a seed, by metric.
+
+    Each metric has a panel. Up to four arms, the panels are in one row, otherwise in two. With more than eight, labels
+    are vertical. Arms with a teacher have its colour.
+    """
+    metrics = {name: {m.run.seed: m.run.metrics for m in result.runs[name]} for name in result.labels}
+    taught = {arm.name: arm.base.distils for arm in result.arms}
+    labels = [textwrap.fill(label, max(30 // len(metrics), 8), max_lines=4) for label in result.labels.values()]
+    rows, upright = 1 if len(metrics) <= 4 else 2, len(metrics) > 8
+    figure = new_figure(1000, (400 if upright else 320) * rows)
+    panels = figure.subplots(rows, 4 // rows).flatten()
+    seeds = sorted({seed for by_seed in metrics.values() for seed in by_seed})
+    for panel, metric in zip(panels, METRICS, strict=True):
+        axes = tidy(panel, f"{metric} (%)")
+        for seed in seeds:
+            points = [(x, of[seed][metric]) for x, of in enumerate(metrics.values()) if seed in of]
+            axes.plot(*zip(*points, strict=True), color=hexadecimal(MUTED), linewidth=0.8, alpha=0.6, zorder=1)
+        for x, (name, of) in enumerate(metrics.items()):
+            values = [numbers[metric] for numbers in of.values()]
+            colour = hexadecimal(TEACHER if taught.get(name, taught[result.first.name]) else STUDENT)
+            axes.scatter([x] * len(values), values, color=colour, s=22, zorder=3)
+            axes.hlines(sum(values) / len(values), x - 0.25, x + 0.25, color=hexadecimal(INK), linewidth=1.6, zorder=2)
+        axes.set_xticks(range(len(labels)), labels, rotation=90 if upright else 0)
+        axes.set_xlim(-0.5, len(labels) - 0.5)
+    return to_image(figure)
 
 
 def _forest(result: Comparison) -> Image.Image:
@@ -108,7 +126,10 @@ def _curves(result: Comparison) -> list[report.Section]:
         for name, label in result.labels.items()
         for m in result.runs[name]
     }
-    logs = {name: path for name, path in logs.items() if path.is_file() and _evaluations(path) > 1}
+    for name, path in list(logs.items()):
+        steps, _ = read_metrics(path).get("val/AP", ((), ())) if path.is_file() else ((), ())
+        if len(steps) < 2:
+            del logs[name]
     if not logs:
         return []
     picture = compare_runs(logs, result.out / "curves.png")
@@ -117,9 +138,3 @@ def _curves(result: Comparison) -> list[report.Section]:
             "Curves", [report.Picture(picture, "One line for each run, one colour for each recipe.", density=2)]
         )
     ]
-
-
-def _evaluations(log: Path) -> int:
-    """Count the evaluations of a run."""
-    steps, _ = read_metrics(log).get("val/AP", ((), ()))
-    return len(steps)

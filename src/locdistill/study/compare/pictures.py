@@ -11,22 +11,24 @@ from locdistill.data.records import Dataset
 from locdistill.errors import LocdistillError
 from locdistill.images import read_image
 from locdistill.models.detector import Detector
-from locdistill.objective.regions import Positives
 from locdistill.study.compare.measure import evaluation_images
 from locdistill.study.compare.result import Comparison
-from locdistill.study.diagnose.page import Views, look
+from locdistill.study.diagnose.page import Views, look, regions_of_image
 from locdistill.study.diagnose.reopen import reopen
 from locdistill.study.diagnose.result import ALONE, STUDENT
 from locdistill.training.pictures import THRESHOLD, miss, objects_by_doubt, spread, truth_layer
 from locdistill.viz import report
 from locdistill.viz.distributions import plot_edges
-from locdistill.viz.draw import Layer, draw_detections, draw_layers
+from locdistill.viz.draw import draw_detections, draw_layers
 from locdistill.viz.mosaic import mosaic
-from locdistill.viz.regions import draw_regions
 
 _IMAGES = 6
 _MOST_COLUMNS = 5
 _CELL = 300
+_REGIONS = (
+    "Locations of each pyramid level on one image. Main region: locations assigned to an object, weighted by the "
+    "student's confidence. Valuable region: locations whose anchor nearly reaches an object. Dashed: objects."
+)
 
 
 def pictures(result: Comparison, data: str | Path | None = None) -> list[report.Section]:
@@ -52,9 +54,19 @@ def pictures(result: Comparison, data: str | Path | None = None) -> list[report.
     picture = report.Picture(_side_by_side(shown, dataset), caption, photo=True)
     sections = [report.Section("The same images", [picture])]
     taught = next((arm for arm in result.others if arm.recipe(seed).distils), None)
-    if taught is not None:
-        alone = None if result.first.recipe(seed).distils else runs[result.first.name].weights
-        sections += _taught(runs[taught.name].weights, alone, dataset, data)
+    if taught is None:
+        return sections
+    alone = None if result.first.recipe(seed).distils else runs[result.first.name].weights
+    try:
+        found = reopen(runs[taught.name].weights, against=alone, data=data, device=torch.device("cpu"))
+        views = look(found, dataset, _IMAGES)
+    except LocdistillError as error:
+        note = report.Text(f"Not shown: {error}", note=True)
+        return [*sections, report.Section("Where distillation acts", [note])]
+    image = int(views.valuable.sum(-1).argmax())  # the image with the largest number of valuable locations
+    regions = report.Picture(regions_of_image(views, image), _REGIONS, photo=True)
+    sections.append(report.Section("The edges of one object", _edges(views)))
+    sections.append(report.Section("Where distillation acts", [regions]))
     return sections
 
 
@@ -79,26 +91,13 @@ def _side_by_side(weights: dict[str, Path], dataset: Dataset) -> Image.Image:
     return mosaic(cells, captions, columns=1 + len(detectors), cell=_CELL)
 
 
-def _taught(weights: Path, alone: Path | None, dataset: Dataset, data: str | Path | None) -> list[report.Section]:
-    """Show the edges of an object and the regions of an image, for a run with a teacher and the one without."""
-    try:
-        found = reopen(weights, against=alone, data=data, device=torch.device("cpu"))
-        views = look(found, dataset, _IMAGES)
-    except LocdistillError as error:
-        return [report.Section("Where distillation acts", [report.Text(f"Not shown: {error}", note=True)])]
-    return [
-        report.Section("The edges of one object", _edges(views)),
-        report.Section("Where distillation acts", [_regions(views)]),
-    ]
-
-
 def _edges(views: Views) -> list[report.Block]:
     """Plot the edge distributions of one object by each student, with those of the teacher."""
     blocks: list[report.Block] = [
         report.Text(
-            "Of the images above, the object whose edges the teacher finds hardest to place, seen from the location "
-            "that answers for it with the teacher's highest score. A wide distribution says that the edge is hard to "
-            "place, and localization distillation passes that on."
+            "The object on the images above whose edges are the most uncertain for the teacher, at its assigned "
+            "location with the teacher's highest score. The wider a distribution, the more uncertain the edge; "
+            "localization distillation transfers this to the student."
         )
     ]
     for image, location in objects_by_doubt(views.scenes[STUDENT], 1):
@@ -118,25 +117,3 @@ def _edges(views: Views) -> list[report.Block]:
             caption = f"{label} (bars) and teacher (line). {miss(scene, image, location)}."
             blocks.append(report.Picture(picture, caption, density=2))
     return blocks
-
-
-def _regions(views: Views) -> report.Picture:
-    """Draw both regions of the image with the largest number of valuable locations."""
-    scene, valuable = views.scenes[STUDENT], views.valuable
-    image = int(valuable.sum(-1).argmax())
-    height, width = views.batch.sizes[image].tolist()
-    objects = views.batch.instances
-    present = objects.present[image]
-    picture = draw_regions(
-        views.batch.images[image, :, :height, :width],
-        scene.grid,
-        main=Positives(by="student_confidence")(scene)[image],
-        valuable=valuable[image],
-        truth=Layer(objects.targets[image][present], objects.labels[image][present], style="truth"),
-        first_level=views.first_level,
-    )
-    caption = (
-        "Locations of each pyramid level on one image. Main region: locations that answer for an object, weighted by "
-        "the student's confidence. Valuable region: locations whose anchor nearly reaches an object. Dashed: objects."
-    )
-    return report.Picture(picture, caption, photo=True)

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from locdistill.evaluation.bootstrap import Judgement, Numbers, image_weights
 from locdistill.evaluation.paired import OverImages, Paired, Wording, verdict
 from locdistill.evaluation.tables import UNDEFINED, Table
 from locdistill.settings import finite
-from locdistill.study.arms import METRICS, NOTHING, Arm, Run, environment, paired_cells, spread
+from locdistill.study.arms import METRICS, NOTHING, Arm, Run, environment, spread
 
 SIZES = ("APs", "APm", "APl")
 _MARK = ", AP of class "
@@ -132,17 +132,13 @@ class Comparison:
         """
         against = self.equal_time[arm].name if equal_time else self.first.name
         here, there = ({m.run.seed: m for m in self.runs[name]} for name in (arm, against))
-        seeds = [seed for seed in here if seed in there]
-        return Paired.of(
-            [_value(here[seed], metric) for seed in seeds],
-            [_value(there[seed], metric) for seed in seeds],
-            self._over_images([here[seed] for seed in seeds], [there[seed] for seed in seeds], metric),
-        )
-
-    def _over_images(self, here: list[Measured], there: list[Measured], metric: str) -> OverImages | None:
-        pairs = zip(here, there, strict=True)
+        pairs = [(here[seed], there[seed]) for seed in here if seed in there]
         gaps = [_of(self._numbers[a.run.folder], metric) - _of(self._numbers[b.run.folder], metric) for a, b in pairs]
-        return OverImages.of(100 * np.mean(gaps, 0))
+        return Paired.of(
+            [_value(one, metric) for one, _ in pairs],
+            [_value(other, metric) for _, other in pairs],
+            OverImages.of(100 * np.mean(gaps, 0)),
+        )
 
     @functools.cached_property
     def _numbers(self) -> dict[Path, Numbers]:
@@ -154,19 +150,20 @@ class Comparison:
     @functools.cached_property
     def verdicts(self) -> dict[str, str]:
         """Conclusions in a sentence or two, by arm."""
-        return {arm.name: self._verdict(arm) for arm in self.others}
+        found = {}
+        for arm in self.others:
+            here, there = (_steps_of(self, each) for each in (arm, self.first))
+            condition = "At equal steps" if here == there else f"At {here} steps against {there}"
+            words = Wording(arm.label, self.first.label, condition)
+            timed = self.difference(arm.name, equal_time=True) if arm.name in self.equal_time else None
+            conclusion = verdict(self.difference(arm.name), timed, words)
+            found[arm.name] = f"{arm.label} against {self.first.label}: {conclusion}"
+        return found
 
     @property
     def verdict(self) -> str:
         """All verdicts, one per line."""
         return "\n".join(self.verdicts.values())
-
-    def _verdict(self, arm: Arm) -> str:
-        here, there = (_steps_of(self, each) for each in (arm, self.first))
-        condition = "At equal steps" if here == there else f"At {here} steps against {there}"
-        words = Wording(f"{arm.label}", f"{self.first.label}", condition)
-        timed = self.difference(arm.name, equal_time=True) if arm.name in self.equal_time else None
-        return f"{arm.label} against {self.first.label}: {verdict(self.difference(arm.name), timed, words)}"
 
 
 def class_metric(name: str) -> str:
@@ -233,9 +230,11 @@ _DIFFERENCE = ("", "mean", "deviation", "95 % interval", "over images alone", "s
 
 
 def _cells(pair: Paired) -> tuple[str, ...]:
-    mean, deviation, interval, seeds = paired_cells(pair)
+    """Format mean, standard deviation, both intervals, and the differences seed by seed."""
+    deviation = NOTHING if math.isnan(pair.deviation) else f"{pair.deviation:.1f}"
+    interval = NOTHING if math.isinf(pair.low) else f"{pair.low:+z.1f} to {pair.high:+z.1f}"
     images = NOTHING if pair.images is None else f"{pair.images.low:+z.1f} to {pair.images.high:+z.1f}"
-    return mean, deviation, interval, images, seeds
+    return f"{pair.mean:+z.1f}", deviation, interval, images, ", ".join(f"{value:+z.1f}" for value in pair.differences)
 
 
 def class_table(result: Comparison) -> Table:
@@ -326,12 +325,11 @@ def _arm_json(result: Comparison, name: str) -> dict[str, Any]:
 
 
 def _difference_json(result: Comparison, arm: Arm) -> dict[str, Any]:
-    def plain(pair: Paired) -> dict[str, Any]:
-        return {**dataclasses.asdict(pair), "finding": pair.finding}
+    """Return the differences of an arm from the first as plain data."""
 
     def compared(metrics: Mapping[str, str], timed: bool) -> dict[str, Any]:
-        pick: Callable[[str], Paired] = functools.partial(result.difference, arm.name, equal_time=timed)
-        return {shown: plain(pick(metric)) for shown, metric in metrics.items()}
+        pairs = {shown: result.difference(arm.name, metric, equal_time=timed) for shown, metric in metrics.items()}
+        return {shown: {**dataclasses.asdict(pair), "finding": pair.finding} for shown, pair in pairs.items()}
 
     of_all = {metric: metric for metric in result.metrics}
     content = {

@@ -86,7 +86,7 @@ def diagnose(  # noqa: PLR0913 - the words of the command line
     moments = [name for name in (START, STUDENT) if name in found.students and not (settings.follows and name == START)]
     # note for terms whose weight changes during the run
     names = [name for name, term in found.objective.terms.items() if term.schedule is not None]
-    note = f"The weights of {', '.join(names)} follow the run: gradients are those of its first and its last step."
+    note = f"The weights of {', '.join(names)} change during the run; gradients are for its first and last step."
     scheduled = (note,) if names else ()
     diagnosis = Diagnosis(
         run=found.weights,
@@ -137,18 +137,12 @@ def _compare(
                 sums[name][region] += agreement_sums(scene, where)
             errors[name].append(edge_errors(scene, scene.student.edge_logits))
         errors[TEACHER].append(edge_errors(scene, taught.edge_logits.float()))
-    return (
-        {name: {region: Agreement.of(s) for region, s in of.items()} for name, of in sums.items()},
-        {name: _reliability(pairs) for name, pairs in errors.items()},
-        objects,
-    )
-
-
-def _reliability(pairs: list[tuple[Tensor, Tensor]]) -> Reliability:
-    deviations, errors = (
-        torch.cat([torch.zeros(0), *(part.cpu() for part in column)]) for column in zip(*pairs, strict=True)
-    )
-    return reliability(deviations.numpy(), errors.numpy())
+    reliable = {}
+    for name, pairs in errors.items():
+        columns = [torch.cat([torch.zeros(0), *(part.cpu() for part in column)]) for column in zip(*pairs, strict=True)]
+        reliable[name] = reliability(*(column.numpy() for column in columns))
+    agreement = {name: {region: Agreement.of(s) for region, s in of.items()} for name, of in sums.items()}
+    return agreement, reliable, objects
 
 
 def _gradients(found: Reopened, moment: str, dataset: Dataset, batches: int) -> _Pulls:

@@ -85,18 +85,18 @@ def write_page(found: Diagnosis, views: Views) -> Path:
     notes = " ".join(found.notes)
     conditions: list[report.Block] = [report.Text(f"{about}; {batches} {notes}".strip(), note=True)]
     note = (
-        "Main region: locations that answer for an object. Valuable region: locations whose anchor nearly reaches one, "
-        "main region excluded. Other: the rest of the image, where nothing trains the edges of either detector, so "
-        "that they may well differ there. Edge KL: divergence of the student's distribution from the teacher's at "
+        "Main region: locations assigned to an object. Valuable region: locations whose anchor nearly reaches one, "
+        "main region excluded. Other: the rest of the image, where the edges of neither detector are trained and may "
+        "differ. Edge KL: divergence of the student's distribution from the teacher's at "
         "temperature 1. Distances are counted in bins. Score difference: the largest over the classes."
     )
     tables = (words.region_table(found), words.edge_table(found))
     agreement: list[report.Block] = [report.Text(note, note=True), *map(block, tables)]
     sections = [
-        report.Section("In words", [report.Text("\n\n".join(words.in_words(found))), *conditions]),
+        report.Section("Summary", [report.Text("\n\n".join(words.in_words(found))), *conditions]),
         report.Section("Agreement with the teacher", agreement),
-        report.Section("Do the edges know how sure they may be?", _calibration(found)),
-        report.Section("Which term pulls how hard?", _gradients(found)),
+        report.Section("Are the edges calibrated?", _calibration(found)),
+        report.Section("Gradient of each term", _gradients(found)),
         report.Section("Where distillation acts", _regions(found, views)),
         report.Section("Edges of the same objects", _edges(found, views)),
         report.Section("Recipe", [report.Preformatted(views.recipe)]),
@@ -109,12 +109,12 @@ def _calibration(found: Diagnosis) -> list[report.Block]:
     curves = {who: [(b.deviation, b.error) for b in r.bins] for who, r in found.reliability.items()}
     picture = save_picture(plot_reliability(curves), found.out / "calibration.png")
     caption = (
-        "Edges of the main region in groups of equal number, by their predicted standard deviation. On the dashed line "
-        "a detector errs as much as it says; above it it is too sure of itself, below it modest. Both are counted in "
-        "bins: those of horizontal boxes are a stride apart, those of rotated ones have a distance of their own for "
-        "each edge and the angle. Between two bins a distribution has a deviation of up to half a bin however sure it "
-        "is, so that where errors are smaller than that every detector looks modest. What localization distillation "
-        "has to pass on is in the slope: a level line says nothing."
+        "Edges of the main region in groups of equal size, by their predicted standard deviation. On the dashed line "
+        "the error equals the predicted deviation; above it a detector is overconfident, below it underconfident. Both "
+        "axes are in bins: one stride for horizontal boxes, a width of its own for each edge and the angle of rotated "
+        "ones. Between two bins a distribution has a deviation of up to half a bin however certain it is, so that "
+        "every detector with smaller errors looks underconfident. The slope is the information that localization "
+        "distillation transfers: a level line has none."
     )
     tables = (words.reliability_table(found), words.bins_table(found))
     return [report.Picture(picture, caption, density=2), *map(block, tables)]
@@ -129,29 +129,31 @@ def _gradients(found: Diagnosis) -> list[report.Block]:
     picture = save_picture(plot_shares(bars), found.out / "gradients.png")
     caption = (
         "Norm of each term's gradient as a share of the sum of norms, weights included, before the first step of the "
-        "run and with the weights that are diagnosed. Terms that pull against each other both count in full; the "
-        "cosine tells where a term points, compared with the terms that learn from labels."
+        "run and with the weights that are diagnosed. Terms with opposite gradients both count in full; the "
+        "cosine is that with the gradient of the terms on labels."
     )
     return [report.Picture(picture, caption, density=2), block(words.gradient_table(found))]
 
 
+def regions_of_image(views: Views, image: int) -> Image.Image:
+    """Draw the main and the valuable region of an image, with its objects."""
+    scene, objects = views.scenes[STUDENT], views.batch.instances
+    height, width = views.batch.sizes[image].tolist()
+    present = objects.present[image]
+    return draw_regions(
+        views.batch.images[image, :, :height, :width].cpu(),
+        scene.grid,
+        main=Positives(by="student_confidence")(scene)[image],
+        valuable=views.valuable[image],
+        truth=Layer(objects.targets[image][present].cpu(), objects.labels[image][present].cpu(), style="truth"),
+        first_level=views.first_level,
+    )
+
+
 def _regions(found: Diagnosis, views: Views) -> list[report.Block]:
-    scene = views.scenes[STUDENT]
-    main = Positives(by="student_confidence")(scene)
     blocks: list[report.Block] = []
     for i, record in enumerate(views.dataset.records):
-        height, width = views.batch.sizes[i].tolist()
-        objects = views.batch.instances
-        present = objects.present[i]
-        picture = draw_regions(
-            views.batch.images[i, :, :height, :width].cpu(),
-            scene.grid,
-            main=main[i],
-            valuable=views.valuable[i],
-            truth=Layer(objects.targets[i][present].cpu(), objects.labels[i][present].cpu(), style="truth"),
-            first_level=views.first_level,
-        )
-        path = save_picture(picture, found.out / f"regions-{i + 1}.png")
+        path = save_picture(regions_of_image(views, i), found.out / f"regions-{i + 1}.png")
         blocks.append(
             report.Picture(path, f"{record.path.name}; dashed: objects. A location may be in both regions.", photo=True)
         )
@@ -161,14 +163,14 @@ def _regions(found: Diagnosis, views: Views) -> list[report.Block]:
 def _edges(found: Diagnosis, views: Views) -> list[report.Block]:
     """Plot the edge distributions of all detectors for a few objects, each at a positive location of the object."""
     note = (
-        "The objects whose edges the teacher finds hardest, middling and easiest to place, of those on the images "
-        "above. Bars: the student; line: the teacher."
+        "The objects on the images above whose edges are the most, moderately and the least uncertain for the "
+        "teacher. Bars: the student; line: the teacher."
     )
     blocks: list[report.Block] = [report.Text(note, note=True)]
     order = [who for who in (START, ALONE, STUDENT) if who in views.scenes]
     for number, (image, location) in enumerate(objects_by_doubt(views.scenes[STUDENT], _OBJECTS), 1):
         picture = save_picture(_boxes(views, image, location), found.out / f"object-{number}.png")
-        caption = f"Object {number}, on {views.dataset.records[image].path.name}: as student and teacher place it."
+        caption = f"Object {number}, on {views.dataset.records[image].path.name}: boxes of student and teacher."
         blocks.append(report.Picture(picture, caption, photo=True))
         for who in order:
             scene = views.scenes[who]

@@ -66,7 +66,7 @@ class Reopened:
     def scene(self, who: str, batch: Batch, taught: Dense) -> Scene:
         """Compute the predictions of one of the students on a batch on the device, with those of the teacher.
 
-        The scene has only objects of the teacher's classes: for other objects there is nothing to compare.
+        The scene has only objects of the teacher's classes, because others cannot be compared.
         """
         dense, grid = self.students[who].see(batch.images, batch.sizes)
         return self.objective.unchecked(dense, taught, grid=grid, instances=batch.instances).taught
@@ -107,7 +107,7 @@ def reopen(
     """
     weights = find(run)
     if not (weights.parent / RECIPE).is_file():
-        raise RunError(f"{weights.parent} is no run folder: expected {RECIPE} beside the weights; give a run's folder")
+        raise RunError(f"{weights.parent} is not a run folder: it has no {RECIPE}; pass the folder of a run")
     saved = weights.parent / RECIPE
     recipe = build_recipe(recipe_data(saved), str(saved)) if is_address(str(run)) else load_recipe(saved)
     recipe = _renamed(recipe, teacher, data)
@@ -121,7 +121,7 @@ def reopen(
     try:
         students[START] = _start(recipe).to(device).eval()
     except LocdistillError as error:
-        notes.append(f"The student before training is left out, for it cannot be built again: {error}")
+        notes.append(f"The student before training is left out, because it cannot be rebuilt: {error}")
     return Reopened(
         recipe=recipe,
         folder=weights.parent,
@@ -148,8 +148,8 @@ def _renamed(recipe: Recipe, teacher: str | Path | None, data: str | Path | None
         changes["teacher"] = named.model_copy(update={"weights": str(teacher), "sha256": None})
     elif recipe.teacher is None:
         raise RecipeError(
-            f"recipe {recipe.name} has no teacher, and a diagnosis compares with one; give the folder of a "
-            "distillation run, or name a teacher with --teacher FILE"
+            f"recipe {recipe.name} has no teacher to compare with; pass the folder of a distillation run, or a teacher "
+            "with --teacher FILE"
         )
     return recipe.model_copy(update=changes)
 
@@ -167,18 +167,20 @@ def _teacher(recipe: Recipe, student: Detector, folder: Path) -> FrozenTeacher:
             teacher = teacher_of(recipe)
         except WeightsError as error:
             raise TeacherError(
-                f"the teacher of the run cannot be had: {error}. If it lies elsewhere now, say where with --teacher"
+                f"the teacher of the run is not available: {error}. If it was moved, pass its path with --teacher"
             ) from error
         if not teacher.comparable:
             raise TeacherError(
-                f"the teacher of {folder} taught by its feature maps alone: its predictions are not in the student's "
-                "terms (classes, locations or levels differ), so there is nothing to compare"
+                f"the predictions of the teacher of {folder} cannot be compared with the student's: classes, locations "
+                "or levels differ, and only its feature maps were used"
             )
         return teacher
     average = AverageTeacher(student, recipe.teacher.decay or EMA_DECAY)
     state = _checkpoint(folder).get("run", {}).get("teacher")
     if not state:
-        raise TeacherError(f"{folder / CHECKPOINT} holds no running average of the student; name one with --teacher")
+        raise TeacherError(
+            f"{folder / CHECKPOINT} holds no running average of the student; pass a teacher with --teacher"
+        )
     average.load_state_dict(state)
     return average
 
@@ -191,8 +193,8 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CHECKPOINT).is_file():
         raise RunError(
-            f"{folder / CHECKPOINT} is not there, and what the run learned beside the student (a teacher that is its "
-            "running average, adapters of terms) is in no other file"
+            f"{folder / CHECKPOINT} is missing; it is the only file with what the run learned beside the student (a "
+            "teacher that is its running average, adapters of terms)"
         )
     return load_checkpoint(folder / CHECKPOINT)
 
@@ -226,6 +228,6 @@ def _check_alike(student: Detector, alone: Detector, where: str) -> None:
     if differ:
         lines = "\n  ".join(differ)
         raise RecipeError(
-            f"{where} cannot be compared with the student location by location; name a student of the same kind and "
+            f"{where} cannot be compared with the student location by location; pass a student of the same kind and "
             f"settings, trained alone:\n  {lines}"
         )

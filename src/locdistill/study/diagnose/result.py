@@ -181,7 +181,7 @@ def _agreement_words(found: Diagnosis) -> list[str]:
     own = found.agreement[STUDENT]
     main, valuable = own[MAIN], own[VALUABLE]
     if not main.locations:
-        return ["No location answers for an object on these images: there is nothing to compare."]
+        return ["No location of these images is assigned to an object, so there is nothing to compare."]
     text = (
         f"At the objects (main region) the student's edge distributions are {_number(main.mean_edge_kl)} nats from the "
         f"teacher's, and their boxes have an IoU of {main.box_iou:.2f}"
@@ -234,11 +234,11 @@ def _spread_words(found: Diagnosis) -> list[str]:
             for bound, word in ((0.5, "well"), (0.3, "fairly"), (0.1, "weakly"), (-2, "not"))
             if r.spearman >= bound
         )
-        says = "does not predict its error" if strength == "not" else f"predicts its error {strength}"
-        sure = "too sure of itself" if r.ratio > 1.1 else "modest" if r.ratio < 0.9 else "calibrated"
+        relation = "does not predict its error" if strength == "not" else f"predicts its error {strength}"
+        sure = "overconfident" if r.ratio > 1.1 else "underconfident" if r.ratio < 0.9 else "calibrated"
         words.append(
-            f"{who.capitalize()}: the spread of an edge distribution {says} (rank correlation {r.spearman:.2f}); "
-            f"errors are {r.ratio:.2f} times as large as the spread says, which is {sure}."
+            f"{who.capitalize()}: the spread of an edge distribution {relation} (rank correlation {r.spearman:.2f}); "
+            f"errors are {r.ratio:.2f} times the predicted spread, which is {sure}."
         )
     return words
 
@@ -253,10 +253,10 @@ def _gradient_words(found: Diagnosis) -> list[str]:
             parts = ", ".join(f"{term} {_percent(share)}" for term, share in taught.items())
             words.append(f"Of the gradient on the {target}, distillation makes up {_percent(pull[target])} ({parts}).")
     if found.taught and pull and max(pull.values()) < LITTLE:
-        words.append("That is little: the student hardly hears its teacher. Raise the weights of these terms.")
+        words.append("That is little: the teacher has almost no effect. Raise the weights of these terms.")
     loud = [target for target, share in pull.items() if share > MUCH]
     if loud:
-        words.append(f"On the {' and the '.join(loud)} the labels are hardly heard beside the teacher.")
+        words.append(f"On the {' and the '.join(loud)} the labels have little effect beside the teacher.")
     return words
 
 

@@ -104,30 +104,26 @@ class TuneResult:
         first = (
             f"None of {count} is better than the recipe as it is: AP {best.ap:.1f}"
             if best is self.as_is
-            else f"The highest of {count} is {best.label} with {self.settings_of(best)}: AP {best.ap:.1f}"
+            else f"The highest of {count} is {best.label} with {describe(self.space, best.values)}: AP {best.ap:.1f}"
         )
         seeds = f", mean of {len(best.runs)} seeds" if len(best.runs) > 1 else ""
         parts = [f"{first}{f'; {said}' if said else ''} (on {self.judged_on}, after {run.steps} steps{seeds})."]
         if self.alone is not None and self.alone.ap >= best.ap:
-            parts.append("No settings that were tried are better than the student alone.")
+            parts.append("None of these settings is better than the student alone.")
         return " ".join([*parts, self._chance()])
 
     def _chance(self) -> str:
         """Describe the upward bias of the best of several trials."""
-        lead = "The best of several was chosen for its AP, which is therefore too high:"
+        lead = "The AP of the best of several trials is biased upwards:"
         finished = [trial for trial in (self.as_is, *self.trials) if trial.runs]
         noise = seed_noise([trial.of() for trial in finished])
         if math.isnan(noise):
-            return f"{lead} by how much, one seed or one trial does not tell (--seeds 3)."
+            return f"{lead} an estimate of the bias needs several seeds and trials (--seeds 3)."
         above = expected_best(len(finished)) * noise
         return (
-            f"{lead} seeds move the mean of one setting against another's by {noise:.1f} (standard deviation), so that "
-            f"of {len(finished)} equally good settings the best would be about {above:.1f} above their mean."
+            f"{lead} the mean of a setting varies by {noise:.1f} with the seeds (standard deviation), so that of "
+            f"{len(finished)} equally good settings the best would be about {above:.1f} above their mean."
         )
-
-    def settings_of(self, trial: Trial) -> str:
-        """Describe the values of a trial."""
-        return describe(self.space, trial.values)
 
     @property
     def commands(self) -> tuple[str, str]:
@@ -161,6 +157,16 @@ class TuneResult:
     def as_dict(self) -> dict[str, Any]:
         """Return plain data, for JSON."""
         use, compare = self.commands
+        trials = []
+        for trial in self.ranked:
+            runs = [
+                {"seed": run.seed, "steps": run.steps, "seconds": run.seconds, **finite(dict(run.metrics))}
+                for run in trial.runs
+            ]
+            ap = None if math.isnan(trial.ap) else trial.ap
+            trials.append(
+                {"name": trial.name, "AP": ap, "settings": trial.values, "failed": trial.failed, "runs": runs}
+            )
         return {
             "recipe": self.recipe.name,
             "search": [str(searched) for searched in self.space],
@@ -169,18 +175,10 @@ class TuneResult:
             "best": self.best.name,
             "verdict": self.verdict,
             "commands": {"use": use, "compare": compare},
-            "trials": [self._plain(trial) for trial in self.ranked],
+            "trials": trials,
             "environment": environment(),
             "out": str(self.out),
         }
-
-    def _plain(self, trial: Trial) -> dict[str, Any]:
-        runs = [
-            {"seed": run.seed, "steps": run.steps, "seconds": run.seconds, **finite(dict(run.metrics))}
-            for run in trial.runs
-        ]
-        ap = None if math.isnan(trial.ap) else trial.ap
-        return {"name": trial.name, "AP": ap, "settings": trial.values, "failed": trial.failed, "runs": runs}
 
     def as_csv(self) -> str:
         """Format as CSV, one line per trial and seed, in the order of the table."""
@@ -214,7 +212,7 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     """
     known = [trial for trial in trials if not math.isnan(trial.ap)]
     if not known:
-        why = next((trial.failed for trial in trials if trial.failed), "there is no object to find")
+        why = next((trial.failed for trial in trials if trial.failed), "the evaluation images have no objects")
         raise RunError(f"no trial has an AP: {why}")
     return max(known, key=lambda trial: trial.ap)
 

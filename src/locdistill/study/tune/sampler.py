@@ -40,7 +40,13 @@ def propose(space: Sequence[Searched], finished: Sequence[tuple[Values, float]],
     optuna = sampler()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=number))
-    distributions = {searched.name: _distribution(optuna.distributions, searched) for searched in space}
+    distributions: dict[str, Any] = {}
+    for one in space:
+        if one.choices:
+            distributions[one.name] = optuna.distributions.CategoricalDistribution(one.choices)
+            continue
+        kind = optuna.distributions.IntDistribution if one.integer else optuna.distributions.FloatDistribution
+        distributions[one.name] = kind(one.low, one.high, log=one.log)
     for values, ap in finished:
         known = {name: distributions[name] for name in values}
         study.add_trial(optuna.trial.create_trial(params=values, distributions=known, value=ap))
@@ -53,10 +59,3 @@ def propose(space: Sequence[Searched], finished: Sequence[tuple[Values, float]],
         return searched.rounded(suggest(searched.name, searched.low, searched.high, log=searched.log))
 
     return draw(space, pick)
-
-
-def _distribution(kinds: Any, searched: Searched) -> Any:
-    if searched.choices:
-        return kinds.CategoricalDistribution(searched.choices)
-    kind = kinds.IntDistribution if searched.integer else kinds.FloatDistribution
-    return kind(searched.low, searched.high, log=searched.log)

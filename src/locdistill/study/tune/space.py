@@ -136,7 +136,7 @@ def check_space(space: Sequence[Searched], recipe: Recipe) -> None:
     keys = [key for searched in space for key in searched.keys]
     twice = sorted({key for key in keys if keys.count(key) > 1})
     if twice:
-        raise RecipeError(f"{twice[0]} is searched twice; name each setting once")
+        raise RecipeError(f"{twice[0]} is searched twice; give each setting once")
     for searched in space:
         for value in searched.extremes:
             named_recipe(apply_overrides(plain, searched.overrides(value, set())), f"{searched.name}={value}")
@@ -155,8 +155,8 @@ def default_space(recipe: Recipe) -> tuple[Searched, ...]:
     taught = {name: term for name, term in recipe.terms.items() if term.needs_teacher}
     if not taught:
         raise RecipeError(
-            f"{recipe.name} has no term that compares with a teacher, which would be searched; name a teacher with "
-            "--teacher, or what to search with --search KEY=LOW..HIGH"
+            f"{recipe.name} has no term that compares with a teacher, so there is nothing to search by default; pass "
+            "--teacher, or the settings to search with --search KEY=LOW..HIGH"
         )
     together: dict[tuple[str, float], list[str]] = {}
     strengths: dict[str, float] = {}

@@ -20,7 +20,6 @@ from typing import Any, Unpack
 
 from locdistill.data.digest import data_digest
 from locdistill.data.open import open_dataset
-from locdistill.data.records import Dataset
 from locdistill.distillation.load import teacher_files
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
 from locdistill.files import make_folder, write_text
@@ -109,7 +108,7 @@ def tune(  # noqa: PLR0913 - beside the words, where and how long
     request = Request(teacher=teacher, data=data, **words)
     full = resolve(request)
     if not full.data.path:
-        raise RecipeError(f"{full.name}: no data are named; expected --data FOLDER, or data.path in the recipe")
+        raise RecipeError(f"{full.name}: no data set given; pass --data FOLDER, or set data.path in the recipe")
     teacher_files(full.teacher, full.name)  # checked before any training
     space = tuple(parse_search(text, full) for text in search) or default_space(full)
     check_space(space, full)
@@ -118,13 +117,16 @@ def tune(  # noqa: PLR0913 - beside the words, where and how long
     training = open_dataset(held.data, "train", boxes=full.detector)
     settings = held.data.model_copy(update={"classes": full.detector.classes or full.data.classes or training.classes})
     judging = open_dataset(settings, "val", boxes=full.detector)
+    judged_on = f"the {len(judging)} validation images of {judging.name}, which are no longer unseen"
+    if held.data.holdout:
+        judged_on = f"{len(judging)} held-out training images of {training.name}; {len(training)} are trained on"
     plan = SearchPlan(
         recipe=full,
         short=shortened(held, len(training), epochs=epochs, steps=steps),
         space=space,
         trials=trials,
         seeds=chosen_seeds(seeds) or (0,),
-        judged_on=_judged_on(judging, training, held),
+        judged_on=judged_on,
         images=data_digest(judging),
         out=Path(out) if out is not None else PARENT / f"tune-{full.name}",
     )
@@ -145,7 +147,7 @@ def shortened(recipe: Recipe, images: int, *, epochs: int | None = None, steps: 
     """
     engine, data = recipe.engine, recipe.data
     if epochs is not None and steps is not None:
-        raise RecipeError(f"{epochs} epochs and {steps} steps are given; a trial has one length: leave one out")
+        raise RecipeError(f"both {epochs} epochs and {steps} steps are given as the length of a trial; leave out one")
     if epochs is None and steps is None:
         if engine.steps is None:
             epochs = max(1, round(SHARE * engine.epochs))
@@ -164,12 +166,6 @@ def shortened(recipe: Recipe, images: int, *, epochs: int | None = None, steps: 
     }
     plain = recipe.model_dump(mode="json")
     return build_recipe(plain | {"engine": plain["engine"] | changes}, "the settings of a trial")
-
-
-def _judged_on(judging: Dataset, training: Dataset, recipe: Recipe) -> str:
-    if recipe.data.holdout:
-        return f"{len(judging)} training images of {training.name} that are held out; {len(training)} are trained on"
-    return f"the {len(judging)} validation images of {judging.name}, which are no longer unseen"
 
 
 def run_plan(plan: SearchPlan, *, train: Train, tell: Tell = print) -> TuneResult:
@@ -249,7 +245,7 @@ class _Study:
         changed = [key for key in dict.fromkeys((*before, *asked)) if before.get(key) != asked.get(key)]
         if changed:
             raise RunError(
-                f"{plan.out} holds a search with another {', '.join(changed[:3])} (see {self.stamp}); choose another "
+                f"{plan.out} holds a search with another {', '.join(changed[:3])} (see {self.stamp}); pass another "
                 "folder with --out"
             )
         make_folder(plan.out)
@@ -274,13 +270,9 @@ class _Study:
 
     def attempt(self, name: str, recipe: Recipe, values: dict[str, Any]) -> Trial:
         """Train a recipe with every seed; a non-finite loss gives a failed trial."""
-
-        def at(seed: int) -> Recipe:
-            return recipe.model_copy(update={"engine": recipe.engine.model_copy(update={"seed": seed})})
-
         failed: dict[str, str] = self.state["failed"]
         words = f" ({describe(self.plan.space, values)})" if values else ""
-        arm = Arm(name, f"{LABELS.get(name, name)}{words}", at, self.plan.seeds)
+        arm = Arm(name, f"{LABELS.get(name, name)}{words}", recipe, self.plan.seeds)
         try:
             runs = [] if name in failed else train_arms([arm], self.plan.out, train=self.train, tell=self.tell)
         except NonFiniteLossError as error:

@@ -21,6 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from locdistill.data.loader import training_loader
 from locdistill.data.records import Dataset
+from locdistill.data.settings import ColourSettings
 from locdistill.engine.launch import process_count
 from locdistill.engine.log import read_metrics
 from locdistill.engine.loop import fit
@@ -86,6 +87,11 @@ PLAIN: dict[str, Any] = {
     "turns": False,
     "rotate": 0.0,
     "scale": None,
+    "translate": 0.0,
+    "mosaic": 0.0,
+    "colour": ColourSettings(),
+    "erase": 0.0,
+    "augment": "none",
     "views": None,
     "workers": 0,
     "cache": 1.0,

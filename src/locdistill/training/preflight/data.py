@@ -75,24 +75,30 @@ def look_at_data(parts: Parts) -> tuple[dict[str, str], dict[str, int], list[Fin
     }
     numbers = {"train_images": there, "train_images_without_boxes": without}
     numbers |= {"val_images": len(val), "val_images_without_boxes": bare}
-    return looked, numbers, [*_split_problems(val, bare), *_batch_problems(parts, train), *_empty_problems(train)]
+    problems = []
+    if bare >= len(val):
+        undefined = Finding(
+            what=f"no image of the validation split ({val.name}) has a box: AP will be undefined in the whole run, and "
+            "no best weights can be chosen",
+            remedy="use another split with data.val=NAME, or hold out some of the training images",
+            settings=("data.holdout=0.1",),
+        )
+        problems.append(undefined)
+    problems += _batch_problems(parts, train)
+    unused = _empty(train)
+    if unused > len(train) / 2:
+        empty = Finding(
+            what=f"{unused / len(train):.0%} of the images that are trained on have no box, so that no edge is learned "
+            "from them",
+            remedy="leave them out",
+            settings=("data.filter_empty=true",),
+        )
+        problems.append(empty)
+    return looked, numbers, problems
 
 
 def _empty(data: Dataset) -> int:
     return sum(not len(record.boxes) for record in data.records)
-
-
-def _split_problems(val: Dataset, bare: int) -> list[Finding]:
-    if bare < len(val):
-        return []
-    return [
-        Finding(
-            what=f"no image of the validation split ({val.name}) has a box: AP will be undefined in the whole run, and "
-            "no best weights can be chosen",
-            remedy="name another split with data.val=NAME, or hold out some of the training images",
-            settings=("data.holdout=0.1",),
-        )
-    ]
 
 
 def _batch_problems(parts: Parts, train: Dataset) -> list[Finding]:
@@ -106,31 +112,17 @@ def _batch_problems(parts: Parts, train: Dataset) -> list[Finding]:
         return []
     return [
         Finding(
-            what=f"an epoch draws {drawn} images where there are {there}: batches of {step} wide or {step} upright "
-            "images are filled up with the same ones again",
-            remedy="take fewer images at once",
+            what=f"an epoch draws {drawn} images, of {there} in the data: batches of {step} wide or {step} upright "
+            "images are filled up with repeated ones",
+            remedy="use a smaller batch",
             settings=(f"data.batch_per_device={max(1, min(data.batch_per_device, len(train) // (2 * world)))}",),
-        )
-    ]
-
-
-def _empty_problems(train: Dataset) -> list[Finding]:
-    bare = _empty(train)
-    if bare <= len(train) / 2:
-        return []
-    return [
-        Finding(
-            what=f"{bare / len(train):.0%} of the images that are trained on have no box; they teach nothing of where "
-            "edges are",
-            remedy="leave them out",
-            settings=("data.filter_empty=true",),
         )
     ]
 
 
 @torch.no_grad()
 def look_at_regions(parts: Parts) -> Regions:
-    """Measure the regions of some training batches. Neither depends on the student's predictions, so none are made."""
+    """Measure the regions of some training batches; they do not depend on the student's predictions."""
     settings = parts.recipe.data
     few = settings.model_copy(update={"workers": 0, "batch_per_device": min(BATCH, settings.batch_per_device)})
     loader = training_loader(parts.datasets["train"], few, seed=parts.recipe.engine.seed)
@@ -208,9 +200,9 @@ def region_problems(
         settings = parts.detector.settings
         sizes = [settings.anchor_scale * stride for stride in settings.strides]
         no_valuable = Finding(
-            what=f"the valuable region is empty: {', '.join(named)} will teach nothing. The objects' median side is "
+            what=f"the valuable region is empty: {', '.join(named)} will have no effect. The objects' median side is "
             f"{float(regions.sides.median()):.0f} pixels, the anchors' sides go from {sizes[0]:g} to {sizes[-1]:g}",
-            remedy="bring the anchors nearer to the objects",
+            remedy="bring the size of the anchors closer to that of the objects",
             settings=(f"detector.anchor_scale={_fitting_scale(regions, settings.strides[0]):g}",),
         )
         problems.append(no_valuable)
@@ -223,7 +215,7 @@ def missed_objects(parts: Parts, regions: Regions, seen: float = math.inf) -> Fi
     settings = parts.detector.settings
     stride = settings.strides[0]
     what = (
-        f"{share:.0%} of the objects have no location that answers for them, so that nothing is learned of them; their "
+        f"{share:.0%} of the objects have no assigned location, so that nothing is learned from them; their "
         f"median side is {median:.0f} pixels, the finest stride {stride}"
     )
     if median < 2 * stride:
@@ -231,17 +223,16 @@ def missed_objects(parts: Parts, regions: Regions, seen: float = math.inf) -> Fi
         wanted = min(4, max(2, round(2 * stride / max(median, 1))))
         factor = min(wanted, seen / max(max(size) for size in given))
         if factor <= 1:
-            return Finding(
-                what=what, remedy="enlarge the images, for which a teacher must be found that looks at larger ones"
-            )
+            return Finding(what=what, remedy="enlarge the images; this needs a teacher with a larger input size")
         sizes = ",".join(f"[{int(long * factor)},{int(short * factor)}]" for long, short in given)
-        limit = ", as far as the teacher can look" if factor < wanted else ""
+        limit = ", the most that the teacher's input size allows" if factor < wanted else ""
         return Finding(
             what=what, remedy=f"enlarge the images, here {factor:g} times{limit}", settings=(f"data.sizes=[{sizes}]",)
         )
     return Finding(
         what=what,
-        remedy=f"bring the anchors, {settings.anchor_scale * stride:g} pixels on that level, nearer to the objects",
+        remedy=f"bring the size of the anchors, {settings.anchor_scale * stride:g} pixels on that level, closer to "
+        "that of the objects",
         settings=(f"detector.anchor_scale={_fitting_scale(regions, stride):g}",),
     )
 
@@ -260,7 +251,7 @@ def _short_bins(parts: Parts, regions: Regions, its_largest: float | None) -> li
             Finding(
                 what=f"too few bins: {regions.beyond(reg_max):.0%} of the edges of the main region are further than "
                 f"the student's last bin ({reg_max} strides), and cannot be learned",
-                remedy=f"give it more bins (99 % of the edges are within {needed} strides)",
+                remedy=f"use more bins (99 % of the edges are within {needed} strides)",
                 settings=(f"detector.reg_max={needed}",),
             )
         )
@@ -268,8 +259,8 @@ def _short_bins(parts: Parts, regions: Regions, its_largest: float | None) -> li
         problems.append(
             Finding(
                 what=f"the teacher has too few bins: {regions.beyond(its_largest):.0%} of the edges of the main region "
-                f"are further than its last ({its_largest:g} strides); there it teaches an edge that is too near",
-                remedy="take a teacher with more bins, or let it teach the classes only (--method kd)",
+                f"are further than its last bin ({its_largest:g} strides), where its predictions are too near",
+                remedy="use a teacher with more bins, or distil the classes only (--method kd)",
             )
         )
     return problems

@@ -72,8 +72,8 @@ def stopping(suspect: Suspect) -> list[Finding]:
         return []
     level = Finding(
         what=f"{suspect.name} is at chance level: {score} on {score.images} validation images with {score.objects} "
-        "objects. Learning from it can only do harm",
-        remedy="see below for why; to go on all the same, give --no-preflight",
+        "objects, and can only do harm",
+        remedy="see the causes below; to start all the same, pass --no-preflight",
     )
     return [level, *(_causes(suspect) or _possible_causes(suspect))]
 
@@ -84,9 +84,9 @@ def doubts(suspect: Suspect) -> list[Finding]:
     if score.objects < FEWEST:
         return [
             Finding(
-                what=f"{suspect.name} cannot be judged: there are {score.objects} objects of its classes on "
+                what=f"{suspect.name} cannot be assessed: only {score.objects} objects of its classes are on "
                 f"{score.images} validation images",
-                remedy="measure it where there are more: locdistill evaluate WEIGHTS --data PATH",
+                remedy="evaluate it on data with more: locdistill evaluate WEIGHTS --data PATH",
             )
         ]
     found = _causes(suspect)
@@ -95,7 +95,7 @@ def doubts(suspect: Suspect) -> list[Finding]:
             Finding(
                 what=f"{suspect.name} is poor on these data: {score}. A teacher that is not clearly better than the "
                 "student alone makes it worse",
-                remedy="train the student alone first and compare (see the notes), or take a better teacher",
+                remedy="train the student alone first and compare (see the notes), or use a better teacher",
             )
         )
     return found
@@ -121,9 +121,9 @@ def _wrong_normalisation(suspect: Suspect) -> list[Finding]:
     }
     return [
         Finding(
-            what=f"{suspect.name} sees wrong colours: normalised as {in_words(own)}, it finds {best.own}; as "
+            what=f"{suspect.name} receives wrong colours: normalised as {in_words(own)}, it has {best.own}; as "
             f"{in_words(how)} ({best.name}), {best.score}, on the same {best.score.images} images",
-            remedy=f"normalise its images so{suspect.where}",
+            remedy=f"set its normalisation{suspect.where}",
             settings=suspect.settings(**changed),
         )
     ]
@@ -136,13 +136,13 @@ def _wrong_classes(suspect: Suspect) -> list[Finding]:
         return []
     listed = ", ".join(f"{other} where there is {name}" for name, other in score.called[:5])
     what = (
-        f"{suspect.name} was trained on other classes than their names say, or on these in another order: of the "
-        f"objects that it finds, it calls {1 - score.right:.0%} something else ({listed})"
+        f"{suspect.name} was trained on other classes than it lists, or in another order: of the objects that it "
+        f"finds, {1 - score.right:.0%} have another class ({listed})"
     )
     renamed = _renamed(suspect)
     if renamed is None:
-        return [Finding(what=what, remedy="take a teacher that was trained on these classes")]
-    return [Finding(what=what, remedy=f"name its classes as these data do{suspect.where}", settings=renamed)]
+        return [Finding(what=what, remedy="use a teacher trained on these classes")]
+    return [Finding(what=what, remedy=f"rename its classes to match the data{suspect.where}", settings=renamed)]
 
 
 def _renamed(suspect: Suspect) -> tuple[str, ...] | None:
@@ -161,10 +161,10 @@ def _possible_causes(suspect: Suspect) -> list[Finding]:
     causes = [
         Finding(
             what="it may not be a trained detector (random weights, or those of a backbone alone)",
-            remedy="see what it finds on the data that it was trained on: locdistill evaluate WEIGHTS --data PATH",
+            remedy="check its AP on the data that it was trained on: locdistill evaluate WEIGHTS --data PATH",
         ),
         Finding(
-            what="it may have been trained on pictures or objects of another kind",
+            what="it may have been trained on images or objects of another kind",
             remedy=f"train a teacher on these data: {_training_on(data)} --backbone resnet50",
         ),
     ]
@@ -175,7 +175,7 @@ def _possible_causes(suspect: Suspect) -> list[Finding]:
             causes.insert(
                 0,
                 Finding(
-                    what=f"images are of another size than those it was trained on: {mine} pixels long, {its} there",
+                    what=f"its images had another size in training: {its} pixels long, here {mine}",
                     remedy="train at its size",
                     settings=(f"data.sizes=[[{size.long},{size.short}]]",),
                 ),
@@ -199,8 +199,8 @@ def no_better_than_start(measurements: dict[str, Measurement]) -> list[Finding]:
         return []
     return [
         Finding(
-            what=f"{name} is no better than the student as it begins: {measurement.score} against {start.score}",
-            remedy="take a better teacher, or train on without one",
+            what=f"{name} is no better than the student at its start: {measurement.score} against {start.score}",
+            remedy="use a better teacher, or train without one",
         )
         for name, measurement in measurements.items()
         if name != START and measurement.score.ap <= start.score.ap
@@ -211,6 +211,6 @@ def baseline(parts: Parts) -> str:
     """Return the note on the baseline for a teacher's AP, the student alone, with the commands to measure it."""
     words = " ".join(f"{setting}=null" for setting in parts.recipe.of_teacher)
     return (
-        "a teacher helps where it is clearly better than the student alone, which nobody knows before that is trained: "
+        "a teacher helps if it is clearly better than the student alone. To measure the student alone: "
         f"locdistill train RUN/recipe.yaml {words} --out ALONE, then locdistill compare ALONE RUN"
     )

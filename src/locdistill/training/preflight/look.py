@@ -76,8 +76,10 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     notes = [*imports_of(parts.recipe.model_dump(mode="json")), *(parts.teacher.notes if parts.teacher else ())]
     if isinstance(parts.teacher, CachedTeacher):  # the check is of the teacher itself
         parts = replace(parts, teacher=parts.teacher.teacher)
-    assert parts.recipe.teacher is not None, "there is nothing to look at without a teacher"
-    teachers = {} if parts.recipe.teacher.follows else _named(parts)
+    assert parts.recipe.teacher is not None, "the check is for runs with a teacher"
+    assert parts.teacher is not None
+    single = () if parts.recipe.teacher.follows else members(parts.teacher)
+    teachers = {f"teacher {i + 1}" if len(single) > 1 else "teacher": teacher for i, teacher in enumerate(single)}
     facts = {"student": facts_of_settings(parts.detector.settings)}
     facts |= {name: facts_of_network(network(each)) for name, each in teachers.items()} or {
         "teacher": {"head": "the running average of the student itself"}
@@ -114,13 +116,6 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     )
 
 
-def _named(parts: Parts) -> dict[str, FrozenTeacher]:
-    """Return the single teachers by display name."""
-    assert parts.teacher is not None
-    each = members(parts.teacher)
-    return {f"teacher {i + 1}" if len(each) > 1 else "teacher": teacher for i, teacher in enumerate(each)}
-
-
 def _last_bin(teachers: dict[str, FrozenTeacher]) -> float | None:
     """Return the position of the last bin, in strides, of the teacher with the fewest bins; None without any bins."""
     found = []
@@ -140,7 +135,7 @@ def _seen(teachers: dict[str, FrozenTeacher]) -> float:
 
 
 def _measured(parts: Parts, teachers: dict[str, FrozenTeacher], how: Preflight) -> dict[str, Measurement]:
-    """Measure the AP of the teachers; return nothing if it is not defined or not wanted."""
+    """Measure the AP of the teachers on the first device of the training; empty if undefined or not wanted."""
     comparable = parts.teacher is not None and parts.teacher.comparable and bool(teachers) and how.images > 0
     if not comparable or not any(len(record.boxes) for record in parts.datasets["val"].records):
         return {}

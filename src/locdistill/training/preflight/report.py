@@ -123,7 +123,7 @@ def _item(problem: Finding) -> Table:
 def network(teacher: FrozenTeacher) -> TeacherNetwork:
     """Return the network of a single teacher, without the adapter of its predictions."""
     inner = teacher.teacher if isinstance(teacher, AdaptedTeacher) else teacher
-    assert isinstance(inner, TeacherNetwork), "several teachers are looked at one by one"
+    assert isinstance(inner, TeacherNetwork), "several teachers are described one by one"
     return inner
 
 
@@ -152,7 +152,14 @@ def _facts(facts: Facts) -> Column:
     bins = "none: boxes only"
     rows = facts.bins.lengths if isinstance(facts.bins, CircularBins) else facts.bins
     if isinstance(rows, RowBins):
-        bins = f"{rows.count}: {_ranges(facts.coding.names, rows.ranges)}"
+        # the ranges of the bins by predicted number; bins of a number without a range lie on a circle
+        names = facts.coding.names
+        alike: dict[tuple[float, float], list[str]] = {}
+        for name, ends in zip(names, rows.ranges, strict=False):
+            alike.setdefault(ends, []).append(name)
+        ranges = [f"{', '.join(of)} {first:g} to {last:g}" for (first, last), of in alike.items()]
+        ranges += [f"{name} on a circle" for name in names[len(rows.ranges) :]]
+        bins = f"{rows.count}: {'; '.join(ranges)}"
     elif facts.bins is not None:
         bins = f"{facts.bins.count}, 0 to {facts.bins.reg_max} strides"
     per_cell = facts.octaves * len(facts.ratios)
@@ -161,17 +168,8 @@ def _facts(facts: Facts) -> Column:
         "strides": ", ".join(map(str, facts.strides)),
         "bins of an edge": bins,
         "locations": f"{per_cell} in a cell, at {'its corner' if facts.offset == 0 else f'{facts.offset:g} of it'}",
-        "channels": "none handed out" if facts.channels is None else str(facts.channels),
+        "channels": "no feature maps" if facts.channels is None else str(facts.channels),
     }
-
-
-def _ranges(names: tuple[str, ...], ranges: tuple[tuple[float, float], ...]) -> str:
-    """Describe the ranges of the bins of each predicted number; bins of a number without a range lie on a circle."""
-    alike: dict[tuple[float, float], list[str]] = {}
-    for name, ends in zip(names, ranges, strict=False):
-        alike.setdefault(ends, []).append(name)
-    ranges_of = [f"{', '.join(of)} {first:g} to {last:g}" for (first, last), of in alike.items()]
-    return "; ".join([*ranges_of, *(f"{name} on a circle" for name in names[len(ranges) :])])
 
 
 def in_words(how: NormalisationSettings) -> str:

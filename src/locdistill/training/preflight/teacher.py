@@ -36,7 +36,7 @@ TRIED = 32
 """Number of images on which other normalisations are tried too."""
 SEEN = 3
 """Minimum number of found objects of a class to report their predicted class."""
-ALL, START = "all teachers together", "the student as it begins"
+ALL, START = "all teachers together", "the student at its start"
 Predict = Callable[[Batch], Dense]
 _USUAL = {
     "ImageNet statistics, RGB": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375), False),
@@ -151,8 +151,13 @@ def measure(
         predictors += [
             _Predictor(name, _through(net, how, each), label, how) for label, how in usual(net.normalisation)
         ]
+    # shuffled, so that the first images, whatever their number, are spread over the split
+    dataset = evenly(parts.datasets["val"], images)
+    order = np.random.default_rng(0).permutation(len(dataset))
+    dataset = replace(dataset, records=tuple(dataset.records[i] for i in order))
     data = parts.recipe.data
-    dataset, limits = _in_any_order(evenly(parts.datasets["val"], images)), _limits(parts)
+    long, short = max(data.sizes)
+    limits = InputSettings(long=long, short=short, pad_to=data.pad_to)
     batch = evaluation_batch(dataset, limits, data.batch_per_device)
     loader = evaluation_loader(dataset, limits, batch=batch, workers=data.workers)
     batches: Iterable[Batch] = progress(loader, len(loader)) if progress is not None else loader
@@ -207,19 +212,6 @@ def _through(net: TeacherNetwork, how: NormalisationSettings, say: Predict) -> P
             net.normalise_as(own)
 
     return listen
-
-
-def _limits(parts: Parts) -> InputSettings:
-    """Return the largest image size of the training."""
-    data = parts.recipe.data
-    long, short = max(data.sizes)
-    return InputSettings(long=long, short=short, pad_to=data.pad_to)
-
-
-def _in_any_order(dataset: Dataset) -> Dataset:
-    """Shuffle the images, so that any number of first images is spread over the split."""
-    order = np.random.default_rng(0).permutation(len(dataset))
-    return replace(dataset, records=tuple(dataset.records[i] for i in order))
 
 
 def _predict(
