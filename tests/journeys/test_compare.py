@@ -150,7 +150,7 @@ def test_bad_input_is_said_before_anything_is_trained(place: Path, cli: Callable
     assert "stopped is not finished" in message
     assert "locdistill train --resume --out stopped" in message
     (place / "empty").mkdir()
-    assert "holds no run" in cli("compare", "teacher", "empty", code=2)
+    assert "is not a run folder" in cli("compare", "teacher", "empty", code=2)
 
 
 @pytest.mark.long

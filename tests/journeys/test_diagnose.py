@@ -24,6 +24,7 @@ SMALL = (
     *("data.batch_per_device=4", "data.workers=0", "data.flip=0", "engine.progress=false", "engine.accelerator=cpu"),
     *("engine.optimizer=adamw", "engine.lr=0.004", "engine.scale_lr=false", "engine.clip_norm=10"),
     *("engine.eval_every=0", "engine.log_every=5", "detector.norm_groups=4", "detector.pretrained=false"),
+    *("engine.ema=null", "engine.schedule=step", "data.augment=none", "detector.anchor_scale=8"),
 )
 
 
@@ -113,7 +114,7 @@ def test_a_run_whose_terms_learned(cli: Callable[..., Answer], runs: Path, tiny_
     (out / "last.ckpt").unlink()  # where the weights of the term are, and nowhere else
     code, _, err = cli("diagnose", out / "last", "--images", 2, "--batches", 1, "--device", "cpu")
     assert code == 2
-    assert "last.ckpt is not there" in err
+    assert "last.ckpt is missing" in err
 
 
 def test_what_cannot_be_diagnosed(cli: Callable[..., Answer], runs: Path, tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_what_cannot_be_diagnosed(cli: Callable[..., Answer], runs: Path, tmp_pa
     assert code == 2
     assert "has no teacher" in err
     lonely = shutil.copy(runs / "student" / "last.safetensors", tmp_path / "x.safetensors")
-    assert "is no run folder" in cli("diagnose", lonely)[2]
+    assert "is not a run folder" in cli("diagnose", lonely)[2]
     assert "is not the teacher that the recipe was run with" not in cli("diagnose", runs / "absent")[2]
     moved = tmp_path / "moved"
     shutil.copytree(runs / "student", moved)

@@ -156,7 +156,7 @@ def test_training_leaves_a_whole_folder(teacher: Path) -> None:
     recipe = locdistill.load_recipe(teacher)
     assert recipe.data.classes == ("disc", "box", "bar")
     assert recipe.data.sizes == ((128, 96),)
-    assert "7 training images" in (teacher / "log.txt").read_text()
+    assert "8 training images" in (teacher / "log.txt").read_text()
 
 
 def test_a_folder_is_not_overwritten(here: Callable[..., str], tiny_coco: Path, teacher: Path) -> None:

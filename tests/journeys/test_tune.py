@@ -66,7 +66,7 @@ def test_a_search_is_interrupted_goes_on_and_is_used(
     assert out.count("training:") == 1
     assert "training: trial-002" in out
     printed = " ".join(out.split())
-    for expected in ("on 3 training images of", "held out; 4 are trained on", "student alone", "locdistill compare"):
+    for expected in ("on 3 held-out training images of", "4 are trained on", "student alone", "locdistill compare"):
         assert expected in printed, out
     found = json.loads(Path("found/tune.json").read_text())
     assert {trial["name"] for trial in found["trials"]} == {"alone", "as_is", "trial-001", "trial-002"}

@@ -40,7 +40,7 @@ DATA = Dataset(
     "coco",
     (1,),
 )
-FOUND = {1: Detections(torch.rand(2000, 4), torch.rand(2000), torch.zeros(2000, dtype=torch.int64))}
+FOUND = {1: Detections(torch.rand(2000, 4).cumsum(1), torch.rand(2000), torch.zeros(2000, dtype=torch.int64))}
 
 
 def _hub_copy(path: Path) -> None:

@@ -127,7 +127,9 @@ class Card:
         start, weights = self.record.get("start"), NOT_RECORDED
         if self._recipe:
             ema = self._recipe["engine"].get("ema")
-            weights = "as trained, without averaging" if ema is None else f"running average (EMA) with decay {ema:g}"
+            weights = "as trained, without averaging"
+            if ema is not None:
+                weights = "running average (EMA)" + ("" if ema == "auto" else f" with decay {ema:g}")
         rows = [
             ("architecture", f"{s.model}, {s.backbone}, levels {_numbers(s.levels)}, {s.channels} channels"),
             ("boxes", f"rotated: centre, sides and angle, in the range {s.angles}" if s.rotated else ""),

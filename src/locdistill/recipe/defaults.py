@@ -174,7 +174,7 @@ def _for_data(request: Request, passes: float | None) -> dict[str, Any]:
         "name": _name(f"{model}_{backbone}"),
         "detector": architecture | {"model": model, "backbone": backbone},
         "data": {"path": settings.path, **data},
-        "engine": engine_for(facts, epochs),
+        "engine": engine_for(facts, epochs, evaluated=override_of(request, "engine.eval_every") != 0),
         "terms": {name: term.model_dump() for name, term in supervised_terms(known).items()},
     }
     if request.get("teacher") is not None:

@@ -165,8 +165,11 @@ def epochs_for(facts: DataFacts) -> int:
     return passes if facts.pretrained else 2 * passes
 
 
-def engine_for(facts: DataFacts, epochs: float) -> dict[str, Any]:
-    """Return the engine settings that differ from the published ones, all in proportion to the run."""
+def engine_for(facts: DataFacts, epochs: float, *, evaluated: bool = True) -> dict[str, Any]:
+    """Return the engine settings that differ from the published ones, all in proportion to the run.
+
+    Early stopping needs evaluations before the end (``evaluated``).
+    """
     return {
         "epochs": max(round(epochs), 1),
         "optimizer": "adamw",
@@ -179,7 +182,7 @@ def engine_for(facts: DataFacts, epochs: float) -> dict[str, Any]:
         "schedule": "cosine",
         "ema": "auto",
         "eval_every": max(1, int(epochs / EVALUATIONS)),
-        "patience": PATIENCE,
+        "patience": PATIENCE if evaluated else None,
     }
 
 

@@ -78,6 +78,7 @@ def test_one_device_needs_no_strategy() -> None:
     ],
 )
 def test_several_devices(monkeypatch: pytest.MonkeyPatch, how: Any, interactive: bool, method: str) -> None:
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "train.py", raising=False)
     if interactive:
         monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
     chosen = strategy(EngineSettings(launch=how, devices=2))

@@ -497,9 +497,9 @@ def test_convert_with_settings_and_classes_that_are_wrong(
         ((ours, out, "--classes", "a,b,c"), "3 classes are named, but it has 2 channels"),
         ((ours, out, "classes=[a]"), "1 classes are named, but it has 2 channels"),
         ((source, out, "--classes", ",".join(["name"] * 80)), "80 classes are named"),
-        ((source, out, "--classes", "nofile.txt"), "--classes nofile.txt: no text file that can be read (No such file"),
-        ((source, out, "--classes", "no/file"), "--classes no/file: no text file"),
-        ((source, out, "--classes", tmp_path / "picture.txt"), "picture.txt: no text file that can be read"),
+        ((source, out, "--classes", "nofile.txt"), "--classes nofile.txt: cannot be read as a text file (No such file"),
+        ((source, out, "--classes", "no/file"), "--classes no/file: cannot be read as a text file"),
+        ((source, out, "--classes", tmp_path / "picture.txt"), "picture.txt: cannot be read as a text file"),
         (("w" * 300, out), "no such weights"),
     ):
         code, _, err = cli("convert", *words)

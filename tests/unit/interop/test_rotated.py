@@ -248,7 +248,7 @@ def test_other_bins_are_refused(change: Layout, said: str, theirs: Layout, tmp_p
     torch.save({"state_dict": theirs | change}, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match=rf"w\.pth: bbox_head\.{said}") as caught:
         Detector.load(tmp_path / "w.pth")
-    assert "Take a file that was trained with these bins" in str(caught.value)
+    assert "Use a file that was trained with these bins" in str(caught.value)
 
 
 def test_other_bins_are_refused_also_where_settings_ask_for_them(theirs: Layout) -> None:

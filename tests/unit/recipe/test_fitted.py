@@ -12,6 +12,8 @@ from locdistill.data.records import Dataset, Record
 from locdistill.engine.optim import average_decay, warmup_length
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError
+from locdistill.models.detector import Detector
+from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.defaults import resolve
 from locdistill.recipe.fitted import (
     BATCH,
@@ -162,8 +164,9 @@ def test_background_images_are_trained_on(tiny_coco: Path) -> None:
     assert data.batch_per_device == BATCH
 
 
-def test_a_cache_holds_a_number_of_views(tiny_coco: Path) -> None:
-    asked = Request(data=tiny_coco, teacher="ema")
+def test_a_cache_holds_a_number_of_views(tiny_coco: Path, tmp_path: Path) -> None:
+    settings = DetectorSettings(backbone="test_resnet", pretrained=False, classes=("box", "disc", "bar"), levels=(3, 4))
+    asked = Request(data=tiny_coco, teacher=Detector(settings).save(tmp_path / "teacher"))
     assert resolve(asked).data.views is None
     assert resolve({**asked, "overrides": ["teacher.cache.path=cache"]}).data.views == VIEWS
     assert resolve({**asked, "epochs": 3, "overrides": ["teacher.cache.path=cache"]}).data.views == 3

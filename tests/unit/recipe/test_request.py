@@ -17,7 +17,7 @@ FUNCTIONS = {
     "build_cache": {"data", "teacher", "methods"},
     "tune": {"data", "teacher", "methods"},
 }
-SHARED = {"model", "backbone", "epochs", "pretrained", "start", "recipe", "overrides"}
+SHARED = {"model", "backbone", "size", "epochs", "minutes", "pretrained", "start", "recipe", "overrides"}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)

@@ -219,14 +219,14 @@ def test_what_we_did_not_write_is_never_removed(tmp_path: Path, foreign: str, be
 
 def test_a_file_or_a_link_in_place_of_a_folder_is_left(tmp_path: Path) -> None:
     (tmp_path / "a-0").write_text("a file")
-    with pytest.raises(RunError, match="in the way"):
+    with pytest.raises(RunError, match="is in use"):
         train_arms(arms("a"), tmp_path, train=FakeTraining(), tell=quiet)
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "deep").mkdir(parents=True)
     (tmp_path / "a-0").unlink()
     (tmp_path / "a-0").mkdir()
     (tmp_path / "a-0" / "logs").symlink_to(elsewhere)
-    with pytest.raises(RunError, match="in the way"):
+    with pytest.raises(RunError, match="is in use"):
         train_arms(arms("a"), tmp_path, train=FakeTraining(), tell=quiet)
     assert (elsewhere / "deep").is_dir()
 

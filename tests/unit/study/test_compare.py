@@ -363,7 +363,7 @@ def test_folders_that_cannot_be_compared(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"half is not finished \(it is at step 100\).*locdistill train --resume"):
         arms_of([good, half], Request(), None)
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(RunError, match="holds no run"):
+    with pytest.raises(RunError, match="is not a run folder"):
         arms_of([good, tmp_path / "nothing"], Request(), None)
     other = finish(tmp_path / "other", recipe("other", clip_norm=1, seed=7))
     arms = arms_of([good, other], Request(), None)

@@ -167,7 +167,7 @@ def test_a_short_run_has_the_shape_of_the_long_one(
 
 
 def test_a_trial_has_one_length() -> None:
-    with pytest.raises(RecipeError, match="one length"):
+    with pytest.raises(RecipeError, match="given as the length of a trial"):
         shortened(recipe(), 40, epochs=1, steps=1)
 
 

@@ -27,7 +27,7 @@ from locdistill.recipe.request import Request
 from locdistill.training.overfit import overfit as look
 from locdistill.training.overfit.before import Before
 from locdistill.training.overfit.images import choose
-from locdistill.training.overfit.matches import Matches, compare
+from locdistill.training.overfit.matches import Compared, compare
 from locdistill.training.overfit.overfit import Repeated, alike, by_heart, timed
 from locdistill.training.overfit.verdict import (
     After,
@@ -91,7 +91,7 @@ GOOD = facts(regions([20.0, 40.0], [0, 1], [True, True]))
 
 
 def after(**values: Any) -> After:
-    settings: dict[str, Any] = {"ap50": 0.1, "rising": True, "first": 3.0, "last": 0.5, "matches": Matches(objects=10)}
+    settings: dict[str, Any] = {"ap50": 0.1, "rising": True, "first": 3.0, "last": 0.5, "matches": Compared(objects=10)}
     return After(**settings | values)
 
 
@@ -140,7 +140,7 @@ def test_detections_are_placed_named_mistaken_or_beside() -> None:
     assert matches.shift == (12, 0)
     assert matches.growth == 1
     assert matches.mistaken == {(0, 2): 1}
-    assert compare(data, {}) == Matches(objects=4)
+    assert compare(data, {}) == Compared(objects=4)
 
 
 # ------------------------------------------------------------------------------------------------------------ verdicts
@@ -154,7 +154,7 @@ def test_data_that_cannot_be_learnt_are_named() -> None:
     assert blank.what == "2 of 2 images are of a single colour: a.png, b.png"
     assert data_problems(replace(GOOD, blank=()), None) == []
     (points,) = data_problems(facts(regions([1.0, 0.5], [0, 1], [False, False])), MISSED)
-    assert "2 of 2 boxes are of a pixel: their sides are 0.5 to 1 pixels" in points.what
+    assert "2 of 2 boxes are of a pixel or two: their sides are 0.5 to 1 pixels" in points.what
     assert "x, y, width, height] in pixels" in points.remedy
     (lost,) = data_problems(facts(regions([6.0, 4.0, 5.0], [0, 1, 0], [False] * 3)), MISSED)
     assert "assigned to 3 of 3 objects: cat (2, side 5 to 6), dog (1, side 4) pixels" in lost.what
@@ -196,14 +196,14 @@ def test_where_training_stopped_is_named() -> None:
     assert "did not fall" in flat.what
     (frozen,) = training_problems(after(last=2.9, frozen=0.6, random=True), GOOD)
     assert "60% of the parameters are frozen, with random weights" in frozen.what
-    mixed = Matches(objects=10, detections=10, placed=9, named=2, mistaken={(0, 1): 5, (1, 0): 2})
+    mixed = Compared(objects=10, detections=10, placed=9, named=2, mistaken={(0, 1): 5, (1, 0): 2})
     (confused,) = training_problems(after(matches=mixed), GOOD)
     assert "5 x cat are taken for dog" in confused.what
-    (beside,) = training_problems(after(matches=Matches(objects=10, beside=8, shift=(12.0, -3.0))), GOOD)
+    (beside,) = training_problems(after(matches=Compared(objects=10, beside=8, shift=(12.0, -3.0))), GOOD)
     assert "8 of 10 have one with too little overlap only, shifted by +12, -3 pixels" in beside.what
     (none,) = training_problems(after(), GOOD)
     assert "none of the 10 objects is found" in none.what
-    (late,) = training_problems(after(matches=Matches(objects=10, placed=6, named=6)), GOOD)
+    (late,) = training_problems(after(matches=Compared(objects=10, placed=6, named=6)), GOOD)
     assert "6 of 10 objects are found when the time is over, and AP was still rising" in late.what
 
 
@@ -322,7 +322,7 @@ def test_images_without_objects(shapes: Path, tmp_path: Path) -> None:
 
 def test_learning_rates_that_cannot_work(shapes: Path, tmp_path: Path) -> None:
     idle = looked(shapes, tmp_path / "idle", "engine.lr=1e-12")
-    assert "engine.lr is 1e-12, 1e+10 times below the usual one" in idle.verdict
+    assert "engine.lr is 1e-12, 5e+08 times below the usual one" in idle.verdict
     wild = looked(shapes, tmp_path / "wild", "engine.lr=1e6", "engine.time_limit_seconds=1")
     assert "engine.lr is 1e+06" in wild.verdict
     assert not wild.passed
@@ -352,7 +352,7 @@ def test_the_command_prints_the_verdict(shapes: Path, tmp_path: Path, cli: Calla
     code, out, _ = cli("train", "--data", shapes, "--out", tmp_path / "idle", *words, "engine.lr=1e-12")
     assert code == 1
     assert "stopped on 1 images after" in out
-    assert "engine.lr=0.01" in out
+    assert "engine.lr=0.001" in out
     code, out, _ = cli("train", "--data", shapes, "--out", tmp_path / "good", *words, "engine.time_limit_seconds=300")
     assert code == 0, out
     assert f"truth and predictions: {tmp_path / 'good' / 'overfit.png'}" in out

@@ -153,7 +153,7 @@ def test_a_good_teacher_is_said_to_be_so(onnx: Callable[..., Path], data: Path) 
         "on 40 of 40 validation images",
         "locdistill train RUN/recipe.yaml teacher=null terms.ld=null terms.ld_vlr=null --out ALONE",
     ):
-        assert words in text
+        assert words in text, text
     assert json.loads(json.dumps(report.as_dict(), allow_nan=False))["facts"]["student"]["strides"] == "8, 16"
 
 
@@ -218,7 +218,7 @@ def test_bins_are_bridged_and_too_few_are_said(onnx: Callable[..., Path], data: 
     wider = looked(onnx(bins=3), data, setting)
     assert not [p for p in wider.warnings if p.what.startswith("too few bins")]
     its = next(p for p in wider.warnings if p.what.startswith("the teacher has too few bins"))
-    assert "further than its last (2 strides)" in its.what
+    assert "further than its last bin (2 strides)" in its.what
     assert "use a teacher with more bins" in its.remedy
 
 

@@ -97,6 +97,8 @@ VALUES: dict[str, Any] = {
     "data.ignore_classes": ["cow"],
     "data.size_mode": "range",
     "data.scale": [0.5, 2],
+    "data.augment": "light",
+    "data.mosaic_scale": [0.5, 2],
     "data.crowd": "ignore",
     "engine.optimizer": "adamw",
     "engine.schedule": "cosine",

@@ -22,7 +22,7 @@ SAME, NEAR = 0.5, 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matches:
+class Compared:
     """Detections against objects, both by their axis-aligned boxes.
 
     Attributes:
@@ -47,7 +47,7 @@ class Matches:
     mistaken: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
 
-def compare(dataset: Dataset, detections: Mapping[int, Detections]) -> Matches:
+def compare(dataset: Dataset, detections: Mapping[int, Detections]) -> Compared:
     """Match the detections of a data set with its objects; ignored objects do not count."""
     counts: Counter[str] = Counter()
     mistaken: Counter[tuple[int, int]] = Counter()
@@ -74,7 +74,7 @@ def compare(dataset: Dataset, detections: Mapping[int, Detections]) -> Matches:
         counts.update(placed=int(placed.sum()), named=int(right.sum()), beside=int(near.sum()))
     all_shifts = torch.cat(shifts) if shifts else torch.zeros(0, 3)
     dx, dy, growth = all_shifts.median(0).values.tolist() if len(all_shifts) else (0.0, 0.0, 1.0)
-    return Matches(**counts, shift=(dx, dy), growth=growth, mistaken=mistaken)
+    return Compared(**counts, shift=(dx, dy), growth=growth, mistaken=mistaken)
 
 
 def _objects(record: Record) -> tuple[Float[Tensor, "n 4"], Tensor]:

@@ -23,7 +23,7 @@ from locdistill.data.loader import training_loader
 from locdistill.data.records import Dataset
 from locdistill.data.settings import ColourSettings
 from locdistill.engine.launch import process_count
-from locdistill.engine.log import read_metrics
+from locdistill.engine.log import duration, read_metrics
 from locdistill.engine.loop import fit
 from locdistill.engine.module import TrainingModule
 from locdistill.engine.result import FitResult
@@ -341,16 +341,11 @@ class _Look:
         self.module.settings = engine
         steps = engine.steps or LEAST
         names = ", ".join(record.path.name for record in self.data.records)
-        self._tell(f"learning {len(self.data)} images by heart: {names}")
-        self._tell(
-            f"a step takes {before.seconds:.2g} s: {steps} steps, {_duration(steps * before.seconds)} at most, less if "
-            f"AP50 reaches {ENOUGH}"
+        log.info("learning %d images by heart: %s", len(self.data), names)
+        longest = duration(steps * before.seconds)
+        log.info(
+            "a step takes %.2g s: %d steps, %s at most, less if AP50 reaches %g", before.seconds, steps, longest, ENOUGH
         )
-
-    def _tell(self, line: str) -> None:
-        log.info("%s", line)
-        if self.recipe.engine.progress:
-            print(line, flush=True)
 
     def _train(self) -> FitResult:
         passes = max(1, (self.module.settings.steps or LEAST) // EVALUATIONS // len(self.batches))
@@ -425,7 +420,3 @@ def draw(path: Path, dataset: Dataset, detections: Mapping[int, Detections]) -> 
         captions.append(f"detected: {len(kept[0].labels)}" if kept else "nothing was trained")
     title = f"left: truth; right: detections with a score of at least {SHOWN}"
     mosaic(sheets, captions, columns=2 if len(dataset) < 3 else 4, cell=CELL, title=title).save(path)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from locdistill.data.records import DataFormat
 from locdistill.engine.settings import EngineSettings
 from locdistill.training.overfit.before import Before
-from locdistill.training.overfit.matches import Matches
+from locdistill.training.overfit.matches import Compared
 from locdistill.training.preflight.data import FEW, Regions
 from locdistill.training.preflight.report import Finding
 
@@ -20,8 +20,8 @@ USUAL = {"sgd": 0.01, "adamw": 0.001}
 UNUSUAL, IDLE = 30.0, 1e-4
 """Ratio to the usual rate, or its inverse, from which the look's own rate differs in proportion; ratio at which nothing
 can be learned."""
-POINT = 1.5
-"""Side in pixels up to which a box is of a pixel."""
+POINT = 3.0
+"""Side in pixels of the input up to which a box is of a pixel or two."""
 FELL = 0.8
 """Ratio of the last loss to the first above which it did not fall."""
 MOST = 0.5
@@ -116,7 +116,7 @@ def data_problems(facts: ImageFacts, missed: Finding | None) -> list[Finding]:
     if float((sides <= POINT).float().mean()) > MOST:
         problems.append(
             Finding(
-                what=f"{int((sides <= POINT).sum())} of {len(sides)} boxes are of a pixel: their sides are "
+                what=f"{int((sides <= POINT).sum())} of {len(sides)} boxes are of a pixel or two: their sides are "
                 f"{float(sides.min()):.2g} to {float(sides.max()):.2g} pixels of the network's input",
                 remedy=f"check the units of the boxes: {FORMATS[facts.kind]}",
             )
@@ -200,7 +200,7 @@ class After:
     rising: bool
     first: float
     last: float
-    matches: Matches
+    matches: Compared
     frozen: float = 0.0
     random: bool = False
 
@@ -268,7 +268,7 @@ def _flat(after: After) -> Finding:
     )
 
 
-def _confused(matches: Matches, classes: Sequence[str]) -> Finding:
+def _confused(matches: Compared, classes: Sequence[str]) -> Finding:
     (truth, other), count = max(matches.mistaken.items(), key=lambda item: item[1])
     return Finding(
         what=f"boxes are found and classes are not: {matches.placed} of {matches.objects} objects have a detection in "
@@ -278,7 +278,7 @@ def _confused(matches: Matches, classes: Sequence[str]) -> Finding:
     )
 
 
-def _beside(matches: Matches) -> Finding:
+def _beside(matches: Compared) -> Finding:
     (dx, dy), growth = matches.shift, matches.growth
     return Finding(
         what=f"detections lie beside the objects: {matches.beside} of {matches.objects} have one with too little "

@@ -211,6 +211,6 @@ def baseline(parts: Parts) -> str:
     """Return the note on the baseline for a teacher's AP, the student alone, with the commands to measure it."""
     words = " ".join(f"{setting}=null" for setting in parts.recipe.of_teacher)
     return (
-        "a teacher helps if it is clearly better than the student alone. To measure the student alone: "
-        f"locdistill train RUN/recipe.yaml {words} --out ALONE, then locdistill compare ALONE RUN"
+        "a teacher helps if it is clearly better than the student alone. To measure that:\n"
+        f"locdistill train RUN/recipe.yaml {words} --out ALONE\nlocdistill compare ALONE RUN"
     )
