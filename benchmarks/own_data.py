@@ -59,6 +59,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     ),
     "now, size of the images": (),
     "now, size s": ("--size", "s"),
+    "now, MobileNetV4": ("--backbone", "mobilenetv4_conv_small"),
+    "now, ResNet-10": ("--backbone", "resnet10t"),
 }
 METRICS = ("AP", "AP50", "AP75")
 ROW = ("pack", "arm", "seed", "minutes", "weights")
