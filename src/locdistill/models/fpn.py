@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -57,5 +58,17 @@ class FPN(nn.Module):
         levels = [convolution(level) for convolution, level in zip(self.outputs[:own], merged, strict=True)]
         for step, convolution in enumerate(self.outputs[own:]):
             below = stages[-1] if self.extra == "input" and step == 0 else levels[-1]
-            levels += [convolution(below.relu() if self.extra == "output_relu" and step else below)]
+            below = below.relu() if self.extra == "output_relu" and step else below
+            levels += [convolution(_wide_enough(below))]
         return levels
+
+
+def _wide_enough(x: Tensor) -> Tensor:
+    """Add a column of zeros to a map of one column before a 3x3 convolution of stride 2; the result is the same.
+
+    This avoids an error in oneDNN (seen in 3.12.0, of PyTorch 2.14.1). Its bf16 convolution for AVX-512 reads memory
+    that it never wrote when it computes the gradient of the weight for a map narrower than the stride: the gradient is
+    wrong, and sometimes NaN. The column is what the padding is there anyway, and the width of the output remains one.
+    """
+    narrow = x.shape[-1] == 1 and x.device.type == "cpu" and torch.is_grad_enabled()
+    return F.pad(x, (0, 1)) if narrow else x

@@ -22,6 +22,7 @@ from locdistill.models import postprocess
 from locdistill.models.detector import CACHED_GRIDS, Detector
 from locdistill.models.fpn import FPN
 from locdistill.models.heads.gfl import GFLHead
+from locdistill.models.kinds import ExtraLevels
 from locdistill.models.settings import DetectionSettings, DetectorSettings
 from locdistill.types import Dense, Detections
 
@@ -119,6 +120,42 @@ def test_no_activation_between_the_further_levels() -> None:
     with torch.no_grad():
         levels = fpn([-torch.ones(1, 1, 8, 8)])
         torch.testing.assert_close(levels[2], fpn.outputs[2](fpn.outputs[1](levels[0])))
+
+
+def leave_nan_in_free_memory() -> None:
+    """Memory that is allocated afterwards and not written shows as NaN."""
+    kept = [torch.full((size,), torch.nan) for size in range(16, 8000, 16) for _ in range(2)]
+    del kept
+
+
+@pytest.mark.parametrize("extra", ["output", "output_relu", "input"])
+@pytest.mark.parametrize("height", [1, 2, 3])
+def test_gradients_of_a_map_of_one_column_are_those_of_float32(height: int, extra: ExtraLevels) -> None:
+    """In bf16, with AVX-512, oneDNN adds to the weight's gradient what it finds in free memory."""
+    torch.manual_seed(0)
+    fpn, stage = FPN((16,), 16, extra_levels=2, extra=extra), torch.randn(2, 16, height, 1)
+    for _ in range(5):
+        gradients = []
+        for half in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=half):
+                levels = fpn([stage])
+            assert [level.shape[-2:] for level in levels[1:]] == [(-(-height // 2), 1), (1, 1)]
+            leave_nan_in_free_memory()
+            further = [convolution.weight for convolution in fpn.outputs[1:]]
+            gradients.append(torch.autograd.grad(sum(level.float().square().sum() for level in levels), further))
+        for exact, rough in zip(*gradients, strict=True):
+            torch.testing.assert_close(rough, exact, rtol=0, atol=0.05 * float(exact.abs().max()))
+            assert (rough[..., 0] == 0).all()  # this column of the kernel sees nothing but padding
+            assert (rough[..., 2] == 0).all()
+
+
+@pytest.mark.parametrize("height", [1, 2])
+def test_a_map_of_one_column_gives_the_same_with_and_without_gradients(height: int) -> None:
+    torch.manual_seed(0)
+    fpn, stage = FPN((16,), 16, extra_levels=2), torch.randn(2, 16, height, 1)
+    with torch.no_grad():
+        plain = fpn([stage])
+    torch.testing.assert_close(fpn([stage]), plain)
 
 
 def test_initial_weights() -> None:
