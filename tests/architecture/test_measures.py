@@ -12,7 +12,7 @@ from tests.architecture.test_floors import FILES, FLOOR_OF, PACKAGE
 
 LONG = 45
 """Lines that nine functions out of ten do not exceed."""
-FUNCTIONS = 58
+FUNCTIONS = 51
 """In 1 000 lines, at most, methods and properties counted: what was reached on the way to 45; to be lowered, only."""
 ROOM = 4500
 """Lines of a package."""
