@@ -6,7 +6,6 @@ import logging
 import time
 from dataclasses import dataclass
 from itertools import chain, islice, repeat
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -21,10 +20,10 @@ from locdistill.recipe.defaults import resolve
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import Request
 from locdistill.training.prepare import Parts, compose
-from locdistill.types import Batch
 
 log = logging.getLogger("locdistill")
-_WARM_UP, _TIMED = 2, 6
+_WARM_UP, _TIMED, _LONG_ENOUGH = 2, 6, 5.0
+"""Steps before those that are timed, the largest number of these, and seconds after which they are enough."""
 _PREDICTION = 0.4
 """Ratio of the time to evaluate on an image to that to train on it."""
 _EVALUATIONS, _THEIR_SHARE = 20, 0.1
@@ -44,10 +43,10 @@ def fitted_to(request: Request) -> Recipe:
     if process_count(recipe.engine) > 1:
         raise RecipeError("--minutes measures the steps of one process; with several give --epochs or engine.steps")
     seconds = 60 * float(request["minutes"] or 0)
-    pace = _Pace.of(recipe)
+    pace = RunPace.of(recipe)
     shorter = resolve(request, seconds / (pace.step * pace.per_pass))
     if shorter.data.sizes != recipe.data.sizes:
-        pace = _Pace.of(shorter)
+        pace = RunPace.of(shorter)
     evaluations = min(max(int(_THEIR_SHARE * seconds / pace.evaluation), 1), _EVALUATIONS)
     steps = max(int((seconds - evaluations * pace.evaluation) / pace.step), 1)
     passes = steps / pace.per_pass
@@ -58,7 +57,7 @@ def fitted_to(request: Request) -> Recipe:
 
 
 @dataclass(frozen=True)
-class _Pace:
+class RunPace:
     """Speed of a run: seconds of a step and of an evaluation, and steps of a pass over the images."""
 
     step: float
@@ -66,7 +65,8 @@ class _Pace:
     per_pass: float
 
     @classmethod
-    def of(cls, recipe: Recipe) -> _Pace:
+    def of(cls, recipe: Recipe) -> RunPace:
+        """Measure the pace of a run."""
         parts = compose(recipe, fresh=True)
         step, batch = _measured(parts), recipe.data.batch_per_device * recipe.engine.accumulate
         train_set, val_set = parts.datasets["train"], parts.datasets["val"]
@@ -92,19 +92,15 @@ def _measured(parts: Parts) -> float:
         model, optimizer = fabric.setup(module, module.optimizer())
         module.speed_up(fabric.device)
         parts.detector.train()
-        batches = chain.from_iterable(repeat(loader))
-        for batch in islice(batches, _WARM_UP):
-            _take_step(fabric, model, optimizer, batch)
-        begun = _now(fabric)
-        for batch in islice(batches, _TIMED):
-            _take_step(fabric, model, optimizer, batch)
-        return (_now(fabric) - begun) / _TIMED * engine.accumulate
-
-
-def _take_step(fabric: Fabric, model: Any, optimizer: Any, batch: Batch) -> None:
-    fabric.backward(model(fabric.to_device(batch)).total)
-    optimizer.step()
-    optimizer.zero_grad()
+        ends = []
+        for batch in islice(chain.from_iterable(repeat(loader)), _WARM_UP + _TIMED):
+            fabric.backward(model(fabric.to_device(batch)).total)
+            optimizer.step()
+            optimizer.zero_grad()
+            ends.append(_now(fabric))
+            if len(ends) > _WARM_UP and ends[-1] - ends[0] > _LONG_ENOUGH:
+                break
+        return (ends[-1] - ends[_WARM_UP - 1]) / (len(ends) - _WARM_UP) * engine.accumulate
 
 
 def _now(fabric: Fabric) -> float:
