@@ -59,7 +59,7 @@ ARMS: dict[str, tuple[str, ...]] = {
     ),
     "now, size of the images": (),
     "now, size s": ("--size", "s"),
-    "now, MobileNetV4": ("--backbone", "mobilenetv4_conv_small"),
+    "now, EfficientNet-lite0": ("--backbone", "tf_efficientnet_lite0"),
     "now, ResNet-10": ("--backbone", "resnet10t"),
 }
 METRICS = ("AP", "AP50", "AP75")

@@ -26,7 +26,7 @@ class Size(NamedTuple):
 
 
 SIZES: dict[str, Size] = {
-    "n": Size("tf_efficientnet_lite0", 64, 2),
+    "n": Size("mobilenetv4_conv_small", 64, 2),
     "s": Size("resnet18", 96, 2),
     "m": Size("resnet34", 128, 3),
     "l": Size("resnet50", 256, 4),
