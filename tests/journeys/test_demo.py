@@ -68,8 +68,8 @@ SIZES = DemoSettings()
     ("second", "minutes", "fixed", "share", "seeds"),
     [
         (0.04, 4, False, 1.0, 3),
-        (0.08, 4, False, 0.75, 3),
-        (0.12, 4, False, 0.5, 2),
+        (0.09, 4, False, 0.75, 3),
+        (0.13, 4, False, 0.5, 2),
         (10.0, 4, False, 0.5, 1),
         (10.0, 4, True, 0.5, 3),
         (0.3, 100, False, 1.0, 3),

@@ -63,6 +63,6 @@ def demo(
 
 NEXT = (
     "locdistill data check path/to/data",
-    "locdistill train --data path/to/data --backbone resnet50 --out runs/teacher",
+    "locdistill train --data path/to/data --size m --out runs/teacher",
     "locdistill distill --teacher runs/teacher/best --data path/to/data --out runs/student --cache runs/cache",
 )

@@ -63,9 +63,11 @@ class DemoSettings(Settings):
         seeds: Number of seeds, counted from 0.
     """
 
-    shapes: ShapesSettings = ShapesSettings(train=1000, val=200, size=64, radius=(0.12, 0.34), objects=(1, 3))
-    teacher_steps: int = 700
-    student_steps: int = 240
+    shapes: ShapesSettings = ShapesSettings(
+        train=1000, val=200, size=64, radius=(0.12, 0.34), objects=(1, 3), jitter=0.12
+    )
+    teacher_steps: int = 450
+    student_steps: int = 280
     batch: int = 16
     seeds: int = 3
 
@@ -98,9 +100,9 @@ class Pace:
 
 _RUN_STEPS = 80
 """Cost of data loading, evaluation and pictures of a run, in steps of a student."""
-_OTHER_STEPS = 600
+_OTHER_STEPS = 400
 """Cost of the rest, in steps of a student: start of the processes, cache, intervals, page."""
-_TAUGHT = 1.2
+_TAUGHT = 1.1
 """Ratio of the time of a step with the teacher's cache to that of a step without."""
 _BESIDE = 1.2
 """Ratio of the time of a step with other trainings in parallel to that of a step alone."""
