@@ -165,8 +165,9 @@ def ld_sharp(model: str = "gfl") -> dict[str, Term]:
 
     Both regions have temperature 1 and sixteen times the published weight, and there is no class distillation. The
     published temperature of 10 weighs all bins of an edge alike. The published softmax over classes removes the
-    absolute score, which measures the quality of a box in these detectors. In short schedules both reduce AP. The other
-    kinds of detectors use the same temperature and factor, each with its own region and weights.
+    absolute score, which measures the quality of a box in these detectors. In short schedules the first gave no
+    gain and the second lowered AP. The other kinds of detectors use the same temperature and factor, each with its own
+    region and weights.
     """
     terms = ld_full(model, weight=16 * _published(model).weight, temperature=1.0)
     return {name: terms[name] for name in ("ld", "ld_vlr")}

@@ -121,7 +121,7 @@ def test_the_student_alone_can_be_trained_as_is_said(kind: str, methods: tuple[s
     recipe = resolve(run)
     (tmp_path / "recipe.yaml").write_text(dump_recipe(recipe))
     text = baseline(_made(Parts, recipe=recipe))
-    first, second = re.findall(r"locdistill [^,]+", text)
+    first, second = re.findall(r"^locdistill .+$", text, re.MULTILINE)
     verb, options_ = parsed(shlex.split(first.replace("RUN/", f"{tmp_path}/"))[1:])
     named, overrides = _recipe_and_settings(options_)
     alone = _resolved(Request(recipe=named, overrides=tuple(overrides)), verb)
