@@ -66,8 +66,8 @@ class DemoSettings(Settings):
     shapes: ShapesSettings = ShapesSettings(
         train=1000, val=200, size=64, radius=(0.12, 0.34), objects=(1, 3), jitter=0.12
     )
-    teacher_steps: int = 450
-    student_steps: int = 280
+    teacher_steps: int = 500
+    student_steps: int = 300
     batch: int = 16
     seeds: int = 3
 
@@ -81,7 +81,7 @@ class Pace:
 
     Attributes:
         teacher: Seconds per step of the teacher, with all cores.
-        student: Seconds per step of a student, with others in parallel.
+        student: Seconds per step of a student, with its share of the cores.
         jobs: Number of parallel students.
     """
 
@@ -104,8 +104,6 @@ _OTHER_STEPS = 400
 """Cost of the rest, in steps of a student: start of the processes, cache, intervals, page."""
 _TAUGHT = 1.1
 """Ratio of the time of a step with the teacher's cache to that of a step without."""
-_BESIDE = 1.2
-"""Ratio of the time of a step with other trainings in parallel to that of a step alone."""
 _SHARES = (1.0, 0.75, 0.5)
 
 
@@ -173,7 +171,7 @@ def measured_pace(data: Path, settings: DemoSettings, jobs: int) -> Pace:
         student = seconds_per_step(_recipe("student", data, settings, steps=1))
     finally:
         torch.set_num_threads(threads)
-    return Pace(teacher, student * (_BESIDE if jobs > 1 else 1.0), jobs)
+    return Pace(teacher, student, jobs)
 
 
 def _fitting(settings: DemoSettings, pace: Pace, minutes: float, *, fixed_seeds: bool, tell: Tell) -> DemoSettings:
