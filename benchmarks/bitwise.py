@@ -46,6 +46,14 @@ HABITS: dict[str, tuple[str, ...]] = {
     "evaluated": ("engine.eval_every=1", "engine.checkpoint_every_steps=3"),
 }
 """Ways to train ``distill`` runs beside the usual one."""
+FORMER = (
+    *("engine.optimizer=sgd", "engine.lr=0.01", "engine.scale_lr=true", "engine.weight_decay=0.0001"),
+    *("engine.norm_bias_decay=true", "engine.clip_norm=null", "engine.warmup_steps=500", "engine.schedule=step"),
+    *("engine.ema=null", "engine.patience=null", "data.augment=none", "data.filter_empty=true"),
+    f"engine.milestones=[{2 / 3!r}, {11 / 12!r}]",
+)
+"""The settings of a run without a recipe before they were fitted to the data, with which older results were made."""
+ALL_LEVELS = ("detector.levels=[3,4,5,6,7]", "detector.anchor_scale=8")
 
 
 def small_teacher(folder: Path, model: str = "gfl") -> Path:
@@ -112,13 +120,15 @@ def measure(folder: Path, only: str) -> dict[str, Any]:
     recipe = locdistill.load_recipe("rotated_gfl_r18_1x", own)
     keep("rotated_gfl_r18_1x", partial(locdistill.run, recipe, folder / "turned"))
     for method in METHODS:
-        words = {"methods": (method,), "out": folder / f"method_{method}", "overrides": (*RUN, *SMALL)}
+        words = {"methods": (method,), "out": folder / f"method_{method}", "overrides": (*FORMER, *RUN, *SMALL)}
         keep(method, partial(locdistill.distill, teacher, shapes, **words))
     for name, habits in HABITS.items():
-        words = {"out": folder / name, "overrides": (*RUN, *SMALL, *habits)}
+        words = {"out": folder / name, "overrides": (*FORMER, *RUN, *SMALL, *habits)}
         keep(name, partial(locdistill.distill, teacher, shapes, **words))
     for model in ("gflv2", "atss", "fcos", "retinanet"):
-        keep(model, partial(locdistill.train, shapes, model=model, out=folder / model, overrides=(*RUN, *SMALL)))
+        more = ALL_LEVELS if model in ("gflv2", "atss") else ()
+        words = {"model": model, "out": folder / model, "overrides": (*FORMER, *more, *RUN, *SMALL)}
+        keep(model, partial(locdistill.train, shapes, **words))
     return found
 
 
