@@ -169,7 +169,8 @@ def _for_data(request: Request, passes: float | None) -> dict[str, Any]:
     elif KINDS[known].assigner == "atss":
         architecture["levels"] = levels_for(data["sizes"][0])
         architecture["anchor_scale"] = anchor_for(facts, data["sizes"][0])
-    log.info("%s", described(facts, data["sizes"][0], chosen=given is None))
+    if passes is not None or request.get("minutes") is None:  # else this is not the last word on the size
+        log.info("%s", described(facts, data["sizes"][0], chosen=given is None))
     recipe: dict[str, Any] = {
         "name": _name(f"{model}_{backbone}"),
         "detector": architecture | {"model": model, "backbone": backbone},
