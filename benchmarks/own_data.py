@@ -42,10 +42,9 @@ PACKS: dict[str, tuple[str, ...]] = {
     "coco-val2017-2.8k-320": (),
     "hit-uav-half": ("data.ignore_classes=[DontCare]",),
 }
-NOW: tuple[str, ...] = ()
 ARMS: dict[str, tuple[str, ...]] = {
     "before": (),
-    "now": NOW,
+    "now": (),
     "now, no augmentation": ("data.augment=none",),
     "now, light augmentation": ("data.augment=light",),
     "now, strong augmentation": ("data.augment=strong",),

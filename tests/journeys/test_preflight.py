@@ -11,25 +11,15 @@ import torch
 
 from locdistill.engine.log import read_metrics
 from locdistill.models.detector import Detector
-from locdistill.models.settings import DetectorSettings, InputSettings
-from tests.conftest import CLASSES, Answer, write_tiny_coco
+from tests.conftest import Answer, write_tiny_coco
+from tests.small import small_detector
 
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("no_pictures_of_runs")]
 SHORT = (
     *("engine.steps=2", "engine.log_every=1", "engine.accelerator=cpu", "engine.progress=false", "data.workers=0"),
     *("detector.channels=16", "detector.depth=1", "detector.norm_groups=4", "--batch", "2", "--pretrained", "none"),
 )
-SMALL = DetectorSettings(
-    backbone="test_resnet",
-    pretrained=False,
-    classes=CLASSES,
-    channels=32,
-    depth=1,
-    norm_groups=4,
-    levels=(3, 4),
-    reg_max=7,
-    input=InputSettings(short=96, long=128),
-)
+SMALL = small_detector(channels=32, reg_max=7)
 
 
 @pytest.fixture(scope="module")

@@ -84,10 +84,16 @@ def show_log() -> None:
 
     The training loop prints its own, which this leaves to it and to ``log.txt``.
     """
-    handler = logging.StreamHandler()
-    first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    handler.addFilter(lambda record: record.levelno >= logging.WARNING or (first and record.name == "locdistill"))
-    package = logging.getLogger("locdistill")
+
+    def shows(record: logging.LogRecord) -> bool:
+        if record.levelno >= logging.WARNING or record.name != "locdistill":
+            return record.levelno >= logging.WARNING
+        from locdistill.dist import process_rank  # noqa: PLC0415 - heavy; loaded where anything is logged
+
+        return process_rank() == 0
+
+    handler, package = logging.StreamHandler(), logging.getLogger("locdistill")
+    handler.addFilter(shows)
     package.handlers = [handler]
     package.setLevel(logging.INFO)
 

@@ -47,7 +47,7 @@ class RunState:
         """Add an evaluation; return whether it is the best so far. NaN (no objects) is worse than any number."""
         entry = {"step": self.step, "epoch": epoch, **{name: float(value) for name, value in metrics.items()}}
         self.history.append(entry)
-        if self.best_at is None or _rank(entry) > _rank(self.history[self.best_at]):
+        if self.best_at is None or rank_of(entry) > rank_of(self.history[self.best_at]):
             self.best_at, self.bad_evaluations = len(self.history) - 1, 0
             return True
         self.bad_evaluations += 1
@@ -127,9 +127,10 @@ class FitResult:
             steps=content["steps"],
             stopped=content["stopped"] or "",
             history=history,
-            metrics=max(history, key=_rank) if history else {},
+            metrics=max(history, key=rank_of) if history else {},
         )
 
 
-def _rank(entry: Mapping[str, float]) -> float:
+def rank_of(entry: Mapping[str, float]) -> float:
+    """Return AP to compare evaluations by; NaN (no objects) is worse than any number."""
     return -math.inf if math.isnan(entry["AP"]) else entry["AP"]

@@ -143,14 +143,18 @@ def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_si
     )
 
 
+def _onednn_limit() -> str:
+    """Return the instruction set that the user has limited oneDNN to; empty without a limit."""
+    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+
+
 def cpu_bf16() -> bool:
     """Return whether oneDNN, which PyTorch uses for multiplication on CPU, supports bf16 without emulation.
 
     The processor must support it (according to PyTorch, or else to Linux), and the user must not have limited oneDNN to
     an older instruction set. As in oneDNN, the case of the limit and unknown limits are ignored.
     """
-    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-    if limit.upper() in ONEDNN_WITHOUT_BF16:
+    if _onednn_limit() in ONEDNN_WITHOUT_BF16:
         return False
     checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     if all(checks):
@@ -161,7 +165,7 @@ def cpu_bf16() -> bool:
 
 def cpu_amx() -> bool:
     """Return whether oneDNN multiplies bf16 in AMX tiles, according to PyTorch."""
-    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    limit = _onednn_limit()
     check = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(check and check()) and ("AMX" in limit or limit in ("", "DEFAULT", "ALL"))
 

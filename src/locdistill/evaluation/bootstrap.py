@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from locdistill.data.records import Dataset, Record
 from locdistill.evaluation.arrays import Rows, found
 from locdistill.evaluation.coco import OVERLAPS
+from locdistill.evaluation.greedy import BUDGET, match_greedily, pairwise_overlaps
 from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, judge_class
 from locdistill.types import Detections
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
-_COCO_LEVELS = np.linspace(0.0, 1.0, 101)
+COCO_LEVELS = np.linspace(0.0, 1.0, 101)
+"""Recalls at which COCO samples precision."""
 _AREAS = {"": (0.0, 1e10), "s": (0.0, 32.0**2), "m": (32.0**2, 96.0**2), "l": (96.0**2, 1e10)}
-_BUDGET = 100  # detections per image and class that are evaluated
 _CHUNK = 2_000_000  # numbers in memory at once
 
 
@@ -120,19 +121,20 @@ def judge_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> Judgem
         for c in np.union1d(mine.labels, record.labels).tolist():
             # indices of the detections of this class in this image
             own = np.flatnonzero(mine.labels == c)
-            chosen, of_class = own[np.argsort(-mine.scores[own], kind="stable")][:_BUDGET], record.labels == c
+            chosen, of_class = own[np.argsort(-mine.scores[own], kind="stable")][:BUDGET], record.labels == c
             boxes = mine.boxes[chosen].astype(np.float64)
             crowd, areas = record.ignored[of_class], record.areas[of_class].astype(np.float64)
-            overlaps = _overlaps(boxes, record.boxes[of_class].astype(np.float64), crowd)
+            overlaps = pairwise_overlaps(boxes, record.boxes[of_class], crowd)
             own_areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
             for size, (low, high) in _AREAS.items():
                 ignored = crowd | (areas < low) | (areas > high)
-                true, forgiven = _match(overlaps, crowd, ignored)
+                target, forgiven = match_greedily(overlaps, crowd, ignored, _THRESHOLDS)
+                true = target != -1
                 beside = (own_areas < low) | (own_areas > high)  # used only where there is no match
                 counted = ~forgiven & (true | ~beside)
                 collected.objects[size, c][i] = int((~ignored).sum())
                 collected.parts[size, c].append((np.full(len(chosen), i), mine.scores[chosen], true, counted))
-    return collected.judgement(_COCO_LEVELS)
+    return collected.judgement(COCO_LEVELS)
 
 
 def judge_voc(
@@ -182,40 +184,6 @@ class _Collected:
             ranked.setdefault(size, []).append(one)
         images = tuple(record.image_id for record in self.records)
         return Judgement(images, self.classes, {size: tuple(of_class) for size, of_class in ranked.items()}, levels)
-
-
-def _overlaps(boxes: NDArray[np.float64], truth: NDArray[np.float64], crowd: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Compute the IoU of detections and objects; for a crowd, the fraction of the detection inside it."""
-    low = np.maximum(boxes[:, None, :2], truth[None, :, :2])
-    high = np.minimum(boxes[:, None, 2:], truth[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(-1)
-    own, theirs = ((b[:, 2:] - b[:, :2]).prod(-1) for b in (boxes, truth))
-    union = np.where(crowd, own[:, None], own[:, None] + theirs - shared)
-    overlaps: NDArray[np.float64] = shared / np.maximum(union, 1e-12)
-    return overlaps
-
-
-def _match(
-    overlaps: NDArray[np.float64], crowd: NDArray[np.bool_], ignored: NDArray[np.bool_]
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return masks of the detections, best first, that match an object, and an ignored one: (thresholds, k) each.
-
-    In descending order of score, a detection is matched to the free object that it overlaps most (of equal overlaps the
-    last), to an ignored one only if there is no other. A crowd can be matched any number of times.
-    """
-    limits = np.minimum(_THRESHOLDS, 1 - 1e-10)[:, None]
-    true = np.zeros((len(limits), len(overlaps)), bool)
-    forgiven = np.zeros_like(true)
-    taken = np.zeros((len(limits), len(crowd)), bool)
-    for d in np.flatnonzero((overlaps >= limits[0]).any(1)):
-        within = (overlaps[d] >= limits) & (~taken | crowd)
-        for group, matched in ((~ignored, true), (ignored, forgiven)):
-            fits = within & group & ~true[:, d, None]
-            t = np.flatnonzero(fits.any(1))
-            best = np.where(fits[t], overlaps[d], -1.0)[:, ::-1].argmax(1)
-            taken[t, len(crowd) - 1 - best] = True
-            matched[t, d] = True
-    return true, forgiven
 
 
 def _average_precision(

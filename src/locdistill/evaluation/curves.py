@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from locdistill.evaluation.matching import Matches
+from locdistill.evaluation.voc import ap_of_counts
 
 DEFAULT_SCORE = 0.3
 """Minimum score to show where no better one is known."""
@@ -89,19 +90,8 @@ def average(true: NDArray[np.bool_], objects: int, levels: NDArray[np.floating] 
     """
     if not objects:
         return None
-    hits = np.cumsum(true)
-    precision = hits / np.arange(1, len(true) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
-    if levels is None:
-        return float(envelope[true].sum() / objects)
-    places = np.searchsorted(hits / objects, levels)  # the first detection that reaches each level
-    return float(np.append(envelope, 0.0)[places].sum() / len(levels))
-
-
-def mean_ap(curves: Sequence[ClassCurve]) -> float | None:
-    """Compute the mean AP50 over the classes with objects; None without any."""
-    values = [curve.ap for curve in curves if curve.ap is not None]
-    return sum(values) / len(values) if values else None
+    hits = np.cumsum(true, dtype=np.int64)
+    return ap_of_counts(hits, np.arange(1, len(true) + 1) - hits, objects, levels)
 
 
 def thresholds(curves: Sequence[ClassCurve]) -> dict[str, float]:

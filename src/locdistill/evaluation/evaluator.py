@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from locdistill.data.records import Dataset
-from locdistill.evaluation.bootstrap import Judgement, judge_coco, judge_voc
+from locdistill.evaluation.bootstrap import COCO_LEVELS, Judgement, judge_coco, judge_voc
 from locdistill.evaluation.coco import CocoResult, coco_metrics
 from locdistill.evaluation.rotated import ROTATED
 from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, VocResult, average_precision
@@ -57,7 +57,7 @@ class Evaluator:
     def levels(self) -> NDArray[np.floating] | None:
         """Recalls at which AP samples precision; None for the area under its envelope."""
         if self.rules is None:
-            return np.linspace(0.0, 1.0, 101)
+            return COCO_LEVELS
         return RECALL_LEVELS if self._eleven_point else None
 
     @property

@@ -7,7 +7,7 @@ agree with AP50.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from locdistill.data.records import Dataset
 from locdistill.evaluation.arrays import Rows, found
 from locdistill.evaluation.evaluator import Evaluator
+from locdistill.evaluation.greedy import BUDGET, match_greedily, pairwise_overlaps
 from locdistill.evaluation.rotated import rotated_overlaps
-from locdistill.evaluation.voc import Rules
+from locdistill.evaluation.voc import match_class
 from locdistill.types import Detections
 
 FOREGROUND, BACKGROUND = 0.5, 0.1
 """IoU from which a detection may be of an object, and below which it is of none."""
-_BUDGET = 100  # detections per image and class that COCO evaluates
+_HALF = np.array([FOREGROUND])
 _NONE = -1
 
 Indices = NDArray[np.int64]
@@ -120,7 +121,11 @@ def match(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_poin
     for c in np.unique(reported.labels).tolist():
         mine, truth = (slice(*np.searchsorted(rows.labels, (c, c + 1))) for rows in (reported, objects))
         parts = (reported.taken(mine), objects.taken(truth))
-        own, counted[mine] = _as_coco(*parts) if evaluator.rules is None else _as_voc(*parts, evaluator.rules)
+        if evaluator.rules is None:
+            own, counted[mine] = _as_coco(*parts)
+        else:
+            at_half = replace(evaluator.rules, thresholds=evaluator.rules.thresholds[:1])
+            (own,), (counted[mine],) = match_class(*parts, at_half)
         target[mine] = np.where(own == _NONE, _NONE, own + truth.start)
     pairs = _overlaps(reported, objects, oriented=dataset.oriented)
     pairs = pairs.chosen(counted[pairs.detection] & ~objects.values.astype(bool)[pairs.object])
@@ -129,60 +134,19 @@ def match(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_poin
 
 
 def _as_coco(reported: Rows, objects: Rows) -> tuple[Indices, NDArray[np.bool_]]:
-    """Match the detections of one class as COCO does; return the target, and whether each is counted.
-
-    Best first, a detection gets the free object that it overlaps most (of equals the last), or else an ignored one. A
-    crowd region forgives any number of detections, by the fraction of the detection inside it.
-    """
+    """Match the detections of one class as COCO does; return the target, and whether each is counted."""
     target, counted = np.full(len(reported.images), _NONE), np.ones(len(reported.images), bool)
     truth = objects.by_image()
     for image, rows in reported.by_image().items():
-        counted[rows.start + _BUDGET : rows.stop] = False
+        counted[rows.start + BUDGET : rows.stop] = False
         if (here := truth.get(image)) is None:
             continue
-        crowd = objects.values[here].astype(bool)
-        overlaps = pairwise(reported.boxes[rows], objects.boxes[here], crowd)[:_BUDGET]
-        free = ~crowd
-        for d in np.flatnonzero((overlaps >= FOREGROUND).any(1)).tolist():
-            overlap, fits = overlaps[d], overlaps[d] >= FOREGROUND
-            if (fits & free).any():
-                best = len(free) - 1 - int(np.where(fits & free, overlap, -1.0)[::-1].argmax())
-                target[rows.start + d] = here.start + best
-                free[best] = False
-            elif (fits & crowd).any():
-                counted[rows.start + d] = False
+        crowd, best = objects.values[here].astype(bool), slice(rows.start, min(rows.start + BUDGET, rows.stop))
+        overlaps = pairwise_overlaps(reported.boxes[best], objects.boxes[here], crowd)
+        (own,), (forgiven,) = match_greedily(overlaps, crowd, crowd, _HALF)
+        target[best] = np.where(own == _NONE, _NONE, own + here.start)
+        counted[best] = ~forgiven
     return target, counted
-
-
-def _as_voc(reported: Rows, objects: Rows, rules: Rules) -> tuple[Indices, NDArray[np.bool_]]:
-    """Match the detections of one class as VOC does; return the target, and whether each is counted.
-
-    A detection is compared with the object that it overlaps most. The first, which is the best, has it.
-    """
-    target, counted = np.full(len(reported.images), _NONE), np.ones(len(reported.images), bool)
-    if not len(objects.images):
-        return target, counted
-    to_find_first = np.lexsort((objects.values, objects.images))
-    nearest, overlap = rules.nearest(reported, objects.taken(to_find_first))
-    nearest = to_find_first[nearest]
-    reached = overlap >= rules.thresholds[0]
-    counted = ~(reached & objects.values[nearest].astype(bool))
-    claims = np.flatnonzero(reached & counted)
-    first = claims[np.unique(nearest[claims], return_index=True)[1]]
-    target[first] = nearest[first]
-    return target, counted
-
-
-def pairwise(
-    boxes: NDArray[np.floating], truth: NDArray[np.floating], crowd: NDArray[np.bool_] | bool = False
-) -> NDArray[np.float64]:
-    """Compute the IoU of upright boxes ``(k, 4)`` and ``(n, 4)``; for a crowd, the fraction of the box inside it."""
-    a, b = boxes.astype(np.float64), truth.astype(np.float64)
-    low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
-    shared = (high - low).clip(min=0).prod(-1)
-    own, theirs = (a[:, 2:] - a[:, :2]).prod(-1)[:, None], (b[:, 2:] - b[:, :2]).prod(-1)[None]
-    overlaps: NDArray[np.float64] = shared / np.maximum(np.where(crowd, own, own + theirs - shared), 1e-12)
-    return overlaps
 
 
 def _overlaps(reported: Rows, objects: Rows, *, oriented: bool) -> OverlapPairs:
@@ -198,7 +162,7 @@ def _overlaps(reported: Rows, objects: Rows, *, oriented: bool) -> OverlapPairs:
     parts = []
     for image in mine.keys() & theirs.keys():
         d, o = orders[0][mine[image]], orders[1][theirs[image]]
-        overlaps = pairwise(reported.boxes[d], objects.boxes[o])
+        overlaps = pairwise_overlaps(reported.boxes[d], objects.boxes[o])
         i, j = np.nonzero(overlaps >= BACKGROUND)
         parts.append((d[i], o[j], overlaps[i, j]))
     if not parts:

@@ -126,33 +126,46 @@ def average_precision(
     shape = (len(rules.thresholds), len(dataset.classes))
     ap, recall = np.full(shape, np.nan), np.full(shape, np.nan)
     to_find = np.bincount(objects.labels[~objects.values], minlength=shape[1])
+    levels = RECALL_LEVELS if eleven_point else None
     for c in np.flatnonzero(to_find).tolist():
         mine = reported.of_class(c)
         true, false = judge_class(mine, objects.of_class(c), rules)
         best_first = np.argsort(-mine.values, kind="stable")
         hits = np.cumsum(true[:, best_first], 1)
         misses = np.cumsum(false[:, best_first], 1)
-        ap[:, c] = [_average(h, m, int(to_find[c]), eleven_point) for h, m in zip(hits, misses, strict=True)]
+        ap[:, c] = [ap_of_counts(h, m, int(to_find[c]), levels) for h, m in zip(hits, misses, strict=True)]
         recall[:, c] = true.sum(1) / to_find[c]
     found_of_class = np.bincount(reported.labels, minlength=shape[1])
     return VocResult(dataset.classes, ap, recall, to_find, found_of_class, eleven_point, rules.name)
 
 
-def judge_class(reported: Rows, objects: Rows, rules: Rules) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return masks of the true and the false detections of a class, best first per image: (thresholds, k) each."""
+def match_class(reported: Rows, objects: Rows, rules: Rules) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Match the detections of a class, best first per image, to its objects.
+
+    Returns:
+        ``(thresholds, k)`` index of the object that makes a detection true, else -1; and whether a detection is true or
+        false: that of a difficult object is neither.
+    """
+    target = np.full((len(rules.thresholds), len(reported.images)), -1)
     if not len(objects.images):
-        true = np.zeros((len(rules.thresholds), len(reported.images)), bool)
-        return true, ~true
+        return target, np.ones(target.shape, bool)
     # Among equal overlaps the first object wins; those to find come before the difficult ones.
-    objects = objects.taken(np.lexsort((objects.values, objects.images)))
-    target, overlap = rules.nearest(reported, objects)
+    order = np.lexsort((objects.values, objects.images))
+    nearest, overlap = rules.nearest(reported, objects.taken(order))
+    nearest = order[nearest]
     reached = overlap >= rules.thresholds[:, None]
-    counts = ~(reached & objects.values[target])  # a detection of a difficult object is neither true nor false
+    counts = ~(reached & objects.values[nearest])
     # Best first, so the first detection of each object has it; the later ones are false.
     threshold, detection = np.nonzero(reached & counts)
-    first = np.unique(threshold * len(objects.images) + target[detection], return_index=True)[1]
-    true = np.zeros_like(reached)
-    true[threshold[first], detection[first]] = True
+    first = np.unique(threshold * len(objects.images) + nearest[detection], return_index=True)[1]
+    target[threshold[first], detection[first]] = nearest[detection[first]]
+    return target, counts
+
+
+def judge_class(reported: Rows, objects: Rows, rules: Rules) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return masks of the true and the false detections of a class, best first per image: (thresholds, k) each."""
+    target, counts = match_class(reported, objects, rules)
+    true = target != -1
     return true, counts & ~true
 
 
@@ -175,13 +188,22 @@ def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:
 VOC = Rules("VOC", THRESHOLDS, _nearest)
 
 
-def _average(hits: NDArray[np.int64], misses: NDArray[np.int64], objects: int, eleven_point: bool) -> float:
-    """Compute AP from the running counts of true and false detections."""
+def ap_of_counts(
+    hits: NDArray[np.int64], misses: NDArray[np.int64], objects: int, levels: NDArray[np.floating] | None
+) -> float:
+    """Compute AP from the running counts of true and false detections.
+
+    Args:
+        hits: ``(k,)`` number of true detections up to each.
+        misses: ``(k,)`` number of false ones.
+        objects: Number of objects to find.
+        levels: Recalls at which precision is sampled; None for the area under its envelope.
+    """
     # Ignored detections at the start have no true or false ones before them: precision 0, at recall 0.
     precision = hits / np.maximum(hits + misses, 1)
     best_from_here = np.maximum.accumulate(precision[::-1])[::-1]
-    if eleven_point:
-        places = np.searchsorted(hits / objects, RECALL_LEVELS)  # the first position at which each level is reached
-        return float(np.append(best_from_here, 0.0)[places].sum() / 11)
+    if levels is not None:
+        places = np.searchsorted(hits / objects, levels)  # the first position at which each level is reached
+        return float(np.append(best_from_here, 0.0)[places].sum() / len(levels))
     gained = np.diff(hits, prepend=0)
     return float((best_from_here * gained).sum() / objects)

@@ -155,19 +155,18 @@ def pair(findings: Findings, record: Record, limit: int) -> Image.Image:
     picture = picture.resize(size, Image.Resampling.LANCZOS)
     found = findings.shown(record.image_id)
     sides = []
-    for layers in (truth_layers(record), [Layer(found.boxes, found.labels, found.scores)]):
+    truth = [truth_layer(record, ignored=True), truth_layer(record)]
+    for layers in (truth, [Layer(found.boxes, found.labels, found.scores)]):
         scaled = [layer.scaled(scale) for layer in layers]
         sides.append(draw_layers(picture, scaled, classes=findings.dataset.classes, min_side=min(limit // 2, 200)))
     return beside(sides)
 
 
-def truth_layers(record: Record) -> list[Layer]:
-    """Return the objects of a record as layers to draw: ignored ones below those to find."""
-    boxes, labels, ignored = torch.from_numpy(outlines(record)), torch.from_numpy(record.labels), record.ignored
-    return [
-        Layer(boxes[ignored], labels[ignored], style="ignored"),
-        Layer(boxes[~ignored], labels[~ignored], style="truth"),
-    ]
+def truth_layer(record: Record, *, ignored: bool = False) -> Layer:
+    """Return the objects of a record to find, or those that are ignored, as a layer to draw."""
+    kept = record.ignored == ignored
+    boxes, labels = torch.from_numpy(outlines(record)[kept]), torch.from_numpy(record.labels[kept])
+    return Layer(boxes, labels, style="ignored" if ignored else "truth")
 
 
 def class_table(findings: Findings) -> str:

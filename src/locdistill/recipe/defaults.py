@@ -149,7 +149,7 @@ def _for_data(request: Request, passes: float | None) -> dict[str, Any]:
     dataset = open_dataset(settings, "train")
     facts = DataFacts.of(dataset, cpu=_on_cpu(request), pretrained=_pretrained(request), passes=passes)
     epochs = _asked_epochs(request) or passes or epochs_for(facts)
-    size = SIZES["n" if facts.cpu else "s"]
+    size = SIZES.get(request.get("size") or "", SIZES["n" if facts.cpu else "s"])  # another is reported with the words
     backbone = (
         override_of(request, "detector.backbone")
         or request.get("backbone")

@@ -20,12 +20,12 @@ from locdistill.dist import process_rank
 from locdistill.engine.devices import device_kind
 from locdistill.engine.loop import fit
 from locdistill.engine.module import TrainingModule
-from locdistill.engine.result import FitResult
+from locdistill.engine.result import FitResult, rank_of
 from locdistill.engine.validation import Evaluate, detect_all
 from locdistill.evaluation.agreement import agreement
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.inference.evaluate import validation_loader
-from locdistill.inference.evaluation_files import Findings
+from locdistill.inference.evaluation_files import Findings, labels_picture
 from locdistill.models.detector import Detector
 from locdistill.models.weights import THRESHOLDS, add_extra
 from locdistill.recipe.run_folder import METRICS
@@ -85,7 +85,7 @@ class KeepingEvaluator:
             self.first_time = None
         metrics = dict(self.evaluator(detections))
         self.last = Kept(metrics["AP"], detections)
-        if self.best is None or (not self.last.ap <= self.best.ap and not math.isnan(self.last.ap)):
+        if self.best is None or rank_of(metrics) > rank_of({"AP": self.best.ap}):
             self.best = self.last
         return metrics
 
@@ -144,7 +144,7 @@ def _draw_batch(parts: Parts, out: Path) -> None:
 def _draw_labels(dataset: Dataset, path: Path) -> None:
     """Draw the training objects; at the first evaluation, as charts are slow to import and the first step is not."""
     with pictures.guarded(path):
-        pictures.labels(path, dataset)
+        labels_picture(dataset).save(path)
 
 
 def _draw_results(parts: Parts, out: Path, fitted: FitResult, evaluate: KeepingEvaluator) -> None:
@@ -156,11 +156,12 @@ def _draw_results(parts: Parts, out: Path, fitted: FitResult, evaluate: KeepingE
         from locdistill.viz.curves import plot_run  # noqa: PLC0415 - imports matplotlib, needed only after the training
 
         plot_run(out / "metrics.csv", out / "curves.png")
-    best = None
+    best = findings = None
     for weights, ap, kept in evaluate.of(fitted):
         with pictures.guarded(weights):
-            found = kept if kept is not None and kept.ap == ap else None
-            findings = Findings(dataset, _detections(parts, weights) if found is None else found.detections)
+            found = kept.detections if kept is not None and kept.ap == ap else _detections(parts, weights)
+            if findings is None or findings.detections is not found:  # the last weights are often the best
+                findings = Findings(dataset, found)
             add_extra(weights, {THRESHOLDS: findings.thresholds})
             best = best or findings
     if best is not None:

@@ -1,4 +1,4 @@
-"""Pictures of a run: labels, a training batch, predictions, curves, and the judgement of its best weights."""
+"""Pictures of a run: predictions, and the judgement of its best weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 
 from locdistill.data.records import Dataset, Record
-from locdistill.evaluation.arrays import outlines
 from locdistill.files import write_text
 from locdistill.images import read_image
-from locdistill.inference.evaluation_files import Findings, class_table, labels_picture, pictures_of
+from locdistill.inference.evaluation_files import Findings, class_table, pictures_of, truth_layer
 from locdistill.models.detector import Detector
 from locdistill.objective.scene import Scene
-from locdistill.viz.draw import Layer, draw_detections
+from locdistill.viz.draw import draw_detections
 from locdistill.viz.mosaic import mosaic
 
 SHOWN = 9
@@ -32,11 +31,6 @@ def guarded(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         log.warning("%s could not be written (%s: %s); the run is not affected", path, type(error).__name__, error)
-
-
-def labels(path: Path, dataset: Dataset) -> None:
-    """Draw the objects that are trained on: counts by class, sizes and places."""
-    labels_picture(dataset).save(path)
 
 
 def judgement(out: Path, findings: Findings) -> None:
@@ -75,12 +69,6 @@ def spread(records: Sequence[Record], count: int) -> list[Record]:
     pool = with_objects if len(with_objects) >= min(count, len(records)) else list(records)
     count = min(count, len(pool))
     return [pool[i * len(pool) // count] for i in range(count)]
-
-
-def truth_layer(record: Record) -> Layer:
-    """Return the objects of a record as a layer to draw."""
-    keep = ~record.ignored
-    return Layer(torch.from_numpy(outlines(record)[keep]), torch.from_numpy(record.labels[keep]), style="truth")
 
 
 def objects_by_doubt(scene: Scene, count: int) -> list[tuple[int, int]]:

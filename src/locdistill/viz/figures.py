@@ -33,6 +33,18 @@ def tidy(axes: Axes, title: str) -> Axes:
     return axes
 
 
+def without_content(axes: Axes, note: str) -> None:
+    """Write a note into an empty chart, in place of ticks."""
+    axes.text(0.5, 0.5, note, ha="center", color=hexadecimal(MUTED), transform=axes.transAxes)
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def shortened(name: str, length: int) -> str:
+    """Shorten a long name."""
+    return name if len(name) <= length else name[: length - 3] + "..."
+
+
 def to_image(figure: Figure) -> Image.Image:
     """Render a chart to an RGB picture."""
     buffer = io.BytesIO()

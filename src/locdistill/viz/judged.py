@@ -11,13 +11,14 @@ from matplotlib.axes import Axes
 from numpy.typing import NDArray
 from PIL import Image
 
-from locdistill.viz.figures import new_figure, tidy, to_image
+from locdistill.viz.figures import new_figure, shortened, tidy, to_image, without_content
 from locdistill.viz.style import INK, LINES, MUTED, hexadecimal
 
 _EXTREMES = 4
 """Number of best and of worst classes that are named where there are too many for a colour each."""
 _CELLS, _NUMBERED = 80, 12
 """Number of classes up to which a confusion matrix shows all of them, and writes numbers in the cells."""
+_NAME = 18  # letters of a class name that are shown
 _GRID = np.linspace(0, 1, 201)
 
 
@@ -62,14 +63,14 @@ def plot_class_curves(curves: Mapping[str, ScoreCurve]) -> Image.Image:
     axes = figure.subplots(2, 2)
     if not there:
         for side, title in zip(axes.flat, ("Precision over recall", "F1", "Precision", "Recall"), strict=True):
-            _empty(tidy(side, title), "no objects")
+            without_content(tidy(side, title), "no objects")
         return to_image(figure)
     colours = _colours(there)
     means = [curve.ap for curve in there.values() if curve.ap is not None]
     _unit(tidy(axes[0, 0], f"Precision over recall (AP50 {100 * sum(means) / len(means):.1f})"), "recall", "precision")
     for name in [*(name for name in there if name not in colours), *colours]:  # named ones on top
         curve, (colour, width) = there[name], (colours.get(name, "#c8ccd1"), 1.6 if name in colours else 0.7)
-        label = f"{_short(name)}  AP50 {100 * (curve.ap or 0):.1f}" if name in colours else None
+        label = f"{shortened(name, _NAME)}  AP50 {100 * (curve.ap or 0):.1f}" if name in colours else None
         if label and curve.threshold is not None:
             label += f", best F1 at {curve.threshold:.2f}"
         recall, precision = np.append(0.0, curve.recall), np.append([*curve.precision[:1], 0.0][0], curve.precision)
@@ -135,7 +136,7 @@ def plot_confusion(matrix: NDArray[np.integer], classes: Sequence[str]) -> Image
     axes = tidy(figure.subplots(), title)
     axes.grid(visible=False)
     axes.imshow(shares, cmap=colormaps["Blues"], vmin=0, vmax=1, aspect="auto")
-    names = [_short(classes[i]) for i in kept.tolist()]
+    names = [shortened(classes[i], _NAME) for i in kept.tolist()]
     small = 8 if size <= 40 else 6
     axes.tick_params(labelcolor=hexadecimal(INK))
     axes.set_xticks(range(size), [*names, "missed"], rotation=90 if size > 6 else 0, fontsize=small)
@@ -185,14 +186,3 @@ def _unit(axes: Axes, across: str, up: str) -> None:
     axes.set_ylim(0, 1.02)
     axes.set_xlabel(across, fontsize=8, color=hexadecimal(MUTED))
     axes.set_ylabel(up, fontsize=8, color=hexadecimal(MUTED))
-
-
-def _empty(axes: Axes, note: str) -> None:
-    axes.text(0.5, 0.5, note, ha="center", color=hexadecimal(MUTED), transform=axes.transAxes)
-    axes.set_xticks([])
-    axes.set_yticks([])
-
-
-def _short(name: str, length: int = 18) -> str:
-    """Shorten a long name."""
-    return name if len(name) <= length else name[: length - 3] + "..."

@@ -11,7 +11,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-from locdistill.viz.figures import new_figure, tidy, to_image
+from locdistill.viz.figures import new_figure, shortened, tidy, to_image, without_content
 from locdistill.viz.style import INK, MUTED, STUDENT, hexadecimal
 
 SHOWN = 80
@@ -47,9 +47,7 @@ def plot_labels(
     kept = (sides > 0).all(1)
     if not kept.any():
         for axes in others:
-            axes.text(0.5, 0.5, "no objects", ha="center", color=hexadecimal(MUTED), transform=axes.transAxes)
-            axes.set_xticks([])
-            axes.set_yticks([])
+            without_content(axes, "no objects")
         return to_image(figure)
     _plot_sizes(sizes, sides[kept])
     ramp = colormaps["Blues"]
@@ -81,8 +79,7 @@ def _plot_counts(axes: Axes, counts: Mapping[str, int]) -> None:
         axes.text(value + 0.01 * right, row, str(value), va="center", fontsize=7, color=hexadecimal(MUTED))
     axes.set_xlim(0, 1.15 * right)
     axes.set_ylim(len(values) - 0.3, -0.7)
-    short = [name if len(name) <= 22 else name[:19] + "..." for name in names]
-    axes.set_yticks(range(len(values)), short)
+    axes.set_yticks(range(len(values)), [shortened(name, 22) for name in names])
     axes.tick_params(axis="y", labelsize=8, colors=hexadecimal(INK), length=0)
 
 

@@ -10,7 +10,7 @@ import torch
 
 from locdistill.data.records import Dataset
 from locdistill.evaluation.confusion import confusion_matrix, image_scores
-from locdistill.evaluation.curves import class_curves, mean_ap, minimum_scores, thresholds
+from locdistill.evaluation.curves import ClassCurve, class_curves, minimum_scores, thresholds
 from locdistill.evaluation.error_types import ERROR_TYPES, ap_without, error_costs, label_errors
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.evaluation.matching import Matches, match
@@ -49,6 +49,11 @@ def perfect(data: Dataset) -> dict[int, Detections]:
 
 def matched(boxes: list, labels: list, found: Detections, ignored: list | None = None) -> Matches:
     return match(dataset(record(1, boxes, labels, ignored)), {1: found})
+
+
+def mean_ap(curves: tuple[ClassCurve, ...]) -> float | None:
+    values = [curve.ap for curve in curves if curve.ap is not None]
+    return sum(values) / len(values) if values else None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -23,12 +23,13 @@ from locdistill.inference.evaluate import evaluate
 from locdistill.inference.evaluation_files import Findings, best_and_worst, class_table, labels_picture, pair
 from locdistill.inference.predict import predict
 from locdistill.models.detector import Detector
-from locdistill.models.settings import DetectorSettings, InputSettings
+from locdistill.models.settings import InputSettings
 from locdistill.models.weights import add_extra, read_metadata, read_thresholds
 from locdistill.publishing.publish import publish
 from locdistill.training import pictures
 from locdistill.types import Detections
 from tests.conftest import CLASSES, Answer
+from tests.small import small_detector
 
 SAVED = {
     *("confusion.png", "detections.json", "errors.png", "images", "labels.png", "per_class.csv", "pr_curves.png"),
@@ -60,16 +61,7 @@ def results(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tiny = DetectorSettings(
-        backbone="mobilenetv3_small_050",
-        pretrained=False,
-        classes=CLASSES,
-        channels=16,
-        depth=1,
-        norm_groups=4,
-        levels=(3, 4),
-        input=InputSettings(short=64, long=96),
-    )
+    tiny = small_detector(backbone="mobilenetv3_small_050", input=InputSettings(short=64, long=96))
     return Detector(tiny).save(tmp_path_factory.mktemp("weights") / "w", extra={"note": 1})
 
 

@@ -142,6 +142,7 @@ def test_a_size_is_backbone_width_and_depth(tiny_coco: Path) -> None:
     for name, size in SIZES.items():
         chosen = resolve(Request(data=tiny_coco, size=name)).detector
         assert (chosen.backbone, chosen.channels, chosen.depth) == size
+        assert resolve(Request(data=tiny_coco, size=name)).name == f"gfl_{size.backbone}"
     named = resolve(Request(data=tiny_coco, size="m", backbone="resnet50")).detector
     assert (named.backbone, named.channels) == ("resnet50", SIZES["m"].channels)
     published = resolve(Request(recipe="gfl_r18_1x", size="n")).detector

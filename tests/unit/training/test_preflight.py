@@ -21,7 +21,7 @@ from locdistill.data.settings import DataSettings
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.errors import TeacherError
 from locdistill.models.detector import Detector
-from locdistill.models.settings import DetectorSettings, InputSettings, NormalisationSettings
+from locdistill.models.settings import NormalisationSettings
 from locdistill.recipe.defaults import resolve
 from locdistill.recipe.request import Request
 from locdistill.training.preflight.data import look_at_data, look_at_regions, region_problems
@@ -32,6 +32,7 @@ from locdistill.training.preflight.teacher import START, Measurement, Normalisat
 from locdistill.training.prepare import Parts, compose, objective_of, teacher_of
 from locdistill.types import Batch, Detections, Instances
 from tests.conftest import CLASSES, write_tiny_coco
+from tests.small import small_detector
 
 COLOURS = {"disc": (220, 40, 40), "box": (40, 200, 60), "bar": (60, 80, 230)}
 MEAN, STD = (103.53, 116.28, 123.675), (57.375, 57.12, 58.395)  # BGR, what the recipes assume of an ONNX file
@@ -224,16 +225,7 @@ def test_bins_are_bridged_and_too_few_are_said(onnx: Callable[..., Path], data: 
 
 # -------------------------------------------------------------------------------------------------- teachers of weights
 
-SMALL = DetectorSettings(
-    backbone="test_resnet",
-    pretrained=False,
-    classes=CLASSES,
-    channels=16,
-    depth=1,
-    norm_groups=4,
-    levels=(3, 4),
-    input=InputSettings(short=96, long=128),
-)
+SMALL = small_detector()
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from locdistill.engine.result import FitResult
 from locdistill.engine.settings import EngineSettings
 from locdistill.inference.evaluation_files import Findings
 from locdistill.models.detector import Detector
-from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.models.weights import read_metadata
 from locdistill.training import pictures
 
@@ -26,6 +25,7 @@ from locdistill.training.fit import KeepingEvaluator, Kept, _draw_labels, _draw_
 from locdistill.training.prepare import Parts
 from locdistill.types import Detections
 from tests.conftest import CLASSES
+from tests.small import small_detector
 
 
 def test_the_best_and_the_last_detections_are_kept() -> None:
@@ -46,16 +46,7 @@ def test_scores_are_stored_with_both_weights(
     tiny_coco: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """What was evaluated in another process, or before the run was resumed, is detected on again."""
-    tiny = DetectorSettings(
-        backbone="mobilenetv3_small_050",
-        pretrained=False,
-        classes=CLASSES,
-        channels=16,
-        depth=1,
-        norm_groups=4,
-        levels=(3, 4),
-        input=InputSettings(short=96, long=128),
-    )
+    tiny = small_detector(backbone="mobilenetv3_small_050")
     best, last = (Detector(tiny).save(tmp_path / name) for name in ("best", "last"))
     settings = DataSettings(path=str(tiny_coco), batch_per_device=2, workers=0)
     data = open_dataset(settings, "val")

@@ -10,13 +10,14 @@ from PIL import Image
 from locdistill.data.records import Dataset
 from locdistill.errors import LocdistillError
 from locdistill.images import read_image
+from locdistill.inference.evaluation_files import truth_layer
 from locdistill.models.detector import Detector
 from locdistill.study.compare.measure import evaluation_images
 from locdistill.study.compare.result import Comparison
 from locdistill.study.diagnose.page import Views, look, regions_of_image
 from locdistill.study.diagnose.reopen import reopen
 from locdistill.study.diagnose.result import ALONE, STUDENT
-from locdistill.training.pictures import THRESHOLD, miss, objects_by_doubt, spread, truth_layer
+from locdistill.training.pictures import THRESHOLD, miss, objects_by_doubt, spread
 from locdistill.viz import report
 from locdistill.viz.distributions import plot_edges
 from locdistill.viz.draw import draw_detections, draw_layers

@@ -33,6 +33,7 @@ from locdistill.evaluation.evaluator import Evaluator
 from locdistill.files import write_text
 from locdistill.images import read_image
 from locdistill.inference.evaluate import validation_loader
+from locdistill.inference.evaluation_files import truth_layer
 from locdistill.objective.objective import Objective
 from locdistill.objective.regions import Positives
 from locdistill.recipe import run_folder
@@ -56,7 +57,6 @@ from locdistill.training.overfit.verdict import (
     relative_rate,
     start_problems,
 )
-from locdistill.training.pictures import truth_layer
 from locdistill.training.preflight.data import look_at_regions, missed_objects
 from locdistill.training.preflight.look import first_device
 from locdistill.training.preflight.report import Finding

@@ -67,7 +67,7 @@ def rate_problems(engine: EngineSettings, relative: float) -> list[Finding]:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFacts:
-    """ImageFacts of the images of a look.
+    """Facts about the images of a look.
 
     Attributes:
         images: Number of images.
@@ -92,7 +92,7 @@ def data_problems(facts: ImageFacts, missed: Finding | None) -> list[Finding]:
     """List what no training can help: no objects, blank images, boxes of a pixel, no location for any object.
 
     Args:
-        facts: ImageFacts of the images.
+        facts: Facts about the images.
         missed: The report on objects without a location, with its remedy.
     """
     sides = facts.regions.sides
@@ -215,7 +215,7 @@ def reasons(after: After, facts: ImageFacts, missed: Finding | None, rate: Seque
 
     Args:
         after: Result of the training.
-        facts: ImageFacts of the images.
+        facts: Facts about the images.
         missed: The report on objects without a location; None if there are none.
         rate: The report on the learning rate.
     """
