@@ -43,6 +43,8 @@ def config(
         plain = build_recipe({"name": "defaults"}).model_dump(mode="json")
         _print(named_recipe(apply_overrides(plain, request["overrides"]), "the settings"))
         return
+    if request.get("minutes") is not None:
+        print("# --minutes: the number of steps, and what follows from it, is chosen when the run starts")
     asked = cast("Request", request)
     _print(resumed_recipe(asked, out) if goes_on(out, resume=resume) else resolve(asked))
 

@@ -235,7 +235,7 @@ def run(
         run_folder.announce(path)
     with run_folder.logged_to(path):
         if report is not None:
-            logging.getLogger(f"{log.name}.preflight").info("%s", report.text())  # printed before
+            logging.getLogger(f"{log.name}.preflight").info("%s", report.text())  # printed by the verb
         else:
             for line in imports_of(parts.recipe.model_dump(mode="json")):
                 log.info("%s", line)

@@ -105,6 +105,9 @@ def test_config_prints_what_loads_again(cli: Callable[..., Answer], tmp_path: Pa
 
 
 def test_config_of_the_defaults(cli: Callable[..., Answer]) -> None:
+    code, out, _ = cli("config", "gfl_r50_1x", "--minutes", "5")
+    assert code == 0
+    assert out.startswith("# --minutes: the number of steps")
     code, out, _ = cli("config", "--defaults")
     assert code == 0
     assert "name: defaults" in out

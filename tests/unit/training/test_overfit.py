@@ -353,6 +353,7 @@ def test_the_command_prints_the_verdict(shapes: Path, tmp_path: Path, cli: Calla
     assert code == 1
     assert "stopped on 1 images after" in out
     assert "engine.lr=0.001" in out
-    code, out, _ = cli("train", "--data", shapes, "--out", tmp_path / "good", *words, "engine.time_limit_seconds=300")
+    code, out, err = cli("train", "--data", shapes, "--out", tmp_path / "good", *words, "engine.time_limit_seconds=300")
     assert code == 0, out
+    assert (out + err).count("data, labels and loss fit together") == 1
     assert f"truth and predictions: {tmp_path / 'good' / 'overfit.png'}" in out

@@ -219,7 +219,7 @@ def overfit(
     run_folder.write_start(path, recipe, run_folder.facts_of(parts.datasets, parts.recipe.engine))
     with run_folder.logged_to(path):
         result = _Look(parts, recipe, path).result()
-        log.info("%s", result.text())
+        logging.getLogger(f"{log.name}.overfit").info("%s", result.text())  # printed by the verb
     write_text(path / "overfit.txt", result.text() + "\n")
     content = asdict(result) | {"out": str(path), "picture": None if result.picture is None else str(result.picture)}
     write_text(path / "overfit.json", json.dumps(finite(content), indent=1) + "\n")
