@@ -2,13 +2,15 @@
 
     python -m benchmarks.own_data --packs bccd deeppcb --minutes 10 --seeds 0 1 2
     python -m benchmarks.own_data --packs bccd --arms now "now, no average" --minutes 10
+    python -m benchmarks.own_data --packs bccd --arms now YOLO11n --yolo ~/yolo/bin/yolo --jobs 1
     python -m benchmarks.own_data --table
 
 Each run is ``locdistill train --data PACK --minutes M`` with the settings of its arm, from random weights, in a process
 with one thread; ``--jobs`` of them run at a time. ``before`` is the default run of commit 37eac5f: the schedule and the
 network of the published COCO recipes, with the input size rounded to the nearest 32 and four images a step. The other
-arms are today's defaults, whole or without a part. The time of a run is that of its steps and evaluations; AP is that
-of the final weights.
+arms are today's defaults, whole or without a part; those named YOLO11n are another program (:mod:`benchmarks.yolo`) on
+the same images, with its best weights, judged by our evaluator. The time of a run is that of its steps and evaluations;
+AP is that of the final weights.
 
 Results are added to ``docs/results/own-data.json`` as they come: what is there already is not run again.
 """
@@ -22,6 +24,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,18 +32,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks import yolo
 
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
 from locdistill.engine.log import read_metrics
 from locdistill.files import write_text
+from locdistill.recipe.load import load_recipe
+from locdistill.recipe.overrides import apply_overrides
 
 STATE = Path("docs/results/own-data.json")
 PACKS: dict[str, tuple[str, ...]] = {
     "bccd": (),
     "deeppcb": ("data.val=test",),
     "coco-val2017-2.8k-320": (),
-    "hit-uav-half": ("data.ignore_classes=[DontCare]",),
+    "hit-uav-half": ("data.ignore_classes=[DontCare]", "--model", "gfl"),
 }
 ARMS: dict[str, tuple[str, ...]] = {
     "before": (),
@@ -60,6 +66,8 @@ ARMS: dict[str, tuple[str, ...]] = {
     "now, size s": ("--size", "s"),
     "now, EfficientNet-lite0": ("--backbone", "tf_efficientnet_lite0"),
     "now, ResNet-10": ("--backbone", "resnet10t"),
+    "YOLO11n": (),
+    "YOLO11n, 640": (),
 }
 METRICS = ("AP", "AP50", "AP75")
 ROW = ("pack", "arm", "seed", "minutes", "weights")
@@ -78,11 +86,16 @@ def before(data: Path, more: Sequence[str]) -> list[str]:
 
 def own_size(data: Path, more: Sequence[str], *, whole: bool) -> str:
     """Return the setting of the input size: the median image, in multiples of 32, the nearest or the next larger."""
-    words = dict(word.removeprefix("data.").split("=", 1) for word in more if word.startswith("data.val="))
-    records = open_dataset(DataSettings(path=str(data), **words), "train").records
+    records = open_dataset(settings_of(data, more), "train").records
     sides = [statistics.median(f(r.width, r.height) for r in records) for f in (max, min)]
     rounded = [max(32, -int(-side // 32) * 32 if whole else int(side / 32 + 0.5) * 32) for side in sides]
     return f"data.sizes=[{rounded}]"
+
+
+def settings_of(data: Path, more: Sequence[str]) -> DataSettings:
+    """Return the settings of a pack's data."""
+    words = [word for word in more if word.startswith("data.")]
+    return DataSettings.model_validate(apply_overrides({"data": {"path": str(data)}}, words)["data"])
 
 
 def words_of(arm: str, data: Path, more: Sequence[str]) -> list[str]:
@@ -94,10 +107,32 @@ def words_of(arm: str, data: Path, more: Sequence[str]) -> list[str]:
     return list(ARMS[arm])
 
 
+def folder_of(job: Mapping[str, Any], runs: Path) -> Path:
+    """Return the folder of a run."""
+    return runs / "-".join(str(job[name]).replace(" ", "_").replace(",", "") for name in ROW)
+
+
+def train_yolo(job: Mapping[str, Any], data: Path, runs: Path, program: Path) -> dict[str, Any]:
+    """Run Ultralytics' YOLO11n, by default at the input size of the run of today's defaults, and return its row."""
+    settings, out = settings_of(data, PACKS[job["pack"]]), folder_of(job, runs)
+    size = 640
+    if not job["arm"].endswith("640"):
+        recipe = load_recipe(folder_of({**job, "arm": "now"}, runs) / "recipe.yaml")
+        size = max(recipe.data.sizes[0])
+    file = yolo.written(settings, runs / f"yolo-{job['pack']}")
+    began = time.monotonic()
+    yolo.trained(program, file, out, model="yolo11n", size=size, minutes=job["minutes"], seed=job["seed"])
+    seconds = time.monotonic() - began
+    metrics = yolo.judged(settings, out / "val" / "predictions.json").metrics
+    epochs = len((out / "results.csv").read_text().splitlines()) - 1
+    found = {name: round(100 * metrics[name], 2) for name in METRICS}
+    return {**job, **found, "seconds": round(seconds, 1), "steps": None, "epochs": epochs, "size": size}
+
+
 def train(job: Mapping[str, Any], root: Path, runs: Path, weights: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     """Run one arm on one pack, and return its row."""
     data, more = root / job["pack"], PACKS[job["pack"]]
-    out = runs / "-".join(str(job[name]).replace(" ", "_").replace(",", "") for name in ROW)
+    out = folder_of(job, runs)
     if (out / "metrics.json").is_file() and not json.loads((out / "metrics.json").read_text()).get("stopped"):
         shutil.rmtree(out)
     words = [*weights[job["weights"]], *words_of(job["arm"], data, more), *more]
@@ -110,8 +145,10 @@ def train(job: Mapping[str, Any], root: Path, runs: Path, weights: Mapping[str, 
     rows = read_metrics(out / "metrics.csv")
     curve = [[row["seconds"], *(100 * row[f"val/{m}"] for m in METRICS)] for row in rows if "val/AP" in row]
     result = dict(zip(METRICS, (round(value, 2) for value in curve[-1][1:]), strict=True))
-    times = {"seconds": round(curve[-1][0], 1), "steps": int(rows[-1]["step"])}
-    return {**job, **result, **times, "curve": [[round(value, 2) for value in point] for point in curve]}
+    size = max(load_recipe(out / "recipe.yaml").data.sizes[0])
+    numbers = {"seconds": round(curve[-1][0], 1), "steps": int(rows[-1]["step"]), "epochs": rows[-1]["epoch"]}
+    curve = [[round(value, 2) for value in point] for point in curve]
+    return {**job, **result, **numbers, "size": size, "curve": curve}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -119,10 +156,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = defaultdict(list)
     for row in rows:
         groups[row["pack"], row["weights"], row["minutes"], row["arm"]].append(row)
-    lines = ["| data | weights | minutes | default run | AP | AP50 | AP75 | steps | seeds |", f"|{' --- |' * 9}"]
+    lines = ["| data | weights | minutes | run | AP | AP50 | AP75 | input | epochs | seeds |", f"|{' --- |' * 10}"]
     for key, found in sorted(groups.items(), key=str):
-        means = [statistics.mean(row[name] for row in found) for name in (*METRICS, "steps")]
-        cells = [*map(str, key), *(f"{mean:.1f}" for mean in means[:3]), f"{means[3]:.0f}", str(len(found))]
+        means = [statistics.mean(row[name] for row in found) for name in (*METRICS, "size", "epochs")]
+        cells = [*map(str, key), *(f"{mean:.1f}" for mean in means[:3]), f"{means[3]:.0f}", f"{means[4]:.3g}"]
+        cells.append(str(len(found)))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -138,6 +176,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=torch.get_num_threads(), help="runs at a time")
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("LOCDISTILL_DATA", "../shared/data")))
     parser.add_argument("--imagenet", default="../shared/weights/timm_tf_efficientnet_lite0.pth", metavar="FILE")
+    parser.add_argument("--yolo", type=Path, metavar="PROGRAM", help="Ultralytics' yolo, for the arms of that name")
     parser.add_argument("--runs", type=Path, default=Path("runs/own-data"))
     parser.add_argument("--table", action="store_true", help="print the results, and run nothing")
     given = parser.parse_args()
@@ -153,13 +192,21 @@ def main() -> None:
         for start in given.weights
         for arm in given.arms
     ]
+
+    def row_of(job: Mapping[str, Any]) -> dict[str, Any]:
+        if not job["arm"].startswith("YOLO"):
+            return train(job, given.data_root, given.runs, weights)
+        if given.yolo is None:
+            raise SystemExit(f"{job['arm']}: name the program with --yolo PROGRAM")
+        return train_yolo(job, given.data_root / job["pack"], given.runs, given.yolo)
+
     there = [{name: row[name] for name in ROW} for row in state]
     jobs = [] if given.table else [job for job in wanted if job not in there]
     with ThreadPoolExecutor(given.jobs) as pool:
-        for row in pool.map(lambda job: train(job, given.data_root, given.runs, weights), jobs):
+        for row in pool.map(row_of, jobs):
             state.append(row)
             write_text(STATE, json.dumps(state, indent=1) + "\n")
-            print({name: row[name] for name in (*ROW, *METRICS, "steps", "seconds")}, flush=True)
+            print({name: row[name] for name in (*ROW, *METRICS, "size", "epochs", "seconds")}, flush=True)
     print(table(state))
 
 

@@ -17,6 +17,7 @@ from PIL import Image
 import locdistill
 from locdistill.data.records import Dataset, Record
 from locdistill.data.shapes import ShapesSettings, write_shapes
+from locdistill.engine.log import read_metrics
 from locdistill.engine.module import blank_batch
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import LocdistillError
@@ -280,6 +281,7 @@ def test_a_good_data_set_passes(shapes: Path, tmp_path: Path) -> None:
     assert {path.name for path in result.out.iterdir()} >= {"overfit.txt", "overfit.json", "log.txt", "recipe.yaml"}
     assert not list(result.out.glob("*.safetensors")) + list(result.out.glob("*.ckpt"))
     assert json.loads((result.out / "overfit.json").read_text())["passed"] is True
+    assert read_metrics(result.out / "metrics.csv")[-1]["step"] < look.MOST  # it ends when the images are known
 
 
 def test_boxes_of_a_pixel(shapes: Path, tmp_path: Path) -> None:
@@ -292,12 +294,14 @@ def test_boxes_of_a_pixel(shapes: Path, tmp_path: Path) -> None:
     assert "boxes are of a pixel" in result.verdict
 
 
-def test_no_location_for_any_object(shapes: Path, tmp_path: Path) -> None:
+def test_no_location_for_any_object(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(look, "LEAST", 20)
+
     def shrink(content: dict[str, Any]) -> None:
         for one in content["annotations"]:
             one["bbox"], one["area"] = [41.0, 41.0, 4.0, 4.0], 16.0
 
-    result = looked(changed(shapes, tmp_path / "data", shrink), tmp_path / "look")
+    result = looked(changed(shapes, tmp_path / "data", shrink), tmp_path / "look", "engine.time_limit_seconds=1")
     assert not result.passed
     assert "no location is assigned to" in result.verdict
     assert result.findings[0].settings[0].startswith("data.sizes=")

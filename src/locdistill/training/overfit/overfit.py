@@ -240,6 +240,7 @@ def by_heart(recipe: Recipe) -> Recipe:
         "schedule": "cosine",
         "accumulate": 1,
         "ema": None,
+        "eval_every": 1,
         "patience": None,
         "checkpoint_every_steps": None,
         "checkpoint_every_minutes": None,
