@@ -151,7 +151,13 @@ def double(detector: Detector) -> None:
         detector.head.quality.float()
 
 
-@pytest.fixture(scope="module", params=list(NETWORKS))
+LONG = ("resnet101 deformable", "resnext101 deformable")
+"""Left to 'make test-all': one deformable network stands for all."""
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in NETWORKS]
+)
 def network(request: pytest.FixtureRequest, zero_weights: None) -> tuple[Network, Detector]:
     expected = NETWORKS[request.param]
     values = {"pretrained": False, "classes": tuple(str(index) for index in range(80)), "frozen_stages": 1}

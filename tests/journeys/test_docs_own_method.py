@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from locdistill.engine.log import read_metrics
 from locdistill.objective.term import Need
 from locdistill.recipe.own import ROLES
-from tests.conftest import CLASSES
+from tests.conftest import CLASSES, Answer
 
 from .engine_run import small_detector
 
@@ -33,7 +34,9 @@ TINY = (
 )
 
 
-def test_every_block_runs(tmp_path: Path, tiny_coco: Path) -> None:
+def test_every_block_runs(
+    tmp_path: Path, tiny_coco: Path, cli: Callable[..., Answer], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Files are written under the name in their first line, commands are given in their order."""
     (tmp_path / "path" / "to").mkdir(parents=True)
     (tmp_path / "path" / "to" / "data").symlink_to(tiny_coco)
@@ -48,16 +51,19 @@ def test_every_block_runs(tmp_path: Path, tiny_coco: Path) -> None:
         with (tmp_path / name).open("a") as file:
             file.write(text)
     assert [words[0] for words in commands] == ["locdistill"] * 4 + ["python"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     output = []
-    for words in commands:
-        module = ["-m", "locdistill", *words[1:]] if words[0] == "locdistill" else words[1:]
-        tiny = TINY if "my_recipe.yaml" in words else ()
-        command = [sys.executable, *module, *tiny]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
-        assert done.returncode == 0, done.stderr + done.stdout
-        output.append(done.stdout)
+    for words in commands[:-1]:
+        code, out, err = cli(*words[1:], *(TINY if "my_recipe.yaml" in words else ()))
+        assert code == 0, err + out
+        output.append(out)
+    sys.modules.pop("my_method")
     assert output[0].startswith("# terms.small_edges.of is my_method.EdgeDistance, imported from ")
-    assert "2 passed" in output[-1]
+    command = [sys.executable, *commands[-1][1:]]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "2 passed" in done.stdout
     rows = [row for row in read_metrics(tmp_path / "runs" / "mine" / "metrics.csv") if "lr" in row]
     assert [{"train/small_edges", "train/angle"} <= set(row) for row in rows] == [True, True]
     assert all(0 < row["train/angle"] < 6 for row in rows)  # at most 2 on each of three levels

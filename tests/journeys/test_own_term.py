@@ -79,7 +79,7 @@ def test_it_trains_and_goes_on(
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
-@pytest.mark.parametrize("launch", ["subprocess", "fork"])
+@pytest.mark.parametrize("launch", ["subprocess", pytest.param("fork", marks=pytest.mark.long)])
 def test_two_processes_find_it_too(words: tuple[str, ...], tmp_path: Path, launch: str) -> None:
     own = ("engine.devices=2", f"engine.launch={launch}", "engine.eval_every=0", "--no-preflight")
     command = [sys.executable, "-m", "locdistill", *words, *own, "--out", str(tmp_path / "run")]

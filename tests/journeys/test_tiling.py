@@ -87,8 +87,7 @@ def opened(path: Path) -> Dataset:
     return open_dataset(DataSettings(path=str(path)), "val", training=False)
 
 
-@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.5)], ids=["one scale", "three scales"])
-@pytest.mark.parametrize("another_range", [False, True])
+@pytest.mark.parametrize(("scales", "another_range"), [((1.0,), False), ((0.5, 1.0, 1.5), True)])
 def test_perfect_detections_have_ap_1_at_all_overlaps_after_tiling_and_merging(
     scene: Path, tmp_path: Path, scales: tuple[float, ...], another_range: bool
 ) -> None:

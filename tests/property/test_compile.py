@@ -77,7 +77,7 @@ def graphs(script: str) -> int:
     return int(printed_by(COMMON + script).splitlines()[-1])
 
 
-@pytest.mark.parametrize("model", ["gfl", "retinanet"])
+@pytest.mark.parametrize("model", ["gfl", pytest.param("retinanet", marks=pytest.mark.long)])
 def test_the_terms_of_all_methods_compile_into_one_graph(model: str):
     """All at once, with what they learn, with a teacher that knows only some of the classes, and ignored regions."""
     assert graphs(f"MODEL = {model!r}" + ALL) == 1

@@ -26,6 +26,7 @@ from locdistill.evaluation.agreement import agreement
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.inference.evaluate import validation_loader
 from locdistill.inference.evaluation_files import Findings, labels_picture
+from locdistill.models.count import parameters
 from locdistill.models.detector import Detector
 from locdistill.models.weights import THRESHOLDS, add_extra
 from locdistill.recipe.run_folder import METRICS
@@ -99,8 +100,9 @@ class KeepingEvaluator:
 def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
     """Train a prepared run; draw a training batch, predictions and curves."""
     recipe, detector, datasets = parts.recipe, parts.detector, parts.datasets
-    counts = (len(datasets["train"]), len(datasets["val"]), len(recipe.detector.classes))
-    log.info("%s: %d training images, %d to evaluate on, %d classes", recipe.name, *counts)
+    size, images = parameters(detector) / 1e6, (len(datasets["train"]), len(datasets["val"]))
+    log.info("%s: %.1f million parameters, %d classes", recipe.name, size, len(recipe.detector.classes))
+    log.info("%d training images, %d to evaluate on", *images)
 
     def train_loader(rank: int, world: int) -> DataLoader[Batch]:
         settings, seed = recipe.data, recipe.engine.seed

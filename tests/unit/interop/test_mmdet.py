@@ -49,14 +49,14 @@ ARCHITECTURES: list[dict[str, Any]] = [
     {"model": "fcos", "backbone": "resnet50", **BGR},
     {"model": "gfl", "backbone": "resnet34", "levels": (2, 3, 4, 5)},
     {"model": "gfl", "backbone": "resnet101", "deformable": (2, 3, 4), "reg_max": 7},
-    {"model": "gfl", "backbone": "resnext101_32x4d", "deformable": (3, 4)},
-    {"model": "gflv2", "backbone": "res2net101d", "deformable": (3, 4), "background_channel": True},
     {**ROTATED, "backbone": "resnet18"},
     {**ROTATED, "predictor": 1, "reg_max": 12},
 ]
 MORE: list[dict[str, Any]] = [
     *({"model": model, "backbone": "resnet50"} for model in ("gflv2", "atss", "retinanet")),
     {"model": "gflv2", "backbone": "resnext101_64x4d"},
+    {"model": "gfl", "backbone": "resnext101_32x4d", "deformable": (3, 4)},
+    {"model": "gflv2", "backbone": "res2net101d", "deformable": (3, 4), "background_channel": True},
     *({**ROTATED, "backbone": backbone} for backbone in ("resnet34", "resnet50")),
 ]
 """The same heads on other backbones."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from locdistill.data.records import Dataset, Record
 from locdistill.engine.optim import average_decay, warmup_length
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError
+from locdistill.models.count import multiply_adds, parameters
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.defaults import resolve
@@ -149,6 +152,19 @@ def test_a_size_is_backbone_width_and_depth(tiny_coco: Path) -> None:
     assert (published.backbone, published.channels, published.depth) == SIZES["n"]
     with pytest.raises(RecipeError, match="--size xl: expected one of n, s, m, l"):
         resolve(Request(data=tiny_coco, size="xl"))
+
+
+def test_the_guide_gives_the_cost_of_each_size() -> None:
+    guide = (Path(__file__).resolve().parents[3] / "docs" / "guide.md").read_text()
+    for name, size in SIZES.items():
+        words: dict[str, Any] = {"backbone": size.backbone, "channels": size.channels, "depth": size.depth}
+        settings = DetectorSettings(**words, levels=(3, 4, 5, 6), classes=tuple(map(str, range(80))), pretrained=False)
+        with torch.device("meta"):
+            millions = parameters(Detector(settings)) / 1e6
+        row = next(line for line in guide.splitlines() if line.startswith(f"| `{name}` |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        operations = 2e-9 * multiply_adds(settings, (640, 640))
+        assert cells[2:] == [str(size.channels), str(size.depth), f"{millions:.1f}", f"{operations:.1f}"]
 
 
 def test_the_size_follows_the_device(tiny_coco: Path) -> None:
