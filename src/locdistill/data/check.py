@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from locdistill.data.files import look_closely
-from locdistill.data.open import Scan, available_splits, recognise, scan_dataset, sides_of, trainable
+from locdistill.data.formats import available_splits, recognise
+from locdistill.data.open import Scan, scan_dataset, sides_of, trainable
 from locdistill.data.problems import Problem
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings

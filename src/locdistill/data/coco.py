@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from locdistill.errors import AnnotationError
 ROBOFLOW = "_annotations.coco.json"
 # Other names of a split, as exporters write them.
 ALIASES = {"train": ("train",), "val": ("val", "valid", "validation")}
+SPLITS = ("train", "val", "test")
 PROBES = 20
 
 
@@ -34,6 +36,25 @@ def annotation_names(split: str) -> list[str]:
             f"{alias}/{ROBOFLOW}",
         ]
     return names
+
+
+LOOKED_FOR = f"a .json file, or in the folder {', '.join(annotation_names('train'))} (or of val, test)"
+
+
+def fits(path: Path, names: Sequence[str]) -> bool:
+    """Return whether a path is a COCO json, or a folder with one for any of the splits."""
+    return path.suffix == ".json" or (path.is_dir() and any(find_annotations(path, name) for name in names))
+
+
+def splits(path: Path) -> list[str]:
+    """Return the splits that have an annotation file."""
+    return [split for split in SPLITS if find_annotations(path, split)]
+
+
+def read(path: Path, file: Path, split: str) -> list[Source]:
+    """Read the annotation file of a split; see :func:`read_coco`."""
+    above = path.parent.parent if path.parent.name == "annotations" else path.parent
+    return [read_coco(file, root=path if path.is_dir() else above, split=split)]
 
 
 def find_annotations(path: Path, split: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from locdistill.interop.classes import DOTA_BY_COUNT
 
 LABELS = ("labelTxt", "annfiles")
 HEADERS = ("imagesource:", "gsd:")
+LOOKED_FOR = "images and labelTxt in train and val, or in the folder, with lists train.txt and val.txt"
 LINE = "expected 'x1 y1 x2 y2 x3 y3 x4 y4 class difficult'"
 
 
@@ -57,6 +59,21 @@ def find_place(path: Path, split: str) -> Place | None:
             if names.is_file() and (path / "images").is_dir():
                 return Place(path / "images", label_folder(path), names)
     return None
+
+
+def fits(path: Path, _names: Sequence[str]) -> bool:
+    """Return whether a path has folders of label files."""
+    return bool(label_folders(path))
+
+
+def splits(path: Path) -> list[str]:
+    """Return those of train, val and test that exist."""
+    return [split for split in ("train", "val", "test") if find_place(path, split)]
+
+
+def read(path: Path, place: Place, _split: str) -> list[Source]:
+    """Read a split; see :func:`read_dota`."""
+    return [read_dota(path, place)]
 
 
 def read_dota(path: Path, place: Place) -> Source:

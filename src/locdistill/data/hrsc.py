@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
@@ -23,6 +24,7 @@ from locdistill.data.voc import load_xml
 
 NUMBERS = ("mbox_cx", "mbox_cy", "mbox_w", "mbox_h", "mbox_ang")
 CLASS = "ship"
+LOOKED_FOR = "Annotations and AllImages in the folder or in FullDataSet, with ImageSets/*.txt"
 
 
 def data_folder(path: Path) -> Path | None:
@@ -36,6 +38,32 @@ def image_sets(path: Path) -> dict[str, Path]:
     folder = data_folder(path)
     places = [] if folder is None else [path, folder, folder.parent]
     return {file.stem: file for place in reversed(places) for file in sorted((place / "ImageSets").glob("*.txt"))}
+
+
+def image_set(path: Path, split: str) -> Path | None:
+    """Return the list file of an image set."""
+    return image_sets(path).get(split)
+
+
+def fits(path: Path, _names: Sequence[str]) -> bool:
+    """Return whether a path has image sets of HRSC2016."""
+    return bool(image_sets(path))
+
+
+def splits(path: Path) -> list[str]:
+    """Return the names of the image sets."""
+    return sorted(image_sets(path))
+
+
+def usual(path: Path, split: str) -> str:
+    """Return the usual image set of a split: ``trainval`` and ``test``, if both exist."""
+    both = {"trainval", "test"} <= set(image_sets(path))
+    return {"train": "trainval", "val": "test"}[split] if both else split
+
+
+def read(path: Path, file: Path, _split: str) -> list[Source]:
+    """Read an image set; see :func:`read_hrsc`."""
+    return [read_hrsc(path, file)]
 
 
 def read_hrsc(path: Path, file: Path) -> Source:

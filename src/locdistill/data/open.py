@@ -1,4 +1,4 @@
-"""Opening a data set from a path: recognise the format, read it, check every image file, refuse what is broken."""
+"""Opening a data set: read its annotations, check every image file, refuse what is broken."""
 
 from __future__ import annotations
 
@@ -13,21 +13,16 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from locdistill.data import hrsc
-from locdistill.data.coco import annotation_names, find_annotations, read_coco
-from locdistill.data.dota import find_place, label_folders, read_dota
 from locdistill.data.files import Seen, in_threads, look
+from locdistill.data.formats import read, split_names
 from locdistill.data.problems import Problem, error_of
-from locdistill.data.records import DataFormat, Dataset, Record, corners
+from locdistill.data.records import Dataset, Record, corners
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Listed, Source
 from locdistill.data.tiling import image_name
-from locdistill.data.voc import image_sets, read_voc, year_folders
-from locdistill.data.yolo import find_yaml, read_yolo, yaml_splits
 from locdistill.errors import AnnotationError
 from locdistill.geometry.rotated import AngleRange, fit
 
-SPLITS = ("train", "val", "test")
 EMPTY = "images without objects, left out"
 ANY, LEFT_OUT = -1, -2
 """Special labels: regions to ignore for every class, and annotations that are left out."""
@@ -113,7 +108,7 @@ def scan_dataset(
     """
     divided = settings.holdout > 0 and split in ("train", "val")
     source_split = "train" if divided else split
-    kind, sources = _sources(settings, source_split)
+    kind, sources = read(settings, source_split)
     if divided:
         _hold_out(sources, settings.holdout, split)
     classes, category_ids = _choose_classes(sources, settings.classes, settings.ignore_classes)
@@ -163,137 +158,7 @@ def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
     Raises:
         AnnotationError: Nothing can be read.
     """
-    return _choose_classes(_sources(settings, split)[1], None, settings.ignore_classes)[0]
-
-
-def _sources(settings: DataSettings, split: str) -> tuple[DataFormat, list[Source]]:
-    kind = recognise(settings)
-    return kind, [source for name in _names_behind(settings, kind, split) for source in _read(settings, kind, name)]
-
-
-def recognise(settings: DataSettings) -> DataFormat:
-    """Recognise the format of the data set at the path.
-
-    Raises:
-        AnnotationError: The path is empty or absent, or it matches no format or several.
-    """
-    if not settings.path:
-        raise AnnotationError(
-            "no data set given; pass --data PATH, or set data.path: a folder, a COCO json or a data.yaml"
-        )
-    path = Path(settings.path)
-    if not path.exists():
-        raise AnnotationError(f"{path}: there is no such file or folder; check data.path, or name it with --data")
-    if settings.format != "auto":
-        return settings.format
-    names = (*split_names(settings, "train"), *split_names(settings, "val"), *SPLITS)
-    json = path.suffix == ".json" or any(find_annotations(path, name) for name in names if path.is_dir())
-    looks: dict[DataFormat, bool] = {
-        "coco": json,
-        "voc": bool(year_folders(path)),
-        "yolo": find_yaml(path) is not None,
-        "dota": bool(label_folders(path)),
-        "hrsc": bool(hrsc.image_sets(path)),
-    }
-    fitting = [kind for kind, fits in looks.items() if fits]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise AnnotationError(f"{path}: could be {' or '.join(fitting)}; set data.format")
-    raise AnnotationError(
-        f"{path}: not recognised as a data set. Looked for\n"
-        f"  coco: a .json file, or in the folder {', '.join(annotation_names('train'))} (or of val, test)\n"
-        f"  voc: Annotations and ImageSets/Main in the folder, in VOC*, or in VOCdevkit/VOC*\n"
-        f"  yolo: data.yaml or another single YAML file\n"
-        f"  dota: images and labelTxt in train and val, or in the folder, with lists train.txt and val.txt\n"
-        f"  hrsc: Annotations and AllImages in the folder or in FullDataSet, with ImageSets/*.txt\n{_contents(path)}"
-    )
-
-
-def split_names(settings: DataSettings, split: str) -> tuple[str, ...]:
-    """Return the format's names of the splits ``train`` and ``val``; any other split keeps its name."""
-    choice = {"train": settings.train, "val": settings.val}.get(split)
-    if choice is None:
-        return (split,)
-    return (choice,) if isinstance(choice, str) else choice
-
-
-def available_splits(settings: DataSettings) -> list[str]:
-    """Return those of train, val and test that exist, for `locdistill data check`."""
-    kind = recognise(settings)
-    path = Path(settings.path)
-    if kind == "coco":
-        given = {"train": settings.train, "val": settings.val}
-        found = [split for split in SPLITS if given.get(split) or find_annotations(path, split)]
-        return found[:1] if path.is_file() and len({find_annotations(path, split) for split in found}) == 1 else found
-    if kind == "dota":
-        return [split for split in SPLITS if find_place(path, split_names(settings, split)[0])]
-    if kind in ("voc", "hrsc"):
-        has = _has_set(kind, path)
-        behind = {split: _names_behind(settings, kind, split)[0] for split in SPLITS}
-        chosen = [split for split in ("train", "val") if has(behind[split])]
-        return chosen + (["test"] if has("test") and behind["val"] != "test" else [])
-    file = find_yaml(path)
-    return yaml_splits(file) if file is not None else []
-
-
-def _has_set(kind: DataFormat, path: Path) -> Callable[[str], bool]:
-    """Return a test for image sets by name, for a format that has image sets."""
-    if kind == "voc":
-        return lambda name: bool(image_sets(path, name))
-    return hrsc.image_sets(path).__contains__
-
-
-def _names_behind(settings: DataSettings, kind: DataFormat, split: str) -> tuple[str, ...]:
-    """Return `split_names`; without a choice, VOC and HRSC have ``trainval`` and ``test`` if both exist."""
-    given = {"train": settings.train, "val": settings.val}.get(split)
-    if given is None and kind in ("voc", "hrsc"):
-        has = _has_set(kind, Path(settings.path))
-        if split in ("train", "val") and has("test") and has("trainval"):
-            return ("trainval" if split == "train" else "test",)
-    return split_names(settings, split)
-
-
-def _contents(path: Path) -> str:
-    if not path.is_dir():
-        return "it is a file"
-    names = sorted(item.name + ("/" if item.is_dir() else "") for item in path.iterdir())
-    return f"it holds {', '.join(names[:20]) or 'nothing'}{', ...' if len(names) > 20 else ''}"
-
-
-def _read(settings: DataSettings, kind: DataFormat, name: str) -> list[Source]:
-    path = Path(settings.path)
-    if kind == "coco":
-        file = find_annotations(path, name)
-        if file is None:
-            raise AnnotationError(_no_split(path, name, [s for s in SPLITS if find_annotations(path, s)]))
-        above = path.parent.parent if path.parent.name == "annotations" else path.parent
-        return [read_coco(file, root=path if path.is_dir() else above, split=name)]
-    if kind == "voc":
-        sets = image_sets(path, name)
-        if not sets:
-            lists = {file.stem for year in year_folders(path) for file in (year / "ImageSets" / "Main").glob("*.txt")}
-            raise AnnotationError(_no_split(path, name, sorted(name for name in lists if "_" not in name)))
-        return [read_voc(folder, file) for folder, file in sets]
-    if kind == "dota":
-        place = find_place(path, name)
-        if place is None:
-            raise AnnotationError(_no_split(path, name, [split for split in SPLITS if find_place(path, split)]))
-        return [read_dota(path, place)]
-    if kind == "hrsc":
-        files = hrsc.image_sets(path)
-        if name not in files:
-            raise AnnotationError(_no_split(path, name, sorted(files)))
-        return [hrsc.read_hrsc(path, files[name])]
-    file = find_yaml(path)
-    if file is None:
-        raise AnnotationError(f"{path}: no data.yaml with 'names', 'train' and 'val' in it; write one")
-    return [read_yolo(file, name)]
-
-
-def _no_split(path: Path, name: str, known: Sequence[str]) -> str:
-    there = f"it has {', '.join(known)}" if known else _contents(path)
-    return f"{path}: no split {name!r}; {there}. Name the split to use, for example data.val=test"
+    return _choose_classes(read(settings, split)[1], None, settings.ignore_classes)[0]
 
 
 def _choose_classes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -15,6 +16,7 @@ from locdistill.data.problems import Problem
 from locdistill.data.sources import Listed, Source, box_arrays, listed_names
 from locdistill.interop.classes import VOC as CLASSES
 
+LOOKED_FOR = "Annotations and ImageSets/Main in the folder, in VOC*, or in VOCdevkit/VOC*"
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -43,6 +45,28 @@ def image_sets(path: Path, split: str) -> list[tuple[Path, Path]]:
             if not names or (folder / "Annotations" / f"{names[0]}.xml").is_file():
                 found.append((folder, file))
     return found
+
+
+def fits(path: Path, _names: Sequence[str]) -> bool:
+    """Return whether a path has folders of years."""
+    return bool(year_folders(path))
+
+
+def splits(path: Path) -> list[str]:
+    """Return the names of the image sets, without the lists of single classes."""
+    lists = {file.stem for year in year_folders(path) for file in (year / "ImageSets" / "Main").glob("*.txt")}
+    return sorted(name for name in lists if "_" not in name)
+
+
+def usual(path: Path, split: str) -> str:
+    """Return the usual image set of a split: ``trainval`` and ``test``, if both exist."""
+    both = image_sets(path, "trainval") and image_sets(path, "test")
+    return {"train": "trainval", "val": "test"}[split] if both else split
+
+
+def read(_path: Path, sets: list[tuple[Path, Path]], _split: str) -> list[Source]:
+    """Read an image set of all years; see :func:`read_voc`."""
+    return [read_voc(folder, file) for folder, file in sets]
 
 
 def read_voc(folder: Path, file: Path) -> Source:

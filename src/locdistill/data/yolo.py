@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from locdistill.data.sources import Listed, Source, box_arrays
 from locdistill.errors import AnnotationError
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+LOOKED_FOR = "data.yaml or another single YAML file"
 TOLERANCE = 1e-4  # exporters round to four or more digits
 
 
@@ -32,14 +34,38 @@ def split_keys(split: str) -> tuple[str, ...]:
     return ("val", "valid", "validation") if split == "val" else (split,)
 
 
-def yaml_splits(file: Path) -> list[str]:
-    """Return those of train, val and test that the file defines.
+def fits(path: Path, _names: Sequence[str]) -> bool:
+    """Return whether a path is or has a description of the data set."""
+    return find_yaml(path) is not None
+
+
+def splits(path: Path) -> list[str]:
+    """Return those of train, val and test that the description names.
 
     Raises:
         AnnotationError: The file is no YAML mapping.
     """
+    return [split for split in ("train", "val", "test") if entry_of(path, split)]
+
+
+def entry_of(path: Path, split: str) -> Any:
+    """Return what the description says of a split; None if nothing, or if there is no description.
+
+    Raises:
+        AnnotationError: The file is no YAML mapping.
+    """
+    file = find_yaml(path)
+    if file is None:
+        raise AnnotationError(f"{path}: no data.yaml with 'names', 'train' and 'val' in it; write one")
     content = _load(file)
-    return [split for split in ("train", "val", "test") if any(content.get(key) for key in split_keys(split))]
+    return next((content[key] for key in split_keys(split) if content.get(key)), None)
+
+
+def read(path: Path, _entry: Any, split: str) -> list[Source]:
+    """Read a split; see :func:`read_yolo`."""
+    file = find_yaml(path)
+    assert file is not None
+    return [read_yolo(file, split)]
 
 
 def read_yolo(file: Path, split: str) -> Source:

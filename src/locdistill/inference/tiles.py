@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from locdistill.data.open import available_splits, open_dataset
+from locdistill.data.formats import available_splits
+from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.data.tiling import WINDOWS, Tiles, TilingSettings, cut, written_class

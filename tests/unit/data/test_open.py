@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from locdistill.data.open import open_dataset, recognise
+from locdistill.data.formats import recognise
+from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.data.voc import CLASSES

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from locdistill.data.open import class_names, open_dataset, recognise, scan_dataset
+from locdistill.data.formats import recognise
+from locdistill.data.open import class_names, open_dataset, scan_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import clockwise, signed_areas
