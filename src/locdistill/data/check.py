@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from locdistill.data.files import look_closely
-from locdistill.data.formats import available_splits, recognise
+from locdistill.data.files import look_at_all_closely
+from locdistill.data.formats import available_splits, held_out, recognise
 from locdistill.data.open import Scan, scan_dataset, sides_of, trainable
 from locdistill.data.problems import Problem
-from locdistill.data.records import Dataset, Record
+from locdistill.data.records import Dataset, Record, most_objects
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import circumscribed, signed_areas
 from locdistill.errors import DataError
@@ -26,6 +27,10 @@ APART = 2.0
 SECTOR = 30
 UPRIGHT_DEGREES = 1.0
 EXAMPLES = 5
+DETECTED = 100
+"""Detections that are kept in an image by default."""
+ALIKE = 16
+"""Bits of 256 in which the looks of two pictures may differ that are probably copies or frames of one scene."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     """Read all splits, decode all images, and report everything that is broken or odd.
 
     Besides the faults that stop training, the report warns of duplicate boxes, boxes too small to learn or beyond the
-    image, classes without boxes, and equal image files within a split or between splits. For rotated objects it also
+    image, classes without boxes, more objects in an image than are detected or evaluated, equal image files within a
+    split or between splits, and images that look like one of another split. For rotated objects it also
     warns of quadrilaterals far from rectangular, and of boxes that do not match their rotated boxes.
     """
     settings = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
@@ -126,7 +132,12 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     except DataError as error:
         return CheckReport(settings.path, "", [_as_problem(settings, error)])
     report = CheckReport(settings.path, kind)
-    if "train" in names and "val" not in names and not settings.holdout and not Path(settings.path).is_file():
+    if "train" not in names:
+        what, remedy = f"there is no split train (it has {', '.join(names)})", "name one with data.train=NAME"
+        report.problems.append(Problem(settings.path, "", what, remedy))
+    elif "val" not in names and held_out(settings):
+        names.insert(names.index("train") + 1, "val")
+    elif "val" not in names:
         report.warnings.append(
             "there is no split val to evaluate on; name another with data.val=NAME, or hold out some of the training "
             "images with data.holdout=0.1"
@@ -134,9 +145,10 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     scans: dict[str, Scan] = {}
     for name in names:
         try:
-            scans[name] = scan_dataset(settings, name, training=False, inspect=look_closely)
+            scans[name] = scan_dataset(settings, name, training=False, inspect=look_at_all_closely)
         except DataError as error:
-            report.problems.append(_as_problem(settings, error))
+            if (problem := _as_problem(settings, error)) not in report.problems:
+                report.problems.append(problem)
     for name, scan in scans.items():
         report.problems.extend(scan.problems)
         if name == "train":
@@ -152,6 +164,7 @@ def check(data: DataSettings | str | Path) -> CheckReport:
             remedy = "list the same categories in the same order in every file, or set data.classes"
             report.problems.append(Problem(settings.path, f"split {name}", what, remedy))
     report.warnings.extend(_equal_files(scans))
+    report.warnings.extend(_look_alikes(scans))
     return report
 
 
@@ -230,7 +243,16 @@ def _oddities(dataset: Dataset) -> list[str]:
     warnings = [f"{len(names)} {oddity}: {_examples(names)}" for oddity, names in found.items() if names]
     used = {int(label) for record in dataset.records for label in record.labels}
     unused = [name for index, name in enumerate(dataset.classes) if index not in used]
-    return warnings + ([f"no boxes of {', '.join(unused)}"] if unused else [])
+    warnings += [f"no boxes of {', '.join(unused)}"] if unused else []
+    if dataset.records and all(record.ignored.all() for record in dataset.records):
+        warnings.append("no image has an object to learn or to find")
+    most = most_objects(dataset)
+    if most > DETECTED:
+        warnings.append(
+            f"up to {most} objects in an image, where {DETECTED} are detected by default; runs without a recipe choose "
+            "detector.detections.max_detections for them, with a recipe set it"
+        )
+    return warnings
 
 
 def _equal_files(scans: dict[str, Scan]) -> list[str]:
@@ -249,6 +271,28 @@ def _equal_files(scans: dict[str, Scan]) -> list[str]:
         f"{len(files)} images are in {splits}{'' if ' and ' in splits else ' more than once'}: {_examples(files)}"
         for splits, files in groups.items()
     ]
+
+
+def _look_alikes(scans: dict[str, Scan]) -> list[str]:
+    """Describe images that look like an image of another split, without being the same file."""
+    warnings = []
+    for (one, first), (other, second) in itertools.combinations(scans.items(), 2):
+        theirs = [(path, seen) for path, seen in first.seen.items() if seen.look]
+        looks = np.array([np.frombuffer(seen.look, np.uint64) for _, seen in theirs]).reshape(-1, 4)
+        pairs = []
+        for path, seen in second.seen.items():
+            if not seen.look or not theirs:
+                continue
+            apart = np.bitwise_count(looks ^ np.frombuffer(seen.look, np.uint64)).sum(1)
+            nearest = int(apart.argmin())
+            if apart[nearest] <= ALIKE and seen.digest != theirs[nearest][1].digest:
+                pairs.append(f"{path.name} ~ {theirs[nearest][0].name}")
+        if pairs:
+            warnings.append(
+                f"{len(pairs)} images of {other} look like images of {one}: {_examples(pairs)}; copies or frames of "
+                "one scene make AP too good (data.holdout with data.holdout_by keeps groups of images together)"
+            )
+    return warnings
 
 
 def _examples(names: Sequence[str]) -> str:

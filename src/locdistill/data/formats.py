@@ -14,6 +14,8 @@ from locdistill.data.sources import Source
 from locdistill.errors import AnnotationError
 
 SPLITS = ("train", "val", "test")
+HELD_OUT = 0.1
+"""Share of the training images to evaluate on where there is no other split."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,25 @@ def available_splits(settings: DataSettings) -> list[str]:
 def places_of(settings: DataSettings, kind: DataFormat, split: str) -> list[Any]:
     """Return where each part of a split is; something false for a part that does not exist."""
     return [FORMATS[kind].place(Path(settings.path), name) for name in names_behind(settings, kind, split)]
+
+
+def held_out(settings: DataSettings, split: str = "val") -> float:
+    """Return the share of the training images that is held out of ``train`` and is ``val``; 0 for other splits.
+
+    It is the chosen one, or a tenth where there is no split to evaluate on. A COCO file by itself serves any split, and
+    so has no other.
+
+    Raises:
+        AnnotationError: Nothing is recognised.
+    """
+    if split not in ("train", "val"):
+        return 0.0
+    if settings.holdout is not None or settings.val is not None:
+        return settings.holdout or 0.0
+    kind = recognise(settings)
+    train, val = (places_of(settings, kind, split) for split in ("train", "val"))
+    alone = not all(val) or (val == train and kind == "coco")
+    return HELD_OUT if alone and all(train) else 0.0
 
 
 def read(settings: DataSettings, split: str) -> tuple[DataFormat, list[Source]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from locdistill.data.files import Seen, in_threads, look
-from locdistill.data.formats import read, split_names
+from locdistill.data.files import Seen
+from locdistill.data.formats import held_out, read, split_names
+from locdistill.data.index import look_at
 from locdistill.data.problems import Problem, error_of
 from locdistill.data.records import Dataset, Record, corners
 from locdistill.data.settings import DataSettings
@@ -99,28 +101,38 @@ def open_dataset(
 
 
 def scan_dataset(
-    settings: DataSettings, split: str, *, training: bool | None = None, inspect: Callable[[Path], Seen] = look
+    settings: DataSettings,
+    split: str,
+    *,
+    training: bool | None = None,
+    inspect: Callable[[Sequence[Path]], list[Seen]] = look_at,
 ) -> Scan:
     """Read a split and collect all its faults instead of stopping at the first.
+
+    Args:
+        settings: Path, classes and filters.
+        split: As for :func:`open_dataset`.
+        training: As for :func:`open_dataset`.
+        inspect: Function that checks the image files.
 
     Raises:
         AnnotationError: The split cannot be read: it is absent, of another format, or lacks the chosen classes.
     """
-    divided = settings.holdout > 0 and split in ("train", "val")
-    source_split = "train" if divided else split
+    share = held_out(settings, split)
+    source_split = "train" if share else split
     kind, sources = read(settings, source_split)
-    if divided:
-        _hold_out(sources, settings.holdout, split)
+    if share:
+        _hold_out(sources, settings, share, split)
     classes, category_ids = _choose_classes(sources, settings.classes, settings.ignore_classes)
-    held_out = " (held out)" if divided and split == "val" else ""
-    name = f"{Path(settings.path).name}/{'+'.join(split_names(settings, source_split))}{held_out}"
+    kept_back = " (held out)" if share and split == "val" else ""
+    name = f"{Path(settings.path).name}/{'+'.join(split_names(settings, source_split))}{kept_back}"
     dataset = Dataset(name, classes, (), kind, category_ids)
     scan = Scan(dataset)
     for source in sources:
         scan.problems += source.problems
         scan.notes += source.notes
     paths = list(dict.fromkeys(listed.path for source in sources for listed in source.images))
-    scan.seen = dict(zip(paths, in_threads(inspect, paths, label="looking at images"), strict=True))
+    scan.seen = dict(zip(paths, inspect(paths), strict=True))
     lenient = split == "train" if training is None else training
     oriented = any(listed.quads is not None for source in sources for listed in source.images)
     lookup = dict.fromkeys(settings.ignore_classes, ANY) | {name: label for label, name in enumerate(classes)}
@@ -134,22 +146,41 @@ def scan_dataset(
                 records += [] if kept is None else [kept]
     if len({record.image_id for record in records}) < len(records):  # concatenated sources share identifiers
         records = [replace(record, image_id=number) for number, record in enumerate(records, start=1)]
-    scan.dataset = replace(dataset, records=tuple(records), empty=scan.notes[EMPTY], oriented=oriented)
+    notes = {note: count for note, count in sorted(scan.notes.items()) if count}
+    scan.dataset = replace(dataset, records=tuple(records), empty=scan.notes[EMPTY], notes=notes, oriented=oriented)
     return scan
 
 
-def _hold_out(sources: Sequence[Source], share: float, split: str) -> None:
+def _hold_out(sources: Sequence[Source], settings: DataSettings, share: float, split: str) -> None:
     """Restrict the sources of training images to the held-out images (``val``) or to the others.
 
     The choice depends on file names alone, not on their order or on the machine. Tiles of an image, which may overlap,
-    stay together.
+    stay together, as do the images of a group (`DataSettings.holdout_by`).
+
+    Raises:
+        AnnotationError: There are no two groups to divide.
     """
-    paths = {listed.path for source in sources for listed in source.images}
-    originals = {path: path.with_stem(image_name(path.stem)) for path in paths}  # the image that a tile was cut from
-    shuffled = sorted(set(originals.values()), key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
-    held = set(shuffled[: max(1, round(share * len(shuffled)))])
+    groups = {listed.path: _group(listed.path, settings.holdout_by) for source in sources for listed in source.images}
+    shuffled = sorted(set(groups.values()), key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
+    if len(shuffled) < 2:
+        what = "all images are of one group" if groups else "it lists no images"
+        raise AnnotationError(
+            f"{settings.path}: no images can be held out to evaluate on ({what}); name images to evaluate on with "
+            "data.val=NAME, or set data.holdout=0"
+        )
+    held = set(shuffled[: min(max(1, round(share * len(shuffled))), len(shuffled) - 1)])
     for source in sources:
-        source.images = [image for image in source.images if (originals[image.path] in held) == (split == "val")]
+        source.images = [image for image in source.images if (groups[image.path] in held) == (split == "val")]
+    if split == "val" and settings.holdout is None:
+        note = "images held out of train by name, for there is no split val (data.val=NAME names one)"
+        sources[0].notes[note] = sum(len(source.images) for source in sources)
+
+
+def _group(path: Path, pattern: str | None) -> Path:
+    """Return the name shared by images that must not be divided: the image that a tile was cut from, or the group."""
+    whole = path.with_stem(image_name(path.stem))
+    found = re.search(pattern, whole.name) if pattern else None
+    return path.parent / found.group() if found else whole
 
 
 def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
@@ -158,7 +189,8 @@ def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
     Raises:
         AnnotationError: Nothing can be read.
     """
-    return _choose_classes(read(settings, split)[1], None, settings.ignore_classes)[0]
+    source_split = "train" if held_out(settings, split) else split
+    return _choose_classes(read(settings, source_split)[1], None, settings.ignore_classes)[0]
 
 
 def _choose_classes(
@@ -188,7 +220,8 @@ def _choose_classes(
 
 def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, oriented: bool) -> Record | None:
     """Build a record with boxes in pixels and the chosen classes; for a bad file add a problem and return ``None``."""
-    size, fault, _ = scan.seen[listed.path]
+    seen = scan.seen[listed.path]
+    size, fault = seen.size, seen.fault
     if size is None:
         remedy = "put it there, or remove the image from the annotations" if "no such" in fault else "replace it"
         scan.problems.append(Problem(str(listed.path), "", fault, remedy, image=True))
@@ -240,6 +273,12 @@ def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Re
     if settings.crowd == "objects":
         record = replace(record, ignored=record.labels == ANY)
     return record if keep.all() else record.of(keep)
+
+
+def shared_images(train: Dataset, val: Dataset) -> list[str]:
+    """Return the names of the images of ``val`` that are in ``train`` as well."""
+    known = {record.path.resolve() for record in train.records}
+    return [record.path.name for record in val.records if record.path.resolve() in known]
 
 
 def sides_of(record: Record) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import inf
 from typing import Any, Literal
 
@@ -61,7 +62,10 @@ class DataSettings(Settings):
             the folder ``train`` or the list ``train.txt`` of DOTA.
         val: Splits to evaluate on, likewise.
         holdout: Fraction of the training images, chosen by a hash of their file names, that is not trained on and
-            replaces ``val``. Use it to choose settings, so that ``val`` stays unseen.
+            replaces ``val``. Use it to choose settings, so that ``val`` stays unseen. ``None``: a tenth where there is
+            no split to evaluate on, else 0.
+        holdout_by: Regular expression for the part of a file name that images of one group have in common, such as
+            ``video[0-9]+``; all images of a group are held out, or none.
         classes: Names of the classes to use, in this order; boxes of others are left out. ``None``: all, in the order
             of the file.
         ignore_classes: Names of classes whose regions are ignored: they count neither as object nor as background.
@@ -112,7 +116,8 @@ class DataSettings(Settings):
     format: Literal["auto", "coco", "voc", "yolo", "dota", "hrsc"] = "auto"
     train: str | tuple[str, ...] | None = None
     val: str | tuple[str, ...] | None = None
-    holdout: float = Field(default=0, ge=0, lt=1)
+    holdout: float | None = Field(default=None, ge=0, lt=1)
+    holdout_by: str | None = None
     classes: tuple[str, ...] | None = None
     ignore_classes: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ((1333, 800),)
@@ -202,6 +207,17 @@ class DataSettings(Settings):
         if not isinstance(cache, bool | int | float) or not 0 <= cache < inf:
             raise ValueError(f"expected true, false, or a number of GB, such as 8; came {cache!r}")
         return cache if isinstance(cache, bool) or cache > 0 else False
+
+    @field_validator("holdout_by")
+    @classmethod
+    def _valid_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(
+                f"{pattern!r} is no regular expression ({error}); write one such as 'video[0-9]+'"
+            ) from error
+        return pattern
 
     @field_validator("classes")
     @classmethod
