@@ -18,7 +18,8 @@ from locdistill.interop.unpack import Which
 from locdistill.models import foreign
 from locdistill.models.detector import Detector
 from locdistill.models.foreign import ForeignSource, ImportReport
-from locdistill.models.weights import METADATA_KEY, SUFFIX, building, file_name, locate, whole_file
+from locdistill.models.hub import find
+from locdistill.models.weights import METADATA_KEY, SUFFIX, building, file_name, whole_file
 
 Format = Literal["locdistill", "mmdet"]
 THEIR_SUFFIXES = (".pth", ".pt")
@@ -58,7 +59,7 @@ def load_mmdet(
             requested classes, weights or settings are not available.
     """
     if not isinstance(source, Mapping):
-        source = locate(source)
+        source = find(source)
         if not foreign.is_foreign(source):
             raise WeightsError(f"{source}: not a file of MMDetection; use Detector.load for files of locdistill")
     found = foreign.read(source, classes=classes, weights=weights, strict=strict, settings=settings)
@@ -146,7 +147,7 @@ def convert(
         out = out.with_name(out.name + SUFFIX)
     if os.path.exists(out) and not force:  # unlike `Path.exists`, never an error: the writer reports it
         raise WeightsError(f"{out} exists already; give another name, or --force to replace it")
-    file = locate(source)
+    file = find(source)
     if foreign.is_foreign(file):
         found = foreign.read(file, classes=classes, weights=weights, strict=strict, settings=settings)
         detector, report = _build(found, strict)

@@ -532,7 +532,7 @@ def test_distillation_of_our_own_rotated_boxes() -> None:
 def test_teachers_of_rotated_recipes_go_with_their_students(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.teacher is not None
-    named = re.search(r"the recipe (\w+)", recipe.teacher.where)
+    named = re.search(r"locdistill train (\w+)", recipe.teacher.where)
     assert named is not None
     teacher = load_recipe(named[1])
     assert teacher.teacher is None
