@@ -107,8 +107,8 @@ class _Address:
         if expected is not None and not digest.startswith(expected):
             whose = "address" if self.sha256 else "name"
             raise WeightsError(
-                f"{self.url}: the SHA-256 of the file is {digest}, but its {whose} says {expected}; the file is damaged "
-                f"or was changed. {remedy}"
+                f"{self.url}: the SHA-256 of the file is {digest}, but its {whose} says {expected}; the file is "
+                f"damaged or was changed. {remedy}"
             )
 
 
@@ -193,8 +193,8 @@ def _check_start(start: bytes, url: str) -> None:
         raise WeightsError(f"{url}: the file is empty; check the address")
     if text.startswith(b"<"):
         raise WeightsError(
-            f"{url}: a web page, not a weights file; give the address of the file itself. If only a browser can download "
-            "it (Google Drive, Baidu), do that, and give the file"
+            f"{url}: a web page, not a weights file; give the address of the file itself. If only a browser can "
+            "download it (Google Drive, Baidu), do that, and give the file"
         )
     if text.startswith(b"version https://git-lfs"):
         raise WeightsError(
