@@ -62,7 +62,7 @@ MMDetection nor Rotated-LD has a detector of this kind.
 """
 BOX_LOSSES = """*Box losses.* The numbers of VOC from 51.8 to 58.4 were published in February 2021, when every
 configuration of the reference had GIoU. CIoU came in November 2021, into three configurations: GFL ResNet-18 on VOC, LD
-ResNet-101 to ResNet-18 on VOC, and GFL ResNet-50 on COCO. 54.0 and 54.4 followed in December, so that their recipes have
+ResNet-101 to ResNet-18 on VOC, and GFL ResNet-50 on COCO. 54.0 and 54.4 followed in December, so their recipes have
 CIoU; their student alone (51.8) had GIoU. All recipes of COCO have GIoU: 40.1 is older than the change, and the
 configurations of LD on COCO never had another. `terms.bbox.of.overlap.kind=ciou` changes it.
 """
