@@ -39,6 +39,7 @@ TRAINED = (
     "fcos_r50_1x",
     "fgd_r50_from_r101",
     "fine_grained_r50_from_r101",
+    "frs_r50_from_r101",
     "fitnets_r18_from_r101",
     "gfl_r101dcn_2x",
     "gfl_r18_1x",

@@ -293,3 +293,20 @@ def test_the_learned_convolution_of_feature_richness_sees_neighbours() -> None:
     here = Scene.build(dense, dense, grid=grid, instances=instances, assigner=ATSS(), bins=Bins())
     term = Term(of=divergence, on=METHODS["frs"]("gfl")["frs_features"].on, norm=ImageLevelMean())
     assert float(term(here, own).detach()) == pytest.approx(0, abs=1e-6)
+
+
+# -- the input size outside training
+
+
+@pytest.mark.parametrize("changes", [("data.sizes=[[640,512]]",), ("detector.depth=3", "data.sizes=[[640, 512]]")])
+def test_sizes_that_are_changed_change_the_input_too(changes: tuple[str, ...]) -> None:
+    """The size at which a recipe is tested belongs to its own sizes of training."""
+    found = load_recipe("gflv2_r101dcn_2x", changes).detector.input
+    assert (found.long, found.short) == (640, 512)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_an_input_that_is_given_stays(first: bool) -> None:
+    both = ["detector.input.short=600", "data.sizes=[[640,512]]"]
+    found = load_recipe("gflv2_r101dcn_2x", both if first else both[::-1]).detector.input
+    assert (found.long, found.short, found.pad_to) == (640, 600, 32)
