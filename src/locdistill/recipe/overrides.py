@@ -39,9 +39,9 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """Merge ``change`` into ``base``: groups are merged key by key, lists and values replaced; terms merge by name.
 
     The assigner, and ``of``, ``on`` and ``norm`` of a term, are merged only if they name the same class; a term that is
-    null is removed. If ``change`` sets ``data.augment``, its parts in ``base`` are dropped; if it sets ``data.sizes``, so
-    is the input size outside training, which belongs to those of ``base``. Neither argument is modified; unchanged parts
-    are shared with ``base``.
+    null is removed. If ``change`` sets ``data.augment``, its parts in ``base`` are dropped; if it sets ``data.sizes``,
+    so is the input size outside training, which belongs to those of ``base``. Neither argument is modified; unchanged
+    parts are shared with ``base``.
     """
     merged = dict(base)
     for key, value in change.items():
