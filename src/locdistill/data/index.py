@@ -66,7 +66,7 @@ def _known_sizes(file: Path) -> dict[str, tuple[int, int, int, int]]:
     if arrays is None:
         return {}
     rows = np.concatenate((arrays["states"], arrays["sides"]), axis=1).tolist()
-    return {name: tuple(row) for name, row in zip(_split(arrays["names"]), rows, strict=True)}  # type: ignore[misc]
+    return {name: tuple(row) for name, row in zip(_split(arrays["names"]), rows, strict=True)}
 
 
 def source_of(file: Path, key: Sequence[object], read: Callable[[], Source]) -> Source:
@@ -187,7 +187,7 @@ def _keep(file: Path, arrays: Arrays) -> None:
     try:
         make_folder(file.parent)
         with replacing(file) as part, part.open("wb") as stream:
-            np.savez(stream, **arrays)  # type: ignore[arg-type]  # its type has a flag of the same kind
+            np.savez(stream, **arrays)
     except Exception as error:  # a run does not end for want of a cache
         log.info("%s: what was read is not kept for the next run (%s)", file, error)
 
