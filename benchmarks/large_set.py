@@ -2,9 +2,9 @@
 
     python -m benchmarks.large_set [--images 118000] [--boxes 848000] [--json FILE]
 
-The data set is COCO json over links to 64 small pictures. Measured are whole processes with one thread: ``import torch``
-and ``json.load`` of the annotations (what any program has to do), an empty run on 64 images, the first start on all
-images, and a second one, for which the first has kept what it read. Each run takes one step and does not evaluate.
+The data set is COCO json over links to 64 small pictures. Measured are whole processes with one thread: ``import
+torch`` and ``json.load`` of the annotations (what any program has to do), a run on 64 images, the first start on all
+images, and a second one, for which the first has kept what it read. Each run takes one step and evaluates once.
 """
 
 from __future__ import annotations
