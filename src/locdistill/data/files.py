@@ -17,7 +17,13 @@ from rich.progress import track
 from locdistill.errors import AnnotationError, ImageError
 from locdistill.images import image_size, open_picture, read_image
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
+IMAGE_SUFFIXES = frozenset(
+    (
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".avif"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+    )
+)
+"""Endings of pictures; which of them can be read is for `locdistill.images.FORMATS` to say, by their content."""
 THREADS = 8
 BAR_FROM = 3000
 TAIL_BYTES = 64

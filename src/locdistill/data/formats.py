@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locdistill.data import coco, dota, hrsc, voc, yolo
+from locdistill.data import coco, dota, hrsc, labelme, voc, yolo
 from locdistill.data.records import DataFormat
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Source
@@ -40,10 +40,11 @@ class Format:
 
 FORMATS: dict[DataFormat, Format] = {
     "coco": Format(coco.LOOKED_FOR, coco.fits, coco.splits, coco.find_annotations, coco.read),
-    "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.image_sets, voc.read, voc.usual),
+    "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual),
     "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.entry_of, yolo.read),
     "dota": Format(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
     "hrsc": Format(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
+    "labelme": Format(labelme.LOOKED_FOR, labelme.fits, labelme.splits, labelme.find_part, labelme.read),
 }
 
 

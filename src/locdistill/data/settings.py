@@ -60,6 +60,8 @@ class DataSettings(Settings):
             years of VOC (``train`` if there is no ``test``), likewise of HRSC2016, ``train`` of a YOLO ``data.yaml``,
             the folder ``train`` or the list ``train.txt`` of DOTA.
         val: Splits to evaluate on, likewise.
+        one_based: Whether corners in VOC's XML files count pixels from 1, so that boxes are moved by one pixel.
+            ``None`` decides from the whole data set: they do, unless one of them is below 1 or has a fraction.
         holdout: Fraction of the training images, chosen by a hash of their file names, that is not trained on and
             replaces ``val``. Use it to choose settings, so that ``val`` stays unseen.
         classes: Names of the classes to use, in this order; boxes of others are left out. ``None``: all, in the order
@@ -109,9 +111,10 @@ class DataSettings(Settings):
     """
 
     path: str = ""
-    format: Literal["auto", "coco", "voc", "yolo", "dota", "hrsc"] = "auto"
+    format: Literal["auto", "coco", "voc", "yolo", "dota", "hrsc", "labelme"] = "auto"
     train: str | tuple[str, ...] | None = None
     val: str | tuple[str, ...] | None = None
+    one_based: bool | None = None
     holdout: float = Field(default=0, ge=0, lt=1)
     classes: tuple[str, ...] | None = None
     ignore_classes: tuple[str, ...] = ()
