@@ -62,6 +62,7 @@ class DataSettings(Settings):
         val: Splits to evaluate on, likewise.
         one_based: Whether corners in VOC's XML files count pixels from 1, so that boxes are moved by one pixel.
             ``None`` decides from the whole data set: they do, unless one of them is below 1 or has a fraction.
+        bits: Number of bits that the values of 16-bit grayscale images use, such as 12 of many cameras; ``None``: 16.
         holdout: Fraction of the training images, chosen by a hash of their file names, that is not trained on and
             replaces ``val``. Use it to choose settings, so that ``val`` stays unseen.
         classes: Names of the classes to use, in this order; boxes of others are left out. ``None``: all, in the order
@@ -115,6 +116,7 @@ class DataSettings(Settings):
     train: str | tuple[str, ...] | None = None
     val: str | tuple[str, ...] | None = None
     one_based: bool | None = None
+    bits: int | None = Field(default=None, ge=8, le=16)
     holdout: float = Field(default=0, ge=0, lt=1)
     classes: tuple[str, ...] | None = None
     ignore_classes: tuple[str, ...] = ()
