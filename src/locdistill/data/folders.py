@@ -108,7 +108,7 @@ def _holds_pictures(folder: Path) -> bool:
         return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries)
 
 
-class Pictures:
+class PictureFiles:
     """Pictures in a folder and its subfolders, for annotation files of one picture each.
 
     Attributes:

@@ -28,6 +28,8 @@ class Format:
             equal for splits that are the same.
         read: Function from the data settings, place and name of a split to its sources.
         usual: Function from path, ``train`` or ``val`` to the name of the split that is used where none is chosen.
+        bare: Function from path to whether the format is recognised by annotation files of single pictures alone, which
+            are often left beside pictures when they are converted: other formats that fit take precedence.
     """
 
     looked_for: str
@@ -36,15 +38,18 @@ class Format:
     place: Callable[[Path, str], Any]
     read: Callable[[DataSettings, Any, str], list[Source]]
     usual: Callable[[Path, str], str] = lambda _, split: split
+    bare: Callable[[Path], bool] = lambda _: False
 
 
 FORMATS: dict[DataFormat, Format] = {
     "coco": Format(coco.LOOKED_FOR, coco.fits, coco.splits, coco.find_annotations, coco.read),
-    "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual),
+    "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
     "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.entry_of, yolo.read),
     "dota": Format(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
     "hrsc": Format(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
-    "labelme": Format(labelme.LOOKED_FOR, labelme.fits, labelme.splits, labelme.find_part, labelme.read),
+    "labelme": Format(
+        labelme.LOOKED_FOR, labelme.fits, labelme.splits, labelme.find_part, labelme.read, bare=lambda _: True
+    ),
 }
 
 
@@ -65,6 +70,7 @@ def recognise(settings: DataSettings) -> DataFormat:
         return settings.format
     names = (*split_names(settings, "train"), *split_names(settings, "val"), *SPLITS)
     fitting: list[DataFormat] = [name for name, kind in FORMATS.items() if kind.fits(path, names)]
+    fitting = [name for name in fitting if not FORMATS[name].bare(path)] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

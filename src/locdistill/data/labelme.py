@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from locdistill.data.files import in_threads, read_text
-from locdistill.data.folders import Part, Pictures, files_in, part_of, parts_of
+from locdistill.data.folders import Part, PictureFiles, files_in, part_of, parts_of
 from locdistill.data.problems import Problem
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import LIMIT, Listed, Source, box_arrays
@@ -63,7 +63,7 @@ def read(settings: DataSettings, part: Part, _split: str) -> list[Source]:
     classes = sorted({row.name for content in (*parsed.values(), *rest) for row in content.rows})
     source.categories = list(enumerate(classes))
     labels = {name: index for index, name in source.categories}
-    pictures = Pictures(part.pictures, source.notes)
+    pictures = PictureFiles(part.pictures, source.notes)
     alone = 0
     for name, content in parsed.items():
         source.problems += content.problems
@@ -95,7 +95,7 @@ class _Shape(NamedTuple):
 
 
 @dataclass
-class _Content:
+class _Drawing:
     """Content of a JSON file.
 
     Attributes:
@@ -133,9 +133,9 @@ def _json_files(part: Part) -> dict[str, Path]:
     return {file.relative_to(part.annotations).with_suffix("").as_posix(): file for file in files}
 
 
-def _parse(file: Path) -> _Content:
+def _parse(file: Path) -> _Drawing:
     """Parse one annotation file."""
-    found = _Content()
+    found = _Drawing()
     try:
         content = json.loads(read_text(file))
     except AnnotationError as error:

@@ -17,7 +17,7 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from locdistill.data.files import IMAGE_SUFFIXES, MARKS, in_threads, read_text, stays_inside
-from locdistill.data.folders import SPELLINGS, SPLITS, Part, Pictures, files_in, part_of, parts_of, whole_of
+from locdistill.data.folders import SPELLINGS, SPLITS, Part, PictureFiles, files_in, part_of, parts_of, whole_of
 from locdistill.data.problems import Problem
 from locdistill.data.records import corners
 from locdistill.data.settings import DataSettings
@@ -61,6 +61,11 @@ def find_parts(path: Path, split: str) -> list[Part]:
 def fits(path: Path, names: Sequence[str]) -> bool:
     """Return whether a path has XML files of VOC in folders of a known layout."""
     return any(_parts(folder, *names) for folder in _years(path))
+
+
+def is_bare(path: Path) -> bool:
+    """Return whether a path has XML files but no image sets."""
+    return all(part.names is None for folder in _years(path) for part in _parts(folder).values())
 
 
 def splits(path: Path) -> list[str]:
@@ -255,12 +260,12 @@ class _Convention:
 
 
 def _fill(
-    source: Source, part: Part, contents: Mapping[str, _Content], convention: _Convention, annotated: set[str]
+    source: Source, part: Part, contents: Mapping[str, _Annotation], convention: _Convention, annotated: set[str]
 ) -> None:
     """Add the images of a part, by name, and the classes to a source."""
     source.categories = list(enumerate(convention.classes))
     labels = {name: index for index, name in source.categories}
-    pictures = Pictures(part.pictures, source.notes)
+    pictures = PictureFiles(part.pictures, source.notes)
     alone = 0
     for name, content in contents.items():
         source.problems += content.problems
@@ -299,18 +304,18 @@ def _fill(
         pictures.note_missing(source, part, alone=alone, files=len(contents), annotated=annotated)
 
 
-Box: TypeAlias = tuple[float, float, float, float]
+Corners: TypeAlias = tuple[float, float, float, float]
 
 
-class _Row(NamedTuple):
+class _Object(NamedTuple):
     name: str
     difficult: bool
-    box: Box  # the corners as written
+    box: Corners  # the corners as written
     turned: tuple[float, ...] | None = None  # centre, sides and angle of a rotated box
 
 
 @dataclass
-class _Content:
+class _Annotation:
     """Content of an XML file.
 
     Attributes:
@@ -323,21 +328,21 @@ class _Content:
 
     size: tuple[int, int] | None = None
     picture: str = ""
-    rows: list[_Row] = field(default_factory=list)
+    rows: list[_Object] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 
 
-def _is_devkit(parts: Sequence[Part], contents: Iterable[_Content]) -> bool:
+def _is_devkit(parts: Sequence[Part], contents: Iterable[_Annotation]) -> bool:
     """Return whether image sets are those of VOC itself."""
     names = {row.name for content in contents for row in content.rows}
     years = all(part.names and YEAR.fullmatch(part.annotations.parent.name) for part in parts)
     return years and len(names) >= MOST and names <= set(CLASSES)
 
 
-def _parse(file: Path) -> _Content:
+def _parse(file: Path) -> _Annotation:
     """Parse one annotation file."""
-    content = _Content()
+    content = _Annotation()
     root = load_xml(file)
     if isinstance(root, Problem):
         content.problems.append(root)
@@ -350,14 +355,14 @@ def _parse(file: Path) -> _Content:
         content.problems.append(Problem(str(file), "size", "is not in whole pixels", "write the size of the image"))
     for position, entry in enumerate(root.findall("object"), start=1):
         row = _row(entry, content.notes)
-        if isinstance(row, _Row):
+        if isinstance(row, _Object):
             content.rows.append(row)
         else:
             content.problems.append(Problem(str(file), f"object {position}", *row))
     return content
 
 
-def _row(entry: Element, notes: Counter[str]) -> _Row | tuple[str, str]:
+def _row(entry: Element, notes: Counter[str]) -> _Object | tuple[str, str]:
     """Parse an object; return it, or the fault and the remedy."""
     name, difficult = (entry.findtext("name") or "").strip(), (entry.findtext("difficult") or "0").strip()
     if not name:
@@ -366,7 +371,7 @@ def _row(entry: Element, notes: Counter[str]) -> _Row | tuple[str, str]:
         return f"'difficult' is {difficult!r}", "write 0 or 1"
     if entry.find("robndbox") is not None:
         turned = tuple(_number(entry.findtext(f"robndbox/{side}")) for side in TURNED)
-        return rotated_fault(turned) or _Row(name, difficult == "1", _around(*turned), turned)
+        return rotated_fault(turned) or _Object(name, difficult == "1", _around(*turned), turned)
     box = _box(entry, notes)
     fault = None
     if not all(abs(value) < LIMIT for value in box):  # also for not a number
@@ -378,10 +383,10 @@ def _row(entry: Element, notes: Counter[str]) -> _Row | tuple[str, str]:
     elif box[2] < box[0] or box[3] < box[1]:
         what = f"the box has width {box[2] - box[0]} and height {box[3] - box[1]}"
         fault = what, "xmin <= xmax and ymin <= ymax"
-    return fault or _Row(name, difficult == "1", box)
+    return fault or _Object(name, difficult == "1", box)
 
 
-def _box(entry: Element, notes: Counter[str]) -> Box:
+def _box(entry: Element, notes: Counter[str]) -> Corners:
     """Read the corners of an object's box, or of the box around its polygon; NaN for what is not a number."""
     polygon = entry.find("polygon")
     if entry.find("bndbox") is None and polygon is not None:
@@ -399,7 +404,7 @@ def _box(entry: Element, notes: Counter[str]) -> Box:
     return x1, y1, x2, y2
 
 
-def _around(x: float, y: float, width: float, height: float, angle: float) -> Box:
+def _around(x: float, y: float, width: float, height: float, angle: float) -> Corners:
     """Return the corners of the box around a rotated one."""
     cos, sin = abs(math.cos(angle)), abs(math.sin(angle))
     w, h = width * cos + height * sin, width * sin + height * cos

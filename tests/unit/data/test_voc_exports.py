@@ -248,6 +248,20 @@ def test_what_is_no_voc(tmp_path: Path) -> None:
             recognise(DataSettings(path=str(folder)))
 
 
+def test_annotation_files_left_beside_pictures_do_not_hide_the_data_set(tmp_path: Path) -> None:
+    """A data set was converted to YOLO, and the files that it was made from stay; with image sets it could be either."""
+    write_layout(tmp_path, "images/train", "images/train")
+    write_shapes(tmp_path / "images" / "train" / "c.json", a_shape(RECTANGLE))
+    settings = DataSettings(path=str(tmp_path))
+    with pytest.raises(AnnotationError, match=r"could be voc or labelme; set data\.format"):
+        recognise(settings)
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images/train\nval: images/train\n")
+    assert recognise(settings) == "yolo"
+    write_set(tmp_path, "train", an_object())
+    with pytest.raises(AnnotationError, match=r"could be voc or yolo; set data\.format"):
+        recognise(settings)
+
+
 # --- the picture of an XML file ---------------------------------------------------------------------------------------
 
 
