@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
@@ -156,7 +156,7 @@ def load_xml(file: Path) -> Element | Problem:
         what = what if declared else "saved in another encoding than UTF-8, and its first line declares none"
         return Problem(str(file), "", what, "save it as UTF-8, or declare its encoding")
     try:
-        root: Element = ElementTree.fromstring(text)
+        root: Element = ElementTree.fromstring(text.lstrip())
         return root
     except DefusedXmlException:
         what = "the XML defines entities, which can exhaust memory or read other files"
@@ -224,14 +224,18 @@ def _listed(part: Part, source: Source) -> dict[str, Path]:
     files = _xml_files(part.annotations)
     if part.names is None:
         return files
+    stems: defaultdict[str, list[str]] = defaultdict(list)
+    for name in files:
+        stems[PurePosixPath(name).name].append(name)
     found = {}
     for line in filter(str.strip, read_text(part.names).splitlines()):
         column = line.split()[0]
         candidates = []
         for text in (line.strip().strip('"'), column):
-            name = PurePosixPath(text.replace("\\", "/"))
-            bare = name.with_suffix("") if name.suffix.lower() in (*IMAGE_SUFFIXES, ".xml") else name
-            candidates += [name.as_posix(), bare.as_posix(), bare.name]
+            path = PurePosixPath(text.replace("\\", "/"))
+            bare = path.with_suffix("") if path.suffix.lower() in (*IMAGE_SUFFIXES, ".xml") else path
+            below = stems.get(bare.name, [])
+            candidates += [path.as_posix(), bare.as_posix(), *(below if len(below) == 1 else [])]
         known = next((name for name in candidates if name in files), None)
         if known is None and not stays_inside(column):
             remedy = "list names without folders"

@@ -194,6 +194,14 @@ def test_cvat_exports_one_image_set_of_any_name(tmp_path: Path) -> None:
     assert available_splits(DataSettings(path=str(tmp_path))) == ["train"]
 
 
+def test_lists_may_leave_out_a_folder(tmp_path: Path) -> None:
+    save_picture(tmp_path / "JPEGImages" / "default" / "a.jpg")
+    write_xml(tmp_path / "Annotations" / "default" / "a.xml", an_object())
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "default.txt").write_text("a\n")
+    assert boxes_of(opened(tmp_path)) == [[10, 11, 49, 39]]
+
+
 @pytest.mark.parametrize("names", [("Train", "validation"), ("TRAIN", "Valid"), ("training", "val")])
 def test_lists_in_other_spellings(names: tuple[str, str], tmp_path: Path) -> None:
     for name in names:
@@ -249,7 +257,7 @@ def test_what_is_no_voc(tmp_path: Path) -> None:
 
 
 def test_annotation_files_left_beside_pictures_do_not_hide_the_data_set(tmp_path: Path) -> None:
-    """A data set was converted to YOLO, and the files that it was made from stay; with image sets it could be either."""
+    """They stay when a data set is converted to YOLO; with image sets it could be either."""
     write_layout(tmp_path, "images/train", "images/train")
     write_shapes(tmp_path / "images" / "train" / "c.json", a_shape(RECTANGLE))
     settings = DataSettings(path=str(tmp_path))
