@@ -136,13 +136,14 @@ def pixel_limit() -> int:
     return int(asked)
 
 
-def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
+def read_image(source: ImageSource, *, bits: int | None = None) -> UInt8[Tensor, "3 h w"]:
     """Read an image as 8-bit RGB, upright.
 
     - Grayscale, 1-bit and palette images become RGB.
-    - 16-bit images keep their upper eight bits (``value >> 8``); 32-bit integer ones are taken to hold 16 bits. The
-      rule is fixed and never depends on the content, so that equal light gives equal pixels in all images: rescale
-      12-bit data to 16 bits beforehand. Floating-point images are refused, because their range is not known.
+    - 16-bit grayscale images keep their upper eight bits (``value >> 8``); 32-bit integer ones are taken to hold 16
+      bits. The rule is fixed and never depends on the content, so that equal light gives equal pixels in all images.
+      With ``bits=12`` values are taken to be below 4096. Floating-point images are refused, because their range is not
+      known.
     - Transparent pixels are laid over white, as in a browser (the reference implementation drops the alpha channel,
       which uncovers any colour that an editor left there).
     - CMYK is converted without a colour profile.
@@ -157,6 +158,7 @@ def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
     Args:
         source: A path, a PIL image, an array ``(h, w)`` or ``(h, w, 1|3|4)`` of bool, uint8 or uint16 in RGB(A) order,
             or a tensor ``(1|3, h, w)`` of uint8.
+        bits: Number of bits that the values of 16-bit images use; None: all. Larger values become white.
 
     Returns:
         The pixels. Their memory is laid out row by row with the three channels together (as decoders write it, and as
@@ -174,13 +176,28 @@ def read_image(source: ImageSource) -> UInt8[Tensor, "3 h w"]:
             )
         return source.expand(3, -1, -1)
     if isinstance(source, np.ndarray):
-        return _from_array(source)
+        return _from_array(source, bits)
     if isinstance(source, Image.Image):
-        return _decode(source, "the given PIL image")
+        return _decode(source, "the given PIL image", bits)
     path = _existing(source)
     with path.open("rb") as file, open_picture(file, str(path)) as image:
         decoded = _decode_plain_jpeg(image, file)
-        return _decode(image, str(path)) if decoded is None else decoded
+        return _decode(image, str(path), bits) if decoded is None else decoded
+
+
+def wide_range(path: str | Path) -> tuple[int, int] | None:
+    """Return the smallest and the largest value of a 16-bit grayscale image; None for other images.
+
+    Only images of that kind are decoded.
+
+    Raises:
+        ImageError: The file is missing, or cannot be decoded.
+    """
+    with open_picture(_existing(path)) as image:
+        if not image.mode.startswith("I"):
+            return None
+        values = np.asarray(image)
+        return int(values.min()), int(values.max())
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
@@ -340,20 +357,19 @@ def _decode_plain_jpeg(image: Image.Image, file: BinaryIO) -> Tensor | None:
     return pixels
 
 
-def _decode(image: Image.Image, name: str) -> Tensor:
+def _decode(image: Image.Image, name: str, bits: int | None) -> Tensor:
     with _decoding(name):
         turn = UPRIGHT.get(orientation(image))
-        rgb = _to_rgb(image, name)
+        rgb = _to_rgb(image, name, bits)
         return torch.from_numpy(np.array(rgb if turn is None else rgb.transpose(turn))).permute(2, 0, 1)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+def _to_rgb(image: Image.Image, name: str, bits: int | None) -> Image.Image:
     mode = image.mode
     if mode == "RGB" and "transparency" not in image.info:
         return image
     if mode.startswith("I"):
-        wide = np.asarray(image).astype(np.int64)
-        return Image.fromarray((np.clip(wide, 0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(_upper(np.asarray(image), bits)).convert("RGB")
     if mode == "F":
         raise ImageError(f"{name}: floating-point pixels have no agreed range; save the image with 8 or 16 bits")
     if image.has_transparency_data:
@@ -363,14 +379,20 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def _from_array(array: np.ndarray) -> Tensor:
+def _upper(values: np.ndarray, bits: int | None) -> np.ndarray:
+    """Return the upper eight of a number of bits; None: of 16."""
+    bits = bits or 16
+    return (np.clip(values.astype(np.int64), 0, 2**bits - 1) >> (bits - 8)).astype(np.uint8)
+
+
+def _from_array(array: np.ndarray, bits: int | None) -> Tensor:
     shaped = array[..., None] if array.ndim == 2 else array
     if shaped.ndim != 3 or shaped.shape[-1] not in (1, 3, 4) or 0 in shaped.shape:
         raise ImageError(f"expected an image array of shape (h, w) or (h, w, 1|3|4), got {tuple(array.shape)}")
     if shaped.dtype == np.bool_:
         shaped = shaped.astype(np.uint8) * 255
     elif shaped.dtype == np.uint16:
-        shaped = (shaped >> 8).astype(np.uint8)
+        shaped = _upper(shaped, bits)
     elif shaped.dtype != np.uint8:
         raise ImageError(
             f"expected an image array of bool, uint8 or uint16, got {array.dtype}; scale it to 0..255 uint8"
@@ -378,5 +400,5 @@ def _from_array(array: np.ndarray) -> Tensor:
     if shaped.shape[-1] == 1:
         shaped = np.repeat(shaped, 3, axis=-1)
     if shaped.shape[-1] == 4:
-        return _decode(Image.fromarray(np.ascontiguousarray(shaped), "RGBA"), "the given array")
+        return _decode(Image.fromarray(np.ascontiguousarray(shaped), "RGBA"), "the given array", bits)
     return torch.from_numpy(np.array(shaped, order="C")).permute(2, 0, 1)

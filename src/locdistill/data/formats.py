@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locdistill.data import coco, dota, hrsc, voc, yolo
+from locdistill.data import coco, dota, hrsc, labelme, voc, yolo
 from locdistill.data.records import DataFormat
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Source
@@ -28,24 +28,30 @@ class Format:
         splits: Function from path to the names of the splits that exist, usual names first.
         place: Function from path and a split's name to where the split is: something false if it does not exist, and
             equal for splits that are the same.
-        read: Function from path, place and name of a split to its sources.
+        read: Function from the data settings, place and name of a split to its sources.
         usual: Function from path, ``train`` or ``val`` to the name of the split that is used where none is chosen.
+        bare: Function from path to whether the format is recognised by annotation files of single pictures alone, which
+            are often left beside pictures when they are converted: other formats that fit take precedence.
     """
 
     looked_for: str
     fits: Callable[[Path, Sequence[str]], bool]
     splits: Callable[[Path], list[str]]
     place: Callable[[Path, str], Any]
-    read: Callable[[Path, Any, str], list[Source]]
+    read: Callable[[DataSettings, Any, str], list[Source]]
     usual: Callable[[Path, str], str] = lambda _, split: split
+    bare: Callable[[Path], bool] = lambda _: False
 
 
 FORMATS: dict[DataFormat, Format] = {
     "coco": Format(coco.LOOKED_FOR, coco.fits, coco.splits, coco.find_annotations, coco.read),
-    "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.image_sets, voc.read, voc.usual),
+    "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
     "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.entry_of, yolo.read),
     "dota": Format(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
     "hrsc": Format(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
+    "labelme": Format(
+        labelme.LOOKED_FOR, labelme.fits, labelme.splits, labelme.find_part, labelme.read, bare=lambda _: True
+    ),
 }
 
 
@@ -66,6 +72,7 @@ def recognise(settings: DataSettings) -> DataFormat:
         return settings.format
     names = (*split_names(settings, "train"), *split_names(settings, "val"), *SPLITS)
     fitting: list[DataFormat] = [name for name, kind in FORMATS.items() if kind.fits(path, names)]
+    fitting = [name for name in fitting if not FORMATS[name].bare(path)] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -138,7 +145,7 @@ def read(settings: DataSettings, split: str) -> tuple[DataFormat, list[Source]]:
             raise AnnotationError(
                 f"{path}: no split {name!r}; {there}. Name the split to use, for example data.val=test"
             )
-        sources += FORMATS[kind].read(path, place, name)
+        sources += FORMATS[kind].read(settings, place, name)
     return kind, sources
 
 

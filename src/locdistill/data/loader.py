@@ -40,11 +40,13 @@ class InputSize(Protocol):
         short: Limit of the shorter side in pixels.
         long: Limit of the longer side in pixels.
         pad_to: Multiple to which the sides are padded.
+        bits: Number of bits that the values of 16-bit images use; None: 16.
     """
 
     short: int
     long: int
     pad_to: int
+    bits: int | None
 
 
 def training_loader(
@@ -138,6 +140,7 @@ def training_plan(settings: DataSettings, seed: int, images: int) -> ViewPlan:
         images=images,
         min_visible=settings.min_visible,
         pad_to=settings.pad_to,
+        bits=settings.bits,
         seed=seed,
         keep_ignored=settings.hands_on_ignored,
         per_image=settings.views,
@@ -159,7 +162,12 @@ def evaluation_loader(
     Shares may differ by one image, and so may the numbers of batches. Batches include ignored objects. With several
     views (test-time augmentation) the batches of the same images are consecutive; each view is made from the files.
     """
-    plan = ViewPlan(sizes=((input_settings.long, input_settings.short),), pad_to=input_settings.pad_to, views=views)
+    plan = ViewPlan(
+        sizes=((input_settings.long, input_settings.short),),
+        pad_to=input_settings.pad_to,
+        bits=input_settings.bits,
+        views=views,
+    )
     sampler = ShareSampler(len(dataset), batch=batch, rank=rank, world_size=world_size, views=len(views))
     return _loader(Pictures(dataset, plan), sampler, workers=worker_count(workers, world_size), seed=0)
 
@@ -250,7 +258,7 @@ class Pictures(TorchDataset[Batch]):
         if kept is not None:
             return kept
         path = str(self._paths[index])
-        image = read_image(path)
+        image = read_image(path, bits=self._plan.bits)
         size = tuple(self._sizes[index].tolist())
         if tuple(image.shape[-2:]) != size:
             now = tuple(image.shape[-2:])

@@ -11,7 +11,7 @@ import numpy as np
 
 from locdistill.geometry.rotated import AngleRange
 
-DataFormat: TypeAlias = Literal["coco", "voc", "yolo", "dota", "hrsc"]
+DataFormat: TypeAlias = Literal["coco", "voc", "yolo", "dota", "hrsc", "labelme"]
 
 
 @dataclass(frozen=True, eq=False)

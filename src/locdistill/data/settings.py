@@ -61,6 +61,9 @@ class DataSettings(Settings):
             years of VOC (``train`` if there is no ``test``), likewise of HRSC2016, ``train`` of a YOLO ``data.yaml``,
             the folder ``train`` or the list ``train.txt`` of DOTA.
         val: Splits to evaluate on, likewise.
+        one_based: Whether corners in VOC's XML files count pixels from 1, so that boxes are moved by one pixel.
+            ``None`` decides from the whole data set: they do, unless one of them is below 1 or has a fraction.
+        bits: Number of bits that the values of 16-bit grayscale images use, such as 12 of many cameras; ``None``: 16.
         holdout: Fraction of the training images, chosen by a hash of their file names, that is not trained on and
             replaces ``val``. Use it to choose settings, so that ``val`` stays unseen. ``None``: a tenth where there is
             no split to evaluate on, else 0.
@@ -113,9 +116,11 @@ class DataSettings(Settings):
     """
 
     path: str = ""
-    format: Literal["auto", "coco", "voc", "yolo", "dota", "hrsc"] = "auto"
+    format: Literal["auto", "coco", "voc", "yolo", "dota", "hrsc", "labelme"] = "auto"
     train: str | tuple[str, ...] | None = None
     val: str | tuple[str, ...] | None = None
+    one_based: bool | None = None
+    bits: int | None = Field(default=None, ge=8, le=16)
     holdout: float | None = Field(default=None, ge=0, lt=1)
     holdout_by: str | None = None
     classes: tuple[str, ...] | None = None

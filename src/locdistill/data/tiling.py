@@ -57,6 +57,7 @@ class TilingSettings(Settings):
         mark_cut: Whether an object that lies partly outside its tile is marked as difficult. Otherwise it keeps its own
             mark, as in JDet.
         pad: Padding colour, right and bottom: by default ImageNet's mean, which is 0 after normalisation.
+        bits: Number of bits that the values of 16-bit grayscale images use; None: 16. Tiles have 8 bits.
     """
 
     size: Count = 1024
@@ -65,6 +66,7 @@ class TilingSettings(Settings):
     part: float = Field(default=0.7, gt=0, le=1)
     mark_cut: bool = True
     pad: tuple[int, int, int] = (124, 116, 104)
+    bits: int | None = Field(default=None, ge=8, le=16)
 
     @model_validator(mode="after")
     def _tiles_advance(self) -> TilingSettings:
@@ -334,7 +336,7 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
     if len(set(written)) < len(written):
         raise DataError(f"{dataset.name}: without spaces two classes have the same name: {written}; rename one")
     return {
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude_none=True),
         "name": dataset.name,
         "kind": dataset.kind,
         "classes": dataset.classes,
@@ -392,7 +394,7 @@ def _cut_one(tiles: Tiles, classes: tuple[str, ...], record: Record, own: list[t
     from torchvision.io import encode_png  # noqa: PLC0415 - slow to import, and tiles are seldom cut
 
     assert record.quads is not None
-    image = read_image(record.path)
+    image = read_image(record.path, bits=settings.bits)
     parts = parts_inside(record.quads, [window for _, window in missing])
     for (name, window), inside in zip(missing, parts, strict=True):
         shown = image[:, window.y : window.y + window.side, window.x : window.x + window.side]

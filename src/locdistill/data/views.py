@@ -41,6 +41,7 @@ class ViewPlan:
         images: Number of images in the data set, from which a mosaic is made.
         min_visible: See `View.least`.
         pad_to: Multiple for padded sides.
+        bits: Number of bits that the values of 16-bit images use; None: 16.
         seed: Seed of all random choices.
         keep_ignored: Whether to keep crowd regions and difficult objects.
         per_image: Number of views drawn once for each image, from which each draw chooses; None draws a new view each
@@ -64,6 +65,7 @@ class ViewPlan:
     images: int = 1
     min_visible: float = 0.5
     pad_to: int = 32
+    bits: int | None = None
     seed: int = 0
     keep_ignored: bool = True
     per_image: int | None = None

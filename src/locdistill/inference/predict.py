@@ -158,7 +158,7 @@ def _predict_some(
     pictures: dict[Path, Tensor] = {}
     for file in files:
         try:
-            pictures[file] = read_image(file)
+            pictures[file] = read_image(file, bits=detector.settings.input.bits)
         except ImageError as error:
             unreadable.append(error)
     sources: list[ImageSource] = list(pictures.values())

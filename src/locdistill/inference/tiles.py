@@ -93,7 +93,7 @@ def tile(
     numbers = {"size": size, "overlap": overlap, "scales": list(scales)}
     plain = apply_overrides({"data": {"path": str(data)}, "tiling": numbers}, overrides)
     settings = validate(DataSettings, plain["data"], "data")
-    how = validate(TilingSettings, plain["tiling"], "tiling")
+    how = validate(TilingSettings, {"bits": settings.bits} | plain["tiling"], "tiling")
     names = splits or available_splits(settings)
     if not names:
         raise DataError(f"{data}: no split train, val or test; name the splits to cut with --split")

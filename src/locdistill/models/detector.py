@@ -283,7 +283,7 @@ class Detector(nn.Module):
     def _prepare(self, source: ImageSource) -> Prepared:
         """Read an image and resize it for each view."""
         limits = self.settings.input
-        original = read_image(source)
+        original = read_image(source, bits=limits.bits)
         images, padded = [], []
         for view in self.settings.detections.augment.views:
             short, long = view.limits(short=limits.short, long=limits.long)

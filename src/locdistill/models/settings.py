@@ -29,11 +29,13 @@ class InputSettings(Settings):
         short: Maximum of the shorter side, in pixels.
         long: Maximum of the longer side, in pixels.
         pad_to: Height and width are padded to a multiple of this; 32 for a backbone of stride 32.
+        bits: Number of bits that the values of 16-bit grayscale images use; None: 16.
     """
 
     short: int = Field(default=800, ge=1)
     long: int = Field(default=1333, ge=1)
     pad_to: int = Field(default=32, ge=1)
+    bits: int | None = Field(default=None, ge=8, le=16)
 
 
 class NormalisationSettings(Settings):

@@ -119,10 +119,16 @@ class Recipe(Settings):
             }
         data, detector, engine = (values.get(key, {}) for key in ("data", "detector", "engine"))
         own_input = detector.get("input", {}) if isinstance(detector, dict) else None
-        if isinstance(data, dict) and data.get("sizes") and isinstance(own_input, dict):
-            with suppress(TypeError, ValueError, OverflowError):  # invalid sizes are reported by the data's own check
-                long, short = max((int(max(size)), int(min(size))) for size in data["sizes"])
-                trained_at = {"short": short, "long": long} | ({"pad_to": data["pad_to"]} if "pad_to" in data else {})
+        if isinstance(data, dict) and isinstance(own_input, dict):
+            trained_at = {"bits": data["bits"]} if data.get("bits") is not None else {}
+            if data.get("sizes"):
+                with suppress(TypeError, ValueError, OverflowError):  # the data's own check reports it
+                    long, short = max((int(max(size)), int(min(size))) for size in data["sizes"])
+                    trained_at |= {"short": short, "long": long}
+                    trained_at |= {"pad_to": data["pad_to"]} if "pad_to" in data else {}
+            if trained_at:
+                unset = ["bits"] if own_input.get("bits") is None else []  # as complete recipes have it
+                own_input = {key: value for key, value in own_input.items() if key not in unset}
                 values["detector"] = {**detector, "input": trained_at | own_input}
         if isinstance(engine, dict) and engine.get("precision") in (16, 32):
             values["engine"] = {**engine, "precision": {16: "fp16", 32: "32"}[engine["precision"]]}

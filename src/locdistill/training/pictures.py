@@ -48,7 +48,7 @@ def predictions(path: Path, detector: Detector, dataset: Dataset) -> None:
     found = detector.detect([record.path for record in chosen])
     sheets = [
         draw_detections(
-            read_image(record.path),
+            read_image(record.path, bits=detector.settings.input.bits),
             detections._replace(
                 boxes=detections.boxes.cpu(), scores=detections.scores.cpu(), labels=detections.labels.cpu()
             ),

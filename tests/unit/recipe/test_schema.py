@@ -123,9 +123,14 @@ def test_teacher_and_terms_must_agree() -> None:
 
 
 def test_the_input_size_follows_the_training_size_unless_given() -> None:
-    assert load_recipe("gfl_r50_2x").detector.input.model_dump() == {"short": 800, "long": 1333, "pad_to": 32}
+    assert load_recipe("gfl_r50_2x").detector.input.model_dump() == {
+        "short": 800,
+        "long": 1333,
+        "pad_to": 32,
+        "bits": None,
+    }
     small = load_recipe("gfl_r50_1x", ["data.sizes=[[128, 96], [160, 120]]", "data.pad_to=64"])
-    assert small.detector.input.model_dump() == {"short": 120, "long": 160, "pad_to": 64}
+    assert small.detector.input.model_dump() == {"short": 120, "long": 160, "pad_to": 64, "bits": None}
     own = load_recipe("gfl_r50_1x", ["data.sizes=[[128, 96]]", "detector.input.short=64"])
     assert (own.detector.input.short, own.detector.input.long) == (64, 128)
 

@@ -138,6 +138,7 @@ def contract_of(use: CacheUse, keeping: Keeping) -> dict[str, Any]:
             "meaning": repr(meaning_of(student)),
         },
         "pad_to": use.data.pad_to,
+        "bits": use.data.bits,
         "precision": use.precision,
         "numbers": keeping.numbers,
         "assigner": repr(keeping.objective.assigner),

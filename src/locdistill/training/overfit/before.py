@@ -77,11 +77,11 @@ def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
     return torch.stack(norms).norm() if norms else torch.zeros(())
 
 
-def blank_images(dataset: Dataset) -> tuple[str, ...]:
-    """Return the names of the images of a single colour."""
+def blank_images(dataset: Dataset, bits: int | None = None) -> tuple[str, ...]:
+    """Return the names of the images of a single colour; 16-bit ones use a number of bits."""
     names = []
     for record in dataset.records:
-        image = read_image(record.path)
+        image = read_image(record.path, bits=bits)
         if int(image.amax()) - int(image.amin()) <= FLAT:
             names.append(record.path.name)
     return tuple(names)

@@ -330,7 +330,7 @@ class _Look:
             images=len(self.data),
             kind=self.data.kind,
             classes=self.data.classes,
-            blank=blank_images(self.data),
+            blank=blank_images(self.data, settings.input.bits),
             regions=regions,
             strides=settings.strides,
             anchors=tuple(settings.anchor_scale * stride for stride in settings.strides),

@@ -36,6 +36,7 @@ FORMATS: dict[DataFormat, str] = {
     "yolo": "a YOLO line is class, centre x, centre y, width, height as shares of the image, 0 to 1",
     "dota": "a DOTA line is four corners x y in pixels, then the class",
     "hrsc": "HRSC2016 has mbox_cx, mbox_cy, mbox_w, mbox_h in pixels",
+    "labelme": "labelme's points are x, y in pixels of the image file",
 }
 
 

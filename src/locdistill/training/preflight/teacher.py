@@ -157,7 +157,7 @@ def measure(
     dataset = replace(dataset, records=tuple(dataset.records[i] for i in order))
     data = parts.recipe.data
     long, short = max(data.sizes)
-    limits = InputSettings(long=long, short=short, pad_to=data.pad_to)
+    limits = InputSettings(long=long, short=short, pad_to=data.pad_to, bits=data.bits)
     batch = evaluation_batch(dataset, limits, data.batch_per_device)
     loader = evaluation_loader(dataset, limits, batch=batch, workers=data.workers)
     batches: Iterable[Batch] = progress(loader, len(loader)) if progress is not None else loader
