@@ -187,7 +187,7 @@ def _keep(file: Path, arrays: Arrays) -> None:
     try:
         make_folder(file.parent)
         with replacing(file) as part, part.open("wb") as stream:
-            np.savez(stream, **arrays)
+            np.savez(stream, **arrays)  # type: ignore[arg-type]
     except Exception as error:  # a run does not end for want of a cache
         log.info("%s: what was read is not kept for the next run (%s)", file, error)
 
