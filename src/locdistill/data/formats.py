@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locdistill.data import coco, dota, hrsc, labelme, voc, yolo
+from locdistill.data import coco, coco_files, dota, hrsc, labelme, voc, yolo
 from locdistill.data.records import DataFormat
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Source
@@ -32,6 +32,8 @@ class Format:
         usual: Function from path, ``train`` or ``val`` to the name of the split that is used where none is chosen.
         bare: Function from path to whether the format is recognised by annotation files of single pictures alone, which
             are often left beside pictures when they are converted: other formats that fit take precedence.
+        fits_by_content: Function like ``fits`` that opens files of any name; asked only if no format fits by names.
+        hint: Function from a path that is not recognised to what the user can do, if it is nearly of this format.
     """
 
     looked_for: str
@@ -41,10 +43,20 @@ class Format:
     read: Callable[[DataSettings, Any, str], list[Source]]
     usual: Callable[[Path, str], str] = lambda _, split: split
     bare: Callable[[Path], bool] = lambda _: False
+    fits_by_content: Callable[[Path, Sequence[str]], bool] = lambda *_: False
+    hint: Callable[[Path], str] = lambda _: ""
 
 
 FORMATS: dict[DataFormat, Format] = {
-    "coco": Format(coco.LOOKED_FOR, coco.fits, coco.splits, coco.find_annotations, coco.read),
+    "coco": Format(
+        coco_files.LOOKED_FOR,
+        coco_files.fits,
+        coco_files.splits,
+        coco_files.find_annotations,
+        coco.read,
+        fits_by_content=coco_files.fits_by_content,
+        hint=coco_files.hint,
+    ),
     "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
     "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.entry_of, yolo.read),
     "dota": Format(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
@@ -72,13 +84,16 @@ def recognise(settings: DataSettings) -> DataFormat:
         return settings.format
     names = (*split_names(settings, "train"), *split_names(settings, "val"), *SPLITS)
     fitting: list[DataFormat] = [name for name, kind in FORMATS.items() if kind.fits(path, names)]
+    if not fitting:
+        fitting = [name for name, kind in FORMATS.items() if kind.fits_by_content(path, names)]
     fitting = [name for name in fitting if not FORMATS[name].bare(path)] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise AnnotationError(f"{path}: could be {' or '.join(fitting)}; set data.format")
     looked = "".join(f"  {name}: {kind.looked_for}\n" for name, kind in FORMATS.items())
-    raise AnnotationError(f"{path}: not recognised as a data set. Looked for\n{looked}{_contents(path)}")
+    hints = "".join(f"\n{hint}" for kind in FORMATS.values() if (hint := kind.hint(path)))
+    raise AnnotationError(f"{path}: not recognised as a data set. Looked for\n{looked}{_contents(path)}{hints}")
 
 
 def split_names(settings: DataSettings, split: str) -> tuple[str, ...]:

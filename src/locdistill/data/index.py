@@ -69,18 +69,19 @@ def _known_sizes(file: Path) -> dict[str, tuple[int, int, int, int]]:
     return {name: tuple(row) for name, row in zip(_split(arrays["names"]), rows, strict=True)}
 
 
-def source_of(file: Path, key: Sequence[object], read: Callable[[], Source]) -> Source:
+def source_of(file: Path, others: Sequence[Path], key: str, read: Callable[[], Source]) -> Source:
     """Return what was read of a large annotation file before, if nothing changed, or read it.
 
     Args:
         file: The annotation file.
-        key: Everything else that the result depends on, apart from the pictures.
+        others: Files that it may be read together with.
+        key: What else the result depends on, apart from the pictures.
         read: Function that reads the file. A source with problems is not kept.
     """
     if file.stat().st_size < LARGE_FILE:
         return read()
-    place = _place("annotations", json.dumps([str(file.resolve()), *map(str, key)]))
-    state = np.array(_state(file))
+    place = _place("annotations", json.dumps([str(file.resolve()), key]))
+    state = np.array([_state(one) for one in (file, *others)])
     arrays = _kept(place)
     if arrays is not None and np.array_equal(arrays["state"], state):
         source = _unpacked(arrays)
@@ -99,6 +100,7 @@ def _packed(source: Source) -> Arrays:
         "file": source.file,
         "categories": source.categories,
         "relative": source.relative,
+        "labelled": source.labelled,
         "notes": dict(source.notes),
         "rotated": images[0].quads is not None,
         "areas": images[0].areas is not None,
@@ -156,6 +158,7 @@ def _unpacked(arrays: Arrays) -> Source:
         categories=[(number, name) for number, name in about["categories"]],
         images=images,
         relative=about["relative"],
+        labelled=about["labelled"],
         notes=Counter(about["notes"]),
     )
 

@@ -60,7 +60,12 @@ class DetectorBoxes(Protocol):
 
 
 def open_dataset(
-    settings: DataSettings, split: str, *, training: bool | None = None, boxes: DetectorBoxes | None = None
+    settings: DataSettings,
+    split: str,
+    *,
+    training: bool | None = None,
+    boxes: DetectorBoxes | None = None,
+    labels: bool = True,
 ) -> Dataset:
     """Open a split for training or evaluation.
 
@@ -77,12 +82,13 @@ def open_dataset(
         training: Whether to leave out what cannot be trained on; ``None``: for the split ``train``.
         boxes: Kind of boxes to convert the objects to: axis-aligned boxes circumscribe rotated objects; axis-aligned
             objects become rotated boxes with the same corners. None leaves them as they are.
+        labels: Whether the images must have annotations; those of test servers have none.
 
     Raises:
         AnnotationError: There is no such data set, or annotations are broken; the message lists all faults.
         ImageError: Only images are missing, damaged, or of another size than declared; the message lists all.
     """
-    scan = scan_dataset(settings, split, training=training)
+    scan = scan_dataset(settings, split, training=training, labels=labels)
     if scan.problems:
         raise error_of(scan.problems, scan.dataset.name, settings.path)
     if not scan.dataset.records:
@@ -106,6 +112,7 @@ def scan_dataset(
     *,
     training: bool | None = None,
     inspect: Callable[[Sequence[Path]], list[Seen]] = look_at,
+    labels: bool | None = None,
 ) -> Scan:
     """Read a split and collect all its faults instead of stopping at the first.
 
@@ -114,6 +121,7 @@ def scan_dataset(
         split: As for :func:`open_dataset`.
         training: As for :func:`open_dataset`.
         inspect: Function that checks the image files.
+        labels: Whether it is a fault that a source has no annotations; None: for ``train`` and ``val``.
 
     Raises:
         AnnotationError: The split cannot be read: it is absent, of another format, or lacks the chosen classes.
@@ -131,6 +139,11 @@ def scan_dataset(
     for source in sources:
         scan.problems += source.problems
         scan.notes += source.notes
+        if not source.labelled and (split in ("train", "val") if labels is None else labels):
+            what = "has no annotations: the labels of its images are not public"
+            remedy = "name a split with labels, or only write results, with 'locdistill evaluate --format-only FILE'"
+            scan.problems.append(Problem(source.file, "", what, remedy))
+        scan.notes["files without annotations"] += not source.labelled
     paths = list(dict.fromkeys(listed.path for source in sources for listed in source.images))
     scan.seen = dict(zip(paths, inspect(paths), strict=True))
     lenient = split == "train" if training is None else training
@@ -138,9 +151,9 @@ def scan_dataset(
     lookup = dict.fromkeys(settings.ignore_classes, ANY) | {name: label for label, name in enumerate(classes)}
     records = []
     for source in sources:
-        labels = np.array([lookup.get(name, LEFT_OUT) for _, name in source.categories], dtype=np.int64)
+        numbers = np.array([lookup.get(name, LEFT_OUT) for _, name in source.categories], dtype=np.int64)
         for listed in source.images:
-            record = _record(listed, source, labels, scan, oriented=oriented)
+            record = _record(listed, source, numbers, scan, oriented=oriented)
             if record is not None:
                 kept = trainable(record, settings, scan.notes) if lenient else record
                 records += [] if kept is None else [kept]
@@ -265,7 +278,8 @@ def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Re
         return None
     bounds = np.array((record.width, record.height), dtype=np.float32)
     overlap = np.minimum(record.boxes[:, 2:], bounds) - np.maximum(record.boxes[:, :2], 0)
-    outside, tiny = (overlap <= 0).any(-1), (sides_of(record) < settings.min_box_side).any(-1)
+    flat = (record.boxes[:, 2:] <= record.boxes[:, :2]).any(-1)
+    outside, tiny = (overlap <= 0).any(-1) & ~flat, flat | (sides_of(record) < settings.min_box_side).any(-1)
     keep = ~(outside | tiny | (record.areas <= 0))
     notes["boxes outside the image, left out"] += int(outside.sum())
     notes[f"boxes with a side below {settings.min_box_side:g} px, left out"] += int((tiny & ~outside).sum())
