@@ -152,8 +152,7 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     for name, scan in scans.items():
         report.problems.extend(scan.problems)
         if name == "train":
-            for record in scan.dataset.records:
-                trainable(record, settings, scan.notes)
+            trainable(scan.dataset.records, settings, scan.notes)
         report.splits.append(_summary(name, scan))
         report.warnings.extend(f"{name}: {warning}" for warning in _oddities(scan.dataset))
     first = next(iter(scans), "")
@@ -177,7 +176,7 @@ def _summary(name: str, scan: Scan) -> SplitSummary:
     records, classes = scan.dataset.records, scan.dataset.classes
     labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
-    sides = np.concatenate([np.zeros((0, 2), np.float32), *map(sides_of, records)])
+    sides = sides_of(*records)
     images = np.array([(record.height, record.width) for record in records]).reshape(-1)
     return SplitSummary(
         name=name,

@@ -27,7 +27,8 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 """Endings of pictures; which of them can be read is for `locdistill.images.FORMATS` to say, by their content."""
-THREADS = 8
+THREADS, GROUP = 8, 32
+"""Threads that look at files, and the files that one of them takes at a time."""
 BAR_FROM = 3000
 TAIL_BYTES = 64
 LOOK = 16
@@ -154,11 +155,12 @@ def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) ->
     """Apply a function to all items in threads; return results in order. Many items get a progress bar."""
     Image.preinit()  # Pillow loads its formats on first use, which threads must not do at once
     with ThreadPoolExecutor(THREADS) as pool:
-        results: Iterable[U] = pool.map(function, items)
+        groups = [items[first : first + GROUP] for first in range(0, len(items), GROUP)]
+        results: Iterable[list[U]] = pool.map(lambda group: [function(item) for item in group], groups)
         console = Console(file=sys.stderr)
         if len(items) >= BAR_FROM and console.is_terminal:
-            results = track(results, description=label, total=len(items), console=console, transient=True)
-        return list(results)
+            results = track(results, description=label, total=len(groups), console=console, transient=True)
+        return [result for group in results for result in group]
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -154,9 +154,9 @@ def scan_dataset(
         numbers = np.array([lookup.get(name, LEFT_OUT) for _, name in source.categories], dtype=np.int64)
         for listed in source.images:
             record = _record(listed, source, numbers, scan, oriented=oriented)
-            if record is not None:
-                kept = trainable(record, settings, scan.notes) if lenient else record
-                records += [] if kept is None else [kept]
+            records += [] if record is None else [record]
+    if lenient:
+        records = trainable(records, settings, scan.notes)
     if len({record.image_id for record in records}) < len(records):  # concatenated sources share identifiers
         records = [replace(record, image_id=number) for number, record in enumerate(records, start=1)]
     notes = {note: count for note, count in sorted(scan.notes.items()) if count}
@@ -251,8 +251,8 @@ def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, o
     boxes = listed.boxes * (width, height, width, height) if source.relative else listed.boxes
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) if listed.areas is None else listed.areas
     own = labels[listed.categories]
-    quads = corners(boxes) if listed.quads is None else listed.quads
-    return Record(
+    quads = corners(boxes) if oriented and listed.quads is None else listed.quads
+    record = Record(
         path=listed.path,
         image_id=listed.image_id,
         width=width,
@@ -261,32 +261,39 @@ def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, o
         labels=own,
         ignored=listed.ignored | (own == ANY),
         areas=areas.astype(np.float32),
-        quads=quads.astype(np.float32) if oriented else None,
-    ).of(own != LEFT_OUT)
+        quads=None if quads is None else quads.astype(np.float32),
+    )
+    return record.of(own != LEFT_OUT) if (own == LEFT_OUT).any() else record
 
 
-def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Record | None:
-    """Return the record with its trainable boxes (LD reference's rules), or ``None`` for an image to leave out.
+def trainable(records: Sequence[Record], settings: DataSettings, notes: Counter[str]) -> list[Record]:
+    """Return the images to train on, with their trainable boxes (LD reference's rules); count what is left out.
 
     The sides of a rotated object are those of the smallest rectangle around it.
     """
-    if settings.filter_empty and not len(record.boxes):
-        notes[EMPTY] += 1
-        return None
-    if min(record.height, record.width) < settings.min_side:
-        notes[f"images with a side below {settings.min_side} pixels, left out"] += 1
-        return None
-    bounds = np.array((record.width, record.height), dtype=np.float32)
-    overlap = np.minimum(record.boxes[:, 2:], bounds) - np.maximum(record.boxes[:, :2], 0)
-    flat = (record.boxes[:, 2:] <= record.boxes[:, :2]).any(-1)
-    outside, tiny = (overlap <= 0).any(-1) & ~flat, flat | (sides_of(record) < settings.min_box_side).any(-1)
-    keep = ~(outside | tiny | (record.areas <= 0))
+    notes[EMPTY] += sum(settings.filter_empty and not len(record.boxes) for record in records)
+    records = [record for record in records if len(record.boxes) or not settings.filter_empty]
+    large = [record for record in records if min(record.height, record.width) >= settings.min_side]
+    notes[f"images with a side below {settings.min_side} pixels, left out"] += len(records) - len(large)
+    if not large:
+        return []
+    # all objects at once, because a large data set has many images
+    counts = [len(record.boxes) for record in large]
+    bounds = np.array([(record.width, record.height) for record in large], np.float32).repeat(counts, axis=0)
+    boxes, areas = (np.concatenate([getattr(record, name) for record in large]) for name in ("boxes", "areas"))
+    overlap = np.minimum(boxes[:, 2:], bounds) - np.maximum(boxes[:, :2], 0)
+    flat = (boxes[:, 2:] <= boxes[:, :2]).any(-1)
+    outside, tiny = (overlap <= 0).any(-1) & ~flat, flat | (sides_of(*large) < settings.min_box_side).any(-1)
+    keep = ~(outside | tiny | (areas <= 0))
     notes["boxes outside the image, left out"] += int(outside.sum())
     notes[f"boxes with a side below {settings.min_box_side:g} px, left out"] += int((tiny & ~outside).sum())
     notes["boxes with area 0, left out"] += int((~keep & ~outside & ~tiny).sum())
     if settings.crowd == "objects":
-        record = replace(record, ignored=record.labels == ANY)
-    return record if keep.all() else record.of(keep)
+        large = [replace(record, ignored=record.labels == ANY) for record in large]
+    ends = np.cumsum(counts)
+    for number in np.unique(np.searchsorted(ends, np.flatnonzero(~keep), side="right")).tolist():
+        large[number] = large[number].of(keep[ends[number] - counts[number] : ends[number]])
+    return large
 
 
 def shared_images(train: Dataset, val: Dataset) -> list[str]:
@@ -295,7 +302,11 @@ def shared_images(train: Dataset, val: Dataset) -> list[str]:
     return [record.path.name for record in val.records if record.path.resolve() in known]
 
 
-def sides_of(record: Record) -> np.ndarray:
+def sides_of(*records: Record) -> np.ndarray:
     """Return the side lengths ``(n, 2)`` in pixels of each object's box, or of the smallest rectangle around it."""
-    sides: np.ndarray = record.boxes[:, 2:] - record.boxes[:, :2]
-    return sides if record.quads is None else fit(torch.from_numpy(record.quads), "oc")[:, 2:4].numpy()
+    quads = [record.quads for record in records if record.quads is not None]
+    if quads:
+        return fit(torch.from_numpy(np.concatenate(quads)), "oc")[:, 2:4].numpy()
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)])
+    sides: np.ndarray = boxes[:, 2:] - boxes[:, :2]
+    return sides
