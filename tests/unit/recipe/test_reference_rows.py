@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from locdistill.objective.term import Term
 from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.types import Dense
 from tests.scenes import grid_of_kind, instances_of
+from tests.unit.cli.test_printed_commands import parsed
 
 RECIPES = {name: load_recipe(name) for name in recipe_names()}
 LARGER_IN_TRAINING = (
@@ -310,3 +313,18 @@ def test_an_input_that_is_given_stays(first: bool) -> None:
     both = ["detector.input.short=600", "data.sizes=[[640,512]]"]
     found = load_recipe("gflv2_r101dcn_2x", both if first else both[::-1]).detector.input
     assert (found.long, found.short, found.pad_to) == (640, 600, 32)
+
+
+# -- teachers
+
+
+def test_a_recipe_says_the_command_that_trains_its_teacher() -> None:
+    """Behind its name: ``locdistill train RECIPE --data DATA --out RUN``, and then ``--teacher RUN``."""
+    for name, recipe in RECIPES.items():
+        if recipe.teacher is None:
+            continue
+        (command,) = re.findall(r"'locdistill (train [^']+)'", recipe.teacher.where)
+        verb, words = parsed(command.split())
+        assert verb == "train"
+        assert RECIPES[words["words"][0]].teacher is None, name
+        assert f"--teacher {words['out']}" in recipe.teacher.where, name
