@@ -31,7 +31,7 @@ _base_ = ['base/coco.py']
 conv = 256
 model = dict(
     type='GFL',
-    backbone=dict(type='ResNet', depth=18, style='caffe', norm_cfg=dict(type='BN', requires_grad=False)),
+    backbone=dict(type='ResNet', depth=18, style='pytorch', norm_cfg=dict(type='BN', requires_grad=False)),
     neck=dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=conv),
     bbox_head=dict(type='GFLHead', num_classes=2, in_channels=256, feat_channels=32, stacked_convs=1, reg_max=16),
     test_cfg=dict(nms_pre=500, score_thr=0.1, nms=dict(type='nms', iou_threshold=0.5), max_per_img=200))
@@ -55,7 +55,7 @@ def test_a_configuration_is_read_over_its_base(config: Path) -> None:
     assert found["model"]["neck"]["out_channels"] == 256
     assert found["optimizer"] == {"lr": 0.0025, "weight_decay": -1e-4}
     assert settings_of(found) == {
-        "style": "caffe",
+        "style": "pytorch",
         "norm_frozen": True,
         "mean": (103.53, 116.28, 123.675),
         "std": (1.0, 1.0, 1.0),
@@ -164,7 +164,7 @@ def test_another_suppression_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def weights(tmp_path: Path) -> Path:
+def weights(tmp_path: Path, zero_weights: None) -> Path:
     plain = {"backbone": "resnet18", "channels": 32, "depth": 1, "pretrained": False, "classes": ("disc", "box")}
     return save_mmdet(Detector(DetectorSettings.model_validate(plain)), tmp_path / "gfl.pth")
 
@@ -175,11 +175,11 @@ def test_a_configuration_completes_the_weights(
     code, _, err = cli("convert", weights, tmp_path / "out", f"config={config}")
     assert code == 0, err
     settings = Detector.load(tmp_path / "out").settings
-    assert (settings.style, settings.bgr, settings.mean) == ("caffe", True, (103.53, 116.28, 123.675))
+    assert (settings.norm_frozen, settings.bgr, settings.mean) == (True, True, (103.53, 116.28, 123.675))
     assert (settings.detections.max_detections, settings.detections.nms_iou) == (200, 0.5)
     assert (settings.input.short, settings.input.long) == (800, 1333)
-    own = load_mmdet(weights, settings={"config": config, "style": "pytorch"}).settings
-    assert (own.style, own.bgr) == ("pytorch", True)
+    own = load_mmdet(weights, settings={"config": config, "bgr": False}).settings
+    assert (own.norm_frozen, own.bgr) == (True, False)
 
 
 def test_a_configuration_of_another_detector_is_refused(config: Path, weights: Path) -> None:

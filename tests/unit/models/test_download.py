@@ -24,7 +24,6 @@ from locdistill.models.hub import find, is_address
 from locdistill.models.mmdet import load_mmdet, save_mmdet
 from locdistill.models.settings import DetectorSettings
 from tests.conftest import Answer
-from tests.journeys.engine_run import small_detector
 
 CONTENT = b"PK weights " * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -243,9 +242,11 @@ def test_a_cache_that_cannot_be_written_names_the_variable(
 
 
 @pytest.fixture
-def trained(server: Server, tmp_path: Path) -> tuple[Detector, str, str]:
+def trained(server: Server, tmp_path: Path, zero_weights: None) -> tuple[Detector, str, str]:
     """A detector, and the addresses of its weights as a file of ours and of MMDetection's."""
-    detector = small_detector(("disc", "box"), 0)
+    settings = {"backbone": "resnet18", "channels": 32, "depth": 1, "pretrained": False, "classes": ("disc", "box")}
+    detector = Detector(DetectorSettings.model_validate(settings))
+    torch.nn.init.ones_(detector.head.cls.bias)  # type: ignore[arg-type]
     ours, theirs = detector.save(tmp_path / "ours"), save_mmdet(detector, tmp_path / "theirs.pth")
     server.files |= {"/ours": ours.read_bytes(), "/theirs.pth": theirs.read_bytes()}
     return detector, f"{server.address}/ours", f"{server.address}/theirs.pth"

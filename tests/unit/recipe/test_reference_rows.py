@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -18,6 +20,7 @@ from locdistill.objective.term import Term
 from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.types import Dense
 from tests.scenes import grid_of_kind, instances_of
+from tests.unit.cli.test_printed_commands import parsed
 
 RECIPES = {name: load_recipe(name) for name in recipe_names()}
 LARGER_IN_TRAINING = (
@@ -301,12 +304,32 @@ def test_the_learned_convolution_of_feature_richness_sees_neighbours() -> None:
 @pytest.mark.parametrize("changes", [("data.sizes=[[640,512]]",), ("detector.depth=3", "data.sizes=[[640, 512]]")])
 def test_sizes_that_are_changed_change_the_input_too(changes: tuple[str, ...]) -> None:
     """The size at which a recipe is tested belongs to its own sizes of training."""
-    found = load_recipe("gflv2_r101dcn_2x", changes).detector.input
+    found = load_recipe("gflv2_r101dcn_2x", ("data.size_mode=value", *changes)).detector.input
     assert (found.long, found.short) == (640, 512)
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_an_input_that_is_given_stays(first: bool) -> None:
-    both = ["detector.input.short=600", "data.sizes=[[640,512]]"]
+    both = ["detector.input.short=600", "data.sizes=[[640,512]]", "data.size_mode=value"]
     found = load_recipe("gflv2_r101dcn_2x", both if first else both[::-1]).detector.input
     assert (found.long, found.short, found.pad_to) == (640, 600, 32)
+
+
+# -- teachers
+
+
+def test_a_recipe_says_the_command_that_trains_its_teacher() -> None:
+    """Behind its name: ``locdistill train RECIPE --data DATA --out RUN``, and then ``--teacher RUN``."""
+    shapes = set()
+    for name, recipe in RECIPES.items():
+        if recipe.teacher is None:
+            continue
+        (command,) = re.findall(r"'(locdistill train [^']+)'", recipe.teacher.where)
+        found = re.fullmatch(r"locdistill train (\w+) --data DATA( --epochs \d+)? --out (\S+)", command)
+        assert found, name
+        assert RECIPES[found[1]].teacher is None, name
+        assert f"--teacher {found[3]}" in recipe.teacher.where, name
+        shapes.add(command.replace(found[1], "gfl_r50_1x"))
+    for command in shapes:
+        verb, words = parsed(command.split()[1:])
+        assert (verb, words["words"], words["data"]) == ("train", ["gfl_r50_1x"], "DATA")
