@@ -159,8 +159,9 @@ def _parse(file: Path) -> _Drawing:
             group = f"{shape['group_id']} {row.name}" if shape.get("group_id") is not None else ""
             if group in groups:
                 first = found.rows[groups[group]]
-                low, high = map(min, first.box[:2], row.box[:2]), map(max, first.box[2:], row.box[2:])
-                found.rows[groups[group]] = first._replace(box=(*low, *high))
+                (x1, y1, x2, y2), (left, top, right, bottom) = first.box, row.box
+                box = (min(x1, left), min(y1, top), max(x2, right), max(y2, bottom))
+                found.rows[groups[group]] = first._replace(box=box)
                 found.notes["shapes of one group, taken as one object"] += 1
                 continue
             if group:
@@ -174,21 +175,18 @@ def _parse(file: Path) -> _Drawing:
 def _shape(shape: Any, notes: Counter[str]) -> _Shape | tuple[str, str] | None:
     """Parse a shape; return it, or the fault and the remedy, or None for one without an extent."""
     points = shape.get("points") if isinstance(shape, dict) else None
-    rows = (
-        [point for point in points if isinstance(point, list) and len(point) == 2] if isinstance(points, list) else []
-    )
-    if not rows or len(rows) < len(points) or not all(_is_number(value) for row in rows for value in row):
+    if not isinstance(points, list) or not points or not all(map(_is_point, points)):
         return f"its points {str(points)[:60]} are not pairs of numbers", "draw it again"
     name = shape.get("label")
     if not isinstance(name, str) or not name.strip():
         return f"its label is {name!r}", "write the class of the object"
     kind = shape.get("shape_type") or "polygon"  # old files have no types
-    if kind == "circle" and len(rows) == 2:
-        (x, y), rim = rows
+    if kind == "circle" and len(points) == 2:
+        (x, y), rim = points
         radius = math.dist((x, y), rim)
         box = (x - radius, y - radius, x + radius, y + radius)
     elif kind == "rectangle" or kind in AROUND:
-        xs, ys = zip(*rows, strict=True)
+        xs, ys = zip(*points, strict=True)
         box = (min(xs), min(ys), max(xs), max(ys))
     else:
         notes[f"shapes without an extent ({kind}), left out"] += 1
@@ -198,5 +196,6 @@ def _shape(shape: Any, notes: Counter[str]) -> _Shape | tuple[str, str] | None:
     return _Shape(name.strip(), shape.get("difficult") is True, tuple(map(float, box)))  # type: ignore[arg-type]
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < LIMIT
+def _is_point(point: Any) -> bool:
+    pair = isinstance(point, list) and len(point) == 2
+    return pair and all(type(value) in (int, float) and abs(value) < LIMIT for value in point)

@@ -70,7 +70,7 @@ def is_bare(path: Path) -> bool:
 
 def splits(path: Path) -> list[str]:
     """Return the names of the splits that have annotations, without the lists of single classes."""
-    found = set()
+    found: set[str] = set()
     for parts in map(_parts, _years(path)):
         named = [name for name in parts if "_" not in name or name.rpartition("_")[2] not in parts]
         found.update(name for name in named if _is_annotated(parts[name]))
@@ -353,8 +353,8 @@ def _parse(file: Path) -> _Annotation:
         return content
     content.picture = (root.findtext("filename") or "").strip()
     try:
-        size = tuple(int(float(root.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
-        content.size = size if min(size) > 0 else None  # some tools write zeros for "not known"
+        height, width = (int(float(root.findtext(f"size/{side}") or 0)) for side in ("height", "width"))
+        content.size = (height, width) if min(height, width) > 0 else None  # some tools write zeros for "not known"
     except (ValueError, OverflowError):
         content.problems.append(Problem(str(file), "size", "is not in whole pixels", "write the size of the image"))
     for position, entry in enumerate(root.findall("object"), start=1):

@@ -58,7 +58,7 @@ def write_coco(folder: Path, content: dict[str, Any], file: str = "train.json", 
 def voc_xml(objects: list[tuple[int, int, int, int, int]], names: tuple[str, ...] = NAMES, extra: str = "") -> str:
     parts = [
         f"<object><name>{names[label]}</name><difficult>0</difficult><bndbox><xmin>{x1 + 1}</xmin>"
-        f"<ymin>{y1 + 1}.7</ymin><xmax>{x2 + 1}</xmax><ymax>{y2 + 1}</ymax></bndbox></object>"
+        f"<ymin>{y1 + 1}</ymin><xmax>{x2 + 1}</xmax><ymax>{y2 + 1}</ymax></bndbox></object>"
         for label, x1, y1, x2, y2 in objects
     ]
     size = f"<size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>"
@@ -123,7 +123,7 @@ def test_voc_and_yolo_read_the_same_boxes_as_coco(tmp_path: Path) -> None:
     write_voc(tmp_path / "voc" / "VOC2007")
     voc = opened(tmp_path / "voc", train="trainval")
     assert voc.kind == "voc"
-    assert voc.classes == CLASSES
+    assert voc.classes == NAMES
     assert len(CLASSES) == 20
     assert list(CLASSES) == sorted(CLASSES)
     assert objects_of(voc) == TRUE_OBJECTS
