@@ -124,9 +124,9 @@ def _load(file: Path) -> dict[str, Any]:
         raise AnnotationError(
             f"{file}: holds {kind}, not annotated boxes; name the file of the boxes, such as instances_train.json"
         )
-    lists = ("images", "annotations", "categories")
+    lists = ["images", "annotations", "categories"]
     if isinstance(content, dict) and "annotations" not in content and isinstance(content.get("images"), list):
-        lists = ("images", *(["categories"] if content.get("categories") else []))
+        lists = ["images", "categories"] if content.get("categories") else ["images"]
     for key in lists:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise AnnotationError(

@@ -155,7 +155,7 @@ def read_annotations(
         area = entry.get("area")
         area = w * h if area is None else float(area)
         row = ((x, y, x + w, y + h), entry["category_id"], ignored, area, entry.get("rbox"))
-        rows.setdefault(image_id, []).append(row)  # type: ignore[arg-type]  # an int, as _fault made sure
+        rows.setdefault(image_id, []).append(row)
     return rows
 
 
@@ -237,10 +237,11 @@ def misread(images: Sequence[Listed]) -> tuple[str, str] | None:
     real = (sides > 0).all(-1)
     if real.any() and (start[real] >= 0).all() and (end[real] <= 1 + 1e-6).all():
         return "all boxes lie between 0 and 1, like fractions of the sides", "boxes are [x, y, w, h] in pixels"
-    known = np.isfinite(bounds).all(-1)
-    leave = (end > bounds + SLACK).any(-1)[known]
-    fit = ((start >= 0) & (sides > start) & (sides <= bounds + SLACK)).all(-1)[known]
+    known = np.isfinite(bounds[:, 0])
+    start, end, sides, bounds = (values[known] for values in (start, end, sides, bounds))
+    leave = (end > bounds + SLACK).any(-1)
+    fit = ((start >= 0) & (sides > start) & (sides <= bounds + SLACK)).all(-1)
     if known.any() and leave.mean() >= SIDES_LEAVE and fit.mean() >= CORNERS_FIT:
-        what = f"{int(leave.sum())} of {len(leave)} boxes leave their images, and fit them as [x1, y1, x2, y2]"
+        what = f"{int(leave.sum())} of {int(known.sum())} boxes leave their images, and fit them as [x1, y1, x2, y2]"
         return what, "boxes are [x, y, w, h] in pixels: write width and height for the second corner"
     return None

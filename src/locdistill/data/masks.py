@@ -9,12 +9,11 @@ import numpy as np
 
 from locdistill.data.sources import LIMIT
 
-Box = tuple[float, float, float, float]
 CODE_START = 48  # the character of value 0 in compressed run lengths
 MOST_BITS = 60
 
 
-def box_around(segmentation: object) -> Box | None:
+def box_around(segmentation: object) -> tuple[float, float, float, float] | None:
     """Compute the box ``x, y, w, h`` around a mask; None if it is empty or no mask.
 
     Polygons are lists of coordinates ``x, y, x, y, ...``, also grouped in pairs. Run lengths have ``size`` (height and
@@ -25,7 +24,7 @@ def box_around(segmentation: object) -> Box | None:
     return _around_points(segmentation) if isinstance(segmentation, list) else None
 
 
-def _around_points(values: list[Any]) -> Box | None:
+def _around_points(values: list[Any]) -> tuple[float, float, float, float] | None:
     while values and all(isinstance(value, list) for value in values):
         if any(len(value) % 2 and not isinstance(value[0], list) for value in values):
             return None
@@ -38,7 +37,7 @@ def _around_points(values: list[Any]) -> Box | None:
     return x1, y1, x2 - x1, y2 - y1
 
 
-def _around_runs(size: object, counts: object) -> Box | None:
+def _around_runs(size: object, counts: object) -> tuple[float, float, float, float] | None:
     """Compute the box around run lengths: numbers of pixels outside, inside, outside, ..., column by column."""
     if not isinstance(size, list) or len(size) != 2 or not all(type(side) is int and 0 < side < LIMIT for side in size):
         return None

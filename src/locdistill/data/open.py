@@ -65,7 +65,7 @@ def open_dataset(
     *,
     training: bool | None = None,
     boxes: DetectorBoxes | None = None,
-    labels: bool = True,
+    labelled: bool = True,
 ) -> Dataset:
     """Open a split for training or evaluation.
 
@@ -82,13 +82,13 @@ def open_dataset(
         training: Whether to leave out what cannot be trained on; ``None``: for the split ``train``.
         boxes: Kind of boxes to convert the objects to: axis-aligned boxes circumscribe rotated objects; axis-aligned
             objects become rotated boxes with the same corners. None leaves them as they are.
-        labels: Whether the images must have annotations; those of test servers have none.
+        labelled: Whether the images must have annotations; those of test servers have none.
 
     Raises:
         AnnotationError: There is no such data set, or annotations are broken; the message lists all faults.
         ImageError: Only images are missing, damaged, or of another size than declared; the message lists all.
     """
-    scan = scan_dataset(settings, split, training=training, labels=labels)
+    scan = scan_dataset(settings, split, training=training, labelled=labelled)
     if scan.problems:
         raise error_of(scan.problems, scan.dataset.name, settings.path)
     if not scan.dataset.records:
@@ -112,7 +112,7 @@ def scan_dataset(
     *,
     training: bool | None = None,
     inspect: Callable[[Sequence[Path]], list[Seen]] = look_at,
-    labels: bool | None = None,
+    labelled: bool | None = None,
 ) -> Scan:
     """Read a split and collect all its faults instead of stopping at the first.
 
@@ -121,7 +121,7 @@ def scan_dataset(
         split: As for :func:`open_dataset`.
         training: As for :func:`open_dataset`.
         inspect: Function that checks the image files.
-        labels: Whether it is a fault that a source has no annotations; None: for ``train`` and ``val``.
+        labelled: Whether it is a fault that a source has no annotations; None: for ``train`` and ``val``.
 
     Raises:
         AnnotationError: The split cannot be read: it is absent, of another format, or lacks the chosen classes.
@@ -139,8 +139,8 @@ def scan_dataset(
     for source in sources:
         scan.problems += source.problems
         scan.notes += source.notes
-        if not source.labelled and (split in ("train", "val") if labels is None else labels):
-            what = "has no annotations: the labels of its images are not public"
+        if not source.labelled and (split in ("train", "val") if labelled is None else labelled):
+            what = "has no annotations, like files of test images whose labels are not public"
             remedy = "name a split with labels, or only write results, with 'locdistill evaluate --format-only FILE'"
             scan.problems.append(Problem(source.file, "", what, remedy))
         scan.notes["files without annotations"] += not source.labelled
@@ -151,9 +151,9 @@ def scan_dataset(
     lookup = dict.fromkeys(settings.ignore_classes, ANY) | {name: label for label, name in enumerate(classes)}
     records = []
     for source in sources:
-        numbers = np.array([lookup.get(name, LEFT_OUT) for _, name in source.categories], dtype=np.int64)
+        labels = np.array([lookup.get(name, LEFT_OUT) for _, name in source.categories], dtype=np.int64)
         for listed in source.images:
-            record = _record(listed, source, numbers, scan, oriented=oriented)
+            record = _record(listed, source, labels, scan, oriented=oriented)
             records += [] if record is None else [record]
     if lenient:
         records = trainable(records, settings, scan.notes)

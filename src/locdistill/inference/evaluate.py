@@ -160,7 +160,7 @@ def evaluate(
         detector.settings, others = adjusted(detector.settings, overrides, data=data_of(weights, data))
         settings = validate(DataSettings, others["data"], "data")
         settings = with_classes(settings, split, detector.settings.classes)
-        dataset = open_dataset(settings, split, training=False, boxes=detector.settings, labels=format_only is None)
+        dataset = open_dataset(settings, split, training=False, boxes=detector.settings, labelled=format_only is None)
         loader: Iterable[Batch] = validation_loader(
             dataset,
             detector.settings,

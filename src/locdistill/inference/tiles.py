@@ -101,7 +101,7 @@ def tile(
     classes = None if settings.classes is None else (*settings.classes, *settings.ignore_classes)
     whole = {"classes": classes, "ignore_classes": (), "holdout": settings.holdout or 0.0}
     settings = settings.model_copy(update=whole)
-    datasets = {name: open_dataset(settings, name, training=False, labels=False) for name in names}
+    datasets = {name: open_dataset(settings, name, training=False, labelled=False) for name in names}
     out = Path(out)
     make_folder(out)
     tiles = {}
@@ -232,7 +232,7 @@ def _original(path: str | Path, split: str, tiles: Tiles, overrides: Sequence[Ov
     if settings.classes is None:
         classes = tuple(name for name in tiles.original.classes if name not in settings.ignore_classes)
         settings = settings.model_copy(update={"classes": classes})
-    dataset = open_dataset(settings, split, training=False, labels=False)
+    dataset = open_dataset(settings, split, training=False, labelled=False)
     there, asked = ({r.image_id: r.path.name for r in data.records} for data in (dataset, tiles.original))
     if there != asked:
         raise DataError(

@@ -593,7 +593,7 @@ def test_results_for_a_test_server(split: str, server: Path, weights: Path, tmp_
 
 
 def test_metrics_and_training_need_annotations(server: Path, weights: Path, tmp_path: Path) -> None:
-    message = r"image_info_test-dev2017\.json: has no annotations: .* --format-only FILE"
+    message = r"image_info_test-dev2017\.json: has no annotations, .* --format-only FILE"
     with pytest.raises(AnnotationError, match=message):
         evaluate(weights, server, split="test-dev2017", overrides=["data.workers=0"])
     with pytest.raises(AnnotationError, match=message):
@@ -614,7 +614,7 @@ def test_the_check_of_files_without_annotations(server: Path, tmp_path: Path) ->
     assert report.splits[1].notes == {"files without annotations": 1}
     write(folder / "train.json", content)
     assert [problem.what for problem in check(folder).problems] == [
-        "has no annotations: the labels of its images are not public"
+        "has no annotations, like files of test images whose labels are not public"
     ]
 
 
