@@ -1,7 +1,8 @@
-"""Image files on disk: safe relative names, and a cheap check of each file before training."""
+"""Files of a data set: safe relative names, text in its encoding, and a cheap check of each image before training."""
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -13,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from locdistill.errors import ImageError
+from locdistill.errors import AnnotationError, ImageError
 from locdistill.images import image_size, open_picture, read_image
 
 IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"))
@@ -22,6 +23,14 @@ BAR_FROM = 3000
 TAIL_BYTES = 64
 # Ending of a complete file. Some cameras and editors append bytes, so another ending only leads to a full check.
 ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}
+# Byte order marks; those of UTF-32 begin with those of UTF-16.
+MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -50,6 +59,31 @@ def stays_inside(name: str) -> bool:
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     rooted = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
     return bool(name.strip()) and "\0" not in name and not rooted and ".." not in posix.parts + windows.parts
+
+
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, or in the encoding of its byte order mark: UTF-16 or UTF-32.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        AnnotationError: The file cannot be read, or is in another encoding.
+    """
+    try:
+        content = path.read_bytes()
+        encoding = next((name for mark, name in MARKS.items() if content.startswith(mark)), "utf-8")
+        text = content.decode(encoding)
+        place = text.find("\0")  # a valid character, but only found in UTF-16 without a mark
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror}); check the file") from error
+    except UnicodeDecodeError as error:
+        place = error.start
+    if place >= 0:
+        raise AnnotationError(
+            f"{path}: saved in another encoding than UTF-8 (byte 0x{content[place]:02x} at {place}); save it as UTF-8"
+        )
+    return text
 
 
 def look(path: Path) -> Seen:
