@@ -12,6 +12,7 @@ import numpy as np
 from locdistill.data.files import stays_inside
 from locdistill.data.problems import Problem
 from locdistill.data.records import corners
+from locdistill.data.settings import DataSettings
 from locdistill.data.sources import LIMIT, Listed, Source, box_arrays, rotated_corners, rotated_fault
 from locdistill.errors import AnnotationError
 
@@ -51,8 +52,9 @@ def splits(path: Path) -> list[str]:
     return [split for split in SPLITS if find_annotations(path, split)]
 
 
-def read(path: Path, file: Path, split: str) -> list[Source]:
+def read(settings: DataSettings, file: Path, split: str) -> list[Source]:
     """Read the annotation file of a split; see :func:`read_coco`."""
+    path = Path(settings.path)
     above = path.parent.parent if path.parent.name == "annotations" else path.parent
     return [read_coco(file, root=path if path.is_dir() else above, split=split)]
 

@@ -12,6 +12,7 @@ import numpy as np
 from locdistill.data.coco import ALIASES
 from locdistill.data.files import in_threads, pictures_by_name
 from locdistill.data.problems import Problem
+from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Listed, Source, circumscribed, clockwise, listed_names, signed_areas
 from locdistill.data.tiling import Origin, origin
 from locdistill.interop.classes import DOTA_BY_COUNT
@@ -71,9 +72,9 @@ def splits(path: Path) -> list[str]:
     return [split for split in ("train", "val", "test") if find_place(path, split)]
 
 
-def read(path: Path, place: Place, _split: str) -> list[Source]:
+def read(settings: DataSettings, place: Place, _split: str) -> list[Source]:
     """Read a split; see :func:`read_dota`."""
-    return [read_dota(path, place)]
+    return [read_dota(Path(settings.path), place)]
 
 
 def read_dota(path: Path, place: Place) -> Source:

@@ -26,7 +26,7 @@ class Format:
         splits: Function from path to the names of the splits that exist, usual names first.
         place: Function from path and a split's name to where the split is: something false if it does not exist, and
             equal for splits that are the same.
-        read: Function from path, place and name of a split to its sources.
+        read: Function from the data settings, place and name of a split to its sources.
         usual: Function from path, ``train`` or ``val`` to the name of the split that is used where none is chosen.
     """
 
@@ -34,7 +34,7 @@ class Format:
     fits: Callable[[Path, Sequence[str]], bool]
     splits: Callable[[Path], list[str]]
     place: Callable[[Path, str], Any]
-    read: Callable[[Path, Any, str], list[Source]]
+    read: Callable[[DataSettings, Any, str], list[Source]]
     usual: Callable[[Path, str], str] = lambda _, split: split
 
 
@@ -117,7 +117,7 @@ def read(settings: DataSettings, split: str) -> tuple[DataFormat, list[Source]]:
             raise AnnotationError(
                 f"{path}: no split {name!r}; {there}. Name the split to use, for example data.val=test"
             )
-        sources += FORMATS[kind].read(path, place, name)
+        sources += FORMATS[kind].read(settings, place, name)
     return kind, sources
 
 

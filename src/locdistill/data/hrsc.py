@@ -11,6 +11,7 @@ import numpy as np
 
 from locdistill.data.files import in_threads, pictures_by_name
 from locdistill.data.problems import Problem
+from locdistill.data.settings import DataSettings
 from locdistill.data.sources import (
     LIMIT,
     Listed,
@@ -61,9 +62,9 @@ def usual(path: Path, split: str) -> str:
     return {"train": "trainval", "val": "test"}[split] if both else split
 
 
-def read(path: Path, file: Path, _split: str) -> list[Source]:
+def read(settings: DataSettings, file: Path, _split: str) -> list[Source]:
     """Read an image set; see :func:`read_hrsc`."""
-    return [read_hrsc(path, file)]
+    return [read_hrsc(Path(settings.path), file)]
 
 
 def read_hrsc(path: Path, file: Path) -> Source:

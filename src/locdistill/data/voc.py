@@ -13,6 +13,7 @@ from defusedxml.common import DefusedXmlException
 
 from locdistill.data.files import in_threads, pictures_by_name
 from locdistill.data.problems import Problem
+from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Listed, Source, box_arrays, listed_names
 from locdistill.interop.classes import VOC as CLASSES
 
@@ -64,7 +65,7 @@ def usual(path: Path, split: str) -> str:
     return {"train": "trainval", "val": "test"}[split] if both else split
 
 
-def read(_path: Path, sets: list[tuple[Path, Path]], _split: str) -> list[Source]:
+def read(_settings: DataSettings, sets: list[tuple[Path, Path]], _split: str) -> list[Source]:
     """Read an image set of all years; see :func:`read_voc`."""
     return [read_voc(folder, file) for folder, file in sets]
 

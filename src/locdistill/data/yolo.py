@@ -12,6 +12,7 @@ import yaml
 
 from locdistill.data.files import images_below, in_threads
 from locdistill.data.problems import Problem
+from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Listed, Source, box_arrays
 from locdistill.errors import AnnotationError
 
@@ -61,9 +62,9 @@ def entry_of(path: Path, split: str) -> Any:
     return next((content[key] for key in split_keys(split) if content.get(key)), None)
 
 
-def read(path: Path, _entry: Any, split: str) -> list[Source]:
+def read(settings: DataSettings, _entry: Any, split: str) -> list[Source]:
     """Read a split; see :func:`read_yolo`."""
-    file = find_yaml(path)
+    file = find_yaml(Path(settings.path))
     assert file is not None
     return [read_yolo(file, split)]
 
