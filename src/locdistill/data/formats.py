@@ -41,7 +41,7 @@ class Format:
 FORMATS: dict[DataFormat, Format] = {
     "coco": Format(coco.LOOKED_FOR, coco.fits, coco.splits, coco.find_annotations, coco.read),
     "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.image_sets, voc.read, voc.usual),
-    "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.entry_of, yolo.read),
+    "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read),
     "dota": Format(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
     "hrsc": Format(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
 }

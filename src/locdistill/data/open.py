@@ -202,10 +202,11 @@ def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, o
         scan.problems.append(Problem(str(listed.path), "", what, remedy, image=True))
         return None
     height, width = size
-    boxes = listed.boxes * (width, height, width, height) if source.relative else listed.boxes
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) if listed.areas is None else listed.areas
+    unit = np.array((width, height) if source.relative else (1, 1))
+    boxes = listed.boxes * np.tile(unit, 2)
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) if listed.areas is None else listed.areas * unit.prod()
     own = labels[listed.categories]
-    quads = corners(boxes) if listed.quads is None else listed.quads
+    quads = corners(boxes) if listed.quads is None else listed.quads * unit
     return Record(
         path=listed.path,
         image_id=listed.image_id,
