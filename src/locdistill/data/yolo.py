@@ -127,9 +127,9 @@ def _pictures(description: Description, split: str, root: str, source: Source) -
         raise AnnotationError(
             f"{file}: no split {split!r} (a folder, a list file, or a list of them); the file has {known}"
         )
-    roots, stated = description.roots(root), cleaned(description.content.get("path"))
+    roots, stated = description.roots(root), description.stated
     if stated and not (description.home / stated).is_dir():
-        source.notes[f"'path' ({stated}) that is no folder here, taken as that of {file.name}"] += 1
+        source.notes[f"'path' that is no folder here ({stated}), replaced by the folder of {file.name}"] += 1
     pictures: list[Path] = []
     folders: list[Path] = []
     for item in entries:

@@ -45,9 +45,15 @@ class Description:
     content: dict[str, Any]
     home: Path
 
+    @property
+    def stated(self) -> str:
+        """The key ``path``; empty without it."""
+        path = cleaned(self.content.get("path"))
+        return "" if path in NOTHING else path
+
     def roots(self, also: str = "") -> list[Path]:
         """Return the folders to which paths may be relative: ``path`` if it is one, that of the file, and ``also``."""
-        found = [self.home / cleaned(self.content.get("path")), self.home, *([Path(also)] if also else [])]
+        found = [self.home / self.stated, self.home, *([Path(also)] if also else [])]
         return list(dict.fromkeys(folder for folder in found if folder.is_dir()))
 
     def entries(self, split: str) -> list[Any]:

@@ -167,7 +167,7 @@ def _between_commas(line: str) -> list[str]:
     inner = [field for field in fields if "," in field]
     if len(fields) > 1 and "." not in line and all(DECIMAL_COMMA.fullmatch(field) for field in inner):
         return [field.replace(",", ".") for field in fields]
-    return [field for field in re.split(r"[\s,;]+", line) if field]
+    return [field for field in re.split(r"[\s,;]+", line) if field] or [line.strip()]
 
 
 def _no_number(fields: list[str], names: Sequence[str]) -> tuple[str, str]:
