@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -85,10 +85,11 @@ def find_labels(
         present = _by_stem(folder, IMAGE_SUFFIXES)
         for place in reversed(label_folders(folder)):
             texts = _by_stem(place, (".txt",))
-            labels = {picture: texts[stem] for picture in there if (stem := _stem(picture.name)) in texts}
+            labels = {picture: place / texts[stem] for picture in there if (stem := _stem(picture.name)) in texts}
             files |= labels
             if labels or place != folder:
-                strays |= {file for stem, file in texts.items() if stem not in present and not is_other_text(file)}
+                lost = (place / texts[stem] for stem in texts.keys() - present.keys())
+                strays |= {file for file in lost if not is_other_text(file)}
     for folder in folders:
         for place in label_folders(folder)[:-1]:
             for below, _, names in os.walk(place):
@@ -109,13 +110,13 @@ def find_labels(
     return [files.get(picture) for picture in pictures]
 
 
-def _by_stem(folder: Path, suffixes: Sequence[str] | frozenset[str]) -> dict[str, Path]:
-    """Map the files of a folder with one of the endings by their names without; empty for no folder."""
+def _by_stem(folder: Path, suffixes: Container[str]) -> dict[str, str]:
+    """Map the names of a folder's files without their endings to those with; only some endings, empty for no folder."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if Path(entry.name).suffix.lower() in suffixes and entry.is_file()]
-    return {_stem(name): folder / name for name in names}
+        names = [entry.name for entry in entries if entry.is_file()]
+    return {_stem(name): name for name in names if os.path.splitext(name)[1].lower() in suffixes}
 
 
 def _stem(name: str) -> str:
