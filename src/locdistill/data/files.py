@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, TypeVar
 
@@ -164,8 +167,27 @@ def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) ->
 
 
 def images_below(folder: Path) -> list[Path]:
-    """List all image files in a folder and its subfolders, sorted by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    """List all image files in a folder and its subfolders, sorted by name.
+
+    Links to folders are followed, after the folders themselves. Each folder is listed once, so that links in a circle
+    end, and a folder that is linked from another one below has its own name.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    waiting, links = [str(folder)], deque[str]()
+    while waiting or links:
+        place = waiting.pop() if waiting else links.popleft()
+        real = os.path.realpath(place)
+        if real in seen:
+            continue
+        seen.add(real)
+        with suppress(OSError), os.scandir(place) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir():
+                    (links if entry.is_symlink() else waiting).append(entry.path)
+                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():
+                    found.append(Path(entry.path))
+    return sorted(found)
 
 
 def pictures_by_name(folder: Path) -> dict[str, Path]:

@@ -58,7 +58,7 @@ FORMATS: dict[DataFormat, Format] = {
         hint=coco_files.hint,
     ),
     "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
-    "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.entry_of, yolo.read),
+    "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read),
     "dota": Format(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
     "hrsc": Format(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
     "labelme": Format(

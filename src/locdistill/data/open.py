@@ -248,10 +248,16 @@ def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, o
         scan.problems.append(Problem(str(listed.path), "", what, remedy, image=True))
         return None
     height, width = size
-    boxes = listed.boxes * (width, height, width, height) if source.relative else listed.boxes
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) if listed.areas is None else listed.areas
+    boxes, quads, areas = listed.boxes, listed.quads, listed.areas
+    if source.relative:
+        unit = np.array((width, height))
+        boxes = boxes * np.tile(unit, 2)
+        quads, areas = (None if shares is None else shares * by for shares, by in ((quads, unit), (areas, unit.prod())))
+    if areas is None:
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    if oriented and quads is None:
+        quads = corners(boxes)
     own = labels[listed.categories]
-    quads = corners(boxes) if oriented and listed.quads is None else listed.quads
     record = Record(
         path=listed.path,
         image_id=listed.image_id,

@@ -56,6 +56,7 @@ class DataSettings(Settings):
     Attributes:
         path: A folder or file; the format is recognised from it. Empty in recipes that leave it to the command line.
         format: The format, if the path is ambiguous.
+        root: Another folder below which the images of YOLO list files may be; empty: only below the data set's folder.
         train: Splits to train on; several are concatenated. ``None`` is the format's usual: ``train.json``,
             ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json`` of COCO, ``trainval`` of all
             years of VOC (``train`` if there is no ``test``), likewise of HRSC2016, ``train`` of a YOLO ``data.yaml``,
@@ -117,6 +118,7 @@ class DataSettings(Settings):
 
     path: str = ""
     format: Literal["auto", "coco", "voc", "yolo", "dota", "hrsc", "labelme"] = "auto"
+    root: str = ""
     train: str | tuple[str, ...] | None = None
     val: str | tuple[str, ...] | None = None
     one_based: bool | None = None
