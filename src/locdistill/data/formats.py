@@ -113,11 +113,19 @@ def names_behind(settings: DataSettings, kind: DataFormat, split: str) -> tuple[
 
 
 def available_splits(settings: DataSettings) -> list[str]:
-    """Return those of train, val and test that exist, for `locdistill data check`."""
+    """Return those of train, val and test that exist; of a COCO file that serves any split, the first alone.
+
+    ``test`` is left out where it is what is evaluated on.
+    """
     kind = recognise(settings)
     places = {split: places_of(settings, kind, split) for split in SPLITS}
     found = [split for split in SPLITS if all(places[split])]
-    return [split for number, split in enumerate(found) if places[split] not in [places[s] for s in found[:number]]]
+    repeated = SPLITS if kind == "coco" else ("test",)
+    return [
+        split
+        for number, split in enumerate(found)
+        if split not in repeated or places[split] not in [places[before] for before in found[:number]]
+    ]
 
 
 def places_of(settings: DataSettings, kind: DataFormat, split: str) -> list[Any]:
