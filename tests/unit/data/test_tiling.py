@@ -224,7 +224,7 @@ def test_an_interrupted_cut_goes_on_and_a_complete_one_is_left_alone(
 
     folder, read = tmp_path / "val", []
 
-    def fail(path: Path) -> torch.Tensor:
+    def fail(path: Path, **_: object) -> torch.Tensor:
         if len(read):
             raise KeyboardInterrupt
         read.append(path.stem)
@@ -240,7 +240,7 @@ def test_an_interrupted_cut_goes_on_and_a_complete_one_is_left_alone(
     with pytest.raises(DataError, match="interrupted cut of other images or with other settings"):
         cut(data, folder, TilingSettings(size=50, overlap=0))
     again: list[str] = []
-    monkeypatch.setattr(tiling, "read_image", lambda path: (again.append(path.stem), real(path))[1])
+    monkeypatch.setattr(tiling, "read_image", lambda path, **_: (again.append(path.stem), real(path))[1])
     bar: list[int] = []
 
     def progress(items, total):
