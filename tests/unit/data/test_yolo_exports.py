@@ -534,6 +534,14 @@ def test_names_without_labels_or_labels_without_names_are_no_yolo(tmp_path: Path
         recognise(DataSettings(path=str(tmp_path / "a")))
 
 
+def test_a_file_of_class_names_does_not_make_other_formats_yolo(tmp_path: Path) -> None:
+    save_image(tmp_path / "images/a.jpg")
+    write(tmp_path / "labelTxt/a.txt", "1 1 9 1 9 9 1 9 ship 0\n")
+    write(tmp_path / "train.txt", "a\n")
+    write(tmp_path / "classes.txt", "ship\n")
+    assert recognise(DataSettings(path=str(tmp_path))) == "dota"
+
+
 def test_a_split_of_labels_alone_says_so(tmp_path: Path) -> None:
     label_studio(tmp_path)
     for file in os.listdir(tmp_path / "images"):
