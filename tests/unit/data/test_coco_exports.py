@@ -70,7 +70,7 @@ def written(folder: Path, change: Change = lambda _: None) -> Path:
 
 
 def settings_of(path: Path, **values: Any) -> DataSettings:
-    return DataSettings(path=str(path), **{"filter_empty": False, **values})
+    return DataSettings(path=str(path), **{"filter_empty": False, "holdout": 0, **values})
 
 
 def opened(path: Path, split: str = "train", **values: Any) -> Dataset:
@@ -203,8 +203,8 @@ def test_several_files_without_a_split_are_named(tmp_path: Path) -> None:
     with pytest.raises(AnnotationError, match=r"First\.json, second\.json do not say .* data\.train=First\.json"):
         opened(tmp_path)
     assert_whole(opened(tmp_path, train="second.json"))
-    for i in range(30):  # one for each picture: no file of COCO
-        write(tmp_path / f"x{i}.json", {"shapes": []})
+    for i in range(30):  # too many to look into
+        write(tmp_path / f"x{i}.json", {"points": []})
     with pytest.raises(AnnotationError, match="not recognised"):
         opened(tmp_path)
 
@@ -609,11 +609,11 @@ def test_the_check_of_files_without_annotations(server: Path, tmp_path: Path) ->
     content = content_of()
     content.pop("annotations")
     write(folder / "test.json", content)
-    report = check(folder)
+    report = check(settings_of(folder))
     assert not [problem for problem in report.problems if "no annotations" in problem.what]
     assert report.splits[1].notes == {"files without annotations": 1}
     write(folder / "train.json", content)
-    assert [problem.what for problem in check(folder).problems] == [
+    assert [problem.what for problem in check(settings_of(folder)).problems] == [
         "has no annotations, like files of test images whose labels are not public"
     ]
 
