@@ -322,6 +322,7 @@ REFUSED: dict[str, tuple[Change, str]] = {
     "an id with a fraction": (annotation(image_id=1.5), r"no image has the id 1\.5"),
     "an id with an underscore": (annotation(image_id="1_0"), "no image has the id '1_0'"),
     "a truth for an id": (annotation(category_id=True), "no category has the id True"),
+    "an id of more than 64 bits": (annotation(image_id=2**63), "no image has the id 9223372036854775808"),
     "an infinite id": (annotation(image_id=float("inf")), "no image has the id inf"),
     "a comma": (annotation(bbox=["1,5", "1", "3", "3"]), r"'1,5'.* is not four finite numbers"),
     "nan as text": (annotation(bbox=["nan", "1", "3", "3"]), "is not four finite numbers"),
@@ -500,6 +501,12 @@ def test_pictures_of_another_split_are_not_taken(tmp_path: Path) -> None:
     assert_whole(opened(tmp_path))
     with pytest.raises(AnnotationError, match="none of its first images"):
         opened(tmp_path, "val")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "\ud800.png", "images", "%zz?", "http://["])
+def test_names_that_no_picture_has(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such image file"):
+        opened(written(tmp_path, image(file_name=name)))
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "..\\secret.png", "/{}/secret.png", "file:///{}/secret.png"])
