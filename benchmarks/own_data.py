@@ -117,9 +117,11 @@ def train_yolo(job: Mapping[str, Any], data: Path, runs: Path, program: Path) ->
     settings, out = settings_of(data, PACKS[job["pack"]]), folder_of(job, runs)
     size = 640
     if not job["arm"].endswith("640"):
-        recipe = load_recipe(folder_of({**job, "arm": "now"}, runs) / "recipe.yaml")
-        size = max(recipe.data.sizes[0])
-    file = yolo.written(settings, runs / f"yolo-{job['pack']}")
+        chosen = folder_of({**job, "arm": "now"}, runs) / "recipe.yaml"
+        while not chosen.is_file():  # that run may have begun at the same time
+            time.sleep(1)
+        size = max(load_recipe(chosen).data.sizes[0])
+    file = yolo.written(settings, out.with_name(f"{out.name}-data"))
     began = time.monotonic()
     yolo.trained(program, file, out, model="yolo11n", size=size, minutes=job["minutes"], seed=job["seed"])
     seconds = time.monotonic() - began

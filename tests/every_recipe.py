@@ -39,6 +39,7 @@ TRAINED = (
     "fcos_r50_1x",
     "fgd_r50_from_r101",
     "fine_grained_r50_from_r101",
+    "frs_r50_from_r101",
     "fitnets_r18_from_r101",
     "gfl_r101dcn_2x",
     "gfl_r18_1x",
@@ -180,7 +181,7 @@ def teacher_recipe(recipe: Recipe, settings: Sequence[str] = SMALL) -> Recipe:
     It is also what tells the user, so a description without it is a failure.
     """
     assert recipe.teacher is not None
-    named = re.search(r"the recipe (\w+)", recipe.teacher.where)
+    named = re.search(r"locdistill train (\w+)", recipe.teacher.where)
     assert named, recipe.teacher.where
     return load_recipe(named.group(1), settings) if settings else published(named.group(1))
 

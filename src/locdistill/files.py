@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -79,6 +80,21 @@ def writing(path: Path) -> Iterator[None]:
         raise RunError(
             f"{path} cannot be made or written to ({where}: {error.strerror or error}); give another folder"
         ) from error
+
+
+def cache_folder() -> Path:
+    """Return the user's folder for files that can be made or downloaded again: ``LOCDISTILL_HOME``, if it is set.
+
+    Otherwise it is ``locdistill`` in the folder that the system has for such files.
+    """
+    own = os.environ.get("LOCDISTILL_HOME")
+    if own:
+        return Path(own).expanduser()
+    if sys.platform == "win32" and "LOCALAPPDATA" in os.environ:
+        return Path(os.environ["LOCALAPPDATA"]) / "locdistill"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "locdistill"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "locdistill"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -68,7 +68,7 @@ def tile(
     """Cut large images into overlapping square tiles, to train and detect on.
 
     An object belongs to every tile that holds 0.7 of its area or more
-    (tiling.part); if a part lies outside the tile, it is marked as difficult.
+    (tiling.part); if a part lies outside the tile, it is marked as difficult (tiling.mark_cut).
     To train on difficult objects like on others, set data.crowd=objects.
     Run the same command again after an interruption.
 

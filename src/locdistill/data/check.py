@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from locdistill.data.files import look_closely
-from locdistill.data.formats import available_splits, recognise
-from locdistill.data.open import Scan, scan_dataset, sides_of, trainable
+from locdistill.data.brightness import describe_brightness
+from locdistill.data.files import look_at_all_closely
+from locdistill.data.formats import available_splits, held_out, recognise
+from locdistill.data.open import Scan, scan_dataset, shared_images, sides_of, trainable
 from locdistill.data.problems import Problem
-from locdistill.data.records import Dataset, Record
+from locdistill.data.records import Dataset, Record, most_objects
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import circumscribed, signed_areas
 from locdistill.errors import DataError
@@ -26,6 +28,10 @@ APART = 2.0
 SECTOR = 30
 UPRIGHT_DEGREES = 1.0
 EXAMPLES = 5
+DETECTED = 100
+"""Detections that are kept in an image by default."""
+ALIKE = 16
+"""Bits of 256 in which the looks of two pictures may differ that are probably copies or frames of one scene."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +122,8 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     """Read all splits, decode all images, and report everything that is broken or odd.
 
     Besides the faults that stop training, the report warns of duplicate boxes, boxes too small to learn or beyond the
-    image, classes without boxes, and equal image files within a split or between splits. For rotated objects it also
+    image, classes without boxes, more objects in an image than are detected or evaluated, equal image files within a
+    split or between splits, and images that look like one of another split. For rotated objects it also
     warns of quadrilaterals far from rectangular, and of boxes that do not match their rotated boxes.
     """
     settings = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
@@ -126,33 +133,59 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     except DataError as error:
         return CheckReport(settings.path, "", [_as_problem(settings, error)])
     report = CheckReport(settings.path, kind)
-    if "train" in names and "val" not in names and not settings.holdout and not Path(settings.path).is_file():
+    scans: dict[str, Scan] = {}
+    for name in _splits_to_check(settings, names, report):
+        try:
+            scans[name] = scan_dataset(settings, name, training=False, inspect=look_at_all_closely)
+        except DataError as error:
+            if (problem := _as_problem(settings, error)) not in report.problems:
+                report.problems.append(problem)
+    for name, scan in scans.items():
+        report.problems.extend(scan.problems)
+        if name == "train":
+            trainable(scan.dataset.records, settings, scan.notes)
+        report.splits.append(_summary(name, scan))
+        brightness, odd = describe_brightness(list(scan.seen), settings.bits)
+        odder = [*_oddities(scan.dataset, whole=not scan.problems), *([brightness] if odd else [])]
+        report.warnings.extend(f"{name}: {warning}" for warning in odder)
+    report.problems.extend(_disagreements(settings, scans))
+    report.warnings.extend(_equal_files(scans))
+    report.warnings.extend(_look_alikes(scans))
+    return report
+
+
+def _splits_to_check(settings: DataSettings, names: list[str], report: CheckReport) -> list[str]:
+    """Return the splits that exist or are held out; report those that are needed and do not exist."""
+    if "train" not in names:
+        what, remedy = f"there is no split train (it has {', '.join(names)})", "name one with data.train=NAME"
+        report.problems.append(Problem(settings.path, "", what, remedy))
+    elif "val" not in names and held_out(settings):
+        return [name for split in names for name in ((split, "val") if split == "train" else (split,))]
+    elif "val" not in names:
         report.warnings.append(
             "there is no split val to evaluate on; name another with data.val=NAME, or hold out some of the training "
             "images with data.holdout=0.1"
         )
-    scans: dict[str, Scan] = {}
-    for name in names:
-        try:
-            scans[name] = scan_dataset(settings, name, training=False, inspect=look_closely)
-        except DataError as error:
-            report.problems.append(_as_problem(settings, error))
-    for name, scan in scans.items():
-        report.problems.extend(scan.problems)
-        if name == "train":
-            for record in scan.dataset.records:
-                trainable(record, settings, scan.notes)
-        report.splits.append(_summary(name, scan))
-        report.warnings.extend(f"{name}: {warning}" for warning in _oddities(scan.dataset))
+    return names
+
+
+def _disagreements(settings: DataSettings, scans: dict[str, Scan]) -> list[Problem]:
+    """List the faults of splits beside each other: other classes, or the same images to train and to evaluate on."""
+    problems = []
     first = next(iter(scans), "")
     for name, scan in scans.items():
         own, others = scan.dataset.classes, scans[first].dataset.classes
         if own != others:
             what = f"has the classes {list(own)}, but {first} has {list(others)}"
             remedy = "list the same categories in the same order in every file, or set data.classes"
-            report.problems.append(Problem(settings.path, f"split {name}", what, remedy))
-    report.warnings.extend(_equal_files(scans))
-    return report
+            problems.append(Problem(settings.path, f"split {name}", what, remedy))
+    if {"train", "val"} <= scans.keys():
+        train, val = (scans[name].dataset for name in ("train", "val"))
+        if (both := shared_images(train, val)) and len(both) == len(val):
+            what = f"all {len(val)} images to evaluate on are trained on"
+            remedy = "name other images with data.val=NAME, or hold some out with data.holdout=0.1"
+            problems.append(Problem(settings.path, "split val", what, remedy))
+    return problems
 
 
 def _as_problem(settings: DataSettings, error: DataError) -> Problem:
@@ -164,7 +197,7 @@ def _summary(name: str, scan: Scan) -> SplitSummary:
     records, classes = scan.dataset.records, scan.dataset.classes
     labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
-    sides = np.concatenate([np.zeros((0, 2), np.float32), *map(sides_of, records)])
+    sides = sides_of(*records)
     images = np.array([(record.height, record.width) for record in records]).reshape(-1)
     return SplitSummary(
         name=name,
@@ -198,7 +231,8 @@ def _quantiles(values: np.ndarray, at: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(round(float(value), 1) for value in np.quantile(values, at)) if len(values) else ()
 
 
-def _oddities(dataset: Dataset) -> list[str]:
+def _oddities(dataset: Dataset, *, whole: bool) -> list[str]:
+    """Describe what is odd in a split; what it has too few of, only if nothing was left out because of a fault."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for record in dataset.records:
         outlines = record.boxes if record.quads is None else record.quads.reshape(-1, 8)
@@ -230,7 +264,16 @@ def _oddities(dataset: Dataset) -> list[str]:
     warnings = [f"{len(names)} {oddity}: {_examples(names)}" for oddity, names in found.items() if names]
     used = {int(label) for record in dataset.records for label in record.labels}
     unused = [name for index, name in enumerate(dataset.classes) if index not in used]
-    return warnings + ([f"no boxes of {', '.join(unused)}"] if unused else [])
+    warnings += [f"no boxes of {', '.join(unused)}"] if unused and whole else []
+    if whole and dataset.records and all(record.ignored.all() for record in dataset.records):
+        warnings.append("no image has an object to learn or to find")
+    most = most_objects(dataset)
+    if most > DETECTED:
+        warnings.append(
+            f"up to {most} objects in an image, where {DETECTED} are detected by default; runs without a recipe choose "
+            "detector.detections.max_detections for them, with a recipe set it"
+        )
+    return warnings
 
 
 def _equal_files(scans: dict[str, Scan]) -> list[str]:
@@ -249,6 +292,28 @@ def _equal_files(scans: dict[str, Scan]) -> list[str]:
         f"{len(files)} images are in {splits}{'' if ' and ' in splits else ' more than once'}: {_examples(files)}"
         for splits, files in groups.items()
     ]
+
+
+def _look_alikes(scans: dict[str, Scan]) -> list[str]:
+    """Describe images that look like an image of another split, without being the same file."""
+    warnings = []
+    for (one, first), (other, second) in itertools.combinations(scans.items(), 2):
+        theirs = [(path, seen) for path, seen in first.seen.items() if seen.look]
+        looks = np.array([np.frombuffer(seen.look, np.uint64) for _, seen in theirs]).reshape(-1, 4)
+        pairs = []
+        for path, seen in second.seen.items():
+            if not seen.look or not theirs:
+                continue
+            apart = np.bitwise_count(looks ^ np.frombuffer(seen.look, np.uint64)).sum(1)
+            nearest = int(apart.argmin())
+            if apart[nearest] <= ALIKE and seen.digest != theirs[nearest][1].digest:
+                pairs.append(f"{path.name} ~ {theirs[nearest][0].name}")
+        if pairs:
+            warnings.append(
+                f"{len(pairs)} images of {other} look like images of {one}: {_examples(pairs)}; copies or frames of "
+                "one scene make AP too good (data.holdout with data.holdout_by keeps groups of images together)"
+            )
+    return warnings
 
 
 def _examples(names: Sequence[str]) -> str:

@@ -3,87 +3,64 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from locdistill.data.files import stays_inside
-from locdistill.data.problems import Problem
+from locdistill.data.coco_entries import misread, read_annotations, read_categories, read_images, report
+from locdistill.data.coco_files import (
+    ALIASES,
+    ANNOTATION_FOLDERS,
+    PART,
+    PROBES,
+    ROBOFLOW,
+    SPLIT_OF,
+    SPLITS,
+    annotation_files,
+    find_annotations,
+    looks_like_coco,
+    name_of,
+    split_of,
+    subfolders,
+)
+from locdistill.data.files import read_text
+from locdistill.data.index import source_of
+from locdistill.data.lookup import PictureLookup
 from locdistill.data.records import corners
 from locdistill.data.settings import DataSettings
-from locdistill.data.sources import LIMIT, Listed, Source, box_arrays, rotated_corners, rotated_fault
+from locdistill.data.sources import Listed, Source, box_arrays, rotated_corners
 from locdistill.errors import AnnotationError
 
-ROBOFLOW = "_annotations.coco.json"
-# Other names of a split, as exporters write them.
-ALIASES = {"train": ("train",), "val": ("val", "valid", "validation")}
-SPLITS = ("train", "val", "test")
-PROBES = 20
+UNNAMED = "files without a split in their name, taken as the training images"
 
 
-def annotation_names(split: str) -> list[str]:
-    """List possible paths of a split's annotation file in a data folder, in order of preference."""
-    names = []
-    for alias in ALIASES.get(split, (split,)):
-        names += [
-            f"{alias}.json",
-            f"annotations/instances_{alias}2017.json",
-            f"annotations/instances_{alias}.json",
-            f"annotations/{alias}.json",
-            f"instances_{alias}2017.json",
-            f"instances_{alias}.json",
-            f"{alias}/{ROBOFLOW}",
-        ]
-    return names
-
-
-LOOKED_FOR = f"a .json file, or in the folder {', '.join(annotation_names('train'))} (or of val, test)"
-
-
-def fits(path: Path, names: Sequence[str]) -> bool:
-    """Return whether a path is a COCO json, or a folder with one for any of the splits."""
-    return path.suffix == ".json" or (path.is_dir() and any(find_annotations(path, name) for name in names))
-
-
-def splits(path: Path) -> list[str]:
-    """Return the splits that have an annotation file."""
-    return [split for split in SPLITS if find_annotations(path, split)]
+def _data_folder(path: Path) -> Path:
+    """Return the folder of a data set, from it or from its annotation file or folder."""
+    folder = path if path.is_dir() else path.parent
+    return folder.parent if folder.name.lower() in ANNOTATION_FOLDERS else folder
 
 
 def read(settings: DataSettings, file: Path, split: str) -> list[Source]:
     """Read the annotation file of a split; see :func:`read_coco`."""
     path = Path(settings.path)
-    above = path.parent.parent if path.parent.name == "annotations" else path.parent
-    return [read_coco(file, root=path if path.is_dir() else above, split=split)]
-
-
-def find_annotations(path: Path, split: str) -> Path | None:
-    """Find the annotation file of a split, or return ``None``.
-
-    ``split`` is a name, or a ``.json`` file relative to the folder. If ``path`` is itself a file, it belongs to the
-    split in its name; a file without a split in its name serves any split.
-    """
-    if path.is_file():
-        if split.endswith(".json"):
-            file = path.parent / split
-            return file if file.is_file() else None
-        aliases = ALIASES.get(split, (split,))
-        named = [known for known in ("train", "val", "test") if known in path.name]
-        if not named or any(alias in path.name for alias in aliases):
-            return path
-        siblings = (path.with_name(path.name.replace(name, alias)) for name in named for alias in aliases)
-        return next((sibling for sibling in siblings if sibling.is_file()), None)
-    names = [split] if split.endswith(".json") else annotation_names(split)
-    return next((path / name for name in names if (path / name).is_file()), None)
+    root = _data_folder(path if path.is_dir() else file)
+    listed = annotation_files(path)
+    others = [found.path for found in listed]
+    source = source_of(file, others, f"{root} {split}", lambda: read_coco(file, root=root, split=split))
+    if split == "train" and any(found.path == file and found.split is None for found in listed):
+        source.notes[UNNAMED] += 1
+    return [source]
 
 
 def read_coco(file: Path, *, root: Path, split: str) -> Source:
     """Read one annotation file.
 
-    Boxes ``[x, y, w, h]`` become ``x, y, x + w, y + h``, not clipped. ``iscrowd`` and the rarer ``ignore`` mark objects
-    as ignored (unlike pycocotools, which overwrites ``ignore``). Classes are in the order of the category ids.
+    Boxes ``[x, y, w, h]`` become ``x, y, x + w, y + h``, not clipped; without one, they are the box around the mask.
+    ``iscrowd`` and the rarer ``ignore`` mark objects as ignored (unlike pycocotools, which overwrites ``ignore``).
+    Classes are in the order of the category ids; categories that only group others are left out.
 
     An annotation may have ``rbox = [cx, cy, w, h, theta]`` in addition to its box, with the angle in radians, clockwise
     on screen. If any annotation has one, those without get the corners of their box. Boxes and areas stay as annotated.
@@ -92,25 +69,28 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
         AnnotationError: The file is no COCO json at all. Broken entries are listed in ``problems`` instead.
     """
     content = _load(file)
-    source = Source(file=str(file), categories=[])
-    images = _read_images(content["images"], source)
-    names = _read_categories(content, source)
+    source = Source(file=str(file), categories=[], labelled="annotations" in content)
+    images = read_images(content["images"], source)
+    if not source.labelled and not content.get("categories"):
+        content["categories"] = _categories_beside(file, root, source)
+    names = read_categories(content, source, _others(file, root))
     source.categories = sorted(names.items())
-    rows = _read_annotations(content["annotations"], images, names, source)
-    images = {image_id: entry for image_id, entry in images.items() if entry}
-    folder = _image_folder(file, root, split, [str(entry["file_name"]) for entry in images.values()])
+    rows = read_annotations(content.get("annotations", []), images, names, source)
+    paths = _find_pictures(
+        file, root, split, {key: entry["file_name"] for key, entry in images.items() if entry}, source
+    )
     position = {identifier: index for index, (identifier, _) in enumerate(source.categories)}
     upright = [row[4] is None for own in rows.values() for row in own]
     oriented = not all(upright)
     if oriented:
         source.notes["objects without 'rbox', taken as upright"] += sum(upright)
-    for image_id, entry in images.items():
-        own = rows.get(image_id, [])
+    for image_id, path in paths.items():
+        own, entry = rows.get(image_id, []), images[image_id]
         declared = (entry["height"], entry["width"]) if "height" in entry and "width" in entry else None
         boxes = box_arrays([row[0] for row in own])
         source.images.append(
             Listed(
-                path=folder / entry["file_name"],
+                path=path,
                 image_id=image_id,
                 declared=declared,
                 boxes=boxes,
@@ -121,6 +101,8 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
                 quads=_quads(boxes, [row[4] for row in own]) if oriented else None,
             )
         )
+    if fault := misread(source.images):
+        report(source, "", *fault)
     return source
 
 
@@ -133,152 +115,95 @@ def _quads(boxes: np.ndarray, rotated: list[list[float] | None]) -> np.ndarray:
 
 
 def _load(file: Path) -> dict[str, Any]:
+    """Read a file with a list of images; lists of annotations and categories may be absent together."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{file}: not valid JSON ({error}); export the annotations again") from error
-    for key in ("images", "annotations", "categories"):
+    if kind := _other_kind(content):
+        raise AnnotationError(
+            f"{file}: holds {kind}, not annotated boxes; name the file of the boxes, such as instances_train.json"
+        )
+    lists = ["images", "annotations", "categories"]
+    if isinstance(content, dict) and "annotations" not in content and isinstance(content.get("images"), list):
+        lists = ["images", "categories"] if content.get("categories") else ["images"]
+    for key in lists:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             raise AnnotationError(
                 f"{file}: expected a COCO object with the lists 'images', 'annotations' and 'categories', found no list"
-                f" '{key}'; check that this is a detection file (result and caption files differ)"
+                f" '{key}'; check that this is a detection file"
             )
     return dict(content)
 
 
-def _report(source: Source, where: str, what: str, remedy: str) -> None:
-    source.problems.append(Problem(source.file, where, what, remedy))
+def _other_kind(content: object) -> str:
+    """Return what a file of COCO holds instead of boxes, by its first entry."""
+    entries = content.get("annotations") if isinstance(content, dict) else content
+    first = entries[0] if isinstance(entries, list) and entries else None
+    if not isinstance(first, dict):
+        return ""
+    if isinstance(content, list):
+        return "results of a detector" if "score" in first else ""
+    if "bbox" in first:
+        return ""
+    kinds = {"caption": "captions", "segments_info": "panoptic segments", "keypoints": "key points"}
+    return next((kind for key, kind in kinds.items() if key in first), "")
 
 
-def _is_int(value: object) -> bool:
-    return type(value) is int  # a bool is none
+def _others(file: Path, root: Path) -> Iterator[dict[str, Any]]:
+    """Yield the content of the other COCO files in a data folder, first those of the usual splits."""
+    usual = [find_annotations(root, split) for split in SPLITS]
+    files = [found.path for found in annotation_files(root)[:PROBES]]
+    for other in dict.fromkeys((*usual, *files)):
+        if other is not None and not other.samefile(file) and looks_like_coco(other):
+            try:
+                yield _load(other)
+            except AnnotationError:
+                continue  # a file of its own, which may be anything
 
 
-def _is_number(value: object) -> bool:
-    return (type(value) is float or type(value) is int) and -LIMIT < value < LIMIT  # false for NaN
+def _categories_beside(file: Path, root: Path, source: Source) -> list[Any]:
+    """Return the categories of another file of the data set, for one that has none."""
+    for other in _others(file, root):
+        if other.get("categories"):
+            source.notes["files without categories, which are taken from another file of the folder"] += 1
+            return list(other["categories"])
+    raise AnnotationError(
+        f"{file}: has no categories, so that the ids of the classes are not known; copy 'categories' from the file of "
+        "the training images"
+    )
 
 
-def _read_images(entries: list[Any], source: Source) -> dict[int, dict[str, Any]]:
-    """Read the images by id; broken ones stay as empty entries, so that their annotations are not reported too."""
-    images: dict[int, dict[str, Any]] = {}
-    for position, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not _is_int(entry.get("id")):
-            _report(source, f"images[{position}]", "has no integer 'id'", "number the images")
-            continue
-        where, name = f"image {entry['id']}", entry.get("file_name")
-        sides = {key: entry[key] for key in ("width", "height") if entry.get(key) is not None}
-        if entry["id"] in images:
-            _report(source, where, "the id is used twice", "give each image its own id")
-        elif not isinstance(name, str) or not name:
-            _report(source, where, f"'file_name' is {name!r}, not a name", "name the image file")
-        elif not stays_inside(name):
-            remedy = "file names are relative to the image folder and stay inside it"
-            _report(source, where, f"file name {name!r} leaves the image folder", remedy)
-        elif any(not _is_int(side) or side < 1 for side in sides.values()):
-            _report(source, where, f"declared size {sides} is not in whole pixels > 0", "write the size of the image")
+def _find_pictures(file: Path, root: Path, split: str, names: dict[int, str], source: Source) -> dict[int, Path]:
+    """Find the pictures of the images; a name that leaves the folder, or the same picture twice, is a problem."""
+    own = split_of(file.stem) or SPLIT_OF.get(file.parent.name.lower())
+    lookup = PictureLookup(root, source.notes, foreign=lambda folder: bool(own) and split_of(folder) not in (None, own))
+    folders = _picture_folders(file, root, own or SPLIT_OF.get(split.lower()))
+    lookup.choose_folder(folders, list(names.values()), file)
+    paths: dict[int, Path] = {}
+    first: dict[Path, int] = {}
+    for image_id, name in names.items():
+        found = lookup.find(name)
+        if not isinstance(found, Path):
+            report(source, f"image {image_id}", *found)
+        elif (other := first.setdefault(found, image_id)) != image_id:
+            what = f"is the same file as image {other}, {name}"
+            report(source, f"image {image_id}", what, "list each file once, with all of its objects")
         else:
-            images[entry["id"]] = {"file_name": name, **sides}
-            continue
-        images.setdefault(entry["id"], {})
-    return images
+            paths[image_id] = found
+    return paths
 
 
-def _read_categories(content: dict[str, Any], source: Source) -> dict[int, str]:
-    names: dict[int, str] = {}
-    headings = _roboflow_headings(content, source)
-    for position, entry in enumerate(content["categories"]):
-        where = f"categories[{position}]"
-        if not isinstance(entry, dict) or not _is_int(entry.get("id")) or not isinstance(entry.get("name"), str):
-            _report(source, where, "has no integer 'id' and text 'name'", "write both")
-        elif entry["id"] in headings:
-            continue
-        elif entry["id"] in names:
-            _report(source, where, f"id {entry['id']} is used twice", "give each category its own id")
-        elif entry["name"] in names.values():
-            _report(source, where, f"name {entry['name']!r} is used twice", "merge the categories")
-        else:
-            names[entry["id"]] = entry["name"]
-    return names
-
-
-def _roboflow_headings(content: dict[str, Any], source: Source) -> set[int]:
-    """Return the id of Roboflow's project heading, category 0: a parent of others, without objects, and no class."""
-    entries = [entry for entry in content["categories"] if isinstance(entry, dict)]
-    if Path(source.file).name != ROBOFLOW or len(entries) < 2:
-        return set()
-    used = {entry.get("category_id") for entry in content["annotations"] if isinstance(entry, dict)}
-    parents = {entry.get("supercategory") for entry in entries if entry.get("id") != 0}
-    return {0} if any(e.get("id") == 0 and e.get("name") in parents for e in entries) and 0 not in used else set()
-
-
-AnnotationRow = tuple[tuple[float, float, float, float], int, bool, float, list[float] | None]
-
-
-def _read_annotations(
-    entries: list[Any], images: dict[int, dict[str, Any]], names: dict[int, str], source: Source
-) -> dict[int, list[AnnotationRow]]:
-    rows: dict[int, list[AnnotationRow]] = {}
-    seen: set[object] = set()
-    for position, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            _report(source, f"annotations[{position}]", "is not an object", "export the annotations again")
-            continue
-        identifier, image_id = entry.get("id", f"[{position}]"), entry.get("image_id")
-        fault = _fault(entry, images, names)
-        if fault:
-            _report(source, f"annotation {identifier} (image {image_id})", *fault)
-            continue
-        if isinstance(identifier, int):
-            source.notes["annotation ids used twice"] += identifier in seen
-            seen.add(identifier)
-        x, y, w, h = (float(value) for value in entry["bbox"])
-        ignored = bool(entry.get("iscrowd", 0)) or bool(entry.get("ignore", 0))
-        area = entry.get("area")
-        area = w * h if area is None else float(area)
-        row = ((x, y, x + w, y + h), entry["category_id"], ignored, area, entry.get("rbox"))
-        rows.setdefault(image_id, []).append(row)  # type: ignore[arg-type]  # an int, as _fault made sure
-    return rows
-
-
-def _fault(entry: dict[str, Any], images: dict[int, Any], names: dict[int, str]) -> tuple[str, str] | None:
-    """Return the fault of an annotation, and the remedy."""
-    image_id, category = entry.get("image_id"), entry.get("category_id")
-    if not _is_int(image_id) or image_id not in images:
-        return f"no image has the id {image_id!r}", "list the image or remove the annotation"
-    if not _is_int(category) or category not in names:
-        values = sorted(names)
-        some = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
-        return f"no category has the id {category!r}", f"known ids: {some}"
-    if entry.get("iscrowd", 0) not in (0, 1):
-        return f"'iscrowd' is {entry['iscrowd']!r}", "write 0 or 1"
-    if entry.get("area") is not None and not _is_number(entry["area"]):
-        return f"'area' is {entry['area']!r}, not a number", "write the area in pixels, or leave it out"
-    return _box_fault(entry.get("bbox")) or (None if entry.get("rbox") is None else rotated_fault(entry["rbox"]))
-
-
-def _box_fault(box: object) -> tuple[str, str] | None:
-    if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-        return f"box {box!r} is not four finite numbers", "boxes are [x, y, w, h] in pixels"
-    if box[2] < 0 or box[3] < 0:
-        side, value = ("width", box[2]) if box[2] < 0 else ("height", box[3])
-        return f"the box has {side} {float(value)}", "boxes are [x, y, w, h] with w, h > 0"
-    return None
-
-
-def _image_folder(file: Path, root: Path, split: str, names: list[str]) -> Path:
-    """Return the folder that contains most of the first images."""
-    names_of_split = [split, *ALIASES.get(split, ())] if not split.endswith(".json") else []
-    stem = file.stem.removeprefix("instances_")
-    parts = list(dict.fromkeys([stem, *names_of_split, *(f"{name}2017" for name in names_of_split)]))
-    candidates = [file.parent] if file.name == ROBOFLOW else []
-    candidates += [root / "images", *(root / "images" / part for part in parts), *(root / part for part in parts)]
-    candidates += [root, file.parent, file.parent / "images"]
-    candidates = list(dict.fromkeys(candidates))
-    found = [sum((folder / name).is_file() for name in names[:PROBES]) for folder in candidates]
-    if names and not max(found):
-        looked = "".join(f"\n  {folder}" for folder in candidates)
-        raise AnnotationError(
-            f"{file}: none of its first images ({names[0]}, ...) is in any of these folders:{looked}\n"
-            "put the images into one of them"
-        )
-    return candidates[found.index(max(found))] if names else root
+def _picture_folders(file: Path, root: Path, own: str | None) -> list[Path]:
+    """List the folders that may hold the pictures of an annotation file, in order of preference."""
+    name, aliases = name_of(file), ALIASES.get(own or "", ())
+    words = [name, re.sub(PART, "", name), *aliases, *(f"{alias}2017" for alias in aliases)]
+    folders = [file.parent] if file.name == ROBOFLOW else []
+    for base in (root, _data_folder(file), file.parent):
+        inside = [base / "images", base / "data"]
+        named = [above / word for above in (*inside, base) for word in words]
+        existing = [
+            below for above in (*inside, base) for below in subfolders(above) if own and split_of(below.name) == own
+        ]
+        folders += [*inside, *named, *existing, *(folder / "images" for folder in (*named, *existing)), base]
+    return list(dict.fromkeys(folders))

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from locdistill.data.coco import ALIASES
+from locdistill.data.coco_files import ALIASES
 from locdistill.data.files import in_threads, pictures_by_name
 from locdistill.data.problems import Problem
 from locdistill.data.settings import DataSettings

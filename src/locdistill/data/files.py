@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import codecs
 import hashlib
+import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, TypeVar
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
+from torch.nn.functional import interpolate
 
 from locdistill.errors import AnnotationError, ImageError
 from locdistill.images import image_size, open_picture, read_image
@@ -24,9 +30,14 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 """Endings of pictures; which of them can be read is for `locdistill.images.FORMATS` to say, by their content."""
-THREADS = 8
+THREADS, GROUP = 8, 32
+"""Threads that look at files, and the files that one of them takes at a time."""
 BAR_FROM = 3000
 TAIL_BYTES = 64
+LOOK = 16
+"""Sides of the raster on which pictures are compared."""
+LEAST_CONTRAST = 4.0
+"""Standard deviation of the raster's grey values below which a picture looks like any other."""
 # Ending of a complete file. Some cameras and editors append bytes, so another ending only leads to a full check.
 ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG": b"IEND"}
 # Byte order marks; those of UTF-32 begin with those of UTF-16.
@@ -49,11 +60,14 @@ class Seen(NamedTuple):
         size: Height and width of the upright image; ``None`` if it cannot be read.
         fault: Fault of the file, if any.
         digest: Hash of the content, if computed.
+        look: Hash of the picture at low resolution, equal in most bits for pictures that look alike; empty if not
+            computed, or for a picture without contrast.
     """
 
     size: tuple[int, int] | None
     fault: str = ""
     digest: str = ""
+    look: bytes = b""
 
 
 def stays_inside(name: str) -> bool:
@@ -110,35 +124,70 @@ def look(path: Path) -> Seen:
     return Seen(size)
 
 
+def look_at_all_closely(paths: Sequence[Path]) -> list[Seen]:
+    """Check image files as :func:`look_closely` does."""
+    return in_threads(look_closely, paths, label="looking at images")
+
+
 def look_closely(path: Path) -> Seen:
-    """Decode an image, verify the checksums of a PNG, and hash the file."""
+    """Decode an image, verify the checksums of a PNG, and hash the file and the picture."""
     try:
-        height, width = read_image(path).shape[-2:]
+        image = read_image(path)
+        height, width = image.shape[-2:]
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        with open_picture(path) as image:
-            image.verify()
+        with open_picture(path) as picture:
+            picture.verify()
     except ImageError as error:
         return Seen(None, str(error).removeprefix(f"{path}: "))
     except Exception as error:  # verifying raises as many things as decoding
         return Seen(None, f"is damaged ({error})")
-    return Seen((height, width), digest=digest)
+    return Seen((height, width), digest=digest, look=_look_of(image))
+
+
+def _look_of(image: Tensor) -> bytes:
+    """Return 32 bytes, a bit for each place of a 16 x 16 raster: whether the picture gets brighter to the right."""
+    grey = image.float().mean(0, keepdim=True)[None]
+    raster = interpolate(grey, (LOOK, LOOK + 1), mode="area")[0, 0]
+    if raster.std() < LEAST_CONTRAST:
+        return b""
+    return np.packbits((raster[:, 1:] > raster[:, :-1]).numpy()).tobytes()
 
 
 def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) -> list[U]:
     """Apply a function to all items in threads; return results in order. Many items get a progress bar."""
     Image.preinit()  # Pillow loads its formats on first use, which threads must not do at once
     with ThreadPoolExecutor(THREADS) as pool:
-        results: Iterable[U] = pool.map(function, items)
+        groups = [items[first : first + GROUP] for first in range(0, len(items), GROUP)]
+        results: Iterable[list[U]] = pool.map(lambda group: [function(item) for item in group], groups)
         console = Console(file=sys.stderr)
         if len(items) >= BAR_FROM and console.is_terminal:
-            results = track(results, description=label, total=len(items), console=console, transient=True)
-        return list(results)
+            results = track(results, description=label, total=len(groups), console=console, transient=True)
+        return [result for group in results for result in group]
 
 
 def images_below(folder: Path) -> list[Path]:
-    """List all image files in a folder and its subfolders, sorted by name."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    """List all image files in a folder and its subfolders, sorted by name.
+
+    Links to folders are followed, after the folders themselves. Each folder is listed once, so that links in a circle
+    end, and a folder that is linked from another one below has its own name.
+    """
+    found: list[Path] = []
+    seen: set[str] = set()
+    waiting, links = [str(folder)], deque[str]()
+    while waiting or links:
+        place = waiting.pop() if waiting else links.popleft()
+        real = os.path.realpath(place)
+        if real in seen:
+            continue
+        seen.add(real)
+        with suppress(OSError), os.scandir(place) as entries:
+            for entry in sorted(entries, key=lambda entry: entry.name):
+                if entry.is_dir():
+                    (links if entry.is_symlink() else waiting).append(entry.path)
+                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():
+                    found.append(Path(entry.path))
+    return sorted(found)
 
 
 def pictures_by_name(folder: Path) -> dict[str, Path]:

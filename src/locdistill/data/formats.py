@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locdistill.data import coco, dota, hrsc, labelme, voc, yolo
+from locdistill.data import coco, coco_files, dota, hrsc, labelme, voc, yolo
 from locdistill.data.records import DataFormat
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Source
 from locdistill.errors import AnnotationError
 
 SPLITS = ("train", "val", "test")
+HELD_OUT = 0.1
+"""Share of the training images to evaluate on where there is no other split."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Format:
         usual: Function from path, ``train`` or ``val`` to the name of the split that is used where none is chosen.
         bare: Function from path to whether the format is recognised by annotation files of single pictures alone, which
             are often left beside pictures when they are converted: other formats that fit take precedence.
+        fits_by_content: Function like ``fits`` that opens files of any name; asked only if no format fits by names.
+        hint: Function from a path that is not recognised to what the user can do, if it is nearly of this format.
     """
 
     looked_for: str
@@ -39,12 +43,22 @@ class Format:
     read: Callable[[DataSettings, Any, str], list[Source]]
     usual: Callable[[Path, str], str] = lambda _, split: split
     bare: Callable[[Path], bool] = lambda _: False
+    fits_by_content: Callable[[Path, Sequence[str]], bool] = lambda *_: False
+    hint: Callable[[Path], str] = lambda _: ""
 
 
 FORMATS: dict[DataFormat, Format] = {
-    "coco": Format(coco.LOOKED_FOR, coco.fits, coco.splits, coco.find_annotations, coco.read),
+    "coco": Format(
+        coco_files.LOOKED_FOR,
+        coco_files.fits,
+        coco_files.splits,
+        coco_files.find_annotations,
+        coco.read,
+        fits_by_content=coco_files.fits_by_content,
+        hint=coco_files.hint,
+    ),
     "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
-    "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.entry_of, yolo.read),
+    "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read),
     "dota": Format(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
     "hrsc": Format(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
     "labelme": Format(
@@ -70,13 +84,16 @@ def recognise(settings: DataSettings) -> DataFormat:
         return settings.format
     names = (*split_names(settings, "train"), *split_names(settings, "val"), *SPLITS)
     fitting: list[DataFormat] = [name for name, kind in FORMATS.items() if kind.fits(path, names)]
+    if not fitting:
+        fitting = [name for name, kind in FORMATS.items() if kind.fits_by_content(path, names)]
     fitting = [name for name in fitting if not FORMATS[name].bare(path)] or fitting
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
         raise AnnotationError(f"{path}: could be {' or '.join(fitting)}; set data.format")
     looked = "".join(f"  {name}: {kind.looked_for}\n" for name, kind in FORMATS.items())
-    raise AnnotationError(f"{path}: not recognised as a data set. Looked for\n{looked}{_contents(path)}")
+    hints = "".join(f"\n{hint}" for kind in FORMATS.values() if (hint := kind.hint(path)))
+    raise AnnotationError(f"{path}: not recognised as a data set. Looked for\n{looked}{_contents(path)}{hints}")
 
 
 def split_names(settings: DataSettings, split: str) -> tuple[str, ...]:
@@ -96,16 +113,43 @@ def names_behind(settings: DataSettings, kind: DataFormat, split: str) -> tuple[
 
 
 def available_splits(settings: DataSettings) -> list[str]:
-    """Return those of train, val and test that exist, for `locdistill data check`."""
+    """Return those of train, val and test that exist; of a COCO file that serves any split, the first alone.
+
+    ``test`` is left out where it is what is evaluated on.
+    """
     kind = recognise(settings)
     places = {split: places_of(settings, kind, split) for split in SPLITS}
     found = [split for split in SPLITS if all(places[split])]
-    return [split for number, split in enumerate(found) if places[split] not in [places[s] for s in found[:number]]]
+    repeated = SPLITS if kind == "coco" else ("test",)
+    return [
+        split
+        for number, split in enumerate(found)
+        if split not in repeated or places[split] not in [places[before] for before in found[:number]]
+    ]
 
 
 def places_of(settings: DataSettings, kind: DataFormat, split: str) -> list[Any]:
     """Return where each part of a split is; something false for a part that does not exist."""
     return [FORMATS[kind].place(Path(settings.path), name) for name in names_behind(settings, kind, split)]
+
+
+def held_out(settings: DataSettings, split: str = "val") -> float:
+    """Return the share of the training images that is held out of ``train`` and is ``val``; 0 for other splits.
+
+    It is the chosen one, or a tenth where there is no split to evaluate on. A COCO file by itself serves any split, and
+    so has no other.
+
+    Raises:
+        AnnotationError: Nothing is recognised.
+    """
+    if split not in ("train", "val"):
+        return 0.0
+    if settings.holdout is not None or settings.val is not None:
+        return settings.holdout or 0.0
+    kind = recognise(settings)
+    train, val = (places_of(settings, kind, split) for split in ("train", "val"))
+    alone = not all(val) or (val == train and kind == "coco")
+    return HELD_OUT if alone and all(train) else 0.0
 
 
 def read(settings: DataSettings, split: str) -> tuple[DataFormat, list[Source]]:

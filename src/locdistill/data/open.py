@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from locdistill.data.files import Seen, in_threads, look
-from locdistill.data.formats import read, split_names
+from locdistill.data.files import Seen
+from locdistill.data.formats import held_out, read, split_names
+from locdistill.data.index import look_at
 from locdistill.data.problems import Problem, error_of
 from locdistill.data.records import Dataset, Record, corners
 from locdistill.data.settings import DataSettings
@@ -58,7 +60,12 @@ class DetectorBoxes(Protocol):
 
 
 def open_dataset(
-    settings: DataSettings, split: str, *, training: bool | None = None, boxes: DetectorBoxes | None = None
+    settings: DataSettings,
+    split: str,
+    *,
+    training: bool | None = None,
+    boxes: DetectorBoxes | None = None,
+    labelled: bool = True,
 ) -> Dataset:
     """Open a split for training or evaluation.
 
@@ -75,12 +82,13 @@ def open_dataset(
         training: Whether to leave out what cannot be trained on; ``None``: for the split ``train``.
         boxes: Kind of boxes to convert the objects to: axis-aligned boxes circumscribe rotated objects; axis-aligned
             objects become rotated boxes with the same corners. None leaves them as they are.
+        labelled: Whether the images must have annotations; those of test servers have none.
 
     Raises:
         AnnotationError: There is no such data set, or annotations are broken; the message lists all faults.
         ImageError: Only images are missing, damaged, or of another size than declared; the message lists all.
     """
-    scan = scan_dataset(settings, split, training=training)
+    scan = scan_dataset(settings, split, training=training, labelled=labelled)
     if scan.problems:
         raise error_of(scan.problems, scan.dataset.name, settings.path)
     if not scan.dataset.records:
@@ -99,28 +107,45 @@ def open_dataset(
 
 
 def scan_dataset(
-    settings: DataSettings, split: str, *, training: bool | None = None, inspect: Callable[[Path], Seen] = look
+    settings: DataSettings,
+    split: str,
+    *,
+    training: bool | None = None,
+    inspect: Callable[[Sequence[Path]], list[Seen]] = look_at,
+    labelled: bool | None = None,
 ) -> Scan:
     """Read a split and collect all its faults instead of stopping at the first.
+
+    Args:
+        settings: Path, classes and filters.
+        split: As for :func:`open_dataset`.
+        training: As for :func:`open_dataset`.
+        inspect: Function that checks the image files.
+        labelled: Whether it is a fault that a source has no annotations; None: for ``train`` and ``val``.
 
     Raises:
         AnnotationError: The split cannot be read: it is absent, of another format, or lacks the chosen classes.
     """
-    divided = settings.holdout > 0 and split in ("train", "val")
-    source_split = "train" if divided else split
+    share = held_out(settings, split)
+    source_split = "train" if share else split
     kind, sources = read(settings, source_split)
-    if divided:
-        _hold_out(sources, settings.holdout, split)
+    if share:
+        _hold_out(sources, settings, share, split)
     classes, category_ids = _choose_classes(sources, settings.classes, settings.ignore_classes)
-    held_out = " (held out)" if divided and split == "val" else ""
-    name = f"{Path(settings.path).name}/{'+'.join(split_names(settings, source_split))}{held_out}"
+    kept_back = " (held out)" if share and split == "val" else ""
+    name = f"{Path(settings.path).name}/{'+'.join(split_names(settings, source_split))}{kept_back}"
     dataset = Dataset(name, classes, (), kind, category_ids)
     scan = Scan(dataset)
     for source in sources:
         scan.problems += source.problems
         scan.notes += source.notes
+        if not source.labelled and (split in ("train", "val") if labelled is None else labelled):
+            what = "has no annotations, like files of test images whose labels are not public"
+            remedy = "name a split with labels, or only write results, with 'locdistill evaluate --format-only FILE'"
+            scan.problems.append(Problem(source.file, "", what, remedy))
+        scan.notes["files without annotations"] += not source.labelled
     paths = list(dict.fromkeys(listed.path for source in sources for listed in source.images))
-    scan.seen = dict(zip(paths, in_threads(inspect, paths, label="looking at images"), strict=True))
+    scan.seen = dict(zip(paths, inspect(paths), strict=True))
     lenient = split == "train" if training is None else training
     oriented = any(listed.quads is not None for source in sources for listed in source.images)
     lookup = dict.fromkeys(settings.ignore_classes, ANY) | {name: label for label, name in enumerate(classes)}
@@ -129,27 +154,46 @@ def scan_dataset(
         labels = np.array([lookup.get(name, LEFT_OUT) for _, name in source.categories], dtype=np.int64)
         for listed in source.images:
             record = _record(listed, source, labels, scan, oriented=oriented)
-            if record is not None:
-                kept = trainable(record, settings, scan.notes) if lenient else record
-                records += [] if kept is None else [kept]
+            records += [] if record is None else [record]
+    if lenient:
+        records = trainable(records, settings, scan.notes)
     if len({record.image_id for record in records}) < len(records):  # concatenated sources share identifiers
         records = [replace(record, image_id=number) for number, record in enumerate(records, start=1)]
-    scan.dataset = replace(dataset, records=tuple(records), empty=scan.notes[EMPTY], oriented=oriented)
+    notes = {note: count for note, count in sorted(scan.notes.items()) if count}
+    scan.dataset = replace(dataset, records=tuple(records), empty=scan.notes[EMPTY], notes=notes, oriented=oriented)
     return scan
 
 
-def _hold_out(sources: Sequence[Source], share: float, split: str) -> None:
+def _hold_out(sources: Sequence[Source], settings: DataSettings, share: float, split: str) -> None:
     """Restrict the sources of training images to the held-out images (``val``) or to the others.
 
     The choice depends on file names alone, not on their order or on the machine. Tiles of an image, which may overlap,
-    stay together.
+    stay together, as do the images of a group (`DataSettings.holdout_by`).
+
+    Raises:
+        AnnotationError: There are no two groups to divide.
     """
-    paths = {listed.path for source in sources for listed in source.images}
-    originals = {path: path.with_stem(image_name(path.stem)) for path in paths}  # the image that a tile was cut from
-    shuffled = sorted(set(originals.values()), key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
-    held = set(shuffled[: max(1, round(share * len(shuffled)))])
+    groups = {listed.path: _group(listed.path, settings.holdout_by) for source in sources for listed in source.images}
+    shuffled = sorted(set(groups.values()), key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
+    if len(shuffled) < 2:
+        what = "all images are of one group" if groups else "it lists no images"
+        raise AnnotationError(
+            f"{settings.path}: no images can be held out to evaluate on ({what}); name images to evaluate on with "
+            "data.val=NAME, or set data.holdout=0"
+        )
+    held = set(shuffled[: min(max(1, round(share * len(shuffled))), len(shuffled) - 1)])
     for source in sources:
-        source.images = [image for image in source.images if (originals[image.path] in held) == (split == "val")]
+        source.images = [image for image in source.images if (groups[image.path] in held) == (split == "val")]
+    if split == "val" and settings.holdout is None:
+        note = "images held out of train by name, for there is no split val (data.val=NAME names one)"
+        sources[0].notes[note] = sum(len(source.images) for source in sources)
+
+
+def _group(path: Path, pattern: str | None) -> Path:
+    """Return the name shared by images that must not be divided: the image that a tile was cut from, or the group."""
+    whole = path.with_stem(image_name(path.stem))
+    found = re.search(pattern, whole.name) if pattern else None
+    return path.parent / found.group() if found else whole
 
 
 def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
@@ -158,7 +202,8 @@ def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
     Raises:
         AnnotationError: Nothing can be read.
     """
-    return _choose_classes(read(settings, split)[1], None, settings.ignore_classes)[0]
+    source_split = "train" if held_out(settings, split) else split
+    return _choose_classes(read(settings, source_split)[1], None, settings.ignore_classes)[0]
 
 
 def _choose_classes(
@@ -188,7 +233,8 @@ def _choose_classes(
 
 def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, oriented: bool) -> Record | None:
     """Build a record with boxes in pixels and the chosen classes; for a bad file add a problem and return ``None``."""
-    size, fault, _ = scan.seen[listed.path]
+    seen = scan.seen[listed.path]
+    size, fault = seen.size, seen.fault
     if size is None:
         remedy = "put it there, or remove the image from the annotations" if "no such" in fault else "replace it"
         scan.problems.append(Problem(str(listed.path), "", fault, remedy, image=True))
@@ -202,11 +248,17 @@ def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, o
         scan.problems.append(Problem(str(listed.path), "", what, remedy, image=True))
         return None
     height, width = size
-    boxes = listed.boxes * (width, height, width, height) if source.relative else listed.boxes
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1) if listed.areas is None else listed.areas
+    boxes, quads, areas = listed.boxes, listed.quads, listed.areas
+    if source.relative:
+        unit = np.array((width, height))
+        boxes = boxes * np.tile(unit, 2)
+        quads, areas = (None if shares is None else shares * by for shares, by in ((quads, unit), (areas, unit.prod())))
+    if areas is None:
+        areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
+    if oriented and quads is None:
+        quads = corners(boxes)
     own = labels[listed.categories]
-    quads = corners(boxes) if listed.quads is None else listed.quads
-    return Record(
+    record = Record(
         path=listed.path,
         image_id=listed.image_id,
         width=width,
@@ -215,34 +267,52 @@ def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, o
         labels=own,
         ignored=listed.ignored | (own == ANY),
         areas=areas.astype(np.float32),
-        quads=quads.astype(np.float32) if oriented else None,
-    ).of(own != LEFT_OUT)
+        quads=None if quads is None else quads.astype(np.float32),
+    )
+    return record.of(own != LEFT_OUT) if (own == LEFT_OUT).any() else record
 
 
-def trainable(record: Record, settings: DataSettings, notes: Counter[str]) -> Record | None:
-    """Return the record with its trainable boxes (LD reference's rules), or ``None`` for an image to leave out.
+def trainable(records: Sequence[Record], settings: DataSettings, notes: Counter[str]) -> list[Record]:
+    """Return the images to train on, with their trainable boxes (LD reference's rules); count what is left out.
 
     The sides of a rotated object are those of the smallest rectangle around it.
     """
-    if settings.filter_empty and not len(record.boxes):
-        notes[EMPTY] += 1
-        return None
-    if min(record.height, record.width) < settings.min_side:
-        notes[f"images with a side below {settings.min_side} pixels, left out"] += 1
-        return None
-    bounds = np.array((record.width, record.height), dtype=np.float32)
-    overlap = np.minimum(record.boxes[:, 2:], bounds) - np.maximum(record.boxes[:, :2], 0)
-    outside, tiny = (overlap <= 0).any(-1), (sides_of(record) < settings.min_box_side).any(-1)
-    keep = ~(outside | tiny | (record.areas <= 0))
+    notes[EMPTY] += sum(settings.filter_empty and not len(record.boxes) for record in records)
+    records = [record for record in records if len(record.boxes) or not settings.filter_empty]
+    large = [record for record in records if min(record.height, record.width) >= settings.min_side]
+    notes[f"images with a side below {settings.min_side} pixels, left out"] += len(records) - len(large)
+    if not large:
+        return []
+    # all objects at once, because a large data set has many images
+    counts = [len(record.boxes) for record in large]
+    bounds = np.array([(record.width, record.height) for record in large], np.float32).repeat(counts, axis=0)
+    boxes, areas = (np.concatenate([getattr(record, name) for record in large]) for name in ("boxes", "areas"))
+    overlap = np.minimum(boxes[:, 2:], bounds) - np.maximum(boxes[:, :2], 0)
+    flat = (boxes[:, 2:] <= boxes[:, :2]).any(-1)
+    outside, tiny = (overlap <= 0).any(-1) & ~flat, flat | (sides_of(*large) < settings.min_box_side).any(-1)
+    keep = ~(outside | tiny | (areas <= 0))
     notes["boxes outside the image, left out"] += int(outside.sum())
     notes[f"boxes with a side below {settings.min_box_side:g} px, left out"] += int((tiny & ~outside).sum())
     notes["boxes with area 0, left out"] += int((~keep & ~outside & ~tiny).sum())
     if settings.crowd == "objects":
-        record = replace(record, ignored=record.labels == ANY)
-    return record if keep.all() else record.of(keep)
+        large = [replace(record, ignored=record.labels == ANY) for record in large]
+    ends = np.cumsum(counts)
+    for number in np.unique(np.searchsorted(ends, np.flatnonzero(~keep), side="right")).tolist():
+        large[number] = large[number].of(keep[ends[number] - counts[number] : ends[number]])
+    return large
 
 
-def sides_of(record: Record) -> np.ndarray:
+def shared_images(train: Dataset, val: Dataset) -> list[str]:
+    """Return the names of the images of ``val`` that are in ``train`` as well."""
+    known = {record.path.resolve() for record in train.records}
+    return [record.path.name for record in val.records if record.path.resolve() in known]
+
+
+def sides_of(*records: Record) -> np.ndarray:
     """Return the side lengths ``(n, 2)`` in pixels of each object's box, or of the smallest rectangle around it."""
-    sides: np.ndarray = record.boxes[:, 2:] - record.boxes[:, :2]
-    return sides if record.quads is None else fit(torch.from_numpy(record.quads), "oc")[:, 2:4].numpy()
+    quads = [record.quads for record in records if record.quads is not None]
+    if quads:
+        return fit(torch.from_numpy(np.concatenate(quads)), "oc")[:, 2:4].numpy()
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)])
+    sides: np.ndarray = boxes[:, 2:] - boxes[:, :2]
+    return sides

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -64,6 +65,7 @@ class Dataset:
         kind: File format; ``voc`` is evaluated by VOC's rules.
         category_ids: Identifier of each class in the file: the COCO category id, ``1..C`` for other formats.
         empty: Number of images that were left out of the records because they have no objects.
+        notes: What was left out, changed or guessed when the split was read, with the number of each.
         oriented: Whether objects are rotated boxes; every record then has ``quads``.
         angles: Range of the angles of rotated boxes.
     """
@@ -74,6 +76,7 @@ class Dataset:
     kind: DataFormat
     category_ids: tuple[int, ...]
     empty: int = 0
+    notes: Mapping[str, int] = field(default_factory=dict)
     oriented: bool = False
     angles: AngleRange = "le135"
 
@@ -89,6 +92,11 @@ class Dataset:
             return replace(self, angles=angles)
         records = [replace(record, quads=corners(record.boxes) if oriented else None) for record in self.records]
         return replace(self, records=tuple(records), oriented=oriented, angles=angles)
+
+
+def most_objects(dataset: Dataset) -> int:
+    """Return the largest number of objects in an image, without ignored ones."""
+    return max((int((~record.ignored).sum()) for record in dataset.records), default=0)
 
 
 def corners(boxes: np.ndarray) -> np.ndarray:

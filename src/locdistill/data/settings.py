@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from math import inf
 from typing import Any, Literal
 
@@ -55,6 +56,7 @@ class DataSettings(Settings):
     Attributes:
         path: A folder or file; the format is recognised from it. Empty in recipes that leave it to the command line.
         format: The format, if the path is ambiguous.
+        root: Another folder below which the images of YOLO list files may be; empty: only below the data set's folder.
         train: Splits to train on; several are concatenated. ``None`` is the format's usual: ``train.json``,
             ``annotations/instances_train2017.json`` or ``train/_annotations.coco.json`` of COCO, ``trainval`` of all
             years of VOC (``train`` if there is no ``test``), likewise of HRSC2016, ``train`` of a YOLO ``data.yaml``,
@@ -64,7 +66,10 @@ class DataSettings(Settings):
             ``None`` decides from the whole data set: they do, unless one of them is below 1 or has a fraction.
         bits: Number of bits that the values of 16-bit grayscale images use, such as 12 of many cameras; ``None``: 16.
         holdout: Fraction of the training images, chosen by a hash of their file names, that is not trained on and
-            replaces ``val``. Use it to choose settings, so that ``val`` stays unseen.
+            replaces ``val``. Use it to choose settings, so that ``val`` stays unseen. ``None``: a tenth where there is
+            no split to evaluate on, else 0.
+        holdout_by: Regular expression for the part of a file name that images of one group have in common, such as
+            ``video[0-9]+``; all images of a group are held out, or none.
         classes: Names of the classes to use, in this order; boxes of others are left out. ``None``: all, in the order
             of the file.
         ignore_classes: Names of classes whose regions are ignored: they count neither as object nor as background.
@@ -113,11 +118,13 @@ class DataSettings(Settings):
 
     path: str = ""
     format: Literal["auto", "coco", "voc", "yolo", "dota", "hrsc", "labelme"] = "auto"
+    root: str = ""
     train: str | tuple[str, ...] | None = None
     val: str | tuple[str, ...] | None = None
     one_based: bool | None = None
     bits: int | None = Field(default=None, ge=8, le=16)
-    holdout: float = Field(default=0, ge=0, lt=1)
+    holdout: float | None = Field(default=None, ge=0, lt=1)
+    holdout_by: str | None = None
     classes: tuple[str, ...] | None = None
     ignore_classes: tuple[str, ...] = ()
     sizes: tuple[tuple[int, int], ...] = ((1333, 800),)
@@ -207,6 +214,17 @@ class DataSettings(Settings):
         if not isinstance(cache, bool | int | float) or not 0 <= cache < inf:
             raise ValueError(f"expected true, false, or a number of GB, such as 8; came {cache!r}")
         return cache if isinstance(cache, bool) or cache > 0 else False
+
+    @field_validator("holdout_by")
+    @classmethod
+    def _valid_pattern(cls, pattern: str | None) -> str | None:
+        try:
+            re.compile(pattern or "")
+        except re.error as error:
+            raise ValueError(
+                f"{pattern!r} is no regular expression ({error}); write one such as 'video[0-9]+'"
+            ) from error
+        return pattern
 
     @field_validator("classes")
     @classmethod

@@ -54,7 +54,8 @@ class Source:
         file: Name of the file, for messages.
         categories: Identifier and name of each category, in the order of the labels.
         images: The listed images.
-        relative: Whether boxes are fractions of the image sides (YOLO) instead of pixels.
+        relative: Whether boxes, areas and quads are fractions of the image sides (YOLO) instead of pixels.
+        labelled: Whether the source has annotations; the images of test servers have none.
         problems: Faults of the source.
         notes: Number of harmless oddities of each kind.
     """
@@ -63,6 +64,7 @@ class Source:
     categories: list[tuple[int, str]]
     images: list[Listed] = field(default_factory=list)
     relative: bool = False
+    labelled: bool = True
     problems: list[Problem] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
 

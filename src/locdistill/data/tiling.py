@@ -41,7 +41,7 @@ from locdistill.settings import Count, Positive, Settings
 from locdistill.types import Detections
 
 WINDOWS = "windows.json"
-CUT = 2  # the difficulty of an object that lies partly outside its tile, as in MMRotate and the development kit
+CUT = 2  # the difficulty of an object that lies partly outside its tile, as in MMRotate
 _WHOLE = 1 - 1e-6  # minimum visible fraction of an object that counts as complete
 _COMPRESSION = 3
 
@@ -54,6 +54,8 @@ class TilingSettings(Settings):
         overlap: Minimum overlap of neighbouring tiles, in pixels of the tile.
         scales: Scale factors; images are cut once at each. At 0.5 a tile shows four times the area.
         part: Minimum fraction of an object's area inside a tile for the object to belong to it.
+        mark_cut: Whether an object that lies partly outside its tile is marked as difficult. Otherwise it keeps its own
+            mark, as in JDet.
         pad: Padding colour, right and bottom: by default ImageNet's mean, which is 0 after normalisation.
         bits: Number of bits that the values of 16-bit grayscale images use; None: 16. Tiles have 8 bits.
     """
@@ -62,6 +64,7 @@ class TilingSettings(Settings):
     overlap: int = Field(default=200, ge=0)
     scales: tuple[Positive, ...] = Field(default=(1.0,), min_length=1)
     part: float = Field(default=0.7, gt=0, le=1)
+    mark_cut: bool = True
     pad: tuple[int, int, int] = (124, 116, 104)
     bits: int | None = Field(default=None, ge=8, le=16)
 
@@ -403,7 +406,7 @@ def _cut_one(tiles: Tiles, classes: tuple[str, ...], record: Record, own: list[t
         corners = (record.quads.astype(np.float64) - (window.x, window.y)) * (settings.size / window.side)
         lines = []
         for i in np.flatnonzero(inside >= settings.part).tolist():
-            difficulty = CUT if inside[i] < _WHOLE else int(record.ignored[i])
+            difficulty = CUT if settings.mark_cut and inside[i] < _WHOLE else int(record.ignored[i])
             numbers = " ".join(f"{value:.2f}" for value in corners[i].ravel())
             lines.append(f"{numbers} {written_class(classes[record.labels[i]])} {difficulty}\n")
         _write(labels / f"{name}.txt", "".join(lines).encode())

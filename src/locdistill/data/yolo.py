@@ -1,224 +1,178 @@
-"""YOLO folders: ``data.yaml``, images, and one text file of normalised boxes per image."""
+"""YOLO folders: a description with names and splits, images, and one text file of normalised boxes per image."""
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
-from locdistill.data.files import images_below, in_threads
+from locdistill.data.files import IMAGE_SUFFIXES, images_below, in_threads, read_text
 from locdistill.data.problems import Problem
 from locdistill.data.settings import DataSettings
-from locdistill.data.sources import Listed, Source, box_arrays
+from locdistill.data.sources import Listed, Source, circumscribed, clockwise, signed_areas
+from locdistill.data.yolo_description import (
+    Description,
+    cleaned,
+    find,
+    find_description,
+    load,
+    places_of_entry,
+)
+from locdistill.data.yolo_labels import find_labels, kind_of_rows, objects_of, parse
 from locdistill.errors import AnnotationError
 
-YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
-LOOKED_FOR = "data.yaml or another single YAML file"
-TOLERANCE = 1e-4  # exporters round to four or more digits
-
-
-def find_yaml(path: Path) -> Path | None:
-    """Find the description of the data set: the path itself, a file of a usual name in it, or its only YAML file."""
-    if path.is_file():
-        return path if path.suffix in (".yaml", ".yml") else None
-    usual = next((path / name for name in YAML_NAMES if (path / name).is_file()), None)
-    others = [*path.glob("*.yaml"), *path.glob("*.yml")] if path.is_dir() else []
-    return usual or (others[0] if len(others) == 1 else None)
-
-
-def split_keys(split: str) -> tuple[str, ...]:
-    """Return the possible names of a split in ``data.yaml``."""
-    return ("val", "valid", "validation") if split == "val" else (split,)
+LOOKED_FOR = (
+    "data.yaml or another single YAML file with 'names', 'train' and 'val' (write one where only images and labels "
+    "exist); obj.data; or classes.txt with a name in each line beside images and labels"
+)
 
 
 def fits(path: Path, _names: Sequence[str]) -> bool:
     """Return whether a path is or has a description of the data set."""
-    return find_yaml(path) is not None
+    return find_description(path) is not None
 
 
 def splits(path: Path) -> list[str]:
     """Return those of train, val and test that the description names.
 
     Raises:
-        AnnotationError: The file is no YAML mapping.
+        AnnotationError: The description cannot be read.
     """
-    return [split for split in ("train", "val", "test") if entry_of(path, split)]
+    return [split for split in ("train", "val", "test") if place_of(path, split)]
 
 
-def entry_of(path: Path, split: str) -> Any:
-    """Return what the description says of a split; None if nothing, or if there is no description.
+def place_of(path: Path, split: str) -> list[str]:
+    """Return the folders and lists of a split, also those that do not exist; none for a test split without them.
 
     Raises:
-        AnnotationError: The file is no YAML mapping.
+        AnnotationError: There is no description, or it cannot be read.
     """
-    file = find_yaml(path)
+    description = _described(path)
+    roots, found = description.roots(), []
+    for item in description.entries(split):
+        places, _ = places_of_entry(item, roots, split) if isinstance(item, str) else ([], True)
+        if not places and split == "test":
+            return []
+        found += [str(place) for place in places] or [str(item)]
+    return found
+
+
+def read(settings: DataSettings, _place: list[str], split: str) -> list[Source]:
+    """Read a split; see :func:`read_yolo`."""
+    path = Path(settings.path)
+    source = read_yolo(_described(path), split, settings.root)
+    absent = _described(path).entries("test") if split == "train" and not place_of(path, "test") else []
+    source.notes.update(f"split 'test' ({item}) that does not exist, left out" for item in absent)
+    return [source]
+
+
+def _described(path: Path) -> Description:
+    file = find_description(path)
     if file is None:
         raise AnnotationError(f"{path}: no data.yaml with 'names', 'train' and 'val' in it; write one")
-    content = _load(file)
-    return next((content[key] for key in split_keys(split) if content.get(key)), None)
+    return load(file, path if path.is_dir() else path.parent)
 
 
-def read(settings: DataSettings, _entry: Any, split: str) -> list[Source]:
-    """Read a split; see :func:`read_yolo`."""
-    file = find_yaml(Path(settings.path))
-    assert file is not None
-    return [read_yolo(file, split)]
-
-
-def read_yolo(file: Path, split: str) -> Source:
+def read_yolo(description: Description, split: str, root: str = "") -> Source:
     """Read one split.
 
-    A line of a label file is ``class cx cy w h`` as fractions of the image sides. An image without a label file has no
-    objects. Images are numbered from 1 in the order of their names, or of the list file.
+    A line of a label file is ``class cx cy w h`` as fractions of the image sides. Polygons become the boxes around
+    them; a confidence and key points are dropped. Where all lines have four corners, objects are rotated. An image
+    without a label file has no objects. Images are numbered from 1 in the order of their names, or of the list file.
+
+    Args:
+        description: The description of the data set.
+        split: Name of the split.
+        root: Another folder below which images of list files may be.
 
     Raises:
-        AnnotationError: The YAML file does not describe a data set with this split.
+        AnnotationError: The description has no such split, or no valid names.
     """
-    content = _load(file)
-    names = _class_names(file, content)
-    source = Source(file=str(file), categories=list(enumerate(names)), relative=True)
-    pictures = _split_images(file, content, split, source)
-    parsed = in_threads(lambda path: _parse(label_file(path), len(names)), pictures, label="reading labels")
-    for position, (path, (rows, problems, repeated)) in enumerate(zip(pictures, parsed, strict=True), start=1):
-        source.problems += problems
-        source.notes["label lines written twice"] += repeated
-        centres = box_arrays([(x, y, w, h) for _, x, y, w, h in rows])
-        halves = centres[:, 2:] / 2
+    names = description.class_names()
+    points = description.key_points()
+    source = Source(file=str(description.file), categories=list(enumerate(names)), relative=True)
+    pictures, folders = _pictures(description, split, root, source)
+    files = find_labels(pictures, folders, source, required=split != "test")
+    parsed = in_threads(partial(parse, names=names), files, label="reading labels")
+    kind = kind_of_rows(parsed, points)
+    for position, (path, file, found) in enumerate(zip(pictures, files, parsed, strict=True), start=1):
+        source.problems += found.problems
+        source.notes["label lines with commas, read"] += found.with_commas
+        objects = objects_of(str(file), found.rows, kind, points, source)
+        quads = clockwise(objects.quads, source.notes) if kind == "corners" else None
         source.images.append(
             Listed(
                 path=path,
                 image_id=position,
                 declared=None,
-                boxes=np.concatenate((centres[:, :2] - halves, centres[:, :2] + halves), axis=1),
-                categories=np.array([row[0] for row in rows], dtype=np.int64),
-                ignored=np.zeros(len(rows), dtype=bool),
+                boxes=objects.boxes if quads is None else circumscribed(quads),
+                categories=objects.labels,
+                ignored=np.zeros(len(objects.labels), dtype=bool),
+                areas=None if quads is None else signed_areas(quads),
                 where=f"image {path.name}",
+                quads=quads,
             )
         )
     return source
 
 
-def label_file(image: Path) -> Path:
-    """Return the label file of an image: ``labels`` replaces the last ``images`` in its path, else beside the image."""
-    parts = list(image.parts)
-    for position in range(len(parts) - 2, -1, -1):
-        if parts[position] == "images":
-            parts[position] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
-
-
-def _load(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, ValueError) as error:
-        raise AnnotationError(f"{file}: not valid YAML ({error}); write 'names', 'train' and 'val'") from error
-    if not isinstance(content, dict):
-        raise AnnotationError(f"{file}: expected the keys 'names', 'train' and 'val', found a {type(content).__name__}")
-    return content
-
-
-def _class_names(file: Path, content: dict[str, Any]) -> list[str]:
-    names = content.get("names")
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
-        names = [names[index] for index in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
-        raise AnnotationError(
-            f"{file}: 'names' is {names!r}; expected a list of class names, or a mapping 0: name, 1: name, ..."
-        )
-    texts = [str(name) for name in names]
-    if len(set(texts)) < len(texts):
-        raise AnnotationError(f"{file}: 'names' holds a class twice: {texts}; give each class its own name")
-    return texts
-
-
-def _split_images(file: Path, content: dict[str, Any], split: str, source: Source) -> list[Path]:
-    """Return the images of a split; ``path`` in the YAML file is relative to it, and ignored if it is no folder."""
-    entry = next((content[key] for key in split_keys(split) if content.get(key)), None)
-    entries: list[Any] = entry if isinstance(entry, list) else [entry]
-    if not all(isinstance(item, str) for item in entries):
-        known = [key for key, value in content.items() if key not in ("names", "path", "nc") and value]
+def _pictures(description: Description, split: str, root: str, source: Source) -> tuple[list[Path], list[Path]]:
+    """Return the images of a split, and the folders of which it has all images."""
+    file, entries = description.file, description.entries(split)
+    if not entries or not all(isinstance(item, str) for item in entries):
+        known = [key for key, value in description.content.items() if key not in ("names", "path", "nc") and value]
         raise AnnotationError(
             f"{file}: no split {split!r} (a folder, a list file, or a list of them); the file has {known}"
         )
-    stated = content.get("path")
-    root = file.parent / str(stated) if stated else file.parent
-    if not root.is_dir():
-        root = file.parent
+    roots, stated = description.roots(root), description.stated
+    if stated and not (description.home / stated).is_dir():
+        source.notes[f"'path' that is no folder here ({stated}), replaced by the folder of {file.name}"] += 1
     pictures: list[Path] = []
+    folders: list[Path] = []
     for item in entries:
-        places = [root / item, root / item.removeprefix("../")]
-        place = next((place for place in places if place.exists()), None)
-        if place is None:
-            raise AnnotationError(
-                f"{file}: {split!r} is {item!r}, but there is no {root / item}; correct 'path' or {split!r}"
-            )
-        pictures += images_below(place) if place.is_dir() else _listed(place, root, source)
-    return list(dict.fromkeys(pictures))
+        places, exact = places_of_entry(item, roots, split)
+        if not places:
+            what = f"{split!r} is {item!r}, but there is no {roots[0] / cleaned(item)}"
+            raise AnnotationError(f"{file}: {what}; correct 'path' or {split!r}")
+        source.notes[f"path that does not exist as written ({item}), read as {places[0]}"] += not exact
+        for place in places:
+            if place.is_dir():
+                folders.append(place)
+                pictures += images_below(place)
+            elif place.suffix.lower() in IMAGE_SUFFIXES:
+                pictures.append(place)
+            else:
+                pictures += _listed(place, roots, source)
+    return list(dict.fromkeys(pictures)), folders
 
 
-def _listed(file: Path, root: Path, source: Source) -> list[Path]:
-    """Read the images of a list file: absolute, or relative to the file or to the root; none outside the root.
+def _listed(file: Path, roots: Sequence[Path], source: Source) -> list[Path]:
+    """Read the images of a list file: relative to the file or a root, absolute, or found by the last parts of a name.
 
-    Only names are checked; symbolic links are followed.
+    Only names inside these folders are accepted; symbolic links are followed.
     """
-    pictures = []
-    for number, line in enumerate(file.read_text(encoding="utf-8-sig").splitlines(), start=1):
-        name = line.strip()
+    places = list(dict.fromkeys([file.parent, *roots]))
+    known: dict[str, tuple[Path, bool]] = {}
+    pictures: list[Path] = []
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        folder, _, name = cleaned(line).rpartition("/")
         if not name:
             continue
-        places = [file.parent / name, root / name]
-        place = next((place for place in places if place.is_file()), places[0])
-        if ".." in Path(name).parts or not place.absolute().is_relative_to(root.absolute()):
-            what = f"{name!r} leaves the data folder {root}"
-            source.problems.append(Problem(str(file), f"line {number}", what, "list images below the data folder"))
-        else:
-            pictures.append(place)
+        home, exact = known.get(folder, (None, True))
+        place = home / name if home else None
+        if place is None or not place.is_file():
+            place, exact = find(line, places)
+            place = places[0] / cleaned(line) if place is None else place
+            inside = any(Path(os.path.abspath(place)).is_relative_to(os.path.abspath(above)) for above in places)
+            if place.exists() and not inside:
+                what = f"{cleaned(line)!r} leaves the data folder {roots[0]}"
+                remedy = "list images below it, or set data.root to a folder above the images"
+                source.problems.append(Problem(str(file), f"line {number}", what, remedy))
+                continue
+            known[folder] = place.parent, exact
+        source.notes["listed images that do not exist as written, found by the last parts of their names"] += not exact
+        pictures.append(place)
     return pictures
-
-
-LabelRows = list[tuple[int, float, float, float, float]]
-
-
-def _parse(file: Path, classes: int) -> tuple[LabelRows, list[Problem], int]:
-    """Parse a label file; return its rows, its faults, and the number of duplicate lines."""
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        return [], [], 0
-    except (OSError, ValueError) as error:
-        return [], [Problem(str(file), "", f"cannot be read as text ({error})", "export the labels again")], 0
-    rows: LabelRows = []
-    problems = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        row, fault = _row(line, classes)
-        if fault:
-            problems.append(Problem(str(file), f"line {number}", *fault))
-        elif row:
-            rows.append(row)
-    return rows, problems, len(rows) - len(set(rows))
-
-
-def _row(line: str, classes: int) -> tuple[tuple[int, float, float, float, float] | None, tuple[str, str] | None]:
-    fields = line.split()
-    if len(fields) != 5:
-        return None, (
-            f"has {len(fields)} fields",
-            "expected 'class cx cy w h' (polygons and key points are other formats: export boxes)",
-        )
-    try:
-        label = float(fields[0])
-        x, y, w, h = (float(field) for field in fields[1:])
-    except ValueError:
-        return None, (f"{line.strip()!r} is not five numbers", "expected 'class cx cy w h'")
-    if not label.is_integer() or not 0 <= label < classes:
-        return None, (f"the class is {fields[0]}", f"the data set has the classes 0 to {classes - 1}")
-    if not all(math.isfinite(value) and -TOLERANCE <= value <= 1 + TOLERANCE for value in (x, y, w, h)):
-        return None, (f"the box {fields[1:]} is not within 0..1", "write parts of the image width and height")
-    return (int(label), x, y, max(w, 0.0), max(h, 0.0)), None

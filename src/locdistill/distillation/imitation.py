@@ -10,6 +10,7 @@ fine-grained (Wang et al. 2019)    on :class:`FineGrained`
 DeFeat (Guo et al. 2021)           one inside the boxes, and one on :class:`OutsideBoxes` with twice its weight
 general instances (Dai et al.      on :class:`GeneralInstances`
 2021)
+feature richness (Du et al. 2021)  on :class:`~locdistill.distillation.regions.TeacherConfidence`
 =================================  =============================================================================
 """
 
@@ -27,11 +28,13 @@ from locdistill.distillation.logits import common_classes
 from locdistill.geometry.boxes import paired_iou
 from locdistill.geometry.grid import Grid
 from locdistill.geometry.objects import in_turn
+from locdistill.objective.learned import adapters
 from locdistill.objective.normalisers import LevelMean, Normaliser
 from locdistill.objective.regions import within_objects
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import NOTHING, Need, Region
 from locdistill.settings import Count, Share
+from locdistill.types import Dense
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +213,21 @@ class FeatureL2(OfMaps):
     imitate; see :mod:`locdistill.distillation.imitation`. The reference has no adapter, since both its pyramids have
     256 channels. Locations of one cell share its feature: with the nine anchors of a RetinaNet cell, the cell is
     weighted by the number of its anchors in the region.
+
+    Attributes:
+        kernel: Size of the learned convolution: 1, or 3 as in the published FRS (Du et al. 2021).
     """
+
+    kernel: Literal[1, 3] = 1
+
+    def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
+        """Create an adapter for each of the student's levels; return None if all are as wide as the teacher's.
+
+        Raises:
+            TeacherError: The student or the teacher provides no maps.
+        """
+        mine, its = zip(*self.levels(student, teacher), strict=True)
+        return adapters(mine, its, always=self.adapt, kernel=self.kernel)
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Return the loss of each location; zero where both features agree (the student's after its adapter)."""

@@ -11,6 +11,8 @@ from typing import ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.special import entr
 
 from locdistill.geometry.constant import indices
 from locdistill.losses.distribution import softened_kl
@@ -148,6 +150,29 @@ class ClassBinary(OfPredictions):
         student, teacher = self.pair(scene)
         mine, its = common_classes(student.score_logits, teacher.score_logits, teacher.known)
         return quality_focal_loss(mine, its.sigmoid(), beta=self.beta)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassBinaryKL(OfPredictions):
+    """Class distillation by the divergence of each class score, as independent binary problems.
+
+    ``sum_c KL(q_c || p_c)``, the cross-entropy to the teacher's scores (FRS, Du et al. 2021) less the teacher's own
+    entropy, a constant. Its gradient with respect to a logit is ``p_c - q_c``. For GFL v2 it uses the score with its
+    quality. Classes that the teacher does not know contribute zero.
+
+    Attributes:
+        head: Head that computes predictions from the student's features: its ``own``, or the ``teacher``'s.
+    """
+
+    head: Head = "own"
+
+    def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
+        """Return the loss of each location; zero where student and teacher agree."""
+        student, teacher = self.pair(scene)
+        mine, its = common_classes(student.score_logits, teacher.score_logits, teacher.known)
+        scores = its.sigmoid()
+        entropy: Tensor = entr(scores) + entr(1 - scores)
+        return (binary_cross_entropy_with_logits(mine, scores, reduction="none") - entropy).sum(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from locdistill.distillation import presets
 from locdistill.distillation.fgd import AttentionL1, AttentiveL2, BackgroundCells, ContextL2, ObjectCells
 from locdistill.distillation.imitation import Everywhere, FeatureL2, FineGrained, GeneralInstances, OutsideBoxes
-from locdistill.distillation.logits import ClassBinary, EdgeKL, TeacherOverlap
+from locdistill.distillation.logits import ClassBinary, ClassBinaryKL, EdgeKL, TeacherOverlap
 from locdistill.distillation.mgd import MaskedGeneration
 from locdistill.distillation.patterns import ChannelKL, Correlation
 from locdistill.distillation.regions import ScoreGap, TeacherConfidence
@@ -77,6 +77,18 @@ def _fgd(model: str) -> dict[str, Term]:
         "fgd_background": Term(of=features, on=BackgroundCells(), norm=SUM, weight=background * WIDTH),
         "fgd_attention": Term(of=looks, on=Everywhere(), norm=SUM, weight=attention),
         "fgd_context": Term(of=ContextL2(), on=Everywhere(), norm=SUM, weight=context * WIDTH),
+    }
+
+
+def _frs(model: str) -> dict[str, Term]:
+    # published for RetinaNet: classes of the nine anchors of a cell are added; here each anchor is a location
+    features, classes = (
+        (0.01, 0.05) if model == "fcos" else (0.005, 9 * 0.02) if model.endswith("retinanet") else (0.1, 0.05)
+    )
+    where, norm = TeacherConfidence(), ImageLevelMean()
+    return {
+        "frs_features": Term(of=FeatureL2(), on=where, norm=norm, weight=features * WIDTH),
+        "frs_classes": Term(of=ClassBinaryKL(), on=where, norm=norm, weight=classes),
     }
 
 
@@ -193,6 +205,19 @@ METHODS: dict[str, Method] = {
         paper="GI, Dai et al. 2021",
         notes="Ten per level and image; per batch in the reference.",
         recipe="gi_r50_from_r101",
+    ),
+    "frs": Method(
+        terms=_frs,
+        compares="features; classes one by one",
+        where="everywhere, by the teacher's scores",
+        asks="maps, scores",
+        paper="FRS, Du et al. 2021",
+        notes=(
+            "Weights are those of its authors' configurations: for GFL, for FCOS and for RetinaNet. Published, a "
+            "learned 3x3 convolution always adapts the student's features, and both terms grow over the first 500 "
+            "steps, as in the recipe."
+        ),
+        recipe="frs_r50_from_r101",
     ),
     "pkd": Method(
         terms=lambda model: {

@@ -65,7 +65,8 @@ class TeacherSettings(Settings):
     """Settings of the teacher."""
 
     weights: str | None = None
-    """A weights file, a run folder, or ``run/best``; None if the file has to be given on the command line.
+    """A weights file, a run folder, ``run/best``, or an address (``https://``, ``hf://``); None if it has to be given
+    on the command line.
 
     ``ema`` is the running average of the student's own weights (a folder of this name is ``./ema``). It equals the
     student at first, so that the terms which compare with it begin at about 0. Its weights are only in the run's

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from locdistill.data.records import Dataset, Record
 from locdistill.evaluation.arrays import Rows, found
 from locdistill.evaluation.coco import OVERLAPS
-from locdistill.evaluation.greedy import BUDGET, match_greedily, pairwise_overlaps
+from locdistill.evaluation.greedy import budget_of, match_greedily, pairwise_overlaps
 from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, judge_class
 from locdistill.types import Detections
 
@@ -115,13 +115,13 @@ def judge_coco(dataset: Dataset, detections: Mapping[int, Detections]) -> Judgem
         ValueError: Detections for an image or a class that the data set does not have.
     """
     collected = _Collected(dataset, tuple(_AREAS))
-    here = found(dataset, detections)
+    here, budget = found(dataset, detections), budget_of(collected.records)
     for i, record in enumerate(collected.records):
         mine = here[record.image_id]
         for c in np.union1d(mine.labels, record.labels).tolist():
             # indices of the detections of this class in this image
             own = np.flatnonzero(mine.labels == c)
-            chosen, of_class = own[np.argsort(-mine.scores[own], kind="stable")][:BUDGET], record.labels == c
+            chosen, of_class = own[np.argsort(-mine.scores[own], kind="stable")][:budget], record.labels == c
             boxes = mine.boxes[chosen].astype(np.float64)
             crowd, areas = record.ignored[of_class], record.areas[of_class].astype(np.float64)
             overlaps = pairwise_overlaps(boxes, record.boxes[of_class], crowd)

@@ -18,13 +18,16 @@ from numpy.typing import NDArray
 
 from locdistill.data.records import Dataset
 from locdistill.evaluation.arrays import Rows, found
+from locdistill.evaluation.greedy import BUDGET, budget_of
 from locdistill.evaluation.tables import Table, percent
 from locdistill.types import Detections
 
-# Axes of the evaluator's arrays: overlap 0.5 + 0.05 i; all, small, medium, large; 1, 10, 100 detections.
+# Axes of the evaluator's arrays: overlap 0.5 + 0.05 i; all, small, medium, large; 1, 10, 100 and more detections.
 OVERLAPS = {"50": 0, "75": 5, "90": 8}
 SIZES = {"": 0, "s": 1, "m": 2, "l": 3}
-BUDGETS = {"1": 0, "10": 1, "100": 2}
+BUDGETS = (1, 10, BUDGET)
+OF_COCO = f"AP@{BUDGET}"
+"""AP with COCO's own limit of detections, where more are evaluated."""
 PER_CLASS = ("AP", "AP50", "AP75", "AP90")
 _DEFAULTS = Params("bbox")
 _CATEGORY = 1  # the only one: classes are evaluated one at a time
@@ -36,12 +39,15 @@ class CocoResult:
 
     Attributes:
         stats: AP, AP50, AP75, AP90, APs, APm, APl, AR1, AR10, AR100, ARs, ARm, ARl. A class without objects is left out
-            of all means.
+            of all means. With images of more than 100 objects of a class more detections are evaluated, as many as
+            ``budget``; AP@100 is then COCO's own number.
         per_class: By class name: AP, AP50, AP75, AP90, and ``objects``, the number of objects to find (without crowds).
+        budget: Detections of a class in an image that are evaluated.
     """
 
     stats: dict[str, float | None]
     per_class: dict[str, dict[str, float | None]]
+    budget: int = BUDGET
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics to log: those that are defined, and always AP, AP50, AP75, AP90 (NaN if undefined)."""
@@ -58,14 +64,18 @@ class CocoResult:
         rows.append(("mean", f"{total:.0f}", *(percent(self.stats[metric]) for metric in PER_CLASS)))
         by_class = Table("By class", ("class", "objects", *PER_CLASS), tuple(rows), emphasis=(len(rows) - 1,))
         means = tuple(percent(value) for value in self.stats.values())
-        return Table("COCO metrics (%)", tuple(self.stats), (means,)), by_class
+        title = "COCO metrics (%)"
+        if self.budget > BUDGET:
+            title += f", {self.budget} detections of a class in an image; {OF_COCO} is COCO's own AP"
+        return Table(title, tuple(self.stats), (means,)), by_class
 
 
 def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> CocoResult:
     """Compute the twelve COCO metrics, AP at overlap 0.90, and AP by class.
 
     Crowd regions (``Record.ignored``) follow COCO: they need not be found, and detections inside one are not counted as
-    false. At most 100 detections per image and class are evaluated.
+    false. At most 100 detections per image and class are evaluated, or more where an image has more objects of a class
+    (see :func:`locdistill.evaluation.greedy.budget_of`).
 
     Size classes (small up to 32², medium, large from 96² pixels) are determined by ``Record.areas``: the area of the
     object's outline where the annotations have one, as in the official evaluation of COCO, else of its box. Boxes were
@@ -85,31 +95,35 @@ def coco_metrics(dataset: Dataset, detections: Mapping[int, Detections]) -> Coco
     reported = Rows.detections([found_by_image[record.image_id] for record in records])
     # Recall by overlap, class, size and budget; precision also by recall. Each class is evaluated on the images with
     # objects or detections of it, to save time and memory; a class without objects stays undefined (-1).
-    shape = (len(_DEFAULTS.iouThrs), len(dataset.classes), len(_DEFAULTS.areaRng), len(_DEFAULTS.maxDets))
+    budget = budget_of(records)
+    budgets = [*BUDGETS, *([] if budget == BUDGET else [budget])]
+    shape = (len(_DEFAULTS.iouThrs), len(dataset.classes), len(_DEFAULTS.areaRng), len(budgets))
     precision = np.full((shape[0], len(_DEFAULTS.recThrs), *shape[1:]), -1.0)
     recall = np.full(shape, -1.0)
     for c in np.unique(objects.labels).tolist():
-        evaluation = _OneClass(objects.of_class(c), reported.of_class(c))
+        evaluation = _OneClass(objects.of_class(c), reported.of_class(c), budgets)
         evaluation.evaluate()
         evaluation.accumulate()
         precision[:, :, c] = evaluation.eval["precision"][:, :, 0]
         recall[:, c] = evaluation.eval["recall"][:, 0]
 
-    stats = {"AP": _mean(precision[:, :, :, 0, 2])}
-    stats |= {f"AP{name}": _mean(precision[i, :, :, 0, 2]) for name, i in OVERLAPS.items()}
-    stats |= {f"AP{name}": _mean(precision[:, :, :, i, 2]) for name, i in SIZES.items() if name}
-    stats |= {f"AR{name}": _mean(recall[:, :, 0, i]) for name, i in BUDGETS.items()}
-    stats |= {f"AR{name}": _mean(recall[:, :, i, 2]) for name, i in SIZES.items() if name}
+    stats = {"AP": _mean(precision[:, :, :, 0, -1])}
+    stats |= {f"AP{name}": _mean(precision[i, :, :, 0, -1]) for name, i in OVERLAPS.items()}
+    stats |= {f"AP{name}": _mean(precision[:, :, :, i, -1]) for name, i in SIZES.items() if name}
+    stats |= {f"AR{number}": _mean(recall[:, :, 0, i]) for i, number in enumerate(budgets)}
+    stats |= {f"AR{name}": _mean(recall[:, :, i, -1]) for name, i in SIZES.items() if name}
+    if budget > BUDGET:
+        stats[OF_COCO] = _mean(precision[:, :, :, 0, BUDGETS.index(BUDGET)])
 
     counts = np.zeros(len(dataset.classes), np.int64)
     for record in dataset.records:
         counts += np.bincount(record.labels[~record.ignored], minlength=len(counts))
     per_class = {}
     for c, name in enumerate(dataset.classes):
-        numbers = {"AP": _mean(precision[:, :, c, 0, 2])}
-        numbers |= {f"AP{overlap}": _mean(precision[i, :, c, 0, 2]) for overlap, i in OVERLAPS.items()}
+        numbers = {"AP": _mean(precision[:, :, c, 0, -1])}
+        numbers |= {f"AP{overlap}": _mean(precision[i, :, c, 0, -1]) for overlap, i in OVERLAPS.items()}
         per_class[name] = numbers | {"objects": float(counts[c])}
-    return CocoResult(stats, per_class)
+    return CocoResult(stats, per_class, budget)
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:
@@ -125,7 +139,7 @@ class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no ty
     which took as long as the evaluation itself.
     """
 
-    def __init__(self, objects: Rows, reported: Rows) -> None:
+    def __init__(self, objects: Rows, reported: Rows, budgets: list[int]) -> None:
         # Nothing is printed: this is a library, and several processes may evaluate at once.
         super().__init__(iouType="bbox", print_function=lambda *_: None)
         self._objects, self._reported = objects, reported
@@ -135,6 +149,7 @@ class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no ty
             boxes[:, 2:] -= boxes[:, :2]  # x, y, width, height
         self.params.imgIds = sorted(self._objects_of.keys() | self._reported_of.keys())
         self.params.catIds = [_CATEGORY]
+        self.params.maxDets = budgets
 
     def _prepare(self) -> None:
         """Pass the entries to the library, which calls this first."""

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import numpy as np
 from numpy.typing import NDArray
 
+from locdistill.data.records import Record
+
 BUDGET = 100
 """Detections per image and class that COCO evaluates."""
+
+
+def budget_of(records: Iterable[Record]) -> int:
+    """Return the detections per image and class to evaluate: COCO's 100, or hundreds that suffice for all objects."""
+    most = max((int(np.bincount(r.labels[~r.ignored]).max(initial=0)) for r in records), default=0)
+    return max(BUDGET, math.ceil(most / BUDGET) * BUDGET)
 
 
 def pairwise_overlaps(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from locdistill.data.records import Dataset
 from locdistill.evaluation.arrays import Rows, found
 from locdistill.evaluation.evaluator import Evaluator
-from locdistill.evaluation.greedy import BUDGET, match_greedily, pairwise_overlaps
+from locdistill.evaluation.greedy import budget_of, match_greedily, pairwise_overlaps
 from locdistill.evaluation.rotated import rotated_overlaps
 from locdistill.evaluation.voc import match_class
 from locdistill.types import Detections
@@ -122,7 +122,7 @@ def match(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_poin
         mine, truth = (slice(*np.searchsorted(rows.labels, (c, c + 1))) for rows in (reported, objects))
         parts = (reported.taken(mine), objects.taken(truth))
         if evaluator.rules is None:
-            own, counted[mine] = _as_coco(*parts)
+            own, counted[mine] = _as_coco(*parts, budget_of(records))
         else:
             at_half = replace(evaluator.rules, thresholds=evaluator.rules.thresholds[:1])
             (own,), (counted[mine],) = match_class(*parts, at_half)
@@ -133,15 +133,15 @@ def match(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_poin
     return Matches(dataset.classes, images, objects, reported, target, counted, pairs, evaluator.levels)
 
 
-def _as_coco(reported: Rows, objects: Rows) -> tuple[Indices, NDArray[np.bool_]]:
+def _as_coco(reported: Rows, objects: Rows, budget: int) -> tuple[Indices, NDArray[np.bool_]]:
     """Match the detections of one class as COCO does; return the target, and whether each is counted."""
     target, counted = np.full(len(reported.images), _NONE), np.ones(len(reported.images), bool)
     truth = objects.by_image()
     for image, rows in reported.by_image().items():
-        counted[rows.start + BUDGET : rows.stop] = False
+        counted[rows.start + budget : rows.stop] = False
         if (here := truth.get(image)) is None:
             continue
-        crowd, best = objects.values[here].astype(bool), slice(rows.start, min(rows.start + BUDGET, rows.stop))
+        crowd, best = objects.values[here].astype(bool), slice(rows.start, min(rows.start + budget, rows.stop))
         overlaps = pairwise_overlaps(reported.boxes[best], objects.boxes[here], crowd)
         (own,), (forgiven,) = match_greedily(overlaps, crowd, crowd, _HALF)
         target[best] = np.where(own == _NONE, _NONE, own + here.start)

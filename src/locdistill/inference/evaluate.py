@@ -160,7 +160,7 @@ def evaluate(
         detector.settings, others = adjusted(detector.settings, overrides, data=data_of(weights, data))
         settings = validate(DataSettings, others["data"], "data")
         settings = with_classes(settings, split, detector.settings.classes)
-        dataset = open_dataset(settings, split, training=False, boxes=detector.settings)
+        dataset = open_dataset(settings, split, training=False, boxes=detector.settings, labelled=format_only is None)
         loader: Iterable[Batch] = validation_loader(
             dataset,
             detector.settings,
@@ -176,7 +176,7 @@ def evaluate(
 
 def _stored(path: Path, data: str | Path | None, split: str, overrides: Sequence[Override]) -> EvaluationResult:
     """Evaluate the detections in a file of COCO results."""
-    changed = apply_overrides({"data": {} if data is None else {"path": str(data)}}, overrides)
+    changed = apply_overrides({"data": {} if data is None else {"path": str(data), "holdout": 0}}, overrides)
     if unknown := [key for key in changed if key != "data"]:
         raise RecipeError(f"{unknown[0]}: stored results can be adjusted in data only; leave it out, or name weights")
     if "path" not in changed["data"]:
@@ -254,14 +254,20 @@ def _judge(
 
 
 def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
-    """Return data settings: a folder with all defaults, or those of the run of the weights."""
-    if data is not None:
-        return {"path": str(data)}
+    """Return data settings: a folder with all defaults, or those of the run of the weights.
+
+    Images were held out to evaluate on in the folder of the run alone; of any other, all count.
+    """
     beside = locate(weights).parent / RECIPE
+    if data is not None and not beside.is_file():
+        return {"path": str(data), "holdout": 0}
     if not beside.is_file():
         raise RecipeError(f"no data set given, and {beside} does not exist; pass --data FOLDER")
     settings = validate(DataSettings, group(recipe_data(beside), "data"), f"{beside}: data")
-    return settings.model_dump(mode="json")
+    if data is None:
+        return settings.model_dump(mode="json")
+    same = Path(settings.path).resolve() == Path(data).resolve()
+    return {"path": str(data), "holdout": settings.holdout if same else 0, "holdout_by": settings.holdout_by}
 
 
 def with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> DataSettings:

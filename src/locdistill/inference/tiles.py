@@ -97,10 +97,11 @@ def tile(
     names = splits or available_splits(settings)
     if not names:
         raise DataError(f"{data}: no split train, val or test; name the splits to cut with --split")
-    # Ignored classes are cut as ordinary ones.
+    # Ignored classes are cut as ordinary ones, and no image is held out unless that is asked for.
     classes = None if settings.classes is None else (*settings.classes, *settings.ignore_classes)
-    settings = settings.model_copy(update={"classes": classes, "ignore_classes": ()})
-    datasets = {name: open_dataset(settings, name, training=False) for name in names}
+    whole = {"classes": classes, "ignore_classes": (), "holdout": settings.holdout or 0.0}
+    settings = settings.model_copy(update=whole)
+    datasets = {name: open_dataset(settings, name, training=False, labelled=False) for name in names}
     out = Path(out)
     make_folder(out)
     tiles = {}
@@ -231,7 +232,7 @@ def _original(path: str | Path, split: str, tiles: Tiles, overrides: Sequence[Ov
     if settings.classes is None:
         classes = tuple(name for name in tiles.original.classes if name not in settings.ignore_classes)
         settings = settings.model_copy(update={"classes": classes})
-    dataset = open_dataset(settings, split, training=False)
+    dataset = open_dataset(settings, split, training=False, labelled=False)
     there, asked = ({r.image_id: r.path.name for r in data.records} for data in (dataset, tiles.original))
     if there != asked:
         raise DataError(

@@ -8,6 +8,7 @@ Any other name is refused.
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import zipfile
@@ -71,6 +72,8 @@ STAND_INS: tuple[tuple[type, tuple[str, ...]], ...] = (
         ),
     ),
 )
+JITTOR = b"HCAJSLHD"
+"""End of Jittor's files."""
 REMEDY = """If you trust where it comes from, and only then, save its weights alone, on a machine that may run its code:
     content = torch.load({name!r}, map_location="cpu", weights_only=False)
     torch.save(content.get("state_dict", content), "weights.pth")"""
@@ -82,6 +85,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: It is damaged, not a checkpoint, or needs objects that could run code.
     """
+    _refuse_others(path)
     known = [(stand_in, name) for stand_in, names in STAND_INS for name in names]
     with torch.serialization.safe_globals(known):  # type: ignore[arg-type]
         try:
@@ -101,6 +105,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(content, Mapping):
         raise WeightsError(f"{path}: expected a state dict (names to tensors), got a {type(content).__name__}")
     return dict(content)
+
+
+def _refuse_others(path: Path) -> None:
+    """Refuse the files of Jittor, a pickle with a checksum and a mark behind it, with the reason.
+
+    Raises:
+        WeightsError: It is one.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(-min(len(JITTOR), path.stat().st_size), os.SEEK_END)
+            marked = file.read() == JITTOR
+    except OSError:
+        return  # reported by the reader
+    if marked:
+        raise WeightsError(
+            f"{path}: a file of Jittor (JDet), which cannot be used here: JDet's anchors lie half a cell less half a "
+            "pixel further right and down, so its boxes would be shifted by 3.5 to 63.5 pixels. Train the detector "
+            "with 'locdistill train rotated_retinanet_jdet_r50_1x'"
+        )
 
 
 def _wanting(path: Path, error: Exception) -> str:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from locdistill.errors import RecipeError, WeightsError
 from locdistill.interop.mmdet import rename, to_ours
+from locdistill.models import download
 from locdistill.models.residual import adapt
 from locdistill.models.settings import DetectorSettings
 from locdistill.models.weights import load_strict, read_state_dict
@@ -162,7 +163,7 @@ def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:
     classifier may be dropped: any other is an error, and so is any missing name. The offsets of deformable convolutions
     are 0 where the file has none.
     """
-    tensors = read_state_dict(path)
+    tensors = read_state_dict(download.fetch(path) if download.is_url(path) else path)
     classifier = _to_look_at(
         lambda: timm.create_model(settings.backbone, pretrained=False, **_arguments(settings.backbone_args))
     )

@@ -1,6 +1,7 @@
 """Names with the checksum of their file: ``NAME-<first 8 hexadecimal digits of the SHA-256>.safetensors``.
 
-MMDetection names its published files the same way, so these can be checked too.
+MMDetection, torchvision and timm name their published files the same way, so these can be checked too. Eight digits
+that are a date are no checksum.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 from locdistill.errors import WeightsError
 from locdistill.files import file_digest
 
-_ENDING = re.compile(r"(?P<name>.+)-(?P<checksum>[0-9a-f]{8})")
+_ENDING = re.compile(r"(?P<name>.+)-(?P<checksum>(?!(19|20)\d\d[01]\d[0-3]\d$)[0-9a-f]{8,64})")
 
 
 def with_checksum(name: str, sha256: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from locdistill.errors import HubError, LocdistillError, RunError
 from locdistill.files import make_folder, replacing
+from locdistill.models import download
 from locdistill.models.checksum import check_checksum, split_checksum
 from locdistill.models.foreign import detector_settings
 from locdistill.models.weights import SUFFIX, locate
@@ -70,20 +71,22 @@ def find(weights: str | Path) -> Path:
     """Return the path of the weights that a user names.
 
     Args:
-        weights: A file, a path without its suffix, a run folder (its best), or ``hf://OWNER/NAME[@REVISION][/FILE]``,
-            which is downloaded if needed.
+        weights: A file, a path without its suffix, a run folder (its best), ``https://...`` or
+            ``hf://OWNER/NAME[@REVISION][/FILE]``; the last two are downloaded if needed.
 
     Raises:
         HubError: The hub cannot be reached, or has no such repository, revision or file.
-        WeightsError: There is no such file, or the download is damaged or not a detector of this package.
+        WeightsError: There is no such file, or the download fails, is damaged or not a detector of this package.
     """
+    if download.is_url(str(weights)):
+        return download.fetch(str(weights))
     address = _address(str(weights))
     return locate(weights) if address is None else _fetch(address, token=None)
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is a hub address, not a path."""
-    return text.startswith("hf:/")
+    """Return whether a text is an address, of the hub or of the web, not a path."""
+    return text.startswith("hf:/") or download.is_url(text)
 
 
 def _address(text: str) -> _Address | None:
@@ -92,7 +95,7 @@ def _address(text: str) -> _Address | None:
     Raises:
         HubError: It begins like an address, but is not valid.
     """
-    if not is_address(text):
+    if not text.startswith("hf:/"):
         return None
     found = _ADDRESS.fullmatch(text)
     if found is None:

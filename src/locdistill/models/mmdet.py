@@ -6,19 +6,22 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 
 from locdistill.errors import WeightsError
+from locdistill.interop.configs import architecture_of, read_config, settings_of
 from locdistill.interop.mmdet import to_mmdet
 from locdistill.interop.recognise import recognise
 from locdistill.interop.unpack import Which
 from locdistill.models import foreign
 from locdistill.models.detector import Detector
 from locdistill.models.foreign import ForeignSource, ImportReport
-from locdistill.models.weights import METADATA_KEY, SUFFIX, building, file_name, locate, whole_file
+from locdistill.models.hub import find
+from locdistill.models.weights import METADATA_KEY, SUFFIX, building, file_name, whole_file
 
 Format = Literal["locdistill", "mmdet"]
 THEIR_SUFFIXES = (".pth", ".pt")
@@ -51,17 +54,19 @@ def load_mmdet(
             evaluate, or the weights that were averaged (``raw``).
         strict: Whether every weight must be present, fit and be finite; otherwise a warning lists those that are not,
             which keep their random initial values.
-        settings: Settings of the detector that override the recognised ones, such as ``{"style": "caffe"}``.
+        settings: Settings of the detector that override the recognised ones, such as ``{"style": "caffe"}``. ``config``
+            names a configuration file of MMDetection (``.py``) for what the weights do not show: classes,
+            normalisation, input size and test settings. It is parsed, never executed.
 
     Raises:
-        WeightsError: The file is absent, damaged, would run code, is of another architecture, or incomplete; or the
+        WeightsError: A file is absent, damaged, would run code, is of another architecture, or incomplete; or the
             requested classes, weights or settings are not available.
     """
     if not isinstance(source, Mapping):
-        source = locate(source)
+        source = find(source)
         if not foreign.is_foreign(source):
             raise WeightsError(f"{source}: not a file of MMDetection; use Detector.load for files of locdistill")
-    found = foreign.read(source, classes=classes, weights=weights, strict=strict, settings=settings)
+    found = _read(source, classes=classes, weights=weights, strict=strict, settings=settings)
     detector, report = _build(found, strict)
     (log.info if strict else log.warning)("%s", report)
     return detector
@@ -146,13 +151,39 @@ def convert(
         out = out.with_name(out.name + SUFFIX)
     if os.path.exists(out) and not force:  # unlike `Path.exists`, never an error: the writer reports it
         raise WeightsError(f"{out} exists already; give another name, or --force to replace it")
-    file = locate(source)
+    file = find(source)
     if foreign.is_foreign(file):
-        found = foreign.read(file, classes=classes, weights=weights, strict=strict, settings=settings)
+        found = _read(file, classes=classes, weights=weights, strict=strict, settings=settings)
         detector, report = _build(found, strict)
     else:
         detector, report = _own(file, changed=bool(classes or settings))
     return (save_mmdet(detector, out) if to == "mmdet" else detector.save(out)), report
+
+
+def _read(source: ForeignSource, *, settings: Mapping[str, Any] | None, **options: Any) -> foreign.Foreign:
+    """Read a foreign file, with the settings of a configuration file, whose architecture must be that of the weights.
+
+    Raises:
+        WeightsError: They are of different architectures; or as for `load_mmdet`.
+    """
+    given = dict(settings or {})
+    config = given.pop("config", None)
+    if config is None:
+        return foreign.read(source, settings=given, **options)
+    described = read_config(config)
+    stated = settings_of(described)
+    found = foreign.read(source, settings=stated | given, **options)
+    own = found.report.settings
+    weights = own.model_dump() | {"backbone": own.backbone.split(".")[0], "number of classes": len(own.classes)}
+    differ = [
+        f"{key} {value}, but the weights have {weights[key]}"
+        for key, value in architecture_of(described).items()
+        if value != weights[key]
+    ]
+    if differ:
+        raise WeightsError(f"{config} is of another detector than {found.report.source}: it has {'; '.join(differ)}")
+    note = f"{', '.join(stated) or 'nothing'} from {config}"
+    return replace(found, report=replace(found.report, notes=(*found.report.notes, note)))
 
 
 def _build(found: foreign.Foreign, strict: bool) -> tuple[Detector, ImportReport]:

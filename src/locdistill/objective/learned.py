@@ -43,19 +43,24 @@ class Learned(nn.Module):
 
 
 def adapters(
-    student: Sequence[Float[Tensor, "_ _ _ _"]], teacher: Sequence[Float[Tensor, "_ _ _ _"]], *, always: bool = False
+    student: Sequence[Float[Tensor, "_ _ _ _"]],
+    teacher: Sequence[Float[Tensor, "_ _ _ _"]],
+    *,
+    always: bool = False,
+    kernel: int = 1,
 ) -> nn.ModuleList | None:
-    """Build 1x1 convolutions from the width of each map of the student to that of the teacher's corresponding map.
+    """Build convolutions from the width of each map of the student to that of the teacher's corresponding map.
 
     Args:
         student: Maps of the student, of which only the widths are used.
         teacher: Maps of the teacher, as many.
         always: Whether to build them for equal widths too; otherwise the result is then None.
+        kernel: Height and width of the convolutions, an odd number.
     """
     widths = [(mine.shape[1], its.shape[1]) for mine, its in zip(student, teacher, strict=True)]
     if not always and all(mine == its for mine, its in widths):
         return None
-    return nn.ModuleList(nn.Conv2d(mine, its, 1) for mine, its in widths)
+    return nn.ModuleList(nn.Conv2d(mine, its, kernel, padding=kernel // 2) for mine, its in widths)
 
 
 class TrainingProgress(NamedTuple):

@@ -42,6 +42,7 @@ from locdistill.recipe.fitted import (
     anchor_for,
     data_for,
     described,
+    detections_for,
     engine_for,
     epochs_for,
     levels_for,
@@ -170,6 +171,8 @@ def _for_data(request: Request, passes: float | None) -> dict[str, Any]:
     elif KINDS[known].assigner == "atss":
         architecture["levels"] = levels_for(data["sizes"][0])
         architecture["anchor_scale"] = anchor_for(facts, data["sizes"][0])
+    if not KINDS[known].rotated and (more := detections_for(dataset)):
+        architecture["detections"] = more
     if passes is not None or request.get("minutes") is None:  # else this is not the last word on the size
         log.info("%s", described(facts, data["sizes"][0], chosen=given is None))
     recipe: dict[str, Any] = {

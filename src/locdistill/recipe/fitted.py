@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from locdistill.data.records import Dataset
+from locdistill.data.records import Dataset, most_objects
 from locdistill.errors import RecipeError
+from locdistill.models.settings import DetectionSettings
 
 
 class Size(NamedTuple):
@@ -184,6 +185,12 @@ def engine_for(facts: DataFacts, epochs: float, *, evaluated: bool = True) -> di
         "eval_every": max(1, int(epochs / EVALUATIONS)),
         "patience": PATIENCE if evaluated else None,
     }
+
+
+def detections_for(dataset: Dataset) -> dict[str, Any]:
+    """Return the detection settings that differ from the default ones: as many detections as an image has objects."""
+    most, usual = most_objects(dataset), DetectionSettings().max_detections
+    return {"max_detections": math.ceil(most / usual) * usual} if most > usual else {}
 
 
 def data_for(facts: DataFacts, epochs: float, *, cached: bool = False) -> dict[str, Any]:

@@ -39,8 +39,9 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
     """Merge ``change`` into ``base``: groups are merged key by key, lists and values replaced; terms merge by name.
 
     The assigner, and ``of``, ``on`` and ``norm`` of a term, are merged only if they name the same class; a term that is
-    null is removed. If ``change`` sets ``data.augment``, its parts in ``base`` are dropped. Neither argument is
-    modified; unchanged parts are shared with ``base``.
+    null is removed. If ``change`` sets ``data.augment``, its parts in ``base`` are dropped; if it sets ``data.sizes``,
+    so is the input size outside training, which belongs to those of ``base``. Neither argument is modified; unchanged
+    parts are shared with ``base``.
     """
     merged = dict(base)
     for key, value in change.items():
@@ -54,6 +55,11 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
             merged[key] = merge(merged[key], value)
         else:
             merged[key] = copy.deepcopy(value)
+    shown = group(merged, "detector").get("input")
+    if "sizes" in group(change, "data") and isinstance(shown, dict):
+        anew = {"short", "long"} - group(group(change, "detector"), "input").keys()
+        kept = {name: value for name, value in shown.items() if name not in anew}
+        merged["detector"] = {**merged["detector"], "input": kept}
     return merged
 
 
@@ -83,7 +89,9 @@ def _merge_component(base: Any, change: Any) -> Any:
 
 
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
-    """Apply overrides, as text or already parsed, to the plain data of a recipe: ``data.augment``, then in order.
+    """Apply overrides, as text or already parsed, to the plain data of a recipe, in order.
+
+    ``data.augment`` and ``data.sizes`` are applied first, because they drop what follows from them.
 
     Raises:
         RecipeError: An override cannot be parsed, its path passes through a value that is no group, or it names a term
@@ -91,7 +99,7 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
     """
     problems = []
     data = copy.deepcopy(data)
-    for override in sorted(overrides, key=lambda override: not _strengthens(override)):
+    for override in sorted(overrides, key=lambda override: not _comes_first(override)):
         try:
             path, value = parse_override(override)
             path = _with_own_names(path)
@@ -109,9 +117,10 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
     return data
 
 
-def _strengthens(override: str | tuple[tuple[str, ...], Any]) -> bool:
-    """Return whether an override sets ``data.augment``, whose parts may be set after it."""
-    return (override.startswith("data.augment=")) if isinstance(override, str) else override[0] == ("data", "augment")
+def _comes_first(override: str | tuple[tuple[str, ...], Any]) -> bool:
+    """Return whether an override may set ``data.augment`` or ``data.sizes``; what they drop may be set after them."""
+    path = tuple(override.partition("=")[0].strip().split(".")) if isinstance(override, str) else override[0]
+    return path in (("data",), ("data", "augment"), ("data", "sizes"))
 
 
 def _with_own_names(path: tuple[str, ...]) -> tuple[str, ...]:

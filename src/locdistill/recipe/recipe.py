@@ -25,6 +25,16 @@ OF_TEACHER = "teacher"
 """Value of ``start`` for a student initialised with its teacher's weights."""
 
 
+class TestDev(Settings):
+    """The published result on COCO test-dev, in percent."""
+
+    ap: float
+    ap50: float | None = None
+    ap75: float | None = None
+    ar100: float | None = None
+    """Average recall of up to 100 detections per image."""
+
+
 class Published(Settings):
     """The published result of a recipe."""
 
@@ -32,6 +42,9 @@ class Published(Settings):
     """AP, in percent, over the thresholds 0.5 to 0.95."""
     ap50: float | None = None
     ap75: float | None = None
+    ap_small: float | None = None
+    ap_medium: float | None = None
+    ap_large: float | None = None
     baseline: float | None = None
     """AP of the same detector trained without a teacher."""
     baseline50: float | None = None
@@ -40,6 +53,8 @@ class Published(Settings):
     """AP corrected for a known error of the published evaluation."""
     corrected_baseline: float | None = None
     """Corrected AP of the baseline without a teacher."""
+    test_dev: TestDev | None = None
+    """The result on COCO test-dev, where it is published."""
     source: str = ""
     """Source of the number, and the split of its evaluation."""
     note: str = ""

@@ -14,7 +14,7 @@ from locdistill.distillation.imitation import (
     GeneralInstances,
     OutsideBoxes,
 )
-from locdistill.distillation.logits import ClassBinary, ClassKL, EdgeKL, TeacherOverlap
+from locdistill.distillation.logits import ClassBinary, ClassBinaryKL, ClassKL, EdgeKL, TeacherOverlap
 from locdistill.distillation.mgd import MaskedGeneration
 from locdistill.distillation.patterns import ChannelKL, Correlation
 from locdistill.distillation.regions import ScoreGap, TeacherConfidence, ValuableLocations
@@ -42,6 +42,7 @@ DIVERGENCES: dict[str, type] = {
     "edge_kl": EdgeKL,
     "class_kl": ClassKL,
     "class_binary": ClassBinary,
+    "class_binary_kl": ClassBinaryKL,
     "teacher_overlap": TeacherOverlap,
     "feature_l2": FeatureL2,
     "correlation": Correlation,

@@ -15,7 +15,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from locdistill.data.loader import training_loader
-from locdistill.data.records import Dataset
+from locdistill.data.records import Dataset, most_objects
 from locdistill.dist import process_rank
 from locdistill.engine.devices import device_kind
 from locdistill.engine.loop import fit
@@ -103,6 +103,7 @@ def fit_run(parts: Parts, out: Path, resume: bool) -> RunResult:
     size, images = parameters(detector) / 1e6, (len(datasets["train"]), len(datasets["val"]))
     log.info("%s: %.1f million parameters, %d classes", recipe.name, size, len(recipe.detector.classes))
     log.info("%d training images, %d to evaluate on", *images)
+    _say_what_is_odd(parts)
 
     def train_loader(rank: int, world: int) -> DataLoader[Batch]:
         settings, seed = recipe.data, recipe.engine.seed
@@ -178,3 +179,19 @@ def _detections(parts: Parts, weights: Path) -> dict[int, Detections]:
         parts.datasets["val"], detector.settings, batch=data.batch_per_device, workers=data.workers
     )
     return detect_all(detector, loader, device)
+
+
+def _say_what_is_odd(parts: Parts) -> None:
+    """Log what was left out, changed or guessed in the data, and what cannot be learned or detected."""
+    recipe, datasets = parts.recipe, parts.datasets
+    for name, dataset in datasets.items():
+        for note, count in dataset.notes.items():
+            log.info("%s: %d %s", name, count, note)
+    if all(record.ignored.all() for record in datasets["train"].records):
+        log.warning("no training image has an object to learn (crowds and difficult ones do not count)")
+    most, kept = max(map(most_objects, datasets.values())), recipe.detector.detections.max_detections
+    if most > kept:
+        log.warning(
+            "images have up to %d objects, of which at most %d are detected: set detector.detections.max_detections=%d",
+            *(most, kept, most),
+        )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from locdistill.data.open import open_dataset
+from locdistill.data.open import open_dataset, shared_images
 from locdistill.data.records import Dataset
 from locdistill.distillation.cache.open import CacheUse, open_cache
 from locdistill.distillation.cache.teacher import Recall
@@ -18,7 +18,7 @@ from locdistill.distillation.settings import EMA_DECAY
 from locdistill.distillation.teacher import AverageTeacher, FrozenTeacher
 from locdistill.engine.launch import process_count
 from locdistill.engine.speed import Machine, Speed, choose
-from locdistill.errors import RecipeError
+from locdistill.errors import AnnotationError, RecipeError
 from locdistill.models.detector import Detector
 from locdistill.models.hub import find
 from locdistill.models.weights import load_strict
@@ -116,7 +116,7 @@ def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
 
     Raises:
         RecipeError: The recipe has no data, or its classes are not those of the data.
-        DataError: A split cannot be read.
+        DataError: A split cannot be read, or all images to evaluate on are trained on.
     """
     if not recipe.data.path:
         raise RecipeError("no data set given; pass --data FOLDER or set data.path")
@@ -132,6 +132,13 @@ def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
             f"detector.classes {list(detector.classes)} differ from the classes of the data, "
             f"{list(train_set.classes)}; leave out detector.classes, or set data.classes to the same"
         )
+    if both := shared_images(train_set, val_set):
+        what = f"{len(both)} of the {len(val_set)} images to evaluate on are trained on ({both[0]}, ...)"
+        if len(both) == len(val_set):
+            raise AnnotationError(
+                f"{settings.path}: {what}; name other images with data.val=NAME, or hold some out with data.holdout=0.1"
+            )
+        log.warning("%s: %s", settings.path, what)
     detector = detector.model_copy(update={"classes": train_set.classes})
     return recipe.model_copy(update={"data": settings, "detector": detector}), {"train": train_set, "val": val_set}
 

@@ -166,7 +166,7 @@ def test_a_teacher_can_be_trained_on_the_same_data(data: DataSettings) -> None:
     assert verb == "train"
     named, overrides = _recipe_and_settings(words)
     other = load_recipe("gfl_r18_1x", overrides).data
-    given = ("format", "train", "val", "holdout", "ignore_classes")
+    given = ("format", "train", "val", "holdout", "holdout_by", "ignore_classes")
     assert (named, words["data"]) == (None, data.path)
     assert other.model_dump(include=set(given)) == data.model_dump(include=set(given))
 

@@ -72,7 +72,7 @@ def test_rboxes_become_corners_clockwise_on_screen(tmp_path: Path) -> None:
     [
         ([1, 2, 3, 4], "not five numbers of a sensible size"),
         ([1, 2, 3, 4, float("nan")], "not five numbers of a sensible size"),
-        ([1, 2, 3, 4, "0"], "not five numbers of a sensible size"),
+        ([1, 2, 3, 4, "flat"], "not five numbers of a sensible size"),
         ("12345", "not five numbers of a sensible size"),
         ([], "not five numbers of a sensible size"),
         (7, "not five numbers of a sensible size"),

@@ -193,6 +193,13 @@ def test_tiles_are_a_data_set(tmp_path: Path, data: Dataset) -> None:
     assert [r.ignored.tolist() for r in opened.records] == [[], [True, False], [True], [False]]
 
 
+def test_objects_that_a_tile_cuts_keep_their_own_mark_on_request(tmp_path: Path, data: Dataset) -> None:
+    """As in JDet, where difficult objects are background and those that a tile cuts are not."""
+    cut(data, tmp_path / "tiles" / "val", SMALL.model_copy(update={"mark_cut": False}))
+    opened = open_dataset(DataSettings(path=str(tmp_path / "tiles")), "val", training=False)
+    assert [r.ignored.tolist() for r in opened.records] == [[], [False, False], [True], [False]]
+
+
 def test_a_scale_shows_more_in_as_many_pixels(tmp_path: Path, data: Dataset) -> None:
     settings = TilingSettings(size=100, overlap=20, scales=(0.5,), pad=(0, 0, 0))
     tiles = cut(data, tmp_path / "half", settings)

@@ -13,7 +13,9 @@ import pytest
 import torch
 
 from locdistill.data.records import Dataset, Record
+from locdistill.evaluation.bootstrap import judge_coco
 from locdistill.evaluation.coco import coco_metrics
+from locdistill.evaluation.matching import match
 from locdistill.types import Detections
 
 
@@ -200,3 +202,21 @@ def test_equals_pycocotools(seed: int) -> None:
         expected = [precision[:, :, c].mean(), *(precision[i, :, c].mean() for i in (0, 5, 8))]
         assert [result.per_class[name][k] for k in ("AP", "AP50", "AP75", "AP90")] == pytest.approx(expected, abs=1e-9)
     assert result.per_class["e"]["AP"] is None
+
+
+def test_more_than_a_hundred_objects_of_a_class_are_evaluated_whole() -> None:
+    corners = [[20 * (i % 15), 20 * (i // 15)] for i in range(150)]
+    boxes = [[x, y, x + 15, y + 15] for x, y in corners]
+    data = dataset(record(1, boxes, [0] * 150))
+    found = {1: detections(boxes, np.linspace(0.9, 0.1, 150).tolist(), [0] * 150)}
+    result = coco_metrics(data, found)
+    assert result.budget == 200
+    assert result.stats["AP"] == pytest.approx(1)
+    assert result.stats["AR200"] == pytest.approx(1)
+    assert result.stats["AR100"] == pytest.approx(100 / 150)
+    assert result.stats["AP@100"] == pytest.approx(0.663, abs=1e-3)
+    assert "AP@100 is COCO's own AP" in result.tables()[0].title
+    assert judge_coco(data, found).numbers().means["AP"][0] == pytest.approx(1)
+    assert match(data, found).counted.sum() == 150
+    few = coco_metrics(dataset(record(1, boxes[:100], [0] * 100)), {1: detections(boxes, [0.5] * 150, [0] * 150)})
+    assert "AP@100" not in few.stats

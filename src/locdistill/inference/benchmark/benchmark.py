@@ -24,7 +24,7 @@ from locdistill.inference.benchmark.result import NOISE, RANDOM, BenchmarkResult
 from locdistill.interop.classes import COCO
 from locdistill.models.count import multiply_adds, parameters
 from locdistill.models.detector import Detector
-from locdistill.models.hub import find
+from locdistill.models.hub import find, is_address
 from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.settings import finite, nearest
 from locdistill.types import Tell
@@ -171,7 +171,7 @@ def _open(model: str | Path, device: torch.device) -> tuple[Detector, bool]:
         try:
             return Detector.load(find(model), device), False
         except WeightsError as error:
-            if Path(name).exists():
+            if Path(name).exists() or is_address(name):
                 raise
             close = nearest(name, recipe_names())
             hint = f", such as {close}" if close else ""

@@ -200,7 +200,7 @@ def run_plan(plan: SearchPlan, *, train: Train, tell: Tell = print) -> TuneResul
         as_is=as_is,
         trials=tuple(trials),
         judged_on=plan.judged_on,
-        held_out=plan.short.data.holdout > 0,
+        held_out=bool(plan.short.data.holdout),
         out=plan.out,
     )
     recipes = {AS_IS: plan.recipe, BEST: result.recipe.model_copy(update={"name": f"{plan.recipe.name}-tuned"})}

@@ -185,7 +185,7 @@ def _possible_causes(suspect: Suspect) -> list[Finding]:
 
 def _training_on(data: DataSettings) -> str:
     """Return the command that trains on the same data."""
-    where = ("format", "train", "val", "holdout", "ignore_classes")
+    where = ("format", "train", "val", "holdout", "holdout_by", "ignore_classes")
     given = {key: getattr(data, key) for key in where}
     defaults = DataSettings()
     words = [f"data.{key}={typed(value)}" for key, value in given.items() if value != getattr(defaults, key)]
