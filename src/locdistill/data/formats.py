@@ -20,7 +20,7 @@ HELD_OUT_NOTE = "images held out of train by name, for there is no split val (da
 
 
 @dataclass(frozen=True)
-class Format:
+class AnnotationFormat:
     """A format of annotations.
 
     Attributes:
@@ -48,8 +48,8 @@ class Format:
     hint: Callable[[Path], str] = lambda _: ""
 
 
-FORMATS: dict[DataFormat, Format] = {
-    "coco": Format(
+FORMATS: dict[DataFormat, AnnotationFormat] = {
+    "coco": AnnotationFormat(
         coco_files.LOOKED_FOR,
         coco_files.fits,
         coco_files.splits,
@@ -58,11 +58,11 @@ FORMATS: dict[DataFormat, Format] = {
         fits_by_content=coco_files.fits_by_content,
         hint=coco_files.hint,
     ),
-    "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
-    "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read),
-    "dota": Format(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
-    "hrsc": Format(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
-    "labelme": Format(
+    "voc": AnnotationFormat(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
+    "yolo": AnnotationFormat(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read),
+    "dota": AnnotationFormat(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
+    "hrsc": AnnotationFormat(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
+    "labelme": AnnotationFormat(
         labelme.LOOKED_FOR, labelme.fits, labelme.splits, labelme.find_part, labelme.read, bare=lambda _: True
     ),
 }
