@@ -141,7 +141,7 @@ def scan_dataset(
         scan.notes += source.notes
         if not source.labelled and (split in ("train", "val") if labelled is None else labelled):
             what = "has no annotations, like files of test images whose labels are not public"
-            remedy = "name a split with labels, or only write results, with 'locdistill evaluate --format-only FILE'"
+            remedy = "name a split with labels, or only write results, with 'locdistill evaluate WEIGHTS --format-only FILE'"
             scan.problems.append(Problem(source.file, "", what, remedy))
         scan.notes["files without annotations"] += not source.labelled
     paths = list(dict.fromkeys(listed.path for source in sources for listed in source.images))
