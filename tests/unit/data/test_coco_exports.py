@@ -591,6 +591,7 @@ def test_results_for_a_test_server(split: str, server: Path, weights: Path, tmp_
     overrides = ["data.workers=0", "detections.score_threshold=0"]
     result = evaluate(weights, data, format_only=tmp_path / "out.json", overrides=overrides, **options)
     entries = json.loads((tmp_path / "out.json").read_text())
+    assert [record.image_id for record in result.dataset.records] == [1001, 1002, 1003, 1004]
     assert {entry["image_id"] for entry in entries} <= {1001, 1002, 1003, 1004}
     assert {entry["category_id"] for entry in entries} <= {1, 2, 3}
     assert len(entries) > 0
