@@ -177,7 +177,7 @@ def test_processes_that_cut_the_same_tiles_leave_one_folder(tmp_path: Path, monk
         records.append(replace(DATA.records[0], path=path, image_id=index + 1, width=130, height=90))
     data = replace(DATA, records=tuple(records))
     read: list[str] = []
-    monkeypatch.setattr(tiling, "read_image", lambda path: (read.append(path.name), read_image(path))[1])
+    monkeypatch.setattr(tiling, "read_image", lambda path, **how: (read.append(path.name), read_image(path, **how))[1])
     folder = tmp_path / "tiles" / "val"
     gate = threading.Barrier(4)
 

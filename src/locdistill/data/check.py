@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from locdistill.data.brightness import describe_brightness
 from locdistill.data.files import look_at_all_closely
-from locdistill.data.formats import available_splits, held_out, recognise
-from locdistill.data.open import Scan, scan_dataset, sides_of, trainable
+from locdistill.data.formats import HELD_OUT_NOTE, available_splits, recognise, with_holdout
+from locdistill.data.open import Scan, scan_dataset, shared_images, sides_of, trainable
 from locdistill.data.problems import Problem
 from locdistill.data.records import Dataset, Record, most_objects
 from locdistill.data.settings import DataSettings
@@ -125,25 +126,17 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     split or between splits, and images that look like one of another split. For rotated objects it also
     warns of quadrilaterals far from rectangular, and of boxes that do not match their rotated boxes.
     """
-    settings = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
+    given = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
+    settings = given
     try:
         kind = recognise(settings)
+        settings = with_holdout(settings)
         names = available_splits(settings) or ["train"]
     except DataError as error:
         return CheckReport(settings.path, "", [_as_problem(settings, error)])
     report = CheckReport(settings.path, kind)
-    if "train" not in names:
-        what, remedy = f"there is no split train (it has {', '.join(names)})", "name one with data.train=NAME"
-        report.problems.append(Problem(settings.path, "", what, remedy))
-    elif "val" not in names and held_out(settings):
-        names.insert(names.index("train") + 1, "val")
-    elif "val" not in names:
-        report.warnings.append(
-            "there is no split val to evaluate on; name another with data.val=NAME, or hold out some of the training "
-            "images with data.holdout=0.1"
-        )
     scans: dict[str, Scan] = {}
-    for name in names:
+    for name in _splits_to_check(names, report, divided=bool(settings.holdout)):
         try:
             scans[name] = scan_dataset(settings, name, training=False, inspect=look_at_all_closely)
         except DataError as error:
@@ -151,20 +144,52 @@ def check(data: DataSettings | str | Path) -> CheckReport:
                 report.problems.append(problem)
     for name, scan in scans.items():
         report.problems.extend(scan.problems)
+        if name == "val" and given.holdout is None and settings.holdout:
+            scan.notes[HELD_OUT_NOTE] = len(scan.dataset)
         if name == "train":
             trainable(scan.dataset.records, settings, scan.notes)
         report.splits.append(_summary(name, scan))
-        report.warnings.extend(f"{name}: {warning}" for warning in _oddities(scan.dataset))
+        brightness, odd = describe_brightness(list(scan.seen), settings.bits)
+        odder = [*_oddities(scan.dataset, whole=not scan.problems), *([brightness] if odd else [])]
+        report.warnings.extend(f"{name}: {warning}" for warning in odder)
+    report.problems.extend(_disagreements(settings, scans))
+    report.warnings.extend(_equal_files(scans))
+    report.warnings.extend(_look_alikes(scans))
+    return report
+
+
+def _splits_to_check(names: list[str], report: CheckReport, *, divided: bool) -> list[str]:
+    """Return the splits that exist or are held out; report those that are needed and do not exist."""
+    if "train" not in names:
+        what, remedy = f"there is no split train (it has {', '.join(names)})", "name one with data.train=NAME"
+        report.problems.append(Problem(report.path, "", what, remedy))
+    elif "val" not in names and divided:
+        return [name for split in names for name in ((split, "val") if split == "train" else (split,))]
+    elif "val" not in names:
+        report.warnings.append(
+            "there is no split val to evaluate on; name another with data.val=NAME, or hold out some of the training "
+            "images with data.holdout=0.1"
+        )
+    return names
+
+
+def _disagreements(settings: DataSettings, scans: dict[str, Scan]) -> list[Problem]:
+    """List the faults of splits beside each other: other classes, or the same images to train and to evaluate on."""
+    problems = []
     first = next(iter(scans), "")
     for name, scan in scans.items():
         own, others = scan.dataset.classes, scans[first].dataset.classes
         if own != others:
             what = f"has the classes {list(own)}, but {first} has {list(others)}"
             remedy = "list the same categories in the same order in every file, or set data.classes"
-            report.problems.append(Problem(settings.path, f"split {name}", what, remedy))
-    report.warnings.extend(_equal_files(scans))
-    report.warnings.extend(_look_alikes(scans))
-    return report
+            problems.append(Problem(settings.path, f"split {name}", what, remedy))
+    if {"train", "val"} <= scans.keys():
+        train, val = (scans[name].dataset for name in ("train", "val"))
+        if (both := shared_images(train, val)) and len(both) == len(val):
+            what = f"all {len(val)} images to evaluate on are trained on"
+            remedy = "name other images with data.val=NAME, or hold some out with data.holdout=0.1"
+            problems.append(Problem(settings.path, "split val", what, remedy))
+    return problems
 
 
 def _as_problem(settings: DataSettings, error: DataError) -> Problem:
@@ -210,7 +235,8 @@ def _quantiles(values: np.ndarray, at: tuple[float, ...]) -> tuple[float, ...]:
     return tuple(round(float(value), 1) for value in np.quantile(values, at)) if len(values) else ()
 
 
-def _oddities(dataset: Dataset) -> list[str]:
+def _oddities(dataset: Dataset, *, whole: bool) -> list[str]:
+    """Describe what is odd in a split; what it has too few of, only if nothing was left out because of a fault."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for record in dataset.records:
         outlines = record.boxes if record.quads is None else record.quads.reshape(-1, 8)
@@ -242,8 +268,8 @@ def _oddities(dataset: Dataset) -> list[str]:
     warnings = [f"{len(names)} {oddity}: {_examples(names)}" for oddity, names in found.items() if names]
     used = {int(label) for record in dataset.records for label in record.labels}
     unused = [name for index, name in enumerate(dataset.classes) if index not in used]
-    warnings += [f"no boxes of {', '.join(unused)}"] if unused else []
-    if dataset.records and all(record.ignored.all() for record in dataset.records):
+    warnings += [f"no boxes of {', '.join(unused)}"] if unused and whole else []
+    if whole and dataset.records and all(record.ignored.all() for record in dataset.records):
         warnings.append("no image has an object to learn or to find")
     most = most_objects(dataset)
     if most > DETECTED:

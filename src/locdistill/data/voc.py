@@ -368,15 +368,17 @@ def _parse(file: Path) -> _Annotation:
 
 def _row(entry: Element, notes: Counter[str]) -> _Object | tuple[str, str]:
     """Parse an object; return it, or the fault and the remedy."""
-    name, difficult = (entry.findtext("name") or "").strip(), (entry.findtext("difficult") or "0").strip()
+    fields = _children(entry)
+    name, difficult = (_text(fields, "name") or "").strip(), (_text(fields, "difficult") or "0").strip()
     if not name:
         return "has no name", "write the class of the object"
     if difficult not in ("0", "1"):
         return f"'difficult' is {difficult!r}", "write 0 or 1"
-    if entry.find("robndbox") is not None:
-        turned = tuple(_number(entry.findtext(f"robndbox/{side}")) for side in TURNED)
+    if "robndbox" in fields:
+        sides = _children(fields["robndbox"])
+        turned = tuple(_number(_text(sides, side)) for side in TURNED)
         return rotated_fault(turned) or _Object(name, difficult == "1", _around(*turned), turned)
-    box = _box(entry, notes)
+    box = _box(fields, notes)
     fault = None
     if not all(abs(value) < LIMIT for value in box):  # also for not a number
         written = {corner: entry.findtext(f"bndbox/{corner}") for corner in CORNERS}
@@ -390,22 +392,32 @@ def _row(entry: Element, notes: Counter[str]) -> _Object | tuple[str, str]:
     return fault or _Object(name, difficult == "1", box)
 
 
-def _box(entry: Element, notes: Counter[str]) -> Corners:
+def _box(fields: Mapping[str, Element], notes: Counter[str]) -> Corners:
     """Read the corners of an object's box, or of the box around its polygon; NaN for what is not a number."""
-    polygon = entry.find("polygon")
-    if entry.find("bndbox") is None and polygon is not None:
-        xs, ys = ([_number(item.text) for item in polygon.iter() if item.tag.startswith(axis)] for axis in "xy")
+    if "bndbox" not in fields and "polygon" in fields:
+        points = list(fields["polygon"].iter())
+        xs, ys = ([_number(item.text) for item in points if item.tag.startswith(axis)] for axis in "xy")
         if not xs or not ys or not all(map(math.isfinite, xs + ys)):
             return math.nan, math.nan, math.nan, math.nan
         notes["polygons without a box, taken as the box around them"] += 1
         return min(xs), min(ys), max(xs), max(ys)
-    x1, y1, x2, y2 = (_number(entry.findtext(f"bndbox/{corner}")) for corner in CORNERS)
-    attributes = {item.findtext("name"): item.findtext("value") for item in entry.findall("attributes/attribute")}
-    degrees = _number(attributes.get("rotation"))
+    sides = _children(fields["bndbox"]) if "bndbox" in fields else {}
+    x1, y1, x2, y2 = (_number(_text(sides, corner)) for corner in CORNERS)
+    attributes = fields["attributes"].findall("attribute") if "attributes" in fields else []
+    degrees = _number({item.findtext("name"): item.findtext("value") for item in attributes}.get("rotation"))
     if math.isfinite(degrees) and degrees % 360:  # CVAT turns a box around its centre, clockwise on screen
         notes["boxes with an attribute 'rotation', taken as the box around the turned one"] += 1
         return _around((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, math.radians(degrees))
     return x1, y1, x2, y2
+
+
+def _children(entry: Element) -> dict[str, Element]:
+    """Map the first children of each tag, in a fraction of the time that a search for each takes."""
+    return {child.tag: child for child in reversed(entry)}
+
+
+def _text(fields: Mapping[str, Element], tag: str) -> str | None:
+    return fields[tag].text if tag in fields else None
 
 
 def _around(x: float, y: float, width: float, height: float, angle: float) -> Corners:

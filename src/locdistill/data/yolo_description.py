@@ -20,6 +20,7 @@ DARKNET = "obj.data"
 CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
 CLASS_FOLDERS = (".", "labels", "images", "train", "labels/train", "images/train")
 """Folders in which a file of class names may be."""
+PROBES = 50
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 NOTHING = ("", "~", "null", "Null", "NULL")
 """Texts by which YAML says that a key has no value."""
@@ -159,13 +160,19 @@ def find_description(path: Path) -> Path | None:
 
 
 def _has_labels(description: Description) -> bool:
-    """Return whether a split in the usual places has a label file, or is a list."""
+    """Return whether a split in the usual places has label files; of a list, whether one of the first images has."""
     for split in ALIASES:
         for item in description.entries(split):
             place = description.home / item
+            if place.is_file():
+                lines = filter(None, map(cleaned, read_text(place).splitlines()[:PROBES]))
+                found = (find(line, [place.parent, description.home])[0] for line in lines)
+                texts = [above / f"{file.stem}.txt" for file in found if file for above in label_folders(file.parent)]
+                if any(text.is_file() for text in texts):
+                    return True
             for folder in label_folders(place):
                 files = folder.glob("*.txt") if item == "." else folder.rglob("*.txt")
-                if place.is_file() or any(not is_other_text(file) for file in files):
+                if any(not is_other_text(file) for file in files):
                     return True
     return False
 

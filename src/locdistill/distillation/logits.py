@@ -171,7 +171,7 @@ class ClassBinaryKL(OfPredictions):
         student, teacher = self.pair(scene)
         mine, its = common_classes(student.score_logits, teacher.score_logits, teacher.known)
         scores = its.sigmoid()
-        entropy = entr(scores) + entr(1 - scores)
+        entropy: Tensor = entr(scores) + entr(1 - scores)
         return (binary_cross_entropy_with_logits(mine, scores, reduction="none") - entropy).sum(-1)
 
 

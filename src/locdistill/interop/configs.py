@@ -96,10 +96,11 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     for node in tree.body:
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
             continue  # a comment in quotes
-        targets = node.targets if isinstance(node, ast.Assign) else []
-        if len(targets) != 1 or not isinstance(targets[0], ast.Name):
-            raise _refusal(path, node)
-        values[targets[0].id] = _value(node.value, values, path)  # type: ignore[attr-defined] - an assignment
+        match node:
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                values[name] = _value(value, values, path)
+            case _:
+                raise _refusal(path, node)
     named = values.pop(_BASE, [])
     below: dict[str, Any] = {}
     for base in [named] if isinstance(named, str) else named:

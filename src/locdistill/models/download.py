@@ -52,7 +52,7 @@ def fetch(url: str) -> Path:
             web page, incomplete, or another file than the digest says.
         RunError: The cache folder cannot be written to.
     """
-    address = _Address.of(url)
+    address = _WebAddress.of(url)
     folder = cache_folder() / "weights" / hashlib.sha256(address.url.encode()).hexdigest()[:16]
     try:
         make_folder(folder)
@@ -69,14 +69,14 @@ def fetch(url: str) -> Path:
 
 
 @dataclass(frozen=True, slots=True)
-class _Address:
+class _WebAddress:
     """Address of a file, and its digest if it is given."""
 
     url: str
     sha256: str | None = None
 
     @classmethod
-    def of(cls, text: str) -> _Address:
+    def of(cls, text: str) -> _WebAddress:
         """Parse an address.
 
         Raises:
@@ -132,7 +132,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _download(address: _Address, folder: Path) -> Path:
+def _download(address: _WebAddress, folder: Path) -> Path:
     """Download a file into a folder, atomically, and check it."""
     with _answering(address.url):
         request = urllib.request.Request(address.url, headers={"User-Agent": "locdistill"})  # noqa: S310 - checked above

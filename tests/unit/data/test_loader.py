@@ -26,6 +26,7 @@ class Size(NamedTuple):
     short: int
     long: int
     pad_to: int
+    bits: int | None = None
 
 
 def settings_of(folder: Path, **changes: Any) -> DataSettings:
@@ -251,7 +252,7 @@ def test_the_cache_changes_nothing(tiny_coco: Path, monkeypatch: pytest.MonkeyPa
             loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
             assert_equal(list(loader), batches_of(tiny_coco, epoch, sizes=sizes))
         with monkeypatch.context() as patch:  # the second and later readings touch no file
-            patch.setattr("locdistill.data.loader.read_image", lambda path: pytest.fail(f"read {path} again"))
+            patch.setattr("locdistill.data.loader.read_image", lambda path, **_: pytest.fail(f"read {path} again"))
             list(loader)
 
 

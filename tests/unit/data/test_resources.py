@@ -95,7 +95,7 @@ def test_a_bound_keeps_some_images_and_reads_the_others(tiny_coco: Path, monkeyp
     loader = training_loader(open_dataset(settings, "train"), settings, seed=0)
     list(loader)
     read: list[str] = []
-    monkeypatch.setattr("locdistill.data.loader.read_image", lambda path: read.append(path) or 1 / 0)
+    monkeypatch.setattr("locdistill.data.loader.read_image", lambda path, **_: read.append(path) or 1 / 0)
     for image in range(8):
         try:
             loader.dataset._picture(image, (60, 80))  # type: ignore[attr-defined]

@@ -193,6 +193,13 @@ def test_tiles_are_a_data_set(tmp_path: Path, data: Dataset) -> None:
     assert [r.ignored.tolist() for r in opened.records] == [[], [True, False], [True], [False]]
 
 
+def test_objects_that_a_tile_cuts_keep_their_own_mark_on_request(tmp_path: Path, data: Dataset) -> None:
+    """As in JDet, where difficult objects are background and those that a tile cuts are not."""
+    cut(data, tmp_path / "tiles" / "val", SMALL.model_copy(update={"mark_cut": False}))
+    opened = open_dataset(DataSettings(path=str(tmp_path / "tiles")), "val", training=False)
+    assert [r.ignored.tolist() for r in opened.records] == [[], [False, False], [True], [False]]
+
+
 def test_a_scale_shows_more_in_as_many_pixels(tmp_path: Path, data: Dataset) -> None:
     settings = TilingSettings(size=100, overlap=20, scales=(0.5,), pad=(0, 0, 0))
     tiles = cut(data, tmp_path / "half", settings)
@@ -217,7 +224,7 @@ def test_an_interrupted_cut_goes_on_and_a_complete_one_is_left_alone(
 
     folder, read = tmp_path / "val", []
 
-    def fail(path: Path) -> torch.Tensor:
+    def fail(path: Path, **_: object) -> torch.Tensor:
         if len(read):
             raise KeyboardInterrupt
         read.append(path.stem)
@@ -233,7 +240,7 @@ def test_an_interrupted_cut_goes_on_and_a_complete_one_is_left_alone(
     with pytest.raises(DataError, match="interrupted cut of other images or with other settings"):
         cut(data, folder, TilingSettings(size=50, overlap=0))
     again: list[str] = []
-    monkeypatch.setattr(tiling, "read_image", lambda path: (again.append(path.stem), real(path))[1])
+    monkeypatch.setattr(tiling, "read_image", lambda path, **_: (again.append(path.stem), real(path))[1])
     bar: list[int] = []
 
     def progress(items, total):

@@ -30,6 +30,7 @@ class Size(NamedTuple):
     short: int
     long: int
     pad_to: int
+    bits: int | None = None
 
 
 def plan(**changes: Any) -> ViewPlan:

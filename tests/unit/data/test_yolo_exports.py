@@ -351,9 +351,10 @@ def test_roboflow_with_a_test_folder_that_is_not_there(tmp_path: Path) -> None:
     refused(folder, "'val' is '../valid/images', but there is no .*; correct 'path' or 'val'", "val")
 
 
-def test_the_same_folder_by_two_names_is_one_split(tmp_path: Path) -> None:
+def test_the_same_folder_by_two_names_is_said(tmp_path: Path) -> None:
     folder = yolo(tmp_path, yaml="train: images/train\nval: ./images/../images/train/\nnames: [cat, dog]\n")
-    assert available_splits(DataSettings(path=str(folder))) == ["train"]
+    assert available_splits(DataSettings(path=str(folder))) == ["train", "val"]
+    assert any("images to evaluate on are trained on" in problem.what for problem in check(folder).problems)
 
 
 @pytest.mark.parametrize(
@@ -532,6 +533,14 @@ def test_names_without_labels_or_labels_without_names_are_no_yolo(tmp_path: Path
     shutil.rmtree(tmp_path / "a/labels")
     with pytest.raises(AnnotationError, match="not recognised"):
         recognise(DataSettings(path=str(tmp_path / "a")))
+
+
+def test_a_file_of_class_names_does_not_make_other_formats_yolo(tmp_path: Path) -> None:
+    save_image(tmp_path / "images/a.jpg")
+    write(tmp_path / "labelTxt/a.txt", "1 1 9 1 9 9 1 9 ship 0\n")
+    write(tmp_path / "train.txt", "a\n")
+    write(tmp_path / "classes.txt", "ship\n")
+    assert recognise(DataSettings(path=str(tmp_path))) == "dota"
 
 
 def test_a_split_of_labels_alone_says_so(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_what_methods_need_of_a_teacher(method: str) -> None:
     needs = Needs.of(METHODS[method]("gfl").values())
     maps = {"fitnets", "inside_gt", "main_region", "fine_grained", "defeat", "pkd", "mgd", "fgd"}
     assert needs.predictions == (method not in maps)  # general instances are those of the teacher
-    assert needs.features == (method in maps | {"gi"})
+    assert needs.features == (method in maps | {"gi", "frs"})
     assert needs.cross == (method == "crosskd")
 
 
