@@ -154,12 +154,12 @@ def fits_by_content(path: Path, _names: Sequence[str]) -> bool:
 
 
 def hint(path: Path) -> str:
-    """Return what to do if a folder has several COCO files, none of which is clearly that of a split."""
-    files = [file.path for file in annotation_files(path)[:PROBES] if looks_like_coco(file.path)]
-    names = [file.relative_to(path).as_posix() for file in files]
+    """Return what to do with the COCO files in a folder or one below it, if none is clearly that of a split."""
+    files = [file.path for folder in (path, *subfolders(path)) for file in annotation_files(folder)]
+    names = [file.relative_to(path).as_posix() for file in dict.fromkeys(files[:PROBES]) if looks_like_coco(file)]
     if not names:
         return ""
-    return f"The names of the COCO files {', '.join(names)} do not say their splits; pass data.train={names[0]}"
+    return f"There are COCO files, of which none is clearly train: {', '.join(names)}; pass data.train={names[0]}"
 
 
 def splits(path: Path) -> list[str]:

@@ -224,7 +224,7 @@ def _choose_classes(
         close = difflib.get_close_matches(missing[0], numbers, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else "."
         raise AnnotationError(f"{first.file}: has no class {', '.join(missing)}{hint} It has: {', '.join(numbers)}")
-    is_coco = not first.relative and Path(first.file).suffix == ".json"
+    is_coco = not first.relative and Path(first.file).suffix.lower() == ".json"
     ids = tuple(numbers[name] for name in chosen) if is_coco else tuple(range(1, len(chosen) + 1))
     return chosen, ids
 

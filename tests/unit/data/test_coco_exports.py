@@ -200,13 +200,30 @@ def test_several_files_without_a_split_are_named(tmp_path: Path) -> None:
     for name in ("First.json", "second.json"):
         write(tmp_path / name, content_of())
     save_pictures(tmp_path / "images")
-    with pytest.raises(AnnotationError, match=r"First\.json, second\.json do not say .* data\.train=First\.json"):
+    with pytest.raises(AnnotationError, match=r": First\.json, second\.json; pass data\.train=First\.json$"):
         opened(tmp_path)
     assert_whole(opened(tmp_path, train="second.json"))
     for i in range(30):  # too many to look into
         write(tmp_path / f"x{i}.json", {"points": []})
     with pytest.raises(AnnotationError, match="not recognised"):
         opened(tmp_path)
+
+
+def test_files_in_folders_of_other_names_are_named(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        save_pictures(tmp_path / "images" / split)
+        write(tmp_path / "labels" / f"{split}.json", content_of())
+    with pytest.raises(AnnotationError, match=r"train: labels/train\.json, labels/val\.json; pass data\.train=labels/"):
+        opened(tmp_path)
+    for split in ("train", "val"):
+        chosen = opened(tmp_path, split, train="labels/train.json", val="labels/val.json")
+        assert {record.path.parent.name for record in chosen.records} == {split}
+
+
+def test_the_ids_of_a_file_with_a_capital_ending(tmp_path: Path) -> None:
+    folder = written(tmp_path, lambda content: content["categories"].append({"id": 90, "name": "cow"}))
+    (folder / "train.json").rename(folder / "TRAIN.JSON")
+    assert opened(folder).category_ids == (1, 2, 90)
 
 
 def test_another_format_goes_before_a_json_of_any_name(tmp_path: Path) -> None:
@@ -591,6 +608,7 @@ def test_results_for_a_test_server(split: str, server: Path, weights: Path, tmp_
     overrides = ["data.workers=0", "detections.score_threshold=0"]
     result = evaluate(weights, data, format_only=tmp_path / "out.json", overrides=overrides, **options)
     entries = json.loads((tmp_path / "out.json").read_text())
+    assert [record.image_id for record in result.dataset.records] == [1001, 1002, 1003, 1004]
     assert {entry["image_id"] for entry in entries} <= {1001, 1002, 1003, 1004}
     assert {entry["category_id"] for entry in entries} <= {1, 2, 3}
     assert len(entries) > 0
