@@ -54,11 +54,11 @@ def write_set(folder: Path, split: str, *objects: str, names: tuple[str, ...] = 
 
 
 def scanned(path: Path, split: str = "train", **settings: Any) -> Scan:
-    return scan_dataset(DataSettings(path=str(path), **settings), split, training=False)
+    return scan_dataset(DataSettings(path=str(path), **{"holdout": 0, **settings}), split, training=False)
 
 
 def opened(path: Path, split: str = "train", **settings: Any) -> Dataset:
-    return open_dataset(DataSettings(path=str(path), **settings), split, training=False)
+    return open_dataset(DataSettings(path=str(path), **{"holdout": 0, **settings}), split, training=False)
 
 
 def boxes_of(dataset: Dataset) -> list[list[float]]:
@@ -268,6 +268,18 @@ def test_annotation_files_left_beside_pictures_do_not_hide_the_data_set(tmp_path
     write_set(tmp_path, "train", an_object())
     with pytest.raises(AnnotationError, match=r"could be voc or yolo; set data\.format"):
         recognise(settings)
+
+
+def test_annotation_files_left_beside_a_coco_file_of_any_name(tmp_path: Path) -> None:
+    write_layout(tmp_path, "images", "images")
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    (tmp_path / "all_of_it.json").write_text(json.dumps(content))
+    write_layout(tmp_path, "Annotations", "images")
+    assert recognise(DataSettings(path=str(tmp_path))) == "coco"
 
 
 # --- the picture of an XML file ---------------------------------------------------------------------------------------
