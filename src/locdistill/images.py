@@ -322,7 +322,7 @@ def normalised(
 
 def _existing(path: str | Path) -> Path:
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # false for a name that no file can have
         raise ImageError(f"{path}: there is no such image file; check the path")
     return path
 

@@ -148,6 +148,6 @@ def test_what_is_written_is_read(
 ) -> None:
     images = draw(seed, upright=upright)
     write(images, tmp_path / "data")
-    dataset = open_dataset(DataSettings(path=str(tmp_path / "data"), holdout=0), "train", training=False)
+    dataset = open_dataset(DataSettings(path=str(tmp_path / "data")), "train", training=False)
     assert dataset.oriented != upright
     check_equal(dataset, images, rounding + FLOAT32)

@@ -13,7 +13,7 @@ import torch
 
 from locdistill.data.brightness import describe_brightness
 from locdistill.data.files import look_at_all_closely
-from locdistill.data.formats import available_splits, held_out, recognise
+from locdistill.data.formats import HELD_OUT_NOTE, available_splits, recognise, with_holdout
 from locdistill.data.open import Scan, scan_dataset, shared_images, sides_of, trainable
 from locdistill.data.problems import Problem
 from locdistill.data.records import Dataset, Record, most_objects
@@ -126,15 +126,17 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     split or between splits, and images that look like one of another split. For rotated objects it also
     warns of quadrilaterals far from rectangular, and of boxes that do not match their rotated boxes.
     """
-    settings = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
+    given = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
+    settings = given
     try:
         kind = recognise(settings)
+        settings = with_holdout(settings)
         names = available_splits(settings) or ["train"]
     except DataError as error:
         return CheckReport(settings.path, "", [_as_problem(settings, error)])
     report = CheckReport(settings.path, kind)
     scans: dict[str, Scan] = {}
-    for name in _splits_to_check(settings, names, report):
+    for name in _splits_to_check(names, report, divided=bool(settings.holdout)):
         try:
             scans[name] = scan_dataset(settings, name, training=False, inspect=look_at_all_closely)
         except DataError as error:
@@ -142,6 +144,8 @@ def check(data: DataSettings | str | Path) -> CheckReport:
                 report.problems.append(problem)
     for name, scan in scans.items():
         report.problems.extend(scan.problems)
+        if name == "val" and given.holdout is None and settings.holdout:
+            scan.notes[HELD_OUT_NOTE] = len(scan.dataset)
         if name == "train":
             trainable(scan.dataset.records, settings, scan.notes)
         report.splits.append(_summary(name, scan))
@@ -154,12 +158,12 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     return report
 
 
-def _splits_to_check(settings: DataSettings, names: list[str], report: CheckReport) -> list[str]:
+def _splits_to_check(names: list[str], report: CheckReport, *, divided: bool) -> list[str]:
     """Return the splits that exist or are held out; report those that are needed and do not exist."""
     if "train" not in names:
         what, remedy = f"there is no split train (it has {', '.join(names)})", "name one with data.train=NAME"
-        report.problems.append(Problem(settings.path, "", what, remedy))
-    elif "val" not in names and held_out(settings):
+        report.problems.append(Problem(report.path, "", what, remedy))
+    elif "val" not in names and divided:
         return [name for split in names for name in ((split, "val") if split == "train" else (split,))]
     elif "val" not in names:
         report.warnings.append(

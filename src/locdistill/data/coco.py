@@ -47,10 +47,9 @@ def read(settings: DataSettings, file: Path, split: str) -> list[Source]:
     """Read the annotation file of a split; see :func:`read_coco`."""
     path = Path(settings.path)
     root = _data_folder(path if path.is_dir() else file)
-    listed = annotation_files(path)
-    others = [found.path for found in listed]
+    others = [found.path for found in annotation_files(root)]
     source = source_of(file, others, f"{root} {split}", lambda: read_coco(file, root=root, split=split))
-    if split == "train" and any(found.path == file and found.split is None for found in listed):
+    if split == "train" and any(found.path == file and found.split is None for found in annotation_files(path)):
         source.notes[UNNAMED] += 1
     return [source]
 

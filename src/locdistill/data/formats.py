@@ -16,10 +16,11 @@ from locdistill.errors import AnnotationError
 SPLITS = ("train", "val", "test")
 HELD_OUT = 0.1
 """Share of the training images to evaluate on where there is no other split."""
+HELD_OUT_NOTE = "images held out of train by name, for there is no split val (data.val=NAME names one)"
 
 
 @dataclass(frozen=True)
-class Format:
+class AnnotationFormat:
     """A format of annotations.
 
     Attributes:
@@ -47,8 +48,8 @@ class Format:
     hint: Callable[[Path], str] = lambda _: ""
 
 
-FORMATS: dict[DataFormat, Format] = {
-    "coco": Format(
+FORMATS: dict[DataFormat, AnnotationFormat] = {
+    "coco": AnnotationFormat(
         coco_files.LOOKED_FOR,
         coco_files.fits,
         coco_files.splits,
@@ -57,11 +58,11 @@ FORMATS: dict[DataFormat, Format] = {
         fits_by_content=coco_files.fits_by_content,
         hint=coco_files.hint,
     ),
-    "voc": Format(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
-    "yolo": Format(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read),
-    "dota": Format(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
-    "hrsc": Format(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
-    "labelme": Format(
+    "voc": AnnotationFormat(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
+    "yolo": AnnotationFormat(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read),
+    "dota": AnnotationFormat(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
+    "hrsc": AnnotationFormat(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
+    "labelme": AnnotationFormat(
         labelme.LOOKED_FOR, labelme.fits, labelme.splits, labelme.find_part, labelme.read, bare=lambda _: True
     ),
 }
@@ -133,23 +134,20 @@ def places_of(settings: DataSettings, kind: DataFormat, split: str) -> list[Any]
     return [FORMATS[kind].place(Path(settings.path), name) for name in names_behind(settings, kind, split)]
 
 
-def held_out(settings: DataSettings, split: str = "val") -> float:
-    """Return the share of the training images that is held out of ``train`` and is ``val``; 0 for other splits.
+def with_holdout(settings: DataSettings) -> DataSettings:
+    """Return the settings with the share of the training images to hold out: a tenth if there is no other split.
 
-    It is the chosen one, or a tenth where there is no split to evaluate on. A COCO file by itself serves any split, and
-    so has no other.
+    A COCO file by itself serves any split, and so has no split to evaluate on.
 
     Raises:
         AnnotationError: Nothing is recognised.
     """
-    if split not in ("train", "val"):
-        return 0.0
-    if settings.holdout is not None or settings.val is not None:
-        return settings.holdout or 0.0
+    if settings.holdout is not None:
+        return settings
     kind = recognise(settings)
     train, val = (places_of(settings, kind, split) for split in ("train", "val"))
-    alone = not all(val) or (val == train and kind == "coco")
-    return HELD_OUT if alone and all(train) else 0.0
+    alone = settings.val is None and (not all(val) or (val == train and kind == "coco"))
+    return settings.model_copy(update={"holdout": HELD_OUT if alone and all(train) else 0.0})
 
 
 def read(settings: DataSettings, split: str) -> tuple[DataFormat, list[Source]]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from locdistill.data.files import Seen
-from locdistill.data.formats import held_out, read, split_names
+from locdistill.data.formats import read, split_names
 from locdistill.data.index import look_at
 from locdistill.data.problems import Problem, error_of
 from locdistill.data.records import Dataset, Record, corners
@@ -126,13 +126,13 @@ def scan_dataset(
     Raises:
         AnnotationError: The split cannot be read: it is absent, of another format, or lacks the chosen classes.
     """
-    share = held_out(settings, split)
-    source_split = "train" if share else split
+    divided = bool(settings.holdout) and split in ("train", "val")
+    source_split = "train" if divided else split
     kind, sources = read(settings, source_split)
-    if share:
-        _hold_out(sources, settings, share, split)
+    if divided:
+        _hold_out(sources, settings, split)
     classes, category_ids = _choose_classes(sources, settings.classes, settings.ignore_classes)
-    kept_back = " (held out)" if share and split == "val" else ""
+    kept_back = " (held out)" if divided and split == "val" else ""
     name = f"{Path(settings.path).name}/{'+'.join(split_names(settings, source_split))}{kept_back}"
     dataset = Dataset(name, classes, (), kind, category_ids)
     scan = Scan(dataset)
@@ -164,7 +164,7 @@ def scan_dataset(
     return scan
 
 
-def _hold_out(sources: Sequence[Source], settings: DataSettings, share: float, split: str) -> None:
+def _hold_out(sources: Sequence[Source], settings: DataSettings, split: str) -> None:
     """Restrict the sources of training images to the held-out images (``val``) or to the others.
 
     The choice depends on file names alone, not on their order or on the machine. Tiles of an image, which may overlap,
@@ -181,12 +181,10 @@ def _hold_out(sources: Sequence[Source], settings: DataSettings, share: float, s
             f"{settings.path}: no images can be held out to evaluate on ({what}); name images to evaluate on with "
             "data.val=NAME, or set data.holdout=0"
         )
-    held = set(shuffled[: min(max(1, round(share * len(shuffled))), len(shuffled) - 1)])
+    count = max(1, round((settings.holdout or 0) * len(shuffled)))
+    held = set(shuffled[: min(count, len(shuffled) - 1)])
     for source in sources:
         source.images = [image for image in source.images if (groups[image.path] in held) == (split == "val")]
-    if split == "val" and settings.holdout is None:
-        note = "images held out of train by name, for there is no split val (data.val=NAME names one)"
-        sources[0].notes[note] = sum(len(source.images) for source in sources)
 
 
 def _group(path: Path, pattern: str | None) -> Path:
@@ -202,7 +200,7 @@ def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
     Raises:
         AnnotationError: Nothing can be read.
     """
-    source_split = "train" if held_out(settings, split) else split
+    source_split = "train" if settings.holdout and split == "val" else split
     return _choose_classes(read(settings, source_split)[1], None, settings.ignore_classes)[0]
 
 

@@ -66,8 +66,8 @@ class DataSettings(Settings):
             ``None`` decides from the whole data set: they do, unless one of them is below 1 or has a fraction.
         bits: Number of bits that the values of 16-bit grayscale images use, such as 12 of many cameras; ``None``: 16.
         holdout: Fraction of the training images, chosen by a hash of their file names, that is not trained on and
-            replaces ``val``. Use it to choose settings, so that ``val`` stays unseen. ``None``: a tenth where there is
-            no split to evaluate on, else 0.
+            replaces ``val``. Use it to choose settings, so that ``val`` stays unseen. ``None``: none, but a tenth for
+            runs on data without a split to evaluate on.
         holdout_by: Regular expression for the part of a file name that images of one group have in common, such as
             ``video[0-9]+``; all images of a group are held out, or none.
         classes: Names of the classes to use, in this order; boxes of others are left out. ``None``: all, in the order

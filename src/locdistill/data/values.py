@@ -6,20 +6,21 @@ import re
 from collections import Counter
 from typing import Any
 
-WHOLE = re.compile(r"([+-]?[0-9]{1,30})(?:\.0*)?")
+WHOLE = re.compile(r"([+-]?[0-9]{1,18})(?:\.0*)?")
 NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]{1,3})?")
 EXACT = 2**53  # above it, floats skip whole numbers
+LARGEST = 2**63
 IDS = "ids written as text or with a fraction of zero, read as whole numbers"
 NUMBERS = "numbers written as text, read as numbers"
 
 
 def whole(value: object, notes: Counter[str], note: str = IDS) -> int | None:
-    """Convert a whole number, also one written as a float or as text; return None for anything else.
+    """Convert a whole number of 64 bits, also one written as a float or as text; return None for anything else.
 
     A conversion is counted in the notes.
     """
     if type(value) is int:  # a bool is none
-        return value
+        return value if -LARGEST < value < LARGEST else None
     number = None
     if type(value) is float and value.is_integer() and abs(value) <= EXACT:
         number = int(value)

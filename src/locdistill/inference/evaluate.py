@@ -176,7 +176,7 @@ def evaluate(
 
 def _stored(path: Path, data: str | Path | None, split: str, overrides: Sequence[Override]) -> EvaluationResult:
     """Evaluate the detections in a file of COCO results."""
-    changed = apply_overrides({"data": {} if data is None else {"path": str(data), "holdout": 0}}, overrides)
+    changed = apply_overrides({"data": {} if data is None else {"path": str(data)}}, overrides)
     if unknown := [key for key in changed if key != "data"]:
         raise RecipeError(f"{unknown[0]}: stored results can be adjusted in data only; leave it out, or name weights")
     if "path" not in changed["data"]:
@@ -260,14 +260,15 @@ def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
     """
     beside = locate(weights).parent / RECIPE
     if data is not None and not beside.is_file():
-        return {"path": str(data), "holdout": 0}
+        return {"path": str(data)}
     if not beside.is_file():
         raise RecipeError(f"no data set given, and {beside} does not exist; pass --data FOLDER")
     settings = validate(DataSettings, group(recipe_data(beside), "data"), f"{beside}: data")
     if data is None:
         return settings.model_dump(mode="json")
-    same = Path(settings.path).resolve() == Path(data).resolve()
-    return {"path": str(data), "holdout": settings.holdout if same else 0, "holdout_by": settings.holdout_by}
+    if Path(settings.path).resolve() != Path(data).resolve():
+        return {"path": str(data)}
+    return {"path": str(data), "holdout": settings.holdout, "holdout_by": settings.holdout_by}
 
 
 def with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> DataSettings:

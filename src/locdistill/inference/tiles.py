@@ -97,10 +97,9 @@ def tile(
     names = splits or available_splits(settings)
     if not names:
         raise DataError(f"{data}: no split train, val or test; name the splits to cut with --split")
-    # Ignored classes are cut as ordinary ones, and no image is held out unless that is asked for.
+    # Ignored classes are cut as ordinary ones.
     classes = None if settings.classes is None else (*settings.classes, *settings.ignore_classes)
-    whole = {"classes": classes, "ignore_classes": (), "holdout": settings.holdout or 0.0}
-    settings = settings.model_copy(update=whole)
+    settings = settings.model_copy(update={"classes": classes, "ignore_classes": ()})
     datasets = {name: open_dataset(settings, name, training=False, labelled=False) for name in names}
     out = Path(out)
     make_folder(out)

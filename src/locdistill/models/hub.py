@@ -45,13 +45,13 @@ def pull(
     out: str | Path | None = None,
     token: str | None = None,
 ) -> Path:
-    """Download published weights, and check them against the checksum in their name.
+    """Download weights from a hub or a web address, and check them against the checksum in their name.
 
     Args:
-        repo_id: ``OWNER/NAME``, or ``hf://OWNER/NAME[@REVISION][/FILE]``.
+        repo_id: ``OWNER/NAME``, ``hf://OWNER/NAME[@REVISION][/FILE]`` or ``https://...``.
         revision: A branch, tag or commit; the main branch unless given.
         file: File of the repository; the only weights in it unless given.
-        out: Folder to put the file in; it stays in the hub's cache unless given.
+        out: Folder to put the file in; it stays in the cache of the hub, or of this package, unless given.
         token: Token of the hub, for a private repository; that of the login unless given.
 
     Returns:
@@ -62,8 +62,11 @@ def pull(
         WeightsError: The file is damaged, or not a detector of this package.
         RunError: ``out`` cannot be written to, or another file of this name is in the way.
     """
-    named = _address(repo_id) or _Address(repo_id)
-    found = _fetch(_Address(named.repo_id, revision or named.revision, file or named.file), token)
+    if download.is_url(repo_id):
+        found = download.fetch(repo_id)
+    else:
+        named = _address(repo_id) or _Address(repo_id)
+        found = _fetch(_Address(named.repo_id, revision or named.revision, file or named.file), token)
     return found if out is None else _copy(found, Path(out))
 
 

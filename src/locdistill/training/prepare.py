@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from locdistill.data.formats import HELD_OUT_NOTE, with_holdout
 from locdistill.data.open import open_dataset, shared_images
 from locdistill.data.records import Dataset
 from locdistill.distillation.cache.open import CacheUse, open_cache
@@ -120,13 +121,15 @@ def _with_data(recipe: Recipe) -> tuple[Recipe, dict[str, Dataset]]:
     """
     if not recipe.data.path:
         raise RecipeError("no data set given; pass --data FOLDER or set data.path")
-    settings = recipe.data
+    settings = with_holdout(recipe.data)
     if settings.classes is None and recipe.detector.classes:
         settings = settings.model_copy(update={"classes": recipe.detector.classes})
     detector = recipe.detector
     train_set = open_dataset(settings, "train", boxes=detector)
     settings = settings.model_copy(update={"classes": train_set.classes})
     val_set = open_dataset(settings, "val", boxes=detector)
+    if settings.holdout and recipe.data.holdout is None:
+        val_set = replace(val_set, notes={**val_set.notes, HELD_OUT_NOTE: len(val_set)})
     if detector.classes and detector.classes != train_set.classes:
         raise RecipeError(
             f"detector.classes {list(detector.classes)} differ from the classes of the data, "

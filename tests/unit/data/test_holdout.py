@@ -13,6 +13,7 @@ from PIL import Image
 
 import locdistill
 from locdistill.data.check import check
+from locdistill.data.formats import HELD_OUT_NOTE, with_holdout
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
 from locdistill.errors import AnnotationError, RecipeError
@@ -51,7 +52,7 @@ def write(folder: Path, *names: str, file: str = "train.json", boxes: int = 1, *
 
 def parts(path: Path, **words: object) -> tuple[list[str], list[str]]:
     """Names of the images that are trained on and evaluated on."""
-    settings = DataSettings.model_validate({"path": str(path), **words})
+    settings = with_holdout(DataSettings.model_validate({"path": str(path), **words}))
     found = [open_dataset(settings, split, training=False) for split in ("train", "val")]
     return tuple(sorted(record.path.name for record in dataset.records) for dataset in found)  # type: ignore[return-value]
 
@@ -68,10 +69,9 @@ def test_a_tenth_is_held_out_where_there_is_no_other_split(tmp_path: Path, file:
     assert sorted(train + val) == NAMES
     assert parts(path)[1] == val  # by name: always the same
     assert set(parts(path, holdout=0.2)[1]) > set(val)
-    (note,) = open_dataset(DataSettings(path=str(path)), "val").notes
-    assert note == "images held out of train by name, for there is no split val (data.val=NAME names one)"
     report = check(path)
     assert report.ok, report
+    assert report.splits[1].notes[HELD_OUT_NOTE] == 2
     assert [(split.name, split.images) for split in report.splits] == [("train", 18), ("val", 2)]
 
 
@@ -97,10 +97,10 @@ def test_images_of_a_group_stay_together(tmp_path: Path) -> None:
 def test_another_folder_is_evaluated_whole(tiny_coco: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     Detector(small_detector()).save(run / "best")
-    assert data_of(run / "best", tiny_coco) == {"path": str(tiny_coco), "holdout": 0}
-    (run / "recipe.yaml").write_text(f"data: {{path: {tiny_coco}, holdout_by: v}}")
-    assert data_of(run / "best", tiny_coco) == {"path": str(tiny_coco), "holdout": None, "holdout_by": "v"}
-    assert data_of(run / "best", tmp_path)["holdout"] == 0
+    assert data_of(run / "best", tiny_coco) == {"path": str(tiny_coco)}
+    (run / "recipe.yaml").write_text(f"data: {{path: {tiny_coco}, holdout: 0.1, holdout_by: v}}")
+    assert data_of(run / "best", tiny_coco) == {"path": str(tiny_coco), "holdout": 0.1, "holdout_by": "v"}
+    assert data_of(run / "best", tmp_path) == {"path": str(tmp_path)}
 
 
 def test_images_that_are_trained_on_are_not_evaluated_on(

@@ -92,7 +92,7 @@ def write_yolo(folder: Path, images: str = "images/train", **content: object) ->
 
 
 def opened(path: Path, split: str = "train", **settings: Any) -> Dataset:
-    return open_dataset(DataSettings(path=str(path), **{"filter_empty": False, **settings}), split)
+    return open_dataset(DataSettings(path=str(path), **{"filter_empty": False, "holdout": 0, **settings}), split)
 
 
 def objects_of(dataset: Dataset) -> list[list[tuple[str, list[float]]]]:

@@ -351,9 +351,10 @@ def test_roboflow_with_a_test_folder_that_is_not_there(tmp_path: Path) -> None:
     refused(folder, "'val' is '../valid/images', but there is no .*; correct 'path' or 'val'", "val")
 
 
-def test_the_same_folder_by_two_names_is_one_split(tmp_path: Path) -> None:
+def test_the_same_folder_by_two_names_is_said(tmp_path: Path) -> None:
     folder = yolo(tmp_path, yaml="train: images/train\nval: ./images/../images/train/\nnames: [cat, dog]\n")
-    assert available_splits(DataSettings(path=str(folder))) == ["train"]
+    assert available_splits(DataSettings(path=str(folder))) == ["train", "val"]
+    assert any("images to evaluate on are trained on" in problem.what for problem in check(folder).problems)
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,11 @@ from locdistill.models import download
 from locdistill.models.backbones import build_backbone
 from locdistill.models.checksum import split_checksum
 from locdistill.models.detector import Detector
-from locdistill.models.hub import find, is_address
+from locdistill.models.hub import find, is_address, pull
 from locdistill.models.mmdet import load_mmdet, save_mmdet
 from locdistill.models.settings import DetectorSettings
+from locdistill.publishing.publish import shareable
+from locdistill.recipe.load import load_recipe
 from tests.conftest import Answer
 
 CONTENT = b"PK weights " * 1000
@@ -263,6 +265,8 @@ def test_weights_at_addresses_are_read_as_any_other(
     detector, ours, theirs = trained
     assert same(detector, Detector.load(find(ours)))  # a safetensors file, whatever its address is called
     assert same(detector, load_mmdet(theirs))
+    assert same(detector, Detector.load(pull(theirs, out=tmp_path / "weights")))
+    assert (tmp_path / "weights" / "theirs.pth").is_file()
     assert teacher_files(TeacherSettings(weights=ours), "r") == (find(ours),)
     code, _, err = cli("convert", theirs, tmp_path / "out.safetensors")
     assert code == 0, err
@@ -277,3 +281,12 @@ def test_weights_of_a_backbone_may_have_an_address(server: Server, tmp_path: Pat
     settings = DetectorSettings(backbone="test_resnet", pretrained=f"{server.address}/net.pth", classes=("a",))
     built, _ = build_backbone(settings, weights=True)
     assert torch.equal(built.state_dict()["layer1.0.conv1.weight"], net.state_dict()["layer1.0.conv1.weight"])
+
+
+def test_addresses_stay_in_a_recipe_that_is_published() -> None:
+    """They are public, unlike paths."""
+    words = ("teacher.weights=https://host/a.pth", "start=https://host/b.pth", "detector.pretrained=https://host/c.pth")
+    recipe = shareable(load_recipe("ld_r50_from_r101", words))
+    assert recipe.teacher is not None
+    found = (recipe.teacher.weights, recipe.start, recipe.detector.pretrained)
+    assert found == tuple(f"https://host/{name}.pth" for name in "abc")
