@@ -472,6 +472,23 @@ def test_pictures_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
     assert dict(notes) == {expected: 3}
 
 
+def test_unreadable_pictures_of_yolo_are_counted(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.heic"):
+        save_picture(tmp_path / "images" / name, format="JPEG")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images\n")
+    assert count(scanned(tmp_path), "cannot be read (heic: 1), left out") == 1
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    write_layout(tmp_path / "store", "xml", "pictures")
+    for name, target in (("Annotations", "xml"), ("images", "pictures")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "part").symlink_to(tmp_path / "store" / target)
+    assert len(opened(tmp_path / "set")) == 2
+
+
 # --- labelme ----------------------------------------------------------------------------------------------------------
 
 
