@@ -7,7 +7,7 @@ import hashlib
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -167,7 +167,12 @@ def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) ->
 
 
 def images_below(folder: Path) -> list[Path]:
-    """List all image files in a folder and its subfolders, sorted by name.
+    """List all image files in a folder and its subfolders, as `files_below` does."""
+    return files_below(folder, IMAGE_SUFFIXES)
+
+
+def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
+    """List all files in a folder and its subfolders that have one of some endings in any case, sorted by name.
 
     Links to folders are followed, after the folders themselves. Each folder is listed once, so that links in a circle
     end, and a folder that is linked from another one below has its own name.
@@ -185,7 +190,7 @@ def images_below(folder: Path) -> list[Path]:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if entry.is_dir():
                     (links if entry.is_symlink() else waiting).append(entry.path)
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():
+                elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
                     found.append(Path(entry.path))
     return sorted(found)
 

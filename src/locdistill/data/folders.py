@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from locdistill.data.files import IMAGE_SUFFIXES, images_below
+from locdistill.data.files import IMAGE_SUFFIXES, files_below, images_below
 from locdistill.data.problems import Problem
 from locdistill.data.sources import Source
 
@@ -92,6 +92,11 @@ def files_in(folder: Path, suffix: str, *, nested: bool) -> Iterator[Path]:
                 below.append(Path(entry))
     for sub in below:
         yield from files_in(sub, suffix, nested=False)
+
+
+def names_below(folder: Path, suffix: str) -> dict[str, Path]:
+    """Map the files with an ending in a folder and its subfolders by their relative names without endings."""
+    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files_below(folder, (suffix,))}
 
 
 def _subfolders(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -181,7 +186,7 @@ class PictureFiles:
 
 def note_unreadable(folder: Path, notes: Counter[str]) -> set[str]:
     """Count the pictures of a folder that are in formats that cannot be read; return their names without endings."""
-    files = [path for path in folder.rglob("*") if path.suffix.lower() in UNREADABLE_SUFFIXES and path.is_file()]
+    files = files_below(folder, UNREADABLE_SUFFIXES)
     kinds = sorted(Counter(file.suffix[1:].lower() for file in files).items())
     if files:
         counts = ", ".join(f"{kind}: {count}" for kind, count in kinds)

@@ -33,7 +33,7 @@ class AnnotationFormat:
         usual: Function from path, ``train`` or ``val`` to the name of the split that is used where none is chosen.
         bare: Function from path to whether the format is recognised by annotation files of single pictures alone, which
             are often left beside pictures when they are converted: other formats that fit take precedence.
-        fits_by_content: Function like ``fits`` that opens files of any name; asked only if no format fits by names.
+        fits_by_content: Function like ``fits`` that opens files of any name; asked if none but ``bare`` formats fit.
         hint: Function from a path that is not recognised to what the user can do, if it is nearly of this format.
     """
 
@@ -85,8 +85,8 @@ def recognise(settings: DataSettings) -> DataFormat:
         return settings.format
     names = (*split_names(settings, "train"), *split_names(settings, "val"), *SPLITS)
     fitting: list[DataFormat] = [name for name, kind in FORMATS.items() if kind.fits(path, names)]
-    if not fitting:
-        fitting = [name for name, kind in FORMATS.items() if kind.fits_by_content(path, names)]
+    if all(FORMATS[name].bare(path) for name in fitting):
+        fitting += [name for name, kind in FORMATS.items() if kind.fits_by_content(path, names)]
     fitting = [name for name in fitting if not FORMATS[name].bare(path)] or fitting
     if len(fitting) == 1:
         return fitting[0]

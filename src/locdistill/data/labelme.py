@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from locdistill.data.files import in_threads, read_text
-from locdistill.data.folders import Part, PictureFiles, files_in, part_of, parts_of
+from locdistill.data.folders import Part, PictureFiles, files_in, names_below, part_of, parts_of
 from locdistill.data.problems import Problem
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import LIMIT, Listed, Source, box_arrays
@@ -55,9 +55,13 @@ def read(settings: DataSettings, part: Part, _split: str) -> list[Source]:
     """
     path = Path(settings.path)
     source = Source(file=str(part.annotations), categories=[])
-    files = _json_files(part)
+    files = names_below(part.annotations, ".json")
     parsed = dict(zip(files, in_threads(_parse, list(files.values()), label="reading annotations"), strict=True))
-    others = {file for other in parts_of(path, _holds_shapes).values() for file in _json_files(other).values()}
+    others = {
+        file
+        for other in parts_of(path, _holds_shapes).values()
+        for file in names_below(other.annotations, ".json").values()
+    }
     others.difference_update(files.values())
     rest = in_threads(_parse, sorted(others), label="collecting classes")
     classes = sorted({row.name for content in (*parsed.values(), *rest) for row in content.rows})
@@ -125,12 +129,6 @@ def _holds_shapes(folder: Path, nested: bool) -> bool:
             if BEGINNING.search(opened.read(HEAD_BYTES).replace(b"\0", b"")):  # also in UTF-16
                 return True
     return False
-
-
-def _json_files(part: Part) -> dict[str, Path]:
-    """Map the JSON files of a part by their relative names without endings."""
-    files = sorted(file for file in part.annotations.rglob("*") if file.suffix.lower() == ".json")
-    return {file.relative_to(part.annotations).with_suffix("").as_posix(): file for file in files}
 
 
 def _parse(file: Path) -> _Drawing:

@@ -17,7 +17,17 @@ from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
 from locdistill.data.files import IMAGE_SUFFIXES, MARKS, in_threads, read_text, stays_inside
-from locdistill.data.folders import SPELLINGS, SPLITS, Part, PictureFiles, files_in, part_of, parts_of, whole_of
+from locdistill.data.folders import (
+    SPELLINGS,
+    SPLITS,
+    Part,
+    PictureFiles,
+    files_in,
+    names_below,
+    part_of,
+    parts_of,
+    whole_of,
+)
 from locdistill.data.problems import Problem
 from locdistill.data.records import corners
 from locdistill.data.settings import DataSettings
@@ -115,7 +125,7 @@ def read(settings: DataSettings, parts: Sequence[Part], split: str) -> list[Sour
     official = _is_devkit(parts, parsed.values())
     if not official:
         folders = {part.annotations for folder in _years(path) for part in _parts(folder).values()}
-        others = sorted({file for folder in folders for file in _xml_files(folder).values()}.difference(own))
+        others = sorted({file for folder in folders for file in names_below(folder, ".xml").values()}.difference(own))
         parsed |= zip(others, in_threads(_parse, others, label="comparing annotations"), strict=True)
         official = _is_devkit(parts, parsed.values())
     classes = CLASSES if official else sorted({row.name for content in parsed.values() for row in content.rows})
@@ -209,19 +219,13 @@ def _is_annotated(part: Part) -> bool:
     return any(file.is_file() for file in _listed(part, Source(str(part.names), [])).values())
 
 
-def _xml_files(folder: Path) -> dict[str, Path]:
-    """Map the XML files of a folder by their relative names without endings."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() == ".xml")
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files}
-
-
 def _listed(part: Part, source: Source) -> dict[str, Path]:
     """Map the names of a part's images to their XML files; a listed file may not exist.
 
     A line of a list is the name of an image, with or without quotes, endings and folders, or a name and a number. A
     name outside the image folder is a problem.
     """
-    files = _xml_files(part.annotations)
+    files = names_below(part.annotations, ".xml")
     if part.names is None:
         return files
     stems: defaultdict[str, list[str]] = defaultdict(list)

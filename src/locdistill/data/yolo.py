@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from locdistill.data.files import IMAGE_SUFFIXES, images_below, in_threads, read_text
+from locdistill.data.folders import note_unreadable
 from locdistill.data.problems import Problem
 from locdistill.data.settings import DataSettings
 from locdistill.data.sources import Listed, Source, circumscribed, clockwise, signed_areas
@@ -142,6 +143,7 @@ def _pictures(description: Description, split: str, root: str, source: Source) -
             if place.is_dir():
                 folders.append(place)
                 pictures += images_below(place)
+                note_unreadable(place, source.notes)
             elif place.suffix.lower() in IMAGE_SUFFIXES:
                 pictures.append(place)
             else:

@@ -54,11 +54,11 @@ def write_set(folder: Path, split: str, *objects: str, names: tuple[str, ...] = 
 
 
 def scanned(path: Path, split: str = "train", **settings: Any) -> Scan:
-    return scan_dataset(DataSettings(path=str(path), **settings), split, training=False)
+    return scan_dataset(DataSettings(path=str(path), **{"holdout": 0, **settings}), split, training=False)
 
 
 def opened(path: Path, split: str = "train", **settings: Any) -> Dataset:
-    return open_dataset(DataSettings(path=str(path), **settings), split, training=False)
+    return open_dataset(DataSettings(path=str(path), **{"holdout": 0, **settings}), split, training=False)
 
 
 def boxes_of(dataset: Dataset) -> list[list[float]]:
@@ -270,6 +270,18 @@ def test_annotation_files_left_beside_pictures_do_not_hide_the_data_set(tmp_path
         recognise(settings)
 
 
+def test_annotation_files_left_beside_a_coco_file_of_any_name(tmp_path: Path) -> None:
+    write_layout(tmp_path, "images", "images")
+    content = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": WIDTH, "height": HEIGHT}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}],
+        "categories": [{"id": 1, "name": "dog"}],
+    }
+    (tmp_path / "all_of_it.json").write_text(json.dumps(content))
+    write_layout(tmp_path, "Annotations", "images")
+    assert recognise(DataSettings(path=str(tmp_path))) == "coco"
+
+
 # --- the picture of an XML file ---------------------------------------------------------------------------------------
 
 
@@ -458,6 +470,23 @@ def test_pictures_that_cannot_be_read_are_counted(tmp_path: Path) -> None:
     notes = type(scan.notes)()
     assert note_unreadable(tmp_path, notes) == {"c", "d", "e"}
     assert dict(notes) == {expected: 3}
+
+
+def test_unreadable_pictures_of_yolo_are_counted(tmp_path: Path) -> None:
+    for name in ("a.jpg", "b.heic"):
+        save_picture(tmp_path / "images" / name, format="JPEG")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images\n")
+    assert count(scanned(tmp_path), "cannot be read (heic: 1), left out") == 1
+
+
+def test_links_to_folders_are_followed(tmp_path: Path) -> None:
+    write_layout(tmp_path / "store", "xml", "pictures")
+    for name, target in (("Annotations", "xml"), ("images", "pictures")):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "part").symlink_to(tmp_path / "store" / target)
+    assert len(opened(tmp_path / "set")) == 2
 
 
 # --- labelme ----------------------------------------------------------------------------------------------------------
