@@ -148,6 +148,10 @@ def _pictures(description: Description, split: str, root: str, source: Source) -
                 pictures.append(place)
             else:
                 pictures += _listed(place, roots, source)
+    if not pictures and split != "test":
+        what = f"{split!r} is {', '.join(entries)}, where no images are"
+        remedy = "put them there; some exporters leave images out unless told otherwise"
+        source.problems.append(Problem(str(file), "", what, remedy))
     return list(dict.fromkeys(pictures)), folders
 
 

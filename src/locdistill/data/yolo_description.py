@@ -31,6 +31,14 @@ class _Words(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012  # as in the base
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping; refuse a key that is written twice, of which only the last would count."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} is written twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
 
 @dataclass(frozen=True)
 class Description:
@@ -255,8 +263,8 @@ def label_folders(folder: Path) -> list[Path]:
     parts, found = folder.parts, []
     for position in reversed(range(len(parts))):
         if parts[position].lower() in PICTURE_FOLDERS:
-            words = ("labels",) if parts[position].islower() else ("labels", "Labels")
-            found += [Path(*parts[:position], word, *parts[position + 1 :]) for word in words]
+            both = [Path(*parts[:position], word, *parts[position + 1 :]) for word in ("labels", "Labels")]
+            found.append(next((place for place in both if place.is_dir()), both[0]))
     return [*found, folder]
 
 

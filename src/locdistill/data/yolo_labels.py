@@ -103,7 +103,7 @@ def find_labels(
     doubt = " (nearly all of the split: are label files missing?)" if few else ""
     source.notes[f"images without a label file, taken as without objects{doubt}"] += len(missing)
     if required and pictures and not files:
-        usual = list(dict.fromkeys(place / f"{missing[0].stem}.txt" for place in label_folders(missing[0].parent)))
+        usual = [place / f"{missing[0].stem}.txt" for place in label_folders(missing[0].parent)]
         what = f"none of the {len(missing)} images has a label file; looked for {' and '.join(map(str, usual))}"
         remedy = "put the label files there; an image without objects may have an empty one"
         source.problems.append(Problem(source.file, "", what, remedy))
@@ -295,7 +295,8 @@ def _edges(shape: tuple[float, ...], notes: Counter[str]) -> tuple[float, float,
     notes["boxes with a width or height of 0"] += edges[0] == edges[2] or edges[1] == edges[3]
     if min(edges) < 0 or max(edges) > 1:
         a, b, c, d = (min(max(edge, 0.0), 1.0) if -BORDER <= edge <= 1 + BORDER else edge for edge in edges)
-        shift = max(abs(edges[0] - a), abs(edges[1] - b), abs(edges[2] - c), abs(edges[3] - d))
-        notes[f"boxes up to {BORDER:.0%} of a side outside the image, limited to it"] += shift > ROUNDING
-        edges = a, b, c, d
+        if min(c - a, d - b) > ROUNDING:  # else it is beside the image
+            shift = max(abs(edges[0] - a), abs(edges[1] - b), abs(edges[2] - c), abs(edges[3] - d))
+            notes[f"boxes up to {BORDER:.0%} of a side outside the image, limited to it"] += shift > ROUNDING
+            edges = a, b, c, d
     return edges

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from locdistill.data.check import check
@@ -18,6 +20,8 @@ from locdistill.data.formats import available_splits, recognise
 from locdistill.data.open import Scan, open_dataset, scan_dataset
 from locdistill.data.records import Record
 from locdistill.data.settings import DataSettings
+from locdistill.data.sources import Source
+from locdistill.data.yolo_labels import kind_of_rows, objects_of, parse
 from locdistill.errors import AnnotationError, DataError
 
 WIDTH, HEIGHT = 100, 50
@@ -204,10 +208,49 @@ def test_boxes_just_outside_are_limited_and_boxes_over_the_edge_are_not(tmp_path
     assert notes(folder) == {"boxes up to 1% of a side outside the image, limited to it": 4}  # not that of rounding
 
 
+def test_a_box_beside_the_image_is_not_limited_to_a_line(tmp_path: Path) -> None:
+    folder = yolo(tmp_path, f"0 1.005 0.5 0.01 0.5\n{BOX}")
+    np.testing.assert_allclose(records(folder)[0].boxes, [[100, 12.5, 101, 37.5], EDGES], atol=1e-3)
+    assert check(folder).splits[0].notes == {"boxes outside the image, left out": 2}
+
+
 def test_boxes_of_zero_size_are_counted(tmp_path: Path) -> None:
     folder = yolo(tmp_path, f"0 0.5 0.5 0 0\n0 0.5 0.5 0.1 0\n{BOX}")
     assert notes(folder) == {"boxes with a width or height of 0": 4}
     assert open_dataset(DataSettings(path=str(folder)), "train").records[0].boxes.round(3).tolist() == [EDGES]
+
+
+SHARE = st.floats(0, 1)
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), SHARE, SHARE, SHARE, SHARE)), st.integers(4, 8))
+def test_boxes_are_read_back_within_the_rounding_of_the_file(
+    tmp_path_factory: pytest.TempPathFactory, objects: list[tuple[int, float, float, float, float]], digits: int
+) -> None:
+    edges = np.array([[min(a, c), min(b, d), max(a, c), max(b, d)] for _, a, b, c, d in objects]).reshape(-1, 4)
+    centres = np.concatenate(((edges[:, :2] + edges[:, 2:]) / 2, edges[:, 2:] - edges[:, :2]), axis=1)
+    file, lines = tmp_path_factory.getbasetemp() / "box.txt", []
+    for (label, *_), row in zip(objects, centres, strict=True):
+        lines.append(f"{label} {' '.join(f'{value:.{digits}f}' for value in row)}\n")
+    file.write_text("".join(lines))
+    source, parsed = Source("", []), parse(file, ["cat", "dog"])
+    found = objects_of("", parsed.rows, kind_of_rows([parsed], None), None, source)
+    assert not parsed.problems + source.problems
+    assert found.labels.tolist() == [label for label, *_ in objects]
+    np.testing.assert_allclose(found.boxes, edges, rtol=0, atol=10.0**-digits)
+
+
+@given(st.lists(st.tuples(*[st.floats(-0.5, 1.5)] * 8), min_size=1))
+def test_corners_are_read_back_also_outside_the_image(
+    tmp_path_factory: pytest.TempPathFactory, quads: list[tuple[float, ...]]
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "corners.txt"
+    file.write_text("".join(f"0 {' '.join(f'{value:.6f}' for value in quad)}\n" for quad in quads))
+    source, parsed = Source("", []), parse(file, ["cat", "dog"])
+    kind = kind_of_rows([parsed], None)
+    assert kind == "corners"
+    found = objects_of("", parsed.rows, kind, None, source)
+    np.testing.assert_allclose(found.quads.reshape(-1, 8), quads, rtol=0, atol=1e-6)
 
 
 # --- label files ---------------------------------------------------------------------------------------------------
@@ -220,6 +263,7 @@ def test_boxes_of_zero_size_are_counted(tmp_path: Path) -> None:
         ("{}/images", "{}/labels"),
         ("{}/images/a/b", "{}/labels/a/b"),
         ("{}/Images", "{}/Labels"),
+        ("images/{}", "Labels/{}"),
         ("JPEGImages/{}", "labels/{}"),
         ("images/{}", "images/{}"),
         ("{}", "{}"),
@@ -419,6 +463,7 @@ def test_names_are_read_as_they_are_written(names: str, classes: tuple[str, ...]
     [
         ("names: {0: cat, 2: dog}", "'names' goes up to 2, but has no name for 1; name each class, from 0 on"),
         ("names: {1: cat, 2: dog}", "has no name for 0"),
+        ("names: {0: cat, 0: dog}", "not valid YAML .the key '0' is written twice"),
         ("nc: 5\nnames: [cat, dog]", r"'nc' is 5, but 'names' has 2 classes \(cat, dog\); correct the wrong one"),
         ("nc: 2", "'names' is None; 'nc' .2. does not name the classes; expected a list of class names"),
         ("names: [cat, {dog: 1}]", "expected a list of class names"),
@@ -543,8 +588,9 @@ def test_a_file_of_class_names_does_not_make_other_formats_yolo(tmp_path: Path) 
     assert recognise(DataSettings(path=str(tmp_path))) == "dota"
 
 
-def test_a_split_of_labels_alone_says_so(tmp_path: Path) -> None:
+def test_a_split_without_images(tmp_path: Path) -> None:
     label_studio(tmp_path)
     for file in os.listdir(tmp_path / "images"):
         (tmp_path / "images" / file).unlink()
-    refused(tmp_path, "2 label files without an image, left out")
+    refused(tmp_path, "'train' is images, where no images are; put them there; some exporters leave images out")
+    assert check(tmp_path).splits[0].notes == {"label files without an image, left out": 2}
