@@ -13,6 +13,7 @@ FLOORS = (
     ("types", "settings", "dist", "files"),
     ("geometry", "images"),
     ("assign", "losses", "interop", "viz"),
+    ("annotations",),
     ("data", "models", "objective"),
     ("distillation", "evaluation", "engine"),
     ("recipe",),

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from locdistill.data.files import stays_inside
+from locdistill.annotations.files import stays_inside
 from locdistill.data.samplers import GroupedSampler
 from locdistill.data.transforms import Sample, View, look_at
 from locdistill.images import keep_ratio_size

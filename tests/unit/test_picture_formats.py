@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from locdistill import images
-from locdistill.data.files import look, look_closely
+from locdistill.annotations.files import look, look_closely
 from locdistill.errors import ImageError
 from locdistill.images import FORMATS, MAX_PIXELS, MOST_PIXELS, image_size, open_picture, pixel_limit, read_image
 from locdistill.viz.report import Picture, Section, render_page

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from locdistill.data.brightness import describe_brightness
-from locdistill.data.files import look_at_all_closely
-from locdistill.data.formats import HELD_OUT_NOTE, available_splits, recognise, with_holdout
-from locdistill.data.open import Scan, scan_dataset, shared_images, sides_of, trainable
-from locdistill.data.problems import Problem
+from locdistill.annotations.brightness import describe_brightness
+from locdistill.annotations.files import look_at_all_closely
+from locdistill.annotations.formats import available_splits, recognise
+from locdistill.annotations.problems import Problem
+from locdistill.annotations.sources import circumscribed, signed_areas
+from locdistill.data.open import HELD_OUT_NOTE, Scan, scan_dataset, shared_images, sides_of, trainable, with_holdout
 from locdistill.data.records import Dataset, Record, most_objects
 from locdistill.data.settings import DataSettings
-from locdistill.data.sources import circumscribed, signed_areas
 from locdistill.errors import DataError
 from locdistill.geometry.rotated import fit
 

@@ -14,17 +14,20 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from locdistill.data.files import Seen
-from locdistill.data.formats import read, split_names
-from locdistill.data.index import look_at
-from locdistill.data.problems import Problem, error_of
-from locdistill.data.records import Dataset, Record, corners
+from locdistill.annotations.files import Seen
+from locdistill.annotations.formats import places_of, read, recognise, split_names
+from locdistill.annotations.index import look_at
+from locdistill.annotations.problems import Problem, error_of
+from locdistill.annotations.sources import Listed, Source, corners
+from locdistill.annotations.tiles import image_name
+from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
-from locdistill.data.sources import Listed, Source
-from locdistill.data.tiling import image_name
 from locdistill.errors import AnnotationError
 from locdistill.geometry.rotated import AngleRange, fit
 
+HELD_OUT = 0.1
+"""Share of the training images to evaluate on where there is no other split."""
+HELD_OUT_NOTE = "images held out of train by name, for there is no split val (data.val=NAME names one)"
 EMPTY = "images without objects, left out"
 ANY, LEFT_OUT = -1, -2
 """Special labels: regions to ignore for every class, and annotations that are left out."""
@@ -106,6 +109,22 @@ def open_dataset(
     return dataset if boxes is None else dataset.as_oriented(boxes.rotated, boxes.angles)
 
 
+def with_holdout(settings: DataSettings) -> DataSettings:
+    """Return the settings with the share of the training images to hold out: a tenth if there is no other split.
+
+    A COCO file by itself serves any split, and so has no split to evaluate on.
+
+    Raises:
+        AnnotationError: Nothing is recognised.
+    """
+    if settings.holdout is not None:
+        return settings
+    kind = recognise(settings)
+    train, val = (places_of(settings, kind, split) for split in ("train", "val"))
+    alone = settings.val is None and (not all(val) or (val == train and kind == "coco"))
+    return settings.model_copy(update={"holdout": HELD_OUT if alone and all(train) else 0.0})
+
+
 def scan_dataset(
     settings: DataSettings,
     split: str,
@@ -141,7 +160,9 @@ def scan_dataset(
         scan.notes += source.notes
         if not source.labelled and (split in ("train", "val") if labelled is None else labelled):
             what = "has no annotations, like files of test images whose labels are not public"
-            remedy = "name a split with labels, or only write results, with 'locdistill evaluate WEIGHTS --format-only FILE'"
+            remedy = (
+                "name a split with labels, or only write results, with 'locdistill evaluate WEIGHTS --format-only FILE'"
+            )
             scan.problems.append(Problem(source.file, "", what, remedy))
         scan.notes["files without annotations"] += not source.labelled
     paths = list(dict.fromkeys(listed.path for source in sources for listed in source.images))

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 import numpy as np
 
+from locdistill.annotations.sources import DataFormat, corners
 from locdistill.geometry.rotated import AngleRange
-
-DataFormat: TypeAlias = Literal["coco", "voc", "yolo", "dota", "hrsc", "labelme"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +95,6 @@ class Dataset:
 def most_objects(dataset: Dataset) -> int:
     """Return the largest number of objects in an image, without ignored ones."""
     return max((int((~record.ignored).sum()) for record in dataset.records), default=0)
-
-
-def corners(boxes: np.ndarray) -> np.ndarray:
-    """Return the corners of axis-aligned boxes, clockwise on screen from the upper left one."""
-    return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]
 
 
 def evenly(dataset: Dataset, images: int | None) -> Dataset:

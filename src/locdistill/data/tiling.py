@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -29,6 +28,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
+from locdistill.annotations.tiles import WINDOWS, written_class
 from locdistill.data.digest import data_digest
 from locdistill.data.records import Dataset, Record
 from locdistill.errors import DataError
@@ -40,7 +40,6 @@ from locdistill.images import read_image, resize_to
 from locdistill.settings import Count, Positive, Settings
 from locdistill.types import Detections
 
-WINDOWS = "windows.json"
 CUT = 2  # the difficulty of an object that lies partly outside its tile, as in MMRotate
 _WHOLE = 1 - 1e-6  # minimum visible fraction of an object that counts as complete
 _COMPRESSION = 3
@@ -86,33 +85,6 @@ class Window(NamedTuple):
 def tile_name(image: str, window: Window) -> str:
     """Return the name of a tile."""
     return f"{image}__{window.side}__{window.x}___{window.y}"
-
-
-class Origin(NamedTuple):
-    """Facts about the original data that the label files of the tiles do not contain.
-
-    Attributes:
-        oriented: Whether the objects were rotated.
-        classes: Class names by their names in label files, in the order of the original data.
-    """
-
-    oriented: bool
-    classes: dict[str, str]
-
-
-def origin(folder: Path) -> Origin | None:
-    """Return the facts about the original data of tiles; None if the folder was not written by :func:`cut`."""
-    try:
-        content = json.loads((folder / WINDOWS).read_text(encoding="utf-8"))
-        return Origin(bool(content["oriented"]), {written_class(name): name for name in content["classes"]})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # Tiles.read reports the fault
-        return None
-
-
-def image_name(name: str) -> str:
-    """Return the image name in a tile's name, also for names of other programs; any other name unchanged."""
-    tile = re.fullmatch(r"(.+)__[\d.]+__-?\d+___-?\d+", name)
-    return tile[1] if tile else name
 
 
 def windows(width: int, height: int, settings: TilingSettings) -> list[Window]:
@@ -349,11 +321,6 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
         ],
         "windows": places,
     }
-
-
-def written_class(name: str) -> str:
-    """Return the name of a class in label files."""
-    return "-".join(name.split())
 
 
 def _record(file: str, image_id: int, width: int, height: int) -> Record:

@@ -159,8 +159,6 @@ def evaluate(
         detector = Detector.load(weights, where)
         detector.settings, others = adjusted(detector.settings, overrides, data=data_of(weights, data))
         settings = validate(DataSettings, others["data"], "data")
-        if format_only is not None and settings.holdout is None:  # results are for all images
-            settings = settings.model_copy(update={"holdout": 0.0})
         settings = with_classes(settings, split, detector.settings.classes)
         dataset = open_dataset(settings, split, training=False, boxes=detector.settings, labelled=format_only is None)
         loader: Iterable[Batch] = validation_loader(

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from locdistill.data.files import images_below
+from locdistill.annotations.files import images_below
 from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import ImageError, RunError
 from locdistill.evaluation.curves import DEFAULT_SCORE, minimum_scores

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from locdistill.data.formats import available_splits
+from locdistill.annotations.formats import available_splits
+from locdistill.annotations.tiles import WINDOWS, written_class
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
-from locdistill.data.tiling import WINDOWS, Tiles, TilingSettings, cut, written_class
+from locdistill.data.tiling import Tiles, TilingSettings, cut
 from locdistill.errors import DataError
 from locdistill.evaluation.results import read_results, write_results
 from locdistill.evaluation.task1 import write_task1

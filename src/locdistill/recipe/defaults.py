@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from locdistill.data.formats import recognise
+from locdistill.annotations.formats import recognise
 from locdistill.data.open import class_names, open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import torch
 
-from locdistill.data.formats import HELD_OUT_NOTE, with_holdout
-from locdistill.data.open import open_dataset, shared_images
+from locdistill.data.open import HELD_OUT_NOTE, open_dataset, shared_images, with_holdout
 from locdistill.data.records import Dataset
 from locdistill.distillation.cache.open import CacheUse, open_cache
 from locdistill.distillation.cache.teacher import Recall

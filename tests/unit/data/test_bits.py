@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from locdistill.data.brightness import describe_brightness
+from locdistill.annotations.brightness import describe_brightness
 from locdistill.data.loader import evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings

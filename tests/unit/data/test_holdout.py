@@ -13,8 +13,7 @@ from PIL import Image
 
 import locdistill
 from locdistill.data.check import check
-from locdistill.data.formats import HELD_OUT_NOTE, with_holdout
-from locdistill.data.open import open_dataset
+from locdistill.data.open import HELD_OUT_NOTE, open_dataset, with_holdout
 from locdistill.data.settings import DataSettings
 from locdistill.errors import AnnotationError, RecipeError
 from locdistill.inference.evaluate import data_of

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from locdistill.data.formats import recognise
+from locdistill.annotations.formats import recognise
+from locdistill.annotations.voc import CLASSES
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
-from locdistill.data.voc import CLASSES
 from locdistill.errors import AnnotationError, DataError, ImageError
 
 WIDTH, HEIGHT = 64, 48

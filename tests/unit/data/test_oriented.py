@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from locdistill.data.formats import recognise
+from locdistill.annotations.formats import recognise
+from locdistill.annotations.sources import clockwise, signed_areas
 from locdistill.data.open import class_names, open_dataset, scan_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
-from locdistill.data.sources import clockwise, signed_areas
 from locdistill.errors import AnnotationError, ImageError
 from locdistill.interop.classes import DOTA
 

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import torch
 
-from locdistill.data.files import images_below
+from locdistill.annotations.files import images_below
 from locdistill.engine.devices import default_device, existing_device
 from locdistill.engine.speed import Precision
 from locdistill.errors import ImageError, LocdistillError, RunError, WeightsError

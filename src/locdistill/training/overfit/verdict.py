@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from locdistill.data.records import DataFormat
+from locdistill.annotations.sources import DataFormat
 from locdistill.engine.settings import EngineSettings
 from locdistill.training.overfit.before import Before
 from locdistill.training.overfit.matches import Compared

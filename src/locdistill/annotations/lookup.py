@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from locdistill.data.files import stays_inside
+from locdistill.annotations.files import stays_inside
 from locdistill.errors import AnnotationError
 
 BACKSLASHES = "file names with backslashes, read as slashes"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from locdistill.data.files import in_threads
+from locdistill.annotations.files import in_threads
 from locdistill.errors import ImageError
 from locdistill.images import wide_range
 

@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from locdistill.data.files import in_threads, read_text
-from locdistill.data.folders import Part, PictureFiles, files_in, names_below, part_of, parts_of
-from locdistill.data.problems import Problem
-from locdistill.data.settings import DataSettings
-from locdistill.data.sources import LIMIT, Listed, Source, box_arrays
+from locdistill.annotations.files import in_threads, read_text
+from locdistill.annotations.folders import Part, PictureFiles, files_in, names_below, part_of, parts_of
+from locdistill.annotations.problems import Problem
+from locdistill.annotations.sources import LIMIT, Listed, Source, SourceSettings, box_arrays
 from locdistill.errors import AnnotationError
 
 LOOKED_FOR = (
@@ -46,7 +45,7 @@ def splits(path: Path) -> list[str]:
     return sorted(parts_of(path, _holds_shapes))
 
 
-def read(settings: DataSettings, part: Part, _split: str) -> list[Source]:
+def read(settings: SourceSettings, part: Part, _split: str) -> list[Source]:
     """Read a split.
 
     Rectangles are boxes; of polygons, masks and circles the box around them is taken. Points and lines are left out.

@@ -6,16 +6,35 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
 import torch
 
-from locdistill.data.files import stays_inside
-from locdistill.data.problems import Problem
+from locdistill.annotations.files import stays_inside
+from locdistill.annotations.problems import Problem
 from locdistill.geometry import rotated
 
+DataFormat: TypeAlias = Literal["coco", "voc", "yolo", "dota", "hrsc", "labelme"]
 LIMIT = 1e9
 TURN = 2 * np.pi + 1e-6  # no angle in radians is larger
+
+
+class SourceSettings(Protocol):
+    """Settings that readers need: see :class:`locdistill.data.settings.DataSettings`."""
+
+    @property
+    def path(self) -> str: ...  # noqa: D102
+    @property
+    def root(self) -> str: ...  # noqa: D102
+    @property
+    def format(self) -> DataFormat | Literal["auto"]: ...  # noqa: D102
+    @property
+    def train(self) -> str | tuple[str, ...] | None: ...  # noqa: D102
+    @property
+    def val(self) -> str | tuple[str, ...] | None: ...  # noqa: D102
+    @property
+    def one_based(self) -> bool | None: ...  # noqa: D102
 
 
 @dataclass
@@ -142,3 +161,8 @@ def circumscribed(quads: np.ndarray) -> np.ndarray:
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     product: np.ndarray = a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]
     return product
+
+
+def corners(boxes: np.ndarray) -> np.ndarray:
+    """Return the corners of axis-aligned boxes, clockwise on screen from the upper left one."""
+    return boxes[:, [[0, 1], [2, 1], [2, 3], [0, 3]]]

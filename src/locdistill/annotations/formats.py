@@ -7,16 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from locdistill.data import coco, coco_files, dota, hrsc, labelme, voc, yolo
-from locdistill.data.records import DataFormat
-from locdistill.data.settings import DataSettings
-from locdistill.data.sources import Source
+from locdistill.annotations import coco, coco_files, dota, hrsc, labelme, voc, yolo
+from locdistill.annotations.sources import DataFormat, Source, SourceSettings
 from locdistill.errors import AnnotationError
 
 SPLITS = ("train", "val", "test")
-HELD_OUT = 0.1
-"""Share of the training images to evaluate on where there is no other split."""
-HELD_OUT_NOTE = "images held out of train by name, for there is no split val (data.val=NAME names one)"
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class AnnotationFormat:
     fits: Callable[[Path, Sequence[str]], bool]
     splits: Callable[[Path], list[str]]
     place: Callable[[Path, str], Any]
-    read: Callable[[DataSettings, Any, str], list[Source]]
+    read: Callable[[SourceSettings, Any, str], list[Source]]
     usual: Callable[[Path, str], str] = lambda _, split: split
     bare: Callable[[Path], bool] = lambda _: False
     fits_by_content: Callable[[Path, Sequence[str]], bool] = lambda *_: False
@@ -68,7 +63,7 @@ FORMATS: dict[DataFormat, AnnotationFormat] = {
 }
 
 
-def recognise(settings: DataSettings) -> DataFormat:
+def recognise(settings: SourceSettings) -> DataFormat:
     """Recognise the format of the data set at the path.
 
     Raises:
@@ -97,7 +92,7 @@ def recognise(settings: DataSettings) -> DataFormat:
     raise AnnotationError(f"{path}: not recognised as a data set. Looked for\n{looked}{_contents(path)}{hints}")
 
 
-def split_names(settings: DataSettings, split: str) -> tuple[str, ...]:
+def split_names(settings: SourceSettings, split: str) -> tuple[str, ...]:
     """Return the chosen names of the splits ``train`` and ``val``; any other split keeps its name."""
     choice = {"train": settings.train, "val": settings.val}.get(split)
     if choice is None:
@@ -105,7 +100,7 @@ def split_names(settings: DataSettings, split: str) -> tuple[str, ...]:
     return (choice,) if isinstance(choice, str) else choice
 
 
-def names_behind(settings: DataSettings, kind: DataFormat, split: str) -> tuple[str, ...]:
+def names_behind(settings: SourceSettings, kind: DataFormat, split: str) -> tuple[str, ...]:
     """Return the format's names of a split: the chosen ones, else the usual one."""
     given = {"train": settings.train, "val": settings.val}.get(split)
     if given is None and split in ("train", "val"):
@@ -113,7 +108,7 @@ def names_behind(settings: DataSettings, kind: DataFormat, split: str) -> tuple[
     return split_names(settings, split)
 
 
-def available_splits(settings: DataSettings) -> list[str]:
+def available_splits(settings: SourceSettings) -> list[str]:
     """Return those of train, val and test that exist; of a COCO file that serves any split, the first alone.
 
     ``test`` is left out where it is what is evaluated on.
@@ -129,28 +124,12 @@ def available_splits(settings: DataSettings) -> list[str]:
     ]
 
 
-def places_of(settings: DataSettings, kind: DataFormat, split: str) -> list[Any]:
+def places_of(settings: SourceSettings, kind: DataFormat, split: str) -> list[Any]:
     """Return where each part of a split is; something false for a part that does not exist."""
     return [FORMATS[kind].place(Path(settings.path), name) for name in names_behind(settings, kind, split)]
 
 
-def with_holdout(settings: DataSettings) -> DataSettings:
-    """Return the settings with the share of the training images to hold out: a tenth if there is no other split.
-
-    A COCO file by itself serves any split, and so has no split to evaluate on.
-
-    Raises:
-        AnnotationError: Nothing is recognised.
-    """
-    if settings.holdout is not None:
-        return settings
-    kind = recognise(settings)
-    train, val = (places_of(settings, kind, split) for split in ("train", "val"))
-    alone = settings.val is None and (not all(val) or (val == train and kind == "coco"))
-    return settings.model_copy(update={"holdout": HELD_OUT if alone and all(train) else 0.0})
-
-
-def read(settings: DataSettings, split: str) -> tuple[DataFormat, list[Source]]:
+def read(settings: SourceSettings, split: str) -> tuple[DataFormat, list[Source]]:
     """Read the annotations of a split; return the format too.
 
     Raises:

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from locdistill.data.folders import note_unreadable
-from locdistill.data.formats import available_splits, recognise
+from locdistill.annotations.folders import note_unreadable
+from locdistill.annotations.formats import available_splits, recognise
+from locdistill.annotations.voc import CLASSES
 from locdistill.data.open import Scan, open_dataset, scan_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
-from locdistill.data.voc import CLASSES
 from locdistill.errors import AnnotationError, DataError
 
 WIDTH, HEIGHT = 96, 64

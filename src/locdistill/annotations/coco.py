@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from locdistill.data.coco_entries import misread, read_annotations, read_categories, read_images, report
-from locdistill.data.coco_files import (
+from locdistill.annotations.coco_entries import misread, read_annotations, read_categories, read_images, report
+from locdistill.annotations.coco_files import (
     ALIASES,
     ANNOTATION_FOLDERS,
     PART,
@@ -26,12 +26,10 @@ from locdistill.data.coco_files import (
     split_of,
     subfolders,
 )
-from locdistill.data.files import read_text
-from locdistill.data.index import source_of
-from locdistill.data.lookup import PictureLookup
-from locdistill.data.records import corners
-from locdistill.data.settings import DataSettings
-from locdistill.data.sources import Listed, Source, box_arrays, rotated_corners
+from locdistill.annotations.files import read_text
+from locdistill.annotations.index import source_of
+from locdistill.annotations.lookup import PictureLookup
+from locdistill.annotations.sources import Listed, Source, SourceSettings, box_arrays, corners, rotated_corners
 from locdistill.errors import AnnotationError
 
 UNNAMED = "files without a split in their name, taken as the training images"
@@ -43,7 +41,7 @@ def _data_folder(path: Path) -> Path:
     return folder.parent if folder.name.lower() in ANNOTATION_FOLDERS else folder
 
 
-def read(settings: DataSettings, file: Path, split: str) -> list[Source]:
+def read(settings: SourceSettings, file: Path, split: str) -> list[Source]:
     """Read the annotation file of a split; see :func:`read_coco`."""
     path = Path(settings.path)
     root = _data_folder(path if path.is_dir() else file)

@@ -16,8 +16,8 @@ import numpy as np
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from locdistill.data.files import IMAGE_SUFFIXES, MARKS, in_threads, read_text, stays_inside
-from locdistill.data.folders import (
+from locdistill.annotations.files import IMAGE_SUFFIXES, MARKS, in_threads, read_text, stays_inside
+from locdistill.annotations.folders import (
     SPELLINGS,
     SPLITS,
     Part,
@@ -28,14 +28,14 @@ from locdistill.data.folders import (
     parts_of,
     whole_of,
 )
-from locdistill.data.problems import Problem
-from locdistill.data.records import corners
-from locdistill.data.settings import DataSettings
-from locdistill.data.sources import (
+from locdistill.annotations.problems import Problem
+from locdistill.annotations.sources import (
     LIMIT,
     Listed,
     Source,
+    SourceSettings,
     box_arrays,
+    corners,
     rotated_corners,
     rotated_fault,
     signed_areas,
@@ -100,14 +100,14 @@ def usual(path: Path, split: str) -> str:
     return split
 
 
-def read(settings: DataSettings, parts: Sequence[Part], split: str) -> list[Source]:
+def read(settings: SourceSettings, parts: Sequence[Part], split: str) -> list[Source]:
     """Read a split.
 
     The classes are VOC's twenty for the devkit: image sets in folders named as its years, whose names are all among the
     twenty and at least half of them. Otherwise they are the names found in all XML files of the data set, sorted.
 
     Corners are kept as written, with fractions, or moved by one pixel if they are counted from 1: if the setting
-    `DataSettings.one_based` says so, or without it, if no corner of the whole data set has a fraction or is below 1. A
+    `one_based` says so, or without it, if no corner of the whole data set has a fraction or is below 1. A
     program that counts from 0 and yet writes no 0 (labelImg writes 1 instead) cannot be told apart. All corners of the
     devkit are ``int(float(value)) - 1``, as in the reference implementation: a box that includes its last pixel becomes
     one pixel narrower than its true extent.

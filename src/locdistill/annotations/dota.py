@@ -9,12 +9,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from locdistill.data.coco_files import ALIASES
-from locdistill.data.files import in_threads, pictures_by_name
-from locdistill.data.problems import Problem
-from locdistill.data.settings import DataSettings
-from locdistill.data.sources import Listed, Source, circumscribed, clockwise, listed_names, signed_areas
-from locdistill.data.tiling import Origin, origin
+from locdistill.annotations.coco_files import ALIASES
+from locdistill.annotations.files import in_threads, pictures_by_name
+from locdistill.annotations.problems import Problem
+from locdistill.annotations.sources import (
+    Listed,
+    Source,
+    SourceSettings,
+    circumscribed,
+    clockwise,
+    listed_names,
+    signed_areas,
+)
+from locdistill.annotations.tiles import Origin, origin
 from locdistill.interop.classes import DOTA_BY_COUNT
 
 LABELS = ("labelTxt", "annfiles")
@@ -72,7 +79,7 @@ def splits(path: Path) -> list[str]:
     return [split for split in ("train", "val", "test") if find_place(path, split)]
 
 
-def read(settings: DataSettings, place: Place, _split: str) -> list[Source]:
+def read(settings: SourceSettings, place: Place, _split: str) -> list[Source]:
     """Read a split; see :func:`read_dota`."""
     return [read_dota(Path(settings.path), place)]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from locdistill.data.masks import box_around
-from locdistill.data.problems import Problem
-from locdistill.data.sources import LIMIT, Listed, Source, rotated_fault
-from locdistill.data.values import number, whole
+from locdistill.annotations.masks import box_around
+from locdistill.annotations.problems import Problem
+from locdistill.annotations.sources import LIMIT, Listed, Source, rotated_fault
+from locdistill.annotations.values import number, whole
 
 FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1, "": 0}
 MASKS = "objects without a box, given the box around their mask"

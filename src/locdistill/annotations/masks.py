@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from locdistill.data.sources import LIMIT
+from locdistill.annotations.sources import LIMIT
 
 CODE_START = 48  # the character of value 0 in compressed run lengths
 MOST_BITS = 60

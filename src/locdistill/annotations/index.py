@@ -17,8 +17,8 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from locdistill.data.files import Seen, in_threads, look
-from locdistill.data.sources import Listed, Source
+from locdistill.annotations.files import Seen, in_threads, look
+from locdistill.annotations.sources import Listed, Source
 from locdistill.files import cache_folder, make_folder, replacing
 
 log = logging.getLogger("locdistill")
@@ -31,7 +31,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def look_at(paths: Sequence[Path]) -> list[Seen]:
-    """Check image files as :func:`locdistill.data.files.look` does; of many, those that changed since the last time."""
+    """Check image files as `look` does; of many, only those that changed since the last time."""
     if len(paths) < MANY_PICTURES:
         return in_threads(look, paths, label="looking at images")
     top = os.path.commonpath(paths)

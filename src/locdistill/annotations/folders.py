@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from locdistill.data.files import IMAGE_SUFFIXES, files_below, images_below
-from locdistill.data.problems import Problem
-from locdistill.data.sources import Source
+from locdistill.annotations.files import IMAGE_SUFFIXES, files_below, images_below
+from locdistill.annotations.problems import Problem
+from locdistill.annotations.sources import Source
 
 # Names of folders, in any case.
 ANNOTATIONS = ("annotations", "annotation", "xml", "xmls", "json", "jsons", "labels")

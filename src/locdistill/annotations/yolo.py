@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from locdistill.data.files import IMAGE_SUFFIXES, images_below, in_threads, read_text
-from locdistill.data.folders import note_unreadable
-from locdistill.data.problems import Problem
-from locdistill.data.settings import DataSettings
-from locdistill.data.sources import Listed, Source, circumscribed, clockwise, signed_areas
-from locdistill.data.yolo_description import (
+from locdistill.annotations.files import IMAGE_SUFFIXES, images_below, in_threads, read_text
+from locdistill.annotations.folders import note_unreadable
+from locdistill.annotations.problems import Problem
+from locdistill.annotations.sources import Listed, Source, SourceSettings, circumscribed, clockwise, signed_areas
+from locdistill.annotations.yolo_description import (
     Description,
     cleaned,
     find,
@@ -22,7 +21,7 @@ from locdistill.data.yolo_description import (
     load,
     places_of_entry,
 )
-from locdistill.data.yolo_labels import find_labels, kind_of_rows, objects_of, parse
+from locdistill.annotations.yolo_labels import find_labels, kind_of_rows, objects_of, parse
 from locdistill.errors import AnnotationError
 
 LOOKED_FOR = (
@@ -61,7 +60,7 @@ def place_of(path: Path, split: str) -> list[str]:
     return found
 
 
-def read(settings: DataSettings, _place: list[str], split: str) -> list[Source]:
+def read(settings: SourceSettings, _place: list[str], split: str) -> list[Source]:
     """Read a split; see :func:`read_yolo`."""
     path = Path(settings.path)
     source = read_yolo(_described(path), split, settings.root)

@@ -13,11 +13,11 @@ import pytest
 from faster_coco_eval import mask as native
 from PIL import Image
 
+from locdistill.annotations.coco_files import find_annotations, split_of, splits
+from locdistill.annotations.files import read_text
+from locdistill.annotations.formats import available_splits, recognise
+from locdistill.annotations.masks import box_around
 from locdistill.data.check import check
-from locdistill.data.coco_files import find_annotations, split_of, splits
-from locdistill.data.files import read_text
-from locdistill.data.formats import available_splits, recognise
-from locdistill.data.masks import box_around
 from locdistill.data.open import Scan, open_dataset, scan_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings

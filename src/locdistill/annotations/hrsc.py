@@ -9,19 +9,19 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from locdistill.data.files import in_threads, pictures_by_name
-from locdistill.data.problems import Problem
-from locdistill.data.settings import DataSettings
-from locdistill.data.sources import (
+from locdistill.annotations.files import in_threads, pictures_by_name
+from locdistill.annotations.problems import Problem
+from locdistill.annotations.sources import (
     LIMIT,
     Listed,
     Source,
+    SourceSettings,
     circumscribed,
     listed_names,
     rotated_corners,
     rotated_fault,
 )
-from locdistill.data.voc import load_xml
+from locdistill.annotations.voc import load_xml
 
 NUMBERS = ("mbox_cx", "mbox_cy", "mbox_w", "mbox_h", "mbox_ang")
 CLASS = "ship"
@@ -62,7 +62,7 @@ def usual(path: Path, split: str) -> str:
     return {"train": "trainval", "val": "test"}[split] if both else split
 
 
-def read(settings: DataSettings, file: Path, _split: str) -> list[Source]:
+def read(settings: SourceSettings, file: Path, _split: str) -> list[Source]:
     """Read an image set; see :func:`read_hrsc`."""
     return [read_hrsc(Path(settings.path), file)]
 

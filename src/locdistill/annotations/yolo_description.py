@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from locdistill.data.files import IMAGE_SUFFIXES, read_text
+from locdistill.annotations.files import IMAGE_SUFFIXES, read_text
 from locdistill.errors import AnnotationError
 
 YAML_SUFFIXES = (".yaml", ".yml")

@@ -14,14 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from locdistill.annotations.files import images_below
+from locdistill.annotations.formats import available_splits, recognise
+from locdistill.annotations.sources import Source
+from locdistill.annotations.yolo_labels import kind_of_rows, objects_of, parse
 from locdistill.data.check import check
-from locdistill.data.files import images_below
-from locdistill.data.formats import available_splits, recognise
 from locdistill.data.open import Scan, open_dataset, scan_dataset
 from locdistill.data.records import Record
 from locdistill.data.settings import DataSettings
-from locdistill.data.sources import Source
-from locdistill.data.yolo_labels import kind_of_rows, objects_of, parse
 from locdistill.errors import AnnotationError, DataError
 
 WIDTH, HEIGHT = 100, 50

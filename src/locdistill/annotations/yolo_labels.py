@@ -13,10 +13,10 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from locdistill.data.files import IMAGE_SUFFIXES, read_text
-from locdistill.data.problems import Problem
-from locdistill.data.sources import Source, box_arrays
-from locdistill.data.yolo_description import is_other_text, label_folders
+from locdistill.annotations.files import IMAGE_SUFFIXES, read_text
+from locdistill.annotations.problems import Problem
+from locdistill.annotations.sources import Source, box_arrays
+from locdistill.annotations.yolo_description import is_other_text, label_folders
 from locdistill.errors import AnnotationError
 
 ROUNDING = 1e-4
