@@ -13,7 +13,7 @@ ROOT = PACKAGE.parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 HOUSE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
 CORE = re.findall(r"^\| `([\w/.]+)` \| (\d+) \|", HOUSE, re.MULTILINE)
-ROOMS = re.findall(r"^\| (\d) \| `(\w+)` \| (.+) \| (.+) \|$", HOUSE, re.MULTILINE)
+ROOMS = re.findall(r"^\| (\d+) \| `(\w+)` \| (.+) \| (.+) \|$", HOUSE, re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 

@@ -18,11 +18,7 @@ ROOM = 4500
 """Lines of a package."""
 SAME = {
     "settings": "each room's own",
-    "coco": "a format: read, and judged by",
-    "voc": "likewise",
-    "mmdet": "names, and files",
     "regions": "without a teacher, with one, and drawn",
-    "centerness": "the loss, and the head",
     "open": "data sets, and caches",
     "load": "teachers, and recipes",
     "pictures": "of one run, and of several",

@@ -11,6 +11,7 @@ import numpy as np
 
 from locdistill.annotations.coco_files import ALIASES
 from locdistill.annotations.files import in_threads, pictures_by_name
+from locdistill.annotations.folders import note_unreadable
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import (
     Listed,
@@ -97,6 +98,7 @@ def read_dota(path: Path, place: Place) -> Source:
     """
     source = Source(file=str(place.names or place.images.parent), categories=[])
     pictures = pictures_by_name(place.images)
+    note_unreadable(place.images, source.notes)
     names = _image_names(place, pictures, source)
     files = [place.labels / f"{name}.txt" if place.labels else None for name in names]
     parsed = in_threads(_parse, files, label="reading labels")

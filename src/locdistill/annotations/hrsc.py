@@ -10,6 +10,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from locdistill.annotations.files import in_threads, pictures_by_name
+from locdistill.annotations.folders import note_unreadable
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import (
     LIMIT,
@@ -79,6 +80,7 @@ def read_hrsc(path: Path, file: Path) -> Source:
     source = Source(file=str(file), categories=[(1, CLASS)])
     names = listed_names(file, source)
     pictures = pictures_by_name(folder / "AllImages")
+    note_unreadable(folder / "AllImages", source.notes)
     parsed = in_threads(_parse, [folder / "Annotations" / f"{name}.xml" for name in names], label="reading annotations")
     for position, (name, content) in enumerate(zip(names, parsed, strict=True), start=1):
         source.problems += content.problems

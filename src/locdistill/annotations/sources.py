@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ LIMIT = 1e9
 TURN = 2 * np.pi + 1e-6  # no angle in radians is larger
 
 
+@runtime_checkable
 class SourceSettings(Protocol):
     """Settings that readers need: see :class:`locdistill.data.settings.DataSettings`."""
 

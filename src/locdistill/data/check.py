@@ -161,8 +161,9 @@ def check(data: DataSettings | str | Path) -> CheckReport:
 def _splits_to_check(names: list[str], report: CheckReport, *, divided: bool) -> list[str]:
     """Return the splits that exist or are held out; report those that are needed and do not exist."""
     if "train" not in names:
-        what, remedy = f"there is no split train (it has {', '.join(names)})", "name one with data.train=NAME"
-        report.problems.append(Problem(report.path, "", what, remedy))
+        report.warnings.append(
+            f"there is no split train to train on (it has {', '.join(names)}); name one with data.train=NAME"
+        )
     elif "val" not in names and divided:
         return [name for split in names for name in ((split, "val") if split == "train" else (split,))]
     elif "val" not in names:

@@ -192,18 +192,17 @@ def _hold_out(sources: Sequence[Source], settings: DataSettings, split: str) -> 
     stay together, as do the images of a group (`DataSettings.holdout_by`).
 
     Raises:
-        AnnotationError: There are no two groups to divide.
+        AnnotationError: All images are of one group.
     """
     groups = {listed.path: _group(listed.path, settings.holdout_by) for source in sources for listed in source.images}
     shuffled = sorted(set(groups.values()), key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
-    if len(shuffled) < 2:
-        what = "all images are of one group" if groups else "it lists no images"
+    if len(shuffled) == 1:
         raise AnnotationError(
-            f"{settings.path}: no images can be held out to evaluate on ({what}); name images to evaluate on with "
+            f"{settings.path}: no images can be held out to evaluate on (all are of one group); name others with "
             "data.val=NAME, or set data.holdout=0"
         )
     count = max(1, round((settings.holdout or 0) * len(shuffled)))
-    held = set(shuffled[: min(count, len(shuffled) - 1)])
+    held = set(shuffled[: max(min(count, len(shuffled) - 1), 0)])
     for source in sources:
         source.images = [image for image in source.images if (groups[image.path] in held) == (split == "val")]
 

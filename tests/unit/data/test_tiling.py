@@ -14,16 +14,15 @@ from PIL import Image
 from pydantic import ValidationError
 from shapely import Polygon, box
 
+from locdistill.annotations.tiles import WINDOWS, image_name
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
 from locdistill.data.tiling import (
-    WINDOWS,
     Tiles,
     TilingSettings,
     Window,
     cut,
-    image_name,
     parts_inside,
     tile_name,
     windows,

@@ -274,7 +274,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     as_is, best = (load_recipe(tmp_path / f"{name}.yaml") for name in names[1:])
     assert as_is == plan(tmp_path).recipe  # at full length, on the validation images
     assert best.terms["ld"].weight == result.best.values["terms.ld.weight"]
-    assert (best.engine.steps, best.data.holdout, best.name) == (100, 0, "student-tuned")
+    assert (best.engine.steps, best.data.holdout, best.name) == (100, None, "student-tuned")
     assert result.table().rows[0][0] == result.best.label
     assert any("9 held-out training images" in line for line in told)
     files = " ".join(str(tmp_path / f"{name}.yaml") for name in names)

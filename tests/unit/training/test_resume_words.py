@@ -100,6 +100,11 @@ VALUES: dict[str, Any] = {
     "data.augment": "light",
     "data.mosaic_scale": [0.5, 2],
     "data.crowd": "ignore",
+    "data.one_based": True,
+    "data.bits": 12,
+    "data.holdout": 0.2,
+    "data.holdout_by": "video[0-9]+",
+    "detector.input.bits": 12,
     "engine.optimizer": "adamw",
     "engine.schedule": "cosine",
     "engine.precision": "32",
@@ -110,6 +115,7 @@ VALUES: dict[str, Any] = {
     "assigner": {"atss": {"topk": 5}},
     "published": {"ap": 40.0},
     "published.source": "elsewhere",
+    "published.test_dev": {"ap": 40.0},
 }
 NOT_HERE = {"teacher.decay", "detector.background_channel", "terms"}  # below, or of other detectors
 
