@@ -135,6 +135,14 @@ def tiny_coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_coco(tmp_path_factory.mktemp("tiny_coco"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing is kept in the user's cache folder, or taken from it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LOCDISTILL_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def zero_weights() -> Iterator[None]:
     """Networks begin at zero: random values take most of the time of building large ones, where others replace them."""

@@ -68,9 +68,7 @@ WANTED: dict[str, Right | Refused] = {
     "15_corners_instead_of_sides": Refused("4 of 4 boxes leave their images, and fit them as [x1, y1, x2, y2]"),
     "16_utf8_bom_and_cyrillic": Right(("кошка", "고양이"), 4, 4),
     "16b_latin1_json": Refused("saved in another encoding than UTF-8 (byte 0xe9 at"),
-    "17_no_categories_used_in_val_only": Refused(
-        "has the classes ['cat', 'dog'], but train has ['cat']"
-    ),
+    "17_no_categories_used_in_val_only": Refused("has the classes ['cat', 'dog'], but train has ['cat']"),
     "18_captions_style_no_annotations_key": Refused("has no annotations"),
     "19_numbers_as_text": COCO._replace(said="16 numbers written as text, read as numbers"),
     "20_nan_in_json": Refused("box [nan, 1, 2, 3] is not four finite numbers"),
