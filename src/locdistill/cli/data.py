@@ -22,7 +22,7 @@ def _data() -> None:
 
 @app.command("check")
 def check(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A COCO, VOC, YOLO, DOTA or HRSC2016 data set.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A COCO, VOC, YOLO, DOTA, HRSC2016 or labelme data set.")],
     words: options.KeyValues = None,
     settings: options.Set = None,
     as_json: options.Json = False,

@@ -27,7 +27,10 @@ KeyValues = Annotated[
 Data = Annotated[
     str | None,
     typer.Option(
-        "--data", "-d", metavar="PATH", help="A COCO, VOC, YOLO, DOTA or HRSC2016 data set; the format is recognised."
+        "--data",
+        "-d",
+        metavar="PATH",
+        help="A COCO, VOC, YOLO, DOTA, HRSC2016 or labelme data set; the format is recognised.",
     ),
 ]
 Set = Annotated[
@@ -77,7 +80,7 @@ class RunOptions:
         typer.Option(
             "--teacher",
             "-t",
-            metavar="RUN|FILE|hf://OWNER/NAME|ema",
+            metavar="RUN|FILE|https://ADDRESS|hf://OWNER/NAME|ema",
             help="A trained detector, such as runs/teacher/best or a checkpoint of MMDetection; ema: the running "
             "average of the student itself.",
         ),
