@@ -144,8 +144,9 @@ def _for_data(request: Request, passes: float | None) -> dict[str, Any]:
     """Build the plain data of the default recipe for the request's data."""
     teacher, start = _known_settings(request)
     first = start or teacher  # the student takes its kind, classes and input size from this
+    own = {"path": str(request["data"]), "filter_empty": False}  # images without objects are trained on
     # the data settings needed to open the training images: the request's path and its own data settings
-    settings = validate(DataSettings, _overridden(request, "data", {"path": str(request["data"])}), "data")
+    settings = validate(DataSettings, _overridden(request, "data", own), "data")
     if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
         settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
     dataset = open_dataset(settings, "train")
