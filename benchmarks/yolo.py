@@ -66,7 +66,7 @@ def judged(settings: DataSettings, results: Path) -> EvaluationResult:
     """Evaluate the program's detections, after giving images and classes the data set's own numbers."""
     dataset = open_dataset(settings, "val", training=False)
     images = {record.path.name: record.image_id for record in dataset.records}
-    entries = json.loads(results.read_text())
+    entries = json.loads(results.read_text()) if results.is_file() else []  # it writes none without detections
     for entry in entries:
         entry["image_id"] = images[entry["file_name"]]
         entry["category_id"] = dataset.category_ids[entry["category_id"] - 1]
