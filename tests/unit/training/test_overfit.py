@@ -319,9 +319,9 @@ def test_blank_images(shapes: Path, tmp_path: Path) -> None:
 
 def test_images_without_objects(shapes: Path, tmp_path: Path) -> None:
     folder = changed(shapes, tmp_path / "data", lambda content: content["annotations"].clear())
-    assert "has an object" in looked(folder, tmp_path / "look", "data.filter_empty=false").verdict
+    assert "has an object" in looked(folder, tmp_path / "look").verdict
     with pytest.raises(LocdistillError, match="images without objects"):
-        looked(folder, tmp_path / "other")
+        looked(folder, tmp_path / "other", "data.filter_empty=true")
 
 
 def test_learning_rates_that_cannot_work(shapes: Path, tmp_path: Path) -> None:
