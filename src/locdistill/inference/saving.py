@@ -181,7 +181,9 @@ def write_coco(folder: Path, found: Sequence[Prediction], names: Sequence[str]) 
                 "area": round((x2 - x1) * (y2 - y1), 2),
                 "iscrowd": 0,
             }
-            annotations.append(entry | ({"segmentation": [rounded(shape)]} if boxes.shape[1] == 5 else {}))
+            annotations.append(
+                entry | ({"segmentation": [[round(v, 2) for v in shape]]} if boxes.shape[1] == 5 else {})
+            )
     classes = found[0].classes if found else ()
     categories = [{"id": label + 1, "name": name} for label, name in enumerate(classes)]
     content = {"images": images, "annotations": annotations, "categories": categories}

@@ -88,7 +88,9 @@ def test_files_folders_and_patterns_are_found_once(folder: Path) -> None:
 
 
 def test_what_is_not_there_is_named(folder: Path) -> None:
-    with pytest.raises(ImageError, match=r"(?s)nothing was done.*none/\*\.png: no image matches.*ftp://x/y: expected an"):
+    with pytest.raises(
+        ImageError, match=r"(?s)nothing was done.*none/\*\.png: no image matches.*ftp://x/y: expected an"
+    ):
         sources(["none/*.png", "ftp://x/y", folder / "a.png"])
     with pytest.raises(ImageError, match=r"absent\.mp4: no such file"):
         sources("absent.mp4")
@@ -219,7 +221,7 @@ def test_of_a_live_stream_the_newest_frame_is_taken(serve: Callable[[type[Handle
 
 
 def test_without_the_package_for_videos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(RunError, match=r"clip\.mp4: videos and cameras need PyAV.*pip install 'locdistill\[video\]'"):
         sources(folder)
     assert len(sources(folder / "a.png")) == 1
