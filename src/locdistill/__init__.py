@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from locdistill.inference.benchmark.benchmark import benchmark
     from locdistill.inference.benchmark.result import BenchmarkResult
     from locdistill.inference.evaluate import EvaluationResult, evaluate
-    from locdistill.inference.predict import Prediction, predict, stream
+    from locdistill.inference.predict import predict, stream
+    from locdistill.inference.prediction import Prediction
     from locdistill.inference.tiles import TilingResult, merge, tile
     from locdistill.models.detector import Detector
     from locdistill.models.hub import pull
@@ -118,7 +119,7 @@ _HOMES = {
     "LocdistillError": "errors",
     "Objective": "objective.objective",
     "OverfitResult": "training.overfit.overfit",
-    "Prediction": "inference.predict",
+    "Prediction": "inference.prediction",
     "Preflight": "training.preflight.look",
     "PreflightReport": "training.preflight.report",
     "PublishedModel": "publishing.publish",

@@ -24,7 +24,7 @@ from locdistill.settings import finite
 
 if TYPE_CHECKING:
     from locdistill.inference.evaluate import EvaluationResult
-    from locdistill.inference.predict import Prediction
+    from locdistill.inference.prediction import Prediction
     from locdistill.inference.tiles import TilingResult
     from locdistill.training.fit import RunResult
     from locdistill.training.preflight.report import PreflightReport

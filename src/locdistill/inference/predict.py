@@ -3,108 +3,32 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import UInt8
-from PIL import Image
-from torch import Tensor
 
 from locdistill.engine.devices import default_device, existing_device
 from locdistill.engine.signals import StopSignals
-from locdistill.errors import ImageError, RecipeError, RunError, RunInterrupted
+from locdistill.errors import ImageError, RecipeError, RunInterrupted
 from locdistill.evaluation.curves import DEFAULT_SCORE, minimum_scores
-from locdistill.evaluation.results import rounded
 from locdistill.files import make_folder
-from locdistill.geometry.kinds import kind_of
-from locdistill.images import read_image
 from locdistill.inference.evaluate import adjusted
+from locdistill.inference.inputs import Frame, Input, VideoInput, frames, inputs, listed
+from locdistill.inference.prediction import Prediction
 from locdistill.inference.saving import WRITERS, Drawings, targets, write_predictions
-from locdistill.inference.sources import Frame, Source, Video, frames, listed, sources
 from locdistill.inference.tiles import detect_in_tiles
 from locdistill.models.detector import Detector
 from locdistill.models.hub import find
 from locdistill.models.weights import read_thresholds
 from locdistill.recipe.load import Override
-from locdistill.types import Detections, Progress
-from locdistill.viz.draw import draw_detections
+from locdistill.types import Detections, Doubles, Progress
 
 log = logging.getLogger("locdistill")
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The detections in one picture, or one frame of a video.
-
-    Attributes:
-        source: The file, address or camera.
-        height: Height in pixels.
-        width: Width in pixels.
-        detections: Detections with a score of at least the threshold.
-        classes: Class names by label.
-        picture: The drawn picture or video, if saved.
-        number: Number of the frame in its video, from 0; None for a picture.
-        seconds: Time of the frame in its video.
-        pixels: RGB, from `stream`; `predict` does not keep them.
-    """
-
-    source: str
-    height: int
-    width: int
-    detections: Detections
-    classes: tuple[str, ...] = field(repr=False)
-    picture: Path | None = None
-    number: int | None = None
-    seconds: float | None = None
-    pixels: UInt8[Tensor, "3 h w"] | None = field(default=None, repr=False, compare=False)
-
-    @property
-    def path(self) -> Path:
-        """The file."""
-        return Path(self.source)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        detections = [
-            {"class": self.classes[label], "label": label, "score": round(score, 5), "box": rounded(box)}
-            for box, score, label in zip(*(value.tolist() for value in self.detections), strict=True)
-        ]
-        frame = {} if self.number is None else {"frame": self.number, "seconds": self.seconds}
-        return {"image": self.source, **frame, "width": self.width, "height": self.height, "detections": detections}
-
-    def plot(self) -> Image.Image:
-        """Draw the detections; without `pixels` the picture is read again.
-
-        Raises:
-            ImageError: The picture cannot be read.
-        """
-        pixels = read_image(self.source) if self.pixels is None else self.pixels
-        return draw_detections(pixels, self.detections, classes=self.classes, threshold=0.0)
-
-    def to_supervision(self) -> Any:
-        """Return the detections for the package ``supervision``; corners of rotated boxes are in ``data["xyxyxyxy"]``.
-
-        Raises:
-            RunError: The package is not installed.
-        """
-        if importlib.util.find_spec("supervision") is None:
-            raise RunError("the package supervision is not installed: pip install supervision")
-        import supervision  # noqa: PLC0415 - optional
-
-        boxes, kind = self.detections.boxes, kind_of(self.detections.boxes)
-        labels = self.detections.labels.numpy()
-        data: dict[str, Any] = {"class_name": [self.classes[label] for label in labels]}
-        if boxes.shape[1] == 5:
-            data["xyxyxyxy"] = kind.corners(boxes).numpy()
-        return supervision.Detections(
-            xyxy=kind.hull(boxes).numpy(), confidence=self.detections.scores.numpy(), class_id=labels, data=data
-        )
 
 
 class PartialImageError(ImageError):
@@ -120,11 +44,11 @@ class PartialImageError(ImageError):
 
 
 @dataclass(frozen=True)
-class _Predictor:
+class _FrameDetector:
     """A detector with the minimum scores of its classes; see `predict` for the rest."""
 
     detector: Detector
-    scores: Tensor
+    scores: Doubles
     batch: int
     tiles: tuple[int, int] | None
 
@@ -138,7 +62,7 @@ class _Predictor:
         *,
         batch: int,
         tiles: int | tuple[int, int] | None,
-    ) -> _Predictor:
+    ) -> _FrameDetector:
         """Load the detector, with its settings adjusted; a detector in memory is not changed."""
         if isinstance(weights, Detector):
             detector = copy.copy(weights)  # the same modules and weights
@@ -154,7 +78,7 @@ class _Predictor:
         cut = (tiles, tiles // 5) if isinstance(tiles, int) else tiles
         if cut is not None and not 0 <= cut[1] < cut[0]:
             raise RecipeError(f"tiles of {cut[0]} pixels cannot overlap by {cut[1]}; expected 0 to {cut[0] - 1}")
-        return cls(detector, torch.from_numpy(scores).float(), batch, cut)
+        return cls(detector, scores, batch, cut)
 
     def predictions(
         self, items: Iterable[Frame | ImageError], unreadable: Callable[[ImageError], None]
@@ -178,9 +102,10 @@ class _Predictor:
             found = self.detector.detect(pixels, batch=self.batch)
         else:
             found = [detect_in_tiles(self.detector, image, *self.tiles, batch=self.batch) for image in pixels]
+        scores = torch.from_numpy(self.scores).float()
         for frame, everything in zip(waiting, found, strict=True):
             here = Detections(*(value.cpu() for value in everything))
-            kept = here.scores >= self.scores[here.labels]
+            kept = here.scores >= scores[here.labels]
             here = Detections(*(value[kept] for value in here))
             height, width = frame.pixels.shape[-2:]
             classes, seconds = self.detector.settings.classes, frame.seconds
@@ -203,8 +128,8 @@ def stream(
     Pictures and frames that cannot be read are left out, with a warning in the log. The arguments and errors are those
     of `predict`; files that do not exist are reported at once, before the first prediction is asked for.
     """
-    found = sources(images, every=every)
-    predictor = _Predictor.of(weights, threshold, device, overrides, batch=batch, tiles=tiles)
+    found = inputs(images, every=every)
+    predictor = _FrameDetector.of(weights, threshold, device, overrides, batch=batch, tiles=tiles)
     items = frames(found, bits=predictor.detector.settings.input.bits)
 
     def warn(error: ImageError) -> None:
@@ -236,7 +161,7 @@ def predict(  # noqa: PLR0913 - one parameter per option
     Args:
         weights: A weights file, a run folder, ``run/best``, or a detector in memory.
         images: Files, folders to search, patterns, web addresses, streams or cameras; see
-            :func:`locdistill.inference.sources.sources`.
+            :func:`locdistill.inference.inputs.inputs`.
         save: Folder for the drawn pictures and videos and for ``predictions.json``.
         formats: Further files of the detections in ``save``: ``coco``, ``yolo``, ``csv``.
         threshold: Minimum score to report and draw; if it is below the detector's own
@@ -264,8 +189,8 @@ def predict(  # noqa: PLR0913 - one parameter per option
             raise RecipeError(f"format '{name}': expected {', '.join(WRITERS)}")
         if save is None:
             raise RecipeError(f"format '{name}' needs a folder to write to; pass --save DIR")
-    given = sources(images, every=every)
-    predictor = _Predictor.of(weights, threshold, device, overrides, batch=batch, tiles=tiles)
+    given = inputs(images, every=every)
+    predictor = _FrameDetector.of(weights, threshold, device, overrides, batch=batch, tiles=tiles)
     files = {} if save is None else targets(given, Path(save))
     if save is not None:
         make_folder(Path(save))
@@ -305,18 +230,18 @@ def _until(signals: StopSignals, items: Iterator[Frame | ImageError]) -> Iterato
             return
 
 
-def _total(given: Sequence[Source]) -> int | None:
+def _total(given: Sequence[Input]) -> int | None:
     """Return the number of pictures and frames, None if a stream has no end or does not tell."""
     counts = [each.count for each in given]
     return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _about(weights: str | Path | Detector, predictor: _Predictor, threshold: float | None) -> dict[str, Any]:
+def _about(weights: str | Path | Detector, predictor: _FrameDetector, threshold: float | None) -> dict[str, Any]:
     """Return what ``predictions.json`` says about the detector."""
     minimum = default_scores(weights) if threshold is None else {}
     return {
         "weights": None if isinstance(weights, Detector) else str(weights),
-        "threshold": round(float(predictor.scores.min()), 6) if len(predictor.scores) else 1.0,
+        "threshold": float(predictor.scores.min(initial=1.0)),
         **({"thresholds": minimum} if minimum else {}),
         "classes": list(predictor.detector.settings.classes),
     }
@@ -325,14 +250,14 @@ def _about(weights: str | Path | Detector, predictor: _Predictor, threshold: flo
 def _write(
     save: Path,
     found: list[Prediction],
-    given: Sequence[Source],
+    given: Sequence[Input],
     files: dict[str, Path],
     formats: Sequence[str],
     about: dict[str, Any],
 ) -> None:
     """Write ``predictions.json`` and the other formats, in which a picture has its name relative to ``save``."""
     write_predictions(save, found, about)
-    endings = {each.source: each.name.suffix for each in given if not isinstance(each, Video)}
+    endings = {each.source: each.name.suffix for each in given if not isinstance(each, VideoInput)}
     names = []
     for each in found:
         name = files[each.source].relative_to(save)

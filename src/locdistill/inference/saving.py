@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -21,12 +21,10 @@ from locdistill.errors import RunError
 from locdistill.evaluation.results import rounded
 from locdistill.files import make_folder, replacing, write_text, writing
 from locdistill.geometry.kinds import kind_of
-from locdistill.inference.sources import Frame, Picture, Source
+from locdistill.inference.inputs import Frame, Input, PictureInput
+from locdistill.inference.prediction import Prediction
 from locdistill.types import Detections
 from locdistill.viz.draw import draw_detections
-
-if TYPE_CHECKING:
-    from locdistill.inference.predict import Prediction
 
 _THREADS, _BEHIND = 4, 32
 """Threads that draw, and the largest number of pictures that wait for them."""
@@ -34,24 +32,24 @@ _ENCODERS = {"libx264": {"preset": "veryfast", "crf": "23"}, "mpeg4": {"qscale":
 """Encoders of videos by preference, with their options; not every build of FFmpeg has the first."""
 
 
-def targets(sources: Sequence[Source], save: Path) -> dict[str, Path]:
+def targets(given: Sequence[Input], save: Path) -> dict[str, Path]:
     """Choose the file of each drawing: as JPEG, PNG or MP4, numbered if names coincide.
 
     Raises:
         RunError: A drawing would replace one of the pictures or videos.
     """
-    inputs = {Path(each.source).resolve() for each in sources}
+    taken_from = {Path(each.source).resolve() for each in given}
     taken: set[Path] = set()
     chosen = {}
-    for each in sources:
+    for each in given:
         suffix = ".mp4"
-        if isinstance(each, Picture):
+        if isinstance(each, PictureInput):
             suffix = each.name.suffix if each.name.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
         target, number = (save / each.name).with_suffix(suffix), 1
         while target in taken:
             number += 1
             target = (save / each.name).with_name(f"{each.name.stem}-{number}{suffix}")
-        if target.resolve() in inputs:
+        if target.resolve() in taken_from:
             raise RunError(f"{target} is one of the images and would be replaced by its drawing; choose another folder")
         taken.add(target)
         chosen[each.source] = target
@@ -228,6 +226,6 @@ def write_csv(folder: Path, found: Sequence[Prediction], names: Sequence[str]) -
     return path
 
 
-Writer = Callable[[Path, Sequence["Prediction"], Sequence[str]], Path]
+Writer = Callable[[Path, Sequence[Prediction], Sequence[str]], Path]
 WRITERS: dict[str, Writer] = {"coco": write_coco, "yolo": write_yolo, "csv": write_csv}
 """Functions that write detections beside ``predictions.json``, by the name of the format."""

@@ -21,13 +21,14 @@ from torch import nn
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
 from locdistill.errors import RecipeError, RunError, RunInterrupted
-from locdistill.inference.predict import PartialImageError, Prediction, predict, stream
+from locdistill.inference.predict import PartialImageError, predict, stream
+from locdistill.inference.prediction import Prediction
 from locdistill.inference.saving import WRITERS
 from locdistill.inference.tiles import detect_in_tiles
 from locdistill.models.detector import Detector
 from locdistill.types import Detections
 from tests.small import small_detector
-from tests.unit.inference.test_sources import LENGTH, write_video
+from tests.unit.inference.test_inputs import LENGTH, write_video
 
 ROTATED = torch.tensor([[40.0, 30.0, 20.0, 10.0, 0.5]])
 

@@ -76,7 +76,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureInput:
     """A picture at a path or web address."""
 
     source: str
@@ -97,7 +97,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Video:
+class VideoInput:
     """A video file, a network stream or a camera.
 
     Attributes:
@@ -187,10 +187,10 @@ class Video:
                         yield Frame(self.source, self.name, pixels, number, time, rate / self.every, live)
 
 
-Source: TypeAlias = Picture | Video
+Input: TypeAlias = PictureInput | VideoInput
 
 
-def sources(images: str | Path | Iterable[str | Path], *, every: int = 1) -> list[Source]:
+def inputs(images: str | Path | Iterable[str | Path], *, every: int = 1) -> list[Input]:
     """Find the pictures and videos that are named, each once.
 
     Args:
@@ -203,7 +203,7 @@ def sources(images: str | Path | Iterable[str | Path], *, every: int = 1) -> lis
         RunError: A video needs PyAV, which is not installed.
     """
     problems: list[str] = []
-    found: dict[str, Source] = {}
+    found: dict[str, Input] = {}
     for item in [images] if isinstance(images, str | Path) else list(images):
         for place, name in _named(str(item), problems):
             if place not in found:
@@ -254,14 +254,14 @@ def _fixed_parts(pattern: str) -> int:
     return next(i for i, part in enumerate(parts) if glob.has_magic(part))
 
 
-def _source(place: str, name: Path, every: int) -> Source:
+def _source(place: str, name: Path, every: int) -> Input:
     address, suffix = _ADDRESS.match(place), name.suffix.lower()
     if address and address["scheme"] in _WEB:
         if suffix in IMAGE_SUFFIXES or (suffix not in VIDEO_SUFFIXES and _answers_with_a_picture(place)):
-            return Picture(place, name)
+            return PictureInput(place, name)
     elif not address and suffix not in VIDEO_SUFFIXES and Path(place).is_file():
-        return Picture(place, name)
-    video = Video(place, name, every)
+        return PictureInput(place, name)
+    video = VideoInput(place, name, every)
     if address is None and video.camera is None:
         with suppress(ImageError), closing(video.opened()) as container:  # an error is raised again when it is read
             length = _length(container)
@@ -302,7 +302,7 @@ def _downloaded(address: str) -> bytes:
     return content
 
 
-def frames(found: Sequence[Source], *, bits: int | None = None) -> Iterator[Frame | ImageError]:
+def frames(found: Sequence[Input], *, bits: int | None = None) -> Iterator[Frame | ImageError]:
     """Yield all pictures in order, read ahead by threads, and an error for each that cannot be read.
 
     Of a live stream only the newest frame is kept until it is taken: slow processing leaves frames out.
@@ -311,7 +311,7 @@ def frames(found: Sequence[Source], *, bits: int | None = None) -> Iterator[Fram
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
             for source in found:
-                if isinstance(source, Video):
+                if isinstance(source, VideoInput):
                     while reading:
                         yield reading.popleft().result()
                     yield from _in_background(source)
@@ -326,14 +326,14 @@ def frames(found: Sequence[Source], *, bits: int | None = None) -> Iterator[Fram
                 waiting.cancel()
 
 
-def _tried(picture: Picture, bits: int | None) -> Frame | ImageError:
+def _tried(picture: PictureInput, bits: int | None) -> Frame | ImageError:
     try:
         return picture.read(bits)
     except ImageError as error:
         return error
 
 
-def _in_background(video: Video) -> Iterator[Frame | ImageError]:
+def _in_background(video: VideoInput) -> Iterator[Frame | ImageError]:
     """Yield the frames of a video, decoded in a thread."""
     ready: queue.Queue[Frame | ImageError | BaseException | None] = queue.Queue(_AHEAD)
     stop = threading.Event()

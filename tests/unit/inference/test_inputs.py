@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from locdistill.errors import ImageError, RunError
-from locdistill.inference import sources as module
-from locdistill.inference.sources import Frame, Picture, Video, frames, sources
+from locdistill.inference import inputs as module
+from locdistill.inference.inputs import Frame, PictureInput, VideoInput, frames, inputs
 
 av = pytest.importorskip("av", reason="videos need PyAV: pip install 'locdistill[video]'")
 LENGTH = 20
@@ -74,16 +74,16 @@ def serve() -> Iterator[Callable[[type[Handler]], str]]:
 
 
 def test_files_folders_and_patterns_are_found_once(folder: Path) -> None:
-    found = sources([folder / "a.png", folder, str(folder / "**" / "*.PNG"), str(folder / "*.mp4")])
+    found = inputs([folder / "a.png", folder, str(folder / "**" / "*.PNG"), str(folder / "*.mp4")])
     assert [(Path(each.source).relative_to(folder).as_posix(), each.name.as_posix()) for each in found] == [
         ("a.png", "a.png"),
         ("below/b.PNG", "below/b.PNG"),
         ("clip.mp4", "clip.mp4"),
     ]
-    assert [type(each) for each in found] == [Picture, Picture, Video]
+    assert [type(each) for each in found] == [PictureInput, PictureInput, VideoInput]
     assert [each.count for each in found] == [1, 1, LENGTH]
-    assert sources(folder / "clip.mp4", every=3)[0].count == 7
-    (inside,) = sources(str(folder / "below" / "*"))
+    assert inputs(folder / "clip.mp4", every=3)[0].count == 7
+    (inside,) = inputs(str(folder / "below" / "*"))
     assert inside.name == Path("b.PNG")
 
 
@@ -91,30 +91,30 @@ def test_what_is_not_there_is_named(folder: Path) -> None:
     with pytest.raises(
         ImageError, match=r"(?s)nothing was done.*none/\*\.png: no image matches.*ftp://x/y: expected an"
     ):
-        sources(["none/*.png", "ftp://x/y", folder / "a.png"])
+        inputs(["none/*.png", "ftp://x/y", folder / "a.png"])
     with pytest.raises(ImageError, match=r"absent\.mp4: no such file"):
-        sources("absent.mp4")
+        inputs("absent.mp4")
 
 
 def test_cameras_and_streams_are_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = sources(["0", "camera:2", "rtsp://127.0.0.1/stream1", "RTSP:/127.0.0.1/other"])
-    assert all(isinstance(each, Video) for each in found)
-    assert [each.camera for each in found if isinstance(each, Video)] == ["0", "2", None, None]
+    found = inputs(["0", "camera:2", "rtsp://127.0.0.1/stream1", "RTSP:/127.0.0.1/other"])
+    assert all(isinstance(each, VideoInput) for each in found)
+    assert [each.camera for each in found if isinstance(each, VideoInput)] == ["0", "2", None, None]
     assert [str(each.name) for each in found] == ["camera-0", "camera-2", "stream1", "other"]
     assert [each.count for each in found] == [None] * 4
     Image.fromarray(shade(0)).save("0", format="PNG")  # a file goes before a camera
-    assert isinstance(sources("0")[0], Picture)
+    assert isinstance(inputs("0")[0], PictureInput)
 
 
 def test_frames_come_in_order_with_their_times(folder: Path) -> None:
-    read = list(frames(sources(folder)))
+    read = list(frames(inputs(folder)))
     assert all(isinstance(frame, Frame) for frame in read)
     kept = [frame for frame in read if isinstance(frame, Frame)]
     assert [frame.number for frame in kept] == [None, None, *range(LENGTH)]
     assert [number_of(frame) for frame in kept] == [0, 1, *range(LENGTH)]
     assert kept[7].seconds == pytest.approx(0.5)
-    every = [frame for frame in frames(sources(folder / "clip.mp4", every=6)) if isinstance(frame, Frame)]
+    every = [frame for frame in frames(inputs(folder / "clip.mp4", every=6)) if isinstance(frame, Frame)]
     assert [(frame.number, number_of(frame)) for frame in every] == [(0, 0), (6, 6), (12, 12), (18, 18)]
     assert every[0].rate == pytest.approx(10 / 6)
 
@@ -126,13 +126,13 @@ def test_many_pictures_are_read_in_order_and_broken_ones_are_said(tmp_path: Path
             file.write_bytes(b"no picture")
         else:
             Image.fromarray(shade(number % 20)).save(file)
-    read = list(frames(sources(tmp_path)))
+    read = list(frames(inputs(tmp_path)))
     assert [i for i, each in enumerate(read) if isinstance(each, ImageError)] == [3, 13, 23, 33, 43]
     assert [number_of(each) for each in read if isinstance(each, Frame)] == [i % 20 for i in range(50) if i % 10 != 3]
 
 
 def test_reading_ends_with_its_reader(folder: Path) -> None:
-    reading = frames(sources([folder / "clip.mp4", folder / "a.png"]))
+    reading = frames(inputs([folder / "clip.mp4", folder / "a.png"]))
     next(reading)
     reading.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("frames of")]
@@ -153,7 +153,7 @@ def test_broken_videos_do_not_end_the_others(folder: Path, tmp_path: Path, kind:
             sound = av.AudioFrame.from_ndarray(np.zeros((1, 800), np.int16), layout="mono")
             sound.rate = 8000
             container.mux(stream.encode(sound))
-    read = list(frames(sources(folder)))
+    read = list(frames(inputs(folder)))
     (error,) = [each for each in read if isinstance(each, ImageError)]
     said = {"cut": "of 20 frames are missing or damaged", "no video": "cannot be opened", "sound": "only sound or data"}
     assert said[kind] in str(error)
@@ -165,7 +165,7 @@ def test_addresses_of_pictures_and_videos(folder: Path, serve: Callable[[type[Ha
     write_video(folder / "clip.ts", codec="mpeg2video")
     address = serve(functools.partial(Quiet, directory=folder))  # type: ignore[arg-type]
     given = [f"{address}/a.png", f"{address}/clip.ts", f"{address}/absent.png", f"{address}/notes.txt"]
-    read = list(frames(sources(given)))
+    read = list(frames(inputs(given)))
     assert isinstance(read[0], Frame)
     assert (read[0].source, number_of(read[0])) == (given[0], 0)
     assert len([each for each in read if isinstance(each, Frame) and each.source == given[1]]) == LENGTH
@@ -204,7 +204,7 @@ class Camera(Handler):
 
 
 def test_of_a_live_stream_the_newest_frame_is_taken(serve: Callable[[type[Handler]], str]) -> None:
-    (camera,) = sources(f"{serve(Camera)}/camera.mjpeg")
+    (camera,) = inputs(f"{serve(Camera)}/camera.mjpeg")
     assert camera.count is None
     reading = frames([camera])
     first = next(reading)
@@ -223,12 +223,12 @@ def test_of_a_live_stream_the_newest_frame_is_taken(serve: Callable[[type[Handle
 def test_without_the_package_for_videos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(RunError, match=r"clip\.mp4: videos and cameras need PyAV.*pip install 'locdistill\[video\]'"):
-        sources(folder)
-    assert len(sources(folder / "a.png")) == 1
+        inputs(folder)
+    assert len(inputs(folder / "a.png")) == 1
 
 
 def test_a_download_has_a_limit(serve: Callable[[type[Handler]], str], folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "_LARGEST_DOWNLOAD", 10)
     address = serve(functools.partial(Quiet, directory=folder))  # type: ignore[arg-type]
-    (error,) = frames(sources(f"{address}/a.png"))
+    (error,) = frames(inputs(f"{address}/a.png"))
     assert "larger than" in str(error)
