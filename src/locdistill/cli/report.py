@@ -23,6 +23,7 @@ from locdistill.recipe.catalogue import published_aps
 from locdistill.settings import finite
 
 if TYPE_CHECKING:
+    from locdistill.export.export import ExportResult
     from locdistill.inference.evaluate import EvaluationResult
     from locdistill.inference.prediction import Prediction
     from locdistill.inference.tiles import TilingResult
@@ -195,6 +196,47 @@ def report_scores(scores: dict[str, float]) -> None:
         "(--threshold sets another)",
         file=sys.stderr,
     )
+
+
+def report_export(result: ExportResult, *, as_json: bool) -> None:
+    """Print the comparison of an exported file with its detector."""
+    if as_json:
+        print_json(result.as_dict())
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "compared on",
+        "images",
+        "height x width",
+        "raw outputs",
+        "detections",
+        "stray",
+        "boxes, pixels",
+        "scores",
+    ):
+        table.add_column(name, justify="left" if name == "compared on" else "right")
+    for check in result.checks:
+        numbers = (
+            f"{check.raw:.1e}",
+            str(check.detections),
+            str(check.stray),
+            f"{check.pixels:.1e}",
+            f"{check.scores:.1e}",
+        )
+        table.add_row(check.what, str(check.images), f"{check.size[0]}x{check.size[1]}", *numbers)
+    out = console()
+    out.print(table)
+    if result.metrics:
+        names = [name for name in _METRICS if name in result.metrics["file"]]
+        for which, metrics in result.metrics.items():
+            print(f"{which:9}" + ", ".join(f"{name} {percent(metrics[name])}" for name in names))
+        for name, value in result.per_class["file"].items():
+            print(f"  {name}: AP {percent(result.per_class['detector'][name])} -> {percent(value)}")
+    facts = result.facts
+    size = f"{facts.size[1]}x{facts.size[0]} (width x height)" if facts.size else "any size"
+    count = {None: "any number of images", 1: "one image"}.get(facts.batch, f"{facts.batch} images")
+    print(f"{result.file}: {result.megabytes:.1f} MB, {facts.outputs}, {size}, {count}", end="")
+    print(", 8-bit convolutions" if facts.quantised else "")
 
 
 _NEEDS = {

@@ -23,6 +23,7 @@ from locdistill.inference.prediction import Prediction
 from locdistill.inference.saving import WRITERS, Drawings, targets, write_predictions
 from locdistill.inference.tiles import detect_in_tiles
 from locdistill.models.detector import Detector
+from locdistill.models.exported import open_detector
 from locdistill.models.hub import find
 from locdistill.models.weights import read_thresholds
 from locdistill.recipe.load import Override
@@ -67,7 +68,7 @@ class _FrameDetector:
         if isinstance(weights, Detector):
             detector = copy.copy(weights)  # the same modules and weights
         else:
-            detector = Detector.load(find(weights), existing_device(device or default_device()))
+            detector = open_detector(find(weights), existing_device(device or default_device()))
         own = detector.settings
         settings, _ = adjusted(own, overrides)
         minimum = default_scores(weights) if threshold is None else {}

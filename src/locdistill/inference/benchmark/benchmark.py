@@ -219,8 +219,8 @@ def _facts(work: Workload, answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse ``1333x800`` (width by height) to height and width.
+def parse_size(text: str, option: str = "--input") -> tuple[int, int]:
+    """Parse ``1333x800`` (width by height), given with an option, to height and width.
 
     Raises:
         RunError: The text has another form.
@@ -228,5 +228,5 @@ def parse_size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
     width, height = map(int, found.groups()) if found else (0, 0)
     if min(width, height) < 1:
-        raise RunError(f"--input {text}: expected width and height in pixels, such as 1333x800")
+        raise RunError(f"{option} {text}: expected width and height in pixels, such as 1333x800")
     return height, width
