@@ -22,8 +22,8 @@ def export(
         typer.Option(
             "--outputs",
             metavar="raw|boxes|both",
-            help="Predictions at all locations, suppressed boxes, or both. Default: both; raw for rotated boxes and for "
-            "--format torch.",
+            help="Predictions at all locations, suppressed boxes, or both. Default: both; raw for rotated boxes and "
+            "for --format torch.",
             show_default=False,
         ),
     ] = None,
