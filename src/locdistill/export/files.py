@@ -16,7 +16,7 @@ from torch import Tensor
 from locdistill.errors import RunError
 from locdistill.export.network import ExportedNetwork
 from locdistill.files import replacing
-from locdistill.models.exported import BOXES, INPUTS, KEY, RAW, THRESHOLDS, FileFacts
+from locdistill.models.exported import BOXES, INPUTS, RAW, FileFacts
 from locdistill.models.settings import DetectionSettings
 
 OPSET = 20
@@ -78,22 +78,16 @@ def example(facts: FileFacts) -> tuple[Tensor, Tensor]:
 
 def trace(network: ExportedNetwork, facts: FileFacts) -> torch.export.ExportedProgram:
     """Trace a network for the size and the number of images of the file."""
-    device = network.detector.device
-    images, sizes = (value.to(device) for value in example(facts))
-    threshold = torch.tensor(facts.settings.detections.score_threshold, device=device)
+    inputs = tuple(value.to(network.detector.device) for value in example(facts))
     stride = 2 ** min(5, facts.settings.levels[-1])
     batch = {} if facts.batch else {0: torch.export.Dim("batch", min=1, max=4096)}
     sides = {}
     if facts.size is None:
-        sides = {
-            2: stride * torch.export.Dim("rows", min=1, max=512),
-            3: stride * torch.export.Dim("columns", min=1, max=512),
-        }
-    shapes: tuple[Any, ...] = (batch | sides, batch) + ((None,) if network.boxes else ())
-    inputs = (images, sizes) + ((threshold,) if network.boxes else ())
+        rows, columns = (torch.export.Dim(name, min=1, max=512) for name in ("rows", "columns"))
+        sides = {2: stride * rows, 3: stride * columns}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer, about its own parts
-        return torch.export.export(network, inputs, dynamic_shapes=shapes, strict=False)
+        return torch.export.export(network, inputs, dynamic_shapes=(batch | sides, batch), strict=False)
 
 
 def write_onnx(network: ExportedNetwork, facts: FileFacts, path: Path) -> None:
@@ -103,11 +97,10 @@ def write_onnx(network: ExportedNetwork, facts: FileFacts, path: Path) -> None:
     raw = _raw_names(network)
     names = raw + (_CANDIDATES if network.boxes else ())
     options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False, "opset_version": OPSET}
-    inputs = INPUTS + (THRESHOLDS[:1] if network.boxes else ())
     with replacing(path) as part, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = trace(network, facts)
-        torch.onnx.export(program, (), str(part), input_names=inputs, output_names=names, **options)
+        torch.onnx.export(program, (), str(part), input_names=INPUTS, output_names=names, **options)
         model = onnx.load(str(part))
         if network.boxes:
             model = _with_suppression(model, facts.settings.detections, raw if facts.outputs == "both" else ())
@@ -118,7 +111,7 @@ def write_onnx(network: ExportedNetwork, facts: FileFacts, path: Path) -> None:
 
 
 def _with_suppression(model: Any, settings: DetectionSettings, raw: tuple[str, ...]) -> Any:
-    """Append the suppression to a graph that ends with candidates, and give thresholds their defaults."""
+    """Append the suppression to a graph that ends with candidates."""
     import onnx  # noqa: PLC0415 - optional
     from onnx import compose, numpy_helper  # noqa: PLC0415
 
@@ -128,10 +121,10 @@ def _with_suppression(model: Any, settings: DetectionSettings, raw: tuple[str, .
     model.ir_version = suppression.ir_version = max(model.ir_version, suppression.ir_version)
     joined = compose.merge_models(model, suppression, [(name, name) for name in _CANDIDATES], outputs=[*raw, *BOXES])
     del joined.opset_import[1:]  # the same in both parts
-    defaults = (settings.score_threshold, settings.nms_iou, settings.max_detections)
-    for name, value in zip(THRESHOLDS, defaults, strict=True):
+    for name, value in {"iou_threshold": settings.nms_iou, "max_detections": settings.max_detections}.items():
         kind = torch.int64 if isinstance(value, int) else torch.float32
         joined.graph.initializer.append(numpy_helper.from_array(torch.tensor(value, dtype=kind).numpy(), name))
+        joined.graph.input.remove(next(each for each in joined.graph.input if each.name == name))
     return joined
 
 
@@ -180,6 +173,3 @@ def check_packages(kind: str) -> None:
         raise RunError(
             f"--format {kind} needs {' and '.join(missing)}, not installed: pip install 'locdistill[{extra}]'"
         )
-
-
-__all__ = ["KEY", "WRITERS", "check_packages", "example", "trace"]

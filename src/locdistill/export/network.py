@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor, nn
 
 from locdistill.errors import RecipeError
@@ -40,23 +40,17 @@ class ExportedNetwork(nn.Module):
                 "outputs with --outputs raw, or set detections.nms=plain"
             )
 
-    def forward(
-        self,
-        images: UInt8[Tensor, "b 3 h w"],
-        sizes: Int[Tensor, "b 2"],
-        score_threshold: Float[Tensor, ""] | None = None,
-    ) -> tuple[Tensor, ...]:
+    def forward(self, images: UInt8[Tensor, "b 3 h w"], sizes: Int[Tensor, "b 2"]) -> tuple[Tensor, ...]:
         """Compute the outputs.
 
         Args:
             images: RGB, padded at the right and the bottom with any values.
             sizes: Height and width of each image without padding.
-            score_threshold: Minimum score of a candidate (exclusive), needed for boxes.
 
         Returns:
             ``cls_logits (b, l, c)``, ``edge_logits (b, l, e, n)``, ``quality_logits (b, l)`` where the detector has
             them; with boxes also candidates ``(b, m, 4)`` in pixels of the padded image, and their scores
-            ``(b, c, m)``, 0 where they are below the threshold.
+            ``(b, c, m)``, 0 where they are not above ``detections.score_threshold``.
         """
         own = self.detector
         dense: Dense = own(own.normalise(images, sizes))
@@ -64,16 +58,15 @@ class ExportedNetwork(nn.Module):
         raw = (classes, dense.edge_logits, *(() if dense.quality_logits is None else (dense.quality_logits,)))
         if not self.boxes:
             return raw
-        assert score_threshold is not None
-        return raw + self._candidates(dense._replace(cls_logits=classes), images.shape[-2:], sizes, score_threshold)
+        return raw + self._candidates(dense._replace(cls_logits=classes), images.shape[-2:], sizes)
 
-    def _candidates(self, dense: Dense, size: torch.Size, sizes: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    def _candidates(self, dense: Dense, size: torch.Size, sizes: Tensor) -> tuple[Tensor, Tensor]:
         own = self.detector
         judged = ranked = dense.cls_logits.float().sigmoid()
         if dense.quality_logits is not None:
             ranked = judged * dense.quality_logits.float().sigmoid()[..., None]
             judged = ranked if dense.quality_in_score else judged
-        scores = torch.where(judged > threshold, ranked, 0.0)
+        scores = torch.where(judged > own.settings.detections.score_threshold, ranked, 0.0)
         per_cell = own.kind.octaves * len(own.kind.ratios)
         places, values, start = [], [], 0
         for level, stride in zip(own.settings.levels, own.settings.strides, strict=True):

@@ -39,8 +39,6 @@ FORMAT = 1
 INPUTS = ("images", "sizes")
 RAW = ("cls_logits", "edge_logits", "quality_logits")
 BOXES = ("boxes", "scores", "labels", "image_index")
-THRESHOLDS = ("score_threshold", "iou_threshold", "max_detections")
-"""Further inputs, each with a default in an ONNX file."""
 SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
 """Formats of exported files by their suffix; the extras of the package that read them have the same names."""
 
@@ -81,7 +79,11 @@ class FileFacts:
             "strides": list(own.strides),
             "bins": own.reg_max + 1,
             "resize": fit,
-            "thresholds": {"score": own.detections.score_threshold, "iou": own.detections.nms_iou},
+            "thresholds": {
+                "score": own.detections.score_threshold,
+                "iou": own.detections.nms_iou,
+                "detections": own.detections.max_detections,
+            },
             "version": self.version,
             "weights_sha256": self.weights,
         }
