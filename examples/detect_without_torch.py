@@ -6,11 +6,11 @@
 The rule of resizing, which the file names in its metadata ("resize"):
 
 * ``{"fit": [H, W]}``: the file takes images of one size. scale = min(H / height, W / width).
-* ``{"short": S, "long": L, "pad_to": P}``: it takes any size. scale = min(L / longer side, S / shorter side), and height
-  and width are padded to multiples of P.
+* ``{"short": S, "long": L, "pad_to": P}``: it takes any size. scale = min(L / longer side, S / shorter side), and
+  height and width are padded to multiples of P.
 
-Both sides become floor(side * scale + 0.5), bilinear, with the filter widened when shrinking (as Pillow does). The image
-is padded at the right and the bottom; the file normalises it and ignores the padding.
+Both sides become floor(side * scale + 0.5), bilinear, with the filter widened when shrinking (as Pillow does). The
+image is padded at the right and the bottom; the file normalises it and ignores the padding.
 """
 
 import json
@@ -47,6 +47,7 @@ def prepare(image, rule):
 
 
 def main(file, *paths):
+    """Print the detections in each image as a line of JSON."""
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     names = ["boxes", "scores", "labels"]
@@ -55,7 +56,7 @@ def main(file, *paths):
         images, sizes = prepare(image, facts["resize"])
         boxes, scores, labels = session.run(names, {"images": images, "sizes": sizes})
         boxes = boxes * np.tile(np.array(image.size) / sizes[0, ::-1], 2)  # to pixels of the image
-        found = zip(boxes.tolist(), scores.tolist(), labels.tolist())
+        found = zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
         detections = [{"class": facts["classes"][label], "score": s, "box": box} for box, s, label in found]
         print(json.dumps({"image": path, "detections": detections}))
 

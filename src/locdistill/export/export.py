@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -190,9 +189,9 @@ def export(
                     which: {c: v["AP"] or math.nan for c, v in each.per_class.items()} for which, each in found.items()
                 },
             )
-        parts = list(Path(name).iterdir())
+        parts = sorted(Path(name).iterdir(), key=lambda part: part == file)  # the file itself appears last
         for part in parts:
-            shutil.move(part, target.with_name(part.name))
+            part.replace(target.with_name(part.name))
     size = sum(target.with_name(part.name).stat().st_size for part in parts)
     return replace(result, megabytes=size / 1e6)
 

@@ -1,9 +1,10 @@
-"""Writing of exported files, one function for each format."""
+"""Writing of exported files, one function for each format; into a folder of its own, from which they are moved."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import tempfile
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from locdistill.errors import RunError
 from locdistill.export.network import ExportedNetwork
-from locdistill.files import replacing
 from locdistill.models.exported import BOXES, INPUTS, RAW, FileFacts
 from locdistill.models.settings import DetectionSettings
 
@@ -97,17 +97,17 @@ def write_onnx(network: ExportedNetwork, facts: FileFacts, path: Path) -> None:
     raw = _raw_names(network)
     names = raw + (_CANDIDATES if network.boxes else ())
     options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False, "opset_version": OPSET}
-    with replacing(path) as part, warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = trace(network, facts)
-        torch.onnx.export(program, (), str(part), input_names=INPUTS, output_names=names, **options)
-        model = onnx.load(str(part))
-        if network.boxes:
-            model = _with_suppression(model, facts.settings.detections, raw if facts.outputs == "both" else ())
-        onnx.helper.set_model_props(model, facts.as_text())
-        model.producer_name, model.producer_version = "locdistill", facts.version
-        onnx.checker.check_model(model)
-        onnx.save(model, str(part))
+        torch.onnx.export(program, (), str(path), input_names=INPUTS, output_names=names, **options)
+    model = onnx.load(str(path))
+    if network.boxes:
+        model = _with_suppression(model, facts.settings.detections, raw if facts.outputs == "both" else ())
+    onnx.helper.set_model_props(model, facts.as_text())
+    model.producer_name, model.producer_version = "locdistill", facts.version
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
 
 
 def _with_suppression(model: Any, settings: DetectionSettings, raw: tuple[str, ...]) -> Any:
@@ -135,8 +135,6 @@ def _raw_names(network: ExportedNetwork) -> tuple[str, ...]:
 
 def write_openvino(network: ExportedNetwork, facts: FileFacts, path: Path) -> None:
     """Write a file of OpenVINO, ``.xml``, and its weights beside it, ``.bin``; converted from ONNX."""
-    import tempfile  # noqa: PLC0415
-
     import openvino  # noqa: PLC0415 - optional
 
     with tempfile.TemporaryDirectory() as folder:
@@ -145,16 +143,14 @@ def write_openvino(network: ExportedNetwork, facts: FileFacts, path: Path) -> No
         model = openvino.convert_model(str(file))
     for name, value in facts.as_text().items():
         model.set_rt_info(value, ["framework", name])
-    with replacing(path.with_suffix(".bin")) as weights, replacing(path) as part:
-        openvino.serialize(model, str(part), str(weights))
+    openvino.serialize(model, str(path), str(path.with_suffix(".bin")))
 
 
 def write_torch(network: ExportedNetwork, facts: FileFacts, path: Path) -> None:
     """Write a file of ``torch.export``, with the raw outputs."""
     facts = replace(facts, outputs="raw")
     extra = facts.as_text() | {"outputs": json.dumps(_raw_names(network))}
-    with replacing(path) as part, part.open("wb") as file:
-        torch.export.save(trace(network, facts), file, extra_files=extra)
+    torch.export.save(trace(network, facts), str(path), extra_files=extra)
 
 
 Writer = Callable[[ExportedNetwork, FileFacts, Path], None]
