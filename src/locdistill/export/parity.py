@@ -19,6 +19,8 @@ LARGEST = 1e-3
 """Largest difference of raw outputs, as a share of their largest absolute value: 32-bit arithmetic in another order,
 through a hundred layers, stays a hundred times below."""
 _SAME_IOU, _SAME_SCORE = 0.99, 1e-2
+_LEAST_SIDE = 1e-2
+"""Side of a box in pixels below which it has no area."""
 _STRAY, _STRAY_SHARE = 1, 0.02
 """Detections that may be without a counterpart: overlaps and scores that lie on a threshold fall on either side."""
 
@@ -145,7 +147,11 @@ def _of_images(values: dict[str, Tensor], images: int) -> list[Detections]:
 
 
 def _paired(a: Detections, b: Detections) -> tuple[int, float, float]:
-    """Return the number of detections without a counterpart, and the largest differences of counterparts."""
+    """Return the number of detections without a counterpart, and the largest differences of counterparts.
+
+    Boxes without area, which were clipped to an edge of the image from beyond it, have no overlap and do not count.
+    """
+    a, b = (Detections(*(part[_has_area(here.boxes)] for part in here)) for here in (a, b))
     if not len(a.scores) or not len(b.scores):
         return len(a.scores) + len(b.scores), 0.0, 0.0
     kind = kind_of(a.boxes)
@@ -159,3 +165,8 @@ def _paired(a: Detections, b: Detections) -> tuple[int, float, float]:
     pixels = float((corners[0] - corners[1]).abs().max()) if mutual.any() else 0.0
     scores = float(apart[mutual].max()) if mutual.any() else 0.0
     return len(a.scores) + len(b.scores) - 2 * int(mutual.sum()), pixels, scores
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    around = kind_of(boxes).hull(boxes)
+    return (around[:, 2:] - around[:, :2]).amin(1) > _LEAST_SIDE

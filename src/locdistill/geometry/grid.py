@@ -130,7 +130,13 @@ class Grid:
 
 
 def level_points(
-    height: int, width: int, stride: int, *, offset: float, per_cell: int, device: torch.device | str = "cpu"
+    height: int,
+    width: int,
+    stride: int,
+    *,
+    offset: float,
+    per_cell: int,
+    device: torch.device | str = "cpu",
 ) -> tuple[Float[Tensor, " l"], Float[Tensor, " l"]]:
     """Compute ``x`` and ``y`` of the locations of one level, in pixels, row by row, anchor by anchor.
 
