@@ -153,8 +153,8 @@ def write_torch(network: ExportedNetwork, facts: FileFacts, path: Path) -> None:
     torch.export.save(trace(network, facts), str(path), extra_files=extra)
 
 
-Writer = Callable[[ExportedNetwork, FileFacts, Path], None]
-WRITERS: dict[str, Writer] = {"onnx": write_onnx, "openvino": write_openvino, "torch": write_torch}
+FileWriter = Callable[[ExportedNetwork, FileFacts, Path], None]
+WRITERS: dict[str, FileWriter] = {"onnx": write_onnx, "openvino": write_openvino, "torch": write_torch}
 
 
 def check_packages(kind: str) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from locdistill.geometry.kinds import kind_of
 from locdistill.images import ImageSource, pad_together
 from locdistill.models.detector import Detector
-from locdistill.models.exported import BOXES, RAW, FileFacts, Run, fitted
+from locdistill.models.exported import BOXES, RAW, FileFacts, RunFile, fitted
 from locdistill.types import Dense, Detections
 
 LARGEST = 1e-3
@@ -65,7 +65,7 @@ def batches(facts: FileFacts) -> Iterator[tuple[int, tuple[int, int]]]:
             yield batch, size
 
 
-def compare(detector: Detector, run: Run, facts: FileFacts, pictures: Sequence[ImageSource]) -> list[Check]:
+def compare(detector: Detector, run: RunFile, facts: FileFacts, pictures: Sequence[ImageSource]) -> list[Check]:
     """Compare a file with its detector on noise of several sizes, and on pictures from reading to boxes.
 
     Args:
@@ -92,7 +92,7 @@ def compare(detector: Detector, run: Run, facts: FileFacts, pictures: Sequence[I
     return checks
 
 
-def _check(what: str, detector: Detector, run: Run, images: Tensor, sizes: Tensor) -> Check:
+def _check(what: str, detector: Detector, run: RunFile, images: Tensor, sizes: Tensor) -> Check:
     device = detector.device
     with torch.no_grad():
         dense, grid = detector.see(images.to(device), sizes.to(device))

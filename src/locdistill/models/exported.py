@@ -175,7 +175,7 @@ class TorchFile:
         return {name: value.cpu().numpy() for name, value in zip(self.names, found, strict=True)}
 
 
-Run = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
+RunFile = Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]]
 _READERS: dict[str, Any] = {"onnx": OnnxFile, "openvino": OpenVinoFile, "torch": TorchFile}
 
 
@@ -201,7 +201,7 @@ def is_exported(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES
 
 
-def open_file(file: Path, device: torch.device | str = "cpu") -> tuple[Run, FileFacts | None]:
+def open_file(file: Path, device: torch.device | str = "cpu") -> tuple[RunFile, FileFacts | None]:
     """Open an exported file; without metadata of this package, it is another program's.
 
     Raises:
