@@ -24,9 +24,8 @@ from locdistill.annotations.coco_files import (
     looks_like_coco,
     name_of,
     split_of,
-    subfolders,
 )
-from locdistill.annotations.files import read_text
+from locdistill.annotations.files import read_text, subfolders
 from locdistill.annotations.index import source_of
 from locdistill.annotations.lookup import PictureLookup
 from locdistill.annotations.sources import Listed, Source, SourceSettings, box_arrays, corners, rotated_corners
@@ -41,9 +40,8 @@ def _data_folder(path: Path) -> Path:
     return folder.parent if folder.name.lower() in ANNOTATION_FOLDERS else folder
 
 
-def read(settings: SourceSettings, file: Path, split: str) -> list[Source]:
+def read(_settings: SourceSettings, path: Path, file: Path, split: str) -> list[Source]:
     """Read the annotation file of a split; see :func:`read_coco`."""
-    path = Path(settings.path)
     root = _data_folder(path if path.is_dir() else file)
     others = [found.path for found in annotation_files(root)]
     source = source_of(file, others, f"{root} {split}", lambda: read_coco(file, root=root, split=split))
@@ -59,8 +57,9 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
     ``iscrowd`` and the rarer ``ignore`` mark objects as ignored (unlike pycocotools, which overwrites ``ignore``).
     Classes are in the order of the category ids; categories that only group others are left out.
 
-    An annotation may have ``rbox = [cx, cy, w, h, theta]`` in addition to its box, with the angle in radians, clockwise
-    on screen. If any annotation has one, those without get the corners of their box. Boxes and areas stay as annotated.
+    An annotation may have ``rbox = [cx, cy, w, h, theta]`` beside its box or in its place, with the angle in radians,
+    clockwise on screen. If any annotation has one, those without get the corners of their box. Boxes and areas stay as
+    annotated.
 
     Raises:
         AnnotationError: The file is no COCO json at all. Broken entries are listed in ``problems`` instead.

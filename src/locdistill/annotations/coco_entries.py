@@ -10,11 +10,12 @@ import numpy as np
 
 from locdistill.annotations.masks import box_around
 from locdistill.annotations.problems import Problem
-from locdistill.annotations.sources import LIMIT, Listed, Source, rotated_fault
+from locdistill.annotations.sources import LIMIT, Listed, Source, rotated_corners, rotated_fault
 from locdistill.annotations.values import number, whole
 
 FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1, "": 0}
 MASKS = "objects without a box, given the box around their mask"
+ROTATED = "objects with a rotated box alone, given the box around it"
 HEADINGS = "categories that only group others and have no objects, left out"
 SIDES = "sides of images written as text or with a fraction of zero, read as whole numbers"
 NAMES = "category names that are numbers, read as text"
@@ -180,6 +181,12 @@ def _converted(entry: dict[str, Any], images: dict[int, dict[str, Any]], notes: 
     for key in ("bbox", "rbox"):
         if isinstance(entry.get(key), list):
             entry[key] = [number(value, notes) for value in entry[key]]
+    turned = entry.get("rbox")
+    if not entry.get("bbox") and not mask and turned is not None and rotated_fault(turned) is None:
+        (x1, y1), (x2, y2) = (rotated_corners([turned])[0].min(0), rotated_corners([turned])[0].max(0))
+        entry["bbox"] = [float(side) for side in (x1, y1, x2 - x1, y2 - y1)]
+        entry["area"] = turned[2] * turned[3] if entry.get("area") is None else entry["area"]
+        notes[ROTATED] += 1
     entry["area"] = number(entry.get("area"), notes)
     return entry
 
@@ -211,7 +218,8 @@ def _fault(entry: dict[str, Any], images: dict[int, Any], names: dict[int, str])
             "has no 'bbox', and its 'segmentation' is no mask",
             "write a box, polygons, or run lengths with the image's size",
         )
-    return _box_fault(entry.get("bbox")) or (None if entry.get("rbox") is None else rotated_fault(entry["rbox"]))
+    turned = None if entry.get("rbox") is None else rotated_fault(entry["rbox"])
+    return turned or _box_fault(entry.get("bbox"))
 
 
 def _box_fault(box: object) -> tuple[str, str] | None:

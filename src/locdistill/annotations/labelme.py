@@ -45,14 +45,13 @@ def splits(path: Path) -> list[str]:
     return sorted(parts_of(path, _holds_shapes))
 
 
-def read(settings: SourceSettings, part: Part, _split: str) -> list[Source]:
+def read(_settings: SourceSettings, path: Path, part: Part, _split: str) -> list[Source]:
     """Read a split.
 
     Rectangles are boxes; of polygons, masks and circles the box around them is taken. Points and lines are left out.
     Shapes with one label and one ``group_id`` are one object. JSON files without ``shapes`` are passed over. Images are
     numbered from 1 in the order of the names of their files. The classes are the labels of the whole data set, sorted.
     """
-    path = Path(settings.path)
     source = Source(file=str(part.annotations), categories=[])
     files = names_below(part.annotations, ".json")
     parsed = dict(zip(files, in_threads(_parse, list(files.values()), label="reading annotations"), strict=True))

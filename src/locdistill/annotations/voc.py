@@ -16,7 +16,7 @@ import numpy as np
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from locdistill.annotations.files import IMAGE_SUFFIXES, MARKS, in_threads, read_text, stays_inside
+from locdistill.annotations.files import IMAGE_SUFFIXES, MARKS, files_of, in_threads, read_text, stays_inside
 from locdistill.annotations.folders import (
     SPELLINGS,
     SPLITS,
@@ -100,7 +100,7 @@ def usual(path: Path, split: str) -> str:
     return split
 
 
-def read(settings: SourceSettings, parts: Sequence[Part], split: str) -> list[Source]:
+def read(settings: SourceSettings, path: Path, parts: Sequence[Part], split: str) -> list[Source]:
     """Read a split.
 
     The classes are VOC's twenty for the devkit: image sets in folders named as its years, whose names are all among the
@@ -117,7 +117,6 @@ def read(settings: SourceSettings, parts: Sequence[Part], split: str) -> list[So
 
     Difficult objects are marked as ignored. Images are numbered from 1 in the order of the list or of their names.
     """
-    path = Path(settings.path)
     sources = [Source(file=str(part.names or part.annotations), categories=[]) for part in parts]
     listed = [_listed(part, source) for part, source in zip(parts, sources, strict=True)]
     own = list(dict.fromkeys(file for files in listed for file in files.values()))
@@ -191,8 +190,8 @@ def _parts(folder: Path, *names: str) -> dict[str, Part]:
     listed = (folder / "ImageSets" / "Main").is_dir()
     whole = whole_of(folder, (lambda _, nested: nested) if listed else _holds_voc)
     if whole is not None:
-        lists = (sorted((folder / place).glob("*.txt")) for place in LISTS)
-        beside = [file for file in sorted(folder.glob("*.txt")) if file.stem.lower() in (*SPLITS, "trainval")]
+        lists = (files_of(folder / place, ".txt") for place in LISTS)
+        beside = [file for file in files_of(folder, ".txt") if file.stem.lower() in (*SPLITS, "trainval")]
         files = next(filter(None, (*lists, beside)), [])
         if files:
             return {file.stem: replace(whole, names=file) for file in files}

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from locdistill.annotations.files import Seen
-from locdistill.annotations.formats import places_of, read, recognise, split_names
+from locdistill.annotations.formats import locate, places_of, read, split_names, trains_on_val
 from locdistill.annotations.index import look_at
 from locdistill.annotations.problems import Problem, error_of
 from locdistill.annotations.sources import Listed, Source, corners
@@ -119,9 +119,10 @@ def with_holdout(settings: DataSettings) -> DataSettings:
     """
     if settings.holdout is not None:
         return settings
-    kind = recognise(settings)
-    train, val = (places_of(settings, kind, split) for split in ("train", "val"))
-    alone = settings.val is None and (not all(val) or (val == train and kind == "coco"))
+    found = locate(settings)
+    train, val = (places_of(settings, found, split) for split in ("train", "val"))
+    shared = trains_on_val(settings, found) or (val == train and found.kind == "coco")
+    alone = settings.val is None and (not all(val) or shared)
     return settings.model_copy(update={"holdout": HELD_OUT if alone and all(train) else 0.0})
 
 
