@@ -478,3 +478,18 @@ def test_only_images_to_evaluate_on_of_another_format_are_not_trained_on(tmp_pat
     assert available_splits(settings) == ["val"]
     with pytest.raises(AnnotationError, match=r"no split 'train'; it has val; .* data\.train=val"):
         open_dataset(settings, "train")
+
+
+def test_exports_of_the_real_programs_were_read() -> None:
+    """The results of ``benchmarks/exports.py``, which needs the programs, and its table in the guide."""
+    docs = Path(__file__).parents[3] / "docs"
+    content = json.loads((docs / "results" / "exports.json").read_text())
+    table = (docs / "guide.md").read_text(encoding="utf-8")
+    assert len(content["results"]) >= 10
+    for found in content["results"].values():
+        assert not found["problems"]
+        assert found["equal"]
+        assert found["largest_difference"] <= 2  # whole corners and whole sides
+    for program, version in content["programs"].items():
+        row = next(row for row in table.splitlines() if row.lower().startswith(f"| {program.replace('-', ' ')} "))
+        assert version.rpartition(".")[0] in row
