@@ -1,4 +1,6 @@
-"""Data sets written by the programs that people export from; started by ``benchmarks/exports.py``, in their environment.
+"""Data sets written by the programs that people export from, each in its environment.
+
+``benchmarks/exports.py`` starts it:
 
     PROGRAM_ENVIRONMENT/bin/python benchmarks/export_writers.py PROGRAM TRUTH_JSON OUT_FOLDER
 
