@@ -16,6 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,10 +94,10 @@ def main() -> None:
     parser.add_argument("--boxes", type=int, default=848_000)
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        small = write(folder / "small", PICTURES, PICTURES * 7)
-        large = write(folder / "large", given.images, given.boxes)
+    with tempfile.TemporaryDirectory() as place, ProcessPoolExecutor(1, get_context("spawn")) as another:
+        folder = Path(place)  # another process writes: the largest memory of a process is never less than its parent's
+        small = another.submit(write, folder / "small", PICTURES, PICTURES * 7).result()
+        large = another.submit(write, folder / "large", given.images, given.boxes).result()
         file = large / "train.json"
 
         def run(data: Path, name: str) -> Cost:

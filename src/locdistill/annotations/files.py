@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from locdistill.errors import AnnotationError, ImageError
-from locdistill.images import image_size, open_picture, read_image
+from locdistill.images import image_size, open_picture, plain_jpeg_size, read_image
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -35,7 +35,7 @@ IMAGE_SUFFIXES = frozenset(
 THREADS, GROUP = 8, 32
 """Threads that look at files, and the files that one of them takes at a time."""
 BAR_FROM = 3000
-TAIL_BYTES = 64
+HEAD_BYTES, TAIL_BYTES = 1024, 64
 LOOK = 16
 """Sides of the raster on which pictures are compared."""
 LEAST_CONTRAST = 4.0
@@ -88,6 +88,8 @@ def stays_inside(name: str) -> bool:
     Only the name is checked. Symbolic links inside the folder are followed: data sets are often assembled from links,
     and the creator of the folder made them, whereas an annotation file cannot create any.
     """
+    if name[:1].isalnum() and not any(sign in name for sign in ("..", ":", "\\", "\0")):
+        return True
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     rooted = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
     return bool(name.strip()) and "\0" not in name and not rooted and ".." not in posix.parts + windows.parts
@@ -123,12 +125,13 @@ def look(path: Path) -> Seen:
 
     JPEG and PNG files with the right ending are assumed complete; any other file is decoded.
     """
+    head = tail = b""
+    with suppress(OSError, ValueError), open(path, "rb", buffering=0) as file:
+        head = file.read(HEAD_BYTES)
+        file.seek(max(file.seek(0, 2) - TAIL_BYTES, 0))
+        tail = file.read()
     try:
-        size = image_size(path)
-        with path.open("rb") as file:
-            head = file.read(4)
-            file.seek(max(file.seek(0, 2) - TAIL_BYTES, 0))
-            tail = file.read()
+        size = plain_jpeg_size(head) or image_size(path)
         if not any(head.startswith(start) and end in tail for start, end in ENDINGS.items()):
             read_image(path)
     except ImageError as error:

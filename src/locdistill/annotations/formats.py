@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from locdistill.annotations import coco, coco_files, dota, hrsc, labelme, voc, yolo
 from locdistill.annotations.files import HIDDEN, hidden_below, images_below, is_hidden, subfolders
+from locdistill.annotations.index import remembered
 from locdistill.annotations.sources import DataFormat, Source, SourceSettings
 from locdistill.errors import AnnotationError
 
@@ -94,6 +96,15 @@ def locate(settings: SourceSettings) -> Located:
     Raises:
         AnnotationError: The path is empty or absent, or it matches no format or several.
     """
+    return remembered(("located", *_key(settings)), lambda: _located(settings))
+
+
+def _key(settings: SourceSettings) -> tuple[object, ...]:
+    """Return the settings that the result of reading depends on."""
+    return (settings.path, settings.format, settings.root, settings.train, settings.val, settings.one_based)
+
+
+def _located(settings: SourceSettings) -> Located:
     if not settings.path:
         raise AnnotationError(
             "no data set given; pass --data PATH, or set data.path: a folder, a COCO json or a data.yaml"
@@ -184,6 +195,15 @@ def read(settings: SourceSettings, split: str) -> tuple[DataFormat, list[Source]
     Raises:
         AnnotationError: There is no such split, or its files are not of the format.
     """
+    kind, sources = remembered(("read", split, *_key(settings)), lambda: _read(settings, split))
+    copies = [
+        replace(source, images=[*source.images], problems=[*source.problems], notes=Counter(source.notes))
+        for source in sources
+    ]
+    return kind, copies
+
+
+def _read(settings: SourceSettings, split: str) -> tuple[DataFormat, list[Source]]:
     found = locate(settings)
     kind, path = found
     sources: list[Source] = []

@@ -21,7 +21,7 @@ from locdistill.data.settings import DataSettings
 @pytest.fixture(autouse=True)
 def _everything_is_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LOCDISTILL_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(index, "MANY_PICTURES", 1)
+    monkeypatch.setattr(index, "MANY_FILES", 1)
     monkeypatch.setattr(index, "LARGE_FILE", 1)
 
 
@@ -159,7 +159,7 @@ def test_a_folder_that_cannot_be_written_to_is_done_without(
 def test_arrays_are_equal_to_lists(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", rotated=True)
     source = coco.read_coco(folder / "train.json", root=folder, split="train")
-    again = index._unpacked(index._packed(source))
+    again = index._unpacked(index._packed(source), "")
     assert (again.file, again.categories, again.notes, again.labelled) == (
         source.file,
         source.categories,
