@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import numpy as np
 from locdistill.annotations.coco_files import ALIASES
 from locdistill.annotations.files import files_of, in_threads, pictures_by_name, subfolders
 from locdistill.annotations.folders import files_in, note_unreadable
+from locdistill.annotations.index import kept_sources
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import (
     Listed,
@@ -22,7 +23,7 @@ from locdistill.annotations.sources import (
     listed_names,
     signed_areas,
 )
-from locdistill.annotations.tiles import Origin, origin
+from locdistill.annotations.tiles import WINDOWS, Origin, origin
 from locdistill.interop.classes import DOTA_BY_COUNT
 
 LABELS = ("labelTxt", "annfiles")
@@ -105,6 +106,23 @@ def read_dota(path: Path, place: Place) -> Source:
     note_unreadable(place.images, source.notes)
     names = _image_names(place, pictures, source)
     files = [place.labels / f"{name}.txt" if place.labels else None for name in names]
+    others = {file for folder in label_folders(path) for file in files_of(folder, ".txt")}.difference(files)
+    read = [place.images.parent / WINDOWS, *(file for file in files if file), *sorted(others)]
+
+    def filled() -> list[Source]:
+        return [_with_objects(source, place, {name: pictures.get(name) for name in names}, files, others)]
+
+    return kept_sources(read, place.images.name, filled, [str(place.names), *names, *map(str, pictures.values())])[0]
+
+
+def _with_objects(
+    source: Source,
+    place: Place,
+    pictures: Mapping[str, Path | None],
+    files: Sequence[Path | None],
+    others: Collection[Path],
+) -> Source:
+    """Add the images by name, the objects of their label files, and the classes of all label files to a source."""
     parsed = in_threads(_parse, files, label="reading labels")
     source.notes["images without a label file, taken as without objects"] += sum(own is UNLABELLED for own in parsed)
     cut = origin(place.images.parent) or Origin(True, {})
@@ -112,18 +130,17 @@ def read_dota(path: Path, place: Place) -> Source:
     known = cut.classes if used <= cut.classes.keys() else {}
     classes = tuple(known.values())
     if not classes:
-        others = {file for folder in label_folders(path) for file in files_of(folder, ".txt")}.difference(files)
         found = in_threads(_parse, list(others), label="collecting classes")
         used.update(row.name for rows, _ in found for row in rows)
         classes = next((version for version in DOTA_BY_COUNT.values() if used <= set(version)), tuple(sorted(used)))
     source.categories = list(enumerate(classes))
     labels = {name: index for index, name in enumerate(known or classes)}
-    for position, (name, (rows, problems)) in enumerate(zip(names, parsed, strict=True), start=1):
+    for position, (name, (rows, problems)) in enumerate(zip(pictures, parsed, strict=True), start=1):
         source.problems += problems
         quads = clockwise(np.array([row.corners for row in rows], dtype=np.float64).reshape(-1, 4, 2), source.notes)
         source.images.append(
             Listed(
-                path=pictures.get(name, place.images / f"{name}.png"),
+                path=pictures[name] or place.images / f"{name}.png",
                 image_id=position,
                 declared=None,
                 boxes=circumscribed(quads),

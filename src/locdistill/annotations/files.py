@@ -224,6 +224,11 @@ def subfolders(folder: Path) -> list[Path]:
         return []
 
 
+def folders_below(folder: Path) -> list[Path]:
+    """List a folder and all folders below it; none if it is no folder."""
+    return [Path(place) for place, _, _ in os.walk(folder, followlinks=False)]
+
+
 def in_any_case(folder: Path, parts: Sequence[str]) -> Path | None:
     """Find a file or folder below a folder by names that may differ in their case, as on Windows; None if not there."""
     for part in parts:

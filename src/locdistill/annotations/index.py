@@ -106,15 +106,18 @@ def _look_at_new(paths: Sequence[Path]) -> list[Seen]:
     return whole
 
 
-def kept_sources(files: Sequence[Path], key: str, read: Callable[[], list[Source]]) -> list[Source]:
+def kept_sources(
+    files: Sequence[Path], key: str, read: Callable[[], list[Source]], also: Sequence[str] = ()
+) -> list[Source]:
     """Return what was read of large or many annotation files before, if nothing changed, or read them.
 
-    It is read again as well if pictures were moved, or files were added to a folder of theirs or taken away.
+    It is read again as well if a picture is not where it was.
 
     Args:
-        files: The files that the result depends on, or folders whose lists of files it depends on.
-        key: What else it depends on, apart from the pictures.
+        files: The files that the result depends on, and folders whose lists of files it depends on.
+        key: Name of the result among others of the first file.
         read: Function that reads the files. Sources with problems are not kept.
+        also: What else the result depends on.
     """
     texts = list(map(str, files))
     state = _states(texts)
@@ -122,7 +125,8 @@ def kept_sources(files: Sequence[Path], key: str, read: Callable[[], list[Source
         return read()
     place = _place("annotations", json.dumps([os.path.abspath(texts[0]), key]))
     arrays = _kept(place)
-    about = {"files": _joined(texts), "state": state}
+    digest = hashlib.sha256("\0".join(also).encode(errors="surrogateescape")).digest()
+    about = {"files": _joined(texts), "state": state, "also": np.frombuffer(digest, np.uint8)}
     if arrays is not None and all(np.array_equal(arrays[name], array) for name, array in about.items()):
         sources = [_unpacked(arrays, f"{number}/") for number in range(int(arrays["sources"]))]
         folders = _split(arrays["folders"])

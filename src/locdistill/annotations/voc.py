@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,15 @@ import numpy as np
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from locdistill.annotations.files import IMAGE_SUFFIXES, MARKS, files_of, in_threads, read_text, stays_inside
+from locdistill.annotations.files import (
+    IMAGE_SUFFIXES,
+    MARKS,
+    files_of,
+    folders_below,
+    in_threads,
+    read_text,
+    stays_inside,
+)
 from locdistill.annotations.folders import (
     SPELLINGS,
     SPLITS,
@@ -28,6 +37,7 @@ from locdistill.annotations.folders import (
     parts_of,
     whole_of,
 )
+from locdistill.annotations.index import kept_sources
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import (
     LIMIT,
@@ -120,11 +130,39 @@ def read(settings: SourceSettings, path: Path, parts: Sequence[Part], split: str
     sources = [Source(file=str(part.names or part.annotations), categories=[]) for part in parts]
     listed = [_listed(part, source) for part, source in zip(parts, sources, strict=True)]
     own = list(dict.fromkeys(file for files in listed for file in files.values()))
+    folders = {part.annotations for folder in _years(path) for part in _parts(folder).values()}
+    others = sorted({file for folder in folders for file in names_below(folder, ".xml").values()}.difference(own))
+    depends = [part.names for part in parts if part.names] + own + others
+    depends += [place for part in parts for place in folders_below(part.pictures)]
+
+    def filled() -> list[Source]:
+        return _with_objects(settings, parts, sources, listed, others)
+
+    found = kept_sources(depends, f"{os.path.abspath(path)} {split}", filled, [str(settings.one_based)])
+    found[0].notes["image sets without any XML file, left out"] += len(_all_parts(path, split)) - len(parts)
+    return found
+
+
+def _with_objects(
+    settings: SourceSettings,
+    parts: Sequence[Part],
+    sources: Sequence[Source],
+    listed: Sequence[Mapping[str, Path]],
+    others: Sequence[Path],
+) -> list[Source]:
+    """Add images, objects and classes to the sources of the parts.
+
+    Args:
+        settings: The data settings.
+        parts: The parts of the split.
+        sources: Source of each part.
+        listed: XML file of each image of a part, by name.
+        others: XML files of other splits.
+    """
+    own = list(dict.fromkeys(file for files in listed for file in files.values()))
     parsed = dict(zip(own, in_threads(_parse, own, label="reading annotations"), strict=True))
     official = _is_devkit(parts, parsed.values())
     if not official:
-        folders = {part.annotations for folder in _years(path) for part in _parts(folder).values()}
-        others = sorted({file for folder in folders for file in names_below(folder, ".xml").values()}.difference(own))
         parsed |= zip(others, in_threads(_parse, others, label="comparing annotations"), strict=True)
         official = _is_devkit(parts, parsed.values())
     classes = CLASSES if official else sorted({row.name for content in parsed.values() for row in content.rows})
@@ -137,8 +175,7 @@ def read(settings: SourceSettings, path: Path, parts: Sequence[Part], split: str
     annotated = {file.stem for file in parsed}
     for part, source, files in zip(parts, sources, listed, strict=True):
         _fill(source, part, {name: parsed[file] for name, file in files.items()}, convention, annotated)
-    sources[0].notes["image sets without any XML file, left out"] += len(_all_parts(path, split)) - len(parts)
-    return sources
+    return list(sources)
 
 
 def load_xml(file: Path) -> Element | Problem:

@@ -11,6 +11,7 @@ import numpy as np
 
 from locdistill.annotations.files import IMAGE_SUFFIXES, images_below, in_threads, read_text
 from locdistill.annotations.folders import note_unreadable
+from locdistill.annotations.index import kept_sources
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import Listed, Source, SourceSettings, circumscribed, clockwise, signed_areas
 from locdistill.annotations.yolo_description import (
@@ -113,6 +114,23 @@ def read_yolo(description: Description, split: str, root: str = "") -> Source:
     source = Source(file=str(description.file), categories=list(enumerate(names)), relative=True)
     pictures, folders = _pictures(description, split, root, source)
     files = find_labels(pictures, folders, source, split=split, root=description.roots()[0])
+    labels = [file for file in files if file]
+    also = [split, str(points), *names, *map(str, pictures)]
+
+    def filled() -> list[Source]:
+        return [_with_objects(source, pictures, files, names, points)]
+
+    return kept_sources([description.file, *labels], split, filled, also)[0]
+
+
+def _with_objects(
+    source: Source,
+    pictures: Sequence[Path],
+    files: Sequence[Path | None],
+    names: Sequence[str],
+    points: tuple[int, int] | None,
+) -> Source:
+    """Add the images, and the objects of their label files, to a source."""
     parsed = in_threads(partial(parse, names=names), files, label="reading labels")
     kind = kind_of_rows(parsed, points)
     for position, (path, file, found) in enumerate(zip(pictures, files, parsed, strict=True), start=1):

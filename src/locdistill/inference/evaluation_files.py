@@ -113,11 +113,12 @@ def labels_picture(dataset: Dataset) -> Image.Image:
     """Draw the objects of a data set: counts by class, sizes and places. Ignored objects do not count."""
     from locdistill.viz.labels import plot_labels  # noqa: PLC0415 - imports matplotlib
 
-    boxes = [record.boxes[~record.ignored] for record in dataset.records]
-    labels = [record.labels[~record.ignored] for record in dataset.records]
-    extents = np.repeat([(r.width, r.height) for r in dataset.records], [len(b) for b in boxes], axis=0)
-    together = np.concatenate(boxes).astype(np.float64)
-    counts = np.bincount(np.concatenate(labels), minlength=len(dataset.classes))
+    records = dataset.records
+    regular = ~np.concatenate([record.ignored for record in records])
+    extents = np.repeat([(r.width, r.height) for r in records], [len(r.boxes) for r in records], axis=0)[regular]
+    together = np.concatenate([record.boxes for record in records])[regular].astype(np.float64)
+    labels = np.concatenate([record.labels for record in records])[regular]
+    counts = np.bincount(labels, minlength=len(dataset.classes))
     centres = (together[:, :2] + together[:, 2:]) / 2 / np.maximum(extents, 1)
     by_name = dict(zip(dataset.classes, counts.tolist(), strict=True))
     return plot_labels(by_name, together[:, 2:] - together[:, :2], centres, len(dataset))

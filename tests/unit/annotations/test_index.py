@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from locdistill.annotations import coco, index
+from locdistill.annotations import coco, dota, index, labelme, voc, yolo
 from locdistill.annotations.files import Seen, look
 from locdistill.annotations.sources import Source
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
+from locdistill.errors import ImageError
+from tests.unit.annotations import test_exports as exports
 
 
 @pytest.fixture(autouse=True)
@@ -177,3 +180,74 @@ def test_arrays_are_equal_to_lists(tmp_path: Path) -> None:
             a, b = getattr(one, name), getattr(other, name)
             assert a.dtype == b.dtype
             assert np.array_equal(a, b)
+
+
+def write_dota(folder: Path) -> None:
+    for split, names in exports.SPLITS:
+        exports.pictures(folder / split / "images", names)
+        exports.labels(folder / split / "labelTxt", names, exports.DOTA_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("write_set", "module", "function", "label"),
+    [
+        (exports.labels_in_one_folder, yolo, "parse", "labels/img_0.txt"),
+        (exports.roboflow_voc, voc, "_parse", "train/img_0.xml"),
+        (write_dota, dota, "_parse", "train/labelTxt/img_0.txt"),
+        (exports.shapes_in_one_folder, labelme, "_parse", "labels/img_0.json"),
+    ],
+)
+def test_small_files_are_not_read_twice(
+    write_set: Callable[[Path], None],
+    module: object,
+    function: str,
+    label: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless one of them changed, or a picture was added, moved or taken away."""
+    read: list[Path] = []
+    parse = getattr(module, function)
+
+    def spy(file: Path, **words: object) -> object:
+        read.append(file)
+        return parse(file, **words)
+
+    monkeypatch.setattr(module, function, spy)
+    folder = tmp_path / "data"
+    write_set(folder)
+    first = opened(folder)
+    assert read
+    read.clear()
+    assert opened(folder) == first
+    assert not read
+    text = (folder / label).read_text()
+    (folder / label).write_text(f"{text}\n")
+    assert opened(folder) == first
+    assert read
+    picture = next(folder.rglob("img_0.jpg"))
+    picture.rename(tmp_path / "img_0.jpg")
+    with suppress(ImageError):  # of DOTA, where a label file without a picture is a fault
+        assert all(record[0] != picture for record in opened(folder))
+    (tmp_path / "img_0.jpg").rename(picture)
+    assert opened(folder) == first
+    read.clear()
+    assert opened(folder) == first
+    assert not read
+
+
+def test_a_block_reads_once_and_gives_copies(tmp_path: Path, looks: list[str], reads: list[str]) -> None:
+    folder = write(tmp_path / "data")
+    (tmp_path / "home").touch()  # nothing is kept
+    with index.reading_once():
+        first = opened(folder)
+        settings = DataSettings(path=str(folder), holdout=0.4, filter_empty=False)
+        parts = [open_dataset(settings, split, training=False) for split in ("train", "val")]
+        assert sorted(len(part) for part in parts) == [1, 2]
+        assert opened(folder) == first
+        assert (len(looks), reads) == (3, ["train.json"])
+        index.forget()
+        assert opened(folder) == first
+        assert len(reads) == 2
+    opened(folder)
+    assert len(reads) == 3
