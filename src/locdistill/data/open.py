@@ -156,7 +156,7 @@ def scan_dataset(
     classes, category_ids = _choose_classes(sources, settings.classes, settings.ignore_classes)
     kept_back = " (held out)" if divided and split == "val" else ""
     name = f"{Path(settings.path).name}/{'+'.join(split_names(settings, source_split))}{kept_back}"
-    dataset = Dataset(name, classes, (), kind, category_ids)
+    dataset = Dataset(name, classes, (), kind, category_ids, bits=settings.bits)
     scan = Scan(dataset)
     for source in sources:
         scan.problems += source.problems

@@ -25,7 +25,6 @@ from locdistill.evaluation.evaluator import Evaluator, per_class
 from locdistill.evaluation.matching import Matches, match
 from locdistill.evaluation.results import write_results
 from locdistill.files import make_folder, write_text, writing
-from locdistill.images import read_image
 from locdistill.types import Detections, Progress
 from locdistill.viz.draw import Layer, draw_layers
 from locdistill.viz.mosaic import below, beside, mosaic
@@ -150,7 +149,7 @@ def _caption(record: Record, score: ImageScore) -> str:
 
 def pair(findings: Findings, record: Record, limit: int) -> Image.Image:
     """Draw an image twice, with its truth and with the detections, its longer side at most ``limit`` pixels."""
-    picture = Image.fromarray(np.ascontiguousarray(read_image(record.path).permute(1, 2, 0).numpy()))
+    picture = Image.fromarray(np.ascontiguousarray(findings.dataset.picture(record).permute(1, 2, 0).numpy()))
     scale = min(1.0, limit / max(picture.size))
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
