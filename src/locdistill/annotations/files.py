@@ -267,6 +267,7 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
         if real in seen:
             continue
         seen.add(real)
+        home = Path(place)
         with suppress(OSError), os.scandir(place) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
                 if is_hidden(entry.name):
@@ -274,11 +275,17 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
                 if entry.is_dir():
                     (links if entry.is_symlink() else waiting).append(entry.path)
                 elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
-                    found.append(Path(entry.path))
+                    found.append(home / entry.name)
     return sorted(found)
 
 
 def pictures_by_name(folder: Path) -> dict[str, Path]:
     """Map the image files of a folder by their relative names without endings."""
     files = images_below(folder) if folder.is_dir() else []
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+    return by_name(folder, files)
+
+
+def by_name(folder: Path, files: Iterable[Path]) -> dict[str, Path]:
+    """Map files below a folder by their relative names without endings, with slashes."""
+    start = 0 if folder == Path() else len(os.path.join(folder, ""))
+    return {os.path.splitext(str(file)[start:])[0].replace(os.sep, "/"): file for file in files}

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from locdistill.annotations.files import IMAGE_SUFFIXES, files_below, images_below, is_hidden, subfolders
+from locdistill.annotations.files import IMAGE_SUFFIXES, by_name, files_below, images_below, is_hidden, subfolders
+from locdistill.annotations.index import remembered
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import Source
 
@@ -117,7 +118,7 @@ def files_in(folder: Path, suffix: str, *, nested: bool) -> Iterator[Path]:
 
 def names_below(folder: Path, suffix: str) -> dict[str, Path]:
     """Map the files with an ending in a folder and its subfolders by their relative names without endings."""
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files_below(folder, (suffix,))}
+    return remembered(("names", folder, suffix), lambda: by_name(folder, files_below(folder, (suffix,))))
 
 
 def _subfolders(folder: Path, names: Sequence[str]) -> list[Path]:

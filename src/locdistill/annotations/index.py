@@ -79,8 +79,9 @@ def _look_at_new(paths: Sequence[Path]) -> list[Seen]:
         return in_threads(look, paths, label="looking at images")
     texts = list(map(str, paths))
     top = os.path.commonpath({os.path.dirname(text) for text in texts})
-    names = [text[len(top) + 1 :] for text in texts]
-    file, now = _place("pictures", top), _states(texts)
+    start = len(os.path.join(top, ""))
+    names = [text[start:] for text in texts]
+    file, now = _place("pictures", os.path.abspath(top)), _states(texts)
     seen: list[Seen | None] = [None] * len(paths)
     if (arrays := _kept(file)) is not None:
         rows = {name: row for row, name in enumerate(_split(arrays["names"]))}

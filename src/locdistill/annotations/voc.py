@@ -37,7 +37,7 @@ from locdistill.annotations.folders import (
     parts_of,
     whole_of,
 )
-from locdistill.annotations.index import kept_sources
+from locdistill.annotations.index import kept_sources, remembered
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import (
     LIMIT,
@@ -224,6 +224,10 @@ def _all_parts(path: Path, split: str) -> list[Part]:
 
 def _parts(folder: Path, *names: str) -> dict[str, Part]:
     """Map splits to their parts in a folder: list files, or else folders, or else everything as ``train``."""
+    return remembered(("parts", folder, names), lambda: _found_parts(folder, *names))
+
+
+def _found_parts(folder: Path, *names: str) -> dict[str, Part]:
     listed = (folder / "ImageSets" / "Main").is_dir()
     whole = whole_of(folder, (lambda _, nested: nested) if listed else _holds_voc)
     if whole is not None:

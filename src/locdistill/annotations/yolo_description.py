@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from locdistill.annotations.files import IMAGE_SUFFIXES, files_below, files_of, in_any_case, read_text
+from locdistill.annotations.files import IMAGE_SUFFIXES, files_of, in_any_case, is_hidden, read_text
 from locdistill.errors import AnnotationError
 
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -189,13 +189,15 @@ def has_labels(description: Description) -> bool:
         for place in itertools.chain(*(places_of_entry(item, description.roots(), split)[0] for item in entries)):
             if place.is_file():
                 lines = filter(None, map(cleaned, read_text(place).splitlines()[:PROBES]))
-                found = (find(line, [place.parent, description.home])[0] for line in lines)
-                texts = [above / f"{file.stem}.txt" for file in found if file for above in label_folders(file.parent)]
+                listed = (find(line, [place.parent, description.home])[0] for line in lines)
+                texts = [above / f"{file.stem}.txt" for file in listed if file for above in label_folders(file.parent)]
                 if any(text.is_file() for text in texts):
                     return True
             for folder in label_folders(place):
-                files = files_of(folder, ".txt") if place == description.home else files_below(folder, (".txt",))
-                if any(not is_other_text(file) for file in files):
+                here = os.walk(folder, followlinks=True)
+                below = itertools.islice(here, 1) if place == description.home else here
+                names = (name for _, _, found in below for name in found if name.lower().endswith(".txt"))
+                if any(not is_other_text(Path(name)) and not is_hidden(name) for name in names):
                     return True
     return False
 

@@ -236,6 +236,21 @@ def test_small_files_are_not_read_twice(
     assert not read
 
 
+@pytest.mark.parametrize(
+    "write_set", [exports.roboflow_voc, exports.shapes_in_one_folder, exports.labels_in_one_folder]
+)
+def test_relative_paths(write_set: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as absolute ones, also of the folder itself, and of another folder by the same words."""
+    for name in ("one", "other"):
+        write_set(tmp_path / name)
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(next((tmp_path / "other").rglob("img_0.jpg")))
+    for name in ("one", "other", "one"):
+        monkeypatch.chdir(tmp_path / name)
+        here, absolute = opened(Path()), opened(tmp_path / name)
+        assert [record[1:] for record in here] == [record[1:] for record in absolute]
+        assert [tmp_path / name / record[0] for record in here] == [record[0] for record in absolute]  # type: ignore[operator]
+
+
 def test_a_block_reads_once_and_gives_copies(tmp_path: Path, looks: list[str], reads: list[str]) -> None:
     folder = write(tmp_path / "data")
     (tmp_path / "home").touch()  # nothing is kept
