@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import locdistill
 from locdistill.annotations import coco, dota, index, labelme, voc, yolo
 from locdistill.annotations.files import Seen, look
 from locdistill.annotations.sources import Source
@@ -266,3 +267,18 @@ def test_a_block_reads_once_and_gives_copies(tmp_path: Path, looks: list[str], r
         assert len(reads) == 2
     opened(folder)
     assert len(reads) == 3
+
+
+def test_a_run_reads_its_data_once(tmp_path: Path, looks: list[str], reads: list[str]) -> None:
+    """To choose its settings and to train; the images to evaluate on are a tenth of those of the same file."""
+    (tmp_path / "home").touch()
+    folder = write(tmp_path / "data")
+    overrides = (
+        *("detector.backbone=test_resnet", "detector.pretrained=false", "engine.accelerator=cpu", "data.workers=0"),
+        *("engine.steps=1", "engine.eval_every=0", "engine.progress=false", "data.sizes=[[64, 64]]", "data.min_side=8"),
+        *("data.batch_per_device=2", "detector.channels=16", "detector.depth=1", "detector.norm_groups=4"),
+    )
+    locdistill.train(folder, out=tmp_path / "run", overrides=overrides)
+    assert reads == ["train.json"]
+    assert sorted(looks) == ["0é.png", "1é.png", "2é.png"]
+    assert not index.remembered("seen", dict)
