@@ -6,6 +6,7 @@ import functools
 import importlib
 import io
 import os
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -42,6 +43,10 @@ MAX_PIXELS = "LOCDISTILL_MAX_PIXELS"
 MOST_PIXELS = 400_000_000
 """Maximum number of pixels of an image: the largest of DOTA have 20 000 x 20 000, and 1.2 GB when decoded."""
 ORIENTATION_TAG = 0x0112
+JPEG_FRAMES = (0xC0, 0xC1, 0xC2)
+"""Markers of baseline and progressive frames, which hold the size."""
+JPEG_APART = (0xE1, 0xFF, 0x01, *range(0xD0, 0xDB))
+"""Markers of EXIF, without a length, or behind the header."""
 EXIF_BYTES = 2**16 + 64  # what JPEG allows, and so what is ever written, plus the end of a PNG file
 # EXIF 2.32, table of the tag "Orientation": transformation that turns the stored pixels upright.
 UPRIGHT = {
@@ -217,6 +222,23 @@ def image_size(path: str | Path) -> tuple[int, int]:
                     return height, width
         turned = orientation(image) >= 5
     return (width, height) if turned else (height, width)
+
+
+def plain_jpeg_size(start: bytes) -> tuple[int, int] | None:
+    """Return height and width of a JPEG file by its first bytes; None if Pillow must look at it.
+
+    That is so for other formats, for files with a block that may turn the picture (APP1), for kinds other than baseline
+    and progressive with 8 bits, and for sizes behind the given bytes. Source: ITU-T T.81, annex B.
+    """
+    place = 2 if start.startswith(b"\xff\xd8\xff") else len(start)
+    while place + 9 <= len(start):
+        if start[place] != 0xFF or start[place + 1] in JPEG_APART:
+            return None
+        if start[place + 1] in JPEG_FRAMES:
+            precision, height, width = struct.unpack_from(">BHH", start, place + 4)
+            return (height, width) if precision == 8 and 0 < height * width <= pixel_limit() else None
+        place += 2 + struct.unpack_from(">H", start, place + 2)[0]
+    return None
 
 
 def orientation(image: Image.Image) -> int:

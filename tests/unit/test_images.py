@@ -13,10 +13,12 @@ from PIL import Image, ImageOps
 from locdistill import images
 from locdistill.errors import ImageError
 from locdistill.images import (
+    ORIENTATION_TAG,
     image_size,
     keep_ratio_size,
     normalised,
     pad_together,
+    plain_jpeg_size,
     read_image,
     resize_keep_ratio,
 )
@@ -270,3 +272,35 @@ def test_normalising_gives_the_same_whatever_the_layout(bgr: bool) -> None:
         assert torch.equal(ready, expected)
         assert ready.is_contiguous()
     assert torch.equal(planes, before)
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"comment": b"shot by hand"}, {"dpi": (300, 300)}])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_the_size_in_the_first_bytes_of_a_jpeg(mode: str, options: dict[str, object], tmp_path: Path) -> None:
+    file = tmp_path / "a.jpg"
+    Image.new(mode, (37, 21)).save(file, **options)
+    content = file.read_bytes()
+    assert plain_jpeg_size(content[:1024]) == image_size(file) == (21, 37)
+    frame = max(content.find(b"\xff\xc0\x00"), content.find(b"\xff\xc2\x00"))
+    for end in range(frame + 9):
+        assert plain_jpeg_size(content[:end]) is None
+
+
+def test_files_whose_first_bytes_do_not_hold_the_size(tmp_path: Path) -> None:
+    file, turned = tmp_path / "a.jpg", Image.Exif()
+    turned[ORIENTATION_TAG] = 6
+    Image.new("RGB", (37, 21)).save(file, exif=turned)
+    assert plain_jpeg_size(file.read_bytes()) is None
+    assert image_size(file) == (37, 21)
+    Image.new("RGB", (37, 21)).save(file, icc_profile=b"0" * 5000)
+    assert plain_jpeg_size(file.read_bytes()[:1024]) is None
+    assert plain_jpeg_size(file.read_bytes()) == (21, 37)
+    Image.new("RGB", (37, 21)).save(tmp_path / "a.png")
+    for content in ((tmp_path / "a.png").read_bytes(), b"", b"\xff\xd8\xff", b"\xff\xd8\xff\xe0\0\0" + b"\0" * 99):
+        assert plain_jpeg_size(content) is None
+
+
+def test_a_jpeg_with_too_many_pixels_is_left_to_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (37, 21)).save(tmp_path / "a.jpg")
+    monkeypatch.setenv("LOCDISTILL_MAX_PIXELS", "100")
+    assert plain_jpeg_size((tmp_path / "a.jpg").read_bytes()) is None

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from locdistill.annotations.masks import box_around
 from locdistill.annotations.problems import Problem
-from locdistill.annotations.sources import LIMIT, Listed, Source, rotated_fault
+from locdistill.annotations.sources import LIMIT, Listed, Source, box_arrays, rotated_corners, rotated_fault
 from locdistill.annotations.values import number, whole
 
 FLAGS = {"0": 0, "1": 1, "false": 0, "true": 1, "": 0}
 MASKS = "objects without a box, given the box around their mask"
+ROTATED = "objects with a rotated box alone, given the box around it"
 HEADINGS = "categories that only group others and have no objects, left out"
 SIDES = "sides of images written as text or with a fraction of zero, read as whole numbers"
 NAMES = "category names that are numbers, read as text"
@@ -126,14 +128,85 @@ def _used(content: dict[str, Any]) -> set[int | None]:
     return {whole(entry.get("category_id"), Counter()) for entry in entries}
 
 
-AnnotationRow = tuple[tuple[float, float, float, float], int, bool, float, list[float] | None]
+class AnnotationTable(NamedTuple):
+    """The objects of a file.
+
+    Attributes:
+        images: ``(n,)`` ids of their images.
+        categories: ``(n,)`` ids of their categories.
+        boxes: ``(n, 4)``, ``x1, y1, x2, y2`` in pixels.
+        ignored: ``(n,)`` crowd regions.
+        areas: ``(n,)`` in pixels.
+        turned: Rotated box of each, None where there is none; empty if no object has one.
+    """
+
+    images: np.ndarray
+    categories: np.ndarray
+    boxes: np.ndarray
+    ignored: np.ndarray
+    areas: np.ndarray
+    turned: list[list[float] | None]
 
 
 def read_annotations(
     entries: list[Any], images: dict[int, dict[str, Any]], names: dict[int, str], source: Source
-) -> dict[int, list[AnnotationRow]]:
-    """Read the annotations by image: box as corners, category, whether ignored, area, and the rotated box if any."""
-    rows: dict[int, list[AnnotationRow]] = {}
+) -> AnnotationTable:
+    """Read the annotations; those with a fault are problems of the source."""
+    try:
+        table = _regular(entries, images, names, source.notes)
+    except (KeyError, TypeError, ValueError, OverflowError):
+        table = None
+    return _irregular(entries, images, names, source) if table is None else table
+
+
+def _regular(
+    entries: list[Any], images: dict[int, Any], names: dict[int, str], notes: Counter[str]
+) -> AnnotationTable | None:
+    """Read annotations of which none needs a word, all at once; return None if one may do.
+
+    Raises:
+        KeyError, TypeError, ValueError, OverflowError: One of them lacks a value, or has one of another type.
+    """
+    owners, kinds, own = ([entry[key] for entry in entries] for key in ("image_id", "category_id", "id"))
+    listed = [entry["bbox"] for entry in entries]
+    values = list(chain.from_iterable(listed))
+    flags = [[entry.get(key, 0) for entry in entries] for key in ("iscrowd", "ignore")]
+    areas = [entry.get("area") for entry in entries]
+    usual = (
+        set(map(type, chain(owners, kinds, own))) <= {int}
+        and set(owners) <= images.keys()
+        and set(kinds) <= names.keys()
+        and set(map(type, listed)) <= {list}
+        and set(map(len, listed)) <= {4}
+        and set(map(type, values)) <= {int, float}
+        and set(chain(*flags)) <= {0, 1}
+        and set(map(type, areas)) <= {int, float, type(None)}
+        and not any("rbox" in entry for entry in entries)
+    )
+    if not usual:
+        return None
+    boxes = np.array(values, dtype=np.float64).reshape(-1, 4)
+    sides = boxes[:, 2:]
+    missing = np.array([area is None for area in areas], dtype=bool)
+    written = np.array([0 if area is None else area for area in areas], dtype=np.float64)
+    if not ((np.abs(boxes) < LIMIT).all() and (np.abs(written) < LIMIT).all() and (sides >= 0).all()):
+        return None
+    notes["annotation ids used twice"] += len(own) - len(set(own))
+    return AnnotationTable(
+        images=np.array(owners, dtype=np.int64),
+        categories=np.array(kinds, dtype=np.int64),
+        boxes=np.concatenate((boxes[:, :2], boxes[:, :2] + sides), axis=1),
+        ignored=np.array(flags[0], dtype=bool) | np.array(flags[1], dtype=bool),
+        areas=np.where(missing, sides.prod(-1), written),
+        turned=[],
+    )
+
+
+def _irregular(
+    entries: list[Any], images: dict[int, dict[str, Any]], names: dict[int, str], source: Source
+) -> AnnotationTable:
+    """Read annotations one by one."""
+    rows: list[tuple[int, int, tuple[float, ...], bool, float, list[float] | None]] = []
     seen: set[int] = set()
     for position, entry in enumerate(entries):
         if not isinstance(entry, dict):
@@ -154,9 +227,16 @@ def read_annotations(
         ignored = bool(entry.get("iscrowd", 0)) or bool(entry.get("ignore", 0))
         area = entry.get("area")
         area = w * h if area is None else float(area)
-        row = ((x, y, x + w, y + h), entry["category_id"], ignored, area, entry.get("rbox"))
-        rows.setdefault(image_id, []).append(row)
-    return rows
+        rows.append((entry["image_id"], entry["category_id"], (x, y, x + w, y + h), ignored, area, entry.get("rbox")))
+    owners, kinds, boxes, flags, areas, turned = zip(*rows, strict=True) if rows else ((),) * 6
+    return AnnotationTable(
+        images=np.array(owners, dtype=np.int64),
+        categories=np.array(kinds, dtype=np.int64),
+        boxes=box_arrays(list(boxes)),
+        ignored=np.array(flags, dtype=bool),
+        areas=np.array(areas, dtype=np.float64),
+        turned=list(turned) if any(box is not None for box in turned) else [],
+    )
 
 
 def _converted(entry: dict[str, Any], images: dict[int, dict[str, Any]], notes: Counter[str]) -> dict[str, Any]:
@@ -180,6 +260,12 @@ def _converted(entry: dict[str, Any], images: dict[int, dict[str, Any]], notes: 
     for key in ("bbox", "rbox"):
         if isinstance(entry.get(key), list):
             entry[key] = [number(value, notes) for value in entry[key]]
+    turned = entry.get("rbox")
+    if not entry.get("bbox") and not mask and turned is not None and rotated_fault(turned) is None:
+        (x1, y1), (x2, y2) = (rotated_corners([turned])[0].min(0), rotated_corners([turned])[0].max(0))
+        entry["bbox"] = [float(side) for side in (x1, y1, x2 - x1, y2 - y1)]
+        entry["area"] = turned[2] * turned[3] if entry.get("area") is None else entry["area"]
+        notes[ROTATED] += 1
     entry["area"] = number(entry.get("area"), notes)
     return entry
 
@@ -211,7 +297,8 @@ def _fault(entry: dict[str, Any], images: dict[int, Any], names: dict[int, str])
             "has no 'bbox', and its 'segmentation' is no mask",
             "write a box, polygons, or run lengths with the image's size",
         )
-    return _box_fault(entry.get("bbox")) or (None if entry.get("rbox") is None else rotated_fault(entry["rbox"]))
+    turned = None if entry.get("rbox") is None else rotated_fault(entry["rbox"])
+    return turned or _box_fault(entry.get("bbox"))
 
 
 def _box_fault(box: object) -> tuple[str, str] | None:

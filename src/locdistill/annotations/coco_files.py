@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
+
+from locdistill.annotations.files import files_of, subfolders
 
 ROBOFLOW = "_annotations.coco.json"
 # Other names of a split, as exporters write them.
@@ -23,6 +24,7 @@ PART = r"-(?:dev|std|challenge|reserve)"
 SPLIT_WORD = re.compile(rf"(?<![a-z])({'|'.join(sorted(SPLIT_OF, key=len, reverse=True))})(?![a-z]|{PART})")
 PREFIX = re.compile(r"(instances|image_info)_", re.IGNORECASE)
 ANNOTATION_FOLDERS = ("annotations", "annotation")
+OTHER_FOLDERS = ("images", "data", "labels", "json", "jsons", "jpegimages")
 PROBES = 20
 
 
@@ -77,16 +79,19 @@ class AnnotationFile(NamedTuple):
 
 
 def annotation_files(folder: Path) -> list[AnnotationFile]:
-    """List the json files in a data folder, in ``annotations``, and in folders with the name of a split."""
+    """List the json files in a data folder, in ``annotations``, and in folders with the name of a split.
+
+    If there are none, those in folders of pictures or of labels, and in their subfolders.
+    """
+    return _files_in(folder, _places(folder)) or _files_in(folder, _other_places(folder))
+
+
+def _files_in(folder: Path, places: Iterator[tuple[Path, str | None]]) -> list[AnnotationFile]:
     found = []
-    for place, above in _places(folder):
-        try:
-            names = sorted(name for name in os.listdir(place) if name.lower().endswith(".json"))
-        except OSError:
-            continue
-        for file in (place / name for name in names):
+    for place, above in places:
+        for file in files_of(place, ".json"):
             named = split_of(file.stem)
-            if file.is_file() and (above is None or named in (None, above)):
+            if above is None or named in (None, above):
                 path = file.relative_to(folder).as_posix().lower()
                 found.append(AnnotationFile(file, path, name_of(file).lower(), named or above))
     return found
@@ -103,13 +108,11 @@ def _places(folder: Path) -> Iterator[tuple[Path, str | None]]:
             yield from ((deep, split) for deep in subfolders(below) if deep.name.lower() in ANNOTATION_FOLDERS)
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """List the folders in a folder, sorted; none if it cannot be read."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(folder / entry.name for entry in entries if entry.is_dir())
-    except OSError:
-        return []
+def _other_places(folder: Path) -> Iterator[tuple[Path, str | None]]:
+    for below in subfolders(folder):
+        if below.name.lower() in OTHER_FOLDERS:
+            yield below, None
+            yield from ((deep, SPLIT_OF.get(deep.name.lower())) for deep in subfolders(below))
 
 
 def split_of(name: str) -> str | None:

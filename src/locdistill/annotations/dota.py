@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from locdistill.annotations.coco_files import ALIASES
-from locdistill.annotations.files import in_threads, pictures_by_name
-from locdistill.annotations.folders import note_unreadable
+from locdistill.annotations.files import files_of, in_threads, pictures_by_name, subfolders
+from locdistill.annotations.folders import files_in, note_unreadable
+from locdistill.annotations.index import kept_sources
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import (
     Listed,
@@ -22,7 +23,7 @@ from locdistill.annotations.sources import (
     listed_names,
     signed_areas,
 )
-from locdistill.annotations.tiles import Origin, origin
+from locdistill.annotations.tiles import WINDOWS, Origin, origin
 from locdistill.interop.classes import DOTA_BY_COUNT
 
 LABELS = ("labelTxt", "annfiles")
@@ -48,22 +49,26 @@ class Place(NamedTuple):
 def label_folder(folder: Path) -> Path | None:
     """Find the folder of label files in a folder: ``labelTxt``, ``annfiles``, or the only ``labelTxt-v*``."""
     candidates = [folder / name for name in LABELS] + sorted(folder.glob("labelTxt-v*"))
-    found = [labels for labels in candidates if next(labels.glob("*.txt"), None)]
+    found = [labels for labels in candidates if labels.is_dir() and any(files_in(labels, ".txt", nested=False))]
     return found[0] if found and (found[0].name in LABELS or len(found) == 1) else None
 
 
 def label_folders(path: Path) -> list[Path]:
-    """Find the label folders of a data folder: directly in it, and in its subfolders."""
-    folders = [path, *sorted(folder for folder in path.glob("*") if folder.is_dir())] if path.is_dir() else []
-    return [labels for folder in folders if (labels := label_folder(folder))]
+    """Find the label folders of a data folder: directly in it, in its subfolders, and the folders of splits in one."""
+    folders = [path, *subfolders(path)] if path.is_dir() else []
+    divided = [sub for labels in LABELS for sub in subfolders(path / labels) if next(iter(files_of(sub, ".txt")), None)]
+    return [labels for folder in folders if (labels := label_folder(folder))] + divided
 
 
 def find_place(path: Path, split: str) -> Place | None:
-    """Find a split: a folder of its name, or ``images`` and ``labelTxt`` with a list file of its name."""
+    """Find a split: a folder of its name, or ``images`` and ``labelTxt`` with such folders or with a list file."""
     for name in ALIASES.get(split, (split,)):
         folder = path / name
         if (folder / "images").is_dir():
             return Place(folder / "images", label_folder(folder))
+        if (path / "images" / name).is_dir():
+            divided = (path / labels / name for labels in LABELS)
+            return Place(path / "images" / name, next((labels for labels in divided if labels.is_dir()), None))
         for names in (path / f"{name}.txt", path / "ImageSets" / f"{name}.txt"):
             if names.is_file() and (path / "images").is_dir():
                 return Place(path / "images", label_folder(path), names)
@@ -80,9 +85,9 @@ def splits(path: Path) -> list[str]:
     return [split for split in ("train", "val", "test") if find_place(path, split)]
 
 
-def read(settings: SourceSettings, place: Place, _split: str) -> list[Source]:
+def read(_settings: SourceSettings, path: Path, place: Place, _split: str) -> list[Source]:
     """Read a split; see :func:`read_dota`."""
-    return [read_dota(Path(settings.path), place)]
+    return [read_dota(path, place)]
 
 
 def read_dota(path: Path, place: Place) -> Source:
@@ -101,6 +106,23 @@ def read_dota(path: Path, place: Place) -> Source:
     note_unreadable(place.images, source.notes)
     names = _image_names(place, pictures, source)
     files = [place.labels / f"{name}.txt" if place.labels else None for name in names]
+    others = {file for folder in label_folders(path) for file in files_of(folder, ".txt")}.difference(files)
+    read = [place.images.parent / WINDOWS, *(file for file in files if file), *sorted(others)]
+
+    def filled() -> list[Source]:
+        return [_with_objects(source, place, {name: pictures.get(name) for name in names}, files, others)]
+
+    return kept_sources(read, place.images.name, filled, [str(place.names), *names, *map(str, pictures.values())])[0]
+
+
+def _with_objects(
+    source: Source,
+    place: Place,
+    pictures: Mapping[str, Path | None],
+    files: Sequence[Path | None],
+    others: Collection[Path],
+) -> Source:
+    """Add the images by name, the objects of their label files, and the classes of all label files to a source."""
     parsed = in_threads(_parse, files, label="reading labels")
     source.notes["images without a label file, taken as without objects"] += sum(own is UNLABELLED for own in parsed)
     cut = origin(place.images.parent) or Origin(True, {})
@@ -108,18 +130,17 @@ def read_dota(path: Path, place: Place) -> Source:
     known = cut.classes if used <= cut.classes.keys() else {}
     classes = tuple(known.values())
     if not classes:
-        others = {file for folder in label_folders(path) for file in folder.glob("*.txt")}.difference(files)
         found = in_threads(_parse, list(others), label="collecting classes")
         used.update(row.name for rows, _ in found for row in rows)
         classes = next((version for version in DOTA_BY_COUNT.values() if used <= set(version)), tuple(sorted(used)))
     source.categories = list(enumerate(classes))
     labels = {name: index for index, name in enumerate(known or classes)}
-    for position, (name, (rows, problems)) in enumerate(zip(names, parsed, strict=True), start=1):
+    for position, (name, (rows, problems)) in enumerate(zip(pictures, parsed, strict=True), start=1):
         source.problems += problems
         quads = clockwise(np.array([row.corners for row in rows], dtype=np.float64).reshape(-1, 4, 2), source.notes)
         source.images.append(
             Listed(
-                path=pictures.get(name, place.images / f"{name}.png"),
+                path=pictures[name] or place.images / f"{name}.png",
                 image_id=position,
                 declared=None,
                 boxes=circumscribed(quads),
@@ -149,7 +170,7 @@ def _image_names(place: Place, pictures: dict[str, Path], source: Source) -> lis
     if place.names is not None:
         suffixes = {path.name: name for name, path in pictures.items()}
         return [suffixes.get(name, name) for name in listed_names(place.names, source)]
-    labelled = {file.stem for file in place.labels.glob("*.txt")} if place.labels else set()
+    labelled = {file.stem for file in files_of(place.labels, ".txt")} if place.labels else set()
     return sorted(labelled.union(pictures))
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
+import re
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, TypeVar
 
@@ -21,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from locdistill.errors import AnnotationError, ImageError
-from locdistill.images import image_size, open_picture, read_image
+from locdistill.images import image_size, open_picture, plain_jpeg_size, read_image
 
 IMAGE_SUFFIXES = frozenset(
     (
@@ -33,7 +35,7 @@ IMAGE_SUFFIXES = frozenset(
 THREADS, GROUP = 8, 32
 """Threads that look at files, and the files that one of them takes at a time."""
 BAR_FROM = 3000
-TAIL_BYTES = 64
+HEAD_BYTES, TAIL_BYTES = 1024, 64
 LOOK = 16
 """Sides of the raster on which pictures are compared."""
 LEAST_CONTRAST = 4.0
@@ -48,6 +50,16 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+
+DATA_SUFFIXES = IMAGE_SUFFIXES | {".txt", ".json", ".xml", ".yaml", ".yml"}
+"""Endings of files that a data set is made of."""
+SYSTEM_FOLDERS = ("__macosx", "@eadir")
+"""Folders of copies that archives from a Mac and some file servers have, in small letters."""
+UPLOADED = re.compile(r"[0-9a-f]{8}-")
+"""Beginning that Label Studio gives to the names of uploaded pictures."""
+DEPTH = 4
+"""Folders below a data folder in which hidden files are counted."""
+HIDDEN = "hidden files (such as ._a.jpg and those in __MACOSX or .ipynb_checkpoints), passed over"
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -76,6 +88,8 @@ def stays_inside(name: str) -> bool:
     Only the name is checked. Symbolic links inside the folder are followed: data sets are often assembled from links,
     and the creator of the folder made them, whereas an annotation file cannot create any.
     """
+    if name[:1].isalnum() and not any(sign in name for sign in ("..", ":", "\\", "\0")):
+        return True
     posix, windows = PurePosixPath(name), PureWindowsPath(name)
     rooted = posix.is_absolute() or bool(windows.drive) or bool(windows.root)
     return bool(name.strip()) and "\0" not in name and not rooted and ".." not in posix.parts + windows.parts
@@ -111,12 +125,13 @@ def look(path: Path) -> Seen:
 
     JPEG and PNG files with the right ending are assumed complete; any other file is decoded.
     """
+    head = tail = b""
+    with suppress(OSError, ValueError), open(path, "rb", buffering=0) as file:
+        head = file.read(HEAD_BYTES)
+        file.seek(max(file.seek(0, 2) - TAIL_BYTES, 0))
+        tail = file.read()
     try:
-        size = image_size(path)
-        with path.open("rb") as file:
-            head = file.read(4)
-            file.seek(max(file.seek(0, 2) - TAIL_BYTES, 0))
-            tail = file.read()
+        size = plain_jpeg_size(head) or image_size(path)
         if not any(head.startswith(start) and end in tail for start, end in ENDINGS.items()):
             read_image(path)
     except ImageError as error:
@@ -166,6 +181,72 @@ def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) ->
         return [result for group in results for result in group]
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, or was made by a system beside the user's own."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def hidden_below(folder: Path, depth: int = DEPTH, *, inside: bool = False) -> int:
+    """Count the hidden files below a folder that have the ending of pictures or annotations.
+
+    Args:
+        folder: The folder.
+        depth: Number of folders below it to look into.
+        inside: Whether the folder is hidden itself.
+    """
+    count = 0
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            hidden = inside or is_hidden(entry.name)
+            if entry.is_dir():
+                count += hidden_below(Path(entry), depth - 1, inside=hidden) if depth and not entry.is_symlink() else 0
+            elif hidden:
+                count += os.path.splitext(entry.name)[1].lower() in DATA_SUFFIXES
+    return count
+
+
+def files_of(folder: Path, *suffixes: str) -> list[Path]:
+    """List the files of a folder that have one of some endings in any case, sorted by name; none if it is no folder."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not is_hidden(entry.name) and entry.is_file()]
+    except OSError:
+        return []
+    return [folder / name for name in sorted(names) if os.path.splitext(name)[1].lower() in suffixes]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """List the folders in a folder, sorted; none if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(folder / entry.name for entry in entries if not is_hidden(entry.name) and entry.is_dir())
+    except OSError:
+        return []
+
+
+def folders_below(folder: Path) -> list[Path]:
+    """List a folder and all folders below it; none if it is no folder."""
+    return [Path(place) for place, _, _ in os.walk(folder, followlinks=False)]
+
+
+def in_any_case(folder: Path, parts: Sequence[str]) -> Path | None:
+    """Find a file or folder below a folder by names that may differ in their case, as on Windows; None if not there."""
+    for part in parts:
+        try:
+            known = _names_by_case(str(folder), folder.stat().st_mtime_ns)
+        except OSError:
+            return None
+        if part != "." and part.casefold() not in known:
+            return None
+        folder = folder if part == "." else folder / known[part.casefold()]
+    return folder
+
+
+@lru_cache(maxsize=64)
+def _names_by_case(folder: str, _time: int) -> dict[str, str]:
+    return {name.casefold(): name for name in sorted(os.listdir(folder), reverse=True)}
+
+
 def images_below(folder: Path) -> list[Path]:
     """List all image files in a folder and its subfolders, as `files_below` does."""
     return files_below(folder, IMAGE_SUFFIXES)
@@ -174,8 +255,8 @@ def images_below(folder: Path) -> list[Path]:
 def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """List all files in a folder and its subfolders that have one of some endings in any case, sorted by name.
 
-    Links to folders are followed, after the folders themselves. Each folder is listed once, so that links in a circle
-    end, and a folder that is linked from another one below has its own name.
+    Hidden ones are passed over. Links to folders are followed, after the folders themselves. Each folder is listed
+    once, so that links in a circle end, and a folder that is linked from another one below has its own name.
     """
     found: list[Path] = []
     seen: set[str] = set()
@@ -186,16 +267,25 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
         if real in seen:
             continue
         seen.add(real)
+        home = Path(place)
         with suppress(OSError), os.scandir(place) as entries:
             for entry in sorted(entries, key=lambda entry: entry.name):
+                if is_hidden(entry.name):
+                    continue
                 if entry.is_dir():
                     (links if entry.is_symlink() else waiting).append(entry.path)
                 elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
-                    found.append(Path(entry.path))
+                    found.append(home / entry.name)
     return sorted(found)
 
 
 def pictures_by_name(folder: Path) -> dict[str, Path]:
     """Map the image files of a folder by their relative names without endings."""
     files = images_below(folder) if folder.is_dir() else []
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in files}
+    return by_name(folder, files)
+
+
+def by_name(folder: Path, files: Iterable[Path]) -> dict[str, Path]:
+    """Map files below a folder by their relative names without endings, with slashes."""
+    start = 0 if folder == Path() else len(os.path.join(folder, ""))
+    return {os.path.splitext(str(file)[start:])[0].replace(os.sep, "/"): file for file in files}

@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from locdistill.annotations.files import IMAGE_SUFFIXES, files_below, images_below
+from locdistill.annotations.files import IMAGE_SUFFIXES, by_name, files_below, images_below, is_hidden, subfolders
+from locdistill.annotations.index import remembered
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import Source
 
@@ -17,6 +18,8 @@ ANNOTATIONS = ("annotations", "annotation", "xml", "xmls", "json", "jsons", "lab
 PICTURES = ("jpegimages", "images", "image", "imgs", "img", "data")
 SPELLINGS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SPLITS = tuple(spelling for spellings in SPELLINGS.values() for spelling in spellings)
+PROBES = 50
+"""Folders of other names that are looked into at most."""
 UNREADABLE_SUFFIXES = frozenset(
     (
         *(".heic", ".heif", ".hif", ".jxl", ".jxr", ".psd", ".svg", ".eps", ".tga", ".pcx", ".ico", ".exr", ".hdr"),
@@ -34,11 +37,13 @@ class Part:
         annotations: Folder of its annotation files.
         pictures: Folder of its pictures.
         names: List file of its images; None for all annotation files.
+        shared: Whether the annotation files are those of all splits, so that the pictures decide.
     """
 
     annotations: Path
     pictures: Path
     names: Path | None = None
+    shared: bool = False
 
 
 Holds = Callable[[Path, bool], bool]
@@ -46,13 +51,23 @@ Holds = Callable[[Path, bool], bool]
 
 
 def whole_of(folder: Path, holds: Holds) -> Part | None:
-    """Return the folders of annotation files and of pictures in a folder; both may be the folder itself."""
+    """Return the folders of annotation files and of pictures in a folder; both may be the folder itself.
+
+    Folders of other than the usual names are taken if only one of them is possible.
+    """
     annotations = next((sub for sub in _subfolders(folder, ANNOTATIONS) if holds(sub, True)), None)
     if annotations is None and folder.is_dir() and holds(folder, False):
         annotations = folder
+    others = [sub for sub in subfolders(folder) if sub.name.lower() not in SPLITS]
+    if annotations is None and len(others) <= PROBES:
+        found = [sub for sub in others if holds(sub, False)]
+        annotations = found[0] if len(found) == 1 else None
     if annotations is None:
         return None
     pictures = _subfolders(folder, PICTURES) or [place for place in (folder, annotations) if _holds_pictures(place)]
+    if not pictures and len(others) <= PROBES:
+        found = [sub for sub in others if _holds_pictures(sub)]
+        pictures = found if len(found) == 1 else []
     return Part(annotations, pictures[0] if pictures else folder / "images")
 
 
@@ -71,6 +86,11 @@ def parts_of(folder: Path, holds: Holds, names: Sequence[str] = ()) -> dict[str,
         if holds(sub, False):
             pictures = whole.pictures / sub.name
             parts[sub.name] = Part(sub, pictures if pictures.is_dir() else whole.pictures)
+    if not parts and not whole.pictures.is_dir():  # pictures are in train and val, annotation files in one folder
+        parts = {sub.name: Part(whole.annotations, sub, shared=True) for sub in divided if _holds_pictures(sub)}
+    elif not parts:
+        there = _subfolders(whole.pictures, wanted)
+        parts = {sub.name: Part(whole.annotations, sub, shared=True) for sub in there if _holds_pictures(sub)}
     return parts or {"train": whole}
 
 
@@ -86,6 +106,8 @@ def files_in(folder: Path, suffix: str, *, nested: bool) -> Iterator[Path]:
     below = []
     with os.scandir(folder) as entries:  # there may be many, and most callers want one
         for entry in entries:
+            if is_hidden(entry.name):
+                continue
             if entry.name.lower().endswith(suffix):
                 yield Path(entry)
             elif nested and entry.is_dir():
@@ -96,7 +118,7 @@ def files_in(folder: Path, suffix: str, *, nested: bool) -> Iterator[Path]:
 
 def names_below(folder: Path, suffix: str) -> dict[str, Path]:
     """Map the files with an ending in a folder and its subfolders by their relative names without endings."""
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in files_below(folder, (suffix,))}
+    return remembered(("names", folder, suffix), lambda: by_name(folder, files_below(folder, (suffix,))))
 
 
 def _subfolders(folder: Path, names: Sequence[str]) -> list[Path]:
@@ -110,7 +132,7 @@ def _subfolders(folder: Path, names: Sequence[str]) -> list[Path]:
 
 def _holds_pictures(folder: Path) -> bool:
     with os.scandir(folder) as entries:
-        return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES for entry in entries)
+        return any(Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not is_hidden(entry.name) for entry in entries)
 
 
 class PictureFiles:
@@ -172,10 +194,10 @@ class PictureFiles:
             files: Number of all of them.
             annotated: Names of all annotation files of the data set, without endings.
         """
-        source.notes["annotation files without a picture, left out"] += alone
+        source.notes["annotation files without a picture, left out"] += 0 if part.shared else alone
         unused = [file for file in self._files if file not in self._used and file.stem not in annotated]
         source.notes["pictures without an annotation file, left out"] += len(unused)
-        if 2 * alone > files:
+        if 2 * alone > files and not (part.shared and self._used):
             what = f"{alone} of {files} annotation files have no picture in {self.folder}"
             remedy = "put the pictures there, under the same names"
             source.problems.append(Problem(str(part.annotations), "", what, remedy))

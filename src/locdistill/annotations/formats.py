@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import shlex
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from locdistill.annotations import coco, coco_files, dota, hrsc, labelme, voc, yolo
+from locdistill.annotations.files import HIDDEN, hidden_below, images_below, is_hidden, subfolders
+from locdistill.annotations.index import remembered
 from locdistill.annotations.sources import DataFormat, Source, SourceSettings
 from locdistill.errors import AnnotationError
 
 SPLITS = ("train", "val", "test")
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+DEPTH = 2
+"""Folders below a path in which a data set is looked for."""
+PLACES = 20
+"""Folders that are looked into, and named, at most."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +33,12 @@ class AnnotationFormat:
         splits: Function from path to the names of the splits that exist, usual names first.
         place: Function from path and a split's name to where the split is: something false if it does not exist, and
             equal for splits that are the same.
-        read: Function from the data settings, place and name of a split to its sources.
+        read: Function from the data settings, path, place and name of a split to its sources.
         usual: Function from path, ``train`` or ``val`` to the name of the split that is used where none is chosen.
-        bare: Function from path to whether the format is recognised by annotation files of single pictures alone, which
-            are often left beside pictures when they are converted: other formats that fit take precedence.
-        fits_by_content: Function like ``fits`` that opens files of any name; asked if none but ``bare`` formats fit.
+        doubt: Function from path to how weak the signs of the format are; of several that fit, those with the least
+            count. 1: annotation files of single pictures alone, which are often left beside pictures when they are
+            converted. 2: no annotation files at all.
+        fits_by_content: Function like ``fits`` that opens files of any name; asked if no format fits without doubt.
         hint: Function from a path that is not recognised to what the user can do, if it is nearly of this format.
     """
 
@@ -36,9 +46,9 @@ class AnnotationFormat:
     fits: Callable[[Path, Sequence[str]], bool]
     splits: Callable[[Path], list[str]]
     place: Callable[[Path, str], Any]
-    read: Callable[[SourceSettings, Any, str], list[Source]]
+    read: Callable[[SourceSettings, Path, Any, str], list[Source]]
     usual: Callable[[Path, str], str] = lambda _, split: split
-    bare: Callable[[Path], bool] = lambda _: False
+    doubt: Callable[[Path], int] = lambda _: 0
     fits_by_content: Callable[[Path, Sequence[str]], bool] = lambda *_: False
     hint: Callable[[Path], str] = lambda _: ""
 
@@ -54,21 +64,47 @@ FORMATS: dict[DataFormat, AnnotationFormat] = {
         hint=coco_files.hint,
     ),
     "voc": AnnotationFormat(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
-    "yolo": AnnotationFormat(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read),
+    "yolo": AnnotationFormat(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read, yolo.usual, yolo.doubt),
     "dota": AnnotationFormat(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
     "hrsc": AnnotationFormat(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
     "labelme": AnnotationFormat(
-        labelme.LOOKED_FOR, labelme.fits, labelme.splits, labelme.find_part, labelme.read, bare=lambda _: True
+        labelme.LOOKED_FOR, labelme.fits, labelme.splits, labelme.find_part, labelme.read, doubt=lambda _: 1
     ),
 }
 
 
+class Located(NamedTuple):
+    """A data set that was recognised.
+
+    Attributes:
+        kind: Its format.
+        path: Where it is: the path of the settings, or the only folder below it that holds a data set.
+    """
+
+    kind: DataFormat
+    path: Path
+
+
 def recognise(settings: SourceSettings) -> DataFormat:
-    """Recognise the format of the data set at the path.
+    """Recognise the format of the data set at the path; see `locate`."""
+    return locate(settings).kind
+
+
+def locate(settings: SourceSettings) -> Located:
+    """Recognise the data set at the path, or in the only folder below it that holds one, as archives have it.
 
     Raises:
         AnnotationError: The path is empty or absent, or it matches no format or several.
     """
+    return remembered(("located", *_key(settings)), lambda: _located(settings))
+
+
+def _key(settings: SourceSettings) -> tuple[object, ...]:
+    """Return the settings that the result of reading depends on."""
+    return (settings.path, settings.format, settings.root, settings.train, settings.val, settings.one_based)
+
+
+def _located(settings: SourceSettings) -> Located:
     if not settings.path:
         raise AnnotationError(
             "no data set given; pass --data PATH, or set data.path: a folder, a COCO json or a data.yaml"
@@ -77,19 +113,36 @@ def recognise(settings: SourceSettings) -> DataFormat:
     if not path.exists():
         raise AnnotationError(f"{path}: there is no such file or folder; check data.path, or name it with --data")
     if settings.format != "auto":
-        return settings.format
+        return Located(settings.format, path)
     names = (*split_names(settings, "train"), *split_names(settings, "val"), *SPLITS)
-    fitting: list[DataFormat] = [name for name, kind in FORMATS.items() if kind.fits(path, names)]
-    if all(FORMATS[name].bare(path) for name in fitting):
-        fitting += [name for name, kind in FORMATS.items() if kind.fits_by_content(path, names)]
-    fitting = [name for name in fitting if not FORMATS[name].bare(path)] or fitting
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise AnnotationError(f"{path}: could be {' or '.join(fitting)}; set data.format")
+    inner = [path]
+    for depth in range(1 + DEPTH):
+        inner = [place for place in inner if images_below(place)] if depth else inner
+        found = {place: kinds for place in inner if (kinds := _fitting(place, names))}
+        if len(found) == 1:
+            place, kinds = found.popitem()
+            if len(kinds) > 1:
+                raise AnnotationError(f"{place}: could be {' or '.join(kinds)}; set data.format")
+            return Located(kinds[0], place)
+        if found:
+            places = [place.relative_to(path).as_posix() for place in found]
+            raise AnnotationError(
+                f"{path}: no data set, but several are in it ({', '.join(places)}); pass --data "
+                f"{shlex.quote(str(path / places[0]))}"
+            )
+        inner = [sub for place in inner for sub in subfolders(place)][:PLACES]
     looked = "".join(f"  {name}: {kind.looked_for}\n" for name, kind in FORMATS.items())
     hints = "".join(f"\n{hint}" for kind in FORMATS.values() if (hint := kind.hint(path)))
     raise AnnotationError(f"{path}: not recognised as a data set. Looked for\n{looked}{_contents(path)}{hints}")
+
+
+def _fitting(path: Path, names: Sequence[str]) -> list[DataFormat]:
+    """Return the formats that a path is recognised as."""
+    fitting: list[DataFormat] = [name for name, kind in FORMATS.items() if kind.fits(path, names)]
+    doubts = {name: int(FORMATS[name].doubt(path)) for name in fitting}
+    if all(doubts.values()):
+        doubts |= {name: 0 for name, kind in FORMATS.items() if kind.fits_by_content(path, names)}
+    return [name for name, doubt in doubts.items() if doubt == min(doubts.values())]
 
 
 def split_names(settings: SourceSettings, split: str) -> tuple[str, ...]:
@@ -100,11 +153,11 @@ def split_names(settings: SourceSettings, split: str) -> tuple[str, ...]:
     return (choice,) if isinstance(choice, str) else choice
 
 
-def names_behind(settings: SourceSettings, kind: DataFormat, split: str) -> tuple[str, ...]:
+def names_behind(settings: SourceSettings, found: Located, split: str) -> tuple[str, ...]:
     """Return the format's names of a split: the chosen ones, else the usual one."""
     given = {"train": settings.train, "val": settings.val}.get(split)
     if given is None and split in ("train", "val"):
-        return (FORMATS[kind].usual(Path(settings.path), split),)
+        return (FORMATS[found.kind].usual(found.path, split),)
     return split_names(settings, split)
 
 
@@ -113,10 +166,12 @@ def available_splits(settings: SourceSettings) -> list[str]:
 
     ``test`` is left out where it is what is evaluated on.
     """
-    kind = recognise(settings)
-    places = {split: places_of(settings, kind, split) for split in SPLITS}
+    located = locate(settings)
+    places = {split: places_of(settings, located, split) for split in SPLITS}
     found = [split for split in SPLITS if all(places[split])]
-    repeated = SPLITS if kind == "coco" else ("test",)
+    if "train" in found and trains_on_val(settings, located):
+        found.remove("val")
+    repeated = SPLITS if located.kind == "coco" else ("test",)
     return [
         split
         for number, split in enumerate(found)
@@ -124,9 +179,14 @@ def available_splits(settings: SourceSettings) -> list[str]:
     ]
 
 
-def places_of(settings: SourceSettings, kind: DataFormat, split: str) -> list[Any]:
+def trains_on_val(settings: SourceSettings, found: Located) -> bool:
+    """Return whether the split to evaluate on is trained on, for want of another."""
+    return settings.train is None and names_behind(settings, found, "train") == ("val",)
+
+
+def places_of(settings: SourceSettings, found: Located, split: str) -> list[Any]:
     """Return where each part of a split is; something false for a part that does not exist."""
-    return [FORMATS[kind].place(Path(settings.path), name) for name in names_behind(settings, kind, split)]
+    return [FORMATS[found.kind].place(found.path, name) for name in names_behind(settings, found, split)]
 
 
 def read(settings: SourceSettings, split: str) -> tuple[DataFormat, list[Source]]:
@@ -135,22 +195,42 @@ def read(settings: SourceSettings, split: str) -> tuple[DataFormat, list[Source]
     Raises:
         AnnotationError: There is no such split, or its files are not of the format.
     """
-    kind = recognise(settings)
-    path, sources = Path(settings.path), []
-    for name in names_behind(settings, kind, split):
+    kind, sources = remembered(("read", split, *_key(settings)), lambda: _read(settings, split))
+    copies = [
+        replace(source, images=[*source.images], problems=[*source.problems], notes=Counter(source.notes))
+        for source in sources
+    ]
+    return kind, copies
+
+
+def _read(settings: SourceSettings, split: str) -> tuple[DataFormat, list[Source]]:
+    found = locate(settings)
+    kind, path = found
+    sources: list[Source] = []
+    for name in names_behind(settings, found, split):
         place = FORMATS[kind].place(path, name)
         if not place:
             known = FORMATS[kind].splits(path)
             there = f"it has {', '.join(known)}" if known else _contents(path)
-            raise AnnotationError(
-                f"{path}: no split {name!r}; {there}. Name the split to use, for example data.val=test"
-            )
-        sources += FORMATS[kind].read(settings, place, name)
+            others = [other for other in known if other not in names_behind(settings, found, "train")]
+            remedy = "name a file or folder of annotations"
+            if split == "val" and not others and known:
+                remedy = "hold some of the training images out with data.holdout=0.1"
+            elif known:
+                remedy = f"name the split to use, for example data.{split}={(others or known)[0]}"
+            raise AnnotationError(f"{path}: no split {name!r}; {there}; {remedy}")
+        sources += FORMATS[kind].read(settings, path, place, name)
+    notes = sources[0].notes
+    notes["split 'val', the only one, which is trained on"] += split == "train" and trains_on_val(settings, found)
+    home = Path(settings.path)
+    if path != home:
+        notes[f"folder that is no data set itself; the one in it was read ({path.relative_to(home)})"] += 1
+    notes[HIDDEN] += hidden_below(home) if home.is_dir() else 0
     return kind, sources
 
 
 def _contents(path: Path) -> str:
     if not path.is_dir():
-        return "it is a file"
-    names = sorted(item.name + ("/" if item.is_dir() else "") for item in path.iterdir())
+        return "it is an archive: unpack it" if path.suffix.lower() in ARCHIVES else "it is a file"
+    names = sorted(item.name + ("/" if item.is_dir() else "") for item in path.iterdir() if not is_hidden(item.name))
     return f"it holds {', '.join(names[:20]) or 'nothing'}{', ...' if len(names) > 20 else ''}"

@@ -9,7 +9,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from locdistill.annotations.files import in_threads, pictures_by_name
+from locdistill.annotations.files import files_of, in_threads, pictures_by_name
 from locdistill.annotations.folders import note_unreadable
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import (
@@ -39,7 +39,7 @@ def image_sets(path: Path) -> dict[str, Path]:
     """Return the list files of ``ImageSets`` by name; the folder is in the path, in the data folder, or beside it."""
     folder = data_folder(path)
     places = [] if folder is None else [path, folder, folder.parent]
-    return {file.stem: file for place in reversed(places) for file in sorted((place / "ImageSets").glob("*.txt"))}
+    return {file.stem: file for place in reversed(places) for file in files_of(place / "ImageSets", ".txt")}
 
 
 def image_set(path: Path, split: str) -> Path | None:
@@ -63,9 +63,9 @@ def usual(path: Path, split: str) -> str:
     return {"train": "trainval", "val": "test"}[split] if both else split
 
 
-def read(settings: SourceSettings, file: Path, _split: str) -> list[Source]:
+def read(_settings: SourceSettings, path: Path, file: Path, _split: str) -> list[Source]:
     """Read an image set; see :func:`read_hrsc`."""
-    return [read_hrsc(Path(settings.path), file)]
+    return [read_hrsc(path, file)]
 
 
 def read_hrsc(path: Path, file: Path) -> Source:

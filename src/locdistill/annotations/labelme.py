@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path, PurePosixPath
@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from locdistill.annotations.files import in_threads, read_text
+from locdistill.annotations.files import folders_below, in_threads, read_text
 from locdistill.annotations.folders import Part, PictureFiles, files_in, names_below, part_of, parts_of
+from locdistill.annotations.index import kept_sources
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import LIMIT, Listed, Source, SourceSettings, box_arrays
 from locdistill.errors import AnnotationError
@@ -45,23 +46,37 @@ def splits(path: Path) -> list[str]:
     return sorted(parts_of(path, _holds_shapes))
 
 
-def read(settings: SourceSettings, part: Part, _split: str) -> list[Source]:
+def read(_settings: SourceSettings, path: Path, part: Part, _split: str) -> list[Source]:
     """Read a split.
 
     Rectangles are boxes; of polygons, masks and circles the box around them is taken. Points and lines are left out.
     Shapes with one label and one ``group_id`` are one object. JSON files without ``shapes`` are passed over. Images are
     numbered from 1 in the order of the names of their files. The classes are the labels of the whole data set, sorted.
     """
-    path = Path(settings.path)
     source = Source(file=str(part.annotations), categories=[])
     files = names_below(part.annotations, ".json")
-    parsed = dict(zip(files, in_threads(_parse, list(files.values()), label="reading annotations"), strict=True))
     others = {
         file
         for other in parts_of(path, _holds_shapes).values()
         for file in names_below(other.annotations, ".json").values()
     }
     others.difference_update(files.values())
+    depends = [*files.values(), *sorted(others), *folders_below(part.pictures)]
+    return kept_sources(
+        depends, "shapes", lambda: [_with_objects(source, part, files, others)], [str(part.annotations)]
+    )
+
+
+def _with_objects(source: Source, part: Part, files: Mapping[str, Path], others: Collection[Path]) -> Source:
+    """Add images, objects and classes to the source of a part.
+
+    Args:
+        source: The source.
+        part: The part.
+        files: Its annotation files by name.
+        others: Annotation files of other splits.
+    """
+    parsed = dict(zip(files, in_threads(_parse, list(files.values()), label="reading annotations"), strict=True))
     rest = in_threads(_parse, sorted(others), label="collecting classes")
     classes = sorted({row.name for content in (*parsed.values(), *rest) for row in content.rows})
     source.categories = list(enumerate(classes))
@@ -88,7 +103,7 @@ def read(settings: SourceSettings, part: Part, _split: str) -> list[Source]:
             alone += 1
     annotated = {file.stem for file in (*files.values(), *others)}
     pictures.note_missing(source, part, alone=alone, files=len(files), annotated=annotated)
-    return [source]
+    return source
 
 
 class _Shape(NamedTuple):

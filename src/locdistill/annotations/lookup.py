@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from locdistill.annotations.files import stays_inside
+from locdistill.annotations.files import UPLOADED, is_hidden, stays_inside
 from locdistill.errors import AnnotationError
 
 BACKSLASHES = "file names with backslashes, read as slashes"
 BY_END = "file names that are not there as written, found by the end of the name"
+UNPREFIXED = "file names with the eight digits of Label Studio before them, found without"
 DEPTH = 4
 PROBES = 20
 
@@ -50,7 +51,9 @@ class PictureLookup:
             if max(found, default=0):
                 self.folder = candidates[found.index(max(found))]
                 return
-        if names and not any(self.by_last_part(spelling) for spellings in first for spelling in spellings):
+        every = [spelling for spellings in first for spelling in spellings]
+        every += [UPLOADED.sub("", spelling.rpartition("/")[2], count=1) for spelling in every]
+        if names and not any(map(self.by_last_part, every)):
             looked = "".join(f"\n  {folder}" for folder in candidates)
             raise AnnotationError(
                 f"{file}: none of its first images ({names[0]}, ...) is in any of these folders:{looked}\n"
@@ -77,24 +80,34 @@ class PictureLookup:
                         self.notes[BACKSLASHES if whole and "\\" in name else BY_END] += 1
                         return base / end
         for spelling in spellings:
-            same = self.by_last_part(spelling)
+            same, note = self.by_last_part(spelling), BY_END
+            if not same and UPLOADED.match(last := spelling.rpartition("/")[2]):
+                same, note = self.by_last_part(UPLOADED.sub("", last, count=1)), UNPREFIXED
             if len(same) > 1:
                 some = " or ".join(path.relative_to(self.root).as_posix() for path in same[:3])
                 return f"file name {name!r} could be {some}", "write the folder in the file name"
             if same:
-                self.notes[BY_END] += 1
+                self.notes[note] += 1
                 return same[0]
         if stays_inside(spellings[0]):
             return self.folder / spellings[0]
         return f"file name {name!r} leaves the image folder", f"write file names that are relative to {self.folder}"
 
     def by_last_part(self, name: str) -> list[Path]:
-        """Return the files in the data folder, without folders of other splits, with the last part of a name."""
+        """Return the files in the data folder, without folders of other splits, with the last part of a name.
+
+        If no file has it as it is, those that have it in another case; of several, those with more parts of the name.
+        """
         if self._by_last is None:
             self._by_last = defaultdict(list)
             for path in self._walk():
-                self._by_last[unicodedata.normalize("NFC", path.name)].append(path)
-        return self._by_last.get(unicodedata.normalize("NFC", name.rpartition("/")[2]), [])
+                self._by_last[_folded(path.name)].append(path)
+        last = unicodedata.normalize("NFC", name.rpartition("/")[2])
+        same = self._by_last.get(_folded(last), [])
+        same = [path for path in same if unicodedata.normalize("NFC", path.name) == last] or same
+        if len(same) > 1:
+            same = [path for path in same if _folded(path.as_posix()).endswith(_folded(f"/{name}"))] or same
+        return same
 
     def _there(self, base: Path, name: str) -> bool:
         """Return whether a folder lists a name that stays inside it, with one look at each folder."""
@@ -118,10 +131,14 @@ class PictureLookup:
             subfolders[:] = (
                 []
                 if deep or again
-                else sorted(name for name in subfolders if not name.startswith(".") and not self.foreign(name))
+                else sorted(name for name in subfolders if not is_hidden(name) and not self.foreign(name))
             )
             if not again:
                 yield from (here / name for name in files)
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFC", text).casefold()
 
 
 def spellings_of(name: str) -> list[str]:

@@ -107,6 +107,11 @@ def listed_names(file: Path, source: Source) -> list[str]:
     return names
 
 
+def parts_between(array: np.ndarray, ends: Sequence[int]) -> list[np.ndarray]:
+    """Divide the rows of an array after the given numbers of them; the parts share its memory."""
+    return [array[start:end] for start, end in zip([0, *ends[:-1]], ends, strict=True)] if len(ends) else []
+
+
 def rotated_fault(box: object) -> tuple[str, str] | None:
     """Return the fault of a rotated box ``cx, cy, w, h, theta``, and the remedy."""
     remedy = "rotated boxes are cx, cy, w, h in pixels and an angle in radians, clockwise on screen"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +17,15 @@ import numpy as np
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
-from locdistill.annotations.files import IMAGE_SUFFIXES, MARKS, in_threads, read_text, stays_inside
+from locdistill.annotations.files import (
+    IMAGE_SUFFIXES,
+    MARKS,
+    files_of,
+    folders_below,
+    in_threads,
+    read_text,
+    stays_inside,
+)
 from locdistill.annotations.folders import (
     SPELLINGS,
     SPLITS,
@@ -28,6 +37,7 @@ from locdistill.annotations.folders import (
     parts_of,
     whole_of,
 )
+from locdistill.annotations.index import kept_sources, remembered
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import (
     LIMIT,
@@ -100,7 +110,7 @@ def usual(path: Path, split: str) -> str:
     return split
 
 
-def read(settings: SourceSettings, parts: Sequence[Part], split: str) -> list[Source]:
+def read(settings: SourceSettings, path: Path, parts: Sequence[Part], split: str) -> list[Source]:
     """Read a split.
 
     The classes are VOC's twenty for the devkit: image sets in folders named as its years, whose names are all among the
@@ -117,15 +127,42 @@ def read(settings: SourceSettings, parts: Sequence[Part], split: str) -> list[So
 
     Difficult objects are marked as ignored. Images are numbered from 1 in the order of the list or of their names.
     """
-    path = Path(settings.path)
     sources = [Source(file=str(part.names or part.annotations), categories=[]) for part in parts]
     listed = [_listed(part, source) for part, source in zip(parts, sources, strict=True)]
+    own = list(dict.fromkeys(file for files in listed for file in files.values()))
+    folders = {part.annotations for folder in _years(path) for part in _parts(folder).values()}
+    others = sorted({file for folder in folders for file in names_below(folder, ".xml").values()}.difference(own))
+    depends = [part.names for part in parts if part.names] + own + others
+    depends += [place for part in parts for place in folders_below(part.pictures)]
+
+    def filled() -> list[Source]:
+        return _with_objects(settings, parts, sources, listed, others)
+
+    found = kept_sources(depends, f"{os.path.abspath(path)} {split}", filled, [str(settings.one_based)])
+    found[0].notes["image sets without any XML file, left out"] += len(_all_parts(path, split)) - len(parts)
+    return found
+
+
+def _with_objects(
+    settings: SourceSettings,
+    parts: Sequence[Part],
+    sources: Sequence[Source],
+    listed: Sequence[Mapping[str, Path]],
+    others: Sequence[Path],
+) -> list[Source]:
+    """Add images, objects and classes to the sources of the parts.
+
+    Args:
+        settings: The data settings.
+        parts: The parts of the split.
+        sources: Source of each part.
+        listed: XML file of each image of a part, by name.
+        others: XML files of other splits.
+    """
     own = list(dict.fromkeys(file for files in listed for file in files.values()))
     parsed = dict(zip(own, in_threads(_parse, own, label="reading annotations"), strict=True))
     official = _is_devkit(parts, parsed.values())
     if not official:
-        folders = {part.annotations for folder in _years(path) for part in _parts(folder).values()}
-        others = sorted({file for folder in folders for file in names_below(folder, ".xml").values()}.difference(own))
         parsed |= zip(others, in_threads(_parse, others, label="comparing annotations"), strict=True)
         official = _is_devkit(parts, parsed.values())
     classes = CLASSES if official else sorted({row.name for content in parsed.values() for row in content.rows})
@@ -138,8 +175,7 @@ def read(settings: SourceSettings, parts: Sequence[Part], split: str) -> list[So
     annotated = {file.stem for file in parsed}
     for part, source, files in zip(parts, sources, listed, strict=True):
         _fill(source, part, {name: parsed[file] for name, file in files.items()}, convention, annotated)
-    sources[0].notes["image sets without any XML file, left out"] += len(_all_parts(path, split)) - len(parts)
-    return sources
+    return list(sources)
 
 
 def load_xml(file: Path) -> Element | Problem:
@@ -188,11 +224,15 @@ def _all_parts(path: Path, split: str) -> list[Part]:
 
 def _parts(folder: Path, *names: str) -> dict[str, Part]:
     """Map splits to their parts in a folder: list files, or else folders, or else everything as ``train``."""
+    return remembered(("parts", folder, names), lambda: _found_parts(folder, *names))
+
+
+def _found_parts(folder: Path, *names: str) -> dict[str, Part]:
     listed = (folder / "ImageSets" / "Main").is_dir()
     whole = whole_of(folder, (lambda _, nested: nested) if listed else _holds_voc)
     if whole is not None:
-        lists = (sorted((folder / place).glob("*.txt")) for place in LISTS)
-        beside = [file for file in sorted(folder.glob("*.txt")) if file.stem.lower() in (*SPLITS, "trainval")]
+        lists = (files_of(folder / place, ".txt") for place in LISTS)
+        beside = [file for file in files_of(folder, ".txt") if file.stem.lower() in (*SPLITS, "trainval")]
         files = next(filter(None, (*lists, beside)), [])
         if files:
             return {file.stem: replace(whole, names=file) for file in files}

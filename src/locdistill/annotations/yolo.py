@@ -11,6 +11,7 @@ import numpy as np
 
 from locdistill.annotations.files import IMAGE_SUFFIXES, images_below, in_threads, read_text
 from locdistill.annotations.folders import note_unreadable
+from locdistill.annotations.index import kept_sources
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import Listed, Source, SourceSettings, circumscribed, clockwise, signed_areas
 from locdistill.annotations.yolo_description import (
@@ -18,6 +19,7 @@ from locdistill.annotations.yolo_description import (
     cleaned,
     find,
     find_description,
+    has_labels,
     load,
     places_of_entry,
 )
@@ -35,6 +37,20 @@ def fits(path: Path, _names: Sequence[str]) -> bool:
     return find_description(path) is not None
 
 
+def doubt(path: Path) -> int:
+    """Return 2 if no split has label files in the usual places, so that the data may be of another format; else 0."""
+    try:
+        return 0 if has_labels(_described(path)) else 2
+    except AnnotationError:
+        return 0
+
+
+def usual(path: Path, split: str) -> str:
+    """Return the usual name of a split: ``val`` to train on as well, if it is the only one."""
+    only_val = split == "train" and _described(path).only_val
+    return "val" if only_val and any(Path(place).exists() for place in place_of(path, "val")) else split
+
+
 def splits(path: Path) -> list[str]:
     """Return those of train, val and test that the description names.
 
@@ -47,6 +63,8 @@ def splits(path: Path) -> list[str]:
 def place_of(path: Path, split: str) -> list[str]:
     """Return the folders and lists of a split, also those that do not exist; none for a test split without them.
 
+    So it is for a split to evaluate on in a file of Roboflow.
+
     Raises:
         AnnotationError: There is no description, or it cannot be read.
     """
@@ -54,18 +72,18 @@ def place_of(path: Path, split: str) -> list[str]:
     roots, found = description.roots(), []
     for item in description.entries(split):
         places, _ = places_of_entry(item, roots, split) if isinstance(item, str) else ([], True)
-        if not places and split == "test":
+        if not places and (split == "test" or (split == "val" and description.generated)):
             return []
         found += [str(place) for place in places] or [str(item)]
     return found
 
 
-def read(settings: SourceSettings, _place: list[str], split: str) -> list[Source]:
+def read(settings: SourceSettings, path: Path, _place: list[str], split: str) -> list[Source]:
     """Read a split; see :func:`read_yolo`."""
-    path = Path(settings.path)
     source = read_yolo(_described(path), split, settings.root)
-    absent = _described(path).entries("test") if split == "train" and not place_of(path, "test") else []
-    source.notes.update(f"split 'test' ({item}) that does not exist, left out" for item in absent)
+    for other in ("val", "test") if split == "train" else ():
+        absent = _described(path).entries(other) if not place_of(path, other) else []
+        source.notes.update(f"split {other!r} ({item}) that does not exist, left out" for item in absent)
     return [source]
 
 
@@ -95,7 +113,24 @@ def read_yolo(description: Description, split: str, root: str = "") -> Source:
     points = description.key_points()
     source = Source(file=str(description.file), categories=list(enumerate(names)), relative=True)
     pictures, folders = _pictures(description, split, root, source)
-    files = find_labels(pictures, folders, source, required=split != "test")
+    files = find_labels(pictures, folders, source, split=split, root=description.roots()[0])
+    labels = [file for file in files if file]
+    also = [split, str(points), *names, *map(str, pictures)]
+
+    def filled() -> list[Source]:
+        return [_with_objects(source, pictures, files, names, points)]
+
+    return kept_sources([description.file, *labels], split, filled, also)[0]
+
+
+def _with_objects(
+    source: Source,
+    pictures: Sequence[Path],
+    files: Sequence[Path | None],
+    names: Sequence[str],
+    points: tuple[int, int] | None,
+) -> Source:
+    """Add the images, and the objects of their label files, to a source."""
     parsed = in_threads(partial(parse, names=names), files, label="reading labels")
     kind = kind_of_rows(parsed, points)
     for position, (path, file, found) in enumerate(zip(pictures, files, parsed, strict=True), start=1):

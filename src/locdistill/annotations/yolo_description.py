@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -11,15 +13,16 @@ from typing import Any
 
 import yaml
 
-from locdistill.annotations.files import IMAGE_SUFFIXES, read_text
+from locdistill.annotations.files import IMAGE_SUFFIXES, files_of, in_any_case, is_hidden, read_text
 from locdistill.errors import AnnotationError
 
 YAML_SUFFIXES = (".yaml", ".yml")
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 DARKNET = "obj.data"
-CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels")
+CLASS_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt", "predefined_classes.txt")
 CLASS_FOLDERS = (".", "labels", "images", "train", "labels/train", "images/train")
 """Folders in which a file of class names may be."""
+NAMES_KEY = re.compile(rb"""(?m)^\s*['"]?names['"]?\s*:""")
 PROBES = 50
 ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 NOTHING = ("", "~", "null", "Null", "NULL")
@@ -77,6 +80,16 @@ class Description:
             entry = lowered.get(alias) if entry in (None, *NOTHING) else entry
         return entry if isinstance(entry, list) else [] if entry in (None, *NOTHING) else [entry]
 
+    @property
+    def generated(self) -> bool:
+        """True for Roboflow's file, which names three splits whether or not they have images."""
+        return "roboflow" in self.content or (self.home / "README.roboflow.txt").is_file()
+
+    @property
+    def only_val(self) -> bool:
+        """True if the images to evaluate on are the only split, as FiftyOne writes a whole data set."""
+        return [split for split in ALIASES if self.entries(split)] == ["val"]
+
     def _usual(self, split: str) -> list[Any]:
         root = self.roots()[0]
         for alias in ALIASES.get(split, (split,)):
@@ -85,7 +98,7 @@ class Description:
                     return [item]
         if split != "train" or any(self._usual(other) for other in ("val", "test")):
             return []
-        if any(file.suffix.lower() in IMAGE_SUFFIXES for file in root.iterdir()):
+        if files_of(root, *IMAGE_SUFFIXES):
             return ["."]
         return next(([item] for item in ("images.txt", "images") if (root / item).exists()), [])
 
@@ -157,30 +170,34 @@ def find_description(path: Path) -> Path | None:
     if path.is_file():
         return path if path.suffix in YAML_SUFFIXES or path.name in (DARKNET, *CLASS_FILES) else None
     usual = next((path / name for name in YAML_NAMES if (path / name).is_file()), None)
-    others = [file for suffix in YAML_SUFFIXES for file in path.glob(f"*{suffix}")] if path.is_dir() else []
+    others = files_of(path, *YAML_SUFFIXES)
+    if len(others) > 1:  # settings of programs lie beside it
+        others = [file for file in others[:PROBES] if NAMES_KEY.search(file.read_bytes())]
     if usual or len(others) == 1:
         return usual or others[0]
     if (path / DARKNET).is_file():
         return path / DARKNET
     named = (path / folder / name for folder in CLASS_FOLDERS for name in CLASS_FILES)
     first = next((file for file in named if file.is_file()), None)
-    return first if first and _has_labels(load(first, path)) else None
+    return first if first and has_labels(load(first, path)) else None
 
 
-def _has_labels(description: Description) -> bool:
-    """Return whether a split in the usual places has label files; of a list, whether one of the first images has."""
+def has_labels(description: Description) -> bool:
+    """Return whether a split has label files in the usual places; of a list, whether one of the first images has."""
     for split in ALIASES:
-        for item in description.entries(split):
-            place = description.home / item
+        entries = [item for item in description.entries(split) if isinstance(item, str)]
+        for place in itertools.chain(*(places_of_entry(item, description.roots(), split)[0] for item in entries)):
             if place.is_file():
                 lines = filter(None, map(cleaned, read_text(place).splitlines()[:PROBES]))
-                found = (find(line, [place.parent, description.home])[0] for line in lines)
-                texts = [above / f"{file.stem}.txt" for file in found if file for above in label_folders(file.parent)]
+                listed = (find(line, [place.parent, description.home])[0] for line in lines)
+                texts = [above / f"{file.stem}.txt" for file in listed if file for above in label_folders(file.parent)]
                 if any(text.is_file() for text in texts):
                     return True
             for folder in label_folders(place):
-                files = folder.glob("*.txt") if item == "." else folder.rglob("*.txt")
-                if any(not is_other_text(file) for file in files):
+                here = os.walk(folder, followlinks=True)
+                below = itertools.islice(here, 1) if place == description.home else here
+                names = (name for _, _, found in below for name in found if name.lower().endswith(".txt"))
+                if any(not is_other_text(Path(name)) and not is_hidden(name) for name in names):
                     return True
     return False
 
@@ -218,7 +235,8 @@ def find(name: str, roots: Sequence[Path], own: Sequence[str] = ()) -> tuple[Pat
     """Find a file or folder as it is written, else by the longest last part of its name that exists below a root.
 
     Last parts serve for paths of other machines and for exporters that write a folder more than there is. A single name
-    is enough for a file, and for a folder if it is one of ``own``; ``../`` at the beginning may be left out.
+    is enough for a file, and for a folder if it is one of ``own``; ``../`` at the beginning may be left out. At last
+    upper and lower case count alike.
 
     Returns:
         The place, and whether it is as written.
@@ -235,6 +253,13 @@ def find(name: str, roots: Sequence[Path], own: Sequence[str] = ()) -> tuple[Pat
             place = Path(os.path.normpath(root.joinpath(*rest)))
             if place.exists() and (enough or place.is_file()):
                 return place, False
+    for start in range(len(parts)):
+        rest = parts[start:]
+        enough = not start or len(rest) > 1 or rest[0].lower() in own or set(parts[:start]) == {".."}
+        for root in roots if ".." not in rest else ():
+            found = in_any_case(root, rest)
+            if found and (enough or found.is_file()):
+                return found, False
     return None, False
 
 
@@ -252,7 +277,12 @@ def places_of_entry(item: Any, roots: Sequence[Path], split: str) -> tuple[list[
 
 
 PICTURE_FOLDERS = ("images", "jpegimages", "image", "imgs", "img")
-OTHER_TEXTS = frozenset(("classes", "obj", "train", "val", "valid", "test", "images", "notes", "requirements"))
+OTHER_TEXTS = frozenset(
+    (
+        *("classes", "labels", "predefined_classes", "obj", "notes", "requirements"),
+        *("train", "val", "valid", "test", "images"),
+    )
+)
 
 
 def label_folders(folder: Path) -> list[Path]:

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
-from locdistill.annotations.files import IMAGE_SUFFIXES, read_text
+from locdistill.annotations.coco_files import SPLIT_OF, split_of
+from locdistill.annotations.files import IMAGE_SUFFIXES, UPLOADED, files_below, is_hidden, read_text
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import Source, box_arrays
 from locdistill.annotations.yolo_description import is_other_text, label_folders
@@ -64,9 +65,11 @@ RowKind: TypeAlias = Literal["boxes", "corners", "key points"]
 
 
 def find_labels(
-    pictures: Sequence[Path], folders: Sequence[Path], source: Source, *, required: bool
+    pictures: Sequence[Path], folders: Sequence[Path], source: Source, *, split: str, root: Path
 ) -> list[Path | None]:
     """Find the label file of each image, None for one without; see :func:`label_folders`.
+
+    Where none has one in the usual places, they are looked for by name in all folders of labels.
 
     Images without a label file, label files without an image, and images that share one are counted in the notes.
 
@@ -74,7 +77,8 @@ def find_labels(
         pictures: Images of the split.
         folders: Folders of the split, of which all images are used.
         source: Source for notes, and for the problem that no image has a label file.
-        required: Whether that is a problem.
+        split: Name of the split; in ``test`` that is no problem.
+        root: The data folder.
     """
     own: defaultdict[Path, list[Path]] = defaultdict(list)
     for picture in pictures:
@@ -95,6 +99,10 @@ def find_labels(
             for below, _, names in os.walk(place):
                 if folder / Path(below).relative_to(place) not in own:
                     strays |= {Path(below, name) for name in names if name.lower().endswith(".txt")}
+    strays = {file for file in strays if not is_hidden(file.name)}
+    if not files:
+        files = {**_labels_elsewhere(pictures, root, split, source.notes)}
+        strays -= set(filter(None, files.values()))
     missing = [picture for picture in pictures if picture not in files]
     shared = len(pictures) - len({(picture.parent, _stem(picture.name)) for picture in pictures})
     source.notes["label files without an image, left out"] += len(strays)
@@ -102,7 +110,7 @@ def find_labels(
     few = len(pictures) - len(missing) < FEW * len(pictures)
     doubt = " (nearly all of the split: are label files missing?)" if few else ""
     source.notes[f"images without a label file, taken as without objects{doubt}"] += len(missing)
-    if required and pictures and not files:
+    if split != "test" and pictures and not files:
         usual = [place / f"{missing[0].stem}.txt" for place in label_folders(missing[0].parent)]
         what = f"none of the {len(missing)} images has a label file; looked for {' and '.join(map(str, usual))}"
         remedy = "put the label files there; an image without objects may have an empty one"
@@ -110,12 +118,36 @@ def find_labels(
     return [files.get(picture) for picture in pictures]
 
 
+def _labels_elsewhere(pictures: Sequence[Path], root: Path, split: str, notes: Counter[str]) -> dict[Path, Path]:
+    """Find label files by name in folders with ``label`` in their own, outside those of other splits.
+
+    Labels may be in one folder while images are divided into splits, or the other way round, and Label Studio puts
+    eight digits before the names. A name that occurs more than once is left out.
+    """
+    texts: defaultdict[str, list[Path]] = defaultdict(list)
+    for file in files_below(root, (".txt",)):
+        above = file.relative_to(root).parts[:-1]
+        splits = {split_of(part) for part in above} - {None, SPLIT_OF.get(split.lower(), split)}
+        if any("label" in part.lower() for part in above) and not splits and not is_other_text(file):
+            for stem in {_stem(file.name), UPLOADED.sub("", _stem(file.name), count=1)}:
+                texts[stem].append(file)
+    stems = Counter(_stem(picture.name) for picture in pictures)
+    found = {
+        picture: texts[stem][0]
+        for picture in pictures
+        if stems[stem := _stem(picture.name)] == 1 and len(texts.get(stem, [])) == 1
+    }
+    places = sorted({file.parent.relative_to(root).as_posix() for file in found.values()})
+    notes[f"label files that are not in the usual place, found by name in {', '.join(places[:3])}"] += len(found)
+    return found
+
+
 def _by_stem(folder: Path, suffixes: Container[str]) -> dict[str, str]:
     """Map the names of a folder's files without their endings to those with; only some endings, empty for no folder."""
     if not folder.is_dir():
         return {}
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_file()]
+        names = [entry.name for entry in entries if not is_hidden(entry.name) and entry.is_file()]
     return {_stem(name): name for name in names if os.path.splitext(name)[1].lower() in suffixes}
 
 
@@ -185,9 +217,9 @@ def _no_number(fields: list[str], names: Sequence[str]) -> tuple[str, str]:
 def kind_of_rows(files: Sequence[LabelFile], points: tuple[int, int] | None) -> RowKind:
     """Decide what the rows of a split mean that are longer than a box.
 
-    Rows are ``corners`` if each has four. They are boxes with ``key points`` if the description says so, or if all that
-    are longer than a box have the same length, and 0, 1 or 2, a visibility, after each point. Otherwise an even number
-    of values is a polygon.
+    Rows are ``corners`` if each has four, with or without a confidence. They are boxes with ``key points`` if the
+    description says so, or if all that are longer than a box have the same length, and 0, 1 or 2, a visibility, after
+    each point. Otherwise an even number of values is a polygon.
 
     Args:
         files: All label files.
@@ -197,7 +229,7 @@ def kind_of_rows(files: Sequence[LabelFile], points: tuple[int, int] | None) -> 
         return "key points"
     rows = [row for file in files for row in file.rows]
     lengths = {len(row.values) for row in rows}
-    if lengths == {8}:
+    if lengths and lengths <= {8, 9}:
         return "corners"
     longer = lengths - set(range(6))
     if len(longer) == 1 and (min(longer) - 4) % 3 == 0:
@@ -257,11 +289,14 @@ def _shape(
         notes["label lines with a confidence in the sixth column, dropped"] += 1
         values = values[:4]
     elif count > 4 and kind == "key points":
-        if points is not None and count != 4 + points[0] * points[1]:
+        if points is not None and count - 4 - points[0] * points[1] not in (0, 1):  # 1 for a confidence
             expected = 5 + points[0] * points[1]
             raise ValueError(f"has {count + 1} fields", f"expected 5, or {expected} for 'kpt_shape' {list(points)}")
         notes["boxes with key points, which are left out"] += 1
         values = values[:4]
+    elif count >= 9 and count % 2 and 0 <= values[-1] <= 1:
+        notes["label lines with a confidence behind the corners, dropped"] += 1
+        return _shape(values[:-1], kind, points, notes)
     elif count < 4 or count % 2:
         raise ValueError(f"has {count + 1} fields", f"{EXPECTED}, or a polygon; for key points set 'kpt_shape'")
     elif kind == "corners":

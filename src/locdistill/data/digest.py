@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from locdistill.annotations.sources import parts_between
 from locdistill.data.records import Dataset, Record
 
 _SIZE = 16
@@ -43,20 +44,23 @@ def object_digests(dataset: Dataset, *, ordered: bool = True, records: Sequence[
     """
     names = [hashlib.blake2b(name.encode(), digest_size=_SIZE).digest() for name in dataset.classes]
     table = np.frombuffer(b"".join(names), np.uint8).reshape(-1, _SIZE)
+    chosen = dataset.records if records is None else records
+    if not chosen:
+        return []
+    kinds: list[tuple[str, type]] = [("boxes", np.float32), ("ignored", bool), ("areas", np.float32)]
+    if chosen[0].quads is not None:
+        kinds.append(("quads", np.float32))
+    # the rows of all images at once, because a large data set has many
+    labels = np.concatenate([record.labels for record in chosen])
+    columns: list[np.ndarray] = [
+        np.concatenate([getattr(record, name) for record in chosen]).astype(kind) for name, kind in kinds
+    ]
+    flat = [np.ascontiguousarray(column).view(np.uint8).reshape(len(labels), -1) for column in columns if len(labels)]
+    rows = np.concatenate([table[labels], *flat], axis=1)
+    start = b"boxes" if chosen[0].quads is None else b"quads"
     digests = []
-    for record in dataset.records if records is None else records:
-        whole = hashlib.blake2b(b"boxes" if record.quads is None else b"quads", digest_size=_SIZE)
-        count = len(record.labels)
-        if count:
-            values: list[np.ndarray] = [
-                record.boxes.astype(np.float32),
-                record.ignored.astype(bool),
-                record.areas.astype(np.float32),
-            ]
-            if record.quads is not None:
-                values.append(record.quads.astype(np.float32))
-            columns = [np.ascontiguousarray(column).view(np.uint8).reshape(count, -1) for column in values]
-            rows = np.concatenate([table[record.labels], *columns], axis=1)
-            whole.update(rows.tobytes() if ordered else b"".join(sorted(row.tobytes() for row in rows)))
+    for own in parts_between(rows, np.cumsum([len(record.labels) for record in chosen]).tolist()):
+        whole = hashlib.blake2b(start, digest_size=_SIZE)
+        whole.update(own.tobytes() if ordered else b"".join(sorted(row.tobytes() for row in own)))
         digests.append(whole.digest())
     return digests

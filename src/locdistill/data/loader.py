@@ -203,14 +203,15 @@ class Pictures(TorchDataset[Batch]):
         self._paths = np.array([str(record.path) for record in records])
         self._sizes = np.array([(r.height, r.width) for r in records], dtype=np.int64).reshape(-1, 2)
         self._ids = np.array([record.image_id for record in records], dtype=np.int64)
-        keep = [np.full(len(r.ignored), True) if plan.keep_ignored else ~r.ignored for r in records]
-        self._ends = np.cumsum([int(kept.sum()) for kept in keep], dtype=np.int64)
-        pairs = list(zip(records, keep, strict=True))
-        self._boxes = _joined([r.boxes[kept] for r, kept in pairs], np.float32, (0, 4))
-        self._labels = _joined([r.labels[kept] for r, kept in pairs], np.int64, (0,))
-        self._ignored = _joined([r.ignored[kept] for r, kept in pairs], np.bool_, (0,))
-        quads = [r.quads[kept] for r, kept in pairs if r.quads is not None]
-        self._quads = _joined(quads, np.float32, (0, 4, 2)) if dataset.oriented else None
+        ignored = _joined([record.ignored for record in records], np.bool_, (0,))
+        keep = np.full_like(ignored, True) if plan.keep_ignored else ~ignored
+        ends = np.cumsum([len(record.ignored) for record in records], dtype=np.int64)
+        self._ends = np.concatenate(([0], np.cumsum(keep, dtype=np.int64)))[ends]
+        self._ignored = ignored[keep]
+        self._boxes = _joined([record.boxes for record in records], np.float32, (0, 4))[keep]
+        self._labels = _joined([record.labels for record in records], np.int64, (0,))[keep]
+        quads = [record.quads for record in records if record.quads is not None]
+        self._quads = _joined(quads, np.float32, (0, 4, 2))[keep] if dataset.oriented else None
 
     def __len__(self) -> int:
         """Return the number of images."""

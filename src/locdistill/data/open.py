@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,10 +16,10 @@ import numpy as np
 import torch
 
 from locdistill.annotations.files import Seen
-from locdistill.annotations.formats import places_of, read, recognise, split_names
+from locdistill.annotations.formats import locate, places_of, read, split_names, trains_on_val
 from locdistill.annotations.index import look_at
 from locdistill.annotations.problems import Problem, error_of
-from locdistill.annotations.sources import Listed, Source, corners
+from locdistill.annotations.sources import Listed, Source, corners, parts_between
 from locdistill.annotations.tiles import image_name
 from locdistill.data.records import Dataset, Record
 from locdistill.data.settings import DataSettings
@@ -29,6 +30,7 @@ HELD_OUT = 0.1
 """Share of the training images to evaluate on where there is no other split."""
 HELD_OUT_NOTE = "images held out of train by name, for there is no split val (data.val=NAME names one)"
 EMPTY = "images without objects, left out"
+COLUMNS = ("boxes", "ignored", "categories")
 ANY, LEFT_OUT = -1, -2
 """Special labels: regions to ignore for every class, and annotations that are left out."""
 
@@ -119,9 +121,10 @@ def with_holdout(settings: DataSettings) -> DataSettings:
     """
     if settings.holdout is not None:
         return settings
-    kind = recognise(settings)
-    train, val = (places_of(settings, kind, split) for split in ("train", "val"))
-    alone = settings.val is None and (not all(val) or (val == train and kind == "coco"))
+    found = locate(settings)
+    train, val = (places_of(settings, found, split) for split in ("train", "val"))
+    shared = trains_on_val(settings, found) or (val == train and found.kind == "coco")
+    alone = settings.val is None and (not all(val) or shared)
     return settings.model_copy(update={"holdout": HELD_OUT if alone and all(train) else 0.0})
 
 
@@ -153,7 +156,7 @@ def scan_dataset(
     classes, category_ids = _choose_classes(sources, settings.classes, settings.ignore_classes)
     kept_back = " (held out)" if divided and split == "val" else ""
     name = f"{Path(settings.path).name}/{'+'.join(split_names(settings, source_split))}{kept_back}"
-    dataset = Dataset(name, classes, (), kind, category_ids)
+    dataset = Dataset(name, classes, (), kind, category_ids, bits=settings.bits)
     scan = Scan(dataset)
     for source in sources:
         scan.problems += source.problems
@@ -170,12 +173,11 @@ def scan_dataset(
     lenient = split == "train" if training is None else training
     oriented = any(listed.quads is not None for source in sources for listed in source.images)
     lookup = dict.fromkeys(settings.ignore_classes, ANY) | {name: label for label, name in enumerate(classes)}
-    records = []
+    records: list[Record] = []
     for source in sources:
         labels = np.array([lookup.get(name, LEFT_OUT) for _, name in source.categories], dtype=np.int64)
-        for listed in source.images:
-            record = _record(listed, source, labels, scan, oriented=oriented)
-            records += [] if record is None else [record]
+        sound = [listed for listed in source.images if _is_sound(listed, scan)]
+        records += _records(sound, source, labels, scan, oriented=oriented) if sound else []
     if lenient:
         records = trainable(records, settings, scan.notes)
     if len({record.image_id for record in records}) < len(records):  # concatenated sources share identifiers
@@ -249,14 +251,13 @@ def _choose_classes(
     return chosen, ids
 
 
-def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, oriented: bool) -> Record | None:
-    """Build a record with boxes in pixels and the chosen classes; for a bad file add a problem and return ``None``."""
-    seen = scan.seen[listed.path]
-    size, fault = seen.size, seen.fault
+def _is_sound(listed: Listed, scan: Scan) -> bool:
+    """Return whether the file of an image is as it should be; add a problem if not."""
+    size, fault = scan.seen[listed.path][:2]
     if size is None:
         remedy = "put it there, or remove the image from the annotations" if "no such" in fault else "replace it"
         scan.problems.append(Problem(str(listed.path), "", fault, remedy, image=True))
-        return None
+        return False
     if listed.declared is not None and listed.declared != size:
         declared = listed.declared
         what = f"{listed.where} is declared as {declared[1]}x{declared[0]}, but the file has {size[1]}x{size[0]}"
@@ -264,30 +265,45 @@ def _record(listed: Listed, source: Source, labels: np.ndarray, scan: Scan, *, o
         if declared[::-1] == size:
             remedy = "the picture is stored rotated (EXIF) or the sides are swapped: annotate the upright picture"
         scan.problems.append(Problem(str(listed.path), "", what, remedy, image=True))
-        return None
-    height, width = size
-    boxes, quads, areas = listed.boxes, listed.quads, listed.areas
+        return False
+    return True
+
+
+def _records(
+    images: Sequence[Listed], source: Source, labels: np.ndarray, scan: Scan, *, oriented: bool
+) -> list[Record]:
+    """Build records with boxes in pixels and the chosen classes, of all images at once."""
+    sizes = [scan.seen[listed.path].size or (0, 0) for listed in images]
+    counts = np.array([len(listed.boxes) for listed in images])
+
+    def joined(name: str) -> np.ndarray | None:
+        columns = [getattr(listed, name) for listed in images]
+        return None if columns[0] is None else np.concatenate(columns)
+
+    boxes, ignored, categories = (np.concatenate([getattr(one, n) for one in images]) for n in COLUMNS)
+    areas, quads, own = joined("areas"), joined("quads"), labels[categories]
     if source.relative:
-        unit = np.array((width, height))
+        unit = np.array(sizes)[:, ::-1].repeat(counts, axis=0)
         boxes = boxes * np.tile(unit, 2)
-        quads, areas = (None if shares is None else shares * by for shares, by in ((quads, unit), (areas, unit.prod())))
+        quads = None if quads is None else quads * unit[:, None]
+        areas = None if areas is None else areas * unit.prod(-1)
     if areas is None:
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(-1)
     if oriented and quads is None:
         quads = corners(boxes)
-    own = labels[listed.categories]
-    record = Record(
-        path=listed.path,
-        image_id=listed.image_id,
-        width=width,
-        height=height,
-        boxes=boxes.astype(np.float32),
-        labels=own,
-        ignored=listed.ignored | (own == ANY),
-        areas=areas.astype(np.float32),
-        quads=None if quads is None else quads.astype(np.float32),
-    )
-    return record.of(own != LEFT_OUT) if (own == LEFT_OUT).any() else record
+    ignored = ignored | (own == ANY)
+    if not (chosen := own != LEFT_OUT).all():
+        counts = np.bincount(np.arange(len(images)).repeat(counts)[chosen], minlength=len(images))
+        boxes, own, ignored, areas = (column[chosen] for column in (boxes, own, ignored, areas))
+        quads = None if quads is None else quads[chosen]
+    ends = np.cumsum(counts).tolist()
+    single = [column.astype(np.float32) for column in (boxes, areas)]
+    parts = [parts_between(column, ends) for column in (single[0], own, ignored, single[1])]
+    outlines = [None] * len(images) if quads is None else parts_between(quads.astype(np.float32), ends)
+    return [
+        Record(listed.path, listed.image_id, width, height, *objects)
+        for listed, (height, width), *objects in zip(images, sizes, *parts, outlines, strict=True)
+    ]
 
 
 def trainable(records: Sequence[Record], settings: DataSettings, notes: Counter[str]) -> list[Record]:
@@ -322,8 +338,21 @@ def trainable(records: Sequence[Record], settings: DataSettings, notes: Counter[
 
 def shared_images(train: Dataset, val: Dataset) -> list[str]:
     """Return the names of the images of ``val`` that are in ``train`` as well."""
-    known = {record.path.resolve() for record in train.records}
-    return [record.path.name for record in val.records if record.path.resolve() in known]
+    known = set(_real_paths(train))
+    return [record.path.name for record, path in zip(val.records, _real_paths(val), strict=True) if path in known]
+
+
+def _real_paths(dataset: Dataset) -> list[str]:
+    """Return the paths of the images without links, following those of each folder once."""
+    folders: dict[str, str] = {}
+    found = []
+    for record in dataset.records:
+        path = str(record.path)
+        head, name = os.path.split(path)
+        if head not in folders:
+            folders[head] = os.path.realpath(head)
+        found.append(os.path.realpath(path) if os.path.islink(path) else f"{folders[head]}{os.sep}{name}")
+    return found
 
 
 def sides_of(*records: Record) -> np.ndarray:

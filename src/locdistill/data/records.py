@@ -7,9 +7,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
+from torch import Tensor
 
 from locdistill.annotations.sources import DataFormat, corners
 from locdistill.geometry.rotated import AngleRange
+from locdistill.images import read_image
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +69,7 @@ class Dataset:
         notes: What was left out, changed or guessed when the split was read, with the number of each.
         oriented: Whether objects are rotated boxes; every record then has ``quads``.
         angles: Range of the angles of rotated boxes.
+        bits: Number of bits that the values of 16-bit images use; None: 16.
     """
 
     name: str
@@ -77,9 +81,18 @@ class Dataset:
     notes: Mapping[str, int] = field(default_factory=dict)
     oriented: bool = False
     angles: AngleRange = "le135"
+    bits: int | None = None
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def picture(self, record: Record) -> UInt8[Tensor, "3 h w"]:
+        """Read an image as it is trained on, to look at it or to draw on it.
+
+        Raises:
+            ImageError: It cannot be read.
+        """
+        return read_image(record.path, bits=self.bits)
 
     def as_oriented(self, oriented: bool, angles: AngleRange = "le135") -> Dataset:
         """Convert the objects to rotated boxes with angles in a range, or to axis-aligned boxes.

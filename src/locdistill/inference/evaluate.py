@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader
 
+from locdistill.annotations.formats import locate as locate_data
+from locdistill.annotations.formats import places_of
 from locdistill.data.loader import evaluation_loader
 from locdistill.data.open import class_names, open_dataset
 from locdistill.data.records import Dataset
@@ -39,6 +42,8 @@ from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.run_folder import RECIPE
 from locdistill.settings import group
 from locdistill.types import Batch, Detections, Progress
+
+log = logging.getLogger("locdistill")
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,15 @@ def evaluate(
         detector.settings, others = adjusted(detector.settings, overrides, data=data_of(weights, data))
         settings = validate(DataSettings, others["data"], "data")
         settings = with_classes(settings, split, detector.settings.classes)
+        settings = settings.model_copy(update={"bits": detector.settings.input.bits})
         dataset = open_dataset(settings, split, training=False, boxes=detector.settings, labelled=format_only is None)
+        if settings.holdout and split == "val":
+            log.info(
+                "%s: evaluated are the %d images that the run held out of its training images (--split train: those "
+                "trained on; data.holdout=0: all)",
+                settings.path,
+                len(dataset),
+            )
         loader: Iterable[Batch] = validation_loader(
             dataset,
             detector.settings,
@@ -257,7 +270,8 @@ def _judge(
 def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
     """Return data settings: a folder with all defaults, or those of the run of the weights.
 
-    Images were held out to evaluate on in the folder of the run alone; of any other, all count.
+    Of the data that the run was trained on, by its folder or by the file of its training images, those count that were
+    held out to evaluate on; of any other data all count.
     """
     beside = locate(weights).parent / RECIPE
     if data is not None and not beside.is_file():
@@ -267,9 +281,22 @@ def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
     settings = validate(DataSettings, group(recipe_data(beside), "data"), f"{beside}: data")
     if data is None:
         return settings.model_dump(mode="json")
-    if Path(settings.path).resolve() != Path(data).resolve():
+    if Path(settings.path).resolve() != Path(data).resolve() and not _is_trained_on(settings, data):
         return {"path": str(data)}
     return {"path": str(data), "holdout": settings.holdout, "holdout_by": settings.holdout_by}
+
+
+def _is_trained_on(settings: DataSettings, data: str | Path) -> bool:
+    """Return whether data, named otherwise than in the run, are one of its annotation files of training images."""
+    given = DataSettings(path=str(data))
+    try:
+        own, there = (
+            {place.resolve() for place in places_of(one, locate_data(one), split) if isinstance(place, Path)}
+            for one, split in ((settings, "train"), (given, "val"))
+        )
+    except DataError:
+        return False
+    return not own.isdisjoint(there)
 
 
 def with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> DataSettings:

@@ -25,7 +25,6 @@ from locdistill.evaluation.evaluator import Evaluator, per_class
 from locdistill.evaluation.matching import Matches, match
 from locdistill.evaluation.results import write_results
 from locdistill.files import make_folder, write_text, writing
-from locdistill.images import read_image
 from locdistill.types import Detections, Progress
 from locdistill.viz.draw import Layer, draw_layers
 from locdistill.viz.mosaic import below, beside, mosaic
@@ -113,11 +112,12 @@ def labels_picture(dataset: Dataset) -> Image.Image:
     """Draw the objects of a data set: counts by class, sizes and places. Ignored objects do not count."""
     from locdistill.viz.labels import plot_labels  # noqa: PLC0415 - imports matplotlib
 
-    boxes = [record.boxes[~record.ignored] for record in dataset.records]
-    labels = [record.labels[~record.ignored] for record in dataset.records]
-    extents = np.repeat([(r.width, r.height) for r in dataset.records], [len(b) for b in boxes], axis=0)
-    together = np.concatenate(boxes).astype(np.float64)
-    counts = np.bincount(np.concatenate(labels), minlength=len(dataset.classes))
+    records = dataset.records
+    regular = ~np.concatenate([record.ignored for record in records])
+    extents = np.repeat([(r.width, r.height) for r in records], [len(r.boxes) for r in records], axis=0)[regular]
+    together = np.concatenate([record.boxes for record in records])[regular].astype(np.float64)
+    labels = np.concatenate([record.labels for record in records])[regular]
+    counts = np.bincount(labels, minlength=len(dataset.classes))
     centres = (together[:, :2] + together[:, 2:]) / 2 / np.maximum(extents, 1)
     by_name = dict(zip(dataset.classes, counts.tolist(), strict=True))
     return plot_labels(by_name, together[:, 2:] - together[:, :2], centres, len(dataset))
@@ -149,7 +149,7 @@ def _caption(record: Record, score: ImageScore) -> str:
 
 def pair(findings: Findings, record: Record, limit: int) -> Image.Image:
     """Draw an image twice, with its truth and with the detections, its longer side at most ``limit`` pixels."""
-    picture = Image.fromarray(np.ascontiguousarray(read_image(record.path).permute(1, 2, 0).numpy()))
+    picture = Image.fromarray(np.ascontiguousarray(findings.dataset.picture(record).permute(1, 2, 0).numpy()))
     scale = min(1.0, limit / max(picture.size))
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)

@@ -11,7 +11,6 @@ import torch
 
 from locdistill.data.records import Dataset, Record
 from locdistill.files import write_text
-from locdistill.images import read_image
 from locdistill.inference.evaluation_files import Findings, class_table, pictures_of, truth_layer
 from locdistill.models.detector import Detector
 from locdistill.objective.scene import Scene
@@ -48,7 +47,7 @@ def predictions(path: Path, detector: Detector, dataset: Dataset) -> None:
     found = detector.detect([record.path for record in chosen])
     sheets = [
         draw_detections(
-            read_image(record.path, bits=detector.settings.input.bits),
+            dataset.picture(record),
             detections._replace(
                 boxes=detections.boxes.cpu(), scores=detections.scores.cpu(), labels=detections.labels.cpu()
             ),

@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Unpack
 
+from locdistill.annotations.index import forget, reading_once
 from locdistill.dist import process_rank
 from locdistill.distillation.compatible import MismatchError
 from locdistill.engine.launch import check_training_devices
@@ -157,8 +158,9 @@ def _start(
         out = _begun_before(request, verb)
     if goes_on(out, resume=resume):
         return run(resumed_recipe(request, out), out, resume=True)
-    recipe = _resolved(request, verb)
-    return run(recipe, run_folder.new_folder(out, f"{verb}-{recipe.name}"), preflight=preflight)
+    with reading_once():  # the data, to choose settings by them and to train on them
+        recipe = _resolved(request, verb)
+        return run(recipe, run_folder.new_folder(out, f"{verb}-{recipe.name}"), preflight=preflight)
 
 
 def _begun_before(request: Request, verb: str) -> Path | None:
@@ -221,6 +223,7 @@ def run(
         parts = seen
     else:
         parts = compose(recipe, fresh=fresh)
+    forget()
     facts = run_folder.facts_of(parts.datasets, recipe.engine)
     if parts.start is not None:
         facts["start"] = {"weights": str(parts.start), "sha256": file_digest(parts.start)}

@@ -212,11 +212,11 @@ def test_several_files_without_a_split_are_named(tmp_path: Path) -> None:
 def test_files_in_folders_of_other_names_are_named(tmp_path: Path) -> None:
     for split in ("train", "val"):
         save_pictures(tmp_path / "images" / split)
-        write(tmp_path / "labels" / f"{split}.json", content_of())
-    with pytest.raises(AnnotationError, match=r"train: labels/train\.json, labels/val\.json; pass data\.train=labels/"):
+        write(tmp_path / "notes" / f"{split}.json", content_of())
+    with pytest.raises(AnnotationError, match=r"train: notes/train\.json, notes/val\.json; pass data\.train=notes/"):
         opened(tmp_path)
     for split in ("train", "val"):
-        chosen = opened(tmp_path, split, train="labels/train.json", val="labels/val.json")
+        chosen = opened(tmp_path, split, train="notes/train.json", val="notes/val.json")
         assert {record.path.parent.name for record in chosen.records} == {split}
 
 
@@ -230,6 +230,8 @@ def test_another_format_goes_before_a_json_of_any_name(tmp_path: Path) -> None:
     save_pictures(tmp_path / "images" / "train")
     (tmp_path / "data.yaml").write_text("train: images/train\nnames: [cat, dog]\n")
     write(tmp_path / "some.json", content_of())
+    assert recognise(DataSettings(path=str(tmp_path))) == "coco"  # a description without any label file
+    (tmp_path / "images" / "train" / "0.txt").write_text("0 0.5 0.5 0.1 0.1")
     assert recognise(DataSettings(path=str(tmp_path))) == "yolo"
 
 

@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from locdistill.annotations import coco, index
+import locdistill
+from locdistill.annotations import coco, dota, index, labelme, voc, yolo
 from locdistill.annotations.files import Seen, look
 from locdistill.annotations.sources import Source
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
+from locdistill.errors import ImageError
+from tests.unit.annotations import test_exports as exports
 
 
 @pytest.fixture(autouse=True)
 def _everything_is_large(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LOCDISTILL_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(index, "MANY_PICTURES", 1)
+    monkeypatch.setattr(index, "MANY_FILES", 1)
     monkeypatch.setattr(index, "LARGE_FILE", 1)
 
 
@@ -159,7 +163,7 @@ def test_a_folder_that_cannot_be_written_to_is_done_without(
 def test_arrays_are_equal_to_lists(tmp_path: Path) -> None:
     folder = write(tmp_path / "data", rotated=True)
     source = coco.read_coco(folder / "train.json", root=folder, split="train")
-    again = index._unpacked(index._packed(source))
+    again = index._unpacked(index._packed(source), "")
     assert (again.file, again.categories, again.notes, again.labelled) == (
         source.file,
         source.categories,
@@ -177,3 +181,104 @@ def test_arrays_are_equal_to_lists(tmp_path: Path) -> None:
             a, b = getattr(one, name), getattr(other, name)
             assert a.dtype == b.dtype
             assert np.array_equal(a, b)
+
+
+def write_dota(folder: Path) -> None:
+    for split, names in exports.SPLITS:
+        exports.pictures(folder / split / "images", names)
+        exports.labels(folder / split / "labelTxt", names, exports.DOTA_ROWS)
+
+
+@pytest.mark.parametrize(
+    ("write_set", "module", "function", "label"),
+    [
+        (exports.labels_in_one_folder, yolo, "parse", "labels/img_0.txt"),
+        (exports.roboflow_voc, voc, "_parse", "train/img_0.xml"),
+        (write_dota, dota, "_parse", "train/labelTxt/img_0.txt"),
+        (exports.shapes_in_one_folder, labelme, "_parse", "labels/img_0.json"),
+    ],
+)
+def test_small_files_are_not_read_twice(
+    write_set: Callable[[Path], None],
+    module: object,
+    function: str,
+    label: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Unless one of them changed, or a picture was added, moved or taken away."""
+    read: list[Path] = []
+    parse = getattr(module, function)
+
+    def spy(file: Path, **words: object) -> object:
+        read.append(file)
+        return parse(file, **words)
+
+    monkeypatch.setattr(module, function, spy)
+    folder = tmp_path / "data"
+    write_set(folder)
+    first = opened(folder)
+    assert read
+    read.clear()
+    assert opened(folder) == first
+    assert not read
+    text = (folder / label).read_text()
+    (folder / label).write_text(f"{text}\n")
+    assert opened(folder) == first
+    assert read
+    picture = next(folder.rglob("img_0.jpg"))
+    picture.rename(tmp_path / "img_0.jpg")
+    with suppress(ImageError):  # of DOTA, where a label file without a picture is a fault
+        assert all(record[0] != picture for record in opened(folder))
+    (tmp_path / "img_0.jpg").rename(picture)
+    assert opened(folder) == first
+    read.clear()
+    assert opened(folder) == first
+    assert not read
+
+
+@pytest.mark.parametrize(
+    "write_set", [exports.roboflow_voc, exports.shapes_in_one_folder, exports.labels_in_one_folder]
+)
+def test_relative_paths(write_set: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same as absolute ones, also of the folder itself, and of another folder by the same words."""
+    for name in ("one", "other"):
+        write_set(tmp_path / name)
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(next((tmp_path / "other").rglob("img_0.jpg")))
+    for name in ("one", "other", "one"):
+        monkeypatch.chdir(tmp_path / name)
+        here, absolute = opened(Path()), opened(tmp_path / name)
+        assert [record[1:] for record in here] == [record[1:] for record in absolute]
+        assert [tmp_path / name / record[0] for record in here] == [record[0] for record in absolute]  # type: ignore[operator]
+
+
+def test_a_block_reads_once_and_gives_copies(tmp_path: Path, looks: list[str], reads: list[str]) -> None:
+    folder = write(tmp_path / "data")
+    (tmp_path / "home").touch()  # nothing is kept
+    with index.reading_once():
+        first = opened(folder)
+        settings = DataSettings(path=str(folder), holdout=0.4, filter_empty=False)
+        parts = [open_dataset(settings, split, training=False) for split in ("train", "val")]
+        assert sorted(len(part) for part in parts) == [1, 2]
+        assert opened(folder) == first
+        assert (len(looks), reads) == (3, ["train.json"])
+        index.forget()
+        assert opened(folder) == first
+        assert len(reads) == 2
+    opened(folder)
+    assert len(reads) == 3
+
+
+def test_a_run_reads_its_data_once(tmp_path: Path, looks: list[str], reads: list[str]) -> None:
+    """To choose its settings and to train; the images to evaluate on are a tenth of those of the same file."""
+    (tmp_path / "home").touch()
+    folder = write(tmp_path / "data")
+    overrides = (
+        *("detector.backbone=test_resnet", "detector.pretrained=false", "engine.accelerator=cpu", "data.workers=0"),
+        *("engine.steps=1", "engine.eval_every=0", "engine.progress=false", "data.sizes=[[64, 64]]", "data.min_side=8"),
+        *("data.batch_per_device=2", "detector.channels=16", "detector.depth=1", "detector.norm_groups=4"),
+    )
+    locdistill.train(folder, out=tmp_path / "run", overrides=overrides)
+    assert reads == ["train.json"]
+    assert sorted(looks) == ["0é.png", "1é.png", "2é.png"]
+    assert not index.remembered("seen", dict)

@@ -176,7 +176,7 @@ def test_folders_of_other_names_are_splits_if_they_are_chosen(tmp_path: Path) ->
         write_layout(tmp_path, name, name, (name,))
     assert len(opened(tmp_path, train="batch1", val="batch2")) == 1
     assert len(opened(tmp_path, train=("batch1", "batch2"))) == 2
-    with pytest.raises(AnnotationError, match="not recognised"):
+    with pytest.raises(AnnotationError, match=r"several are in it \(batch1, batch2\); pass --data .*batch1"):
         opened(tmp_path)
 
 
@@ -264,6 +264,7 @@ def test_annotation_files_left_beside_pictures_do_not_hide_the_data_set(tmp_path
     with pytest.raises(AnnotationError, match=r"could be voc or labelme; set data\.format"):
         recognise(settings)
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images/train\nval: images/train\n")
+    (tmp_path / "images" / "train" / "c.txt").write_text("0 0.5 0.5 0.1 0.1")
     assert recognise(settings) == "yolo"
     write_set(tmp_path, "train", an_object())
     with pytest.raises(AnnotationError, match=r"could be voc or yolo; set data\.format"):

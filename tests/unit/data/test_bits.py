@@ -14,11 +14,15 @@ from locdistill.data.loader import evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
 from locdistill.images import read_image, wide_range
+from locdistill.inference.evaluate import evaluate
+from locdistill.inference.evaluation_files import Findings, pair
 from locdistill.inference.predict import predict
 from locdistill.inference.tiles import tile
 from locdistill.models.detector import Detector
 from locdistill.models.settings import InputSettings
 from locdistill.recipe.load import load_recipe
+from locdistill.training.overfit.before import blank_images
+from locdistill.training.overfit.overfit import draw
 from tests.small import small_detector
 
 WIDTH, HEIGHT = 96, 64
@@ -99,3 +103,18 @@ def test_the_range_of_values_is_said(camera: Path) -> None:
     assert describe_brightness(files, 10)[0].endswith("the larger ones become white; set data.bits=12")
     assert describe_brightness(files[1:], None) == ("", False)
     assert torch.equal(read_image(files[0], bits=12).amax(), torch.tensor(BRIGHT >> 4, dtype=torch.uint8))
+
+
+def test_pictures_are_drawn_with_the_bits_that_were_trained_on(camera: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(DataSettings(path=str(camera), bits=12), "val")
+    (record,) = dataset.records
+    assert int(dataset.picture(record).max()) == BRIGHT >> 4
+    drawn = np.asarray(pair(Findings(dataset, {}), record, WIDTH))
+    assert (drawn == BRIGHT >> 4).all(-1).any()
+    draw(tmp_path / "sheet.png", dataset, {})
+    assert (np.asarray(Image.open(tmp_path / "sheet.png").convert("L")) == BRIGHT >> 4).any()
+    assert blank_images(dataset) == ()
+    detector = Detector(small_detector(classes=("cat",), input=InputSettings(short=HEIGHT, long=WIDTH, bits=12)))
+    detector.save(camera / "detector.safetensors")
+    result = evaluate(camera / "detector.safetensors", camera, overrides=["data.workers=0"])
+    assert result.dataset.bits == 12

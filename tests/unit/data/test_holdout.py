@@ -16,7 +16,7 @@ from locdistill.data.check import check
 from locdistill.data.open import HELD_OUT_NOTE, open_dataset, with_holdout
 from locdistill.data.settings import DataSettings
 from locdistill.errors import AnnotationError, RecipeError
-from locdistill.inference.evaluate import data_of
+from locdistill.inference.evaluate import data_of, evaluate
 from locdistill.models.detector import Detector
 from locdistill.recipe.defaults import resolve
 from locdistill.recipe.request import Request
@@ -100,6 +100,24 @@ def test_another_folder_is_evaluated_whole(tiny_coco: Path, tmp_path: Path) -> N
     (run / "recipe.yaml").write_text(f"data: {{path: {tiny_coco}, holdout: 0.1, holdout_by: v}}")
     assert data_of(run / "best", tiny_coco) == {"path": str(tiny_coco), "holdout": 0.1, "holdout_by": "v"}
     assert data_of(run / "best", tmp_path) == {"path": str(tmp_path)}
+    assert data_of(run / "best", tiny_coco / "val.json") == {"path": str(tiny_coco / "val.json")}
+
+
+def test_the_file_of_the_training_images_is_the_data_of_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By whatever path it is named; and it is said which images count."""
+    folder, run = write(tmp_path / "data", *NAMES, file="labels.json"), tmp_path / "run"
+    Detector(small_detector(classes=("cat",))).save(run / "best.safetensors")
+    (run / "recipe.yaml").write_text(f"data: {{path: {folder}, holdout: 0.1}}")
+    own = {"holdout": 0.1, "holdout_by": None}
+    assert data_of(run / "best", folder / "labels.json") == {"path": str(folder / "labels.json"), **own}
+    with caplog.at_level("INFO", "locdistill"):
+        result = evaluate(run / "best", folder / "labels.json", overrides=["data.workers=0"])
+    assert len(result.dataset) == 2
+    assert "evaluated are the 2 images that the run held out of its training images" in caplog.text
+    whole = evaluate(run / "best", folder / "labels.json", overrides=["data.workers=0", "data.holdout=0"])
+    assert len(whole.dataset) == 20
 
 
 def test_images_that_are_trained_on_are_not_evaluated_on(

@@ -9,7 +9,6 @@ from PIL import Image
 
 from locdistill.data.records import Dataset
 from locdistill.errors import LocdistillError
-from locdistill.images import read_image
 from locdistill.inference.evaluation_files import truth_layer
 from locdistill.models.detector import Detector
 from locdistill.study.compare.measure import evaluation_images
@@ -78,7 +77,7 @@ def _side_by_side(weights: dict[str, Path], dataset: Dataset) -> Image.Image:
     found = {label: detector.detect([r.path for r in records]) for label, detector in detectors.items()}
     cells, captions = [], []
     for i, record in enumerate(records):
-        image, truth = read_image(record.path), truth_layer(record)
+        image, truth = dataset.picture(record), truth_layer(record)
         cells.append(draw_layers(image, [truth], classes=dataset.classes, min_side=_CELL))
         captions.append(f"truth, {record.path.name}")
         for label, detector in detectors.items():

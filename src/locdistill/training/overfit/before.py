@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from locdistill.data.records import Dataset
 from locdistill.engine.module import Losses, TrainingModule
-from locdistill.images import read_image
 from locdistill.types import Batch
 
 FLAT = 2
@@ -77,11 +76,11 @@ def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
     return torch.stack(norms).norm() if norms else torch.zeros(())
 
 
-def blank_images(dataset: Dataset, bits: int | None = None) -> tuple[str, ...]:
-    """Return the names of the images of a single colour; 16-bit ones use a number of bits."""
+def blank_images(dataset: Dataset) -> tuple[str, ...]:
+    """Return the names of the images of a single colour."""
     names = []
     for record in dataset.records:
-        image = read_image(record.path, bits=bits)
+        image = dataset.picture(record)
         if int(image.amax()) - int(image.amin()) <= FLAT:
             names.append(record.path.name)
     return tuple(names)

@@ -31,7 +31,6 @@ from locdistill.engine.settings import EngineSettings
 from locdistill.errors import NonFiniteLossError, RunError
 from locdistill.evaluation.evaluator import Evaluator
 from locdistill.files import write_text
-from locdistill.images import read_image
 from locdistill.inference.evaluate import validation_loader
 from locdistill.inference.evaluation_files import truth_layer
 from locdistill.objective.objective import Objective
@@ -330,7 +329,7 @@ class _Look:
             images=len(self.data),
             kind=self.data.kind,
             classes=self.data.classes,
-            blank=blank_images(self.data, settings.input.bits),
+            blank=blank_images(self.data),
             regions=regions,
             strides=settings.strides,
             anchors=tuple(settings.anchor_scale * stride for stride in settings.strides),
@@ -409,7 +408,7 @@ def draw(path: Path, dataset: Dataset, detections: Mapping[int, Detections]) -> 
     """Draw the truth of each image, and beside it what is detected."""
     sheets, captions = [], []
     for record in dataset.records:
-        image, truth, found = read_image(record.path), truth_layer(record), detections.get(record.image_id)
+        image, truth, found = dataset.picture(record), truth_layer(record), detections.get(record.image_id)
         shown = [truth._replace(style="predicted")]
         sheets.append(draw_layers(image, shown, classes=dataset.classes, min_side=CELL))
         kept = []
