@@ -23,7 +23,7 @@ from locdistill.export.quantise import quantised
 from locdistill.files import file_digest, make_folder, writing
 from locdistill.inference.evaluate import adjusted, evaluate
 from locdistill.models.detector import Detector
-from locdistill.models.exported import SUFFIXES, FileFacts, Outputs, is_exported, open_file
+from locdistill.models.exported import SUFFIXES, FileFacts, Outputs, is_exported, open_file, stored_scores
 from locdistill.models.hub import find
 from locdistill.recipe.load import Override, validate
 from locdistill.types import Progress, Tell
@@ -79,8 +79,8 @@ class ExportPlan:
     batch: int = 1
     int8: bool = False
 
-    def facts(self, detector: Detector, weights: str) -> FileFacts:
-        """Return the metadata of the file.
+    def facts(self, detector: Detector, weights: str, scores: dict[str, float] | None = None) -> FileFacts:
+        """Return the metadata of the file, for a detector in weights of this digest and with these scores to show.
 
         Raises:
             RecipeError: The form is not possible.
@@ -102,7 +102,7 @@ class ExportPlan:
         size = None if self.dynamic else (height, width)
         batch = None if self.dynamic else self.batch
         chosen: Outputs = outputs or ("both" if boxes else "raw")
-        return FileFacts(own, chosen, size, batch, weights, version("locdistill"), self.int8)
+        return FileFacts(own, chosen, size, batch, weights, version("locdistill"), self.int8, scores or {})
 
 
 def export(
@@ -149,7 +149,7 @@ def export(
     detector = Detector.load(source, existing_device("cpu"))
     settings, others = adjusted(detector.settings, overrides, data={} if data is None else {"path": str(data)})
     detector.settings = settings
-    facts = plan.facts(detector, file_digest(source))
+    facts = plan.facts(detector, file_digest(source), stored_scores(source))
     suffix = next(suffix for suffix, kind in SUFFIXES.items() if kind == plan.kind)
     target = source.with_suffix(suffix) if out is None else Path(out)
     if target.suffix.lower() != suffix:

@@ -18,14 +18,14 @@ from torch import nn
 from locdistill.distillation.onnx_teacher import ExportedTeacher, onnx_teacher
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.engine.module import blank_batch
-from locdistill.errors import ImageError, LocdistillError, RecipeError, RunError, WeightsError
+from locdistill.errors import LocdistillError, RecipeError, RunError, WeightsError
 from locdistill.export import export as module
 from locdistill.export.export import ExportPlan, export
 from locdistill.export.parity import Check, batches, compare
 from locdistill.inference.evaluate import evaluate
 from locdistill.inference.predict import predict
 from locdistill.models.detector import Detector
-from locdistill.models.exported import BOXES, RAW, ExportedDetector, open_detector, open_file
+from locdistill.models.exported import BOXES, RAW, ExportedDetector, open_detector, open_file, stored_scores
 from tests.conftest import Answer
 from tests.small import small_detector
 
@@ -77,7 +77,8 @@ def fixed(weights: Path, pictures: Path) -> Path:
 @pytest.mark.parametrize(
     ("model", "dynamic"),
     [
-        ("atss", True),
+        ("atss", False),
+        pytest.param("atss", True, marks=pytest.mark.long),
         pytest.param("gflv2", True, marks=pytest.mark.long),
         pytest.param("fcos", True, marks=pytest.mark.long),
         ("retinanet", False),
@@ -113,20 +114,26 @@ def test_metadata_for_other_programs(fixed: Path, dynamic: Path) -> None:
         assert facts["strides"] == [8, 16]
         assert facts["bins"] == 17
         assert facts["resize"] == rule
-        assert facts["thresholds"] == {"score": 0.05, "iou": 0.6, "detections": 100}
+        assert facts["thresholds"] == {"score": 0.05, "iou": 0.6, "detections": 100, "show": {}}
         assert len(facts["weights_sha256"]) == 64
         assert [each.name for each in model.graph.input] == ["images", "sizes"]
         assert {each.name for each in model.graph.output} == {*RAW[:2], *BOXES}
 
 
 @pytest.mark.parametrize("outputs", ["raw", "boxes"])
-def test_outputs_can_be_chosen(weights: Path, tmp_path: Path, outputs: str) -> None:
+def test_outputs_can_be_chosen(weights: Path, pictures: Path, tmp_path: Path, outputs: str) -> None:
     file = export(weights, tmp_path / "x.onnx", ExportPlan(outputs=outputs)).file
     names = {each.name for each in onnx.load(str(file)).graph.output}
     assert names == set(RAW[:2] if outputs == "raw" else BOXES)
-    if outputs == "boxes":
+    shown, own = predict(file, pictures, threshold=0.3), predict(weights, pictures, threshold=0.3)
+    if outputs == "boxes":  # of images in the shape of the file they are those of the weights
+        ((a, b),) = [(a, b) for a, b in zip(shown, own, strict=True) if (a.height, a.width) == (64, 96)]
+        torch.testing.assert_close(a.detections.boxes, b.detections.boxes, rtol=1e-3, atol=1e-2)
+        assert a.detections.labels.tolist() == b.detections.labels.tolist()
+        with pytest.raises(WeightsError, match=r"computed with detections\.nms_iou=0\.6, not 0\.5; export it with"):
+            predict(file, pictures, overrides=["detections.nms_iou=0.5"])
         with pytest.raises(WeightsError, match="has boxes alone; export it with --outputs raw or both"):
-            open_detector(file)
+            onnx_teacher(file, None)(blank_batch(torch.device("cpu")))
 
 
 def test_a_program_of_torch(weights: Path, pictures: Path, tmp_path: Path) -> None:
@@ -259,8 +266,42 @@ def test_evaluation_gives_the_same_numbers(weights: Path, dynamic: Path, fixed: 
     own = evaluate(weights, tiny_coco).metrics
     for file in (dynamic, fixed):
         assert evaluate(file, tiny_coco).metrics == pytest.approx(own, abs=1e-6, nan_ok=True)
-    with pytest.raises(ImageError, match=r"takes images of 96x128 .* and these have "):
+    with pytest.raises(WeightsError, match=r"is for one size of images; settings of input need --dynamic"):
         evaluate(fixed, tiny_coco, overrides=["input.short=200", "input.long=200"])
+
+
+def test_images_in_portrait_are_evaluated_by_a_file_for_landscape(fixed: Path, dynamic: Path, tmp_path: Path) -> None:
+    """Each image is resized to fit the file, as `predict` does; detections are in pixels of the image."""
+    folder = tmp_path / "portrait"
+    (folder / "images").mkdir(parents=True)
+    rng, images = np.random.default_rng(1), []
+    for number, (width, height) in enumerate(((60, 120), (120, 60), (90, 90))):
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(folder / f"images/{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "width": width, "height": height})
+    names = ["disc", "box", "bar"]
+    content = {
+        "images": images,
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
+        "annotations": [{"id": 1, "image_id": 0, "category_id": 0, "bbox": [5, 5, 20, 40], "area": 800, "iscrowd": 0}],
+    }
+    (folder / "val.json").write_text(json.dumps(content))
+    found = evaluate(fixed, folder).detections
+    shown = predict(fixed, sorted((folder / "images").iterdir()), threshold=0.05)
+    for number, each in enumerate(shown):
+        torch.testing.assert_close(found[number].boxes, each.detections.boxes)
+        torch.testing.assert_close(found[number].scores, each.detections.scores)
+    assert all(len(each.detections.scores) for each in shown)
+
+
+def test_the_scores_to_show_are_in_the_file(tmp_path: Path, pictures: Path) -> None:
+    source = busy_detector().save(tmp_path / "own", extra={"thresholds": {"disc": 0.6, "box": 0.35, "bar": 0.45}})
+    file = export(source, tmp_path / "own.onnx").file
+    own, exported = (predict(which, pictures / "64x96.png") for which in (source, file))
+    assert [each.detections.labels.tolist() for each in own] == [each.detections.labels.tolist() for each in exported]
+    for each in exported:
+        least = torch.tensor([0.6, 0.35, 0.45])[each.detections.labels]
+        assert bool((each.detections.scores >= least).all())
+    assert stored_scores(file) == {"disc": 0.6, "box": 0.35, "bar": 0.45}
 
 
 def test_a_file_teaches_as_its_weights_do(weights: Path, dynamic: Path, fixed: Path) -> None:
