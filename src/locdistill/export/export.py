@@ -16,14 +16,14 @@ from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
 from locdistill.engine.devices import existing_device
 from locdistill.errors import RecipeError, RunError
-from locdistill.export.files import WRITERS, check_packages
-from locdistill.export.network import ExportedNetwork
 from locdistill.export.parity import Check, compare
 from locdistill.export.quantise import quantised
 from locdistill.files import file_digest, make_folder, writing
 from locdistill.inference.evaluate import adjusted, evaluate
 from locdistill.models.detector import Detector
 from locdistill.models.exported import SUFFIXES, FileFacts, Outputs, is_exported, open_file, stored_scores
+from locdistill.models.exporting.network import ExportedNetwork
+from locdistill.models.exporting.writing import WRITERS, check_packages
 from locdistill.models.hub import find
 from locdistill.recipe.load import Override, validate
 from locdistill.types import Progress, Tell
