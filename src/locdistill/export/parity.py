@@ -185,6 +185,8 @@ def wrongly_kept(found: Detections, candidates: Detections, detector: Detector) 
     many as may be.
     """
     settings, kind = detector.settings.detections, detector.coding.kind
+    full = len(found.scores) >= settings.max_detections
+    least = found.scores.min() if full else found.scores.new_zeros(())
     found, candidates = (Detections(*(part[_has_area(x.boxes)] for part in x)) for x in (found, candidates))
     if not len(found.scores) or not len(candidates.scores):
         return len(found.scores) + len(candidates.scores)
@@ -196,7 +198,6 @@ def wrongly_kept(found: Detections, candidates: Detections, detector: Detector) 
     apart = candidates.scores[:, None] - found.scores
     strange = int((~((iou >= _SAME_IOU) & (apart.abs() <= _SAME_SCORE)).any(0)).sum())
     explained = ((iou > settings.nms_iou - _ROUNDING) & (apart <= _ROUNDING)).any(1)
-    least = found.scores.min() if len(found.scores) >= settings.max_detections else found.scores.new_zeros(())
     missing = int((~explained & (candidates.scores > least + _ROUNDING)).sum())
     return overlaps + strange + missing
 

@@ -218,6 +218,11 @@ def test_any_decision_between_equal_scores_is_right() -> None:
     assert kept(0, 2) == 1  # the last is missing
     assert kept(0, 2, 3, labels=torch.tensor([0, 0, 1])) == 2  # of another class: a strange one, and one is missing
     assert kept(0, 2, 3, scores=torch.tensor([0.9, 0.5, 0.2])) == 2
+    detector.settings = detector.settings.model_copy(
+        update={"detections": detector.settings.detections.model_copy(update={"max_detections": 2})}
+    )
+    assert kept(0, 2) == 0  # two are enough
+    assert kept(0, 3) == 1  # but they are the best two
     none = Detections(*(part[:0] for part in all_of_them))
     assert wrongly_kept(none, all_of_them, detector) == 4
     assert wrongly_kept(none, none, detector) == 0
