@@ -250,6 +250,21 @@ def test_forms_that_are_not_possible(
     assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
+def test_pictures_of_the_run_are_compared(weights: Path, tiny_coco: Path, tmp_path: Path) -> None:
+    """Where none are named; without them the command says that noise alone was compared."""
+    source = Detector.load(weights).save(tmp_path / "best")
+    told: list[str] = []
+    plan = ExportPlan(outputs="raw")
+    alone = export(source, tmp_path / "x.onnx", plan, tell=told.append)
+    assert [check.what for check in alone.checks] == ["noise"]
+    assert told[0] == "no pictures to compare on, noise alone; pass --images or --data"
+    (tmp_path / "recipe.yaml").write_text(f"data: {{path: {tiny_coco}}}\n")
+    result = export(source, tmp_path / "x.onnx", plan, tell=told.append)
+    assert len([check for check in result.checks if check.what.startswith("picture of ")]) > 0
+    (tmp_path / "recipe.yaml").write_text(f"data: {{path: {tmp_path / 'gone'}}}\n")
+    assert export(source, tmp_path / "x.onnx", plan).metrics == {}
+
+
 def test_names_of_files(weights: Path, dynamic: Path, pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"ends in \.onnx"):
         export(weights, tmp_path / "x.pth")
