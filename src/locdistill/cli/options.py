@@ -96,12 +96,13 @@ class RunOptions:
         ),
     ] = None
     balance: Annotated[
-        float | None,
+        str | None,
         typer.Option(
             "--balance",
-            metavar="RATIO",
+            metavar="RATIO|pareto",
             help="Instead of weights: keep the gradient norm of each distillation term at this multiple of the "
-            "supervised terms'; 1 needs no tuning. For a single term: terms.ld.balance=0.5.",
+            "supervised terms'; 1 needs no tuning. For a single term: terms.ld.balance=0.5. 'pareto' weights teacher "
+            "and labels by the angle between their gradients.",
         ),
         Field("balance"),
     ] = None

@@ -218,7 +218,10 @@ class TrainingModule(nn.Module):
         """Compute the terms of the objective and the monitored quantities, by name."""
         objective, watch = self.guidance.objective, self.guidance.watch
         scene = objective.scene(student, teacher, grid=grid, instances=instances, progress=progress, cross=cross)
-        return objective.losses(scene), {} if watch is None else dict(watch(scene))
+        losses, watched = objective.losses(scene), {} if watch is None else dict(watch(scene))
+        if progress.learned is not None and progress.learned.balance is not None:
+            watched |= progress.learned.balance.watched()
+        return losses, watched
 
     def predictions(self, batch: Batch) -> tuple[Dense, Dense | None]:
         """Return the predictions of student and teacher; with maps of pyramids and heads only if a term needs them."""

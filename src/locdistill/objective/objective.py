@@ -208,7 +208,7 @@ class Objective:
             name: term.per_location(scene, learned.of(name), known.get(name)).sum() for name, term in self.terms.items()
         }
         supervised = torch.stack([values[name] for name, term in self.terms.items() if not term.needs_teacher]).sum()
-        mapped = [name for name in learned.balance.ratios if _mapped(self.terms[name])]
+        mapped = [name for name in learned.balance.names if _mapped(self.terms[name])]
         values |= learned.balance(values, supervised, scene.student, mapped)
         return {name: value * self.terms[name].factor(scene) for name, value in values.items()}
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from locdistill.errors import RecipeError
+from locdistill.objective.balance import Balancing
 from locdistill.objective.normalisers import Normaliser, WeightSum
 from locdistill.objective.scene import Scene
 from locdistill.objective.schedules import Schedule
@@ -132,7 +133,8 @@ class Term:
         weight: Factor of the whole.
         schedule: A further factor, by the share of the run that is done; constant without one.
         balance: If given, the norm of the term's gradient on the student's predictions, in multiples of the supervised
-            terms'. It replaces the weight, which cancels; the schedule still acts.
+            terms'; it replaces the weight, which cancels. Or ``pareto``: weighted with the others of its group (see
+            `Balance`). The schedule still acts.
     """
 
     of: Divergence
@@ -140,7 +142,7 @@ class Term:
     norm: Normaliser = field(default_factory=WeightSum)
     weight: float = 1.0
     schedule: Schedule | None = None
-    balance: float | None = None
+    balance: Balancing | None = None
 
     needs: frozenset[Need] = field(init=False, repr=False, compare=False)
     """Needs of divergence and region together."""

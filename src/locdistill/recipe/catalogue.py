@@ -100,7 +100,7 @@ def spelled(component: Any) -> str:
 def spelled_term(term: Mapping[str, Any]) -> str:
     """Format a term of a resolved recipe, without options at their defaults."""
     of, on, norm = (spelled(_brief(part, term[part])) for part in ("of", "on", "norm"))
-    strength = f"weight {term['weight']:g}" if term.get("balance") is None else f"balance {term['balance']:g}"
+    strength = f"weight {term['weight']:g}" if term.get("balance") is None else f"balance {term['balance']}"
     schedule = f", {spelled(_brief('schedule', term['schedule']))}" if term.get("schedule") else ""
     return f"{of} on {on} over {norm}, {strength}{schedule}"
 

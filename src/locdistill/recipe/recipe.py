@@ -7,7 +7,7 @@ saved with every run reproduces the run.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -19,7 +19,7 @@ from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings
 from locdistill.objective.term import Need
 from locdistill.recipe.terms import Component, TermSettings, spelled_out
-from locdistill.settings import Settings, group
+from locdistill.settings import Positive, Settings, group
 
 OF_TEACHER = "teacher"
 """Value of ``start`` for a student initialised with its teacher's weights."""
@@ -92,10 +92,11 @@ class Recipe(Settings):
     engine: EngineSettings = EngineSettings()
     terms: dict[str, TermSettings] = Field(default_factory=dict, min_length=1)
     """The objective: the loss is the sum of these terms; by default the published loss of ``detector.model``."""
-    balance: float | None = Field(default=None, gt=0)
+    balance: Positive | Literal["pareto"] | None = None
     """Default balance of the terms that compare with a teacher: the norm of a term's gradient with respect to the
-    student's predictions, in multiples of the supervised terms'. Weights cancel, so they need no tuning. None keeps the
-    weights."""
+    student's predictions, in multiples of the supervised terms'. Weights cancel, so they need no tuning. ``pareto``
+    weights labels and teacher by the angle between their gradients, so that neither loss grows; the weights of terms
+    matter beside each other alone. None keeps the weights."""
     assigner: Component = ""
     """Assignment of locations to objects: ``atss``, ``fcos`` or ``max_iou``, with options; by default that of
     ``detector.model``. If ``data.crowd`` is ``ignore``, it leaves crowds and difficult objects out."""

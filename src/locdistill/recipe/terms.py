@@ -30,7 +30,7 @@ from locdistill.errors import RecipeError
 from locdistill.objective.term import Divergence, Region, Term, stated_needs
 from locdistill.recipe import vocabulary
 from locdistill.recipe.own import check_plain, own_class, own_fields, path_of
-from locdistill.settings import NumbersAreNoFlags, Settings, suggestion
+from locdistill.settings import NumbersAreNoFlags, Positive, Settings, suggestion
 
 Slot = Literal["of", "on", "norm", "schedule", "assigner"]
 Component = str | dict[str, Any]
@@ -185,8 +185,8 @@ class TermSettings(Settings):
     weight: float = 1.0
     schedule: Component | None = None
     """Schedule of the weight during the run; None for a constant weight."""
-    balance: float | None = Field(default=None, gt=0)
-    """Norm of the term's gradient in multiples of the supervised terms', in place of the weight."""
+    balance: Positive | Literal["pareto"] | None = None
+    """Norm of the term's gradient in multiples of the supervised terms', in place of the weight; or ``pareto``."""
 
     @field_validator("of", "on", "norm", "schedule", mode="before")
     @classmethod

@@ -20,7 +20,7 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]  # steps, values
 
 _NOTHING: Curve = (np.zeros(0), np.zeros(0))
 _SHOWN_METRICS = ("AP", "AP50", "AP75", "AP90")
-_EDGE_KL, _BOX_IOU = "agree/edge_kl", "agree/box_iou"
+_EDGE_KL, _BOX_IOU, _BALANCE = "agree/edge_kl", "agree/box_iou", "balance/"
 
 
 def read_metrics(path: str | Path) -> dict[str, Curve]:
@@ -67,7 +67,8 @@ def plot_run(metrics: str | Path, picture: str | Path | None = None) -> Path:
 
     Args:
         metrics: The run's ``metrics.csv``: ``step``, ``train/<term>``, ``val/<metric>``, with a teacher also
-            ``agree/edge_kl`` and ``agree/box_iou``; missing values are blank.
+            ``agree/edge_kl`` and ``agree/box_iou``, with ``balance: pareto`` also ``balance/<group>_cosine`` and
+            ``balance/<group>_labels``; missing values are blank.
         picture: PNG to write; None: ``curves.png`` beside the log.
 
     Returns:
@@ -81,13 +82,16 @@ def plot_run(metrics: str | Path, picture: str | Path | None = None) -> Path:
     losses = {name.removeprefix("train/"): curve for name, curve in curves.items() if name.startswith("train/")}
     scores = {name: curves.get(f"val/{name}", _NOTHING) for name in _SHOWN_METRICS}
     taught = _EDGE_KL in curves and _BOX_IOU in curves
-    panels = 3 if taught else 2
+    weighted = {name.removeprefix(_BALANCE): curve for name, curve in curves.items() if name.startswith(_BALANCE)}
+    panels = 2 + taught + bool(weighted)
     figure = new_figure(550 * panels, 420)
     axes = figure.subplots(1, panels)
     _plot_losses(tidy(axes[0], "Losses by term, weighted"), losses)
     _plot_scores(tidy(axes[1], "AP on the validation images (%)"), scores)
     if taught:
         _plot_agreement(tidy(axes[2], "Agreement with the teacher at positives"), curves[_EDGE_KL], curves[_BOX_IOU])
+    if weighted:
+        _plot_balance(tidy(axes[-1], "Cosine of both gradients, and share of the labels"), weighted)
     return save_picture(to_image(figure), picture)
 
 
@@ -184,6 +188,18 @@ def _plot_agreement(axes: Axes, divergence: Curve, overlap: Curve) -> None:
     # The left side has the legend, for the lines of both sides, and the note on an empty chart.
     for line in right.lines[1:]:
         axes.plot([], [], color=line.get_color(), linewidth=1.6, label=line.get_label())
+    _finish(axes, columns=2)
+
+
+def _plot_balance(axes: Axes, weighted: Mapping[str, Curve]) -> None:
+    """Plot the cosine (dashed) and the share of the labels (solid) of each group of terms in a colour of its own."""
+    groups = list(dict.fromkeys(name.rpartition("_")[0] for name in weighted))
+    for name, (steps, values) in weighted.items():
+        group, _, what = name.rpartition("_")
+        colour, style = LINES[groups.index(group) % len(LINES)], "--" if what == "cosine" else "-"
+        if len(steps):
+            label = f"{group}: {what} {values[-1]:.2f}"
+            axes.plot(steps, values, color=colour, linestyle=style, linewidth=1.6, label=label)
     _finish(axes, columns=2)
 
 

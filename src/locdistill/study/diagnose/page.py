@@ -25,6 +25,7 @@ from locdistill.training.pictures import miss, objects_by_doubt, spread
 from locdistill.types import Batch
 from locdistill.viz import report
 from locdistill.viz.calibration import plot_reliability, plot_shares
+from locdistill.viz.curves import plot_run, read_metrics
 from locdistill.viz.distributions import plot_edges
 from locdistill.viz.draw import Layer, draw_layers
 from locdistill.viz.regions import draw_regions
@@ -132,7 +133,19 @@ def _gradients(found: Diagnosis) -> list[report.Block]:
         "run and with the weights that are diagnosed. Terms with opposite gradients both count in full; the "
         "cosine is that with the gradient of the terms on labels."
     )
-    return [report.Picture(picture, caption, density=2), block(words.gradient_table(found))]
+    return [report.Picture(picture, caption, density=2), block(words.gradient_table(found)), *_over_the_run(found)]
+
+
+def _over_the_run(found: Diagnosis) -> list[report.Block]:
+    """Show the run's own curves, where gradients were weighted by the angle between them."""
+    metrics = found.run.parent / "metrics.csv"
+    if not metrics.is_file() or not any(name.startswith("balance/") for name in read_metrics(metrics)):
+        return []
+    caption = (
+        "Right: over the run, the cosine between the gradients of labels and teacher (-1: they contradict each other) "
+        "and the share of the labels that follows from it, by group of terms."
+    )
+    return [report.Picture(plot_run(metrics, found.out / "curves.png"), caption, density=2)]
 
 
 def regions_of_image(views: Views, image: int) -> Image.Image:

@@ -165,12 +165,12 @@ def default_space(recipe: Recipe) -> tuple[Searched, ...]:
         if "temperature" in options:
             key = f"terms.{name}.of.{divergence}.temperature"
             together.setdefault((divergence, options["temperature"]), []).append(key)
-        if term.balance is not None:
+        if isinstance(term.balance, float):
             strengths[f"terms.{name}.balance"] = term.balance
-        elif recipe.balance is None:
-            strengths[f"terms.{name}.weight"] = term.weight
-        else:
+        elif term.balance is None and isinstance(recipe.balance, float):
             strengths["balance"] = recipe.balance
+        else:
+            strengths[f"terms.{name}.weight"] = term.weight
     temperatures = [
         Searched(tuple(keys), low=min(own, TEMPERATURES[0]), high=max(own, TEMPERATURES[1]), log=True)
         for (_, own), keys in together.items()
