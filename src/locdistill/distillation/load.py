@@ -11,11 +11,12 @@ from locdistill.distillation.bridges import AdaptedTeacher, Facts, SeveralTeache
 from locdistill.distillation.compatible import check_teacher
 from locdistill.distillation.needs import Needs
 from locdistill.distillation.onnx_teacher import OnnxTeacher, onnx_teacher
-from locdistill.distillation.settings import ONNX_SUFFIX, Colleague, TeacherSettings
+from locdistill.distillation.settings import Colleague, TeacherSettings
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.errors import TeacherError
 from locdistill.files import file_digest
 from locdistill.models.detector import Detector
+from locdistill.models.exported import is_exported
 from locdistill.models.hub import find
 from locdistill.models.settings import DetectorSettings, NormalisationSettings
 from locdistill.objective.term import Term
@@ -106,11 +107,11 @@ def _load(options: TeacherSettings, file: Path, own: TeacherSettings | Colleague
     """Load one teacher, with its predictions converted for the student."""
     foreign = None
     teaches: DetectorSettings | Facts
-    if file.suffix == ONNX_SUFFIX:
+    if is_exported(file):
         if own.input is not None or own.classes is not None:
             raise TeacherError(
-                f"{file} is an ONNX file, for which teacher.input and teacher.classes have no effect; set teacher.onnx "
-                "instead"
+                f"{file} is an ONNX or exported file, for which teacher.input and teacher.classes have no effect; for "
+                "one of another program set teacher.onnx instead"
             )
         foreign = onnx_teacher(file, own.onnx)
         teaches = foreign.facts

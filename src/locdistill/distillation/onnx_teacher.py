@@ -23,7 +23,7 @@ from locdistill.geometry.coding import encode
 from locdistill.geometry.grid import Grid
 from locdistill.images import normalised
 from locdistill.interop.classes import COCO, VOC
-from locdistill.models.exported import ExportedDetector, open_file
+from locdistill.models.exported import SUFFIXES, ExportedDetector, open_file
 from locdistill.models.settings import NormalisationSettings
 from locdistill.types import Batch, Dense
 
@@ -335,9 +335,14 @@ class ExportedTeacher(OnnxTeacher):
 
     Args:
         detector: The detector in the file.
+
+    Raises:
+        TeacherError: The file has no raw outputs.
     """
 
     def __init__(self, detector: ExportedDetector) -> None:
+        if detector.facts.outputs == "boxes":
+            raise TeacherError(f"{detector.file}: has boxes alone; export it with --outputs raw or both to teach")
         self.detector, self.file, self.size = detector, detector.file, detector.facts.size
         self.facts = replace(Facts.of(detector.settings), channels=None)
         self.strides, self.scale = self.facts.strides, 1
@@ -385,12 +390,16 @@ class ExportedTeacher(OnnxTeacher):
 
 
 def onnx_teacher(file: Path, settings: OnnxSettings | None) -> OnnxTeacher:
-    """Load the teacher in an ONNX file: one that `locdistill export` wrote, or another program's as the settings say.
+    """Load the teacher in a file that `locdistill export` wrote, or in another program's ONNX file as the settings say.
 
     Raises:
         TeacherError: ONNX Runtime is not installed, or the file's inputs or outputs are not those of a detector.
-        WeightsError: The file is an exported one without raw outputs.
+        WeightsError: The file is not an ONNX file, and was not exported by this package or cannot be read.
     """
+    if SUFFIXES[file.suffix.lower()] != "onnx":
+        if settings is not None:
+            raise TeacherError(f"{file}: teacher.onnx is for ONNX files of other programs; leave it out")
+        return ExportedTeacher(ExportedDetector(file))
     runtime()
     if settings is None and open_file(file)[1] is not None:
         return ExportedTeacher(ExportedDetector(file))

@@ -13,8 +13,6 @@ from locdistill.types import Triple
 SoftTarget = Literal["two_hot", "gaussian"]
 
 NumberFormat = Literal["half", "8bit"]
-ONNX_SUFFIX = ".onnx"
-"""File name suffix of teachers in ONNX files."""
 EMA = "ema"
 """Value of ``teacher.weights`` for a teacher that is the running average of the student."""
 

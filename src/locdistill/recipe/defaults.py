@@ -28,10 +28,11 @@ from locdistill.data.open import class_names, open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
-from locdistill.distillation.settings import EMA, ONNX_SUFFIX, OnnxSettings
+from locdistill.distillation.settings import EMA, OnnxSettings
 from locdistill.engine.devices import device_kind
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError
+from locdistill.models.exported import is_exported
 from locdistill.models.foreign import detector_settings
 from locdistill.models.hub import find
 from locdistill.models.kinds import KINDS
@@ -213,9 +214,9 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
 
 
 def _settings_of(weights: str | Path, onnx: Any = None) -> DetectorSettings:
-    """Return the settings of a detector; for an ONNX teacher, those of a student without bridges, except its kind."""
+    """Return the settings of a detector; for one of another program, those of a student without bridges but its kind."""
     file = find(weights)
-    if file.suffix != ONNX_SUFFIX:
+    if not is_exported(file):
         return detector_settings(file)
     from locdistill.distillation.onnx_teacher import (  # noqa: PLC0415 - brings networks; few have one
         ExportedTeacher,

@@ -16,9 +16,10 @@ from PIL import Image
 from torch import nn
 
 from locdistill.distillation.onnx_teacher import ExportedTeacher, onnx_teacher
+from locdistill.distillation.settings import OnnxSettings
 from locdistill.distillation.teacher import LiveTeacher
 from locdistill.engine.module import blank_batch
-from locdistill.errors import LocdistillError, RecipeError, RunError, WeightsError
+from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.export import export as module
 from locdistill.export.export import ExportPlan, export
 from locdistill.export.parity import Check, batches, compare, wrongly_kept
@@ -100,6 +101,13 @@ def test_every_kind_of_detector(model: str, dynamic: bool, pictures: Path, tmp_p
     assert {check.size for check in result.checks[: -len(ODD)]} >= ({(96, 128), (128, 96)} if dynamic else {(96, 128)})
 
 
+@pytest.mark.long
+def test_a_deformable_backbone(pictures: Path, tmp_path: Path) -> None:
+    source = busy_detector(backbone="resnet18", deformable=(4,), levels=(3, 4, 5)).save(tmp_path / "own")
+    result = export(source, plan=ExportPlan(dynamic=True), images=[pictures])
+    assert all(check.equal for check in result.checks)
+
+
 def test_checks_are_at_three_sizes_and_two_numbers_of_images(dynamic: Path) -> None:
     facts = open_file(dynamic)[1]
     assert facts is not None
@@ -133,14 +141,23 @@ def test_outputs_can_be_chosen(weights: Path, pictures: Path, tmp_path: Path, ou
         assert a.detections.labels.tolist() == b.detections.labels.tolist()
         with pytest.raises(WeightsError, match=r"computed with detections\.nms_iou=0\.6, not 0\.5; export it with"):
             predict(file, pictures, overrides=["detections.nms_iou=0.5"])
-        with pytest.raises(WeightsError, match="has boxes alone; export it with --outputs raw or both"):
-            onnx_teacher(file, None)(blank_batch(torch.device("cpu")))
+        own_file = open_detector(file)
+        with pytest.raises(WeightsError, match="has boxes alone; export it with --outputs raw or both to use it here"):
+            own_file.see(torch.zeros(1, 3, 96, 128, dtype=torch.uint8), torch.tensor([[96, 128]]))
+        with pytest.raises(TeacherError, match="has boxes alone; export it with --outputs raw or both to teach"):
+            onnx_teacher(file, None)
 
 
 def test_a_program_of_torch(weights: Path, pictures: Path, tmp_path: Path) -> None:
     result = export(weights, tmp_path / "x.pt2", ExportPlan(kind="torch", dynamic=True), images=[pictures])
     assert all(check.raw < 1e-5 for check in result.checks)
     assert isinstance(open_detector(result.file), ExportedDetector)
+    teacher = onnx_teacher(result.file, None)
+    assert isinstance(teacher, ExportedTeacher)
+    dense = teacher.looking([8])(blank_batch(torch.device("cpu")))
+    assert bool(dense.edge_logits.isfinite().all())
+    with pytest.raises(TeacherError, match=r"teacher\.onnx is for ONNX files of other programs"):
+        onnx_teacher(result.file, OnnxSettings())
 
 
 def test_a_file_of_openvino(weights: Path, pictures: Path, tmp_path: Path) -> None:
