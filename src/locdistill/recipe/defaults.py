@@ -214,7 +214,7 @@ def _known_settings(request: Request) -> tuple[DetectorSettings | None, Detector
 
 
 def _settings_of(weights: str | Path, onnx: Any = None) -> DetectorSettings:
-    """Return the settings of a detector; for one of another program, those of a student without bridges but its kind."""
+    """Return the settings of a detector; of another program's, those of a student without bridges but its kind."""
     file = find(weights)
     if not is_exported(file):
         return detector_settings(file)

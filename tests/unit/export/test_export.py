@@ -23,6 +23,7 @@ from locdistill.errors import LocdistillError, RecipeError, RunError, TeacherErr
 from locdistill.export import export as module
 from locdistill.export.export import ExportPlan, export
 from locdistill.export.parity import Check, batches, compare, wrongly_kept
+from locdistill.inference.benchmark.benchmark import benchmark
 from locdistill.inference.evaluate import evaluate
 from locdistill.inference.predict import predict
 from locdistill.models.detector import Detector
@@ -418,6 +419,8 @@ def test_convolutions_in_8_bits(weights: Path, tiny_coco: Path, tmp_path: Path, 
     worst = max(check["raw"] for check in result["checks"])
     assert 1e-5 < worst < 0.3
     assert len(predict(out, tiny_coco / "images", threshold=0.3)) > 0
+    measured = benchmark(out, steps=1, batch=1, device="cpu")
+    assert measured.engines["file"].precision == "int8"
 
 
 def test_the_command_line(weights: Path, tiny_coco: Path, tmp_path: Path, cli: Callable[..., Answer]) -> None:

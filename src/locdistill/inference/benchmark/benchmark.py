@@ -136,6 +136,8 @@ def _run(
     results: dict[str, EngineResult] = {}
     missing: dict[str, str] = {}
     first: list[Answer] = []
+    own = work.detector
+    arithmetic = "int8" if isinstance(own, ExportedDetector) and own.facts.quantised else "32"
     for name, build in engines.items():
         tell(f"{name}: {work.calls} calls with one image" + (f", then with {work.batch}" if work.batch > 1 else ""))
         try:
@@ -146,7 +148,7 @@ def _run(
             missing[name] = f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no reason given'])[0]}"
         else:
             results[name] = EngineResult(
-                precision="32" if name == "onnxruntime" else work.precision,
+                precision=arithmetic if name in ("onnxruntime", *OF_FILES) else work.precision,
                 single=measured.single,
                 batched=measured.batched,
                 memory_mb=measured.memory_mb,
