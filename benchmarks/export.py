@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from locdistill.errors import RunError
 from locdistill.export.export import ExportPlan, ExportResult, export
 from locdistill.models.detector import Detector
 from locdistill.models.kinds import KINDS
@@ -92,7 +93,11 @@ def parity(folder: Path, formats: list[str], work: Path) -> Iterator[tuple[str, 
             for dynamic in (False, True):
                 suffix = {"onnx": "onnx", "openvino": "xml", "torch": "pt2"}[format_]
                 plan = ExportPlan(kind=format_, dynamic=dynamic)
-                yield row(name, export(weights, work / f"x.{suffix}", plan, images=pictures), format_)
+                try:
+                    yield row(name, export(weights, work / f"x.{suffix}", plan, images=pictures), format_)
+                except RunError as error:
+                    print(error)
+                    yield name, format_, "dynamic" if dynamic else "fixed", "refused", *4 * ("-",)
 
 
 def trained(run: str, data: Path, formats: list[str], work: Path) -> Iterator[tuple[str, ...]]:

@@ -16,9 +16,9 @@ from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.errors import TeacherError
 from locdistill.files import file_digest
 from locdistill.models.detector import Detector
-from locdistill.models.exported import is_exported
 from locdistill.models.hub import find
 from locdistill.models.settings import DetectorSettings, NormalisationSettings
+from locdistill.models.weights import is_exported
 from locdistill.objective.term import Term
 
 

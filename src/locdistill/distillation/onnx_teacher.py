@@ -23,8 +23,9 @@ from locdistill.geometry.coding import encode
 from locdistill.geometry.grid import Grid
 from locdistill.images import normalised
 from locdistill.interop.classes import COCO, VOC
-from locdistill.models.exported import SUFFIXES, ExportedDetector, open_file
+from locdistill.models.exported import ExportedDetector, open_file
 from locdistill.models.settings import NormalisationSettings
+from locdistill.models.weights import EXPORTED
 from locdistill.types import Batch, Dense
 
 EDGES = 4
@@ -396,7 +397,7 @@ def onnx_teacher(file: Path, settings: OnnxSettings | None) -> OnnxTeacher:
         TeacherError: ONNX Runtime is not installed, or the file's inputs or outputs are not those of a detector.
         WeightsError: The file is not an ONNX file, and was not exported by this package or cannot be read.
     """
-    if SUFFIXES[file.suffix.lower()] != "onnx":
+    if EXPORTED[file.suffix.lower()] != "onnx":
         if settings is not None:
             raise TeacherError(f"{file}: teacher.onnx is for ONNX files of other programs; leave it out")
         return ExportedTeacher(ExportedDetector(file))

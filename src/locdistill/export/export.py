@@ -15,16 +15,17 @@ from locdistill.annotations.files import images_below
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
 from locdistill.engine.devices import existing_device
-from locdistill.errors import DataError, RecipeError, RunError
+from locdistill.errors import DataError, LocdistillError, RecipeError, RunError
 from locdistill.export.parity import Check, compare
 from locdistill.export.quantise import quantised
 from locdistill.files import file_digest, make_folder, writing
 from locdistill.inference.evaluate import adjusted, data_of, evaluate
 from locdistill.models.detector import Detector
-from locdistill.models.exported import SUFFIXES, FileFacts, Outputs, is_exported, open_file, stored_scores
+from locdistill.models.exported import FileFacts, Outputs, open_file, stored_scores
 from locdistill.models.exporting.network import ExportedNetwork
 from locdistill.models.exporting.writing import WRITERS, check_packages
 from locdistill.models.hub import find
+from locdistill.models.weights import EXPORTED, is_exported
 from locdistill.recipe.load import Override, validate
 from locdistill.types import Progress, Tell
 
@@ -151,7 +152,7 @@ def export(
     settings, others = adjusted(detector.settings, overrides, data={} if data is None else {"path": str(data)})
     detector.settings = settings
     facts = plan.facts(detector, file_digest(source), stored_scores(source))
-    suffix = next(suffix for suffix, kind in SUFFIXES.items() if kind == plan.kind)
+    suffix = next(suffix for suffix, kind in EXPORTED.items() if kind == plan.kind)
     target = source.with_suffix(suffix) if out is None else Path(out)
     if target.suffix.lower() != suffix:
         raise RecipeError(f"{target}: a file of this format ends in {suffix}")
@@ -169,8 +170,7 @@ def export(
             tell("calibrating")
             quantised(file, facts, detector, data_settings)
         tell("comparing it with the detector")
-        run, _ = open_file(file)
-        checks = compare(detector, run, facts, pictures)
+        checks = _compared(file, facts, detector, pictures)
         wrong = [check for check in checks if not check.equal]
         if wrong and not plan.int8:
             raise RunError(
@@ -197,6 +197,24 @@ def export(
             part.replace(target.with_name(part.name))
     size = sum(target.with_name(part.name).stat().st_size for part in parts)
     return replace(result, megabytes=size / 1e6)
+
+
+def _compared(file: Path, facts: FileFacts, detector: Detector, pictures: Sequence[Path]) -> list[Check]:
+    """Compare a file with its detector.
+
+    Raises:
+        RunError: Its runtime cannot run it.
+    """
+    run, _ = open_file(file)
+    try:
+        return compare(detector, run, facts, pictures)
+    except LocdistillError:
+        raise
+    except Exception as error:  # each runtime has its own
+        reason = str(error).strip().split("\n", maxsplit=1)[0]
+        raise RunError(
+            f"the file cannot be run at one of the sizes and was not written ({reason}); leave out --dynamic"
+        ) from error
 
 
 def _data_of_run(weights: Path) -> DataSettings | None:

@@ -28,7 +28,7 @@ from locdistill.geometry.grid import Grid
 from locdistill.images import ImageSource, read_image, resize_to
 from locdistill.models.detector import Detector, Prepared
 from locdistill.models.settings import DetectorSettings
-from locdistill.models.weights import locate, read_thresholds
+from locdistill.models.weights import EXPORTED, is_exported, locate, read_thresholds
 from locdistill.settings import problems
 from locdistill.types import Dense, Detections
 
@@ -40,8 +40,6 @@ FORMAT = 1
 INPUTS = ("images", "sizes")
 RAW = ("cls_logits", "edge_logits", "quality_logits")
 BOXES = ("boxes", "scores", "labels", "image_index")
-SUFFIXES = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
-"""Formats of exported files by their suffix; the extras of the package that read them have the same names."""
 
 
 @dataclass(frozen=True)
@@ -201,11 +199,6 @@ def _reading(file: Path) -> Iterator[None]:
         raise WeightsError(f"{file}: cannot be read ({reason}); export or copy it again") from error
 
 
-def is_exported(file: Path) -> bool:
-    """Return whether a file has the suffix of an exported one; others may have it too."""
-    return file.suffix.lower() in SUFFIXES
-
-
 def open_file(file: Path, device: torch.device | str = "cpu") -> tuple[RunFile, FileFacts | None]:
     """Open an exported file; without metadata of this package, it is another program's.
 
@@ -213,7 +206,7 @@ def open_file(file: Path, device: torch.device | str = "cpu") -> tuple[RunFile, 
         WeightsError: It cannot be read, or its runtime is not installed.
         RunError: Its runtime cannot compute on the device.
     """
-    run = _READERS[SUFFIXES[file.suffix.lower()]](file, torch.device(device))
+    run = _READERS[EXPORTED[file.suffix.lower()]](file, torch.device(device))
     text = run.metadata.get(KEY)
     return run, FileFacts.of_text(text, file) if text else None
 

@@ -20,6 +20,8 @@ from locdistill.files import replacing
 from locdistill.interop.pickles import read_checkpoint
 
 SUFFIX = ".safetensors"
+EXPORTED = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
+"""Formats of exported files by their suffix; the extras of the package that read them have the same names."""
 CHECKPOINT = ".ckpt"
 METADATA_KEY = "locdistill"
 FORMAT = 1
@@ -174,6 +176,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         reason, where = getattr(error, "strerror", None) or error, getattr(error, "filename", None)
         at = "" if where is None or Path(where) == path else f"{where}: "  # the path at fault if it is another one
         raise WeightsError(f"{path} cannot be written ({at}{reason}); give another file") from error
+
+
+def is_exported(file: Path) -> bool:
+    """Return whether a file has the suffix of an exported one; others may have it too."""
+    return file.suffix.lower() in EXPORTED
 
 
 def file_name(path: str | Path) -> Path:

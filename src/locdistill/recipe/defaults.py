@@ -32,11 +32,11 @@ from locdistill.distillation.settings import EMA, OnnxSettings
 from locdistill.engine.devices import device_kind
 from locdistill.engine.settings import EngineSettings
 from locdistill.errors import RecipeError
-from locdistill.models.exported import is_exported
 from locdistill.models.foreign import detector_settings
 from locdistill.models.hub import find
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings, InputSettings
+from locdistill.models.weights import is_exported
 from locdistill.recipe.fitted import (
     SIZES,
     DataFacts,

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -137,7 +137,7 @@ def _run(
     missing: dict[str, str] = {}
     first: list[Answer] = []
     own = work.detector
-    arithmetic = "int8" if isinstance(own, ExportedDetector) and own.facts.quantised else "32"
+    arithmetic: Literal["int8", "32"] = "int8" if isinstance(own, ExportedDetector) and own.facts.quantised else "32"
     for name, build in engines.items():
         tell(f"{name}: {work.calls} calls with one image" + (f", then with {work.batch}" if work.batch > 1 else ""))
         try:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from locdistill.engine.speed import Precision
 from locdistill.evaluation.tables import UNDEFINED, Table
 from locdistill.inference.benchmark.measure import Difference, Times
 
 RANDOM, NOISE = "random", "noise"
-TOLERANCE: dict[Precision, float] = {"32": 1e-3, "fp16": 1e-2, "bf16": 5e-2}
+TOLERANCE: dict[str, float] = {"32": 1e-3, "fp16": 1e-2, "bf16": 5e-2, "int8": 0.2}
 """Tolerance of the score difference between two engines, by the coarser of their precisions."""
 
 
@@ -27,7 +27,7 @@ class EngineResult:
         difference: Difference from the first engine's outputs; None for the first.
     """
 
-    precision: Precision
+    precision: Precision | Literal["int8"]
     single: Times
     batched: Times | None
     memory_mb: float | None
