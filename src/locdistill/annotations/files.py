@@ -274,7 +274,7 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
                     continue
                 if entry.is_dir():
                     (links if entry.is_symlink() else waiting).append(entry.path)
-                elif os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file():
+                elif f".{entry.name.rpartition('.')[2].lower()}" in suffixes and entry.is_file():
                     found.append(home / entry.name)
     return sorted(found)
 
