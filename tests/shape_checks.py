@@ -15,6 +15,7 @@ from types import FunctionType, SimpleNamespace
 from typing import Any, get_args, get_type_hints
 
 import jaxtyping
+import torch
 
 _SIZES = jaxtyping.jaxtyped("context")
 """Within it, sizes of the same name are the same."""
@@ -42,12 +43,14 @@ def _checked(typechecker: Callable[[Any], Any], thing: Any) -> Any:
     written, thing.__annotations__ = thing.__annotations__, hints
     checked = typechecker(thing)
     thing.__annotations__ = checked.__annotations__ = written
-    return _with_sizes(checked) if shaped else checked
+    return _with_sizes(checked, thing) if shaped else checked
 
 
-def _with_sizes(function: Callable[..., Any]) -> Callable[..., Any]:
+def _with_sizes(function: Callable[..., Any], unchecked: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():  # sizes that are compared become constants
+            return unchecked(*args, **kwargs)
         with _SIZES:
             return function(*args, **kwargs)
 

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from locdistill.inference.benchmark.benchmark import benchmark
     from locdistill.inference.benchmark.result import BenchmarkResult
     from locdistill.inference.evaluate import EvaluationResult, evaluate
-    from locdistill.inference.predict import Prediction, predict
+    from locdistill.inference.predict import predict, stream
+    from locdistill.inference.prediction import Prediction
     from locdistill.inference.tiles import TilingResult, merge, tile
     from locdistill.models.detector import Detector
     from locdistill.models.hub import pull
@@ -96,6 +97,7 @@ __all__ = [
     "push",
     "run",
     "save_mmdet",
+    "stream",
     "tile",
     "train",
     "tune",
@@ -117,7 +119,7 @@ _HOMES = {
     "LocdistillError": "errors",
     "Objective": "objective.objective",
     "OverfitResult": "training.overfit.overfit",
-    "Prediction": "inference.predict",
+    "Prediction": "inference.prediction",
     "Preflight": "training.preflight.look",
     "PreflightReport": "training.preflight.report",
     "PublishedModel": "publishing.publish",
@@ -147,6 +149,7 @@ _HOMES = {
     "push": "publishing.push",
     "run": "training.train",
     "save_mmdet": "models.mmdet",
+    "stream": "inference.predict",
     "tile": "inference.tiles",
     "train": "training.train",
     "tune": "study.tune.tune",

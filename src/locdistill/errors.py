@@ -4,7 +4,7 @@ LocdistillError
 ├── DataError            a data set that cannot be read in its stated format
 │   ├── AnnotationError  broken annotations; lists all that were found
 │   └── ImageError       an image that cannot be decoded, or lies outside its folder
-│       └── PartialImageError  likewise, after the other images were processed (inference/predict.py)
+│       └── PartialImageError  likewise, after the other pictures were processed (inference/predict.py)
 ├── RecipeError          a description of a run with an unknown key, a wrong type or an impossible combination
 ├── WeightsError         weights that are absent, truncated, foreign, or would run code
 │   └── HubError         a model hub that cannot be reached, or does not have what was requested

@@ -183,7 +183,7 @@ def read_image(source: ImageSource, *, bits: int | None = None) -> UInt8[Tensor,
     if isinstance(source, np.ndarray):
         return _from_array(source, bits)
     if isinstance(source, Image.Image):
-        return _decode(source, "the given PIL image", bits)
+        return _decode(source, str(getattr(source, "filename", "")) or "the given PIL image", bits)
     path = _existing(source)
     with path.open("rb") as file, open_picture(file, str(path)) as image:
         decoded = _decode_plain_jpeg(image, file)

@@ -22,8 +22,8 @@ Tell = Callable[[str], None]
 """Callback that receives a line of progress from time to time."""
 Doubles = npt.NDArray[np.float64]
 Triple = tuple[float, float, float]
-Progress = Callable[[Iterable[Any], int], Iterable[Any]]
-"""Function that passes on the items of an iterable of this length and displays progress."""
+Progress = Callable[[Iterable[Any], int | None], Iterable[Any]]
+"""Function that passes on the items of an iterable of this length (None: unknown) and displays progress."""
 
 
 class Dense(NamedTuple):

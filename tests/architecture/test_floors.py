@@ -18,6 +18,7 @@ FLOORS = (
     ("distillation", "evaluation", "engine"),
     ("recipe",),
     ("inference",),
+    ("export",),
     ("training", "publishing"),
     ("study",),
     ("cli",),

@@ -24,6 +24,7 @@ from locdistill.cli import (
     diagnose,
     distill,
     evaluate,
+    export,
     hub,
     landscape,
     methods,
@@ -62,7 +63,13 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "demo": demo.demo,
     },
     "What there is": {"recipes": recipes.recipes, "methods": methods.methods, "config": config.config},
-    "Weights": {"publish": publish.publish, "push": hub.push, "pull": hub.pull, "convert": convert.convert},
+    "Weights": {
+        "export": export.export,
+        "publish": publish.publish,
+        "push": hub.push,
+        "pull": hub.pull,
+        "convert": convert.convert,
+    },
 }
 for _panel, _verbs in _PANELS.items():
     for _name, _verb in _verbs.items():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from locdistill.dist import process_rank
 from locdistill.errors import RecipeError
@@ -20,8 +23,9 @@ from locdistill.recipe.catalogue import published_aps
 from locdistill.settings import finite
 
 if TYPE_CHECKING:
+    from locdistill.export.export import ExportResult
     from locdistill.inference.evaluate import EvaluationResult
-    from locdistill.inference.predict import Prediction
+    from locdistill.inference.prediction import Prediction
     from locdistill.inference.tiles import TilingResult
     from locdistill.training.fit import RunResult
     from locdistill.training.preflight.report import PreflightReport
@@ -35,16 +39,28 @@ def console() -> Console:
     return Console(width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
 
 
-def progress(label: str) -> Callable[[Iterable[Any], int], Iterable[Any]]:
+class _Rate(ProgressColumn):
+    """Items a second."""
+
+    def render(self, task: Task) -> Text:
+        """Return the present rate, or that of the finished task."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:.3g} a second", style="progress.data.speed")
+
+
+def progress(label: str) -> Callable[[Iterable[Any], int | None], Iterable[Any]]:
     """Return a function that shows a progress bar while items are consumed, if stderr is a terminal."""
 
-    def wrap(items: Iterable[Any], total: int) -> Iterable[Any]:
+    def wrap(items: Iterable[Any], total: int | None) -> Iterable[Any]:
         if not sys.stderr.isatty():
             yield from items
             return
-        columns = (TextColumn(label), BarColumn(bar_width=30), MofNCompleteColumn(), TimeRemainingColumn())
+        columns = (TextColumn(label), BarColumn(bar_width=30), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-            yield from bar.track(items, total=total)
+            task = bar.add_task("", total=total)  # `track` would take an unknown total for 0
+            for item in items:
+                yield item
+                bar.advance(task)
 
     return wrap
 
@@ -151,16 +167,20 @@ def report_tiling(result: TilingResult, *, as_json: bool) -> None:
             print(f"  {counts['left_out']} objects were dropped: every tile holds less than tiling.part of them")
 
 
-def report_predictions(found: Sequence[Prediction], save: str | None, *, as_json: bool) -> None:
-    """Print a line for each image."""
+def report_predictions(found: Sequence[Prediction], save: str | None, *, seconds: float, as_json: bool) -> None:
+    """Print a line for each picture and video."""
     if as_json:
         print_json([prediction.as_dict() for prediction in found])
         return
-    for prediction in found:
-        names = [prediction.classes[label] for label in prediction.detections.labels.tolist()]
-        counts = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "nothing"
-        target = f" -> {prediction.picture}" if prediction.picture else ""
-        print(f"{prediction.path}: {counts}{target}")
+    for source, group in groupby(found, key=lambda prediction: prediction.source):
+        here = list(group)
+        names = Counter(each.classes[label] for each in here for label in each.detections.labels.tolist())
+        counts = ", ".join(f"{number} {name}" for name, number in names.items()) or "nothing"
+        frames = "" if here[0].number is None else f"{len(here)} frames, "
+        target = f" -> {here[0].picture}" if here[0].picture else ""
+        print(f"{source}: {frames}{counts}{target}")
+    if len(found) > 1:
+        print(f"{len(found)} pictures, {len(found) / seconds:.3g} a second", file=sys.stderr)
     if save is not None:
         print(f"boxes and scores are in {save}/predictions.json")
 
@@ -176,6 +196,47 @@ def report_scores(scores: dict[str, float]) -> None:
         "(--threshold sets another)",
         file=sys.stderr,
     )
+
+
+def report_export(result: ExportResult, *, as_json: bool) -> None:
+    """Print the comparison of an exported file with its detector."""
+    if as_json:
+        print_json(result.as_dict())
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in (
+        "compared on",
+        "images",
+        "height x width",
+        "raw outputs",
+        "detections",
+        "stray",
+        "boxes, pixels",
+        "scores",
+    ):
+        table.add_column(name, justify="left" if name == "compared on" else "right")
+    for check in result.checks:
+        numbers = (
+            f"{check.raw:.1e}",
+            str(check.detections),
+            str(check.stray),
+            f"{check.pixels:.1e}",
+            f"{check.scores:.1e}",
+        )
+        table.add_row(check.what, str(check.images), f"{check.size[0]}x{check.size[1]}", *numbers)
+    out = console()
+    out.print(table)
+    if result.metrics:
+        names = [name for name in _METRICS if name in result.metrics["file"]]
+        for which, metrics in result.metrics.items():
+            print(f"{which:9}" + ", ".join(f"{name} {percent(metrics[name])}" for name in names))
+        for name, value in result.per_class["file"].items():
+            print(f"  {name}: AP {percent(result.per_class['detector'][name])} -> {percent(value)}")
+    facts = result.facts
+    size = f"{facts.size[1]}x{facts.size[0]} (width x height)" if facts.size else "any size"
+    count = {None: "any number of images", 1: "one image"}.get(facts.batch, f"{facts.batch} images")
+    print(f"{result.file}: {result.megabytes:.1f} MB, {facts.outputs}, {size}, {count}", end="")
+    print(", 8-bit convolutions" if facts.quantised else "")
 
 
 _NEEDS = {

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ from locdistill.geometry.rotated import part_inside, polygon_hull
 from locdistill.geometry.sweep import in_parts, overlapping_pairs
 from locdistill.images import read_image, resize_to
 from locdistill.settings import Count, Positive, Settings
-from locdistill.types import Detections
+from locdistill.types import Detections, Progress
 
 CUT = 2  # the difficulty of an object that lies partly outside its tile, as in MMRotate
 _WHOLE = 1 - 1e-6  # minimum visible fraction of an object that counts as complete
@@ -191,19 +191,31 @@ class Tiles:
         for name, here in found.items():
             image_id, window = self.windows[name]
             if len(here.boxes):
-                boxes = here.boxes.double()
-                kind = kind_of(boxes)
-                in_image = kind.scaled(boxes, boxes.new_tensor(window.side / self.settings.size))
-                placed = kind.moved(in_image, boxes.new_tensor((window.x, window.y)))
-                by_image[image_id].append(here._replace(boxes=placed))
-        nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
-        merged = dict.fromkeys(by_image, nothing)
-        for image_id, parts in by_image.items():
-            if parts:
-                boxes, scores, labels = (torch.cat(values) for values in zip(*parts, strict=True))
-                kept = kind_of(boxes).nms(boxes, scores.to(boxes), labels, iou)
-                merged[image_id] = Detections(boxes[kept].float(), scores[kept], labels[kept])
-        return merged
+                by_image[image_id].append(placed(here, window, window.side / self.settings.size))
+        return {image_id: merged(parts, iou=iou) for image_id, parts in by_image.items()}
+
+
+def placed(found: Detections, window: Window, scale: float = 1.0) -> Detections:
+    """Move the detections of a tile to its place in the image, in pixels of the image.
+
+    Args:
+        found: Detections in pixels of the tile.
+        window: The tile's window.
+        scale: Pixels of the image per pixel of the tile.
+    """
+    boxes = found.boxes.double()
+    kind = kind_of(boxes)
+    in_image = kind.scaled(boxes, boxes.new_tensor(scale))
+    return found._replace(boxes=kind.moved(in_image, boxes.new_tensor((window.x, window.y))))
+
+
+def merged(parts: Sequence[Detections], *, iou: float) -> Detections:
+    """Merge detections, best first, without those that overlap a better one of their class by more than ``iou``."""
+    if not parts:
+        return Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    boxes, scores, labels = (torch.cat(values) for values in zip(*parts, strict=True))
+    kept = kind_of(boxes).nms(boxes, scores.to(boxes), labels, iou)
+    return Detections(boxes[kept].float(), scores[kept], labels[kept])
 
 
 def cut(
@@ -212,7 +224,7 @@ def cut(
     settings: TilingSettings,
     *,
     threads: int | None = None,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
+    progress: Progress | None = None,
 ) -> Tiles:
     """Cut the images of a data set into tiles, with the objects that belong to them.
 
@@ -270,7 +282,7 @@ def _cut_all(
     tiles: Tiles,
     dataset: Dataset,
     threads: int | None,
-    progress: Callable[[Iterable[Any], int], Iterable[Any]] | None,
+    progress: Progress | None,
 ) -> None:
     """Write the missing tiles of all images."""
     by_image: dict[int, list[tuple[str, Window]]] = {record.image_id: [] for record in dataset.records}

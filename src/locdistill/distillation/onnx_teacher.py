@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from locdistill.distillation.bridges import Facts
@@ -23,6 +23,7 @@ from locdistill.geometry.coding import encode
 from locdistill.geometry.grid import Grid
 from locdistill.images import normalised
 from locdistill.interop.classes import COCO, VOC
+from locdistill.models.exported import ExportedDetector, open_file
 from locdistill.models.settings import NormalisationSettings
 from locdistill.types import Batch, Dense
 
@@ -313,22 +314,86 @@ class OnnxTeacher(FrozenTeacher):
             edges = boxes[..., None]
         if self.probabilities:
             scores = torch.logit(scores, eps=EPSILON)
+        kept = self._kept(layout.strides, seen, wanted).to(scores.device)
+        return Dense(scores[:, kept], edges[:, kept])
+
+    def _kept(
+        self, strides: Sequence[int], seen: tuple[int, int], wanted: tuple[int, int], per_cell: int = 1
+    ) -> Int[Tensor, " k"]:
+        """Return indices of the locations of the selected levels within ``wanted``, of those for an image ``seen``."""
         masks = []
-        for stride in layout.strides:
+        for stride in strides:
             mask = torch.zeros(math.ceil(seen[0] / stride), math.ceil(seen[1] / stride), dtype=torch.bool)
             if stride in self.strides:
                 mask[: math.ceil(wanted[0] / stride), : math.ceil(wanted[1] / stride)] = True
-            masks.append(mask.flatten())
-        kept = torch.cat(masks).nonzero()[:, 0].to(scores.device)
-        return Dense(scores[:, kept], edges[:, kept])
+            masks.append(mask.flatten().repeat_interleave(per_cell))
+        return torch.cat(masks).nonzero()[:, 0]
+
+
+class ExportedTeacher(OnnxTeacher):
+    """A detector in a file that `locdistill export` wrote with raw outputs; its metadata describe it.
+
+    Args:
+        detector: The detector in the file.
+    """
+
+    def __init__(self, detector: ExportedDetector) -> None:
+        self.detector, self.file, self.size = detector, detector.file, detector.facts.size
+        self.facts = replace(Facts.of(detector.settings), channels=None)
+        self.strides, self.scale = self.facts.strides, 1
+
+    @property
+    def normalisation(self) -> NormalisationSettings:
+        """Its normalisation of images, which is part of the file."""
+        own = self.detector.settings
+        return NormalisationSettings(mean=own.mean, std=own.std, bgr=own.bgr)
+
+    def looking(self, strides: Sequence[int], scale: int = 1) -> OnnxTeacher:
+        """Restrict predictions to some of its levels, and return itself.
+
+        Raises:
+            TeacherError: The input is to be enlarged.
+        """
+        if scale != 1:
+            raise TeacherError(f"{self.file}: teacher.scale={scale} needs a teacher's weights, not an exported file")
+        return super().looking(strides)
+
+    def to(self, device: torch.device) -> OnnxTeacher:
+        """Return predictions on this device; on a GPU, also run there.
+
+        Raises:
+            RunError: ONNX Runtime cannot compute on it.
+        """
+        if device != self.detector.device:
+            self.detector = ExportedDetector(self.file, device)
+        return self
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
+        """Return predictions on the batch."""
+        assert not features, "the recipe's checks refuse terms that look at maps"
+        assert not towers, "and at what a head makes of the student's"
+        dense, grid = self.detector.see(batch.images, batch.sizes)
+        height, width = (int(side) for side in batch.images.shape[-2:])
+        kept = self._kept(self.facts.strides, self.size or (height, width), (height, width), grid.per_cell)
+        quality = dense.quality_logits
+        return dense._replace(
+            cls_logits=dense.cls_logits[:, kept],
+            edge_logits=dense.edge_logits[:, kept],
+            quality_logits=None if quality is None else quality[:, kept],
+        )
 
 
 def onnx_teacher(file: Path, settings: OnnxSettings | None) -> OnnxTeacher:
-    """Load the teacher in an ONNX file.
+    """Load the teacher in an ONNX file: one that `locdistill export` wrote, or another program's as the settings say.
 
     Raises:
         TeacherError: ONNX Runtime is not installed, or the file's inputs or outputs are not those of a detector.
+        WeightsError: The file is an exported one without raw outputs.
     """
+    runtime()
+    if settings is None and open_file(file)[1] is not None:
+        return ExportedTeacher(ExportedDetector(file))
     own = settings or OnnxSettings()
     return OnnxTeacher(
         file, classes=own.classes, mean=own.mean, std=own.std, bgr=own.bgr, offset=own.offset, boxes=own.boxes

@@ -83,11 +83,9 @@ class Grid:
         anchor_shapes = [(size / math.sqrt(ratio), size * math.sqrt(ratio)) for ratio in ratios for size in sizes]
         per_cell = len(anchor_shapes)
         for level, ((height, width), stride) in enumerate(zip(shapes, strides, strict=True)):
-            ys = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
-            xs = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
-            y, x = torch.meshgrid(ys, xs, indexing="ij")
-            rows.append(y.flatten().repeat_interleave(per_cell))
-            columns.append(x.flatten().repeat_interleave(per_cell))
+            x, y = level_points(height, width, stride, offset=offset, per_cell=per_cell, device=device)
+            rows.append(y)
+            columns.append(x)
             per_location.append(torch.full((height * width * per_cell,), float(stride), device=device))
             levels.append(torch.full((height * width * per_cell,), level, device=device))
         sides = torch.tensor(shapes, device=device)
@@ -129,3 +127,23 @@ class Grid:
         height, width = extents[:, :1], extents[:, 1:]
         corners = self.points - self.offset * self.strides[:, None]
         return (corners[:, 0] < width) & (corners[:, 1] < height)
+
+
+def level_points(
+    height: int,
+    width: int,
+    stride: int,
+    *,
+    offset: float,
+    per_cell: int,
+    device: torch.device | str = "cpu",
+) -> tuple[Float[Tensor, " l"], Float[Tensor, " l"]]:
+    """Compute ``x`` and ``y`` of the locations of one level, in pixels, row by row, anchor by anchor.
+
+    An export to another format may trace it with a height and width that are not known (``repeat_interleave`` would
+    make a file that fails at run time).
+    """
+    ys = (torch.arange(height, device=device, dtype=torch.float32) + offset) * stride
+    xs = (torch.arange(width, device=device, dtype=torch.float32) + offset) * stride
+    shape = (height, width, per_cell)
+    return xs[None, :, None].expand(shape).reshape(-1), ys[:, None, None].expand(shape).reshape(-1)

@@ -33,6 +33,7 @@ from locdistill.evaluation.tables import Table
 from locdistill.images import ScaledView, keep_ratio_size
 from locdistill.inference.evaluation_files import Findings, save_findings
 from locdistill.models.detector import Detector
+from locdistill.models.exported import open_detector
 from locdistill.models.hub import find
 from locdistill.models.settings import DetectionSettings, DetectorSettings, InputSettings
 from locdistill.models.weights import locate
@@ -161,7 +162,7 @@ def evaluate(
     weights = find(weights)
     with _processes() as local:
         where = existing_device(device or local or default_device())
-        detector = Detector.load(weights, where)
+        detector = open_detector(weights, where)
         detector.settings, others = adjusted(detector.settings, overrides, data=data_of(weights, data))
         settings = validate(DataSettings, others["data"], "data")
         settings = with_classes(settings, split, detector.settings.classes)

@@ -1,71 +1,42 @@
-"""Detection in image files with trained weights."""
+"""Detection in pictures, videos and streams with trained weights."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+import copy
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from locdistill.annotations.files import images_below
 from locdistill.engine.devices import default_device, existing_device
-from locdistill.errors import ImageError, RunError
+from locdistill.engine.signals import StopSignals
+from locdistill.errors import ImageError, RecipeError, RunInterrupted
 from locdistill.evaluation.curves import DEFAULT_SCORE, minimum_scores
-from locdistill.evaluation.results import rounded
-from locdistill.files import make_folder, write_text
-from locdistill.images import ImageSource, read_image
+from locdistill.files import make_folder
 from locdistill.inference.evaluate import adjusted
+from locdistill.inference.inputs import Frame, Input, VideoInput, frames, inputs, listed
+from locdistill.inference.prediction import Prediction
+from locdistill.inference.saving import WRITERS, Drawings, targets, write_predictions
+from locdistill.inference.tiles import detect_in_tiles
 from locdistill.models.detector import Detector
+from locdistill.models.exported import open_detector
 from locdistill.models.hub import find
 from locdistill.models.weights import read_thresholds
 from locdistill.recipe.load import Override
 from locdistill.types import Detections, Doubles, Progress
-from locdistill.viz.draw import draw_detections
 
-
-@dataclass(frozen=True)
-class Prediction:
-    """The detections in one image.
-
-    Attributes:
-        path: The image file.
-        height: Height in pixels.
-        width: Width in pixels.
-        detections: Detections with a score of at least the threshold.
-        classes: Class names by label.
-        picture: The drawn picture, if saved.
-    """
-
-    path: Path
-    height: int
-    width: int
-    detections: Detections
-    classes: tuple[str, ...] = field(repr=False)
-    picture: Path | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        detections = [
-            {"class": self.classes[label], "label": label, "score": round(score, 5), "box": rounded(box)}
-            for box, score, label in zip(*(value.tolist() for value in self.detections), strict=True)
-        ]
-        return {
-            "image": str(self.path),
-            "width": self.width,
-            "height": self.height,
-            "detections": detections,
-        }
+log = logging.getLogger("locdistill")
 
 
 class PartialImageError(ImageError):
-    """Error for unreadable images after detection in the others.
+    """Error for unreadable pictures after detection in the others.
 
     Attributes:
-        found: The predictions for the readable images.
+        found: The predictions for the readable pictures.
     """
 
     def __init__(self, message: str, found: list[Prediction]) -> None:
@@ -73,76 +44,177 @@ class PartialImageError(ImageError):
         self.found = found
 
 
-def predict(
+@dataclass(frozen=True)
+class _FrameDetector:
+    """A detector with the minimum scores of its classes; see `predict` for the rest."""
+
+    detector: Detector
+    scores: Doubles
+    batch: int
+    tiles: tuple[int, int] | None
+
+    @classmethod
+    def of(
+        cls,
+        weights: str | Path | Detector,
+        threshold: float | None,
+        device: str | None,
+        overrides: Sequence[Override],
+        *,
+        batch: int,
+        tiles: int | tuple[int, int] | None,
+    ) -> _FrameDetector:
+        """Load the detector, with its settings adjusted; a detector in memory is not changed."""
+        if isinstance(weights, Detector):
+            detector = copy.copy(weights)  # the same modules and weights
+        else:
+            detector = open_detector(find(weights), existing_device(device or default_device()))
+        own = detector.settings
+        settings, _ = adjusted(own, overrides)
+        minimum = default_scores(weights) if threshold is None else {}
+        scores = minimum_scores(own.classes, minimum, DEFAULT_SCORE if threshold is None else threshold)
+        lowest = min(float(scores.min(initial=1.0)), settings.detections.score_threshold)
+        shown = settings.detections.model_copy(update={"score_threshold": lowest})
+        detector.settings = settings.model_copy(update={"detections": shown})
+        cut = (tiles, tiles // 5) if isinstance(tiles, int) else tiles
+        if cut is not None and not 0 <= cut[1] < cut[0]:
+            raise RecipeError(f"tiles of {cut[0]} pixels cannot overlap by {cut[1]}; expected 0 to {cut[0] - 1}")
+        return cls(detector, scores, batch, cut)
+
+    def predictions(
+        self, items: Iterable[Frame | ImageError], unreadable: Callable[[ImageError], None]
+    ) -> Iterator[tuple[Frame, Prediction]]:
+        """Yield each readable picture with its prediction; pass the errors of the others on."""
+        waiting: list[Frame] = []
+        for item in items:
+            if isinstance(item, ImageError):
+                unreadable(item)
+                continue
+            waiting.append(item)
+            if len(waiting) == self.batch or item.live:
+                yield from self._detected(waiting)
+                waiting = []
+        if waiting:
+            yield from self._detected(waiting)
+
+    def _detected(self, waiting: list[Frame]) -> Iterator[tuple[Frame, Prediction]]:
+        pixels = [frame.pixels for frame in waiting]
+        if self.tiles is None:
+            found = self.detector.detect(pixels, batch=self.batch)
+        else:
+            found = [detect_in_tiles(self.detector, image, *self.tiles, batch=self.batch) for image in pixels]
+        scores = torch.from_numpy(self.scores).float()
+        for frame, everything in zip(waiting, found, strict=True):
+            here = Detections(*(value.cpu() for value in everything))
+            kept = here.scores >= scores[here.labels]
+            here = Detections(*(value[kept] for value in here))
+            height, width = frame.pixels.shape[-2:]
+            classes, seconds = self.detector.settings.classes, frame.seconds
+            yield frame, Prediction(frame.source, height, width, here, classes, None, frame.number, seconds)
+
+
+def stream(
+    weights: str | Path | Detector,
+    images: str | Path | Iterable[str | Path],
+    *,
+    threshold: float | None = None,
+    batch: int = 8,
+    tiles: int | tuple[int, int] | None = None,
+    every: int = 1,
+    device: str | None = None,
+    overrides: Sequence[Override] = (),
+) -> Iterator[Prediction]:
+    """Detect objects in pictures, videos or streams of any length, one prediction after the other; none is kept.
+
+    Pictures and frames that cannot be read are left out, with a warning in the log. The arguments and errors are those
+    of `predict`; files that do not exist are reported at once, before the first prediction is asked for.
+    """
+    found = inputs(images, every=every)
+    predictor = _FrameDetector.of(weights, threshold, device, overrides, batch=batch, tiles=tiles)
+    items = frames(found, bits=predictor.detector.settings.input.bits)
+
+    def warn(error: ImageError) -> None:
+        log.warning("%s", error)
+
+    pairs = predictor.predictions(items, warn)
+    return (replace(prediction, pixels=frame.pixels) for frame, prediction in pairs)
+
+
+def predict(  # noqa: PLR0913 - one parameter per option
     weights: str | Path | Detector,
     images: str | Path | Iterable[str | Path],
     *,
     save: str | Path | None = None,
+    formats: Sequence[str] = (),
     threshold: float | None = None,
     batch: int = 8,
+    tiles: int | tuple[int, int] | None = None,
+    every: int = 1,
     device: str | None = None,
     overrides: Sequence[Override] = (),
     progress: Progress | None = None,
 ) -> list[Prediction]:
-    """Detect objects in image files.
+    """Detect objects in pictures and videos.
+
+    Reading, drawing and encoding run in threads beside the network. SIGINT and SIGTERM end the detection after the
+    present batch; what was found until then is written, and videos can be played.
 
     Args:
         weights: A weights file, a run folder, ``run/best``, or a detector in memory.
-        images: Files, or folders to search for images.
-        save: Folder for the drawn pictures and ``predictions.json``.
+        images: Files, folders to search, patterns, web addresses, streams or cameras; see
+            :func:`locdistill.inference.inputs.inputs`.
+        save: Folder for the drawn pictures and videos and for ``predictions.json``.
+        formats: Further files of the detections in ``save``: ``coco``, ``yolo``, ``csv``.
         threshold: Minimum score to report and draw; if it is below the detector's own
             ``detections.score_threshold``, it replaces it. Default: for each class the score with the best F1 on the
             validation images, where the weights file has it, else 0.3.
-        batch: Images per batch.
+        batch: Pictures per batch; of a live stream each frame is its own.
+        tiles: Side of the tiles that large pictures are cut into, and their overlap (default: a fifth), in pixels; see
+            :func:`locdistill.inference.tiles.detect_in_tiles`. None: pictures are not cut.
+        every: Interval of the frames of a video that are used.
         device: Device such as ``cuda:0``; by default a GPU if available. A detector in memory keeps its device.
         overrides: Settings of ``input`` and ``detections``, as in `evaluate`; a detector in memory keeps its own.
         progress: Progress display.
 
     Raises:
         WeightsError: The weights cannot be read.
-        RecipeError: An override is wrong.
+        RecipeError: An override, a format or the overlap is wrong.
         ImageError: A named file or folder does not exist; raised before any detection.
-        PartialImageError: Some images could not be decoded; the others are done, and saved with ``save``.
-        RunError: There is no such device, a drawn picture would replace one of the images, or ``save`` cannot be
-            written to.
+        PartialImageError: Some pictures or frames could not be decoded; the others are done, and saved with ``save``.
+        RunError: There is no such device, a drawing would replace one of the pictures, ``save`` cannot be written to,
+            or a video needs PyAV, which is not installed.
+        RunInterrupted: It was stopped by a signal, after everything was written.
     """
-    files = list_images(images)
-    if isinstance(weights, Detector):
-        detector = weights
-    else:
-        detector = Detector.load(find(weights), existing_device(device or default_device()))
-    own = detector.settings
-    settings, _ = adjusted(own, overrides)
-    minimum = default_scores(weights) if threshold is None else {}
-    scores = minimum_scores(own.classes, minimum, DEFAULT_SCORE if threshold is None else threshold)
-    shown_from = float(scores.min(initial=1.0))
-    lowest = min(shown_from, settings.detections.score_threshold)
-    detections = settings.detections.model_copy(update={"score_threshold": lowest})
-    targets = _targets(files, Path(save)) if save is not None else {}
+    for name in formats:
+        if name not in WRITERS:
+            raise RecipeError(f"format '{name}': expected {', '.join(WRITERS)}")
+        if save is None:
+            raise RecipeError(f"format '{name}' needs a folder to write to; pass --save DIR")
+    given = inputs(images, every=every)
+    predictor = _FrameDetector.of(weights, threshold, device, overrides, batch=batch, tiles=tiles)
+    files = {} if save is None else targets(given, Path(save))
     if save is not None:
         make_folder(Path(save))
-    chunks: Iterable[list[Path]] = [[f for f, _ in files[i : i + batch]] for i in range(0, len(files), batch)]
-    if progress is not None:
-        chunks = progress(chunks, -(-len(files) // batch))
     unreadable: list[ImageError] = []
-    detector.settings = settings.model_copy(update={"detections": detections})
+    signals, found = StopSignals(), list[Prediction]()
+    items: Iterable[Frame | ImageError] = _until(signals, frames(given, bits=predictor.detector.settings.input.bits))
+    if progress is not None:
+        items = progress(items, _total(given))
+    signals.listen()
     try:
-        found = [p for chunk in chunks for p in _predict_some(detector, chunk, scores, targets, unreadable)]
+        with Drawings(files, predictor.detector.settings.classes) if files else nullcontext() as drawings:
+            for frame, prediction in predictor.predictions(items, unreadable.append):
+                picture = drawings.add(frame, prediction.detections) if drawings else None
+                found.append(replace(prediction, picture=picture))
     finally:
-        detector.settings = own
-    if save is not None:
-        content: dict[str, Any] = {
-            "weights": None if isinstance(weights, Detector) else str(weights),
-            "threshold": shown_from,
-            **({"thresholds": minimum} if minimum else {}),
-            "classes": list(detector.settings.classes),
-            "images": [prediction.as_dict() for prediction in found],
-        }
-        write_text(Path(save) / "predictions.json", json.dumps(content, indent=1) + "\n")
+        signals.restore()
+        if save is not None:
+            _write(Path(save), found, given, files, formats, _about(weights, predictor, threshold))
+    if signals.received is not None:
+        raise RunInterrupted(f"stopped after {len(found)} pictures; they are done", signals.received)
     if unreadable:
-        raise PartialImageError(
-            _listed(f"{len(found)} of {len(files)} images are done, the others cannot be read", unreadable), found
-        )
+        heading = f"{len(found)} of {len(found) + len(unreadable)} images are done, the others cannot be read"
+        raise PartialImageError(listed(heading, unreadable), found)
     return found
 
 
@@ -151,72 +223,49 @@ def default_scores(weights: str | Path | Detector) -> dict[str, float]:
     return {} if isinstance(weights, Detector) else read_thresholds(find(weights))
 
 
-def _predict_some(
-    detector: Detector, files: list[Path], scores: Doubles, targets: dict[Path, Path], unreadable: list[ImageError]
-) -> Iterator[Prediction]:
-    """Yield predictions of the readable images with the classes' minimum scores; add errors to ``unreadable``."""
-    pictures: dict[Path, Tensor] = {}
-    for file in files:
-        try:
-            pictures[file] = read_image(file, bits=detector.settings.input.bits)
-        except ImageError as error:
-            unreadable.append(error)
-    sources: list[ImageSource] = list(pictures.values())
-    classes = detector.settings.classes
-    for (file, picture), all_found in zip(pictures.items(), detector.detect(sources, batch=len(files)), strict=True):
-        found = Detections(*(value.cpu() for value in all_found))
-        kept = found.scores >= torch.from_numpy(scores).float()[found.labels]
-        found = Detections(*(value[kept] for value in found))
-        target = targets.get(file)
-        if target is not None:
-            make_folder(target.parent)
-            draw_detections(picture, found, classes=classes, threshold=0.0).save(target)
-        yield Prediction(file, picture.shape[-2], picture.shape[-1], found, classes, target)
+def _until(signals: StopSignals, items: Iterator[Frame | ImageError]) -> Iterator[Frame | ImageError]:
+    """Pass items on until a signal to stop arrives."""
+    for item in items:
+        yield item
+        if signals.received is not None:
+            return
 
 
-def list_images(images: str | Path | Iterable[str | Path]) -> list[tuple[Path, Path]]:
-    """List image files, each once, with the name to save it under: its path relative to the given folder.
-
-    Raises:
-        ImageError: Paths do not exist, or folders contain no image; the message lists all.
-    """
-    problems: list[str] = []
-    given = [images] if isinstance(images, str | Path) else list(images)
-    files: dict[Path, Path] = {}
-    for item in map(Path, given):
-        if item.is_dir():
-            below = images_below(item)
-            if not below:
-                problems.append(f"{item}: no image in this folder")
-            files |= {file: file.relative_to(item) for file in below if file not in files}
-        elif item.is_file():
-            files.setdefault(item, Path(item.name))
-        else:
-            problems.append(f"{item}: no such file or folder")
-    if problems:
-        raise ImageError(_listed("nothing was done", problems) if len(problems) > 1 else problems[0])
-    if not files:
-        raise ImageError("no images given; name files or folders")
-    return list(files.items())
+def _total(given: Sequence[Input]) -> int | None:
+    """Return the number of pictures and frames, None if a stream has no end or does not tell."""
+    counts = [each.count for each in given]
+    return None if None in counts else sum(count or 0 for count in counts)
 
 
-def _listed(heading: str, problems: Sequence[object]) -> str:
-    return "\n  ".join([f"{heading}:", *map(str, problems)])
+def _about(weights: str | Path | Detector, predictor: _FrameDetector, threshold: float | None) -> dict[str, Any]:
+    """Return what ``predictions.json`` says about the detector."""
+    minimum = default_scores(weights) if threshold is None else {}
+    return {
+        "weights": None if isinstance(weights, Detector) else str(weights),
+        "threshold": float(predictor.scores.min(initial=1.0)),
+        **({"thresholds": minimum} if minimum else {}),
+        "classes": list(predictor.detector.settings.classes),
+    }
 
 
-def _targets(files: list[tuple[Path, Path]], save: Path) -> dict[Path, Path]:
-    """Choose the file of each drawn picture: JPEG for JPEG, PNG for the rest, numbered if names coincide."""
-    inputs = {file.resolve() for file, _ in files}
-    taken: set[Path] = set()
-    targets = {}
-    for file, name in files:
-        suffix = file.suffix if file.suffix.lower() in (".jpg", ".jpeg", ".png") else ".png"
-        target, number = (save / name).with_suffix(suffix), 1
-        while target in taken:
-            number += 1
-            target = (save / name).with_name(f"{name.stem}-{number}{suffix}")
-        if target.resolve() in inputs:
-            raise RunError(f"{target} is one of the images and would be replaced by its drawing; choose another folder")
-        taken.add(target)
-        targets[file] = target
-    return targets
+def _write(
+    save: Path,
+    found: list[Prediction],
+    given: Sequence[Input],
+    files: dict[str, Path],
+    formats: Sequence[str],
+    about: dict[str, Any],
+) -> None:
+    """Write ``predictions.json`` and the other formats, in which a picture has its name relative to ``save``."""
+    write_predictions(save, found, about)
+    endings = {each.source: each.name.suffix for each in given if not isinstance(each, VideoInput)}
+    names = []
+    for each in found:
+        name = files[each.source].relative_to(save)
+        names.append(
+            name.with_suffix(endings[each.source]).as_posix()
+            if each.number is None
+            else name.with_name(f"{name.stem}_{each.number:06d}.jpg").as_posix()
+        )
+    for kind in dict.fromkeys(formats):
+        WRITERS[kind](save, found, names)

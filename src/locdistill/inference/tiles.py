@@ -10,18 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
 
 from locdistill.annotations.formats import available_splits
 from locdistill.annotations.tiles import WINDOWS, written_class
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
-from locdistill.data.tiling import Tiles, TilingSettings, cut
+from locdistill.data.tiling import Tiles, TilingSettings, cut, merged, placed, windows
 from locdistill.errors import DataError
 from locdistill.evaluation.results import read_results, write_results
 from locdistill.evaluation.task1 import write_task1
 from locdistill.files import make_folder, writing
+from locdistill.geometry.kinds import kind_of
 from locdistill.inference.evaluate import EvaluationResult
+from locdistill.models.detector import Detector
 from locdistill.recipe.load import Override, validate
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.types import Detections, Progress
@@ -30,6 +34,8 @@ log = logging.getLogger("locdistill")
 ROTATED_IOU, UPRIGHT_IOU = 0.1, 0.3
 """Overlap above which the worse of two detections is removed: MMRotate's for rotated boxes, DOTA kit's for upright."""
 RESULTS = "results.json"
+_CUT = 2.0
+"""Distance in pixels from the edge of a tile within which a detection counts as cut."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,44 @@ def merge(
         archive = write_task1(dataset, joined, out) if rotated else None
     result = EvaluationResult({}, {}, (), joined, dataset, file, archive)
     return result if data is None else result.judged()
+
+
+def detect_in_tiles(
+    detector: Detector, image: UInt8[Tensor, "3 h w"], side: int, overlap: int, *, batch: int = 8
+) -> Detections:
+    """Detect objects in a large image, tile by tile and once in the whole image for large objects.
+
+    Detections that touch an edge of their tile inside the image are left out: a neighbouring tile, or the whole image,
+    shows that object complete, if the tiles overlap by the size of the small objects. Of overlapping ones of a class
+    the best is kept, by the detector's own ``detections.nms_iou``.
+
+    Args:
+        detector: The detector.
+        image: RGB.
+        side: Side of a tile, in pixels of the image.
+        overlap: Overlap of neighbouring tiles in pixels.
+        batch: Tiles per batch.
+
+    Returns:
+        Detections in pixels of the image.
+    """
+    height, width = image.shape[-2:]
+    if max(height, width) <= side:
+        return detector.detect([image])[0]
+    places = windows(width, height, TilingSettings(size=side, overlap=overlap))
+    tiles = [image[:, y : y + side, x : x + side] for x, y, _ in places]
+    whole, *found = detector.detect([image, *tiles], batch=batch)
+    parts = [Detections(*(value.cpu() for value in whole))]
+    for place, here in zip(places, found, strict=True):
+        moved = placed(Detections(*(value.cpu() for value in here)), place)
+        around = kind_of(moved.boxes).hull(moved.boxes)
+        start = around.new_tensor([place.x, place.y])
+        end = around.new_tensor([min(place.x + side, width), min(place.y + side, height)])
+        cut = (around[:, :2] < start + _CUT) & (start > 0)
+        cut |= (around[:, 2:] > end - _CUT) & (end < end.new_tensor([width, height]))
+        parts.append(Detections(*(value[~cut.any(1)] for value in moved)))
+    exact = [part._replace(boxes=part.boxes.double()) for part in parts]
+    return merged(exact, iou=detector.settings.detections.nms_iou)
 
 
 def _by_tile(

@@ -85,17 +85,20 @@ class Detector(nn.Module):
         self.backbone, info = build_backbone(settings, weights=pretrained)
         self.freezing = Freezing.of(self.backbone, settings)
         self._outputs = info.outputs
-        own_input = {"mean": settings.mean or info.mean, "std": settings.std or info.std}
-        self.settings = settings.model_copy(update=own_input)
         extra = sum(level > 5 for level in settings.levels)
-        self.kind = KINDS[settings.model]
+        self.describe(settings.model_copy(update={"mean": settings.mean or info.mean, "std": settings.std or info.std}))
         self.fpn = FPN(info.channels, settings.channels, extra_levels=extra, extra=self.kind.extra)
         self.head = HEADS[self.kind.head](settings)
-        self.coding, self.bins = meaning_of(settings)
-        self.register_buffer("mean", torch.tensor(self.settings.mean)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(self.settings.std)[:, None, None], persistent=False)
-        self._grids: dict[tuple[tuple[tuple[int, int], ...], torch.device], Grid] = {}
         self.train()
+
+    def describe(self, settings: DetectorSettings) -> None:
+        """Set what follows from complete settings: the kind, the meaning of its numbers, and the normalisation."""
+        self.settings = settings
+        self.kind = KINDS[settings.model]
+        self.coding, self.bins = meaning_of(settings)
+        self.register_buffer("mean", torch.tensor(settings.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(settings.std)[:, None, None], persistent=False)
+        self._grids: dict[tuple[tuple[tuple[int, int], ...], torch.device], Grid] = {}
 
     def forward(self, images: Float[Tensor, "b 3 h w"], *, features: bool = False, towers: bool = False) -> Dense:
         """Compute dense predictions of normalised images whose height and width are multiples of 32.
@@ -272,7 +275,7 @@ class Detector(nn.Module):
         """Yield consecutive images that are padded to the same size, at most ``batch`` of them, read when needed."""
         group: list[Prepared] = []
         for source in sources:
-            prepared = self._prepare(source)
+            prepared = self.prepare(source)
             if group and (len(group) == batch or prepared.padded != group[0].padded):
                 yield group
                 group = []
@@ -280,7 +283,7 @@ class Detector(nn.Module):
         if group:
             yield group
 
-    def _prepare(self, source: ImageSource) -> Prepared:
+    def prepare(self, source: ImageSource) -> Prepared:
         """Read an image and resize it for each view."""
         limits = self.settings.input
         original = read_image(source, bits=limits.bits)
@@ -316,7 +319,8 @@ class Detector(nn.Module):
         Args:
             path: A file written by `save`, with or without ``.safetensors``; or the folder of a run (its
                 ``best.safetensors``); or a checkpoint of MMDetection, the reference, Rotated-LD or GFocal v2
-                (``.pth``), for which `locdistill.load_mmdet` has further options.
+                (``.pth``), for which `locdistill.load_mmdet` has further options. For exported files see
+                :func:`locdistill.models.exported.open_detector`.
             device: Device of the detector.
 
         Raises:

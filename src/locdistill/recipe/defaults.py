@@ -217,9 +217,14 @@ def _settings_of(weights: str | Path, onnx: Any = None) -> DetectorSettings:
     file = find(weights)
     if file.suffix != ONNX_SUFFIX:
         return detector_settings(file)
-    from locdistill.distillation.onnx_teacher import onnx_teacher  # noqa: PLC0415 - brings networks; few have such a file
+    from locdistill.distillation.onnx_teacher import (  # noqa: PLC0415 - brings networks; few have one
+        ExportedTeacher,
+        onnx_teacher,
+    )
 
     teacher = onnx_teacher(file, None if onnx is None else validate(OnnxSettings, onnx, "teacher.onnx"))
+    if isinstance(teacher, ExportedTeacher):
+        return teacher.detector.settings
     facts, size = teacher.facts, teacher.size
     settings = DetectorSettings(
         backbone=file.stem, classes=facts.classes, levels=tuple(stride.bit_length() - 1 for stride in facts.strides)

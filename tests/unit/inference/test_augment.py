@@ -267,7 +267,7 @@ def test_a_view_is_made_from_the_original() -> None:
     """Enlarging what was shrunk would lose what the shrunk picture has lost."""
     detector = detector_of(augment={"scales": [1.0, 4.0]})
     fine = read_image(picture(300, 300))
-    small, large = detector._prepare(fine).images
+    small, large = detector.prepare(fine).images
     assert small.shape[-1] == 64
     assert large.shape[-1] == 256
     assert float(large.float().std()) > 1.5 * float(small.float().std())

@@ -81,7 +81,7 @@ def build(**settings: Any) -> Detector:
 @cache
 def some_values() -> Tensor:
     """As many random numbers as the largest tensor has, and more: to make them for each takes longer than the test."""
-    return torch.randn(2_500_000, generator=torch.Generator().manual_seed(0)) * 0.05
+    return torch.randn(5_000_000, generator=torch.Generator().manual_seed(0)) * 0.05
 
 
 def same(one: Detector, other: Detector) -> bool:

@@ -28,7 +28,8 @@ from locdistill.files import make_folder
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.rotated import hull
 from locdistill.inference.evaluate import evaluate, evaluation_batch
-from locdistill.inference.predict import PartialImageError, list_images, predict
+from locdistill.inference.inputs import inputs
+from locdistill.inference.predict import PartialImageError, predict
 from locdistill.models.detector import Detector
 from locdistill.models.settings import DetectorSettings, InputSettings
 from locdistill.recipe import run_folder
@@ -472,14 +473,14 @@ def test_the_recipes_of_the_examples_load(path: Path) -> None:
 
 def test_listing_images(tiny_coco: Path, tmp_path: Path) -> None:
     image = tiny_coco / "images" / "val_000.png"
-    files = list_images([image, tiny_coco / "images"])
+    files = inputs([image, tiny_coco / "images"])
     assert len(files) == 12
-    assert files[0] == (image, Path("val_000.png"))
+    assert (files[0].source, files[0].name) == (str(image), Path("val_000.png"))
     for wrong in (tmp_path, tmp_path / "absent.png", []):
         with pytest.raises(Exception, match=r"no image|no such file"):
-            list_images(wrong)
+            inputs(wrong)
     with pytest.raises(ImageError, match=r"(?s)nothing was done.*absent.png: no such.*no image in this"):
-        list_images([image, tmp_path / "absent.png", tmp_path])
+        inputs([image, tmp_path / "absent.png", tmp_path])
 
 
 def test_drawings_never_replace_images(tiny_coco: Path, teacher: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any, get_args
@@ -18,12 +18,13 @@ from locdistill.engine.speed import Precision
 from locdistill.errors import ImageError, LocdistillError, RunError, WeightsError
 from locdistill.files import make_folder, write_text, writing
 from locdistill.images import pad_together, read_image, resize_to
-from locdistill.inference.benchmark.engines import ENGINES
+from locdistill.inference.benchmark.engines import ENGINES, OF_FILES, Build
 from locdistill.inference.benchmark.measure import COMPARED, Answer, ImagesInMemory, Workload, difference
 from locdistill.inference.benchmark.result import NOISE, RANDOM, BenchmarkResult, EngineResult, notes
 from locdistill.interop.classes import COCO
 from locdistill.models.count import multiply_adds, parameters
 from locdistill.models.detector import Detector
+from locdistill.models.exported import ExportedDetector, open_detector
 from locdistill.models.hub import find, is_address
 from locdistill.recipe.load import load_recipe, recipe_names
 from locdistill.settings import finite, nearest
@@ -67,7 +68,8 @@ def benchmark(  # noqa: PLR0913 - one parameter per option
         device: Device such as ``cuda:0``; by default a GPU if available.
         precision: Precision of PyTorch's arithmetic: ``32``, ``bf16`` or ``fp16``.
         steps: Number of timed calls; by default 20 on a CPU and 200 on a GPU.
-        engines: Some of ``eager``, ``compiled`` and ``onnxruntime``; by default all that are available.
+        engines: Some of ``eager``, ``compiled`` and ``onnxruntime``; by default all that are available. An exported
+            file has the engine ``file`` alone.
         data: Folder of images, each resized to fit the input; noise by default.
         out: JSON file for the result.
         tell: Callback for progress messages; a benchmark can take minutes.
@@ -79,14 +81,18 @@ def benchmark(  # noqa: PLR0913 - one parameter per option
         ImageError: The folder has no images, or one cannot be read.
     """
     where = existing_device(device or default_device())
-    unknown = [name for name in engines or () if name not in ENGINES]
+    unknown = [name for name in engines or () if name not in ENGINES | OF_FILES]
     if unknown:
         raise RunError(f"--engine {unknown[0]}: expected one of {', '.join(ENGINES)}")
     if out is not None:
         _check_out(Path(out))
     detector, random = _open(model, where)
+    there = OF_FILES if isinstance(detector, ExportedDetector) else ENGINES
+    if strange := [name for name in engines or () if name not in there]:
+        raise RunError(f"--engine {strange[0]}: {model} has {' and '.join(there)} alone; leave it out")
     limits = detector.settings.input
-    inner = (limits.short, limits.long) if input is None else parse_size(input)
+    fixed = detector.facts.size if isinstance(detector, ExportedDetector) else None
+    inner = fixed or ((limits.short, limits.long) if input is None else parse_size(input))
     height, width = (-(-side // limits.pad_to) * limits.pad_to for side in inner)
     size = height, width
     work = Workload(
@@ -97,7 +103,8 @@ def benchmark(  # noqa: PLR0913 - one parameter per option
         calls=steps or STEPS.get(where.type, STEPS_ON_GPU),
         warm_up=WARM_UP,
     )
-    results, missing, answers = _run(work, engines, tell)
+    chosen = {name: there[name] for name in engines or there}
+    results, missing, answers = _run(work, chosen, tell, strict=bool(engines))
     facts = _facts(work, answers) | {
         "weights": RANDOM if random else TRAINED,
         "images": NOISE if data is None else str(data),
@@ -119,16 +126,20 @@ def benchmark(  # noqa: PLR0913 - one parameter per option
 
 
 def _run(
-    work: Workload, engines: Sequence[str] | None, tell: Tell
+    work: Workload, engines: Mapping[str, Build], tell: Tell, *, strict: bool
 ) -> tuple[dict[str, EngineResult], dict[str, str], list[Answer]]:
-    """Run the engines; return results, unusable engines with reasons, and the outputs of the first usable engine."""
+    """Run the engines; return results, unusable engines with reasons, and the outputs of the first usable engine.
+
+    Raises:
+        RunError: No engine can be used, or one cannot where this is ``strict``.
+    """
     results: dict[str, EngineResult] = {}
     missing: dict[str, str] = {}
     first: list[Answer] = []
-    for name in engines or ENGINES:
+    for name, build in engines.items():
         tell(f"{name}: {work.calls} calls with one image" + (f", then with {work.batch}" if work.batch > 1 else ""))
         try:
-            measured = work.measured(ENGINES[name], tell)
+            measured = work.measured(build, tell)
         except LocdistillError as error:
             missing[name] = str(error)
         except Exception as error:  # compilers and runtimes raise exceptions of any type
@@ -142,7 +153,7 @@ def _run(
                 difference=difference(work.detector, first, measured.answers) if first else None,
             )
             first = first or measured.answers
-    if not results or (engines is not None and missing):
+    if not results or (strict and missing):
         raise RunError("; ".join(f"engine '{name}' cannot be used: {reason}" for name, reason in missing.items()))
     return results, missing, first
 
@@ -169,7 +180,7 @@ def _open(model: str | Path, device: torch.device) -> tuple[Detector, bool]:
     name = str(model)
     if name not in recipe_names() and Path(name).suffix not in RECIPE_SUFFIXES:
         try:
-            return Detector.load(find(model), device), False
+            return open_detector(find(model), device), False
         except WeightsError as error:
             if Path(name).exists() or is_address(name):
                 raise
@@ -219,8 +230,8 @@ def _facts(work: Workload, answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Parse ``1333x800`` (width by height) to height and width.
+def parse_size(text: str, option: str = "--input") -> tuple[int, int]:
+    """Parse ``1333x800`` (width by height), given with an option, to height and width.
 
     Raises:
         RunError: The text has another form.
@@ -228,5 +239,5 @@ def parse_size(text: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d+)[xX](\d+)", text.strip())
     width, height = map(int, found.groups()) if found else (0, 0)
     if min(width, height) < 1:
-        raise RunError(f"--input {text}: expected width and height in pixels, such as 1333x800")
+        raise RunError(f"{option} {text}: expected width and height in pixels, such as 1333x800")
     return height, width

@@ -20,7 +20,7 @@ from locdistill.models.onnx import INPUT, OUTPUTS, export_onnx
 from locdistill.types import Dense, Tell
 
 Network = Callable[[Tensor], Dense]
-Build = Callable[[Detector, Precision, Tell], Network]
+Build = Callable[[Detector, Precision, Tell], Network | None]
 
 
 def eager(detector: Detector, precision: Precision, _tell: Tell) -> Network:
@@ -102,8 +102,16 @@ def _images(count: int) -> str:
     return "one image" if count == 1 else f"{count} images"
 
 
+def in_file(_detector: Detector, _precision: Precision, _tell: Tell) -> None:
+    """Build nothing: an exported file runs in its own runtime."""
+    return
+
+
 ENGINES: dict[str, Build] = {
     "eager": eager,
     "compiled": compiled,
     "onnxruntime": OnnxRuntime,
 }
+"""Engines of weights."""
+OF_FILES: dict[str, Build] = {"file": in_file}
+"""Engines of exported files."""

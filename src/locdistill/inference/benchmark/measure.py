@@ -62,7 +62,7 @@ class Answer(NamedTuple):
 
 
 @torch.no_grad()
-def look(detector: Detector, network: Network, pictures: ImagesInMemory) -> Answer:
+def look(detector: Detector, network: Network | None, pictures: ImagesInMemory) -> Answer:
     """Detect objects on images in memory: transfer to the device, normalise, run the network, post-process."""
     images, sizes, originals = (part.to(detector.device) for part in pictures)
     dense, grid = detector.see(images, sizes, network)
@@ -131,7 +131,7 @@ class Workload:
         batched = self._times(network, self.batch) if self.batch > 1 else None
         return MeasuredEngine(single, batched, memory.peak_mb(), answers)
 
-    def _times(self, network: Network, batch: int) -> Times:
+    def _times(self, network: Network | None, batch: int) -> Times:
         """Time calls with different images, after untimed warm-up calls."""
         seconds = []
         # With larger batches fewer calls process as many images.

@@ -115,4 +115,5 @@ def flat(maps: Sequence[Tensor], *shape: int) -> Tensor:
 
     Where ``k`` is a multiple of the product of ``shape``, a cell has that many locations, one after another.
     """
-    return torch.cat([level.flatten(2).transpose(1, 2).reshape(len(level), -1, *shape) for level in maps], 1)
+    # Not len(level), which an export to other formats would take for a constant.
+    return torch.cat([level.flatten(2).transpose(1, 2).reshape(level.shape[0], -1, *shape) for level in maps], 1)

@@ -20,6 +20,7 @@ from lightning_fabric.utilities.apply_func import move_data_to_device
 from locdistill.data.loader import evaluation_loader
 from locdistill.data.records import Dataset, evenly
 from locdistill.distillation.bridges import SeveralTeachers
+from locdistill.distillation.onnx_teacher import ExportedTeacher
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.evaluation.evaluator import Evaluator, per_class
 from locdistill.geometry.boxes import pairwise_iou
@@ -148,6 +149,8 @@ def measure(
     predictors = [_Predictor(name, each.to(device)) for name, each in everybody.items()]
     for name, each in teachers.items():
         net = network(each)
+        if isinstance(net, ExportedTeacher):  # it normalises images itself
+            continue
         predictors += [
             _Predictor(name, _through(net, how, each), label, how) for label, how in usual(net.normalisation)
         ]

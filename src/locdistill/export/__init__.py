@@ -1,0 +1,1 @@
+"""Detectors as files for other programs: ONNX, OpenVINO and torch.export, checked against the detector."""

@@ -1,0 +1,172 @@
+"""Comparison of an exported file with the detector that it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from locdistill.geometry.kinds import kind_of
+from locdistill.images import ImageSource, pad_together
+from locdistill.models.detector import Detector
+from locdistill.models.exported import BOXES, RAW, FileFacts, RunFile, fitted
+from locdistill.types import Dense, Detections
+
+LARGEST = 1e-3
+"""Largest difference of raw outputs, as a share of their largest absolute value: 32-bit arithmetic in another order,
+through a hundred layers, stays a hundred times below."""
+_SAME_IOU, _SAME_SCORE = 0.99, 1e-2
+_LEAST_SIDE = 1e-2
+"""Side of a box in pixels below which it has no area."""
+_STRAY, _STRAY_SHARE = 1, 0.02
+"""Detections that may be without a counterpart: overlaps and scores that lie on a threshold fall on either side."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Comparison on one batch.
+
+    Attributes:
+        what: Description of the images.
+        images: Number of images.
+        size: Height and width of the input.
+        raw: Largest difference of raw outputs, as a share of their largest absolute value.
+        detections: Number of detections of the detector.
+        stray: Number of detections of either side without a counterpart on the other.
+        pixels: Largest difference of the boxes of counterparts, in pixels of the input; rotated: of their corners.
+        scores: Largest difference of their scores.
+    """
+
+    what: str
+    images: int
+    size: tuple[int, int]
+    raw: float
+    detections: int
+    stray: int
+    pixels: float
+    scores: float
+
+    @property
+    def equal(self) -> bool:
+        """Whether the differences are those of rounding."""
+        return self.raw <= LARGEST and self.stray <= max(_STRAY, _STRAY_SHARE * self.detections)
+
+
+def batches(facts: FileFacts) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Yield numbers of images and sizes to compare at: three sizes of two aspect ratios where they are open."""
+    pad = 2 ** min(5, facts.settings.levels[-1])
+    short, long = (max(-(-side // pad) * pad, pad) for side in (facts.settings.input.short, facts.settings.input.long))
+    sizes = [facts.size] if facts.size else [(short, long), (long, short), (max(short // 2 // pad, 1) * pad, long)]
+    for index, size in enumerate(sizes):
+        for batch in (facts.batch,) if facts.batch else (1, 3 if index else 2):
+            yield batch, size
+
+
+def compare(detector: Detector, run: RunFile, facts: FileFacts, pictures: Sequence[ImageSource]) -> list[Check]:
+    """Compare a file with its detector on noise of several sizes, and on pictures from reading to boxes.
+
+    Args:
+        detector: The detector, on the device of the file.
+        run: The file.
+        facts: Metadata of the file.
+        pictures: Pictures, best of several aspect ratios.
+    """
+    generator = torch.Generator().manual_seed(0)
+    checks = []
+    for batch, (height, width) in batches(facts):
+        images = torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+        sizes = torch.tensor([[height, width]]).repeat(batch, 1)
+        sizes[-1] -= torch.tensor([min(5, height - 1), min(9, width - 1)])  # one has padding
+        checks.append(_check("noise", detector, run, images, sizes))
+    for picture in pictures:
+        prepared = detector.prepare(picture) if facts.size is None else fitted(picture, facts.size)
+        height, width = prepared.padded[0]
+        image = prepared.images[0]
+        images = pad_together([image], height=height, width=width).repeat(facts.batch or 1, 1, 1, 1)
+        sizes = torch.tensor([image.shape[-2:]]).repeat(len(images), 1)
+        name = f"picture of {prepared.original[0]}x{prepared.original[1]}"
+        checks.append(_check(name, detector, run, images, sizes))
+    return checks
+
+
+def _check(what: str, detector: Detector, run: RunFile, images: Tensor, sizes: Tensor) -> Check:
+    device = detector.device
+    with torch.no_grad():
+        dense, grid = detector.see(images.to(device), sizes.to(device))
+    expected = [
+        d._replace(boxes=d.boxes.cpu(), scores=d.scores.cpu(), labels=d.labels.cpu())
+        for d in detector.detections(dense, grid, sizes.to(device), sizes.to(device))
+    ]
+    values = {name: torch.from_numpy(value) for name, value in run(images.numpy(), sizes.numpy()).items()}
+    raw = _raw_difference(detector, dense, values)
+    if BOXES[0] in values:
+        found = _of_images(values, len(images))
+    else:
+        found = [Detections(*(part.cpu() for part in here)) for here in _decoded(detector, dense, values, grid, sizes)]
+    pairs = [_paired(a, b) for a, b in zip(expected, found, strict=True)]
+    return Check(
+        what,
+        len(images),
+        (int(images.shape[-2]), int(images.shape[-1])),
+        raw,
+        sum(len(here.scores) for here in expected),
+        sum(stray for stray, _, _ in pairs),
+        max((pixels for _, pixels, _ in pairs), default=0.0),
+        max((score for _, _, score in pairs), default=0.0),
+    )
+
+
+def _raw_difference(detector: Detector, dense: Dense, values: dict[str, Tensor]) -> float:
+    worst = 0.0
+    classes = len(detector.settings.classes)
+    for name in RAW:
+        own = getattr(dense, name)
+        if own is None or name not in values:
+            continue
+        own = (own[..., :classes] if name == RAW[0] else own).float().cpu()
+        if own.shape != values[name].shape:
+            return float("inf")
+        worst = max(worst, float((own - values[name]).abs().max() / own.abs().max().clamp(min=1e-12)))
+    return worst
+
+
+def _decoded(detector: Detector, dense: Dense, values: dict[str, Tensor], grid: Any, sizes: Tensor) -> list[Detections]:
+    scores, edges = (values[name].to(detector.device) for name in RAW[:2])
+    own = dense._replace(cls_logits=scores, edge_logits=edges)
+    if RAW[2] in values:
+        own = own._replace(quality_logits=values[RAW[2]].to(detector.device))
+    return detector.detections(own, grid, sizes.to(detector.device), sizes.to(detector.device))
+
+
+def _of_images(values: dict[str, Tensor], images: int) -> list[Detections]:
+    boxes, scores, labels, index = (values[name] for name in BOXES)
+    return [Detections(boxes[index == k], scores[index == k], labels[index == k]) for k in range(images)]
+
+
+def _paired(a: Detections, b: Detections) -> tuple[int, float, float]:
+    """Return the number of detections without a counterpart, and the largest differences of counterparts.
+
+    Boxes without area, which were clipped to an edge of the image from beyond it, have no overlap and do not count.
+    """
+    a, b = (Detections(*(part[_has_area(here.boxes)] for part in here)) for here in (a, b))
+    if not len(a.scores) or not len(b.scores):
+        return len(a.scores) + len(b.scores), 0.0, 0.0
+    kind = kind_of(a.boxes)
+    iou = kind.pairwise_iou(a.boxes.double(), b.boxes.double())
+    iou = torch.where(a.labels[:, None] == b.labels[None], iou, -1.0)
+    best, other = iou.max(1)
+    apart = (a.scores - b.scores[other]).abs()
+    same = (best >= _SAME_IOU) & (apart <= _SAME_SCORE)
+    mutual = same & (iou.argmax(0)[other] == torch.arange(len(other)))
+    corners = [kind.corners(boxes) for boxes in (a.boxes[mutual], b.boxes[other[mutual]])]
+    pixels = float((corners[0] - corners[1]).abs().max()) if mutual.any() else 0.0
+    scores = float(apart[mutual].max()) if mutual.any() else 0.0
+    return len(a.scores) + len(b.scores) - 2 * int(mutual.sum()), pixels, scores
+
+
+def _has_area(boxes: Tensor) -> Tensor:
+    around = kind_of(boxes).hull(boxes)
+    return (around[:, 2:] - around[:, :2]).amin(1) > _LEAST_SIDE
