@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import codecs
+import gc
 import hashlib
 import os
 import re
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple, TypeVar
@@ -179,6 +180,18 @@ def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) ->
         if len(items) >= BAR_FROM and console.is_terminal:
             results = track(results, description=label, total=len(groups), console=console, transient=True)
         return [result for group in results for result in group]
+
+
+@contextmanager
+def collected_later() -> Iterator[None]:
+    """Put off the search for unused objects in circles, which takes most of the time where millions are made."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            gc.enable()
 
 
 def is_hidden(name: str) -> bool:
