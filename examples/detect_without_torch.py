@@ -49,10 +49,10 @@ def prepare(image, rule):
 
 
 def main(file, *paths):
-    """Print the detections in each image as a line of JSON."""
+    """Print the detections in each image as a line of JSON, from the scores that `locdistill predict` shows."""
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     facts = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
-    names = ["boxes", "scores", "labels"]
+    names, shown = ["boxes", "scores", "labels"], facts["thresholds"]["show"]
     for path in paths:
         image = load(path)
         images, sizes = prepare(image, facts["resize"])
@@ -60,6 +60,7 @@ def main(file, *paths):
         boxes = boxes * np.tile(np.array(image.size) / sizes[0, ::-1], 2)  # to pixels of the image
         found = zip(boxes.tolist(), scores.tolist(), labels.tolist(), strict=True)
         detections = [{"class": facts["classes"][label], "score": s, "box": box} for box, s, label in found]
+        detections = [each for each in detections if each["score"] >= shown.get(each["class"], 0.3)]
         print(json.dumps({"image": path, "detections": detections}))
 
 

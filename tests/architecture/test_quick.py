@@ -87,7 +87,7 @@ def test_the_first_step_imports_nothing_to_draw_or_export(tmp_path: Path):
     data = write_shapes(tmp_path / "shapes", ShapesSettings(train=2, val=2, size=128))
     imported = _imported(FIRST_STEP, "train", "--data", str(data), "--out", str(tmp_path / "run"), *TINY)
     assert "locdistill.engine.loop" in imported
-    assert not imported & {"matplotlib", "onnx", "onnxruntime", "optuna", "locdistill.models.onnx"}
+    assert not imported & {"matplotlib", "onnx", "onnxruntime", "optuna", "locdistill.models.exporting.writing"}
 
 
 def test_constants_are_marked_as_pytorch_marks_them():

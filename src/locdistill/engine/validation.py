@@ -36,8 +36,7 @@ def detect_all(student: Detector, batches: Iterable[Batch], device: torch.device
             seen = []
             for view in views:
                 batch = move_data_to_device(view, device)
-                dense, grid = student.see(batch.images, batch.sizes)
-                seen.append(student.candidates(dense, grid, batch.sizes, batch.original_sizes, flipped=batch.flipped))
+                seen.append(student.look(batch.images, batch.sizes, batch.original_sizes, flipped=batch.flipped))
             found |= _unpacked(ids, *_packed(student.suppress(seen)))
     finally:
         student.train(was_training)

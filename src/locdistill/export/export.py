@@ -15,15 +15,15 @@ from locdistill.annotations.files import images_below
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
 from locdistill.engine.devices import existing_device
-from locdistill.errors import RecipeError, RunError
-from locdistill.export.files import WRITERS, check_packages
-from locdistill.export.network import ExportedNetwork
+from locdistill.errors import DataError, RecipeError, RunError
 from locdistill.export.parity import Check, compare
 from locdistill.export.quantise import quantised
 from locdistill.files import file_digest, make_folder, writing
-from locdistill.inference.evaluate import adjusted, evaluate
+from locdistill.inference.evaluate import adjusted, data_of, evaluate
 from locdistill.models.detector import Detector
-from locdistill.models.exported import SUFFIXES, FileFacts, Outputs, is_exported, open_file
+from locdistill.models.exported import SUFFIXES, FileFacts, Outputs, is_exported, open_file, stored_scores
+from locdistill.models.exporting.network import ExportedNetwork
+from locdistill.models.exporting.writing import WRITERS, check_packages
 from locdistill.models.hub import find
 from locdistill.recipe.load import Override, validate
 from locdistill.types import Progress, Tell
@@ -79,8 +79,8 @@ class ExportPlan:
     batch: int = 1
     int8: bool = False
 
-    def facts(self, detector: Detector, weights: str) -> FileFacts:
-        """Return the metadata of the file.
+    def facts(self, detector: Detector, weights: str, scores: dict[str, float] | None = None) -> FileFacts:
+        """Return the metadata of the file, for a detector in weights of this digest and with these scores to show.
 
         Raises:
             RecipeError: The form is not possible.
@@ -102,7 +102,7 @@ class ExportPlan:
         size = None if self.dynamic else (height, width)
         batch = None if self.dynamic else self.batch
         chosen: Outputs = outputs or ("both" if boxes else "raw")
-        return FileFacts(own, chosen, size, batch, weights, version("locdistill"), self.int8)
+        return FileFacts(own, chosen, size, batch, weights, version("locdistill"), self.int8, scores or {})
 
 
 def export(
@@ -126,7 +126,8 @@ def export(
         out: The file; by default beside the weights, with the suffix of the format.
         plan: Form of the file; by default ONNX for the detector's own input size and one image.
         data: Data set to evaluate both on, and to calibrate 8-bit integers with; its validation images are compared.
-        images: Folders or files of pictures to compare; by default those of ``data``.
+        images: Folders or files of pictures to compare; by default those of ``data``, or of the run's own data if they
+            are there.
         overrides: Settings of ``data``, ``input`` and ``detections``, as in `evaluate`.
         progress: Progress display.
         tell: Callback for messages.
@@ -149,13 +150,15 @@ def export(
     detector = Detector.load(source, existing_device("cpu"))
     settings, others = adjusted(detector.settings, overrides, data={} if data is None else {"path": str(data)})
     detector.settings = settings
-    facts = plan.facts(detector, file_digest(source))
+    facts = plan.facts(detector, file_digest(source), stored_scores(source))
     suffix = next(suffix for suffix, kind in SUFFIXES.items() if kind == plan.kind)
     target = source.with_suffix(suffix) if out is None else Path(out)
     if target.suffix.lower() != suffix:
         raise RecipeError(f"{target}: a file of this format ends in {suffix}")
     data_settings = None if data is None else validate(DataSettings, others["data"], "data")
-    pictures = _pictures(images, data_settings)
+    pictures = _pictures(images, data_settings or _data_of_run(source))
+    if not pictures:
+        tell("no pictures to compare on, noise alone; pass --images or --data")
     make_folder(target.parent)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=target.parent) as name, writing(target):
         file = Path(name) / target.name
@@ -194,6 +197,16 @@ def export(
             part.replace(target.with_name(part.name))
     size = sum(target.with_name(part.name).stat().st_size for part in parts)
     return replace(result, megabytes=size / 1e6)
+
+
+def _data_of_run(weights: Path) -> DataSettings | None:
+    """Return the data settings of the run of the weights; None if there is no run, or its images are not there."""
+    try:
+        settings = validate(DataSettings, data_of(weights, None), "data")
+        open_dataset(settings, "val", training=False, labelled=False)
+    except (RecipeError, DataError):
+        return None
+    return settings
 
 
 def _pictures(images: Sequence[str | Path], data: DataSettings | None) -> list[Path]:

@@ -19,6 +19,8 @@ LARGEST = 1e-3
 """Largest difference of raw outputs, as a share of their largest absolute value: 32-bit arithmetic in another order,
 through a hundred layers, stays a hundred times below."""
 _SAME_IOU, _SAME_SCORE = 0.99, 1e-2
+_ROUNDING = 1e-4
+"""Difference of overlaps and of scores that rounding explains."""
 _LEAST_SIDE = 1e-2
 """Side of a box in pixels below which it has no area."""
 _STRAY, _STRAY_SHARE = 1, 0.02
@@ -35,7 +37,8 @@ class Check:
         size: Height and width of the input.
         raw: Largest difference of raw outputs, as a share of their largest absolute value.
         detections: Number of detections of the detector.
-        stray: Number of detections of either side without a counterpart on the other.
+        stray: Number of detections of either side without a counterpart on the other, where no decision between equal
+            scores explains it.
         pixels: Largest difference of the boxes of counterparts, in pixels of the input; rotated: of their corners.
         scores: Largest difference of their scores.
     """
@@ -107,13 +110,19 @@ def _check(what: str, detector: Detector, run: RunFile, images: Tensor, sizes: T
     else:
         found = [Detections(*(part.cpu() for part in here)) for here in _decoded(detector, dense, values, grid, sizes)]
     pairs = [_paired(a, b) for a, b in zip(expected, found, strict=True)]
+    stray = [alone for alone, _, _ in pairs]
+    if BOXES[0] in values and any(stray):
+        with torch.no_grad():
+            candidates = detector.candidates(dense, grid, sizes.to(device), sizes.to(device))
+        own = (Detections(*(part.cpu() for part in here)) for here in candidates)
+        stray = [wrongly_kept(here, several, detector) for here, several in zip(found, own, strict=True)]
     return Check(
         what,
         len(images),
         (int(images.shape[-2]), int(images.shape[-1])),
         raw,
         sum(len(here.scores) for here in expected),
-        sum(stray for stray, _, _ in pairs),
+        sum(stray),
         max((pixels for _, pixels, _ in pairs), default=0.0),
         max((score for _, _, score in pairs), default=0.0),
     )
@@ -165,6 +174,32 @@ def _paired(a: Detections, b: Detections) -> tuple[int, float, float]:
     pixels = float((corners[0] - corners[1]).abs().max()) if mutual.any() else 0.0
     scores = float(apart[mutual].max()) if mutual.any() else 0.0
     return len(a.scores) + len(b.scores) - 2 * int(mutual.sum()), pixels, scores
+
+
+def wrongly_kept(found: Detections, candidates: Detections, detector: Detector) -> int:
+    """Count what contradicts that these detections are the detector's candidates after suppression.
+
+    Programs decide differently between candidates of equal scores, as in areas of one colour, and what they keep
+    decides which of the worse ones go. Any of these results is right: each detection is a candidate, none overlaps a
+    better one of its class, and each candidate that is not kept does, or is worse than all that are, if these are as
+    many as may be.
+    """
+    settings, kind = detector.settings.detections, detector.coding.kind
+    full = len(found.scores) >= settings.max_detections
+    least = found.scores.min() if full else found.scores.new_zeros(())
+    found, candidates = (Detections(*(part[_has_area(x.boxes)] for part in x)) for x in (found, candidates))
+    if not len(found.scores) or not len(candidates.scores):
+        return len(found.scores) + len(candidates.scores)
+    among = kind.pairwise_iou(found.boxes.double(), found.boxes.double())
+    among = torch.where(found.labels[:, None] == found.labels, among, -1.0).fill_diagonal_(-1)
+    overlaps = int((among.triu() > settings.nms_iou + _ROUNDING).sum())
+    iou = kind.pairwise_iou(candidates.boxes.double(), found.boxes.double())
+    iou = torch.where(candidates.labels[:, None] == found.labels, iou, -1.0)
+    apart = candidates.scores[:, None] - found.scores
+    strange = int((~((iou >= _SAME_IOU) & (apart.abs() <= _SAME_SCORE)).any(0)).sum())
+    explained = ((iou > settings.nms_iou - _ROUNDING) & (apart <= _ROUNDING)).any(1)
+    missing = int((~explained & (candidates.scores > least + _ROUNDING)).sum())
+    return overlaps + strange + missing
 
 
 def _has_area(boxes: Tensor) -> Tensor:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +50,7 @@ def quantised(file: Path, facts: FileFacts, detector: Detector, data: DataSettin
         def get_next(self) -> dict[str, np.ndarray] | None:
             return next(self.items, None)
 
-    with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=file.parent) as folder, _quiet():
         done = Path(folder) / file.name
         quantization.quantize_static(
             str(file),
@@ -64,6 +66,16 @@ def quantised(file: Path, facts: FileFacts, detector: Detector, data: DataSettin
         model = onnx.load(str(done))
         onnx.helper.set_model_props(model, facts.as_text())
         onnx.save(model, str(file))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep back ONNX Runtime's advice to optimise the graph first, which the exporter has done."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def _inputs(facts: FileFacts, detector: Detector, data: DataSettings) -> Iterator[dict[str, Any]]:

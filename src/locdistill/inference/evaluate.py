@@ -30,10 +30,10 @@ from locdistill.evaluation.evaluator import Evaluator, per_class
 from locdistill.evaluation.results import read_results, write_results
 from locdistill.evaluation.rotated import published_sum, published_table
 from locdistill.evaluation.tables import Table
-from locdistill.images import ScaledView, keep_ratio_size
+from locdistill.images import ScaledView, keep_ratio_size, pad_together
 from locdistill.inference.evaluation_files import Findings, save_findings
 from locdistill.models.detector import Detector
-from locdistill.models.exported import open_detector
+from locdistill.models.exported import ExportedDetector, open_detector
 from locdistill.models.hub import find
 from locdistill.models.settings import DetectionSettings, DetectorSettings, InputSettings
 from locdistill.models.weights import locate
@@ -41,7 +41,7 @@ from locdistill.recipe.load import Override, recipe_data, validate
 from locdistill.recipe.overrides import apply_overrides
 from locdistill.recipe.run_folder import RECIPE
 from locdistill.settings import group
-from locdistill.types import Batch, Detections, Progress
+from locdistill.types import Batch, Detections, Instances, Progress
 
 log = logging.getLogger("locdistill")
 
@@ -175,17 +175,50 @@ def evaluate(
                 settings.path,
                 len(dataset),
             )
-        loader: Iterable[Batch] = validation_loader(
-            dataset,
-            detector.settings,
-            batch=batch,
-            workers=settings.workers,
-            rank=rank(),
-            world_size=world_size(),
-        )
+        loader: FittedImages | Iterable[Batch]
+        if isinstance(detector, ExportedDetector) and detector.facts.size is not None:
+            loader = FittedImages(detector, dataset)
+        else:
+            loader = validation_loader(
+                dataset,
+                detector.settings,
+                batch=batch,
+                workers=settings.workers,
+                rank=rank(),
+                world_size=world_size(),
+            )
         if progress is not None and rank() == 0:
-            loader = progress(loader, len(loader))  # type: ignore[arg-type]
+            loader = progress(loader, len(loader))
         return _judge(detector, loader, dataset, where, format_only)
+
+
+class FittedImages:
+    """The images of a data set in batches without objects, resized for an exported file of one size.
+
+    Each process has its share.
+    """
+
+    def __init__(self, detector: ExportedDetector, dataset: Dataset) -> None:
+        own, step = dataset.records[rank() :: world_size()], detector.facts.batch or 1
+        self.detector, self.groups = detector, [own[start : start + step] for start in range(0, len(own), step)]
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield batches of as many images as the file takes."""
+        for records in self.groups:
+            prepared = [self.detector.prepare(record.path) for record in records]
+            height, width = prepared[0].padded[0]
+            images = pad_together([each.images[0] for each in prepared], height=height, width=width)
+            sizes, originals = (
+                torch.tensor([each.images[0].shape[-2:] for each in prepared]),
+                torch.tensor([each.original for each in prepared]),
+            )
+            none = torch.zeros(len(records), 0)
+            objects = Instances(torch.zeros(len(records), 0, 4), none.long(), none.bool(), none.bool(), sizes)
+            yield Batch(images, sizes, originals, torch.tensor([record.image_id for record in records]), objects)
 
 
 def _stored(path: Path, data: str | Path | None, split: str, overrides: Sequence[Override]) -> EvaluationResult:

@@ -23,9 +23,8 @@ from locdistill.inference.prediction import Prediction
 from locdistill.inference.saving import WRITERS, Drawings, targets, write_predictions
 from locdistill.inference.tiles import detect_in_tiles
 from locdistill.models.detector import Detector
-from locdistill.models.exported import open_detector
+from locdistill.models.exported import open_detector, stored_scores
 from locdistill.models.hub import find
-from locdistill.models.weights import read_thresholds
 from locdistill.recipe.load import Override
 from locdistill.types import Detections, Doubles, Progress
 
@@ -232,7 +231,7 @@ def predict(  # noqa: PLR0913 - one parameter per option
 
 def default_scores(weights: str | Path | Detector) -> dict[str, float]:
     """Return the minimum score of each class that a weights file has; empty for a detector in memory."""
-    return {} if isinstance(weights, Detector) else read_thresholds(find(weights))
+    return {} if isinstance(weights, Detector) else stored_scores(find(weights))
 
 
 def _until(signals: StopSignals, items: Iterator[Frame | ImageError]) -> Iterator[Frame | ImageError]:

@@ -156,6 +156,18 @@ class Detector(nn.Module):
         dense: Dense = (network or self)(self.normalise(images, sizes))
         return dense, self.grid_for(images.shape[-2:])
 
+    def look(
+        self,
+        images: UInt8[Tensor, "b 3 h w"],
+        sizes: Int[Tensor, "b 2"],
+        original_sizes: Int[Tensor, "b 2"],
+        *,
+        flipped: bool = False,
+    ) -> list[Detections]:
+        """Return the candidates in padded images; see `see` and `candidates` for the arguments."""
+        dense, grid = self.see(images, sizes)
+        return self.candidates(dense, grid, sizes, original_sizes, flipped=flipped)
+
     def grid_for(self, size: Sequence[int]) -> Grid:
         """Return the locations of the predictions for images of this padded height and width.
 
@@ -264,8 +276,7 @@ class Detector(nn.Module):
                     height, width = group[0].padded[index]
                     padded = pad_together(own, height=height, width=width).to(self.device)
                     sizes = torch.tensor([image.shape[-2:] for image in own], device=self.device)
-                    dense, grid = self.see(padded, sizes)
-                    views.append(self.candidates(dense, grid, sizes, originals, flipped=view.flipped))
+                    views.append(self.look(padded, sizes, originals, flipped=view.flipped))
                 found += self.suppress(views)
         finally:
             self.train(training)

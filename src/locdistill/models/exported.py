@@ -7,12 +7,13 @@ batch, best first. Metadata under the name ``locdistill`` say everything else.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +28,9 @@ from locdistill.geometry.grid import Grid
 from locdistill.images import ImageSource, read_image, resize_to
 from locdistill.models.detector import Detector, Prepared
 from locdistill.models.settings import DetectorSettings
-from locdistill.models.weights import locate
+from locdistill.models.weights import locate, read_thresholds
 from locdistill.settings import problems
-from locdistill.types import Dense
+from locdistill.types import Dense, Detections
 
 Outputs = Literal["raw", "boxes", "both"]
 KEY = "locdistill"
@@ -55,6 +56,8 @@ class FileFacts:
         weights: SHA-256 of the weights that were exported.
         version: Version of the package that wrote it.
         quantised: Whether its convolutions compute with 8-bit integers.
+        scores: Score with the best F1 on the validation images, by class, from which `predict` shows detections; empty
+            if the weights have none.
     """
 
     settings: DetectorSettings
@@ -64,6 +67,7 @@ class FileFacts:
     weights: str
     version: str
     quantised: bool = False
+    scores: dict[str, float] = field(default_factory=dict)
 
     def as_text(self) -> dict[str, str]:
         """Return the metadata as texts by name: all under `KEY`, and what other programs need under plain names."""
@@ -83,6 +87,7 @@ class FileFacts:
                 "score": own.detections.score_threshold,
                 "iou": own.detections.nms_iou,
                 "detections": own.detections.max_detections,
+                "show": self.scores,
             },
             "version": self.version,
             "weights_sha256": self.weights,
@@ -213,6 +218,18 @@ def open_file(file: Path, device: torch.device | str = "cpu") -> tuple[RunFile, 
     return run, FileFacts.of_text(text, file) if text else None
 
 
+def stored_scores(path: str | Path) -> dict[str, float]:
+    """Return the score with the best F1 of each class in a weights file or an exported file; empty if it has none."""
+    file = locate(path)
+    return _scores(file, file.stat().st_mtime_ns) if is_exported(file) else read_thresholds(file)
+
+
+@functools.lru_cache(maxsize=8)
+def _scores(file: Path, _changed: int) -> dict[str, float]:
+    facts = open_file(file)[1]
+    return {} if facts is None else facts.scores
+
+
 def open_detector(path: str | Path, device: torch.device | str = "cpu") -> Detector:
     """Open a detector in a file of any kind, in evaluation mode: weights as for `Detector.load`, or an exported file.
 
@@ -228,7 +245,8 @@ class ExportedDetector(Detector):
     """A detector whose network is in an exported file; it predicts, and cannot be trained.
 
     A file for one size of images is given images that are resized to fit it, and padded to it. A file for a fixed
-    number of images is run in parts.
+    number of images is run in parts. A file with boxes alone gives them as they are: its thresholds are those of the
+    export.
 
     Args:
         file: The file.
@@ -238,7 +256,7 @@ class ExportedDetector(Detector):
         facts: Metadata of the file.
 
     Raises:
-        WeightsError: The file cannot be read, was not exported by this package, or has no raw outputs.
+        WeightsError: The file cannot be read, or was not exported by this package.
         RunError: Its runtime cannot compute on the device.
     """
 
@@ -249,8 +267,6 @@ class ExportedDetector(Detector):
                 f"{file}: not written by 'locdistill export' (no '{KEY}' in its metadata); as a teacher, describe it "
                 "with teacher.onnx"
             )
-        if facts.outputs == "boxes":
-            raise WeightsError(f"{file}: has boxes alone; export it with --outputs raw or both to use it here")
         nn.Module.__init__(self)
         self.describe(facts.settings)
         self.file, self.facts, self._run = file, facts, run
@@ -275,8 +291,63 @@ class ExportedDetector(Detector):
 
         Raises:
             ImageError: The file is for images of another size.
+            WeightsError: The file has boxes alone.
         """
         assert network is None, "there is one form of the network, that in the file"
+        if self.facts.outputs == "boxes":
+            raise WeightsError(f"{self.file}: has boxes alone; export it with --outputs raw or both to use it here")
+        values, (height, width) = self._values(images, sizes)
+        dense = Dense(
+            values["cls_logits"],
+            values["edge_logits"],
+            values.get("quality_logits"),
+            quality_in_score=self.kind.quality == "in_score",
+        )
+        return dense, self.grid_for((height, width))
+
+    def look(
+        self,
+        images: UInt8[Tensor, "b 3 h w"],
+        sizes: Int[Tensor, "b 2"],
+        original_sizes: Int[Tensor, "b 2"],
+        *,
+        flipped: bool = False,
+    ) -> list[Detections]:
+        """Return the candidates in padded images; those of a file with boxes alone are suppressed already.
+
+        Raises:
+            ImageError: The file is for images of another size.
+            WeightsError: The file has boxes alone, and their thresholds were changed.
+        """
+        if self.facts.outputs != "boxes":
+            return super().look(images, sizes, original_sizes, flipped=flipped)
+        both = self.facts.settings, self.settings
+        inside, wanted = (settings.detections.model_dump(exclude={"augment"}) for settings in both)
+        if changed := [name for name in inside if inside[name] != wanted[name]]:
+            raise WeightsError(
+                f"{self.file}: has boxes alone, computed with detections.{changed[0]}={inside[changed[0]]}, not "
+                f"{wanted[changed[0]]}; export it with --outputs both to change that"
+            )
+        values, _ = self._values(images, sizes)
+        sizes, original_sizes = sizes.to(self.device), original_sizes.to(self.device)
+        scales = (sizes / original_sizes).to(values["boxes"]).flip(-1)
+        found = []
+        for image in range(len(images)):
+            boxes, scores, labels = (values[name][values["image_index"] == image] for name in BOXES[:3])
+            boxes = self.coding.kind.mirrored(boxes, sizes[image, 1:].to(boxes)) if flipped else boxes
+            found.append(Detections(self.coding.kind.shrunk(boxes, scales[image, None]), scores, labels))
+        return found
+
+    def suppress(self, views: Sequence[list[Detections]]) -> list[Detections]:
+        """Return detections from candidates; those of a file with boxes alone are detections, if there is one view."""
+        return views[0] if self.facts.outputs == "boxes" and len(views) == 1 else super().suppress(views)
+
+    def _values(self, images: Tensor, sizes: Tensor) -> tuple[dict[str, Tensor], tuple[int, int]]:
+        """Run the file on padded images; also return the height and width that it was given.
+
+        Raises:
+            ImageError: The file is for images of another size.
+        """
         height, width = self.facts.size or images.shape[-2:]
         below, right = height - images.shape[-2], width - images.shape[-1]
         if below < 0 or right < 0:
@@ -288,14 +359,10 @@ class ExportedDetector(Detector):
         real = sizes.cpu().long().numpy()
         step = self.facts.batch or len(padded)
         parts = [self._part(padded[i : i + step], real[i : i + step], step) for i in range(0, len(padded), step)]
-        values = {name: torch.cat([part[name] for part in parts]).to(self.device) for name in parts[0]}
-        dense = Dense(
-            values["cls_logits"],
-            values["edge_logits"],
-            values.get("quality_logits"),
-            quality_in_score=self.kind.quality == "in_score",
-        )
-        return dense, self.grid_for((height, width))
+        for number, part in enumerate(parts):
+            if "image_index" in part:
+                part["image_index"] = part["image_index"] + number * step
+        return {name: torch.cat([part[name] for part in parts]).to(self.device) for name in parts[0]}, (height, width)
 
     def _part(self, images: np.ndarray, sizes: np.ndarray, step: int) -> dict[str, Tensor]:
         """Run the file on at most as many images as it takes."""
@@ -303,14 +370,28 @@ class ExportedDetector(Detector):
         if count < step:
             images, sizes = (np.concatenate((x, np.repeat(x[-1:], step - count, 0))) for x in (images, sizes))
         found = self._run(images, sizes)
-        return {name: torch.from_numpy(found[name][:count]) for name in RAW if name in found}
+        raw = {name: torch.from_numpy(found[name][:count]) for name in RAW if name in found}
+        if raw:
+            return raw
+        own = found["image_index"] < count
+        return {name: torch.from_numpy(found[name][own]) for name in BOXES}
 
     def prepare(self, source: ImageSource) -> Prepared:
-        """Read an image and resize it for the file."""
+        """Read an image and resize it for the file.
+
+        Raises:
+            ImageError: It cannot be read.
+            WeightsError: The file is for one size, and the settings are for others.
+        """
         if self.facts.size is None:
             return super().prepare(source)
         if len(self.settings.detections.augment.views) > 1:
             raise WeightsError(f"{self.file}: is for one size of images; detections.augment needs --dynamic")
+        inside, wanted = (
+            settings.input.model_dump(exclude={"bits"}) for settings in (self.facts.settings, self.settings)
+        )
+        if inside != wanted:
+            raise WeightsError(f"{self.file}: is for one size of images; settings of input need --dynamic")
         return fitted(source, self.facts.size, bits=self.settings.input.bits)
 
 

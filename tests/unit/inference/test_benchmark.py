@@ -16,7 +16,6 @@ from locdistill.inference.benchmark.benchmark import benchmark, parse_size
 from locdistill.inference.benchmark.measure import Difference, ImagesInMemory, Times, difference, look
 from locdistill.inference.benchmark.result import BenchmarkResult, EngineResult, notes
 from locdistill.models.count import multiply_adds, multiply_adds_of, parameters
-from locdistill.models.onnx import export_onnx
 from locdistill.types import Detections
 from tests.unit.models.test_postprocess import detector_of
 
@@ -105,7 +104,7 @@ def test_differences_between_answers() -> None:
     pictures = ImagesInMemory(torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8), *[torch.tensor([[64, 96]])] * 2)
     boxes = torch.tensor([[0.0, 0, 20, 20], [30, 0, 50, 20], [60, 0, 80, 20]])
     found = Detections(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.tensor([0, 1, 0]))
-    answer = look(detector, detector, pictures)._replace(detections=[found])
+    answer = look(detector, detector.see, pictures)._replace(detections=[found])
     zero = difference(detector, [answer], [answer])
     assert zero == Difference(score=0, edge_px=0, detections=6, unmatched=0)
     scores = answer.dense.cls_logits.sigmoid()
@@ -141,11 +140,8 @@ def test_what_cannot_be_measured_is_refused(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(ImageError, match="no image in this folder"):
         benchmark(weights, data=tmp_path, device="cpu")
 
-    def absent(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(engines.importlib, "import_module", absent)
-    with pytest.raises(RunError, match=r"engine 'onnxruntime' cannot be used.*pip install 'locdistill\[onnx\]'"):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(RunError, match=r"engine 'onnxruntime' cannot be used.*onnx.*pip install 'locdistill\[onnx\]'"):
         benchmark(weights, engines=["onnxruntime"], device="cpu", input="96x64", batch=1, steps=1)
 
 
@@ -159,7 +155,7 @@ def test_pictures_are_made_to_fit(tmp_path: Path) -> None:
 
     def spy(detector, precision, tell):
         network = find(detector, precision, tell)
-        return lambda images: (looked.append(images), network(images))[1]
+        return lambda images, sizes: (looked.append(images), network(images, sizes))[1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(engines.ENGINES, "eager", spy)
@@ -175,9 +171,3 @@ def test_pictures_are_made_to_fit(tmp_path: Path) -> None:
     tall, wide = looked[0], looked[1]
     assert (tall != 0).any(1)[0].nonzero().amax(0).tolist() == [59, 14]
     assert (wide != 0).any(1)[0].nonzero().amax(0).tolist() == [24, 99]
-
-
-def test_export_needs_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(RunError, match=r"onnx and onnxscript.*pip install 'locdistill\[onnx\]'"):
-        export_onnx(detector_of("gfl"), tmp_path / "x.onnx", (64, 64))

@@ -1,34 +1,36 @@
-"""The engines of ``locdistill benchmark``: each computes dense predictions of normalised images."""
+"""The engines of ``locdistill benchmark``: each computes dense predictions of images in memory."""
 
 from __future__ import annotations
 
-import importlib
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from locdistill.engine.speed import DTYPES, Precision
-from locdistill.errors import RunError
+from locdistill.geometry.grid import Grid
 from locdistill.models.detector import Detector
+from locdistill.models.exported import ExportedDetector, FileFacts
+from locdistill.models.exporting.network import ExportedNetwork
+from locdistill.models.exporting.writing import check_packages, write_onnx
 from locdistill.models.fold import SpeedUps, optimised
-from locdistill.models.onnx import INPUT, OUTPUTS, export_onnx
 from locdistill.types import Dense, Tell
 
-Network = Callable[[Tensor], Dense]
-Build = Callable[[Detector, Precision, Tell], Network | None]
+See = Callable[[Tensor, Tensor], tuple[Dense, Grid]]
+"""Function from padded images and their sizes to predictions and locations."""
+Build = Callable[[Detector, Precision, Tell], See]
 
 
-def eager(detector: Detector, precision: Precision, _tell: Tell) -> Network:
+def eager(detector: Detector, precision: Precision, _tell: Tell) -> See:
     """Build plain PyTorch; half precision uses autocast, as in training."""
-    return _in_precision(detector, detector.device, precision)
+    return _seeing(detector, detector, precision)
 
 
-def compiled(detector: Detector, precision: Precision, tell: Tell) -> Network:
+def compiled(detector: Detector, precision: Precision, tell: Tell) -> See:
     """Build the network with ``torch.compile``, once per batch size, with folded batch normalisation."""
     how = SpeedUps(fold=True, dtype=DTYPES[precision], channels_last=precision != "32")
     network, seen = torch.compile(optimised(detector, how), dynamic=False), set()
@@ -40,71 +42,54 @@ def compiled(detector: Detector, precision: Precision, tell: Tell) -> Network:
         dense: Dense = network(how.images(images))
         return dense
 
-    return _in_precision(run, detector.device, precision)
+    return _seeing(detector, run, precision)
 
 
-def _in_precision(network: Network, device: torch.device, precision: Precision) -> Network:
+def _seeing(detector: Detector, network: Callable[[Tensor], Dense], precision: Precision) -> See:
+    """Build the function that normalises images and runs this form of the detector's network."""
     dtype = DTYPES[precision]
-    if dtype is None:
-        return network
 
     def run(images: Float[Tensor, "b 3 h w"]) -> Dense:
-        with torch.autocast(device.type, dtype=dtype):
+        with torch.autocast(detector.device.type, dtype=dtype, enabled=dtype is not None):
             return network(images)
 
-    return run
+    return lambda images, sizes: detector.see(images, sizes, run)
 
 
 class OnnxRuntime:
-    """The dense network in an ONNX file per batch size, run by ONNX Runtime in float32 with PyTorch's threads.
+    """An exported file per size and number of images, run by ONNX Runtime in float32 with PyTorch's threads.
 
     Raises:
-        RunError: ONNX Runtime is not installed, or not for the device that the detector is on.
+        RunError: A package is not installed, or ONNX Runtime cannot compute on the detector's device.
     """
 
     def __init__(self, detector: Detector, _precision: Precision, tell: Tell) -> None:
-        try:
-            self.runtime = importlib.import_module("onnxruntime")
-        except ImportError:
-            raise RunError("ONNX Runtime is not installed: pip install 'locdistill[onnx]'") from None
-        self.provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(detector.device.type)
-        if self.provider not in self.runtime.get_available_providers():
-            raise RunError(
-                f"this ONNX Runtime cannot compute on {detector.device.type}"
-                + (": pip install onnxruntime-gpu in place of onnxruntime" if detector.device.type == "cuda" else "")
-            )
+        check_packages("onnx")
         self.detector, self.tell = detector, tell
-        with torch.no_grad():
-            self.pattern: Dense = detector(torch.zeros(1, 3, 64, 64, device=detector.device))
-        self.sessions: dict[tuple[int, ...], Any] = {}
+        self.files: dict[tuple[int, ...], ExportedDetector] = {}
 
-    def __call__(self, images: Float[Tensor, "b 3 h w"]) -> Dense:
+    def __call__(self, images: UInt8[Tensor, "b 3 h w"], sizes: Int[Tensor, "b 2"]) -> tuple[Dense, Grid]:
         """Compute dense predictions, on the device of the images."""
         shape = tuple(images.shape)
-        if shape not in self.sessions:
+        if shape not in self.files:
             self.tell(f"exporting to ONNX for {_images(len(images))}")
-            options = self.runtime.SessionOptions()
-            options.intra_op_num_threads = torch.get_num_threads()
-            options.log_severity_level = 3
+            facts = FileFacts(
+                self.detector.settings, "raw", (shape[2], shape[3]), len(images), "", version("locdistill")
+            )
             with tempfile.TemporaryDirectory() as folder:
-                side = (int(images.shape[-2]), int(images.shape[-1]))
-                file = export_onnx(self.detector, Path(folder, "network.onnx"), side, batch=len(images))
-                session = self.runtime.InferenceSession(str(file), options, providers=[self.provider])
-            self.sessions[shape] = session
-        values = self.sessions[shape].run(None, {INPUT: images.cpu().numpy()})
-        tensors: dict[str, Any] = {
-            name: torch.from_numpy(value).to(images.device) for name, value in zip(OUTPUTS, values, strict=False)
-        }
-        return self.pattern._replace(**tensors)
+                file = Path(folder, "network.onnx")
+                write_onnx(ExportedNetwork(self.detector, boxes=False), facts, file)
+                self.files[shape] = ExportedDetector(file, self.detector.device)
+        return self.files[shape].see(images, sizes)
 
 
 def _images(count: int) -> str:
     return "one image" if count == 1 else f"{count} images"
 
 
-def in_file(_detector: Detector, _precision: Precision, _tell: Tell) -> None:
-    """Build nothing: an exported file runs in its own runtime."""
-    return
+def in_file(detector: Detector, _precision: Precision, _tell: Tell) -> See:
+    """Return the detector as it is: an exported file runs in its own runtime."""
+    return detector.see
 
 
 ENGINES: dict[str, Build] = {

@@ -19,7 +19,7 @@ from torch import Tensor
 from locdistill.engine.speed import Precision
 from locdistill.geometry.grid import Grid
 from locdistill.geometry.kinds import kind_of
-from locdistill.inference.benchmark.engines import Build, Network
+from locdistill.inference.benchmark.engines import Build, See
 from locdistill.models.detector import Detector
 from locdistill.types import Dense, Detections, Tell
 
@@ -62,10 +62,10 @@ class Answer(NamedTuple):
 
 
 @torch.no_grad()
-def look(detector: Detector, network: Network | None, pictures: ImagesInMemory) -> Answer:
-    """Detect objects on images in memory: transfer to the device, normalise, run the network, post-process."""
+def look(detector: Detector, see: See, pictures: ImagesInMemory) -> Answer:
+    """Detect objects on images in memory: transfer to the device, predict with an engine, post-process."""
     images, sizes, originals = (part.to(detector.device) for part in pictures)
-    dense, grid = detector.see(images, sizes, network)
+    dense, grid = see(images, sizes)
     candidates = detector.candidates(dense, grid, sizes, originals)
     return Answer(dense, grid, candidates, detector.suppress([candidates]))
 
@@ -123,15 +123,15 @@ class Workload:
     def measured(self, build: Build, tell: Tell) -> MeasuredEngine:
         """Measure an engine; its preparation at the first call with each batch size is not timed."""
         memory = MemoryWatch(self.detector.device)
-        network = build(self.detector, self.precision, tell)
-        answers = [look(self.detector, network, self.pictures.some(i, 1)) for i in range(COMPARED)]
-        look(self.detector, network, self.pictures.some(0, self.batch))
+        see = build(self.detector, self.precision, tell)
+        answers = [look(self.detector, see, self.pictures.some(i, 1)) for i in range(COMPARED)]
+        look(self.detector, see, self.pictures.some(0, self.batch))
         memory.restart()
-        single = self._times(network, 1)
-        batched = self._times(network, self.batch) if self.batch > 1 else None
+        single = self._times(see, 1)
+        batched = self._times(see, self.batch) if self.batch > 1 else None
         return MeasuredEngine(single, batched, memory.peak_mb(), answers)
 
-    def _times(self, network: Network | None, batch: int) -> Times:
+    def _times(self, see: See, batch: int) -> Times:
         """Time calls with different images, after untimed warm-up calls."""
         seconds = []
         # With larger batches fewer calls process as many images.
@@ -140,7 +140,7 @@ class Workload:
             some = self.pictures.some(number * batch, batch)
             wait(self.detector.device)
             start = time.perf_counter()
-            look(self.detector, network, some)
+            look(self.detector, see, some)
             wait(self.detector.device)
             seconds.append(time.perf_counter() - start)
         return Times(images=batch, seconds=tuple(seconds[warm_up:]))

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from locdistill.errors import RunError
-from locdistill.export.network import ExportedNetwork
 from locdistill.models.exported import BOXES, INPUTS, RAW, FileFacts
+from locdistill.models.exporting.network import ExportedNetwork
 from locdistill.models.settings import DetectionSettings
 
 OPSET = 20
-_NEEDED = {"onnx": ("onnx", "onnxscript"), "openvino": ("openvino", "onnx", "onnxscript"), "torch": ()}
+_NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "onnx", "onnxscript"), "torch": ()}
 _CANDIDATES = ("candidate_boxes", "candidate_scores")
 _SUPPRESSION = f"""
 <ir_version: 10, opset_import: ["" : {OPSET}]>
@@ -166,6 +166,4 @@ def check_packages(kind: str) -> None:
     missing = [name for name in _NEEDED[kind] if importlib.util.find_spec(name) is None]
     if missing:
         extra = "onnx" if kind == "onnx" else "openvino,onnx"
-        raise RunError(
-            f"--format {kind} needs {' and '.join(missing)}, not installed: pip install 'locdistill[{extra}]'"
-        )
+        raise RunError(f"files of {kind} need {', '.join(missing)}, not installed: pip install 'locdistill[{extra}]'")

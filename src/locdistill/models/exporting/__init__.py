@@ -1,0 +1,1 @@
+"""Exported files: the network that is traced, and a writer for each format."""
