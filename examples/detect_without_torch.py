@@ -20,10 +20,12 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")  # of its other formats, Pillow lets some start programs
+
 
 def load(path):
     """Return the image as 8-bit RGB, upright."""
-    image = ImageOps.exif_transpose(Image.open(path))
+    image = ImageOps.exif_transpose(Image.open(path, formats=FORMATS))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

@@ -154,5 +154,8 @@ def _opens_with_pillow(path: Path) -> list[int]:
 def test_pictures_are_opened_in_one_place() -> None:
     files = [path for folder in ("src", "benchmarks", "examples") for path in sorted((ROOT / folder).rglob("*.py"))]
     places = {path.relative_to(ROOT).as_posix(): lines for path in files if (lines := _opens_with_pillow(path))}
+    apart = places.pop("examples/detect_without_torch.py")  # without this package, and of the same formats
+    lines = (ROOT / "examples" / "detect_without_torch.py").read_text(encoding="utf-8").splitlines()
+    assert all("formats=FORMATS" in lines[number - 1] for number in apart)
     assert list(places) == ["src/locdistill/images.py"]
     assert len(places["src/locdistill/images.py"]) == 1

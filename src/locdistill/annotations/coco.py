@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,23 +66,6 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
     Raises:
         AnnotationError: The file is no COCO json at all. Broken entries are listed in ``problems`` instead.
     """
-    with collected_later():
-        return _read_coco(file, root, split)
-
-
-@contextmanager
-def collected_later() -> Iterator[None]:
-    """Put off the search for unused objects in circles, which takes a third of the time where millions are made."""
-    was = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was:
-            gc.enable()
-
-
-def _read_coco(file: Path, root: Path, split: str) -> Source:
     content = _load(file)
     source = Source(file=str(file), categories=[], labelled="annotations" in content)
     images = read_images(content["images"], source)

@@ -169,7 +169,6 @@ def _regular(
     """
     owners, kinds, own = ([entry[key] for entry in entries] for key in ("image_id", "category_id", "id"))
     listed = [entry["bbox"] for entry in entries]
-    values = list(chain.from_iterable(listed))
     flags = [[entry.get(key, 0) for entry in entries] for key in ("iscrowd", "ignore")]
     areas = [entry.get("area") for entry in entries]
     usual = (
@@ -178,14 +177,14 @@ def _regular(
         and set(kinds) <= names.keys()
         and set(map(type, listed)) <= {list}
         and set(map(len, listed)) <= {4}
-        and set(map(type, values)) <= {int, float}
+        and set(map(type, chain.from_iterable(listed))) <= {int, float}
         and set(chain(*flags)) <= {0, 1}
         and set(map(type, areas)) <= {int, float, type(None)}
         and not any("rbox" in entry for entry in entries)
     )
     if not usual:
         return None
-    boxes = np.array(values, dtype=np.float64).reshape(-1, 4)
+    boxes = np.fromiter(chain.from_iterable(listed), np.float64, 4 * len(listed)).reshape(-1, 4)
     sides = boxes[:, 2:]
     missing = np.array([area is None for area in areas], dtype=bool)
     written = np.array([0 if area is None else area for area in areas], dtype=np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -10,13 +11,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from locdistill.annotations import coco, coco_files, dota, hrsc, labelme, voc, yolo
-from locdistill.annotations.files import HIDDEN, hidden_below, images_below, is_hidden, subfolders
+from locdistill.annotations.files import HIDDEN, files_of, hidden_below, images_below, is_hidden, subfolders
 from locdistill.annotations.index import remembered
 from locdistill.annotations.sources import DataFormat, Source, SourceSettings
 from locdistill.errors import AnnotationError
 
 SPLITS = ("train", "val", "test")
 ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+OTHER_FORMATS: dict[str, dict[bytes, str]] = {
+    ".xml": {rb"<annotations[\s>]": "CVAT's own format"},
+    ".json": {
+        rb'^\s*\[.*"data"\s*:': "Label Studio's own format",
+        rb'^\s*\[.*"coordinates"\s*:': "CreateML's format",
+        rb'"_via_': "VIA's own format",
+    },
+    ".csv": {rb"(?i)xmin|x_min|bbox|\bx1\b": "a table of boxes"},
+    ".ndjson": {rb"": "a list of lines of JSON"},
+    ".tfrecord": {rb"": "TensorFlow's format"},
+}
+"""Formats of boxes that are not read, by ending and content."""
+HEAD_BYTES = 4096
 DEPTH = 2
 """Folders below a path in which a data set is looked for."""
 PLACES = 20
@@ -64,7 +78,9 @@ FORMATS: dict[DataFormat, AnnotationFormat] = {
         hint=coco_files.hint,
     ),
     "voc": AnnotationFormat(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
-    "yolo": AnnotationFormat(yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read, yolo.usual, yolo.doubt),
+    "yolo": AnnotationFormat(
+        yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read, yolo.usual, yolo.doubt, hint=yolo.hint
+    ),
     "dota": AnnotationFormat(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
     "hrsc": AnnotationFormat(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
     "labelme": AnnotationFormat(
@@ -133,6 +149,7 @@ def _located(settings: SourceSettings) -> Located:
         inner = [sub for place in inner for sub in subfolders(place)][:PLACES]
     looked = "".join(f"  {name}: {kind.looked_for}\n" for name, kind in FORMATS.items())
     hints = "".join(f"\n{hint}" for kind in FORMATS.values() if (hint := kind.hint(path)))
+    hints += "".join(f"\n{name}: export as COCO, YOLO or VOC instead" for name in _of_other_formats(path))
     raise AnnotationError(f"{path}: not recognised as a data set. Looked for\n{looked}{_contents(path)}{hints}")
 
 
@@ -227,6 +244,19 @@ def _read(settings: SourceSettings, split: str) -> tuple[DataFormat, list[Source
         notes[f"folder that is no data set itself; the one in it was read ({path.relative_to(home)})"] += 1
     notes[HIDDEN] += hidden_below(home) if home.is_dir() else 0
     return kind, sources
+
+
+def _of_other_formats(path: Path) -> list[str]:
+    """Describe the files of a folder and of those in it that hold boxes in formats that are not read."""
+    places = [path, *subfolders(path)][:PLACES]
+    found = []
+    for file in [file for place in places for file in files_of(place, *OTHER_FORMATS)][:PLACES]:
+        with file.open("rb") as opened:
+            start = opened.read(HEAD_BYTES)
+        kinds = OTHER_FORMATS[file.suffix.lower()].items()
+        what = next((what for pattern, what in kinds if re.search(pattern, start, re.DOTALL)), None)
+        found += [f"{file.relative_to(path)} is {what}"] if what else []
+    return found
 
 
 def _contents(path: Path) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from locdistill.annotations.files import IMAGE_SUFFIXES, images_below, in_threads, read_text
+from locdistill.annotations.files import IMAGE_SUFFIXES, images_below, in_threads, read_text, subfolders
 from locdistill.annotations.folders import note_unreadable
 from locdistill.annotations.index import kept_sources
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import Listed, Source, SourceSettings, circumscribed, clockwise, signed_areas
 from locdistill.annotations.yolo_description import (
+    YAML_SUFFIXES,
     Description,
     cleaned,
     find,
@@ -35,6 +36,18 @@ LOOKED_FOR = (
 def fits(path: Path, _names: Sequence[str]) -> bool:
     """Return whether a path is or has a description of the data set."""
     return find_description(path) is not None
+
+
+def hint(path: Path) -> str:
+    """Return what to do with a description in a folder below, or with label files without names."""
+    if not path.is_dir():
+        return ""
+    below = [file for file in map(find_description, subfolders(path)) if file and file.suffix in YAML_SUFFIXES]
+    if below:
+        return f"{below[0].relative_to(path)} may describe it; pass --data {below[0]}"
+    if has_labels(Description(path, {}, path)):
+        return f"There are label files without names; write the classes, one a line, to {path / 'classes.txt'}"
+    return ""
 
 
 def doubt(path: Path) -> int:

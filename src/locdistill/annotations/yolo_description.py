@@ -94,13 +94,14 @@ class Description:
         root = self.roots()[0]
         for alias in ALIASES.get(split, (split,)):
             for item in (f"{alias}.txt", f"images/{alias}", f"{alias}/images", alias):
-                if (root / item).exists():
-                    return [item]
+                if place := in_any_case(root, item.split("/")):
+                    return [place.relative_to(root).as_posix()]
         if split != "train" or any(self._usual(other) for other in ("val", "test")):
             return []
         if files_of(root, *IMAGE_SUFFIXES):
             return ["."]
-        return next(([item] for item in ("images.txt", "images") if (root / item).exists()), [])
+        found = (in_any_case(root, [item]) for item in ("images.txt", "images"))
+        return next(([place.name] for place in found if place), [])
 
     def class_names(self) -> list[str]:
         """Return the names of the classes by number, from a list, a mapping, or a file with a name in each line.
@@ -177,8 +178,8 @@ def find_description(path: Path) -> Path | None:
         return usual or others[0]
     if (path / DARKNET).is_file():
         return path / DARKNET
-    named = (path / folder / name for folder in CLASS_FOLDERS for name in CLASS_FILES)
-    first = next((file for file in named if file.is_file()), None)
+    named = (in_any_case(path, (*folder.split("/"), name)) for folder in CLASS_FOLDERS for name in CLASS_FILES)
+    first = next((file for file in named if file and file.is_file()), None)
     return first if first and has_labels(load(first, path)) else None
 
 
@@ -208,7 +209,7 @@ def load(file: Path, home: Path) -> Description:
     Raises:
         AnnotationError: It is in another encoding than UTF-8, or a YAML file without keys and values.
     """
-    if file.name in CLASS_FILES:
+    if file.name.lower() in CLASS_FILES:
         return Description(file, {"names": file.relative_to(home).as_posix()}, home)
     text = read_text(file)
     if file.name == DARKNET:

@@ -80,16 +80,18 @@ def find_labels(
         split: Name of the split; in ``test`` that is no problem.
         root: The data folder.
     """
-    own: defaultdict[Path, list[Path]] = defaultdict(list)
+    own: defaultdict[Path, list[tuple[Path, str]]] = defaultdict(list)
+    folder_of: dict[str, Path] = {}
     for picture in pictures:
-        own[picture.parent].append(picture)
+        above, _, name = str(picture).rpartition(os.sep)
+        own[folder_of.get(above) or folder_of.setdefault(above, picture.parent)].append((picture, _stem(name)))
     files: dict[Path, Path | None] = {}
     strays: set[Path] = set()
     for folder, there in own.items():
         present = _by_stem(folder, IMAGE_SUFFIXES)
         for place in reversed(label_folders(folder)):
             texts = _by_stem(place, (".txt",))
-            labels = {picture: place / texts[stem] for picture in there if (stem := _stem(picture.name)) in texts}
+            labels = {picture: place / texts[stem] for picture, stem in there if stem in texts}
             files |= labels
             if labels or place != folder:
                 lost = (place / texts[stem] for stem in texts.keys() - present.keys())
@@ -104,7 +106,7 @@ def find_labels(
         files = {**_labels_elsewhere(pictures, root, split, source.notes)}
         strays -= set(filter(None, files.values()))
     missing = [picture for picture in pictures if picture not in files]
-    shared = len(pictures) - len({(picture.parent, _stem(picture.name)) for picture in pictures})
+    shared = len(pictures) - sum(len({stem for _, stem in there}) for there in own.values())
     source.notes["label files without an image, left out"] += len(strays)
     source.notes["images that share their name, and so their label file, with another"] += shared
     few = len(pictures) - len(missing) < FEW * len(pictures)
@@ -148,12 +150,15 @@ def _by_stem(folder: Path, suffixes: Container[str]) -> dict[str, str]:
         return {}
     with os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not is_hidden(entry.name) and entry.is_file()]
-    return {_stem(name): name for name in names if os.path.splitext(name)[1].lower() in suffixes}
+    ends = {f".{name.rpartition('.')[2]}" for name in names}
+    wanted = {end for end in ends if end.lower() in suffixes}
+    return {_stem(name): name for name in names if f".{name.rpartition('.')[2]}" in wanted}
 
 
 def _stem(name: str) -> str:
     """Return a file name without its ending; accented letters are one character, however the disk has them."""
-    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
+    stem = name.rpartition(".")[0] or name
+    return stem if stem.isascii() else unicodedata.normalize("NFC", stem)
 
 
 def parse(file: Path | None, names: Sequence[str]) -> LabelFile:

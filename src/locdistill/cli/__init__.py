@@ -23,6 +23,7 @@ from locdistill.cli import (
     demo,
     diagnose,
     distill,
+    doctor,
     evaluate,
     export,
     hub,
@@ -62,7 +63,12 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
         "tune": tune.tune,
         "demo": demo.demo,
     },
-    "What there is": {"recipes": recipes.recipes, "methods": methods.methods, "config": config.config},
+    "What there is": {
+        "recipes": recipes.recipes,
+        "methods": methods.methods,
+        "config": config.config,
+        "doctor": doctor.doctor,
+    },
     "Weights": {
         "export": export.export,
         "publish": publish.publish,

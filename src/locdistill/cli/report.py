@@ -23,6 +23,7 @@ from locdistill.recipe.catalogue import published_aps
 from locdistill.settings import finite
 
 if TYPE_CHECKING:
+    from locdistill.engine.doctor import Examination
     from locdistill.export.export import ExportResult
     from locdistill.inference.evaluate import EvaluationResult
     from locdistill.inference.prediction import Prediction
@@ -237,6 +238,26 @@ def report_export(result: ExportResult, *, as_json: bool) -> None:
     count = {None: "any number of images", 1: "one image"}.get(facts.batch, f"{facts.batch} images")
     print(f"{result.file}: {result.megabytes:.1f} MB, {facts.outputs}, {size}, {count}", end="")
     print(", 8-bit convolutions" if facts.quantised else "")
+
+
+def report_examination(found: Examination) -> None:
+    """Print the result of an examination in lines that can be pasted into a report."""
+    parts: dict[str, dict[str, Any]] = {
+        "versions": found.versions,
+        "optional": found.optional,
+        "devices": {str(index): name for index, name in enumerate(found.devices)},
+        "cpu": found.cpu,
+        "environment": found.environment,
+        "GB": found.gigabytes,
+        "GFLOP/s": found.gflops,
+    }
+    for title, values in parts.items():
+        if values:
+            print(title)
+            for name, value in values.items():
+                print(f"  {name:24}{value}")
+    for note in found.notes:
+        print(f"note: {note}")
 
 
 _NEEDS = {

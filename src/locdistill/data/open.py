@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 import torch
 
-from locdistill.annotations.files import Seen
+from locdistill.annotations.files import Seen, collected_later
 from locdistill.annotations.formats import locate, places_of, read, split_names, trains_on_val
 from locdistill.annotations.index import look_at
 from locdistill.annotations.problems import Problem, error_of
@@ -128,6 +128,7 @@ def with_holdout(settings: DataSettings) -> DataSettings:
     return settings.model_copy(update={"holdout": HELD_OUT if alone and all(train) else 0.0})
 
 
+@collected_later()
 def scan_dataset(
     settings: DataSettings,
     split: str,

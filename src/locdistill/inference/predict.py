@@ -108,8 +108,20 @@ class _FrameDetector:
             kept = here.scores >= scores[here.labels]
             here = Detections(*(value[kept] for value in here))
             height, width = frame.pixels.shape[-2:]
-            classes, seconds = self.detector.settings.classes, frame.seconds
-            yield frame, Prediction(frame.source, height, width, here, classes, None, frame.number, seconds)
+            classes, bits = self.detector.settings.classes, self.detector.settings.input.bits
+            yield (
+                frame,
+                Prediction(
+                    frame.source,
+                    height,
+                    width,
+                    here,
+                    classes,
+                    number=frame.number,
+                    seconds=frame.seconds,
+                    bits=bits,
+                ),
+            )
 
 
 def stream(

@@ -33,6 +33,7 @@ class Prediction:
         number: Number of the frame in its video, from 0; None for a picture.
         seconds: Time of the frame in its video.
         pixels: RGB, from `stream`; `predict` does not keep them.
+        bits: Number of bits that the values of a 16-bit picture use; None: 16.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Prediction:
     number: int | None = None
     seconds: float | None = None
     pixels: UInt8[Tensor, "3 h w"] | None = field(default=None, repr=False, compare=False)
+    bits: int | None = field(default=None, repr=False, compare=False)
 
     @property
     def path(self) -> Path:
@@ -65,7 +67,7 @@ class Prediction:
         Raises:
             ImageError: The picture cannot be read.
         """
-        pixels = read_image(self.source) if self.pixels is None else self.pixels
+        pixels = read_image(self.source, bits=self.bits) if self.pixels is None else self.pixels
         return draw_detections(pixels, self.detections, classes=self.classes, threshold=0.0)
 
     def to_supervision(self) -> Any:

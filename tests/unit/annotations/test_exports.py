@@ -268,6 +268,14 @@ def labels_in_folders_called_after_the_split(folder: Path) -> None:
 
 
 @export(TWO)
+def yolo_in_capitals(folder: Path) -> None:
+    for split, names in SPLITS:
+        pictures(folder / "Images" / split.title(), names)
+        labels(folder / "Labels" / split.title(), names)
+    text(folder / "Classes.txt", "cat\ndog\n")
+
+
+@export(TWO)
 def xmls_in_one_folder(folder: Path) -> None:
     xmls(folder / "annotations")
     for split, names in SPLITS:
@@ -399,6 +407,41 @@ def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
     text(tmp_path / "export.zip", b"PK")
     with pytest.raises(AnnotationError, match="it is an archive: unpack it"):
         recognise(DataSettings(path=str(tmp_path / "export.zip")))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "hint"),
+    [
+        (
+            "annotations.xml",
+            "<?xml version='1.0'?>\n<annotations><version>1.1</version>",
+            "CVAT's own format: export as",
+        ),
+        (
+            "project-1.json",
+            '[{"id": 1,\n "data": {"image": "/data/upload/1/a.jpg"}, "annotations": []}]',
+            "Label Studio",
+        ),
+        (
+            "_annotations.createml.json",
+            '[{"image": "a.jpg", "annotations": [{"coordinates": {}}]}]',
+            "CreateML's format",
+        ),
+        (
+            "_annotations.csv",
+            "filename,width,height,class,xmin,ymin,xmax,ymax\n",
+            "is a table of boxes: export as COCO",
+        ),
+        ("labels/img_0.txt", ROWS, r"label files without names; write the classes, one a line, to .*classes\.txt"),
+        ("cfg/own.yaml", "train: ../images\nnames: [cat]\n", r"cfg/own\.yaml may describe it; pass --data .*own\.yaml"),
+        ("notes.csv", "who,when\n", "images"),
+    ],
+)
+def test_what_is_nearly_a_data_set_leads_to_one(name: str, content: str, hint: str, tmp_path: Path) -> None:
+    pictures(tmp_path / "images")
+    text(tmp_path / name, content)
+    with pytest.raises(AnnotationError, match=f"not recognised as a data set(.|\n)*{hint}"):
+        recognise(DataSettings(path=str(tmp_path)))
 
 
 @pytest.mark.parametrize("layout", ["{split}/{part}", "{part}/{split}"])

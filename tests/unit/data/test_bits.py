@@ -118,3 +118,5 @@ def test_pictures_are_drawn_with_the_bits_that_were_trained_on(camera: Path, tmp
     detector.save(camera / "detector.safetensors")
     result = evaluate(camera / "detector.safetensors", camera, overrides=["data.workers=0"])
     assert result.dataset.bits == 12
+    (prediction,) = predict(detector, record.path)
+    assert (np.asarray(prediction.plot().convert("L")) == BRIGHT >> 4).any()
