@@ -21,6 +21,7 @@ from torch import nn
 
 from locdistill.errors import RunError
 from locdistill.export.export import ExportPlan, ExportResult, export
+from locdistill.images import image_size
 from locdistill.models.detector import Detector
 from locdistill.models.kinds import KINDS
 from locdistill.models.settings import DetectorSettings, InputSettings
@@ -56,13 +57,11 @@ def busy(kind: str, deformable: bool = False) -> Detector:
 
 def photographs(folder: Path) -> list[Path]:
     """Return photographs of different sizes, none of them square."""
-    from PIL import Image  # noqa: PLC0415
-
     sizes: dict[tuple[int, int], Path] = {}
     for path in sorted((folder / "coco-val2017-2.8k-320" / "images").iterdir()):
-        with Image.open(path) as image:
-            if image.width != image.height:
-                sizes.setdefault(image.size, path)
+        height, width = image_size(path)
+        if height != width:
+            sizes.setdefault((height, width), path)
         if len(sizes) == PHOTOGRAPHS - 1:
             break
     return [next((folder / "bccd" / "images").iterdir()), *sizes.values()]

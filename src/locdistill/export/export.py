@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -18,7 +19,7 @@ from locdistill.engine.devices import existing_device
 from locdistill.errors import DataError, LocdistillError, RecipeError, RunError
 from locdistill.export.parity import Check, compare
 from locdistill.export.quantise import quantised
-from locdistill.files import file_digest, make_folder, writing
+from locdistill.files import file_digest, make_folder, replacing, writing
 from locdistill.inference.evaluate import adjusted, data_of, evaluate
 from locdistill.models.detector import Detector
 from locdistill.models.exported import FileFacts, Outputs, open_file, stored_scores
@@ -194,7 +195,8 @@ def export(
             )
         parts = sorted(Path(name).iterdir(), key=lambda part: part == file)  # the file itself appears last
         for part in parts:
-            part.replace(target.with_name(part.name))
+            with replacing(target.with_name(part.name)) as new:
+                shutil.copyfile(part, new)
     size = sum(target.with_name(part.name).stat().st_size for part in parts)
     return replace(result, megabytes=size / 1e6)
 
