@@ -15,11 +15,12 @@ import threading
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -159,7 +160,7 @@ class VideoInput:
             stream.thread_type = "AUTO"
             rate = stream.average_rate or stream.guessed_rate or Fraction(25)
             stated = _length(container)
-            live = stated is None
+            live = stated is None and (self.camera is not None or _ADDRESS.match(self.source) is not None)
             number = -1
             packets = container.demux(stream)
             while True:
@@ -242,16 +243,10 @@ def _named(item: str, problems: list[str]) -> Iterator[tuple[str, Path]]:
         kept = [match for match in matches if match.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
         if not kept:
             problems.append(f"{item}: no image matches this pattern")
-        root = Path(*(part for part in Path(item).parts[: _fixed_parts(item)]))
+        root = Path(*takewhile(lambda part: not glob.has_magic(part), Path(item).parts))
         yield from ((str(match), match.relative_to(root)) for match in kept)
     else:
         problems.append(f"{item}: no such file or folder")
-
-
-def _fixed_parts(pattern: str) -> int:
-    """Return the number of leading parts of a pattern that have no placeholder."""
-    parts = Path(pattern).parts
-    return next(i for i, part in enumerate(parts) if glob.has_magic(part))
 
 
 def _source(place: str, name: Path, every: int) -> Input:
@@ -302,10 +297,17 @@ def _downloaded(address: str) -> bytes:
     return content
 
 
-def frames(found: Sequence[Input], *, bits: int | None = None) -> Iterator[Frame | ImageError]:
+def frames(
+    found: Sequence[Input], *, bits: int | None = None, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[Frame | ImageError]:
     """Yield all pictures in order, read ahead by threads, and an error for each that cannot be read.
 
     Of a live stream only the newest frame is kept until it is taken: slow processing leaves frames out.
+
+    Args:
+        found: Pictures and videos.
+        bits: Number of bits that the values of 16-bit images use; None: 16.
+        stopped: Function that is asked whether to end, also while a stream sends nothing.
     """
     reading: deque[Future[Frame | ImageError]] = deque()
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -314,8 +316,10 @@ def frames(found: Sequence[Input], *, bits: int | None = None) -> Iterator[Frame
                 if isinstance(source, VideoInput):
                     while reading:
                         yield reading.popleft().result()
-                    yield from _in_background(source)
+                    yield from _in_background(source, stopped)
                     continue
+                if stopped():
+                    return
                 reading.append(pool.submit(_tried, source, bits))
                 if len(reading) > _AHEAD:
                     yield reading.popleft().result()
@@ -333,7 +337,7 @@ def _tried(picture: PictureInput, bits: int | None) -> Frame | ImageError:
         return error
 
 
-def _in_background(video: VideoInput) -> Iterator[Frame | ImageError]:
+def _in_background(video: VideoInput, stopped: Callable[[], bool]) -> Iterator[Frame | ImageError]:
     """Yield the frames of a video, decoded in a thread."""
     ready: queue.Queue[Frame | ImageError | BaseException | None] = queue.Queue(_AHEAD)
     stop = threading.Event()
@@ -364,10 +368,13 @@ def _in_background(video: VideoInput) -> Iterator[Frame | ImageError]:
     thread = threading.Thread(target=decode, name=f"frames of {video.source}", daemon=True)
     thread.start()
     try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException) and not isinstance(item, ImageError):
-                raise item
-            yield item
+        while not stopped():
+            with suppress(queue.Empty):
+                if (item := ready.get(timeout=0.2)) is None:
+                    return
+                if isinstance(item, BaseException) and not isinstance(item, ImageError):
+                    raise item
+                yield item
     finally:
         stop.set()
         thread.join(2 * _SECONDS)

@@ -208,7 +208,9 @@ def predict(  # noqa: PLR0913 - one parameter per option
         make_folder(Path(save))
     unreadable: list[ImageError] = []
     signals, found = StopSignals(), list[Prediction]()
-    items: Iterable[Frame | ImageError] = _until(signals, frames(given, bits=predictor.detector.settings.input.bits))
+    items: Iterable[Frame | ImageError] = frames(
+        given, bits=predictor.detector.settings.input.bits, stopped=lambda: signals.received is not None
+    )
     if progress is not None:
         items = progress(items, _total(given))
     signals.listen()
@@ -232,14 +234,6 @@ def predict(  # noqa: PLR0913 - one parameter per option
 def default_scores(weights: str | Path | Detector) -> dict[str, float]:
     """Return the minimum score of each class that a weights file has; empty for a detector in memory."""
     return {} if isinstance(weights, Detector) else stored_scores(find(weights))
-
-
-def _until(signals: StopSignals, items: Iterator[Frame | ImageError]) -> Iterator[Frame | ImageError]:
-    """Pass items on until a signal to stop arrives."""
-    for item in items:
-        yield item
-        if signals.received is not None:
-            return
 
 
 def _total(given: Sequence[Input]) -> int | None:

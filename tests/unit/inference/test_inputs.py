@@ -119,6 +119,16 @@ def test_frames_come_in_order_with_their_times(folder: Path) -> None:
     assert every[0].rate == pytest.approx(10 / 6)
 
 
+def test_every_frame_of_a_file_that_does_not_tell_its_length_is_taken(tmp_path: Path) -> None:
+    (video,) = inputs(write_video(tmp_path / "raw.mjpeg", codec="mjpeg"))
+    assert video.count is None
+    read = []
+    for frame in frames([video]):
+        time.sleep(0.01)  # a slow detector
+        read.append(frame)
+    assert [number_of(frame) for frame in read if isinstance(frame, Frame)] == list(range(LENGTH))
+
+
 def test_many_pictures_are_read_in_order_and_broken_ones_are_said(tmp_path: Path) -> None:
     for number in range(50):
         file = tmp_path / f"{number:02}.png"
@@ -218,6 +228,44 @@ def test_of_a_live_stream_the_newest_frame_is_taken(serve: Callable[[type[Handle
     assert second.number is not None
     assert second.number > 10
     reading.close()
+
+
+class Silent(Handler):
+    """A camera that sends one picture and then nothing more."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=next")
+        self.end_headers()
+        for number in range(3):
+            content = io.BytesIO()
+            Image.fromarray(shade(number)).save(content, format="JPEG")
+            head = f"--next\r\nContent-Type: image/jpeg\r\nContent-Length: {len(content.getvalue())}\r\n\r\n"
+            self.wfile.write(head.encode() + content.getvalue() + b"\r\n")
+        self.wfile.flush()
+        finished.wait(60)
+
+    def log_message(self, *_: object) -> None:
+        """Nothing."""
+
+
+finished = threading.Event()
+
+
+def test_a_stream_that_is_silent_can_be_stopped(
+    serve: Callable[[type[Handler]], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SECONDS", 0.5)
+    asked = []
+
+    def stopped() -> bool:
+        asked.append(None)
+        return len(asked) > 8
+
+    finished.clear()
+    read = list(frames(inputs(f"{serve(Silent)}/camera.mjpeg"), stopped=stopped))
+    finished.set()
+    assert len(read) < 8
 
 
 def test_without_the_package_for_videos(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
