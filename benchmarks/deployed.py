@@ -62,8 +62,8 @@ def main() -> None:
     if args.compiled:
         ways["torch.compile, float32"] = (own, compiled(own, "32", print))
     for file in args.files:
-        detector = ExportedDetector(file)
-        ways[f"{file.name}, {file.stat().st_size / 1e6:.1f} MB"] = (detector, in_file(detector, "32", print))
+        exported = ExportedDetector(file)
+        ways[f"{file.name}, {file.stat().st_size / 1e6:.1f} MB"] = (exported, in_file(exported, "32", print))
     ready = {name: in_memory(detector, pictures) for name, (detector, _) in ways.items()}
     times: dict[str, list[float]] = defaultdict(list)
     for number in range(args.rounds + 1):
