@@ -166,7 +166,7 @@ def eager(setting: Setting) -> Arm:
 def autocast(module: TrainingModule) -> torch.autocast:
     """The precision of a module, as the trainer gives it."""
     dtype = module.speed.dtype
-    return torch.autocast(module.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+    return torch.autocast(module.detector.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def arms(setting: Setting, precision: str, dataset: Dataset, folder: Path) -> dict[str, Arm]:
