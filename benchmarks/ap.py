@@ -102,7 +102,13 @@ def generate(options: argparse.Namespace) -> tuple[Dataset, dict[int, Detections
         boxes = random_boxes(rng, int(rng.poisson(options.objects)))
         labels = rng.choice(size=len(boxes), **draw)
         record = Record(
-            Path(f"{image_id}.jpg"), image_id, *SIZE.tolist(), boxes, labels, rng.random(len(boxes)) < CROWDS
+            Path(f"{image_id}.jpg"),
+            image_id,
+            int(SIZE[0]),
+            int(SIZE[1]),
+            boxes,
+            labels,
+            rng.random(len(boxes)) < CROWDS,
         )
         # Outlines cover less than their boxes, which decides on an object's class of size.
         records.append(replace(record, areas=record.areas * rng.uniform(0.4, 1.0, len(boxes)).astype(np.float32)))

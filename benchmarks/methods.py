@@ -103,7 +103,7 @@ def detector(pack: str, role: Role, weights: Path, size: tuple[int, int]) -> Det
     if pack == "deeppcb":
         return small_detector(role, size=size).model_copy(update={"channels": WIDTH})
     return pretrained(
-        {"teacher": "tf_efficientnet_lite1", "student": "tf_efficientnet_lite0"}[role], weights, WIDTH, size
+        {"teacher": "tf_efficientnet_lite1", "student": "tf_efficientnet_lite0"}[role], weights, WIDTH, size, pack
     )
 
 

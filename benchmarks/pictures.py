@@ -16,11 +16,13 @@ from PIL import Image
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
 from locdistill.images import read_image
+from locdistill.inference.evaluation_files import truth_layer
 from locdistill.models.detector import Detector
-from locdistill.training.pictures import THRESHOLD, spread, truth_layer
+from locdistill.training.pictures import THRESHOLD, spread
 from locdistill.viz.draw import draw_detections
+from locdistill.viz.figures import new_figure, tidy, to_image
 from locdistill.viz.mosaic import mosaic
-from locdistill.viz.style import MUTED, STUDENT, TEACHER, hexadecimal, new_figure, tidy, to_image
+from locdistill.viz.style import MUTED, STUDENT, TEACHER, hexadecimal
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 IMAGES, CELL, COLOURS = 5, 192, 128
