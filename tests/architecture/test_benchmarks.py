@@ -14,7 +14,5 @@ NAMES = sorted(path.stem for path in (Path(__file__).resolve().parents[2] / "ben
 def test_a_benchmark_can_be_imported(name: str) -> None:
     try:
         importlib.import_module(f"benchmarks.{name}")
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("locdistill", "benchmarks"):
-            raise
-        pytest.skip(f"needs {error.name}, which is not installed")
+    except SystemExit as error:  # said by the benchmark itself
+        pytest.skip(str(error))
