@@ -1,7 +1,7 @@
 """Does localization distillation work with every kind of head? A short run of each on photographs of blood cells.
 
-    python benchmarks/heads.py
-    python benchmarks/heads.py --kinds atss fcos --teacher-steps 500 --steps 300 --out runs/heads
+    python -m benchmarks.heads
+    python -m benchmarks.heads --kinds atss fcos --teacher-steps 500 --steps 300 --out runs/heads
 
 For each kind of detector a teacher is trained and then a student with it, with the terms that ``locdistill distill``
 uses where no recipe is named. Read off the student's log: does the loss fall, and does the student come closer to its
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from real import pretrained
+from benchmarks.real import pretrained
 
 from locdistill.data.settings import DataSettings
 from locdistill.distillation import presets
