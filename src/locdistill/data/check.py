@@ -6,14 +6,15 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from locdistill.annotations.brightness import describe_brightness
-from locdistill.annotations.files import look_at_all_closely
-from locdistill.annotations.formats import available_splits, recognise
+from locdistill.annotations.files import in_threads, look_closely
+from locdistill.annotations.formats import available_splits, locate
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import circumscribed, signed_areas
 from locdistill.data.open import HELD_OUT_NOTE, Scan, scan_dataset, shared_images, sides_of, trainable, with_holdout
@@ -129,7 +130,7 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     given = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
     settings = given
     try:
-        kind = recognise(settings)
+        kind = locate(settings).kind
         settings = with_holdout(settings)
         names = available_splits(settings) or ["train"]
     except DataError as error:
@@ -138,7 +139,8 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     scans: dict[str, Scan] = {}
     for name in _splits_to_check(names, report, divided=bool(settings.holdout)):
         try:
-            scans[name] = scan_dataset(settings, name, training=False, inspect=look_at_all_closely)
+            closely = partial(in_threads, look_closely, label="looking at images")
+            scans[name] = scan_dataset(settings, name, training=False, inspect=closely)
         except DataError as error:
             if (problem := _as_problem(settings, error)) not in report.problems:
                 report.problems.append(problem)
