@@ -18,7 +18,7 @@ from locdistill.annotations.formats import available_splits, locate
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import circumscribed, signed_areas
 from locdistill.data.open import HELD_OUT_NOTE, Scan, scan_dataset, shared_images, sides_of, trainable, with_holdout
-from locdistill.data.records import Dataset, Record, most_objects
+from locdistill.data.records import Dataset, most_objects
 from locdistill.data.settings import DataSettings
 from locdistill.errors import DataError
 from locdistill.geometry.rotated import fit
@@ -204,7 +204,19 @@ def _summary(name: str, scan: Scan) -> SplitSummary:
     records, classes = scan.dataset.records, scan.dataset.classes
     labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
-    sides = sides_of(*records)
+    sides, turned = sides_of(*records), None
+    if scan.dataset.oriented and len(labels):
+        quads = np.concatenate([record.quads for record in records if record.quads is not None])
+        boxes = fit(torch.from_numpy(quads), "le90").numpy()
+        degrees = np.degrees(boxes[:, 4])
+        aside = np.abs(degrees - np.round(degrees / 90) * 90)
+        nearest = (np.round(degrees / SECTOR) * SECTOR).astype(int)
+        nearest[nearest == -90] = 90
+        turned = Turned(
+            ratios=_quantiles(boxes[:, 2] / np.maximum(boxes[:, 3], 1e-6), (0.05, 0.5, 0.95)),
+            upright=int((aside <= UPRIGHT_DEGREES).sum()),
+            directions={angle: int((nearest == angle).sum()) for angle in range(SECTOR - 90, 91, SECTOR)},
+        )
     images = np.array([(record.height, record.width) for record in records]).reshape(-1)
     return SplitSummary(
         name=name,
@@ -216,21 +228,7 @@ def _summary(name: str, scan: Scan) -> SplitSummary:
         image_sides=_quantiles(images, (0, 0.5, 1)),
         box_sides=_quantiles(np.sqrt(sides.prod(-1)), (0.05, 0.5, 0.95)),
         notes={note: count for note, count in sorted(scan.notes.items()) if count},
-        turned=_turned(records) if scan.dataset.oriented and len(labels) else None,
-    )
-
-
-def _turned(records: Sequence[Record]) -> Turned:
-    quads = np.concatenate([record.quads for record in records if record.quads is not None])
-    boxes = fit(torch.from_numpy(quads), "le90").numpy()
-    degrees = np.degrees(boxes[:, 4])
-    aside = np.abs(degrees - np.round(degrees / 90) * 90)
-    nearest = (np.round(degrees / SECTOR) * SECTOR).astype(int)
-    nearest[nearest == -90] = 90
-    return Turned(
-        ratios=_quantiles(boxes[:, 2] / np.maximum(boxes[:, 3], 1e-6), (0.05, 0.5, 0.95)),
-        upright=int((aside <= UPRIGHT_DEGREES).sum()),
-        directions={angle: int((nearest == angle).sum()) for angle in range(SECTOR - 90, 91, SECTOR)},
+        turned=turned,
     )
 
 
