@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import gc
-import hashlib
 import os
 import re
 import sys
@@ -23,6 +22,7 @@ from rich.progress import track
 from torch.nn.functional import interpolate
 
 from locdistill.errors import AnnotationError, ImageError
+from locdistill.files import file_digest
 from locdistill.images import image_size, open_picture, plain_jpeg_size, read_image
 
 IMAGE_SUFFIXES = frozenset(
@@ -144,8 +144,7 @@ def look_closely(path: Path) -> Seen:
     try:
         image = read_image(path)
         height, width = image.shape[-2:]
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(path)
         with open_picture(path) as picture:
             picture.verify()
     except ImageError as error:
