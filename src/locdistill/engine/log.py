@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -94,12 +95,15 @@ class TensorBoard:
     """Event files with the same numbers; rows of an earlier part of the run after its ``steps`` are hidden."""
 
     def __init__(self, folder: Path, steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import, not always needed)
-
-        self._writer = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
+        self._folder, self._steps = folder, steps
+        self._writer: Any = None
 
     def write(self, row: Row) -> None:
         """Add one scalar per column."""
+        if self._writer is None:  # slow to import: not before the first step
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._steps + 1 if self._steps else None)
         step = int(row["step"])
         for name, value in row.items():
             if name not in ("step", "seconds"):
@@ -107,7 +111,8 @@ class TensorBoard:
 
     def close(self) -> None:
         """Flush and close the event files."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Terminal:
