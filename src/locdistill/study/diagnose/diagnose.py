@@ -176,20 +176,11 @@ def _gradients(found: Reopened, moment: str, dataset: Dataset, batches: int) -> 
         for batch in islice(training_loader(dataset, few, seed=found.recipe.engine.seed), batches):
             module(move_data_to_device(batch, found.device))
     # means over batches; for a cosine, over the batches in which it is defined
-    if not measured:
-        return {}
-    return {
-        target: {
-            term: Pull(
-                _average([one[target][term].norm for one in measured]),
-                _average([one[target][term].cosine for one in measured]),
-            )
-            for term in terms
-        }
-        for target, terms in measured[0].items()
-    }
-
-
-def _average(values: list[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return math.fsum(defined) / len(defined) if defined else math.nan
+    means: _Pulls = {}
+    for target, terms in measured[0].items() if measured else ():
+        means[target] = {}
+        for term in terms:
+            columns = zip(*((one[target][term].norm, one[target][term].cosine) for one in measured), strict=True)
+            defined = [[value for value in column if not math.isnan(value)] for column in columns]
+            means[target][term] = Pull(*(math.fsum(column) / len(column) if column else math.nan for column in defined))
+    return means
