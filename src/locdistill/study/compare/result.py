@@ -25,7 +25,7 @@ from locdistill.study.arms import METRICS, NOTHING, Arm, Run, environment, sprea
 
 SIZES = ("APs", "APm", "APl")
 _MARK = ", AP of class "
-Value = TypeVar("Value")
+MetricValue = TypeVar("MetricValue")
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +169,7 @@ def class_metric(name: str) -> str:
     return f"{_MARK}{name}"
 
 
-def _of(metric: str, means: Mapping[str, Value], classes: Mapping[str, Value]) -> Value:
+def _of(metric: str, means: Mapping[str, MetricValue], classes: Mapping[str, MetricValue]) -> MetricValue:
     """Return a metric of a class, or a mean over the classes."""
     return classes[metric.removeprefix(_MARK)] if metric.startswith(_MARK) else means[metric]
 
