@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from locdistill.cli import (
+    auto,
     benchmark,
     cache,
     compare,
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Train and detect": {
+        "auto": auto.auto,
         "train": train.train,
         "distill": distill.distill,
         "evaluate": evaluate.evaluate,
