@@ -33,9 +33,9 @@ def test_a_data_set_becomes_a_checked_file(tiny_coco: Path, tmp_path: Path, cli:
     out = tmp_path / "all"
     words = ("auto", "--data", tiny_coco, "--out", out, *SMALL, "engine.steps=2", "--format", "torch", "--fixed")
 
-    code, printed, _ = cli(*words, "--dry-run")
+    code, _, told = cli(*words, "--dry-run")
     assert code == 0
-    assert "then the comparison" in printed
+    assert "then the comparison" in told
     assert not out.exists()
 
     code, printed, errors = cli(*words, "--json")
@@ -53,9 +53,14 @@ def test_a_data_set_becomes_a_checked_file(tiny_coco: Path, tmp_path: Path, cli:
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*.safetensors")} | {
         Path(result["file"]): Path(result["file"]).stat().st_mtime_ns
     }
-    code, printed, _ = cli(*words)
+    code, printed, told = cli(*words)
     assert code == 0
-    assert printed.count("there already") == 4, printed  # teacher, two students, file
+    assert told.count("there already") == 4, told  # teacher, two students, file
+    assert "AP of the weights" in printed
+    code, printed, told = cli("--quiet", *words)
+    assert code == 0
+    assert told == ""
+    assert "AP of the weights" in printed
     assert before == {path: path.stat().st_mtime_ns for path in before}
 
     code, _, errors = cli(*words, "--no-alone")

@@ -62,8 +62,6 @@ def auto(
     locdistill auto --data bccd --teacher runs/teacher --seeds 3 --out runs/bccd
     locdistill auto --data bccd --size n --teacher-size m --int8 --dry-run
     """
-    from rich.console import Console  # noqa: PLC0415 - heavy
-
     from locdistill.cli.report import console, print_json, with_seconds  # noqa: PLC0415 - heavy
     from locdistill.export.export import ExportPlan  # noqa: PLC0415 - heavy
     from locdistill.recipe.request import Request  # noqa: PLC0415 - heavy
@@ -71,7 +69,6 @@ def auto(
     from locdistill.study.auto import auto as run  # noqa: PLC0415 - heavy
     from locdistill.study.compare.result import difference_table, summary_table  # noqa: PLC0415 - heavy
 
-    screen = Console(stderr=True, highlight=False) if as_json else console()
     named = ("teacher", "data", "model", "backbone", "size", "epochs", "minutes", "pretrained")
     given = {f"--{name}": request.get(name) for name in named} | {"--out": out, "--teacher-size": teacher_size}
     flags = {"--no-alone": not alone, "--live": live, "--fixed": fixed, "--int8": int8}
@@ -96,12 +93,13 @@ def auto(
         jobs=jobs,
         export=ExportPlan(kind=kind, dynamic=not fixed, int8=int8),
     )
-    result = run(plan, out, command=shlex.join(command), only_plan=dry_run, tell=with_seconds(screen))
+    result = run(plan, out, command=shlex.join(command), only_plan=dry_run, tell=with_seconds())
     if result is None:
         return
     if as_json:
         print_json(result.as_dict())
         return
+    screen = console()
     for table in (summary_table(result.comparison), *([difference_table(result.comparison)] if alone else [])):
         screen.print()
         screen.print(table.rich())

@@ -19,6 +19,7 @@ def config(
     out: str | None,
     resume: bool,
     defaults: Annotated[bool, typer.Option("--defaults", help="Print every setting with its default value.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Print the resolved recipe that 'train' or 'distill' would run with these options.
 
@@ -33,6 +34,7 @@ def config(
     locdistill config --resume --out runs/student
     locdistill config --defaults
     """
+    from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
     from locdistill.recipe.defaults import resolve  # noqa: PLC0415 - heavy
     from locdistill.recipe.load import build_recipe, dump_recipe, named_recipe  # noqa: PLC0415 - heavy
     from locdistill.recipe.overrides import apply_overrides  # noqa: PLC0415 - heavy
@@ -43,10 +45,13 @@ def config(
         plain = build_recipe({"name": "defaults"}).model_dump(mode="json")
         recipe = named_recipe(apply_overrides(plain, request["overrides"]), "the settings")
     else:
-        if request.get("minutes") is not None:
+        if request.get("minutes") is not None and not as_json:
             print("# --minutes: the number of steps, and what follows from it, is chosen when the run starts")
         asked = cast("Request", request)
         recipe = resumed_recipe(asked, out) if goes_on(out, resume=resume) else resolve(asked)
+    if as_json:
+        print_json(recipe.model_dump(mode="json"))
+        return
     for line in imports_of(recipe.model_dump(mode="json")):
         print(f"# {line}")
     print(dump_recipe(recipe), end="")

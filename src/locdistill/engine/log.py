@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from locdistill.dist import quiet
 from locdistill.files import replacing
 
 logger = logging.getLogger("locdistill.engine")
@@ -93,12 +95,15 @@ class TensorBoard:
     """Event files with the same numbers; rows of an earlier part of the run after its ``steps`` are hidden."""
 
     def __init__(self, folder: Path, steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import, not always needed)
-
-        self._writer = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
+        self._folder, self._steps = folder, steps
+        self._writer: Any = None
 
     def write(self, row: Row) -> None:
         """Add one scalar per column."""
+        if self._writer is None:  # slow to import: not before the first step
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415
+
+            self._writer = SummaryWriter(str(self._folder), purge_step=self._steps + 1 if self._steps else None)
         step = int(row["step"])
         for name, value in row.items():
             if name not in ("step", "seconds"):
@@ -106,11 +111,12 @@ class TensorBoard:
 
     def close(self) -> None:
         """Flush and close the event files."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 class Terminal:
-    """A progress bar on a terminal, occasional lines elsewhere; every line also goes to the package's log.
+    """A progress bar on a terminal, occasional lines elsewhere (stderr); every line also goes to the package's log.
 
     Args:
         total: Optimiser steps of the whole run.
@@ -118,7 +124,7 @@ class Terminal:
     """
 
     def __init__(self, total: int, *, show: bool) -> None:
-        self._show = show
+        self._show = show and not quiet()
         self._total = total
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -128,7 +134,7 @@ class Terminal:
     def start(self, steps: int) -> None:
         """Start the display of a run that has done this many steps."""
         self._started = (time.monotonic(), steps)
-        if not (self._show and sys.stdout.isatty()):
+        if not (self._show and sys.stderr.isatty()):
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -136,7 +142,7 @@ class Terminal:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}"),
-            console=Console(),
+            console=Console(stderr=True),
         )
         self._task = self._bar.add_task("training", total=self._total, completed=steps, losses="")
         self._bar.start()
@@ -170,7 +176,7 @@ class Terminal:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self._show:
-            print(text, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Stop the display and restore the terminal."""
