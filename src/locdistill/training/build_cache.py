@@ -16,7 +16,7 @@ from lightning_fabric.utilities.apply_func import move_data_to_device
 from locdistill.data.loader import every_view_loader, training_plan
 from locdistill.data.samplers import Draw
 from locdistill.data.views import ViewPlan
-from locdistill.distillation.cache.open import CONTRACT, missing_draws, store_in, ways_of
+from locdistill.distillation.cache.open import CONTRACT, missing_draws, store_in
 from locdistill.distillation.cache.teacher import CachedTeacher, Recall, noted_errors
 from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import CacheError
@@ -230,7 +230,7 @@ class _Builder:
         steady = sum(seconds[1:]) / max(len(draws) - self.parts.recipe.data.batch_per_device, 1)
         grown = (self.store.bytes_on_disk - before) / len(draws)
         return Forecast(
-            views=ways_of(self.parts.datasets["train"], self.plan),
+            views=len(self.parts.datasets["train"]) * (self.plan.ways or 0),
             missing=missing,
             bytes_per_view=max(grown, PAGE),
             seconds_per_view=steady if len(seconds) > 1 else (time.perf_counter() - start) / len(draws),
