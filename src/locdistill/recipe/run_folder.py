@@ -18,7 +18,6 @@ from locdistill.data.records import Dataset
 from locdistill.dist import process_rank
 from locdistill.engine.devices import device_name
 from locdistill.engine.settings import EngineSettings
-from locdistill.engine.signals import in_slurm
 from locdistill.errors import RunError
 from locdistill.files import make_folder, write_text, writing
 from locdistill.recipe.load import dump_recipe, load_recipe
@@ -110,7 +109,7 @@ def facts_of(datasets: dict[str, Dataset], engine: EngineSettings | None = None)
     """
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **({"job": os.environ["SLURM_JOB_ID"]} if in_slurm() else {}),
+        **({"job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}),
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in ("locdistill", "torch", "torchvision", "timm", "lightning-fabric")},

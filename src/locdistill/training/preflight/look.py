@@ -18,7 +18,6 @@ from locdistill.distillation.onnx_teacher import OnnxTeacher
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.engine.devices import default_device
 from locdistill.engine.settings import EngineSettings
-from locdistill.engine.stream import torch_rng_kept
 from locdistill.errors import TeacherError
 from locdistill.recipe.own import imports_of
 from locdistill.recipe.recipe import Recipe
@@ -85,7 +84,7 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
         "teacher": {"head": "the running average of the student itself"}
     }
     looked, counts, warnings = look_at_data(parts)
-    with torch_rng_kept():
+    with torch.random.fork_rng(devices=[]):
         regions = look_at_regions(parts)
         measurements = _measured(parts, teachers, how)
     looked |= in_words(regions)
