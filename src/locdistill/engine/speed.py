@@ -144,7 +144,7 @@ def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_si
 
 
 def cpu_bf16() -> Literal["AMX", "AVX-512"] | None:
-    """Return the units in which oneDNN, PyTorch's library for CPUs, multiplies bf16 without emulation; None: it does not.
+    """Return the units in which oneDNN, used on CPUs, multiplies bf16 without emulation; None if in none.
 
     The processor must support it (according to PyTorch, or else to Linux), and the user must not have limited oneDNN to
     an older instruction set. As in oneDNN, the case of the limit and unknown limits are ignored.
