@@ -61,8 +61,10 @@ class Stopwatch:
         """Start or resume the clock."""
         self._since = time.monotonic()
 
-    def stop(self) -> None:
-        """Pause the clock."""
+    def stop(self, device: torch.device | None = None) -> None:
+        """Pause the clock, after synchronisation with a device."""
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
         self.seconds, self._since = self.read(), None
 
     def read(self) -> float:
@@ -350,7 +352,7 @@ class Training:
         """Evaluate, save the best weights, and check whether patience is exhausted."""
         if self._val_loader is None or self.around.evaluate is None:
             return
-        self._pause()
+        self.clock.stop(self.fabric.device)
         with own_backends():
             set_backends(tf32=False, cudnn_benchmark=False)
             metrics = evaluate_together(self.published, self._val_loader, self.around.evaluate, self.fabric.device)
@@ -377,7 +379,7 @@ class Training:
         """Write the checkpoint with the complete state; with ``weights``, also the student's weights."""
         if self._saved_at == self.state.step:
             return
-        self._pause()
+        self.clock.stop(self.fabric.device)
         random, out = gathered(random_state()), self.around.out
         if weights and self.fabric.is_global_zero:
             self.published.save(out / "last.safetensors")
@@ -405,12 +407,6 @@ class Training:
         self.fabric.barrier()
         self._saved_at, self._saved_time = self.state.step, time.monotonic()
         self.clock.start()
-
-    def _pause(self) -> None:
-        """Stop the clock after synchronisation with the device."""
-        if self.fabric.device.type == "cuda":
-            torch.cuda.synchronize(self.fabric.device)
-        self.clock.stop()
 
     # ------------------------------------------------------------------------------------------------------- the end
 

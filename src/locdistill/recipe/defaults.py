@@ -107,8 +107,9 @@ def request_words(request: Request, data: dict[str, Any]) -> list[Override]:
         words.append((("engine", "epochs"), epochs))
         engine = group(data, "engine")
         before, milestones = engine.get("epochs"), engine.get("milestones")
-        moves = isinstance(milestones, list) and milestones and epochs != before
-        if moves and all(isinstance(n, int | float) and 1 <= n <= MANY_EPOCHS for n in (epochs, before, *milestones)):
+        if (isinstance(milestones, list) and milestones and epochs != before) and all(
+            isinstance(n, int | float) and 1 <= n <= MANY_EPOCHS for n in (epochs, before, *milestones)
+        ):
             moved = [round(m * epochs / before, 3) for m in milestones]  # the same fractions of the run
             shares = [m / before for m in milestones]
             words.append((("engine", "milestones"), moved if all(m >= 1 for m in moved) else shares))
