@@ -91,7 +91,7 @@ def duration(seconds: float) -> str:
 
 @dataclass(slots=True)
 class Terminal:
-    """A progress bar on a terminal, occasional lines elsewhere; every line also goes to the package's log.
+    """A progress bar on a terminal, occasional lines elsewhere (stderr); every line also goes to the package's log.
 
     Attributes:
         total: Optimiser steps of the whole run.
@@ -108,7 +108,7 @@ class Terminal:
     def start(self, steps: int) -> None:
         """Start the display of a run that has done this many steps."""
         self._started = (time.monotonic(), steps)
-        if not (self.show and sys.stdout.isatty()):
+        if not (self.show and sys.stderr.isatty()):
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -116,7 +116,7 @@ class Terminal:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}"),
-            console=Console(),
+            console=Console(stderr=True),
         )
         self._task = self._bar.add_task("training", total=self.total, completed=steps, losses="")
         self._bar.start()
@@ -150,7 +150,7 @@ class Terminal:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self.show:
-            print(text, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Stop the display and restore the terminal."""

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 
-from locdistill.dist import is_distributed
+from locdistill.dist import is_distributed, quiet
 from locdistill.engine.checkpoint import (
     gathered,
     load_checkpoint,
@@ -140,7 +140,7 @@ class Training:
         self.average = None if decay is None else Average(self.student, decay)
         # The student with the weights to evaluate and publish.
         self.published = self.student if self.average is None else cast(Detector, self.average.model)
-        self.terminal = Terminal(self.plan.total_steps, settings.progress and fabric.is_global_zero)
+        self.terminal = Terminal(self.plan.total_steps, settings.progress and fabric.is_global_zero and not quiet())
         self.profile: Profile | None = None
         self._val_loader = None
         if around.make_val_loader is not None and around.evaluate is not None:

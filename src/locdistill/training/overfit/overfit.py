@@ -122,6 +122,10 @@ class OverfitResult:
     images: tuple[str, ...]
     picture: Path | None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self) | {"out": str(self.out), "picture": self.picture and str(self.picture)}
+
     def text(self) -> str:
         """Format the result as plain text."""
         lines = [self.verdict]
@@ -221,8 +225,7 @@ def overfit(
         result = _Look(parts, recipe, path).result()
         logging.getLogger(f"{log.name}.overfit").info("%s", result.text())  # printed by the verb
     write_text(path / "overfit.txt", result.text() + "\n")
-    content = asdict(result) | {"out": str(path), "picture": None if result.picture is None else str(result.picture)}
-    write_text(path / "overfit.json", json.dumps(finite(content), indent=1) + "\n")
+    write_text(path / "overfit.json", json.dumps(finite(result.as_dict()), indent=1) + "\n")
     return result
 
 
