@@ -38,7 +38,7 @@ _KEPT = 2.0
 """Seconds for which the list of runs is kept."""
 
 
-class Answer(NamedTuple):
+class Reply(NamedTuple):
     """An answer to a request."""
 
     body: bytes
@@ -54,7 +54,7 @@ class Monitor:
     """
 
     def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+        self.given, self.root = root, root.resolve()
         self._lock = threading.Lock()
         self._found: dict[str, Path] = {}
         self._until = 0.0
@@ -70,18 +70,18 @@ class Monitor:
     def overview(self) -> dict[str, Any]:
         """Return all runs, and the finished pages below the root, as plain data."""
         return {
-            "root": str(self.root),
+            "root": str(self.given),
             "runs": [asdict(runs.summary(name, folder)) for name, folder in self.runs().items()],
             "reports": sorted(runs.find_reports(self.root)),
         }
 
-    def answer(self, target: str) -> Answer | None:
-        """Answer a request for a path with its query; None if there is nothing."""
+    def answer(self, target: str) -> Reply | None:
+        """Reply a request for a path with its query; None if there is nothing."""
         parts = urlsplit(target)
         query = {name: values[-1] for name, values in parse_qs(parts.query).items()}
         if parts.path in _STATIC:
             file, kind = _STATIC[parts.path]
-            return Answer(file.read_bytes(), kind)
+            return Reply(file.read_bytes(), kind)
         if parts.path == "/api/runs":
             return _as_json(self.overview())
         if parts.path == "/report":
@@ -89,8 +89,8 @@ class Monitor:
             return None if page is None else _file(page, "text/html; charset=utf-8", _REPORT)
         return self._of_run(parts.path, query)
 
-    def _of_run(self, path: str, query: dict[str, str]) -> Answer | None:
-        """Answer a request about one of the runs; None if there is nothing."""
+    def _of_run(self, path: str, query: dict[str, str]) -> Reply | None:
+        """Reply a request about one of the runs; None if there is nothing."""
         name = query.get("run", "")
         folder = self.runs().get(name)
         if folder is not None and path == "/api/run":
@@ -113,13 +113,13 @@ def _details(name: str, folder: Path) -> dict[str, Any]:
     }
 
 
-def _as_json(content: Any) -> Answer:
-    return Answer(json.dumps(content).encode(), "application/json")
+def _as_json(content: Any) -> Reply:
+    return Reply(json.dumps(content).encode(), "application/json")
 
 
-def _file(path: Path, kind: str, policy: str = _OWN_FILES) -> Answer | None:
+def _file(path: Path, kind: str, policy: str = _OWN_FILES) -> Reply | None:
     try:
-        return Answer(path.read_bytes(), kind, policy)
+        return Reply(path.read_bytes(), kind, policy)
     except OSError:  # it was removed meanwhile
         return None
 

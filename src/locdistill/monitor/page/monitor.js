@@ -50,6 +50,17 @@ function short(value) {
 
 // The list of runs
 
+function beside(run) {
+  const box = element("input", undefined, { type: "checkbox", "aria-label": `lay ${run.name} over the chosen run` });
+  box.checked = run.name === chosen.beside;
+  box.disabled = chosen.run === null || run.name === chosen.run;
+  box.addEventListener("change", () => go(chosen.run, box.checked ? run.name : null));
+  const cell = element("td");
+  cell.append(box);
+  cell.addEventListener("click", (event) => event.stopPropagation());
+  return cell;
+}
+
 function row(run) {
   const made = element("tr", undefined, run.name === chosen.run ? { class: "chosen" } : {});
   made.append(element("td", run.name, { title: run.name }));
@@ -63,21 +74,10 @@ function row(run) {
     bar.append(filled);
     steps.append(bar);
   }
-  made.append(state, steps, element("td", duration(run.seconds_left)), element("td", score(run.last, "AP")));
+  made.append(beside(run), state, steps, element("td", duration(run.seconds_left)), element("td", score(run.last, "AP")));
   for (const name of ["AP", "AP50", "AP75"]) made.append(element("td", score(run.best, name)));
   made.append(element("td", run.detector, { class: "text" }), element("td", run.teacher, { class: "text" }));
   made.append(element("td", duration(run.age)));
-  const box = element("input", undefined, { type: "checkbox", "aria-label": `lay ${run.name} over the chosen run` });
-  box.checked = run.name === chosen.beside;
-  box.disabled = chosen.run === null || run.name === chosen.run;
-  box.addEventListener("click", (event) => {
-    event.stopPropagation();
-    go(chosen.run, box.checked ? run.name : null);
-  });
-  const beside = element("td");
-  beside.append(box);
-  beside.addEventListener("click", (event) => event.stopPropagation());
-  made.append(beside);
   made.addEventListener("click", () => go(run.name, run.name === chosen.beside ? null : chosen.beside));
   return made;
 }
