@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.special import entr
 
-from locdistill.geometry.constant import indices
+from locdistill.geometry.constant import constant
 from locdistill.losses.distribution import softened_kl
 from locdistill.losses.focal import quality_focal_loss
 from locdistill.losses.overlap import OverlapKind, numbers_for, overlap_loss
@@ -70,7 +71,7 @@ def common_classes(
     mine, its = student[..., :common], teacher[..., :common].detach()
     if known is None:
         return mine, its
-    places = indices(known, mine)
+    places = constant(known, mine, torch.long)
     return mine.index_select(-1, places), its.index_select(-1, places)
 
 

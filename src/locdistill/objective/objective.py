@@ -76,8 +76,7 @@ class Objective:
                     f"the term {name} compares {_BOXES[its]}, but the detector has {_BOXES[mine]}; set the kind of "
                     f"overlap to one of {', '.join(kinds_for(mine))}"
                 )
-        some = torch.zeros(len(self.coding.names))
-        if (names := self._that(Need.DISTANCES)) and not self.coding.distances(some).numel():
+        if (names := self._that(Need.DISTANCES)) and not self.coding.distances:
             raise RecipeError(
                 f"the terms {names} compute centerness from distances to four edges, but this detector predicts "
                 f"{', '.join(self.coding.names)}; set by: iou or by: ones in their region"

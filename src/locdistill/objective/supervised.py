@@ -104,7 +104,7 @@ class ValueL1(Divergence):
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Compute the loss; only values at positives are meaningful."""
         truth = scene.coding.encode(scene.grid, scene.target_boxes)
-        return scene.bins.apart(scene.bins.expect(scene.student.edge_logits), truth).sum(-1)
+        return scene.bins.difference(scene.bins.expect(scene.student.edge_logits), truth).abs().sum(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -141,9 +141,8 @@ def look_at_regions(parts: Parts) -> Regions:
         sides.append(side[present])
         labels.append(scene.instances.labels[present])
         answered.append((assignment.gt_index[..., None] == slots).any(1)[present])
-        distances.append(
-            scene.coding.distances(scene.coding.encode(scene.grid, scene.target_boxes))[assignment.positive]
-        )
+        values = scene.coding.encode(scene.grid, scene.target_boxes)
+        distances.append(values[..., : scene.coding.distances][assignment.positive])
     return Regions(
         images=images,
         locations=inside / images,
