@@ -18,7 +18,7 @@ from torch.special import entr
 from locdistill.geometry.constant import constant
 from locdistill.losses.distribution import softened_kl
 from locdistill.losses.focal import quality_focal_loss
-from locdistill.losses.overlap import OverlapKind, numbers_for, overlap_loss
+from locdistill.losses.overlap import OVERLAPS, OverlapKind, overlap_loss
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import NOTHING, Divergence, Need
 from locdistill.settings import Positive
@@ -194,7 +194,7 @@ class TeacherOverlap(OfPredictions):
     @property
     def numbers(self) -> int:
         """Number of values per box."""
-        return numbers_for(self.kind)
+        return OVERLAPS[self.kind][0]
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Return the loss of each location; zero where both boxes agree."""

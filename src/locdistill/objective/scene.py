@@ -121,12 +121,6 @@ class Scene:
             assignment=places._replace(positive=places.positive & known[places.labels]),
         )
 
-    @property
-    def teacher_boxes(self) -> Float[Tensor, "b l d"]:
-        """The teacher's boxes, in the form of ``boxes``."""
-        assert self.teacher is not None, "the objective checks that a teacher is there"
-        return self.boxes_of(self.teacher)
-
     def boxes_of(self, dense: Dense) -> Float[Tensor, "b l d"]:
         """Compute the boxes, in strides, of predictions with the student's coding and bins."""
         return self.coding.decode(self.grid, self.bins.expect(dense.edge_logits))

@@ -164,7 +164,7 @@ def _scene(parts: Parts, batch: Batch) -> Scene:
         torch.zeros(images, locations, len(detector.settings.classes)),
         torch.zeros(images, locations, detector.settings.edges, detector.bins.count),
     )
-    return parts.objective.unchecked(silent, None, grid=grid, instances=batch.instances)
+    return parts.objective.scene(silent, grid=grid, instances=batch.instances, checked=False)
 
 
 def in_words(regions: Regions) -> dict[str, str]:
