@@ -74,6 +74,10 @@ class ImportReport:
         names = ", ".join(own.classes[:4]) + (", ..." if len(own.classes) > 4 else "")
         order = "BGR" if own.bgr else "RGB"
         unit = f"{own.angle_unit:g} radians"
+        mean, std = (
+            ", ".join(f"{value:g}" for value in values) if values else "as its backbone was pretrained"
+            for values in (own.mean, own.std)
+        )
         angles = {"angles": f"{own.angles}, in units of {unit}, {own.angle_bins} bins"} if own.rotated else {}
         return {
             "detector": f"{own.model}, {own.channels} wide, towers of {own.depth}, levels {first} to {last}",
@@ -82,7 +86,7 @@ class ImportReport:
             "classes": f"{len(own.classes)} ({names}){spare}",
             "reg_max": str(own.reg_max),
             **angles,
-            "input": f"{order}, mean {_triple(own.mean)}, std {_triple(own.std)}",
+            "input": f"{order}, mean {mean}, std {std}",
             "weights": self.weights,
             "tensors": str(self.tensors),
             "parameters": f"{self.parameters:,}",
@@ -324,7 +328,3 @@ def detector_settings(path: str | Path) -> DetectorSettings:
 def _ends(values: Tensor) -> str:
     listed = [f"{value:.4g}" for value in values.tolist()]
     return ", ".join(listed if len(listed) < 6 else [*listed[:3], "...", listed[-1]]) or "no positions"
-
-
-def _triple(values: Sequence[float] | None) -> str:
-    return ", ".join(f"{value:g}" for value in values) if values else "as its backbone was pretrained"
