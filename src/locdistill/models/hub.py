@@ -67,7 +67,20 @@ def pull(
     else:
         named = _address(repo_id) or _Address(repo_id)
         found = _fetch(_Address(named.repo_id, revision or named.revision, file or named.file), token)
-    return found if out is None else _copy(found, Path(out))
+    if out is None:
+        return found
+    make_folder(Path(out))
+    target = Path(out) / found.name
+    if target.exists():
+        if target.read_bytes() == found.read_bytes():
+            return target
+        raise RunError(f"{target} exists already, with other content; give another folder with --out DIR")
+    try:
+        with replacing(target) as part:
+            shutil.copyfile(found, part)
+    except OSError as error:
+        raise RunError(f"{target} cannot be written ({error.strerror or error}); give another folder") from error
+    return target
 
 
 def find(weights: str | Path) -> Path:
@@ -150,22 +163,6 @@ def _files(api: HfApi, address: _Address) -> list[str]:
         except errors.LocalEntryNotFoundError:
             raise error from None
         return [path.relative_to(str(folder)).as_posix() for path in Path(str(folder)).rglob(f"*{SUFFIX}")]
-
-
-def _copy(found: Path, folder: Path) -> Path:
-    """Copy a file into a folder atomically, without replacing another file of the same name."""
-    make_folder(folder)
-    target = folder / found.name
-    if target.exists():
-        if target.read_bytes() == found.read_bytes():
-            return target
-        raise RunError(f"{target} exists already, with other content; give another folder with --out DIR")
-    try:
-        with replacing(target) as part:
-            shutil.copyfile(found, part)
-    except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror or error}); give another folder") from error
-    return target
 
 
 def hub_api(token: str | None) -> HfApi:
