@@ -9,6 +9,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+QUIET = "LOCDISTILL_QUIET"
+"""Environment variable of ``--quiet``; processes that are started inherit it."""
+
+
+def quiet() -> bool:
+    """Return whether progress is not to be shown."""
+    return bool(os.environ.get(QUIET))
+
 
 def is_distributed() -> bool:
     """Return whether a process group with more than one member is initialised."""

@@ -50,7 +50,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_coco: Path) -> Path:
 
 @pytest.fixture
 def cli(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run in this process; standard output, or standard error where an exit code is expected."""
+    """Run in this process; what is printed: JSON alone, or errors alone where an exit code is expected."""
 
     def call(*words: object, code: int = 0) -> str:
         stopped = 0
@@ -63,7 +63,7 @@ def cli(place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mon
                 stopped = int(stop.code or 0)
         out, err = capsys.readouterr()
         assert stopped == code, f"{words}: {stopped}\n{out}\n{err}"
-        return err if code else out
+        return err if code else out if "--json" in words else out + err
 
     return call
 

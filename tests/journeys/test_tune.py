@@ -63,7 +63,7 @@ def test_a_search_is_interrupted_goes_on_and_is_used(
 
     code, out, err = cli(*WORDS)
     assert code == 0, err
-    assert out.count("training:") == 1
+    assert err.count("training:") == 1
     assert "training: trial-002" in out
     printed = " ".join(out.split())
     for expected in ("on 3 held-out training images of", "4 are trained on", "student alone", "locdistill compare"):

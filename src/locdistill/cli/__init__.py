@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from locdistill.cli import (
+    auto,
     benchmark,
     cache,
     compare,
@@ -39,6 +40,7 @@ from locdistill.cli.threads import share_politely
 from locdistill.errors import LocdistillError
 
 ERROR, INTERRUPTED = 2, 130
+QUIET = "LOCDISTILL_QUIET"  # as in `dist`, which imports PyTorch
 
 app = typer.Typer(
     name="locdistill",
@@ -50,6 +52,7 @@ app = typer.Typer(
 )
 _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     "Train and detect": {
+        "auto": auto.auto,
         "train": train.train,
         "distill": distill.distill,
         "evaluate": evaluate.evaluate,
@@ -86,10 +89,14 @@ app.add_typer(cache.app, name="cache", rich_help_panel="Train and detect")
 
 @app.callback()
 def _top(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,  # read by `main`
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Print the result, warnings and errors alone; works behind the verb too.")
+    ] = False,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Localization distillation for dense object detectors: teach a small detector where box edges are."""
+    # `main` reads all three
 
 
 def show_log() -> None:
@@ -99,7 +106,7 @@ def show_log() -> None:
     """
 
     def shows(record: logging.LogRecord) -> bool:
-        if record.levelno >= logging.WARNING or record.name != "locdistill":
+        if record.levelno >= logging.WARNING or record.name != "locdistill" or os.environ.get(QUIET):
             return record.levelno >= logging.WARNING
         from locdistill.dist import process_rank  # noqa: PLC0415 - heavy; loaded where anything is logged
 
@@ -121,10 +128,13 @@ def main(arguments: list[str] | None = None) -> None:
 
         print(f"locdistill {version('locdistill')}")
         return
-    show_log()
     debug = "--debug" in words or bool(os.environ.get("LOCDISTILL_DEBUG"))
+    loud = os.environ.get(QUIET)
+    if "--quiet" in words:
+        os.environ[QUIET] = "1"
+    show_log()
     try:
-        app([word for word in words if word != "--debug"])
+        app([word for word in words if word not in ("--debug", "--quiet")])
     except LocdistillError as error:
         if debug:
             raise
@@ -135,3 +145,6 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+    finally:
+        if loud is None:
+            os.environ.pop(QUIET, None)

@@ -72,14 +72,11 @@ def compare(
     """
     import shlex  # noqa: PLC0415 - beside the heavy ones
 
-    from rich.console import Console  # noqa: PLC0415 - heavy
-
     from locdistill.cli.report import console, print_json, with_seconds  # noqa: PLC0415 - heavy
     from locdistill.study.compare.compare import compare as run  # noqa: PLC0415 - heavy
     from locdistill.study.compare.result import as_json as plain  # noqa: PLC0415 - heavy
     from locdistill.study.compare.result import class_table, difference_table, summary_table  # noqa: PLC0415 - heavy
 
-    screen = Console(stderr=True, highlight=False) if as_json else console()
     given = {"--seeds": seeds, "--data": data, "--teacher": teacher, "--out": out}
     command = [
         *("locdistill", "compare", *words),
@@ -103,11 +100,12 @@ def compare(
         overrides=[*(settings or ()), *(word for word in words if "=" in word)],
         device=device,
         command=shlex.join(command),
-        tell=with_seconds(screen),
+        tell=with_seconds(),
     )
     if as_json:
         print_json(plain(result))
         return
+    screen = console()
     for table in (summary_table(result), class_table(result), difference_table(result)):
         screen.print()
         screen.print(table.rich())

@@ -20,6 +20,7 @@ def config(
     out: str | None,
     resume: bool,
     defaults: Annotated[bool, typer.Option("--defaults", help="Print every setting with its default value.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Print the resolved recipe that 'train' or 'distill' would run with these options.
 
@@ -41,19 +42,23 @@ def config(
 
     if defaults:
         plain = build_recipe({"name": "defaults"}).model_dump(mode="json")
-        _print(named_recipe(apply_overrides(plain, request["overrides"]), "the settings"))
+        _print(named_recipe(apply_overrides(plain, request["overrides"]), "the settings"), as_json=as_json)
         return
-    if request.get("minutes") is not None:
+    if request.get("minutes") is not None and not as_json:
         print("# --minutes: the number of steps, and what follows from it, is chosen when the run starts")
     asked = cast("Request", request)
-    _print(resumed_recipe(asked, out) if goes_on(out, resume=resume) else resolve(asked))
+    _print(resumed_recipe(asked, out) if goes_on(out, resume=resume) else resolve(asked), as_json=as_json)
 
 
-def _print(recipe: Recipe) -> None:
-    """Print a recipe, below a comment for each class that it imports."""
+def _print(recipe: Recipe, *, as_json: bool) -> None:
+    """Print a recipe, as YAML below a comment for each class that it imports."""
+    from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
     from locdistill.recipe.load import dump_recipe  # noqa: PLC0415 - heavy
     from locdistill.recipe.own import imports_of  # noqa: PLC0415 - heavy
 
+    if as_json:
+        print_json(recipe.model_dump(mode="json"))
+        return
     for line in imports_of(recipe.model_dump(mode="json")):
         print(f"# {line}")
     print(dump_recipe(recipe), end="")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from locdistill.cli import options
+
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="Folder; an interrupted demo is continued.")] = Path("runs/demo"),
@@ -20,6 +22,7 @@ def demo(
     fast: Annotated[
         bool, typer.Option("--fast", help="Few images and steps: tests only that everything runs.")
     ] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show what localization distillation does, in minutes on two cores.
 
@@ -33,11 +36,11 @@ def demo(
     locdistill demo
     locdistill demo --seeds 6 --minutes 15 --out runs/demo-6
     """
-    from locdistill.cli.report import console, with_seconds  # noqa: PLC0415 - heavy
+    from locdistill.cli.report import console, print_json, with_seconds  # noqa: PLC0415 - heavy
+    from locdistill.study.compare.result import as_json as plain  # noqa: PLC0415 - heavy
     from locdistill.study.compare.result import difference_table, summary_table  # noqa: PLC0415 - heavy
     from locdistill.study.demo import FAST, MINUTES, DemoSettings, run_demo  # noqa: PLC0415 - heavy
 
-    screen = console()
     settings = FAST if fast else DemoSettings()
     if seeds is not None:
         settings = settings.model_copy(update={"seeds": seeds})
@@ -50,12 +53,16 @@ def demo(
         minutes=None if fast else MINUTES if minutes is None else minutes,
         fixed_seeds=seeds is not None,
         command=" ".join(["locdistill demo", *words]),
-        tell=with_seconds(screen),
+        tell=with_seconds(),
     )
+    if as_json:
+        print_json(plain(result))
+        return
+    screen = console()
     for table in (summary_table(result), difference_table(result)):
         screen.print()
         screen.print(table.rich())
-    screen.print(f"\n{result.verdict}\n\nThe page with pictures: {out / 'report.html'}\n")
+    screen.print(f"\n{result.verdict}\n\nThe page with pictures: {out / 'report.html'}\n", markup=False)
     screen.print("On your own data (COCO, VOC, YOLO or DOTA), the same three steps:", soft_wrap=True)
     for line in NEXT:
         screen.print(f"  {line}", soft_wrap=True, markup=False)

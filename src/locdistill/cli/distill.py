@@ -11,7 +11,14 @@ from locdistill.cli import options
 
 @options.of_a_run(without=("overfit",))
 def distill(
-    request: dict[str, Any], *, out: str | None, resume: bool, preflight: bool, images: int | None, dry_run: bool
+    request: dict[str, Any],
+    *,
+    out: str | None,
+    resume: bool,
+    preflight: bool,
+    images: int | None,
+    dry_run: bool,
+    as_json: options.Json = False,
 ) -> None:
     """Train a student with a teacher's knowledge of where box edges are.
 
@@ -36,17 +43,18 @@ def distill(
     locdistill distill --resume --out runs/student
     """
     from dataclasses import replace  # noqa: PLC0415 - beside the heavy ones
+    from functools import partial  # noqa: PLC0415
     from math import inf  # noqa: PLC0415
 
-    from locdistill.cli.report import progress, report_preflight, report_run  # noqa: PLC0415 - heavy
+    from locdistill.cli.report import print_json, progress, report_preflight, report_run  # noqa: PLC0415 - heavy
     from locdistill.training import train  # noqa: PLC0415 - heavy
     from locdistill.training.preflight.look import Preflight  # noqa: PLC0415 - heavy
 
-    how = Preflight(progress=progress("measuring the teacher"), show=report_preflight)
+    how = Preflight(progress=progress("measuring the teacher"), show=partial(report_preflight, before_json=as_json))
     if images is not None:
         how = replace(how, images=images, seconds=inf)
     if dry_run:
         report = train.preflight(how=how, **request)
-        report_preflight(report, stops=True)
+        print_json(report.as_dict()) if as_json else report_preflight(report, stops=True)
         raise typer.Exit(bool(report.stops))
-    report_run(train.distill(out=out, resume=resume, preflight=how if preflight else None, **request))
+    report_run(train.distill(out=out, resume=resume, preflight=how if preflight else None, **request), as_json=as_json)

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from locdistill.dist import process_rank
+from locdistill.dist import process_rank, quiet
 from locdistill.errors import RecipeError
 from locdistill.evaluation.tables import percent
 from locdistill.recipe.catalogue import published_aps
@@ -53,7 +53,7 @@ def progress(label: str) -> Callable[[Iterable[Any], int | None], Iterable[Any]]
     """Return a function that shows a progress bar while items are consumed, if stderr is a terminal."""
 
     def wrap(items: Iterable[Any], total: int | None) -> Iterable[Any]:
-        if not sys.stderr.isatty():
+        if quiet() or not sys.stderr.isatty():
             yield from items
             return
         columns = (TextColumn(label), BarColumn(bar_width=30), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
@@ -66,9 +66,9 @@ def progress(label: str) -> Callable[[Iterable[Any], int | None], Iterable[Any]]
     return wrap
 
 
-def with_seconds(screen: Console) -> Callable[[str], None]:
-    """Return a function that prints a line, preceded by the seconds since this call."""
-    start = time.monotonic()
+def with_seconds() -> Callable[[str], None]:
+    """Return a function that prints a line of progress on stderr, preceded by the seconds since this call."""
+    start, screen = time.monotonic(), Console(stderr=True, highlight=False, quiet=quiet())
     return lambda line: screen.print(f"[dim]{time.monotonic() - start:5.0f} s[/dim]  {escape(line)}")
 
 
@@ -77,17 +77,24 @@ def print_json(content: Any) -> None:
     print(json.dumps(finite(content), indent=2))
 
 
-def report_preflight(report: PreflightReport, *, stops: bool = False) -> None:
-    """Print the report of the preflight check; with ``stops``, also the problems that stop the run."""
-    out = console()
+def report_preflight(report: PreflightReport, *, stops: bool = False, before_json: bool = False) -> None:
+    """Print the report of the preflight check; with ``stops``, also the problems that stop the run.
+
+    With ``before_json`` it goes to stderr, for the result is JSON.
+    """
+    out = Console(stderr=True, highlight=False) if before_json else console()
     for part in report.parts(stops=stops):
         out.print(part)
     out.print()
 
 
-def report_run(result: RunResult) -> None:
+def report_run(result: RunResult, *, as_json: bool) -> None:
     """Print the best and last metrics of a run, and its folder."""
     if process_rank() > 0:
+        return
+    if as_json:
+        files = {"out": result.out, "best": result.best, "last": result.last}
+        print_json({name: path and str(path) for name, path in files.items()} | {"metrics": result.metrics})
         return
     table = Table(box=None, pad_edge=False)
     for name in ("", "epoch", *_METRICS):

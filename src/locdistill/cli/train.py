@@ -10,7 +10,9 @@ from locdistill.cli import options
 
 
 @options.of_a_run(without=("teacher", "methods", "balance", "cache", "preflight", "images", "dry_run"))
-def train(request: dict[str, Any], *, out: str | None, resume: bool, overfit: int | None) -> None:
+def train(
+    request: dict[str, Any], *, out: str | None, resume: bool, overfit: int | None, as_json: options.Json = False
+) -> None:
     """Train a detector without a teacher.
 
     Without a recipe, input size, classes and schedule are chosen for the data;
@@ -27,13 +29,14 @@ def train(request: dict[str, Any], *, out: str | None, resume: bool, overfit: in
     locdistill train --data bccd --overfit 4
     locdistill train --resume --out runs/a
     """
+    from locdistill.cli.report import print_json, report_run  # noqa: PLC0415 - heavy
+
     if overfit is not None:
         from locdistill.training.overfit.overfit import overfit as learn  # noqa: PLC0415 - heavy
 
         result = learn(images=overfit, out=out, **request)
-        print(f"\n{result.text()}")
+        print_json(result.as_dict()) if as_json else print(f"\n{result.text()}")
         raise typer.Exit(not result.passed)
-    from locdistill.cli.report import report_run  # noqa: PLC0415 - heavy
     from locdistill.training.train import train as run  # noqa: PLC0415 - heavy
 
-    report_run(run(out=out, resume=resume, **request))
+    report_run(run(out=out, resume=resume, **request), as_json=as_json)

@@ -62,12 +62,9 @@ def tune(
     locdistill tune ld_r18_from_r101 -t runs/r101 -d coco --epochs 2 --search terms.ld.weight=0.25..16:log
     locdistill tune mine.yaml --search 'terms.ld_vlr=on|off' --search engine.lr=0.001..0.1:log --steps 500
     """
-    from rich.console import Console  # noqa: PLC0415 - heavy
-
     from locdistill.cli.report import console, print_json, with_seconds  # noqa: PLC0415 - heavy
     from locdistill.study.tune.tune import tune as run  # noqa: PLC0415 - heavy
 
-    screen = Console(stderr=True, highlight=False) if as_json else console()
     result = run(
         search=search or (),
         trials=trials,
@@ -76,13 +73,14 @@ def tune(
         steps=steps,
         holdout=holdout,
         out=out,
-        tell=with_seconds(screen),
+        tell=with_seconds(),
         **request,
     )
     if as_json:
         print_json(result.as_dict())
         return
     use, compare = result.commands
+    screen = console()
     screen.print()
     screen.print(result.table().rich())
     screen.print(f"\n{result.verdict}", markup=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from locdistill.dist import quiet
 from locdistill.files import replacing
 
 logger = logging.getLogger("locdistill.engine")
@@ -110,7 +111,7 @@ class TensorBoard:
 
 
 class Terminal:
-    """A progress bar on a terminal, occasional lines elsewhere; every line also goes to the package's log.
+    """A progress bar on a terminal, occasional lines elsewhere (stderr); every line also goes to the package's log.
 
     Args:
         total: Optimiser steps of the whole run.
@@ -118,7 +119,7 @@ class Terminal:
     """
 
     def __init__(self, total: int, *, show: bool) -> None:
-        self._show = show
+        self._show = show and not quiet()
         self._total = total
         self._bar: Progress | None = None
         self._task = TaskID(0)
@@ -128,7 +129,7 @@ class Terminal:
     def start(self, steps: int) -> None:
         """Start the display of a run that has done this many steps."""
         self._started = (time.monotonic(), steps)
-        if not (self._show and sys.stdout.isatty()):
+        if not (self._show and sys.stderr.isatty()):
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -136,7 +137,7 @@ class Terminal:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             TextColumn("{task.fields[losses]}"),
-            console=Console(),
+            console=Console(stderr=True),
         )
         self._task = self._bar.add_task("training", total=self._total, completed=steps, losses="")
         self._bar.start()
@@ -170,7 +171,7 @@ class Terminal:
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self._show:
-            print(text, flush=True)
+            print(text, file=sys.stderr, flush=True)
 
     def stop(self) -> None:
         """Stop the display and restore the terminal."""

@@ -215,7 +215,8 @@ def _compared(file: Path, facts: FileFacts, detector: Detector, pictures: Sequen
     except Exception as error:  # each runtime has its own
         reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise RunError(
-            f"the file cannot be run at one of the sizes and was not written ({reason}); leave out --dynamic"
+            f"the file cannot be run at one of the sizes and was not written ({reason}); "
+            "export it for a fixed size, without --dynamic (of 'auto': with --fixed)"
         ) from error
 
 

@@ -61,12 +61,13 @@ MANY_EPOCHS = 1e9
 _PRETRAINED: dict[str | bool, bool] = {"hub": True, "none": False, True: True, False: False}
 
 
-def resolve(request: Request, passes: float | None = None) -> Recipe:
+def resolve(request: Request, passes: float | None = None, *, taught_by: DetectorSettings | None = None) -> Recipe:
     """Resolve a request to a recipe.
 
     Args:
         request: The request.
         passes: Passes over the images for which there is time, if it is limited; without a recipe the settings fit it.
+        taught_by: Settings of the teacher, if its weights are not there yet.
 
     Raises:
         RecipeError: Something is unknown, wrong or missing.
@@ -77,7 +78,7 @@ def resolve(request: Request, passes: float | None = None) -> Recipe:
     if named is not None:
         data, where = recipe_data(named), str(named)
     elif request.get("data") is not None:
-        data, where = _for_data(request, passes), "the settings"
+        data, where = _for_data(request, passes, taught_by), "the settings"
     else:
         raise RecipeError(
             "no data and no recipe given; pass --data FOLDER, --recipe NAME ('locdistill recipes' lists the names), "
@@ -141,9 +142,9 @@ def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
     return words
 
 
-def _for_data(request: Request, passes: float | None) -> dict[str, Any]:
+def _for_data(request: Request, passes: float | None, taught_by: DetectorSettings | None) -> dict[str, Any]:
     """Build the plain data of the default recipe for the request's data."""
-    teacher, start = _known_settings(request)
+    teacher, start = _known_settings(request, taught_by)
     first = start or teacher  # the student takes its kind, classes and input size from this
     own = {"path": str(request["data"]), "filter_empty": False}  # images without objects are trained on
     # the data settings needed to open the training images: the request's path and its own data settings
@@ -201,11 +202,12 @@ def _for_data(request: Request, passes: float | None) -> dict[str, Any]:
     return recipe
 
 
-def _known_settings(request: Request) -> tuple[DetectorSettings | None, DetectorSettings | None]:
+def _known_settings(
+    request: Request, teacher: DetectorSettings | None
+) -> tuple[DetectorSettings | None, DetectorSettings | None]:
     """Return the detector settings of the teacher and of the student's initial weights; None without a file."""
-    teacher = start = None
-    named = request.get("teacher")
-    if named is not None and str(named) != EMA:
+    start, named = None, request.get("teacher")
+    if teacher is None and named is not None and str(named) != EMA:
         teacher = _settings_of(named, _overridden(request, "teacher", {}).get("onnx"))
     asked = override_of(request, "start") or request.get("start")
     if isinstance(asked, str | Path):  # anything else is reported when the recipe is checked

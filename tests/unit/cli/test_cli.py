@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import pytest
 import yaml
 
 import locdistill
-from locdistill.cli import main
+from locdistill import dist
+from locdistill.cli import QUIET, main
 from locdistill.cli.cache import build as cache_build
 from locdistill.cli.config import config
 from locdistill.cli.distill import distill
@@ -24,7 +26,20 @@ from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.load import dump_recipe, load_recipe, recipe_names
 from tests.conftest import Answer, write_tiny_coco
 
-VERBS = ("train", "distill", "evaluate", "predict", "benchmark", "recipes", "methods", "config", "data check")
+VERBS = (
+    "auto",
+    "train",
+    "distill",
+    "export",
+    "doctor",
+    "evaluate",
+    "predict",
+    "benchmark",
+    "recipes",
+    "methods",
+    "config",
+    "data check",
+)
 ANSWERS = ("compare", "diagnose", "landscape", "tune", "demo")
 FILES = ("convert", "publish", "push", "pull")
 
@@ -196,7 +211,7 @@ def test_config_takes_the_very_words_of_train_and_distill() -> None:
     trains, distils, configures, builds = (_parameters(verb) for verb in (train, distill, config, cache_build))
     assert {name: configures[name] for name in configures if name != "defaults"} == trains | distils
     assert dict(trains.items() - distils.items()).keys() == {"overfit"}
-    of_the_run = {"out", "resume", "devices", "profile", "preflight", "images", "dry_run"}
+    of_the_run = {"out", "resume", "devices", "profile", "preflight", "images", "dry_run", "as_json"}
     assert {name: builds[name] for name in builds if name not in ("device", "part", "as_json")} == {
         name: distils[name] for name in distils if name not in of_the_run
     }
@@ -246,3 +261,28 @@ def test_config_of_a_run_that_is_to_go_on(cli: Callable[..., Answer], tmp_path: 
     assert "engine.lr: 0.02 in the run, 0.5 requested" in err
     assert "--out" in cli("config", "--resume")[2]
     assert "holds no run" in cli("config", "--resume", "--out", tmp_path / "absent")[2]
+
+
+def test_every_verb_that_prints_a_result_can_print_json(cli: Callable[..., Answer]) -> None:
+    for verb in (*VERBS, *ANSWERS, *FILES, "data tile", "data merge", "cache build", "cache info"):
+        assert "--json" in cli(*verb.split(), "--help")[1], verb
+
+
+def test_the_result_of_a_run_is_json_beside_its_progress(
+    cli: Callable[..., Answer], tiny_coco: Path, tmp_path: Path
+) -> None:
+    tiny = ("detector.backbone=test_resnet", "detector.channels=16", "detector.depth=1", "detector.norm_groups=4")
+    words = ("train", "--data", tiny_coco, *tiny, "--pretrained", "none", "engine.steps=1", "data.workers=0")
+    code, out, progress = cli(*words, "engine.accelerator=cpu", "--out", tmp_path / "one", "--json")
+    assert code == 0
+    assert json.loads(out)["metrics"]["steps"] == 1
+    assert "training 1 steps" in progress
+    code, out, progress = cli(*words, "engine.accelerator=cpu", "--out", tmp_path / "two", "--json", "--quiet")
+    assert code == 0
+    assert json.loads(out)["last"] == str(tmp_path / "two" / "last.safetensors")
+    assert progress == ""
+    assert QUIET not in os.environ
+
+
+def test_quiet_has_one_name() -> None:
+    assert dist.QUIET == QUIET

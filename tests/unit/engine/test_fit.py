@@ -415,13 +415,14 @@ def test_terminal_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
         warnings.simplefilter("always")
         run(tmp_path / "run", settings_of(progress=True))
     captured = capsys.readouterr()
-    lines = captured.out.splitlines()
+    lines = captured.err.splitlines()
+    assert captured.out == ""
     assert lines[0] == "training 8 steps of 4 images (2 epochs, 1 process), learning rate 0.05"
     assert lines[1] == "warm-up shortened from 500 to 1 steps, a fifth of this short run"
-    assert "step 8/8  epoch 2.00  cls " in captured.out
-    assert "evaluation after step 8, epoch 2: AP 0." in captured.out
-    assert "Lightning" not in captured.out + captured.err
-    assert "GPU available" not in captured.out + captured.err
+    assert "step 8/8  epoch 2.00  cls " in captured.err
+    assert "evaluation after step 8, epoch 2: AP 0." in captured.err
+    assert "Lightning" not in captured.err
+    assert "GPU available" not in captured.err
     assert not [w for w in caught if "lightning" in str(w.filename)]
 
 

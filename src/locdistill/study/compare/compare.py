@@ -144,11 +144,19 @@ def compare(  # noqa: PLR0913 - the words of the command line
 
 
 def carry_out(
-    plan: ComparisonPlan, *, data: str | Path | None = None, device: str | None = None, tell: Tell = print
+    plan: ComparisonPlan,
+    *,
+    data: str | Path | None = None,
+    device: str | None = None,
+    tell: Tell = print,
+    show: Show | None = None,
 ) -> Comparison:
-    """Carry out a plan: train, evaluate and write the results; arguments and errors as for :func:`compare`."""
+    """Carry out a plan: train, evaluate and write the results; arguments and errors as for :func:`compare`.
+
+    ``show`` returns the sections of the page that need the detectors; by default :func:`pictures`.
+    """
     measure = Measuring(plan.out, data, device)
-    show = functools.partial(pictures, data=data)
+    show = show or functools.partial(pictures, data=data)
     with side_by_side(plan.jobs) as train:
         return run_plan(
             plan,

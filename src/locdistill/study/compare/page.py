@@ -51,15 +51,15 @@ def write_page(result: Comparison, pictures: Sequence[report.Section] = ()) -> P
     if result.command:
         conditions.append(report.Preformatted(result.command))
     verdicts = report.Text("\n\n".join(result.verdicts.values()))
+    forest = [report.Picture(_forest(result), _INTERVALS, density=2)] if result.others else []
+    differences = [report.Section("Differences", [*forest, block(difference_table(result))])] if forest else []
     sections = [
         report.Section("What was seen", [verdicts, block(summary_table(result)), *conditions]),
         report.Section("Seed by seed", [report.Picture(_seeds(result), _SEEDS, density=2)]),
-        report.Section(
-            "Differences", [report.Picture(_forest(result), _INTERVALS, density=2), block(difference_table(result))]
-        ),
+        *differences,
         *pictures,
         report.Section("By class", [block(class_table(result))]),
-        report.Section("What differs", [block(settings_table(result))]),
+        *([report.Section("What differs", [block(settings_table(result))])] if result.others else []),
         *_curves(result),
         report.Section("Every run", [block(runs_table(result))]),
     ]

@@ -53,7 +53,7 @@ def pictures(result: Comparison, data: str | Path | None = None) -> list[report.
     )
     picture = report.Picture(_side_by_side(shown, dataset), caption, photo=True)
     sections = [report.Section("The same images", [picture])]
-    taught = next((arm for arm in result.others if arm.recipe(seed).distils), None)
+    taught = next((arm for arm in (*result.others, result.first) if arm.recipe(seed).distils), None)
     if taught is None:
         return sections
     alone = None if result.first.recipe(seed).distils else runs[result.first.name].weights

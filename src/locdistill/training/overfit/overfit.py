@@ -122,6 +122,10 @@ class OverfitResult:
     images: tuple[str, ...]
     picture: Path | None
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return asdict(self) | {"out": str(self.out), "picture": self.picture and str(self.picture)}
+
     def text(self) -> str:
         """Format the result as plain text."""
         lines = [self.verdict]

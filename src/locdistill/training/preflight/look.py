@@ -8,6 +8,7 @@ combines checks of the settings alone (see :mod:`locdistill.distillation.compati
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
@@ -63,7 +64,7 @@ class Preflight:
         if self.show is not None:
             self.show(report)
         elif recipe.engine.progress:
-            print(report.text(), flush=True)
+            print(report.text(), file=sys.stderr, flush=True)
         if report.stops:
             raise TeacherError("\n  ".join(map(str, report.stops)))
 
