@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -37,7 +37,6 @@ class MaxIoU(ByShare):
             where it is not rotated ("hbb"), or its ``own`` box ("obb").
     """
 
-    has_thresholds: ClassVar[bool] = False
     positive: float = 0.5
     negative: float = 0.4
     min_positive: float = 0.0
