@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -19,7 +20,6 @@ from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import DISTANCES, Coding
 from locdistill.geometry.constant import constant
-from locdistill.models.fold import SpeedUps
 from locdistill.models.kinds import KINDS
 from locdistill.models.meaning import meaning_of
 from locdistill.models.settings import DetectorSettings
@@ -202,29 +202,17 @@ class AdaptedTeacher(FrozenTeacher):
 
     def __init__(self, teacher: FrozenTeacher, *steps: Step) -> None:
         self.teacher, self.steps = teacher, steps
-
-    def to(self, device: torch.device) -> AdaptedTeacher:
-        """Move to the device of the batches."""
-        self.teacher.to(device)
-        return self
-
-    def optimise(self, how: SpeedUps) -> None:
-        """Speed up the teacher."""
-        self.teacher.optimise(how)
+        self.teachers = (teacher,)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
         """Return the teacher's converted predictions; its maps are unchanged."""
-        return self._adapted(self.teacher(batch, features=features, towers=towers))
+        dense = self.teacher(batch, features=features, towers=towers)
+        return reduce(lambda dense, step: step(dense), self.steps, dense)
 
     def cross(self, student: Dense, teacher: Dense) -> Dense:
         """Return the converted predictions of the teacher's head for the student's features."""
-        return self._adapted(self.teacher.cross(student, teacher))
-
-    def _adapted(self, dense: Dense) -> Dense:
-        for step in self.steps:
-            dense = step(dense)
-        return dense
+        return reduce(lambda dense, step: step(dense), self.steps, self.teacher.cross(student, teacher))
 
 
 class SeveralTeachers(FrozenTeacher):
@@ -244,17 +232,6 @@ class SeveralTeachers(FrozenTeacher):
         if not weights or len(weights) != len(self.teachers) or min(weights) <= 0:
             raise ValueError(f"expected a positive weight for each of {len(self.teachers)} teachers, came {weights}")
         self.shares = tuple(weight / sum(weights) for weight in weights)
-
-    def to(self, device: torch.device) -> SeveralTeachers:
-        """Move to the device of the batches."""
-        for teacher in self.teachers:
-            teacher.to(device)
-        return self
-
-    def optimise(self, how: SpeedUps) -> None:
-        """Speed up each teacher."""
-        for teacher in self.teachers:
-            teacher.optimise(how)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:

@@ -87,11 +87,6 @@ def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, "
     return torch.cat((region.sum().double()[None], sums))
 
 
-def no_sums(like: Tensor, edges: int = 4) -> Float[Tensor, " k"]:
-    """Return zero sums, on the device of ``like``, for boxes with this number of edges."""
-    return torch.zeros(2 * edges + OTHERS, dtype=torch.float64, device=like.device)
-
-
 @torch.no_grad()
 def edge_errors(scene: Scene, logits: Float[Tensor, "b l e n"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
     """Return the predicted standard deviation and the actual absolute error of the edges at the positives, in bins.
@@ -165,11 +160,15 @@ def reliability(deviations: npt.ArrayLike, errors: npt.ArrayLike, *, bins: int =
         if len(part):
             here, off = sigma[part], error[part]
             rows.append(ReliabilityBin(len(part), _rms(here), float(off.mean()), _rms(off)))
+    ranks = []  # from 1; equal values get the mean of their ranks
+    for values in (sigma, error):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place.ravel()])
     gaps = [abs(row.rms_error - row.deviation) / row.deviation if row.deviation else math.nan for row in rows]
     return Reliability(
         count=len(order),
         pearson=correlation(sigma, error),
-        spearman=correlation(_ranks(sigma), _ranks(error)),
+        spearman=correlation(*ranks),
         ratio=_quotient(_rms(error), _rms(sigma)),
         ence=_quotient(math.fsum(gaps), len(gaps)),
         bins=tuple(rows),
@@ -189,13 +188,6 @@ def correlation(a: Sequence[float] | Doubles, b: Sequence[float] | Doubles) -> f
     x, y = (np.asarray(values, np.float64) for values in (a, b))
     x, y = (values - values.mean() if len(values) else values for values in (x, y))
     return _quotient(float(x @ y), math.sqrt(float(x @ x) * float(y @ y)))
-
-
-def _ranks(values: Doubles) -> Doubles:
-    """Compute ranks from 1; equal values get the mean of their ranks."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Doubles = (np.cumsum(counts) - (counts - 1) / 2)[place.ravel()]
-    return ranks
 
 
 EDGE_KL = "agree/edge_kl"
