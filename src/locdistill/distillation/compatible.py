@@ -240,7 +240,11 @@ def _prediction_notes(mine: Facts, its: Facts) -> list[str]:
         notes.append(
             f"bins: the teacher's {its.bins.count}{theirs and theirs + ' strides,'} are put into the student's "
             f"{mine.bins.count}{ours}; means are kept"
-            + ("" if torch.equal(mine.bins.limit(positions), positions) else ", but beyond the student's range")
+            + (
+                ""
+                if torch.equal(mine.bins.clamp(positions, margin=0), positions)
+                else ", but beyond the student's range"
+            )
             + f" (detector.reg_max={its.bins.reg_max} gives both the same)"
         )
     if its.offset != mine.offset:

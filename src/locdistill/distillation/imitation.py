@@ -148,7 +148,7 @@ class GeneralInstances(Region):
         leads = theirs - ours
         lead = leads.gather(-1, leads.abs().argmax(-1, keepdim=True))[..., 0]
         points = grid.points / grid.strides[:, None]
-        its, mine = (scene.coding.kind.hull(boxes) for boxes in (scene.teacher_boxes, scene.boxes))
+        its, mine = (scene.coding.kind.hull(boxes) for boxes in (scene.boxes_of(teacher), scene.boxes))
         boxes, score = torch.where(lead[..., None] >= 0, its, mine), lead.abs()
         if self.per == "image":
             score = score.masked_fill(~inside, -torch.inf)

@@ -168,7 +168,7 @@ class Training:
             self.module.load_state_dict(saved["state_dict"])
         model, optimizer = self.fabric.setup(self.module, self.module.optimizer())
         if self.average is not None:
-            self.average.to(self.fabric.device)
+            self.average.model.to(self.fabric.device)
         self.module.speed_up(self.fabric.device)
         self.optimizer = optimizer
         if saved is not None:

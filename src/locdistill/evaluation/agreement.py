@@ -72,8 +72,8 @@ def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, "
     assert teacher is not None, "there are two detectors to compare"
     divergence = scene.bins.count * softened_kl(student.edge_logits, teacher.edge_logits, temperature=1.0)
     ours, its = (scene.bins.expect(dense.edge_logits) for dense in (student, teacher))
-    distance = scene.bins.apart(ours, its) / scene.bins.steps(ours)
-    overlap = scene.coding.kind.paired_iou(scene.boxes, scene.teacher_boxes)
+    distance = scene.bins.difference(ours, its).abs() / scene.bins.steps(ours)
+    overlap = scene.coding.kind.paired_iou(scene.boxes, scene.boxes_of(teacher))
     # The largest difference of the two scores of a common class; NaN if there is no common class.
     count = min(student.cls_logits.shape[-1], teacher.cls_logits.shape[-1])
     common = [c for c in range(count) if all(dense.known is None or c in dense.known for dense in (student, teacher))]
@@ -96,9 +96,10 @@ def edge_errors(scene: Scene, logits: Float[Tensor, "b l e n"]) -> tuple[Float[T
     distribution can express are left out: beyond the last bin, or on the wrong side of the location.
     """
     truth = scene.coding.encode(scene.grid, scene.target_boxes)
-    expressed = scene.bins.apart(scene.bins.limit(truth), truth) <= EXPRESSED
+    expressed = scene.bins.difference(scene.bins.clamp(truth, margin=0), truth).abs() <= EXPRESSED
     kept = scene.assignment.positive[..., None] & expressed
-    error, steps = scene.bins.apart(scene.bins.expect(logits), truth), scene.bins.steps(truth)
+    error = scene.bins.difference(scene.bins.expect(logits), truth).abs()
+    steps = scene.bins.steps(truth)
     return (scene.bins.deviation(logits) / steps)[kept], (error / steps)[kept]
 
 
@@ -217,7 +218,7 @@ def agreement(scene: Scene) -> dict[str, Float[Tensor, "2"]]:
     theirs = scene.teacher.edge_logits
     # All locations are compared, since selecting the positives would synchronise with the device.
     divergence = scene.bins.count * softened_kl(scene.student.edge_logits, theirs, temperature=1.0).mean(-1)
-    overlap = scene.coding.kind.paired_iou(scene.boxes, scene.teacher_boxes)
+    overlap = scene.coding.kind.paired_iou(scene.boxes, scene.boxes_of(scene.teacher))
     positive = scene.taught.assignment.positive.to(divergence.dtype)
     count = positive.sum()
     return {

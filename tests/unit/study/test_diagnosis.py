@@ -186,7 +186,7 @@ def test_no_angle_is_out_of_reach_of_a_circle(angles: str) -> None:
     bins = meaning.meaning_of(settings_of("rotated_gfl").model_copy(update={"angles": angles}))[1]
     values = torch.ones(20001, 5)
     values[:, 4] = torch.linspace(-math.pi, math.pi, 20001)
-    assert float(bins.apart(bins.limit(values), values).amax()) <= EXPRESSED
+    assert float(bins.difference(bins.clamp(values, margin=0), values).abs().amax()) <= EXPRESSED
 
 
 def test_a_caption_says_how_far_off_an_angle_is() -> None:

@@ -138,7 +138,7 @@ class Keeping:
         """Return the locations at which predictions are kept: the positives, and all that a term may use."""
         with torch.autocast(grid.points.device.type, enabled=False):
             objective = self.objective
-            scene = objective.unchecked(dense, dense, grid=grid, instances=instances)
+            scene = objective.scene(dense, dense, grid=grid, instances=instances, checked=False)
             kept = scene.assignment.positive
             for term in self.terms:
                 kept = kept | term.reach(scene)
