@@ -4,7 +4,9 @@ Processor time of whole processes, which other programs disturb less than the cl
 ``import torch`` in the same round; medians over the rounds. Everything runs on one thread. Compiled Python files are
 kept between rounds, in a folder of their own, as they are on a user's machine whatever this environment says.
 
-``train, one step`` is the whole process: it also evaluates, draws and writes the run's folder.
+``train, first step`` ends behind the first optimiser step. ``import timm`` is what it costs at least: timm imports
+torchvision and, with it, ``torch._dynamo``. ``train, one step`` is the whole process: it also evaluates, draws and
+writes the run's folder.
 """
 
 from __future__ import annotations
@@ -24,6 +26,13 @@ from locdistill.data.shapes import ShapesSettings, write_shapes
 
 COMMAND = (sys.executable, "-m", "locdistill")
 TORCH = "import torch"
+FIRST_STEP = """
+import os, sys
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from locdistill.cli import main
+register_optimizer_step_post_hook(lambda *_: os._exit(0))
+main(sys.argv[1:])
+"""
 TINY = (
     *("data.workers=0", "data.sizes=[[128, 128]]", "data.batch_per_device=2", "detector.pretrained=false"),
     *("detector.backbone=test_resnet", "detector.channels=16", "detector.depth=1", "detector.norm_groups=4"),
@@ -33,15 +42,18 @@ TINY = (
 
 def cases(data: Path, folder: Path) -> dict[str, tuple[str, ...]]:
     """Command lines by name."""
+    train = ("train", "--data", str(data), *TINY)
     return {
         TORCH: (sys.executable, "-c", TORCH),
+        "import timm": (sys.executable, "-c", "import timm"),
         "--version": (*COMMAND, "--version"),
         "--help": (*COMMAND, "--help"),
         "recipes": (*COMMAND, "recipes"),
         "methods": (*COMMAND, "methods"),
         "config": (*COMMAND, "config", "ld_r18_from_r101"),
         "data check": (*COMMAND, "data", "check", str(data)),
-        "train, one step": (*COMMAND, "train", "--data", str(data), "--out", str(folder / "run"), *TINY),
+        "train, first step": (sys.executable, "-c", FIRST_STEP, *train, "--out", str(folder / "first")),
+        "train, one step": (*COMMAND, *train, "--out", str(folder / "run")),
     }
 
 

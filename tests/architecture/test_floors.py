@@ -20,7 +20,7 @@ FLOORS = (
     ("inference",),
     ("export",),
     ("training", "publishing"),
-    ("study",),
+    ("study", "monitor"),
     ("cli",),
     ("__main__",),
 )

@@ -64,7 +64,7 @@ def test_a_search_is_interrupted_goes_on_and_is_used(
     code, out, err = cli(*WORDS)
     assert code == 0, err
     assert err.count("training:") == 1
-    assert "training: trial-002" in out
+    assert "training: trial-002" in err
     printed = " ".join(out.split())
     for expected in ("on 3 held-out training images of", "4 are trained on", "student alone", "locdistill compare"):
         assert expected in printed, out

@@ -68,13 +68,13 @@ def test_rotated_boxes_keep_their_means(seed: int, model: str, angle_bins: str, 
         meaning_of(DetectorSettings(model=model, angle_bins=angle_bins, reg_max=reg_max))[1]  # type: ignore[arg-type]
         for reg_max in (many, few)
     )
-    first, last = (bins.limit(torch.full((5,), end)) for end in (-2.0, 2.0))
+    first, last = (bins.clamp(torch.full((5,), end), margin=0) for end in (-2.0, 2.0))
     values = first + (last - first) * torch.rand(2, 3, 5, generator=_rng(seed))
-    dense = Dense(torch.zeros(2, 3, 1), own.two_hot(own.limit(values)).clamp(min=1e-30).log())
+    dense = Dense(torch.zeros(2, 3, 1), own.two_hot(own.clamp(values, margin=0)).clamp(min=1e-30).log())
     made = Rebin(own=own, bins=bins)(dense).edge_logits
     assert made.shape == (2, 3, 5, few + 1)
     torch.testing.assert_close(made.exp().sum(-1), torch.ones(2, 3, 5))
-    apart = bins.apart(bins.expect(made), own.expect(dense.edge_logits))
+    apart = bins.difference(bins.expect(made), own.expect(dense.edge_logits)).abs()
     assert float(apart[..., :4].amax()) < 1e-4
     assert float(apart[..., 4].amax()) < (1e-4 if angle_bins == "linear" else math.radians(1))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -108,14 +107,14 @@ def test_a_crowd_of_20_000_is_never_compared_all_at_once(monkeypatch: pytest.Mon
 def test_boxes_in_a_column_do_not_take_memory(monkeypatch: pytest.MonkeyPatch):
     """All share their horizontal extent: more than a million candidates, of which few overlap."""
     asked: list[int] = []
-    expanded = sweep._expanded
+    repeat = torch.Tensor.repeat_interleave
 
-    def watched(first: Tensor, counts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        for i, j in expanded(first, counts):
-            asked.append(len(i))
-            yield i, j
+    def watched(rows: Tensor, counts: Tensor) -> Tensor:
+        repeated = repeat(rows, counts)
+        asked.append(len(repeated))
+        return repeated
 
-    monkeypatch.setattr(sweep, "_expanded", watched)
+    monkeypatch.setattr(torch.Tensor, "repeat_interleave", watched)
     monkeypatch.setattr(sweep, "CANDIDATES", 2**14)
     boxes = torch.tensor([50.0, 0, 90, 3, 0]).repeat(2000, 1)
     boxes[:, 1] = torch.arange(2000) * 2

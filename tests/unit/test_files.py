@@ -55,7 +55,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "page": lambda path: write_page(path, "title", []),
     "weights.safetensors": lambda path: weights.write(path, {"w": torch.zeros(100_000)}, settings={}),
     "checkpoint": lambda path: write_checkpoint({"w": torch.zeros(100_000)}, path),
-    "metrics.csv": lambda path: MetricsFile(path).start(0),
+    "metrics.csv": lambda path: MetricsFile(path, 0),
     "metrics.json": lambda path: RunState().write(path, 1.0),
     "results.json": lambda path: write_results(path, DATA, FOUND),
     "detections.npz": lambda path: write_detections(path, "stamp", {1: [FOUND[1]]}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -48,9 +48,8 @@ class Assigner(Protocol):
 
     __slots__ = ()
 
-    @property
-    def has_thresholds(self) -> bool:
-        """Whether its assignments hold a threshold for each object."""
+    has_thresholds: ClassVar[bool] = False
+    """Whether its assignments hold a threshold for each object."""
 
     def ignoring(self) -> Assigner:
         """Return the same assigner, with ignored regions left out of training."""

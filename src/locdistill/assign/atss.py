@@ -61,8 +61,7 @@ class ATSS(ByShare):
             candidates = nearest_in_window(grid, instances, self.topk)
         else:
             candidates = nearest_of_allowed(grid, instances, inside & ~ignored, self.topk)
-        overlaps, usable = _anchor_overlaps(grid, candidates, instances)
-        thresholds = _thresholds(overlaps, usable)
+        overlaps, usable, thresholds = _compared(grid, candidates, instances, instances.boxes)
         depth = kind_of(instances.targets).depth(grid.points[candidates.locations], instances.targets[:, :, None])
         positive = usable & (overlaps >= thresholds[..., None]) & (depth > CENTRE_MARGIN_PX)
         gt_index = strongest_claim(candidates.locations, overlaps, positive, len(grid.points))
@@ -86,8 +85,8 @@ def adaptive_thresholds(
         topk: Candidates per level and object.
         boxes: Boxes the anchors are compared with; None is ``instances.boxes``.
     """
-    overlaps, usable = _anchor_overlaps(grid, nearest_in_window(grid, instances, topk), instances, boxes)
-    return _thresholds(overlaps, usable)
+    candidates = nearest_in_window(grid, instances, topk)
+    return _compared(grid, candidates, instances, instances.boxes if boxes is None else boxes)[2]
 
 
 def nearest_in_window(grid: Grid, instances: Instances, topk: int) -> Candidates:
@@ -128,19 +127,17 @@ def _take_nearest(
     return Candidates(*(x.expand(distance.shape).gather(-1, nearest).flatten(-2) for x in (index, usable)))
 
 
-def _anchor_overlaps(
-    grid: Grid, candidates: Candidates, instances: Instances, boxes: Float[Tensor, "b g d"] | None = None
-) -> tuple[Float[Tensor, "b g k"], Bool[Tensor, "b g k"]]:
-    """Compute the IoU of each candidate's anchor with its object, and which of them exist."""
-    boxes = instances.boxes if boxes is None else boxes
+def _compared(
+    grid: Grid, candidates: Candidates, instances: Instances, boxes: Float[Tensor, "b g d"]
+) -> tuple[Float[Tensor, "b g k"], Bool[Tensor, "b g k"], Float[Tensor, "b g"]]:
+    """Compute the IoU of each candidate's anchor with its object, which of them exist, and each object's threshold.
+
+    The threshold is mean plus unbiased deviation, or infinite (unreachable) with fewer than two candidates.
+    """
     kind = kind_of(boxes)
     overlaps = kind.paired_iou(kind.upright(grid.anchors()[candidates.locations]), boxes[:, :, None])
-    return overlaps, candidates.usable & instances.present[..., None]
-
-
-def _thresholds(overlaps: Float[Tensor, "b g k"], usable: Bool[Tensor, "b g k"]) -> Float[Tensor, "b g"]:
-    """Compute mean plus unbiased deviation; infinite (unreachable) with fewer than two candidates."""
+    usable = candidates.usable & instances.present[..., None]
     count = usable.sum(-1)
     mean = (overlaps * usable).sum(-1) / count.clamp(min=1)
     variance = ((overlaps - mean[..., None]).square() * usable).sum(-1) / (count - 1).clamp(min=1)
-    return (mean + variance.sqrt()).masked_fill(count < 2, torch.inf)
+    return overlaps, usable, (mean + variance.sqrt()).masked_fill(count < 2, torch.inf)

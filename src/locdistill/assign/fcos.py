@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch.nn.functional import pad
@@ -38,7 +37,6 @@ class FCOSPoints(Assigner):
             no object take no part. The reference has no such rule: they train as background.
     """
 
-    has_thresholds: ClassVar[bool] = False
     radius: float = 1.5
     longest: float = 8.0
     leave_ignored: bool = False

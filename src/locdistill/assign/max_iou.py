@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 from locdistill.assign.assignment import Assignment, assignment_of
 from locdistill.assign.ignore import ByShare, in_ignored
@@ -39,7 +37,6 @@ class MaxIoU(ByShare):
             where it is not rotated ("hbb"), or its ``own`` box ("obb").
     """
 
-    has_thresholds: ClassVar[bool] = False
     positive: float = 0.5
     negative: float = 0.4
     min_positive: float = 0.0
@@ -54,21 +51,11 @@ class MaxIoU(ByShare):
     @torch.no_grad()
     def __call__(self, grid: Grid, instances: Instances) -> Assignment:
         """Assign the locations of a batch."""
-        inside = grid.within(instances.extents)
+        inside, anchors = grid.within(instances.extents), grid.anchors()
         usable = inside
         if self.ignore_iof is not None:
             usable = inside & ~in_ignored(grid, instances, self.ignore_iof)
-        best, slot, last = self._compare(grid.anchors(), instances, usable)
-        gt_index = slot.where(best >= self.positive, -1)
-        if self.low_quality:
-            gt_index = last.where(last >= 0, gt_index)
-        counted = usable & ((gt_index >= 0) | (best < self.negative))
-        return assignment_of(grid, instances, gt_index, inside=inside, counted=counted)
-
-    def _compare(
-        self, anchors: Float[Tensor, "l 4"], instances: Instances, usable: Bool[Tensor, "b l"]
-    ) -> tuple[Float[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, "b l"]]:
-        """Compute each anchor's highest IoU, the first object with it, and the last that claims the anchor (or -1)."""
+        # Each anchor's highest IoU, the first object with it, and the last that claims the anchor (or -1).
         best = torch.zeros(usable.shape, dtype=anchors.dtype, device=anchors.device)
         slot = torch.zeros(usable.shape, dtype=torch.int32, device=anchors.device)
         last = slot - 1
@@ -84,4 +71,8 @@ class MaxIoU(ByShare):
                 most = overlaps.amax(2, keepdim=True)
                 claims = (overlaps >= most * (1 - kind.rounding)) & (most > 0) & (most >= self.min_positive)
                 last = torch.maximum(last, index[..., None].where(claims, -1).amax(1))
-        return best, slot.long(), last.long()
+        gt_index = slot.where(best >= self.positive, -1)
+        if self.low_quality:
+            gt_index = last.where(last >= 0, gt_index)
+        counted = usable & ((gt_index >= 0) | (best < self.negative))
+        return assignment_of(grid, instances, gt_index.long(), inside=inside, counted=counted)

@@ -30,6 +30,7 @@ from locdistill.cli import (
     hub,
     landscape,
     methods,
+    monitor,
     predict,
     publish,
     recipes,
@@ -61,6 +62,7 @@ _PANELS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Did it help?": {
         "compare": compare.compare,
+        "monitor": monitor.monitor,
         "diagnose": diagnose.diagnose,
         "landscape": landscape.landscape,
         "tune": tune.tune,

@@ -18,11 +18,6 @@ app = typer.Typer(
 Folder = Annotated[str, typer.Argument(metavar="DIR", help="The cache's folder.")]
 
 
-@app.callback()
-def _cache() -> None:
-    """Store a teacher's predictions, so that it runs once per image."""
-
-
 @app.command("build")
 @options.of_a_run(without=("out", "resume", "devices", "profile", "overfit", "preflight", "images", "dry_run"))
 def build(

@@ -9,7 +9,6 @@ import typer
 from locdistill.cli import options
 
 if TYPE_CHECKING:
-    from locdistill.recipe.recipe import Recipe
     from locdistill.recipe.request import Request
 
 
@@ -35,27 +34,21 @@ def config(
     locdistill config --resume --out runs/student
     locdistill config --defaults
     """
+    from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
     from locdistill.recipe.defaults import resolve  # noqa: PLC0415 - heavy
-    from locdistill.recipe.load import build_recipe, named_recipe  # noqa: PLC0415 - heavy
+    from locdistill.recipe.load import build_recipe, dump_recipe, named_recipe  # noqa: PLC0415 - heavy
     from locdistill.recipe.overrides import apply_overrides  # noqa: PLC0415 - heavy
+    from locdistill.recipe.own import imports_of  # noqa: PLC0415 - heavy
     from locdistill.training.resume import goes_on, resumed_recipe  # noqa: PLC0415 - heavy
 
     if defaults:
         plain = build_recipe({"name": "defaults"}).model_dump(mode="json")
-        _print(named_recipe(apply_overrides(plain, request["overrides"]), "the settings"), as_json=as_json)
-        return
-    if request.get("minutes") is not None and not as_json:
-        print("# --minutes: the number of steps, and what follows from it, is chosen when the run starts")
-    asked = cast("Request", request)
-    _print(resumed_recipe(asked, out) if goes_on(out, resume=resume) else resolve(asked), as_json=as_json)
-
-
-def _print(recipe: Recipe, *, as_json: bool) -> None:
-    """Print a recipe, as YAML below a comment for each class that it imports."""
-    from locdistill.cli.report import print_json  # noqa: PLC0415 - heavy
-    from locdistill.recipe.load import dump_recipe  # noqa: PLC0415 - heavy
-    from locdistill.recipe.own import imports_of  # noqa: PLC0415 - heavy
-
+        recipe = named_recipe(apply_overrides(plain, request["overrides"]), "the settings")
+    else:
+        if request.get("minutes") is not None and not as_json:
+            print("# --minutes: the number of steps, and what follows from it, is chosen when the run starts")
+        asked = cast("Request", request)
+        recipe = resumed_recipe(asked, out) if goes_on(out, resume=resume) else resolve(asked)
     if as_json:
         print_json(recipe.model_dump(mode="json"))
         return

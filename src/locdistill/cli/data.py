@@ -15,11 +15,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _data() -> None:
-    """Check data sets, and cut large images into tiles."""
-
-
 @app.command("check")
 def check(
     path: Annotated[str, typer.Argument(metavar="PATH", help="A COCO, VOC, YOLO, DOTA, HRSC2016 or labelme data set.")],

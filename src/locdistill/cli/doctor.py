@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
@@ -29,4 +30,4 @@ def doctor(
     from locdistill.engine.doctor import examine  # noqa: PLC0415 - heavy
 
     found = examine(seconds=seconds)
-    print_json(found.as_dict()) if as_json else report_examination(found)
+    print_json(asdict(found)) if as_json else report_examination(found)

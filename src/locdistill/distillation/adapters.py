@@ -8,9 +8,9 @@ resized to the student's map.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -51,8 +51,11 @@ class OfMaps(Learner):
             before the last convolution.
         adapt: Whether to apply a learned 1x1 convolution even where both maps have the same width. Where their widths
             differ, it is always applied.
+        block: Learned module of a level, made from the widths of both maps and ``adapt``; None for the 1x1 convolution
+            alone.
     """
 
+    block: ClassVar[Callable[..., nn.Module] | None] = None
     maps: Literal["pyramid", "cls_tower", "reg_tower"] = "pyramid"
     adapt: bool = False
 
@@ -73,13 +76,16 @@ class OfMaps(Learner):
         return paired(student.towers[first::2], teacher.towers[first::2])
 
     def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
-        """Create an adapter for each of the student's levels; return None if all are as wide as the teacher's.
+        """Create a block for each of the student's levels, or an adapter; None if all are as wide as the teacher's.
 
         Raises:
             TeacherError: The student or the teacher provides no maps.
         """
         mine, its = zip(*self.levels(student, teacher), strict=True)
-        return adapters(mine, its, always=self.adapt)
+        make = type(self).block
+        if make is None:
+            return adapters(mine, its, always=self.adapt)
+        return nn.ModuleList(make(s.shape[1], t.shape[1], adapt=self.adapt) for s, t in zip(mine, its, strict=True))
 
     def pairs(self, scene: Scene, own: nn.Module | None = None) -> list[Pair]:
         """Return the levels of both: the student's after its adapters, the teacher's resized to the student's.

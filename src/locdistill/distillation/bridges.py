@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from jaxtyping import Float
@@ -18,8 +19,7 @@ from locdistill.distillation.settings import SoftTarget
 from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import DISTANCES, Coding
-from locdistill.geometry.constant import constant, indices
-from locdistill.models.fold import SpeedUps
+from locdistill.geometry.constant import constant
 from locdistill.models.kinds import KINDS
 from locdistill.models.meaning import meaning_of
 from locdistill.models.settings import DetectorSettings
@@ -92,7 +92,7 @@ def rebin(
     Returns:
         Log-probabilities; for an empty bin, the logarithm of the smallest positive number.
     """
-    table = bins.two_hot(bins.limit(positions.mT)).transpose(0, 1).to(logits)
+    table = bins.two_hot(bins.clamp(positions.mT, margin=0)).transpose(0, 1).to(logits)
     probs = torch.einsum("...en,enm->...em", logits.softmax(-1), table)
     return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
@@ -113,7 +113,7 @@ def soft_edges(
     Returns:
         Log-probabilities.
     """
-    inside = bins.limit(distances)
+    inside = bins.clamp(distances, margin=0)
     if kind == "gaussian":
         offsets = (bins.positions(inside) - inside[..., None]) / width
         return (-offsets.square() / 2).log_softmax(-1)
@@ -181,12 +181,14 @@ class MapClasses:
     def __call__(self, dense: Dense) -> Dense:
         """Convert to the student's classes, and record those the teacher knows."""
         logits = dense.cls_logits
-        logits = logits.index_select(-1, indices([source or 0 for source in self.sources], logits))
+        logits = logits.index_select(-1, constant([source or 0 for source in self.sources], logits, torch.long))
         missing = [i for i, source in enumerate(self.sources) if source is None]
         if not missing:
             return dense._replace(cls_logits=logits, known=None)
         known = tuple(i for i, source in enumerate(self.sources) if source is not None)
-        return dense._replace(cls_logits=logits.index_fill(-1, indices(missing, logits), UNKNOWN), known=known)
+        return dense._replace(
+            cls_logits=logits.index_fill(-1, constant(missing, logits, torch.long), UNKNOWN), known=known
+        )
 
 
 class AdaptedTeacher(FrozenTeacher):
@@ -200,29 +202,17 @@ class AdaptedTeacher(FrozenTeacher):
 
     def __init__(self, teacher: FrozenTeacher, *steps: Step) -> None:
         self.teacher, self.steps = teacher, steps
-
-    def to(self, device: torch.device) -> AdaptedTeacher:
-        """Move to the device of the batches."""
-        self.teacher.to(device)
-        return self
-
-    def optimise(self, how: SpeedUps) -> None:
-        """Speed up the teacher."""
-        self.teacher.optimise(how)
+        self.teachers = (teacher,)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
         """Return the teacher's converted predictions; its maps are unchanged."""
-        return self._adapted(self.teacher(batch, features=features, towers=towers))
+        dense = self.teacher(batch, features=features, towers=towers)
+        return reduce(lambda dense, step: step(dense), self.steps, dense)
 
     def cross(self, student: Dense, teacher: Dense) -> Dense:
         """Return the converted predictions of the teacher's head for the student's features."""
-        return self._adapted(self.teacher.cross(student, teacher))
-
-    def _adapted(self, dense: Dense) -> Dense:
-        for step in self.steps:
-            dense = step(dense)
-        return dense
+        return reduce(lambda dense, step: step(dense), self.steps, self.teacher.cross(student, teacher))
 
 
 class SeveralTeachers(FrozenTeacher):
@@ -242,17 +232,6 @@ class SeveralTeachers(FrozenTeacher):
         if not weights or len(weights) != len(self.teachers) or min(weights) <= 0:
             raise ValueError(f"expected a positive weight for each of {len(self.teachers)} teachers, came {weights}")
         self.shares = tuple(weight / sum(weights) for weight in weights)
-
-    def to(self, device: torch.device) -> SeveralTeachers:
-        """Move to the device of the batches."""
-        for teacher in self.teachers:
-            teacher.to(device)
-        return self
-
-    def optimise(self, how: SpeedUps) -> None:
-        """Speed up each teacher."""
-        for teacher in self.teachers:
-            teacher.optimise(how)
 
     @torch.no_grad()
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:

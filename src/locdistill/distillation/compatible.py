@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -125,13 +126,11 @@ def check_teacher(
 
 def _sources(mine: Facts, its: Facts) -> tuple[int | None, ...]:
     """Match the student's classes to indices of the teacher's, by name; case, ``_`` and ``-`` do not matter."""
-    exact = {name: i for i, name in enumerate(its.classes)}
-    loose = {_loose(name): i for i, name in enumerate(its.classes)}
-    return tuple(exact.get(name, loose.get(_loose(name))) for name in mine.classes)
-
-
-def _loose(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    ours, theirs = (
+        [" ".join(re.sub("[_-]", " ", name.casefold()).split()) for name in facts.classes] for facts in (mine, its)
+    )
+    exact, loose = ({name: i for i, name in enumerate(names)} for names in (its.classes, theirs))
+    return tuple(exact.get(name, loose.get(alike)) for name, alike in zip(mine.classes, ours, strict=True))
 
 
 def _prediction_problems(
@@ -237,10 +236,15 @@ def _prediction_notes(mine: Facts, its: Facts) -> list[str]:
         notes.append("edges: the teacher has boxes only; distributions are computed from them")
     elif its.bins != mine.bins:
         positions = its.bins.positions(torch.zeros(())).movedim(-1, 0)
+        theirs, ours = (f", up to {b.reg_max}" if type(b) is Bins else "" for b in (its.bins, mine.bins))
         notes.append(
-            f"bins: the teacher's {its.bins.count}{_reach(its.bins, ' strides,')} are put into the student's "
-            f"{mine.bins.count}{_reach(mine.bins)}; means are kept"
-            + ("" if torch.equal(mine.bins.limit(positions), positions) else ", but beyond the student's range")
+            f"bins: the teacher's {its.bins.count}{theirs and theirs + ' strides,'} are put into the student's "
+            f"{mine.bins.count}{ours}; means are kept"
+            + (
+                ""
+                if torch.equal(mine.bins.clamp(positions, margin=0), positions)
+                else ", but beyond the student's range"
+            )
             + f" (detector.reg_max={its.bins.reg_max} gives both the same)"
         )
     if its.offset != mine.offset:
@@ -249,10 +253,6 @@ def _prediction_notes(mine: Facts, its: Facts) -> list[str]:
             "moved accordingly"
         )
     return notes
-
-
-def _reach(bins: Bins, unit: str = "") -> str:
-    return f", up to {bins.reg_max}{unit}" if type(bins) is Bins else ""
 
 
 def _some(names: Sequence[str]) -> str:

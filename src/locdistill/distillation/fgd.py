@@ -21,7 +21,6 @@ from locdistill.geometry.objects import in_turn
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import NOTHING, Need, Region
 from locdistill.settings import Positive
-from locdistill.types import Dense
 
 
 class Attention(NamedTuple):
@@ -144,14 +143,7 @@ class ContextL2(OfMaps):
     teacher's own weights get no gradient. At the start the blocks are identities and equal maps give zero.
     """
 
-    def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
-        """Create context blocks for each of the student's levels.
-
-        Raises:
-            TeacherError: The student or the teacher provides no maps.
-        """
-        levels = self.levels(student, teacher)
-        return nn.ModuleList(BothContexts(s.shape[1], t.shape[1], adapt=self.adapt) for s, t in levels)
+    block = BothContexts
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Return the loss of each location; zero where both maps with their contexts agree."""

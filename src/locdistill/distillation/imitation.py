@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from locdistill.distillation.adapters import OfMaps, per_location
 from locdistill.distillation.logits import common_classes
 from locdistill.geometry.boxes import paired_iou
-from locdistill.geometry.grid import Grid
 from locdistill.geometry.objects import in_turn
 from locdistill.objective.learned import adapters
 from locdistill.objective.normalisers import LevelMean, Normaliser
@@ -38,8 +37,8 @@ from locdistill.types import Dense
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Everywhere(Region):
-    """Every location of the image, ignored or not.
+class _WithPadding(Region):
+    """Base class of regions that may include the padding.
 
     Attributes:
         padding: Whether the region includes locations in the padding of the batch: the whole map, as in the reference.
@@ -52,6 +51,15 @@ class Everywhere(Region):
         """The padding, if the region includes it."""
         return frozenset({Need.PADDING}) if self.padding else NOTHING
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Everywhere(_WithPadding):
+    """Every location of the image, ignored or not.
+
+    Attributes:
+        padding: Whether the region includes locations in the padding of the batch: the whole map, as in the reference.
+    """
+
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Return weight 1 in the region."""
         inside = scene.assignment.inside.to(scene.confidence.dtype)
@@ -59,7 +67,7 @@ class Everywhere(Region):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutsideBoxes(Region):
+class OutsideBoxes(_WithPadding):
     """The background: locations with a centre that is not strictly inside any object's box.
 
     The reference is meant to imitate the background, but compares the student's background features with the teacher's
@@ -68,13 +76,6 @@ class OutsideBoxes(Region):
     Attributes:
         padding: Whether the region includes locations in the padding of the batch, as in the reference.
     """
-
-    padding: bool = False
-
-    @property
-    def needs(self) -> frozenset[Need]:
-        """The padding, if the region includes it."""
-        return frozenset({Need.PADDING}) if self.padding else NOTHING
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Return weight 1 in the region."""
@@ -147,16 +148,13 @@ class GeneralInstances(Region):
         leads = theirs - ours
         lead = leads.gather(-1, leads.abs().argmax(-1, keepdim=True))[..., 0]
         points = grid.points / grid.strides[:, None]
-        its, mine = (scene.coding.kind.hull(boxes) for boxes in (scene.teacher_boxes, scene.boxes))
+        its, mine = (scene.coding.kind.hull(boxes) for boxes in (scene.boxes_of(teacher), scene.boxes))
         boxes, score = torch.where(lead[..., None] >= 0, its, mine), lead.abs()
         if self.per == "image":
             score = score.masked_fill(~inside, -torch.inf)
         else:
             boxes = boxes - torch.cat((points, points), -1) * ~inside[..., None]
-        return self._best(boxes, score, grid).to(score.dtype)
-
-    def _best(self, boxes: Float[Tensor, "b l 4"], score: Float[Tensor, "b l"], grid: Grid) -> Bool[Tensor, "b l"]:
-        """Select the best locations of each level; levels are padded to the largest one and processed together."""
+        # The best locations of each level; levels are padded to the largest one and processed together.
         sizes = grid.level_sizes
         place = torch.cat([torch.arange(size, device=score.device) for size in sizes])
         shape = (len(score), len(sizes), max(sizes))
@@ -168,7 +166,7 @@ class GeneralInstances(Region):
             chosen = chosen.transpose(0, 1)
         else:
             chosen = best_apart(level_boxes, level_score, count=self.top, iou=self.nms_iou)
-        return chosen[:, grid.levels, place]
+        return chosen[:, grid.levels, place].to(score.dtype)
 
 
 def best_apart(

@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 from torch.special import entr
 
-from locdistill.geometry.constant import indices
+from locdistill.geometry.constant import constant
 from locdistill.losses.distribution import softened_kl
 from locdistill.losses.focal import quality_focal_loss
-from locdistill.losses.overlap import OverlapKind, numbers_for, overlap_loss
+from locdistill.losses.overlap import OVERLAPS, OverlapKind, overlap_loss
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import NOTHING, Divergence, Need
 from locdistill.settings import Positive
@@ -70,7 +71,7 @@ def common_classes(
     mine, its = student[..., :common], teacher[..., :common].detach()
     if known is None:
         return mine, its
-    places = indices(known, mine)
+    places = constant(known, mine, torch.long)
     return mine.index_select(-1, places), its.index_select(-1, places)
 
 
@@ -193,7 +194,7 @@ class TeacherOverlap(OfPredictions):
     @property
     def numbers(self) -> int:
         """Number of values per box."""
-        return numbers_for(self.kind)
+        return OVERLAPS[self.kind][0]
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Return the loss of each location; zero where both boxes agree."""

@@ -19,6 +19,7 @@ from locdistill.distillation.logits import ClassBinary, ClassBinaryKL, EdgeKL, T
 from locdistill.distillation.mgd import MaskedGeneration
 from locdistill.distillation.patterns import ChannelKL, Correlation
 from locdistill.distillation.regions import ScoreGap, TeacherConfidence
+from locdistill.models.kinds import KINDS
 from locdistill.objective.normalisers import ImageLevelMean, ImagePositiveCount, ImageWeightSum, PerImage
 from locdistill.objective.regions import InsideBoxes, Positives
 from locdistill.objective.term import Region, Term
@@ -116,7 +117,10 @@ METHODS: dict[str, Method] = {
         terms=lambda model: {
             "bckd_cls": Term(of=ClassBinary(), on=Everywhere(), norm=ImagePositiveCount()),
             "bckd_box": Term(
-                of=TeacherOverlap(kind=presets.overlap_of(model)), on=ScoreGap(), norm=ImagePositiveCount(), weight=4.0
+                of=TeacherOverlap(kind="gwd" if KINDS[model].rotated else "giou"),
+                on=ScoreGap(),
+                norm=ImagePositiveCount(),
+                weight=4.0,
             ),
         },
         compares="classes one by one; boxes",

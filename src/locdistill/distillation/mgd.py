@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from locdistill.distillation.adapters import OfMaps, shares
 from locdistill.objective.scene import Scene
 from locdistill.settings import Share
-from locdistill.types import Dense
 
 
 class Generator(nn.Module):
@@ -50,16 +49,8 @@ class MaskedGeneration(OfMaps):
             ones).
     """
 
+    block = Generator
     hidden: Share = 0.65
-
-    def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
-        """Create a generator for each of the student's levels.
-
-        Raises:
-            TeacherError: The student or the teacher provides no maps.
-        """
-        levels = self.levels(student, teacher)
-        return nn.ModuleList(Generator(s.shape[1], t.shape[1], adapt=self.adapt) for s, t in levels)
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Return the loss of each location; zero where the teacher's map is rebuilt exactly."""

@@ -20,13 +20,14 @@ from locdistill.distillation.teacher import FrozenTeacher
 from locdistill.errors import TeacherError
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import encode
+from locdistill.geometry.constant import constant
 from locdistill.geometry.grid import Grid
 from locdistill.images import normalised
 from locdistill.interop.classes import COCO, VOC
 from locdistill.models.exported import ExportedDetector, open_file
 from locdistill.models.settings import NormalisationSettings
 from locdistill.models.weights import EXPORTED
-from locdistill.types import Batch, Dense
+from locdistill.types import Batch, Dense, Triple
 
 EDGES = 4
 STRIDES = (4, 8, 16, 32, 64, 128)
@@ -115,26 +116,19 @@ def _columns(widths: Sequence[int], classes: int | None) -> tuple[list[int], lis
 
 def _strides(counts: Sequence[int], size: tuple[int, int]) -> tuple[int, ...]:
     """Return the strides of levels with these numbers of locations; one count may be the sum of consecutive levels."""
-
-    def locations(stride: int) -> int:
-        return math.ceil(size[0] / stride) * math.ceil(size[1] / stride)
-
+    locations = [math.ceil(size[0] / stride) * math.ceil(size[1] / stride) for stride in STRIDES]
     if len(counts) == 1:
         for first in range(len(STRIDES)):
             for last in range(first + 1, len(STRIDES) + 1):
-                if sum(map(locations, STRIDES[first:last])) == counts[0]:
+                if sum(locations[first:last]) == counts[0]:
                     return STRIDES[first:last]
-    by_count = {locations(stride): stride for stride in reversed(STRIDES)}
+    by_count = dict(reversed([*zip(locations, STRIDES, strict=True)]))
     if len(counts) == 1 or not set(counts) <= set(by_count) or len(set(counts)) != len(counts):
         raise ValueError(
             f"{list(counts)} locations are not those of levels with one location per cell and strides among "
             f"{list(STRIDES)}, of an input of {size[0]}x{size[1]}"
         )
     return tuple(by_count[count] for count in counts)
-
-
-def _per_channel(values: Sequence[float]) -> Float[Tensor, "3 1 1"]:
-    return torch.tensor(list(values), dtype=torch.float32)[:, None, None]
 
 
 def runtime() -> Any:
@@ -171,6 +165,7 @@ class OnnxTeacher(FrozenTeacher):
 
     Attributes:
         facts: Properties of its predictions.
+        normalisation: Its normalisation of images, in an exported file part of the file.
         size: Height and width of its input; None for any.
 
     Raises:
@@ -183,14 +178,14 @@ class OnnxTeacher(FrozenTeacher):
         file: str | Path,
         *,
         classes: Sequence[str] | None = None,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: Triple,
+        std: Triple,
         bgr: bool = True,
         offset: float = 0.5,
         boxes: BoxUnits = "strides",
     ) -> None:
-        self.file, self.bgr, self.offset, self.boxes = Path(file), bgr, offset, boxes
-        self.mean, self.std = map(_per_channel, (mean, std))
+        self.file, self.offset, self.boxes = Path(file), offset, boxes
+        self.normalisation = NormalisationSettings(mean=mean, std=std, bgr=bgr)
         self.device, self.scale = torch.device("cpu"), 1
         self.session = self._open(["CPUExecutionProvider"])
         # name of the input, its height and width, and its number of images; None for any
@@ -221,22 +216,13 @@ class OnnxTeacher(FrozenTeacher):
         self.strides, self.scale = tuple(strides), scale
         return self
 
-    @property
-    def normalisation(self) -> NormalisationSettings:
-        """Its normalisation of images."""
-        mean, std = (tuple(round(v, 4) for v in values.flatten().tolist()) for values in (self.mean, self.std))
-        return NormalisationSettings(mean=mean, std=std, bgr=self.bgr)
-
     def normalise_as(self, how: NormalisationSettings) -> None:
         """Change the normalisation of images; settings that are None stay unchanged."""
-        self.mean = self.mean if how.mean is None else _per_channel(how.mean).to(self.mean)
-        self.std = self.std if how.std is None else _per_channel(how.std).to(self.std)
-        self.bgr = self.bgr if how.bgr is None else how.bgr
+        self.normalisation = self.normalisation.model_copy(update=how.model_dump(exclude_none=True))
 
     def to(self, device: torch.device) -> OnnxTeacher:
         """Return predictions on this device; on a GPU, also run there if ONNX Runtime can."""
         self.device = device
-        self.mean, self.std = self.mean.to(device), self.std.to(device)
         gpu = "CUDAExecutionProvider"
         if device.type == "cuda" and gpu in runtime().get_available_providers():
             self.session = self._open([(gpu, {"device_id": device.index or 0}), "CPUExecutionProvider"])
@@ -247,8 +233,11 @@ class OnnxTeacher(FrozenTeacher):
         """Return predictions on the batch, as logits; for boxes, the four distances in strides replace edge logits."""
         assert not features, "the recipe's checks refuse terms that look at maps"
         assert not towers, "and at what a head makes of the student's"
-        mean, std = self.mean.to(batch.images.device), self.std.to(batch.images.device)
-        images = normalised(batch.images, batch.sizes, mean=mean, std=std, bgr=self.bgr)
+        how = self.normalisation
+        assert how.mean is not None
+        assert how.std is not None
+        mean, std = (constant(values, batch.images, torch.float32)[:, None, None] for values in (how.mean, how.std))
+        images = normalised(batch.images, batch.sizes, mean=mean, std=std, bgr=bool(how.bgr))
         if self.scale > 1:
             images = torch.nn.functional.interpolate(images, scale_factor=float(self.scale), mode="bilinear")
         height, width = int(images.shape[-2]), int(images.shape[-1])
@@ -259,7 +248,21 @@ class OnnxTeacher(FrozenTeacher):
                     f"has {height}x{width}; set data.sizes=[[{max(self.size)}, {min(self.size)}]] or smaller"
                 )
             images = torch.nn.functional.pad(images, (0, self.size[1] - width, 0, self.size[0] - height))
-        return self._dense(self._run(images), (int(images.shape[-2]), int(images.shape[-1])), (height, width))
+        seen = int(images.shape[-2]), int(images.shape[-1])
+        layout, outputs = self.layout, self._run(images)
+        scores = torch.cat([flat(outputs[i])[..., : layout.classes] for i in layout.scores], 1)
+        edges = torch.cat([flat(outputs[i])[..., -EDGES * layout.bins :] for i in layout.edges], 1)
+        edges = edges.reshape(*edges.shape[:2], EDGES, layout.bins)
+        if layout.bins == 1 and self.boxes != "strides":  # boxes as distances to the edges, in strides
+            boxes = edges[..., 0]
+            shapes = tuple((math.ceil(seen[0] / s), math.ceil(seen[1] / s)) for s in layout.strides)
+            grid = Grid.build(shapes, layout.strides, offset=self.offset, device=boxes.device)
+            pixels = boxes if self.boxes == "pixels" else encode(grid.points, boxes)
+            edges = (pixels / grid.strides[:, None])[..., None]
+        if self.probabilities:
+            scores = torch.logit(scores, eps=EPSILON)
+        kept = self._kept(layout.strides, seen, (height, width)).to(scores.device)
+        return Dense(scores[:, kept], edges[:, kept])
 
     def _open(self, providers: list[Any]) -> Any:
         library = runtime()
@@ -298,26 +301,6 @@ class OnnxTeacher(FrozenTeacher):
             torch.from_numpy(np.concatenate(parts)).float().to(images.device) for parts in zip(*groups, strict=True)
         ]
 
-    def _dense(self, outputs: list[Tensor], seen: tuple[int, int], wanted: tuple[int, int]) -> Dense:
-        """Convert the outputs for images of size ``seen`` to predictions of the selected levels within ``wanted``."""
-        layout = self.layout
-        scores = torch.cat([flat(outputs[i])[..., : layout.classes] for i in layout.scores], 1)
-        edges = torch.cat([flat(outputs[i])[..., -EDGES * layout.bins :] for i in layout.edges], 1)
-        edges = edges.reshape(*edges.shape[:2], EDGES, layout.bins)
-        if layout.bins == 1:
-            # boxes as distances to the edges, in strides
-            boxes = edges[..., 0]
-            if self.boxes != "strides":
-                shapes = tuple((math.ceil(seen[0] / s), math.ceil(seen[1] / s)) for s in layout.strides)
-                grid = Grid.build(shapes, layout.strides, offset=self.offset, device=boxes.device)
-                pixels = boxes if self.boxes == "pixels" else encode(grid.points, boxes)
-                boxes = pixels / grid.strides[:, None]
-            edges = boxes[..., None]
-        if self.probabilities:
-            scores = torch.logit(scores, eps=EPSILON)
-        kept = self._kept(layout.strides, seen, wanted).to(scores.device)
-        return Dense(scores[:, kept], edges[:, kept])
-
     def _kept(
         self, strides: Sequence[int], seen: tuple[int, int], wanted: tuple[int, int], per_cell: int = 1
     ) -> Int[Tensor, " k"]:
@@ -347,12 +330,8 @@ class ExportedTeacher(OnnxTeacher):
         self.detector, self.file, self.size = detector, detector.file, detector.facts.size
         self.facts = replace(Facts.of(detector.settings), channels=None)
         self.strides, self.scale = self.facts.strides, 1
-
-    @property
-    def normalisation(self) -> NormalisationSettings:
-        """Its normalisation of images, which is part of the file."""
-        own = self.detector.settings
-        return NormalisationSettings(mean=own.mean, std=own.std, bgr=own.bgr)
+        own = detector.settings
+        self.normalisation = NormalisationSettings(mean=own.mean, std=own.std, bgr=own.bgr)
 
     def looking(self, strides: Sequence[int], scale: int = 1) -> OnnxTeacher:
         """Restrict predictions to some of its levels, and return itself.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from locdistill.distillation.adapters import OfMaps, Pair, as_maps, grouped, inside_maps, per_location, shares
@@ -42,8 +42,14 @@ class _OfPatterns(OfMaps):
         """Maps and adapters; for classes only the predictions, since both sides have equally many class maps."""
         return super(_OfPatterns, self).needs if self.what == "features" else frozenset({Need.TEACHER})
 
-    def _class_pairs(self, scene: Scene) -> list[Pair]:
-        """Pair maps of the class logits, without the quality of GFL v2, of the classes that both predict."""
+    def pairs(self, scene: Scene, own: nn.Module | None = None) -> list[Pair]:
+        """Pair maps of features, or of the logits, without the quality of GFL v2, of the classes that both predict.
+
+        Raises:
+            TeacherError: Features are missing, or of unequal width without adapters; see :meth:`OfMaps.pairs`.
+        """
+        if self.what == "features":
+            return super(_OfPatterns, self).pairs(scene, own)
         assert scene.teacher is not None, "the objective checks that a teacher is there"
         logits = common_classes(scene.student.cls_logits, scene.teacher.cls_logits, scene.teacher.known)
         student, teacher = (as_maps(x, scene.grid) for x in logits)
@@ -79,26 +85,29 @@ class Correlation(_OfPatterns):
 
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Return the mean over channels; zero where both patterns agree up to scale and offset."""
-        axes = (2, 3) if self.per == "image" else (0, 2, 3)
         levels = []
-        for pair in self.pairs(scene, own) if self.what == "features" else self._class_pairs(scene):
-            student, teacher = pair.student, pair.teacher
-            if self.what == "classes":
-                student, teacher = (self._scores(logits, pair.groups) for logits in (student, teacher))
-            if self.across == "channels":
-                student, teacher = (_of_vectors(x, pair.groups) for x in (student, teacher))
-            else:
-                within = pair.inside if self.per == "image" else torch.ones_like(pair.inside)
-                student, teacher = (_of_places(x, within, axes) for x in (student, teacher))
+        for pair in self.pairs(scene, own):
+            student, teacher = (self._standardised(x, pair) for x in (pair.student, pair.teacher))
             levels.append(grouped((student - teacher).square(), pair.groups).mean(2) / 2)
         return per_location(levels, scene.grid)
 
-    def _scores(self, logits: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b c h w"]:
-        """Return the class scores of logits."""
-        logits = logits / self.temperature
-        if self.scores == "sigmoid":
-            return logits.sigmoid()
-        return grouped(logits, groups).softmax(2).flatten(1, 2)
+    def _standardised(self, x: Float[Tensor, "b c h w"], pair: Pair) -> Float[Tensor, "b c h w"]:
+        """Return features or class scores of a level, standardised to mean 0 and variance 1 over the chosen axis.
+
+        Over locations the statistics are those of the positions within the image; others are transformed alike.
+        """
+        if self.what == "classes":
+            x = x / self.temperature
+            x = x.sigmoid() if self.scores == "sigmoid" else grouped(x, pair.groups).softmax(2).flatten(1, 2)
+        if self.across == "channels":
+            vectors = grouped(x, pair.groups)
+            centred = vectors - vectors.mean(2, keepdim=True)
+            return (centred * (centred.square().mean(2, keepdim=True) + EPSILON).rsqrt()).flatten(1, 2)
+        axes = (2, 3) if self.per == "image" else (0, 2, 3)
+        weight = (pair.inside if self.per == "image" else torch.ones_like(pair.inside)).to(x.dtype)
+        count = weight.sum(axes, keepdim=True).clamp(min=1)
+        centred = x - (x * weight).sum(axes, keepdim=True) / count
+        return centred * ((centred.square() * weight).sum(axes, keepdim=True) / count + EPSILON).rsqrt()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,27 +122,10 @@ class ChannelKL(_OfPatterns):
     def __call__(self, scene: Scene, own: nn.Module | None = None) -> Float[Tensor, "b l"]:
         """Return each location's summand; the sum is zero where both maps agree up to a constant added to a channel."""
         levels = []
-        for pair in self.pairs(scene, own) if self.what == "features" else self._class_pairs(scene):
+        for pair in self.pairs(scene, own):
             student, teacher = (
                 (x / self.temperature).masked_fill(~pair.inside, -torch.inf).flatten(2).log_softmax(-1).view_as(x)
                 for x in (pair.student, pair.teacher)
             )
             levels.append(self.temperature**2 * grouped(kl_summands(student, teacher), pair.groups).mean(2))
         return shares(levels, scene.grid)
-
-
-def _of_vectors(x: Float[Tensor, "b c h w"], groups: int) -> Float[Tensor, "b c h w"]:
-    """Standardise each location's vector to mean 0 and variance 1."""
-    vectors = grouped(x, groups)
-    centred = vectors - vectors.mean(2, keepdim=True)
-    return (centred * (centred.square().mean(2, keepdim=True) + EPSILON).rsqrt()).flatten(1, 2)
-
-
-def _of_places(
-    x: Float[Tensor, "b c h w"], within: Bool[Tensor, "b 1 h w"], axes: tuple[int, ...]
-) -> Float[Tensor, "b c h w"]:
-    """Standardise each channel to mean 0 and variance 1 over the positions within; others are transformed alike."""
-    weight = within.to(x.dtype)
-    count = weight.sum(axes, keepdim=True).clamp(min=1)
-    centred = x - (x * weight).sum(axes, keepdim=True) / count
-    return centred * ((centred.square() * weight).sum(axes, keepdim=True) / count + EPSILON).rsqrt()

@@ -61,11 +61,6 @@ _PUBLISHED = {
 _PUBLISHED |= {f"rotated_{model}": _PUBLISHED[model] for model in ("gfl", "retinanet")}
 
 
-def overlap_of(model: str) -> OverlapKind:
-    """Return the similarity of boxes for a kind of detector."""
-    return "gwd" if KINDS[model].rotated else "giou"
-
-
 def supervised(model: str = "gfl", *, overlap: OverlapKind | None = None) -> dict[str, Term]:
     """Return the loss of a kind of detector without a teacher.
 
@@ -79,7 +74,7 @@ def supervised(model: str = "gfl", *, overlap: OverlapKind | None = None) -> dic
         overlap: Similarity of boxes; None for that of the kind of detector.
     """
     _published(model)
-    overlap = overlap or overlap_of(model)
+    overlap = overlap or ("gwd" if KINDS[model].rotated else "giou")
     loss = KINDS[model].loss
     if loss == "gfl":
         return {
@@ -120,15 +115,8 @@ def ld_main(
         joint: Whether to use one softmax over all edges, as published for RetinaNet. Its divisor is a quarter, for
             equal strength.
     """
-    published = _published(model)
-    return {
-        "ld": Term(
-            of=EdgeKL(temperature=temperature, joint=joint),
-            on=BY_CONFIDENCE,
-            norm=_per_image(published, reference_batch, published.divisor, joint),
-            weight=published.weight if weight is None else weight,
-        )
-    }
+    terms = ld_full(model, weight=weight, reference_batch=reference_batch, temperature=temperature, joint=joint)
+    return {"ld": terms["ld"]}
 
 
 def ld_full(
@@ -147,15 +135,17 @@ def ld_full(
     0.15 for ATSS, 0.25 for FCOS, 0.03 for RetinaNet. The other arguments are those of :func:`ld_main`.
     """
     published = _published(model)
-    main = ld_main(model, weight=weight, reference_batch=reference_batch, temperature=temperature, joint=joint)
+    edges = EdgeKL(temperature=temperature, joint=joint)
+    batch = published.images if reference_batch is None else reference_batch
+    main, outside = (
+        PerImage(reference_batch=batch, divisor=divisor / 4 if joint else divisor)
+        for divisor in (published.divisor, published.region_divisor)
+    )
+    weight = published.weight if weight is None else weight
     kd = ClassKL(temperature=published.kd_temperature)
-    return main | {
-        "ld_vlr": Term(
-            of=main["ld"].of,
-            on=published.region,
-            norm=_per_image(published, reference_batch, published.region_divisor, joint),
-            weight=main["ld"].weight * published.factor,
-        ),
+    return {
+        "ld": Term(of=edges, on=BY_CONFIDENCE, norm=main, weight=weight),
+        "ld_vlr": Term(of=edges, on=published.region, norm=outside, weight=weight * published.factor),
         "kd": Term(of=kd, on=Positives(), norm=ImageLevelMean(), weight=kd_weight),
     }
 
@@ -177,9 +167,3 @@ def _published(model: str) -> _Published:
     if model not in _PUBLISHED:
         raise ValueError(f"the kinds of detectors are {', '.join(_PUBLISHED)}; came {model!r}")
     return _PUBLISHED[model]
-
-
-def _per_image(published: _Published, images: float | None, divisor: float, joint: bool) -> PerImage:
-    return PerImage(
-        reference_batch=published.images if images is None else images, divisor=divisor / 4 if joint else divisor
-    )

@@ -30,10 +30,14 @@ class FrozenTeacher(ABC):
     Attributes:
         notes: Descriptions of the conversions of its predictions for its student.
         comparable: Whether its predictions are comparable with its student's; otherwise only its maps can be used.
+        teachers: Teachers whose predictions it converts or combines.
+        average: The running average of the student that it is; None for a teacher that no step changes.
     """
 
     notes: tuple[str, ...] = ()
     comparable: bool = True
+    teachers: tuple[FrozenTeacher, ...] = ()
+    average: Average | None = None
 
     @abstractmethod
     def __call__(self, batch: Batch, *, features: bool = False, towers: bool = False) -> Dense:
@@ -45,9 +49,11 @@ class FrozenTeacher(ABC):
             towers: Whether to return the maps inside its head too.
         """
 
-    @abstractmethod
     def to(self, device: torch.device) -> FrozenTeacher:
         """Move to the device of the batches."""
+        for teacher in self.teachers:
+            teacher.to(device)
+        return self
 
     def cross(self, student: Dense, teacher: Dense) -> Dense:
         """Return the predictions of the teacher's head for the student's features, with gradient to them.
@@ -58,18 +64,29 @@ class FrozenTeacher(ABC):
         """
         raise NotImplementedError("this teacher has no head to run; the checks of a recipe reject terms that need one")
 
-    def optimise(self, how: SpeedUps) -> None:  # noqa: B027 - not every teacher supports it
+    def optimise(self, how: SpeedUps) -> None:
         """Speed up predictions (same outputs up to rounding). Call after moving to the device of the batches."""
+        for teacher in self.teachers:
+            teacher.optimise(how)
 
-    def after_step(self, student: nn.Module) -> None:  # noqa: B027 - most need no update
-        """Update the teacher from the student; by default, do nothing."""
+    def after_step(self, student: nn.Module) -> None:
+        """Update the average, if it is one, with the student's current weights.
+
+        Statistics of batch normalisation differ between processes until the next forward pass; those of the first
+        process are used.
+        """
+        if self.average is not None:
+            self.average.update(student)
+            broadcast_from_first(self.average.model.buffers())
 
     def state_dict(self) -> dict[str, Any]:
-        """Return an empty state: the weights are in their own file."""
-        return {}
+        """Return the average and its number of updates; empty for weights that are in their own file."""
+        return {} if self.average is None else self.average.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
-        """Restore a saved state; by default, do nothing."""
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a saved average."""
+        if self.average is not None:
+            self.average.load_state_dict(state)
 
 
 class LiveTeacher(FrozenTeacher):
@@ -187,20 +204,3 @@ class AverageTeacher(LiveTeacher):
         if how.channels_last:
             self.detector.to(memory_format=torch.channels_last)
         self._how, self._look = how, how.wrap(self.detector, "the teacher")
-
-    def after_step(self, student: nn.Module) -> None:
-        """Update the average with the student's current weights.
-
-        Statistics of batch normalisation differ between processes until the next forward pass; those of the first
-        process are used.
-        """
-        self.average.update(student)
-        broadcast_from_first(self.detector.buffers())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the average and its number of updates."""
-        return self.average.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved average."""
-        self.average.load_state_dict(state)

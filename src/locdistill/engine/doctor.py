@@ -7,7 +7,8 @@ import platform
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from locdistill.engine.devices import default_device
-from locdistill.engine.speed import cpu_amx, cpu_bf16
+from locdistill.engine.speed import cpu_bf16
 from locdistill.files import cache_folder
 
 NEEDED = (
@@ -62,10 +63,6 @@ class Examination:
     gflops: dict[str, float]
     notes: list[str]
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain data for JSON."""
-        return asdict(self)
-
 
 def examine(*, seconds: float = 4.0) -> Examination:
     """Examine the installation and the machine.
@@ -74,11 +71,15 @@ def examine(*, seconds: float = 4.0) -> Examination:
         seconds: Duration of the speed measurement; 0 leaves it out.
     """
     versions = {"python": platform.python_version(), "system": platform.platform()}
-    versions |= {name: _version(name) or "not installed" for name in NEEDED}
+    installed = {}
+    for name in (*NEEDED, *OPTIONAL):
+        with suppress(PackageNotFoundError):
+            installed[name] = version(name)
+    versions |= {name: installed.get(name, "not installed") for name in NEEDED}
     if torch.version.cuda:
         versions["CUDA of torch"] = torch.version.cuda
     missing = "not installed: pip install 'locdistill[{}]'"
-    optional = {name: _version(name) or missing.format(extra) for name, extra in OPTIONAL.items()}
+    optional = {name: installed.get(name, missing.format(extra)) for name, extra in OPTIONAL.items()}
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     devices = ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
     cpu = {
@@ -86,7 +87,7 @@ def examine(*, seconds: float = 4.0) -> Examination:
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
-        "bf16": "AMX" if cpu_amx() else "AVX-512" if cpu_bf16() else "none",
+        "bf16": cpu_bf16() or "none",
     }
     named = ("OMP_", "MKL_", "ONEDNN_", "DNNL_", "ATEN_", "CUDA_VISIBLE", "GOMP_", "LOCDISTILL_", "HF_", "SLURM_JOB")
     secret = ("TOKEN", "KEY", "SECRET", "PASSWORD")
@@ -106,13 +107,6 @@ def examine(*, seconds: float = 4.0) -> Examination:
         gflops=_speed(seconds) if seconds else {},
         notes=_notes(gpus, gigabytes, cpu),
     )
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _processor() -> str:

@@ -61,18 +61,23 @@ def check_training_devices(settings: EngineSettings) -> None:
 
 def build_fabric(settings: EngineSettings, speed: Speed) -> Fabric:
     """Return a Fabric with device, precision and processes configured; nothing is started yet."""
-    plugins = slurm()
+    in_slurm = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
+    plugins: list[Any] = [SLURMEnvironment(auto_requeue=False)] if in_slurm else []  # `StopSignals` stops between steps
     if settings.precision == "fp16" and speed.precision == "bf16":
         logger.warning("PyTorch has no fp16 training on the CPU: bf16 is used")
     if speed.precision != "32":
         mixed: Literal["bf16-mixed", "16-mixed"] = "bf16-mixed" if speed.precision == "bf16" else "16-mixed"
         plugins.append(Mixed(mixed, device_kind(settings)))
     devices, nodes = device_count(settings)
+    strategy: Any = "auto"
+    if process_count(settings) > 1:
+        how = {"spawn": "spawn", "fork": "fork"}.get(launch_method(settings), "popen")
+        strategy = DDPStrategy(find_unused_parameters=False, start_method=how)  # type: ignore[arg-type]
     return Fabric(
         accelerator="gpu" if settings.accelerator == "cuda" else settings.accelerator,
         devices=devices,
         num_nodes=nodes,
-        strategy=strategy(settings),
+        strategy=strategy,
         plugins=plugins,
     )
 
@@ -95,12 +100,6 @@ class Mixed(MixedPrecision):
     convert_output = convert_input
 
 
-def slurm() -> list[Any]:
-    """Return the plugins for a SLURM job; stopping between two steps is left to `StopSignals`."""
-    found = SLURMEnvironment.detect() and not TorchElasticEnvironment.detect()
-    return [SLURMEnvironment(auto_requeue=False)] if found else []
-
-
 def device_count(settings: EngineSettings) -> tuple[int | list[int], int]:
     """Return the devices per machine and the number of machines, from torchrun or SLURM or else from the settings."""
     environment = os.environ
@@ -118,19 +117,6 @@ def device_count(settings: EngineSettings) -> tuple[int | list[int], int]:
     return len(settings.devices) if on_cpu else list(settings.devices), settings.nodes
 
 
-def strategy(settings: EngineSettings) -> Any:
-    """Return the strategy: a single device, or distributed data parallel without a search for unused parameters."""
-    if process_count(settings) == 1:
-        return "auto"
-    methods = {"subprocess": "popen", "spawn": "spawn", "fork": "fork"}
-    return DDPStrategy(find_unused_parameters=False, start_method=methods[_launch(settings)])  # type: ignore[arg-type]
-
-
-def started_by_command(settings: EngineSettings) -> bool:
-    """Return whether training starts further processes by running this process's command again."""
-    return process_count(settings) > 1 and not started_outside() and _launch(settings) == "subprocess"
-
-
 def process_count(settings: EngineSettings) -> int:
     """Return the number of processes that train together."""
     devices, nodes = device_count(settings)
@@ -142,10 +128,13 @@ def started_outside() -> bool:
     return TorchElasticEnvironment.detect() or SLURMEnvironment.detect()
 
 
-def _launch(settings: EngineSettings) -> str:
-    """Return the method of starting processes, with ``auto`` resolved."""
-    if started_outside():
-        return "subprocess"
+def launch_method(settings: EngineSettings) -> str:
+    """Return how training starts further processes: ``subprocess``, ``spawn`` or ``fork``; else ``none``.
+
+    ``subprocess`` runs this process's command again. None are started by a single process, torchrun or SLURM.
+    """
+    if process_count(settings) == 1 or started_outside():
+        return "none"
     if settings.launch == "auto":
         interactive = hasattr(sys, "ps1") or not hasattr(sys.modules["__main__"], "__file__")
         return "fork" if interactive else "subprocess"

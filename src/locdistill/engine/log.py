@@ -1,18 +1,19 @@
-"""Logs of a run: a table on disk, TensorBoard, and the terminal."""
+"""Logs of a run: a table on disk, and the terminal."""
 
 from __future__ import annotations
 
 import csv
 import logging
+import math
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from locdistill.dist import quiet
 from locdistill.files import replacing
 
 logger = logging.getLogger("locdistill.engine")
@@ -28,18 +29,16 @@ class MetricsFile:
     ``images_per_second``, ``train/<term>``, ``train/total``, the quantities monitored in training (with a teacher
     ``agree/edge_kl`` and ``agree/box_iou``), and ``val/<metric>``. Numbers are written with full precision, so that
     equal runs give equal text.
+
+    Args:
+        path: The file; it is written at once.
+        steps: Steps of an earlier part of the run, whose rows are kept.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, steps: int) -> None:
         self.path = path
-        self._columns: list[str] = []
-
-    def start(self, steps: int) -> None:
-        """Keep the rows of the first ``steps`` steps of an earlier part of the run, and append after them."""
-        rows = [row for row in read_metrics(self.path) if row["step"] <= steps] if steps and self.path.exists() else []
-        self._columns = []
-        for row in rows:
-            self._columns += [name for name in row if name not in self._columns]
+        rows = [row for row in read_metrics(path) if row["step"] <= steps] if steps and path.exists() else []
+        self._columns = list(dict.fromkeys(name for row in rows for name in row))
         self._rewrite(rows)
 
     def write(self, row: Row) -> None:
@@ -90,46 +89,26 @@ def duration(seconds: float) -> str:
     return f"{days} d {hours % 24} h" if days else f"{hours} h {minutes % 60} min"
 
 
-class TensorBoard:
-    """Event files with the same numbers; rows of an earlier part of the run after its ``steps`` are hidden."""
-
-    def __init__(self, folder: Path, steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 (slow to import, not always needed)
-
-        self._writer = SummaryWriter(str(folder), purge_step=steps + 1 if steps else None)
-
-    def write(self, row: Row) -> None:
-        """Add one scalar per column."""
-        step = int(row["step"])
-        for name, value in row.items():
-            if name not in ("step", "seconds"):
-                self._writer.add_scalar(name, value, step)
-
-    def close(self) -> None:
-        """Flush and close the event files."""
-        self._writer.close()
-
-
+@dataclass(slots=True)
 class Terminal:
     """A progress bar on a terminal, occasional lines elsewhere (stderr); every line also goes to the package's log.
 
-    Args:
+    Attributes:
         total: Optimiser steps of the whole run.
         show: Whether to write to the terminal at all.
     """
 
-    def __init__(self, total: int, *, show: bool) -> None:
-        self._show = show and not quiet()
-        self._total = total
-        self._bar: Progress | None = None
-        self._task = TaskID(0)
-        self._started: tuple[float, int] | None = None
-        self._last_line = float("-inf")
+    total: int
+    show: bool
+    _bar: Progress | None = None
+    _task: TaskID | None = None
+    _started: tuple[float, int] | None = None
+    _last_line: float = -math.inf
 
     def start(self, steps: int) -> None:
         """Start the display of a run that has done this many steps."""
         self._started = (time.monotonic(), steps)
-        if not (self._show and sys.stderr.isatty()):
+        if not (self.show and sys.stderr.isatty()):
             return
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -139,38 +118,38 @@ class Terminal:
             TextColumn("{task.fields[losses]}"),
             console=Console(stderr=True),
         )
-        self._task = self._bar.add_task("training", total=self._total, completed=steps, losses="")
+        self._task = self._bar.add_task("training", total=self.total, completed=steps, losses="")
         self._bar.start()
 
     def advance(self, steps: int) -> None:
         """Advance the bar to this many steps."""
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=steps)
 
     def losses(self, row: Row) -> None:
         """Show a row of the log."""
         parts = [f"{name.rpartition('/')[2]} {value:.4g}" for name, value in row.items() if "/" in name]
         text = "  ".join([*parts, f"lr {row['lr']:.3g}"])
-        if self._bar is not None:
+        if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=f"epoch {row['epoch']:.1f}", losses=text)
             return
         now = time.monotonic()
         step = int(row["step"])
-        if now - self._last_line < SECONDS_BETWEEN_LINES and step < self._total:
+        if now - self._last_line < SECONDS_BETWEEN_LINES and step < self.total:
             return
         self._last_line, left = now, ""
         if self._started is not None and step > self._started[1]:
             begun, steps = self._started
-            seconds = int((now - begun) / (step - steps) * (self._total - step))
+            seconds = int((now - begun) / (step - steps) * (self.total - step))
             left = f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d} left"
-        self.line(f"step {step}/{self._total}  epoch {row['epoch']:.2f}  {text}  {left}")
+        self.line(f"step {step}/{self.total}  epoch {row['epoch']:.2f}  {text}  {left}")
 
     def line(self, text: str) -> None:
         """Write one line."""
         logger.info(text)
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
-        elif self._show:
+        elif self.show:
             print(text, file=sys.stderr, flush=True)
 
     def stop(self) -> None:

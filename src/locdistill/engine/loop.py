@@ -94,27 +94,28 @@ def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
     """
     settings = module.settings
     training = Training(fabric, module, around)
-    plan, state, student = training.plan, training.state, training.student
     with quiet_lightning(), own_backends(deterministic=settings.deterministic), closing(training):
         model, optimizer = training.set_up()
-        for number, batch in enumerate(training.batches()):
+        plan, state, student, lap = training.plan, training.state, training.student, module.lap
+        stream = training.stream if training.profile is None else training.profile.watched(training.stream)
+        for number, batch in enumerate(map(fabric.to_device, stream)):
+            lap("copy")
             begins, completes = number % plan.accumulate == 0, (number + 1) % plan.accumulate == 0
             if begins and module.speed.cuda_graphs:
                 torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]  # frees earlier results
             with fabric.no_backward_sync(model, enabled=not completes):
                 losses = model(batch)
                 fabric.backward(losses.total / plan.accumulate)
-            training.lap("backward")
+            lap("backward")
             training.note(losses, batch)
             if not completes:
-                training.lap("update")
+                lap("update")
                 continue
 
             if settings.clip_norm is not None:
                 fabric.clip_gradients(model, optimizer, max_norm=settings.clip_norm, error_if_nonfinite=False)
-            factor = training.factor(state.step)
             for group in optimizer.param_groups:
-                group["lr"] = group["full_lr"] * factor
+                group["lr"] = group["full_lr"] * training.factor(state.step)
             optimizer.step()
             optimizer.zero_grad()
             state.step += 1
@@ -122,11 +123,12 @@ def train(fabric: Fabric, module: TrainingModule, around: Surroundings) -> End:
                 training.average.update(student)
             if training.teacher is not None:
                 training.teacher.after_step(student)
-            training.lap("update")
+            lap("update")
 
             step = state.step
-            ends, evaluates = step >= plan.total_steps, plan.evaluates(step, settings.eval_every)
-            boundary = evaluates or plan.ends_epoch(step)
+            ends = step >= plan.total_steps
+            evaluates = ends or plan.completes(step, settings.eval_every)
+            boundary = evaluates or plan.completes(step)
             due = settings.checkpoint_every_steps is not None and step % settings.checkpoint_every_steps == 0
             agrees = boundary or due or step % training.agrees_every == 0
             decisions = training.agree() if agrees else Decisions()

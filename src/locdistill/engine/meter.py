@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,20 +12,23 @@ from torch import Tensor
 
 from locdistill.dist import reduce_mean
 
+_WIDE = {"cpu": torch.float64}
+"""Data type of sums by kind of device: float64 on CPU, where it is always supported, else float32."""
 
+
+@dataclass(slots=True, eq=False)
 class Meter:
     """Running sums of the losses of each batch, on the device and without synchronisation.
 
-    Synchronisation at every step would be slow, so ``broken`` and ``means``, which do synchronise, are called only
+    Synchronisation at every step would be slow, so ``broken`` and ``take_means``, which do synchronise, are called only
     occasionally. Until then ``Meter`` keeps the image ids of each batch, to report them if a loss is not finite.
     """
 
-    def __init__(self) -> None:
-        self.names: tuple[str, ...] = ()
-        self._sums: Tensor | None = None
-        self._batches = 0
-        self._first_broken: Tensor | None = None
-        self._recent: list[tuple[int, Tensor]] = []
+    names: tuple[str, ...] = ()
+    _sums: Tensor | None = None
+    _batches: int = 0
+    _first_broken: Tensor | None = None
+    _recent: list[tuple[int, Tensor]] = field(default_factory=list)
 
     def add(
         self, names: Sequence[str], values: Float[Tensor, " t"], *, step: int, image_ids: Int[Tensor, " b"]
@@ -32,7 +36,7 @@ class Meter:
         """Add the terms of one batch of an optimiser step (counted from 0)."""
         self.names = tuple(names)
         if self._sums is None:
-            self._sums = torch.zeros_like(values, dtype=_wide(values))
+            self._sums = torch.zeros_like(values, dtype=_WIDE.get(values.device.type, torch.float32))
         self._sums = self._sums.to(values.device) + values
         self._batches += 1
         if self._first_broken is None:
@@ -62,16 +66,13 @@ class Meter:
         self._recent.clear()
         self._first_broken = None
 
-    def means(self) -> dict[str, float]:
-        """Return the mean of each term over the batches since the last ``reset`` and over all processes."""
+    def take_means(self) -> dict[str, float]:
+        """Return the mean of each term over the batches since the last call and over all processes."""
         if self._sums is None:
             return {}
         values = reduce_mean(self._sums / self._batches).tolist()
-        return {name: float(value) for name, value in zip(self.names, values, strict=True)}
-
-    def reset(self) -> None:
-        """Start new means."""
         self._sums, self._batches = None, 0
+        return {name: float(value) for name, value in zip(self.names, values, strict=True)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the means in progress, combined over all processes."""
@@ -83,6 +84,7 @@ class Meter:
         self.names, self._sums, self._batches = tuple(state["names"]), state["sums"], state["batches"]
 
 
+@dataclass(slots=True, eq=False)
 class Ratios:
     """Running ratios of sums, such as means over all positives of many batches, without synchronisation.
 
@@ -90,25 +92,22 @@ class Ratios:
     undefined for a batch without any.
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+    _sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(self, values: Mapping[str, Float[Tensor, "2"]]) -> None:
         """Add a batch: by name, a sum and its divisor."""
         for name, pair in values.items():
             before = self._sums.get(name)
-            self._sums[name] = pair.to(_wide(pair)) if before is None else before.to(pair.device) + pair
+            wide = _WIDE.get(pair.device.type, torch.float32)
+            self._sums[name] = pair.to(wide) if before is None else before.to(pair.device) + pair
 
-    def means(self) -> dict[str, float]:
-        """Return the ratios since the last ``reset`` over all processes; those with divisor 0 are left out."""
+    def take_means(self) -> dict[str, float]:
+        """Return the ratios since the last call over all processes; those with divisor 0 are left out."""
         if not self._sums:
             return {}
-        sums = reduce_mean(torch.stack(list(self._sums.values()))).tolist()
-        return {name: float(a / b) for name, (a, b) in zip(self._sums, sums, strict=True) if b}
-
-    def reset(self) -> None:
-        """Start new ratios."""
-        self._sums = {}
+        taken, self._sums = self._sums, {}
+        sums = reduce_mean(torch.stack(list(taken.values()))).tolist()
+        return {name: float(a / b) for name, (a, b) in zip(taken, sums, strict=True) if b}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sums in progress, combined over all processes."""
@@ -117,8 +116,3 @@ class Ratios:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore saved sums."""
         self._sums = dict(state)
-
-
-def _wide(values: Tensor) -> torch.dtype:
-    """Return the data type of sums: float64 on CPU, where it is always supported, else float32."""
-    return torch.float64 if values.device.type == "cpu" else torch.float32

@@ -112,31 +112,24 @@ def average_decay(settings: EngineSettings, total_steps: int) -> float | None:
     return 1 - 1 / min(max(total_steps * AVERAGED_SHARE, 10), 2000)
 
 
-def milestone_steps(settings: EngineSettings, plan: Plan) -> tuple[int, ...]:
-    """Return the optimiser steps at which the rate decays.
-
-    Epoch milestones are starts of epochs. Fractions are fractions of the total steps. In a run with its length given in
-    steps, epoch milestones are the fraction ``milestone / epochs`` of the total too.
-    """
-    steps = []
-    for milestone in settings.milestones:
-        if milestone < 1:
-            steps.append(round(milestone * plan.total_steps))
-        elif settings.steps is not None:
-            steps.append(round(milestone / settings.epochs * plan.total_steps))
-        else:
-            steps.append(math.ceil(milestone * plan.batches_per_epoch / plan.accumulate))
-    return tuple(steps)
-
-
 def schedule(settings: EngineSettings, plan: Plan) -> Callable[[int], float]:
     """Return the function from optimiser step ``k``, counted from 0, to the factor of the learning rate.
 
     Warm-up multiplies the schedule by ``1 - (1 - k / warmup_steps) * (1 - warmup_ratio)``, as in the reference
     implementation; ``cosine`` is ``(1 + cos(pi * k / total)) / 2`` (Loshchilov and Hutter, 2017, without restarts).
+
+    Epoch milestones are starts of epochs. Fractions are fractions of the total steps. In a run with its length given in
+    steps, epoch milestones are the fraction ``milestone / epochs`` of the total too.
     """
     total, warmup, ratio = plan.total_steps, warmup_length(settings, plan.total_steps), settings.warmup_ratio
-    decays = milestone_steps(settings, plan)
+    decays = []
+    for milestone in settings.milestones:
+        if milestone < 1:
+            decays.append(round(milestone * total))
+        elif settings.steps is not None:
+            decays.append(round(milestone / settings.epochs * total))
+        else:
+            decays.append(math.ceil(milestone * plan.batches_per_epoch / plan.accumulate))
 
     def factor(step: int) -> float:
         warm = 1.0 if step >= warmup else 1 - (1 - step / warmup) * (1 - ratio)

@@ -71,23 +71,9 @@ class Plan:
         """Return the number of complete passes over the data in this many optimiser steps."""
         return steps * self.accumulate // self.batches_per_epoch
 
-    def evaluates(self, steps: int, eval_every: int) -> bool:
-        """Return whether an evaluation is due after this many steps: every ``eval_every`` epochs, and at the end."""
-        if steps >= self.total_steps:
-            return True
-        if eval_every == 0:
-            return False
-        return self.epochs_done(steps) // eval_every > self.epochs_done(steps - 1) // eval_every
-
-    def keeps(self, steps: int, save_every: int | None) -> bool:
-        """Return whether the last of this many steps completed an epoch whose weights are kept."""
-        if save_every is None:
-            return False
-        return self.epochs_done(steps) // save_every > self.epochs_done(steps - 1) // save_every
-
-    def ends_epoch(self, steps: int) -> bool:
-        """Return whether the last of this many steps completed an epoch."""
-        return self.epochs_done(steps) > self.epochs_done(steps - 1)
+    def completes(self, steps: int, every: int | None = 1) -> bool:
+        """Return whether the last of this many steps completed a multiple of ``every`` epochs; never if 0 or None."""
+        return bool(every and self.epochs_done(steps) // every > self.epochs_done(steps - 1) // every)
 
     def fingerprint(self, seed: int) -> dict[str, int]:
         """Return the values that must be equal for a resumed run to continue as if it had not stopped."""

@@ -6,7 +6,8 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
@@ -36,6 +37,7 @@ PARTS = {
 }
 
 
+@dataclass(slots=True)
 class Laps:
     """Seconds of the parts of a step, recorded as each part ends.
 
@@ -43,15 +45,14 @@ class Laps:
     ahead of the device, so loading is measured only while the device is idle.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._on_cuda = device.type == "cuda"
-        self._marks: list[tuple[str | None, Any]] = []
-        self.seconds: dict[str, float] = {}
+    device: torch.device
+    seconds: dict[str, float] = field(default_factory=dict)
+    _marks: list[tuple[str | None, Any]] = field(default_factory=list)
 
     def lap(self, part: str | None) -> None:
         """Assign the time since the last lap to this part; None discards it."""
         now: Any
-        if self._on_cuda:
+        if self.device.type == "cuda":
             now = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             now.record()
         else:
@@ -63,17 +64,13 @@ class Laps:
         for (_, start), (part, end) in pairwise(self._marks):
             if part is None:
                 continue
-            if self._on_cuda:
+            if self.device.type == "cuda":
                 end.synchronize()
                 seconds = float(start.elapsed_time(end)) / 1e3
             else:
                 seconds = end - start
             self.seconds[part] = self.seconds.get(part, 0.0) + seconds
         self._marks = self._marks[-1:]
-
-    def reset(self) -> None:
-        """Discard all laps; the next lap has no start, and is not counted."""
-        self._marks, self.seconds = [], {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +82,7 @@ class StepTimes:
         images: Images in a batch, over all processes.
         parts: Seconds of each part summed over these batches, on the process that waited longest for its loader.
         workers: Worker processes that read images, per process.
-        memory: Peak number of bytes in use on the device, or by the process on a CPU.
+        memory: Peak number of bytes in use on the device, or by the process on a CPU; 0 if unknown.
     """
 
     steps: int
@@ -93,11 +90,6 @@ class StepTimes:
     parts: dict[str, float]
     workers: int
     memory: int
-
-    @property
-    def seconds(self) -> float:
-        """Seconds of one step."""
-        return sum(self.parts.values()) / max(self.steps, 1)
 
     def verdict(self) -> str:
         """Return one line with the bottleneck and a remedy."""
@@ -121,9 +113,9 @@ class StepTimes:
             if name in self.parts:
                 seconds = self.parts[name]
                 lines.append(f"{what:24}{seconds / self.steps:18.6f}{seconds / total:9.1%}")
-        lines.append(f"{'together':24}{self.seconds:18.6f}")
+        lines.append(f"{'together':24}{total / self.steps:18.6f}")
         lines.append(
-            f"{self.steps} steps; {self.images / self.seconds:.1f} images per second; "
+            f"{self.steps} steps; {self.images / (total / self.steps):.1f} images per second; "
             f"peak memory {self.memory / 1e9:.2f} GB; {self.workers} workers"
         )
         return "\n".join([*lines, self.verdict()])
@@ -134,8 +126,10 @@ class Profile:
 
     Evaluations and checkpoints are left out, and so are the first batches and those with recorded operations.
 
+    The batches recorded are the first ones after the warm-up, or earlier ones in a short run. Recording begins at once.
+
     Args:
-        training: The run, an `engine.training.Training`, which owns the profile.
+        training: The run, an `engine.training.Training`, which owns the profile; its stream begins where it resumes.
     """
 
     def __init__(self, training: Any) -> None:
@@ -143,18 +137,14 @@ class Profile:
         self._profiler: profile | None = None
         self._operations = ""
         self._done = 0
-        self._first = 0
         self.laps = Laps(training.fabric.device)
-        training.module.lap = self.laps.lap
-
-    def start(self) -> None:
-        """Choose the batches to record: the first ones after the warm-up, or earlier ones in a short run."""
-        batches = len(self._training.stream)
+        training.module.lap = self.lap
+        batches = max(0, training.stream.end - training.stream.start)
         skipped, looked = min(WARM_UP, batches // 4), min(LOOKED_INTO, max(batches // 4, 1))
         self._first = skipped + 1 + looked
-        if self._training.fabric.is_global_zero:
+        if training.fabric.is_global_zero:
             os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it reports an error on a machine without a GPU
-            on_cuda = self._training.fabric.device.type == "cuda"
+            on_cuda = training.fabric.device.type == "cuda"
             self._profiler = profile(
                 activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_cuda else [])],
                 schedule=schedule(wait=skipped, warmup=1, active=looked, repeat=1),
@@ -188,7 +178,7 @@ class Profile:
             self._profiler.step()
         if self._done == self._first:
             self.stop()
-            self.laps.reset()
+            self.laps = Laps(self.laps.device)
 
     def stop(self) -> None:
         """Stop recording."""
@@ -207,25 +197,23 @@ class Profile:
         self.stop()
         self.laps.settle()
         every, training = gathered(self.laps.seconds), self._training
+        memory, device = 0, training.fabric.device
+        if device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(device)
+        else:
+            with suppress(ImportError):
+                import resource  # noqa: PLC0415  # not on Windows
+
+                unit = 1 if sys.platform == "darwin" else 1024
+                memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         times = StepTimes(
             steps=max(self._done - self._first, 0),
             images=training.plan.images_per_step // training.plan.accumulate,
             parts=max(every, key=lambda parts: parts.get("loader", 0.0)),
             workers=getattr(training.stream.loader, "num_workers", 0),
-            memory=_peak_memory(training.fabric.device),
+            memory=memory,
         )
         if training.fabric.is_global_zero:
             path = training.around.out / TEXT
             path.write_text(f"{times.table()}\n\n{self._operations}".rstrip() + "\n", encoding="utf-8")
             training.terminal.line(f"profile: {times.verdict()} (more in {path})")
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Return the peak number of bytes in use; 0 if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    try:
-        import resource  # noqa: PLC0415  # not on Windows
-    except ImportError:
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

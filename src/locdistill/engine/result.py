@@ -38,11 +38,6 @@ class RunState:
     wall_before: float = 0.0
     _begun: float = field(default_factory=time.monotonic)
 
-    @property
-    def wall_seconds(self) -> float:
-        """Seconds of the whole run until now, without the pauses between its parts."""
-        return self.wall_before + time.monotonic() - self._begun
-
     def note(self, epoch: float, metrics: Mapping[str, float]) -> bool:
         """Add an evaluation; return whether it is the best so far. NaN (no objects) is worse than any number."""
         entry = {"step": self.step, "epoch": epoch, **{name: float(value) for name, value in metrics.items()}}
@@ -54,28 +49,22 @@ class RunState:
         return False
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain values."""
+        """Return the state as plain values, the arguments of a `RunState` that continues it."""
         return {
             "step": self.step,
             "history": self.history,
             "best_at": self.best_at,
             "bad_evaluations": self.bad_evaluations,
             "stopped": self.stopped,
-            "wall_before": self.wall_seconds,
+            "wall_before": self.wall_before + time.monotonic() - self._begun,
         }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a saved state."""
-        for name, value in state.items():
-            setattr(self, name, value)
-        self._begun = time.monotonic()
 
     def write(self, path: Path, train_seconds: float) -> None:
         """Write ``metrics.json``."""
         content = {
             "best": None if self.best_at is None else self.history[self.best_at],
             "last": self.history[-1] if self.history else None,
-            "seconds": self.wall_seconds,
+            "seconds": self.state_dict()["wall_before"],
             "train_seconds": train_seconds,
             "steps": self.step,
             "stopped": self.stopped or None,

@@ -7,20 +7,17 @@ import shutil
 import signal
 import subprocess
 import threading
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
 
-def in_slurm() -> bool:
-    """Return whether this process was started by a SLURM job."""
-    return "SLURM_JOB_ID" in os.environ
-
-
 def requeued() -> bool:
     """Return whether SLURM requeued this job after a preemption; such a run resumes automatically."""
-    return in_slurm() and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+    return "SLURM_JOB_ID" in os.environ and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
+@dataclass(slots=True)
 class StopSignals:
     """Handler of SIGINT and SIGTERM, and SIGUSR1 under SLURM, so that training can stop between two steps.
 
@@ -29,15 +26,14 @@ class StopSignals:
     exactly.
     """
 
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
+    received: int | None = None
+    _previous: dict[int, Any] = field(default_factory=dict)
 
     def listen(self) -> None:
         """Install the handlers; this is possible only in the main thread of a process."""
         if threading.current_thread() is not threading.main_thread():
             return
-        wanted = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if in_slurm() else [])
+        wanted = [signal.SIGINT, signal.SIGTERM] + ([signal.SIGUSR1] if "SLURM_JOB_ID" in os.environ else [])
         for number in wanted:
             self._previous[number] = signal.signal(number, self._note)
 

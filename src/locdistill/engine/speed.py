@@ -64,7 +64,8 @@ class Machine:
         """Return this machine with the training device of these settings."""
         device = device_kind(settings)
         cuda = device == "cuda" and torch.cuda.is_available()
-        faster = device == "cpu" and cpu_bf16() and (cpu_amx() or bf16_gain() > LEAST_GAIN)
+        units = cpu_bf16() if device == "cpu" else None
+        faster = units == "AMX" or (units == "AVX-512" and bf16_gain() > LEAST_GAIN)
         bf16 = faster or (cuda and torch.cuda.is_bf16_supported(including_emulation=False))
         return cls(device=device, bf16=bf16, triton=importlib.util.find_spec("triton") is not None)
 
@@ -116,10 +117,6 @@ def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_si
         one_size: Whether all its batches have one height and width.
     """
     parts, cuda = settings.speed, machine.device == "cuda"
-
-    def part(switch: bool | Literal["auto"], auto: bool) -> bool:
-        return auto if switch == "auto" else switch
-
     precision: Precision
     if settings.precision == "auto":
         precision = "bf16" if machine.bf16 and any(parts.model_dump().values()) else "32"
@@ -127,47 +124,41 @@ def choose(settings: EngineSettings, machine: Machine, *, steps: int = 0, one_si
         precision = "bf16"  # PyTorch has no fp16 training on CPU
     else:
         precision = settings.precision
-    graphs = cuda and part(parts.cuda_graphs, False)
-    clips_mixed = precision != "32" and settings.clip_norm is not None
-    return Speed(
-        precision=precision,
-        channels_last=part(parts.channels_last, cuda),
-        teacher=part(parts.teacher, True),
-        fused=part(parts.fused, machine.device != "mps") and not clips_mixed,
-        compile=part(parts.compile, graphs or (cuda and machine.triton and steps >= STEPS_TO_COMPILE)),
-        cuda_graphs=graphs,
-        checkpointing=part(parts.checkpointing, False),
-        tf32=cuda and part(parts.tf32, True),
-        cudnn_benchmark=cuda and part(parts.cudnn_benchmark, one_size and not settings.deterministic),
-        must_compile=parts.compile is True,
-    )
+    graphs = cuda and parts.cuda_graphs is True
+    auto = {
+        "channels_last": cuda,
+        "teacher": True,
+        "fused": machine.device != "mps",
+        "compile": graphs or (cuda and machine.triton and steps >= STEPS_TO_COMPILE),
+        "cuda_graphs": False,
+        "checkpointing": False,
+        "tf32": True,
+        "cudnn_benchmark": one_size and not settings.deterministic,
+    }
+    chosen = auto | {name: switch for name, switch in parts.model_dump().items() if switch != "auto"}
+    if precision != "32" and settings.clip_norm is not None:
+        chosen["fused"] = False
+    if not cuda:
+        chosen |= dict.fromkeys(("cuda_graphs", "tf32", "cudnn_benchmark"), False)
+    return Speed(precision=precision, must_compile=parts.compile is True, **chosen)
 
 
-def _onednn_limit() -> str:
-    """Return the instruction set that the user has limited oneDNN to; empty without a limit."""
-    return (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
-
-
-def cpu_bf16() -> bool:
-    """Return whether oneDNN, which PyTorch uses for multiplication on CPU, supports bf16 without emulation.
+def cpu_bf16() -> Literal["AMX", "AVX-512"] | None:
+    """Return the units in which oneDNN, used on CPUs, multiplies bf16 without emulation; None if in none.
 
     The processor must support it (according to PyTorch, or else to Linux), and the user must not have limited oneDNN to
     an older instruction set. As in oneDNN, the case of the limit and unknown limits are ignored.
     """
-    if _onednn_limit() in ONEDNN_WITHOUT_BF16:
-        return False
-    checks = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
-    if all(checks):
-        return any(bool(check()) for check in checks if check is not None)
+    limit = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    if limit in ONEDNN_WITHOUT_BF16:
+        return None
+    avx512, amx = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    if amx is not None and amx() and ("AMX" in limit or limit in ("", "DEFAULT", "ALL")):
+        return "AMX"
+    if avx512 is not None and amx is not None:
+        return "AVX-512" if avx512() or amx() else None
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if platform.system() == "Linux" else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
-
-
-def cpu_amx() -> bool:
-    """Return whether oneDNN multiplies bf16 in AMX tiles, according to PyTorch."""
-    limit = _onednn_limit()
-    check = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(check and check()) and ("AMX" in limit or limit in ("", "DEFAULT", "ALL"))
+    return "AVX-512" if "avx512_bf16" in flags or "amx_bf16" in flags else None
 
 
 @functools.cache

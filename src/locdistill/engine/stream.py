@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,35 +11,20 @@ import torch
 from locdistill.types import Batch
 
 
-@contextmanager
-def torch_rng_kept() -> Iterator[None]:
-    """Restore the state of PyTorch's CPU generator on exit.
-
-    Starting a data loader draws a number from it. Without this, dropout would change in a run that resumes in the
-    middle of an epoch, or that evaluates more often.
-    """
-    state = torch.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
-
-
+@dataclass(slots=True)
 class Stream:
     """Batches ``start`` to ``end`` of repeated passes over a loader.
 
     The loader's sampler must give the same order for the same epoch: ``set_epoch(e)`` chooses the epoch, and
     ``skip(n)`` starts its next pass at batch ``n``. If it has ``ends_at``, this is called with ``end``.
+
+    Starting a loader draws a number from PyTorch's CPU generator, whose state is kept: otherwise dropout would change
+    in a run that resumes in the middle of an epoch, or that evaluates more often.
     """
 
-    def __init__(self, loader: Any, start: int, end: int) -> None:
-        self.loader = loader
-        self.start = start
-        self.end = end
-
-    def __len__(self) -> int:
-        """Return the number of remaining batches."""
-        return max(0, self.end - self.start)
+    loader: Any
+    start: int
+    end: int
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches from ``start``, epoch after epoch.
@@ -63,7 +48,7 @@ class Stream:
                 sampler.ends_at(self.end)
             if offset:
                 sampler.skip(offset)
-            with torch_rng_kept():
+            with torch.random.fork_rng(devices=[]):
                 batches = iter(self.loader)
             for batch in batches:
                 yield batch

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 
-from locdistill.dist import is_distributed
+from locdistill.dist import is_distributed, quiet
 from locdistill.engine.checkpoint import (
     gathered,
     load_checkpoint,
@@ -22,7 +22,7 @@ from locdistill.engine.checkpoint import (
     seed_everything,
     write_checkpoint,
 )
-from locdistill.engine.log import MetricsFile, Row, TensorBoard, Terminal, duration
+from locdistill.engine.log import MetricsFile, Row, Terminal, duration
 from locdistill.engine.meter import Meter, Ratios
 from locdistill.engine.module import Losses, TrainingModule
 from locdistill.engine.optim import average_decay, laid_out, scaled_lr, schedule, warmup_length
@@ -37,6 +37,9 @@ from locdistill.errors import NonFiniteLossError, RunError
 from locdistill.models.average import Average
 from locdistill.models.detector import Detector
 from locdistill.types import Batch
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 MakeLoader = Callable[[int, int], Any]
 Enough = Callable[[Mapping[str, float]], bool]
@@ -58,8 +61,10 @@ class Stopwatch:
         """Start or resume the clock."""
         self._since = time.monotonic()
 
-    def stop(self) -> None:
-        """Pause the clock."""
+    def stop(self, device: torch.device | None = None) -> None:
+        """Pause the clock, after synchronisation with a device."""
+        if device is not None and device.type == "cuda":
+            torch.cuda.synchronize(device)
         self.seconds, self._since = self.read(), None
 
     def read(self) -> float:
@@ -135,13 +140,14 @@ class Training:
         self.average = None if decay is None else Average(self.student, decay)
         # The student with the weights to evaluate and publish.
         self.published = self.student if self.average is None else cast(Detector, self.average.model)
-        self.terminal = Terminal(self.plan.total_steps, show=settings.progress and fabric.is_global_zero)
-        self.profile = Profile(self) if settings.profile else None
+        self.terminal = Terminal(self.plan.total_steps, settings.progress and fabric.is_global_zero and not quiet())
+        self.profile: Profile | None = None
         self._val_loader = None
         if around.make_val_loader is not None and around.evaluate is not None:
             self._val_loader = around.make_val_loader(fabric.global_rank, fabric.world_size)
         self._table: MetricsFile | None = None
-        self._board: TensorBoard | None = None
+        self._board: SummaryWriter | None = None
+        self._purged: int | None = None  # TensorBoard hides the rows of an earlier part of the run from this step on
         # Steps between two calls of `agree`, which synchronises with the device.
         self.agrees_every = 1 if fabric.device.type == "cpu" and not is_distributed() else settings.log_every
         self._saved_at, self._saved_time = -1, 0.0
@@ -162,7 +168,7 @@ class Training:
             self.module.load_state_dict(saved["state_dict"])
         model, optimizer = self.fabric.setup(self.module, self.module.optimizer())
         if self.average is not None:
-            self.average.to(self.fabric.device)
+            self.average.model.to(self.fabric.device)
         self.module.speed_up(self.fabric.device)
         self.optimizer = optimizer
         if saved is not None:
@@ -207,7 +213,7 @@ class Training:
 
     def _load(self, run: dict[str, Any]) -> None:
         """Restore the state of a run that is resumed."""
-        self.state.load_state_dict(run["state"])
+        self.state = self.module.progress = RunState(**run["state"])
         self.clock.seconds = run["seconds"]
         self.meter.load_state_dict(run["meter"])
         self.watched.load_state_dict(run["watched"])
@@ -234,9 +240,8 @@ class Training:
         """Open the logs, install the signal handlers, and start the clock."""
         done = self.state.step
         if self.fabric.is_global_zero:
-            self._table = MetricsFile(self.around.out / "metrics.csv")
-            self._table.start(done)
-            self._board = TensorBoard(self.around.out / "logs", done)
+            self._table = MetricsFile(self.around.out / "metrics.csv", done)
+            self._purged = done + 1 if done else None
         self.terminal.start(done)
         plan, settings, world = self.plan, self.settings, self.fabric.world_size
         where = f"resuming after step {done} of" if done else "training"
@@ -252,24 +257,12 @@ class Training:
             )
         self.terminal.line(f"speed: {self.module.speed.words(settings.optimizer)}")
         self.signals.listen()
-        if self.profile is not None:
-            self.profile.start()
+        if settings.profile:
+            self.profile = Profile(self)
         self._saved_time, self._window = time.monotonic(), (self.clock.seconds, done)
         self.clock.start()
 
-    def batches(self) -> Iterator[Batch]:
-        """Yield the remaining batches, on the device."""
-        for batch in self.stream if self.profile is None else self.profile.watched(self.stream):
-            moved = self.fabric.to_device(batch)
-            self.lap("copy")
-            yield moved
-
     # ------------------------------------------------------------------------------------------------ after each step
-
-    def lap(self, part: str) -> None:
-        """Record the end of a part of a step if the run is profiled."""
-        if self.profile is not None:
-            self.profile.lap(part)
 
     def note(self, losses: Losses, batch: Batch) -> None:
         """Add the losses of a batch, without synchronisation."""
@@ -327,40 +320,42 @@ class Training:
 
     def log(self) -> None:
         """Write a row of the log: means since the last row."""
-        terms, watched = self.meter.means(), self.watched.means()
-        self.meter.reset()
-        self.watched.reset()
-        row = self._row()
-        seconds, steps = row["seconds"] - self._window[0], self.state.step - self._window[1]
-        self._window = (row["seconds"], self.state.step)
-        row["lr"] = self.lr * self.factor(self.state.step - 1)
-        row["images_per_second"] = steps * self.plan.images_per_step / seconds if seconds > 0 else math.nan
-        row |= {f"train/{name}": value for name, value in terms.items()} | {"train/total": sum(terms.values())}
-        row |= watched
-        self._write(row)
-        self.terminal.losses(row)
+        terms, watched, now = self.meter.take_means(), self.watched.take_means(), self.clock.read()
+        seconds, steps = now - self._window[0], self.state.step - self._window[1]
+        self._window = (now, self.state.step)
+        row = {
+            "lr": self.lr * self.factor(self.state.step - 1),
+            "images_per_second": steps * self.plan.images_per_step / seconds if seconds > 0 else math.nan,
+            **{f"train/{name}": value for name, value in terms.items()},
+            "train/total": sum(terms.values()),
+        }
+        self.terminal.losses(self._write(now, row | watched))
         if self._estimates and steps > 0 and self.state.step > WARM_STEPS:
             self._estimates = False
             rest = (self.plan.total_steps - self.state.step) * seconds / steps
             self.terminal.line(f"about {duration(rest)} for the other steps at this pace, evaluations not counted")
 
-    def _row(self) -> Row:
-        """Return the first columns of a row of the log."""
+    def _write(self, seconds: float, values: Mapping[str, float]) -> Row:
+        """Write a row of the log, and TensorBoard's scalars; return the row with its first columns."""
         step = self.state.step
         epoch = step * self.plan.accumulate / self.plan.batches_per_epoch
-        return {"step": step, "epoch": epoch, "seconds": self.clock.read()}
-
-    def _write(self, row: Row) -> None:
+        row = {"step": step, "epoch": epoch, "seconds": seconds, **values}
         if self._table is not None:
             self._table.write(row)
-        if self._board is not None:
-            self._board.write(row)
+            if self._board is None:
+                from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415 - slow: not before the first step
+
+                self._board = SummaryWriter(str(self.around.out / "logs"), purge_step=self._purged)
+            for name, value in row.items():
+                if name not in ("step", "seconds"):
+                    self._board.add_scalar(name, value, step)
+        return row
 
     def evaluate(self) -> None:
         """Evaluate, save the best weights, and check whether patience is exhausted."""
         if self._val_loader is None or self.around.evaluate is None:
             return
-        self._pause()
+        self.clock.stop(self.fabric.device)
         with own_backends():
             set_backends(tf32=False, cudnn_benchmark=False)
             metrics = evaluate_together(self.published, self._val_loader, self.around.evaluate, self.fabric.device)
@@ -368,12 +363,10 @@ class Training:
             raise RunError(
                 f"the evaluation returned {sorted(metrics)} without {MONITOR!r}, which selects the best weights"
             )
-        row = self._row()
-        watched = self.watched_since_evaluation.means()
-        self.watched_since_evaluation.reset()
+        watched = self.watched_since_evaluation.take_means()
+        row = self._write(self.clock.seconds, {f"val/{name}": value for name, value in metrics.items()})
         if self.state.note(row["epoch"], metrics | watched) and self.fabric.is_global_zero:
             self.published.save(self.around.out / "best.safetensors")
-        self._write(row | {f"val/{name}": value for name, value in metrics.items()})
         shown = "  ".join(f"{name} {metrics[name]:.4g}" for name in ("AP", "AP50", "AP75", "AP90") if name in metrics)
         marker = "  (best)" if self.state.bad_evaluations == 0 else ""
         self.terminal.line(f"evaluation after step {self.state.step}, epoch {row['epoch']:.4g}: {shown}{marker}")
@@ -389,11 +382,11 @@ class Training:
         """Write the checkpoint with the complete state; with ``weights``, also the student's weights."""
         if self._saved_at == self.state.step:
             return
-        self._pause()
+        self.clock.stop(self.fabric.device)
         random, out = gathered(random_state()), self.around.out
         if weights and self.fabric.is_global_zero:
             self.published.save(out / "last.safetensors")
-            if self.plan.keeps(self.state.step, self.settings.save_every):
+            if self.plan.completes(self.state.step, self.settings.save_every):
                 self.published.save(out / f"epoch-{self.plan.epochs_done(self.state.step):03d}.safetensors")
             self.state.write(out / "metrics.json", self.clock.seconds)
         content = {
@@ -418,17 +411,10 @@ class Training:
         self._saved_at, self._saved_time = self.state.step, time.monotonic()
         self.clock.start()
 
-    def _pause(self) -> None:
-        """Stop the clock after synchronisation with the device."""
-        if self.fabric.device.type == "cuda":
-            torch.cuda.synchronize(self.fabric.device)
-        self.clock.stop()
-
     # ------------------------------------------------------------------------------------------------------- the end
 
     def end(self) -> End:
         """Write the profile, and return the end of the run."""
-        self.clock.stop()
         if self.profile is not None:
             self.profile.write()
         return End(0 if self.state.stopped else self.state.interrupted, self.state.step, self.plan.total_steps)

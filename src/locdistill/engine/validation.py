@@ -13,7 +13,6 @@ from lightning_fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
 
 from locdistill.dist import broadcast_from_first, is_distributed, rank
-from locdistill.engine.stream import torch_rng_kept
 from locdistill.errors import LocdistillError
 from locdistill.models.detector import Detector
 from locdistill.types import Batch, Detections
@@ -70,7 +69,7 @@ def evaluate_together(
         LocdistillError: ``evaluate`` failed on the first process; raised on all, so that none blocks.
     """
     broadcast_from_first(student.buffers())  # statistics of batch normalisation differ between processes
-    with torch_rng_kept():
+    with torch.random.fork_rng(devices=[]):  # starting a loader draws from it
         mine = detect_all(student, batches, device)
     if not is_distributed():
         return dict(evaluate(mine))

@@ -72,8 +72,8 @@ def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, "
     assert teacher is not None, "there are two detectors to compare"
     divergence = scene.bins.count * softened_kl(student.edge_logits, teacher.edge_logits, temperature=1.0)
     ours, its = (scene.bins.expect(dense.edge_logits) for dense in (student, teacher))
-    distance = scene.bins.apart(ours, its) / scene.bins.steps(ours)
-    overlap = scene.coding.kind.paired_iou(scene.boxes, scene.teacher_boxes)
+    distance = scene.bins.difference(ours, its).abs() / scene.bins.steps(ours)
+    overlap = scene.coding.kind.paired_iou(scene.boxes, scene.boxes_of(teacher))
     # The largest difference of the two scores of a common class; NaN if there is no common class.
     count = min(student.cls_logits.shape[-1], teacher.cls_logits.shape[-1])
     common = [c for c in range(count) if all(dense.known is None or c in dense.known for dense in (student, teacher))]
@@ -87,11 +87,6 @@ def agreement_sums(scene: Scene, region: Bool[Tensor, "b l"]) -> Float[Tensor, "
     return torch.cat((region.sum().double()[None], sums))
 
 
-def no_sums(like: Tensor, edges: int = 4) -> Float[Tensor, " k"]:
-    """Return zero sums, on the device of ``like``, for boxes with this number of edges."""
-    return torch.zeros(2 * edges + OTHERS, dtype=torch.float64, device=like.device)
-
-
 @torch.no_grad()
 def edge_errors(scene: Scene, logits: Float[Tensor, "b l e n"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
     """Return the predicted standard deviation and the actual absolute error of the edges at the positives, in bins.
@@ -101,9 +96,10 @@ def edge_errors(scene: Scene, logits: Float[Tensor, "b l e n"]) -> tuple[Float[T
     distribution can express are left out: beyond the last bin, or on the wrong side of the location.
     """
     truth = scene.coding.encode(scene.grid, scene.target_boxes)
-    expressed = scene.bins.apart(scene.bins.limit(truth), truth) <= EXPRESSED
+    expressed = scene.bins.difference(scene.bins.clamp(truth, margin=0), truth).abs() <= EXPRESSED
     kept = scene.assignment.positive[..., None] & expressed
-    error, steps = scene.bins.apart(scene.bins.expect(logits), truth), scene.bins.steps(truth)
+    error = scene.bins.difference(scene.bins.expect(logits), truth).abs()
+    steps = scene.bins.steps(truth)
     return (scene.bins.deviation(logits) / steps)[kept], (error / steps)[kept]
 
 
@@ -164,11 +160,15 @@ def reliability(deviations: npt.ArrayLike, errors: npt.ArrayLike, *, bins: int =
         if len(part):
             here, off = sigma[part], error[part]
             rows.append(ReliabilityBin(len(part), _rms(here), float(off.mean()), _rms(off)))
+    ranks = []  # from 1; equal values get the mean of their ranks
+    for values in (sigma, error):
+        _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[place.ravel()])
     gaps = [abs(row.rms_error - row.deviation) / row.deviation if row.deviation else math.nan for row in rows]
     return Reliability(
         count=len(order),
         pearson=correlation(sigma, error),
-        spearman=correlation(_ranks(sigma), _ranks(error)),
+        spearman=correlation(*ranks),
         ratio=_quotient(_rms(error), _rms(sigma)),
         ence=_quotient(math.fsum(gaps), len(gaps)),
         bins=tuple(rows),
@@ -188,13 +188,6 @@ def correlation(a: Sequence[float] | Doubles, b: Sequence[float] | Doubles) -> f
     x, y = (np.asarray(values, np.float64) for values in (a, b))
     x, y = (values - values.mean() if len(values) else values for values in (x, y))
     return _quotient(float(x @ y), math.sqrt(float(x @ x) * float(y @ y)))
-
-
-def _ranks(values: Doubles) -> Doubles:
-    """Compute ranks from 1; equal values get the mean of their ranks."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ranks: Doubles = (np.cumsum(counts) - (counts - 1) / 2)[place.ravel()]
-    return ranks
 
 
 EDGE_KL = "agree/edge_kl"
@@ -225,7 +218,7 @@ def agreement(scene: Scene) -> dict[str, Float[Tensor, "2"]]:
     theirs = scene.teacher.edge_logits
     # All locations are compared, since selecting the positives would synchronise with the device.
     divergence = scene.bins.count * softened_kl(scene.student.edge_logits, theirs, temperature=1.0).mean(-1)
-    overlap = scene.coding.kind.paired_iou(scene.boxes, scene.teacher_boxes)
+    overlap = scene.coding.kind.paired_iou(scene.boxes, scene.boxes_of(scene.teacher))
     positive = scene.taught.assignment.positive.to(divergence.dtype)
     count = positive.sum()
     return {

@@ -22,7 +22,7 @@ from locdistill.data.records import Dataset, Record
 from locdistill.evaluation.arrays import Rows, found
 from locdistill.evaluation.coco import OVERLAPS
 from locdistill.evaluation.greedy import budget_of, match_greedily, pairwise_overlaps
-from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, judge_class
+from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, match_class
 from locdistill.types import Detections
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -151,9 +151,9 @@ def judge_voc(
     reported = Rows.detections([here[record.image_id] for record in collected.records])
     for c in range(len(dataset.classes)):
         mine, truth = reported.of_class(c), objects.of_class(c)
-        true, false = judge_class(mine, truth, rules)
+        target, counted = match_class(mine, truth, rules)
         collected.objects["", c] += np.bincount(truth.images[~truth.values], minlength=len(collected.records))
-        collected.parts["", c].append((mine.images, mine.values, true, true | false))
+        collected.parts["", c].append((mine.images, mine.values, target != -1, counted))
     return collected.judgement(RECALL_LEVELS if eleven_point else None)
 
 

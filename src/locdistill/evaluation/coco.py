@@ -7,9 +7,8 @@ from its arrays. They equal those of ``pycocotools`` on the same boxes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from faster_coco_eval import COCOeval_faster, mask
@@ -153,11 +152,11 @@ class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no ty
 
     def _prepare(self) -> None:
         """Pass the entries to the library, which calls this first."""
-        for image, number, area, crowd in _entries(self._objects):
-            entry = {"id": number, "area": area, "iscrowd": crowd, "ignore": crowd}
-            self.gt_dataset.append(image, _CATEGORY, entry)
-        for image, number, area, score in _entries(self._reported):
-            self.dt_dataset.append(image, _CATEGORY, {"id": number, "area": area, "score": score})
+        truth = (self._objects, self.gt_dataset, ("iscrowd", "ignore"))
+        for rows, into, names in (truth, (self._reported, self.dt_dataset, ("score",))):
+            columns = zip(rows.images.tolist(), rows.areas.tolist(), rows.values.tolist(), strict=True)
+            for number, (image, area, value) in enumerate(columns, 1):  # in the library 0 means no match
+                into.append(image, _CATEGORY, {"id": number, "area": area, **dict.fromkeys(names, value)})
 
     def computeIoU(self, imgId: np.integer, catId: np.integer) -> NDArray[np.float64] | list[float]:  # noqa: ARG002, N802, N803
         """Return the overlaps of an image's detections, best first, with its objects; called by the library."""
@@ -169,9 +168,3 @@ class _OneClass(COCOeval_faster):  # type: ignore[misc]  # the library has no ty
         crowds = self._objects.values[objects].tolist()
         overlaps: NDArray[np.float64] = mask.iou(found[reported][: self.params.maxDets[-1]], truth[objects], crowds)
         return overlaps
-
-
-def _entries(rows: Rows) -> Iterator[tuple[int, int, float, Any]]:
-    """Yield image, number from 1 (in the library 0 means no match), area and value of each entry."""
-    columns = (rows.images.tolist(), rows.areas.tolist(), rows.values.tolist())
-    return ((image, i, area, value) for i, (image, area, value) in enumerate(zip(*columns, strict=True), 1))

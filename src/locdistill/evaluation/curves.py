@@ -66,11 +66,12 @@ class ClassCurve:
 def class_curves(matches: Matches) -> tuple[ClassCurve, ...]:
     """Compute the curves of each class; ignored detections take no part."""
     curves = []
+    counts = np.bincount(matches.objects.labels[matches.to_find], minlength=len(matches.classes))
     for c, name in enumerate(matches.classes):
         mine = np.flatnonzero((matches.reported.labels == c) & matches.counted)
         mine = mine[np.argsort(-matches.reported.values[mine], kind="stable")]
         true, scores = matches.true[mine], matches.reported.values[mine].astype(np.float64)
-        objects = int(matches.object_counts[c])
+        objects = int(counts[c])
         # A score keeps all detections that have it, so that a value is that of the last of equals.
         last = np.flatnonzero(np.diff(scores, append=-np.inf))
         hits = np.cumsum(true)[last]

@@ -3,32 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from locdistill.data.records import Dataset
 from locdistill.evaluation.bootstrap import COCO_LEVELS, Judgement, judge_coco, judge_voc
 from locdistill.evaluation.coco import CocoResult, coco_metrics
 from locdistill.evaluation.rotated import ROTATED
-from locdistill.evaluation.voc import RECALL_LEVELS, VOC, Rules, VocResult, average_precision
+from locdistill.evaluation.voc import RECALL_LEVELS, VOC, VocResult, average_precision
 from locdistill.types import Detections
 
 
-@dataclass(frozen=True)
 class Evaluator:
     """Metrics of detections on one data set: DOTA's for rotated boxes, VOC's for a VOC data set, else COCO's.
 
-    Attributes:
+    Args:
         dataset: Images, ground truth and class names.
         eleven_point: Whether AP by the rules of VOC and DOTA is averaged at eleven points instead of by area. None: at
             eleven points on rotated objects of DOTA and HRSC2016 and on images of VOC 2007, as in their published
             numbers, else by area.
+
+    Attributes:
+        rules: Rules of matching; None for COCO's, which are implemented elsewhere.
+        levels: Recalls at which AP samples precision; None for the area under its envelope.
     """
 
-    dataset: Dataset
-    eleven_point: bool | None = None
+    def __init__(self, dataset: Dataset, eleven_point: bool | None = None) -> None:
+        self.dataset = dataset
+        self.rules = ROTATED if dataset.oriented else VOC if dataset.kind == "voc" else None
+        if eleven_point is None:
+            # the year is 2007 if all images are in a folder ``VOC2007``, as in the reference implementation
+            of_2007 = bool(dataset.records) and all("VOC2007" in str(record.path) for record in dataset.records)
+            eleven_point = dataset.kind in ("dota", "hrsc") or of_2007
+        self.eleven_point = eleven_point
+        self.levels = COCO_LEVELS if self.rules is None else RECALL_LEVELS if eleven_point else None
 
     def __call__(self, detections: Mapping[int, Detections]) -> dict[str, float]:
         """Return the metrics to log, by name, always including AP, AP50, AP75 and AP90 (NaN without any object)."""
@@ -36,38 +42,15 @@ class Evaluator:
 
     def result(self, detections: Mapping[int, Detections]) -> CocoResult | VocResult:
         """Return all metrics, also by class; its ``.tables()`` are ready to print."""
-        if (rules := self.rules) is None:
+        if self.rules is None:
             return coco_metrics(self.dataset, detections)
-        return average_precision(self.dataset, detections, rules, eleven_point=self._eleven_point)
+        return average_precision(self.dataset, detections, self.rules, eleven_point=self.eleven_point)
 
     def judge(self, detections: Mapping[int, Detections]) -> Judgement:
         """Match the detections, for AP on any weighting of the images."""
-        if (rules := self.rules) is None:
-            return judge_coco(self.dataset, detections)
-        return judge_voc(self.dataset, detections, eleven_point=self._eleven_point, rules=rules)
-
-    @property
-    def rules(self) -> Rules | None:
-        """Rules of matching; None for COCO's, which are implemented elsewhere."""
-        if self.dataset.oriented:
-            return ROTATED
-        return VOC if self.dataset.kind == "voc" else None
-
-    @property
-    def levels(self) -> NDArray[np.floating] | None:
-        """Recalls at which AP samples precision; None for the area under its envelope."""
         if self.rules is None:
-            return COCO_LEVELS
-        return RECALL_LEVELS if self._eleven_point else None
-
-    @property
-    def _eleven_point(self) -> bool:
-        if self.eleven_point is not None:
-            return self.eleven_point
-        # the year is 2007 if all images are in a folder ``VOC2007``, as in the reference implementation
-        return self.dataset.kind in ("dota", "hrsc") or (
-            bool(self.dataset.records) and all("VOC2007" in str(record.path) for record in self.dataset.records)
-        )
+            return judge_coco(self.dataset, detections)
+        return judge_voc(self.dataset, detections, eleven_point=self.eleven_point, rules=self.rules)
 
 
 def per_class(result: CocoResult | VocResult) -> dict[str, dict[str, float | None]]:

@@ -91,11 +91,6 @@ class Matches:
         mask: NDArray[np.bool_] = ~self.objects.values.astype(bool)
         return mask
 
-    @property
-    def object_counts(self) -> Indices:
-        """Number of objects to find by class."""
-        return np.bincount(self.objects.labels[self.to_find], minlength=len(self.classes))
-
 
 def match(dataset: Dataset, detections: Mapping[int, Detections], *, eleven_point: bool | None = None) -> Matches:
     """Match the detections of a data set to its objects at IoU 0.5, as its evaluator does for AP50.

@@ -23,11 +23,6 @@ from locdistill.types import Detections
 ARCHIVE = "Task1.zip"
 
 
-def task1_name(name: str) -> str:
-    """Return the file name of a class."""
-    return f"Task1_{name}.txt"
-
-
 def write_task1(dataset: Dataset, detections: Mapping[int, Detections], folder: str | Path) -> Path:
     """Write ``Task1_{class}.txt`` for every class, also without detections, and a flat ``Task1.zip`` of these.
 
@@ -66,10 +61,11 @@ def write_task1(dataset: Dataset, detections: Mapping[int, Detections], folder: 
     archive = folder / ARCHIVE
     with ZipFile(archive, "w", ZIP_DEFLATED) as together:
         for name, own in zip(dataset.classes, lines, strict=True):
+            file = f"Task1_{name}.txt"
             if Path(name).name != name:
-                raise DataError(f"class {name!r}: no file can be called {task1_name(name)!r}; rename the class")
-            (folder / task1_name(name)).write_text("".join(own), encoding="utf-8")
-            together.writestr(task1_name(name), "".join(own))
+                raise DataError(f"class {name!r}: no file can be called {file!r}; rename the class")
+            (folder / file).write_text("".join(own), encoding="utf-8")
+            together.writestr(file, "".join(own))
     return archive
 
 

@@ -129,10 +129,11 @@ def average_precision(
     levels = RECALL_LEVELS if eleven_point else None
     for c in np.flatnonzero(to_find).tolist():
         mine = reported.of_class(c)
-        true, false = judge_class(mine, objects.of_class(c), rules)
+        target, counted = match_class(mine, objects.of_class(c), rules)
+        true = target != -1
         best_first = np.argsort(-mine.values, kind="stable")
         hits = np.cumsum(true[:, best_first], 1)
-        misses = np.cumsum(false[:, best_first], 1)
+        misses = np.cumsum((counted & ~true)[:, best_first], 1)
         ap[:, c] = [ap_of_counts(h, m, int(to_find[c]), levels) for h, m in zip(hits, misses, strict=True)]
         recall[:, c] = true.sum(1) / to_find[c]
     found_of_class = np.bincount(reported.labels, minlength=shape[1])
@@ -160,13 +161,6 @@ def match_class(reported: Rows, objects: Rows, rules: Rules) -> tuple[NDArray[np
     first = np.unique(threshold * len(objects.images) + nearest[detection], return_index=True)[1]
     target[threshold[first], detection[first]] = nearest[detection[first]]
     return target, counts
-
-
-def judge_class(reported: Rows, objects: Rows, rules: Rules) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Return masks of the true and the false detections of a class, best first per image: (thresholds, k) each."""
-    target, counts = match_class(reported, objects, rules)
-    true = target != -1
-    return true, counts & ~true
 
 
 def _nearest(reported: Rows, objects: Rows) -> tuple[NDArray[np.int64], Floats]:

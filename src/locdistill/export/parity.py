@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,9 +105,14 @@ def _check(what: str, detector: Detector, run: RunFile, images: Tensor, sizes: T
     values = {name: torch.from_numpy(value) for name, value in run(images.numpy(), sizes.numpy()).items()}
     raw = _raw_difference(detector, dense, values)
     if BOXES[0] in values:
-        found = _of_images(values, len(images))
+        boxes, scores, labels, index = (values[name] for name in BOXES)
+        found = [Detections(boxes[index == k], scores[index == k], labels[index == k]) for k in range(len(images))]
     else:
-        found = [Detections(*(part.cpu() for part in here)) for here in _decoded(detector, dense, values, grid, sizes)]
+        scores, edges = (values[name].to(device) for name in RAW[:2])
+        quality = values[RAW[2]].to(device) if RAW[2] in values else dense.quality_logits
+        outputs = dense._replace(cls_logits=scores, edge_logits=edges, quality_logits=quality)
+        decoded = detector.detections(outputs, grid, sizes.to(device), sizes.to(device))
+        found = [Detections(*(part.cpu() for part in here)) for here in decoded]
     pairs = [_paired(a, b) for a, b in zip(expected, found, strict=True)]
     stray = [alone for alone, _, _ in pairs]
     if BOXES[0] in values and any(stray):
@@ -140,19 +144,6 @@ def _raw_difference(detector: Detector, dense: Dense, values: dict[str, Tensor])
             return float("inf")
         worst = max(worst, float((own - values[name]).abs().max() / own.abs().max().clamp(min=1e-12)))
     return worst
-
-
-def _decoded(detector: Detector, dense: Dense, values: dict[str, Tensor], grid: Any, sizes: Tensor) -> list[Detections]:
-    scores, edges = (values[name].to(detector.device) for name in RAW[:2])
-    own = dense._replace(cls_logits=scores, edge_logits=edges)
-    if RAW[2] in values:
-        own = own._replace(quality_logits=values[RAW[2]].to(detector.device))
-    return detector.detections(own, grid, sizes.to(detector.device), sizes.to(detector.device))
-
-
-def _of_images(values: dict[str, Tensor], images: int) -> list[Detections]:
-    boxes, scores, labels, index = (values[name] for name in BOXES)
-    return [Detections(boxes[index == k], scores[index == k], labels[index == k]) for k in range(images)]
 
 
 def _paired(a: Detections, b: Detections) -> tuple[int, float, float]:

@@ -41,13 +41,9 @@ class Bins:
         """Compute the mean of the distributions, in strides: softmax over the last axis, dotted with the positions."""
         return logits.softmax(-1) @ self.positions(logits)
 
-    def limit(self, distances: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """Limit distances to the positions of the first and the last bin."""
-        return distances.clamp(0, self.reg_max)
-
-    def clamp(self, distances: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """Limit distances to the range of the bins, less the margin of the reference: ``[0, reg_max - 0.1]``."""
-        return distances.clamp(0, self.reg_max - MARGIN)
+    def clamp(self, distances: Float[Tensor, "*batch"], margin: float = MARGIN) -> Float[Tensor, "*batch"]:
+        """Limit distances to the range of the bins, less a margin in bins below the last: ``[0, reg_max - margin]``."""
+        return distances.clamp(0, self.reg_max - margin)
 
     def two_hot(self, distances: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch n"]:
         """Compute the distribution over the two neighbouring bins whose mean is the distance (GFL, equation 6).
@@ -59,10 +55,6 @@ class Bins:
     def difference(self, a: Float[Tensor, "*batch"], b: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
         """Compute ``a - b``."""
         return a - b
-
-    def apart(self, a: Float[Tensor, "*batch"], b: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
-        """Compute the absolute distance between two positions."""
-        return self.difference(a, b).abs()
 
     def deviation(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
         """Compute the standard deviation of the distributions, in strides."""
@@ -96,22 +88,15 @@ class RowBins(Bins):
         """Compute the mean of the distributions."""
         return (logits.softmax(-1) * self.positions(logits)).sum(-1)
 
-    def limit(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
-        """Limit values to the positions of the first and the last bin."""
-        return self._between(distances, 0.0)
-
-    def clamp(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
-        """Limit values to the range of the bins, less a margin of a tenth of a bin below the last."""
-        return self._between(distances, MARGIN)
+    def clamp(self, distances: Float[Tensor, "*batch e"], margin: float = MARGIN) -> Float[Tensor, "*batch e"]:
+        """Limit values to the range of the bins, less a margin in bins below the last."""
+        first, last = constant(self.ranges, distances).unbind(-1)
+        return torch.minimum(torch.maximum(distances, first), last - margin * self.steps(distances))
 
     def two_hot(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e n"]:
         """Compute the distribution over the two neighbouring bins whose mean is the value."""
         apart = (distances[..., None] - self.positions(distances)).abs() / self.steps(distances)[:, None]
         return (1 - apart).clamp(min=0)
-
-    def _between(self, values: Tensor, margin: float) -> Tensor:
-        first, last = constant(self.ranges, values).unbind(-1)
-        return torch.minimum(torch.maximum(values, first), last - margin * self.steps(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,17 +133,27 @@ class CircularBins(Bins):
         return torch.cat((self.lengths.steps(like), constant([self.period / self.count], like)))
 
     def expect(self, logits: Float[Tensor, "*batch e n"]) -> Float[Tensor, "*batch e"]:
-        """Compute the mean of the distributions; that of the angle is circular."""
+        """Compute the mean of the distributions; that of the angle is circular.
+
+        The gradient of the circular mean is damped where the distribution has almost no direction, as at the beginning
+        of training: with the mean vector's length ``r`` it is proportional to ``r / (r^2 + 0.01)`` instead of
+        ``1 / r``. The value is exact.
+        """
         lengths = self.lengths.expect(logits[..., :-1, :])
-        return torch.cat((lengths, self._direction(logits[..., -1, :])[..., None]), -1)
+        turns = [2 * math.pi * k / self.count for k in range(self.count)]
+        probs = logits[..., -1, :].softmax(-1)
+        x = probs @ constant([math.cos(turn) for turn in turns], logits)
+        y = probs @ constant([math.sin(turn) for turn in turns], logits)
+        x0, y0 = x.detach(), y.detach()
+        moved = (x0 * (y - y0) - y0 * (x - x0)) / (x0.square() + y0.square() + 0.01)
+        angle = (torch.atan2(y0, x0) + moved) * (self.period / (2 * math.pi))
+        angle = torch.remainder(angle - self.first, self.period) + self.first
+        return torch.cat((lengths, angle[..., None]), -1)
 
-    def limit(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
-        """Limit lengths to the positions of the first and the last bin; wrap angles into one period."""
-        return torch.cat((self.lengths.limit(distances[..., :-1]), self._within(distances[..., -1:])), -1)
-
-    def clamp(self, distances: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
+    def clamp(self, distances: Float[Tensor, "*batch e"], margin: float = MARGIN) -> Float[Tensor, "*batch e"]:
         """Limit lengths to the range of the bins, less the margin; wrap angles into one period, from 0."""
-        return torch.cat((self.lengths.clamp(distances[..., :-1]), self._within(distances[..., -1:])), -1)
+        lengths = self.lengths.clamp(distances[..., :-1], margin)
+        return torch.cat((lengths, torch.remainder(distances[..., -1:], self.period)), -1)
 
     def difference(self, a: Float[Tensor, "*batch e"], b: Float[Tensor, "*batch e"]) -> Float[Tensor, "*batch e"]:
         """Compute ``a - b``; for angles, the shorter way round."""
@@ -175,29 +170,10 @@ class CircularBins(Bins):
     def deviation(self, logits: Float[Tensor, "*batch e n"]) -> Float[Tensor, "*batch e"]:
         """Compute the standard deviation; for the angle, the root mean square of the deviations on the circle."""
         lengths = self.lengths.deviation(logits[..., :-1, :])
-        offsets = self.positions(logits)[-1] - self._direction(logits[..., -1, :])[..., None]
+        offsets = self.positions(logits)[-1] - self.expect(logits)[..., -1:]
         angle = (logits[..., -1, :].softmax(-1) * self._around(offsets).square()).sum(-1).sqrt()
         return torch.cat((lengths, angle[..., None]), -1)
-
-    def _within(self, angles: Tensor) -> Tensor:
-        """Wrap angles to between 0 and one period."""
-        return torch.remainder(angles, self.period)
 
     def _around(self, angles: Tensor) -> Tensor:
         """Wrap angles to between minus and plus half a period."""
         return torch.remainder(angles + self.period / 2, self.period) - self.period / 2
-
-    def _direction(self, logits: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
-        """Compute the circular mean.
-
-        The gradient is damped where the distribution has almost no direction, as at the beginning of training: with the
-        mean vector's length ``r`` it is proportional to ``r / (r^2 + 0.01)`` instead of ``1 / r``. The value is exact.
-        """
-        turns = [2 * math.pi * k / self.count for k in range(self.count)]
-        probs = logits.softmax(-1)
-        x = probs @ constant([math.cos(turn) for turn in turns], logits)
-        y = probs @ constant([math.sin(turn) for turn in turns], logits)
-        x0, y0 = x.detach(), y.detach()
-        moved = (x0 * (y - y0) - y0 * (x - x0)) / (x0.square() + y0.square() + 0.01)
-        angle = (torch.atan2(y0, x0) + moved) * (self.period / (2 * math.pi))
-        return torch.remainder(angle - self.first, self.period) + self.first

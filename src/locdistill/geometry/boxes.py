@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 EPSILON = 1e-6
@@ -44,15 +44,12 @@ def _enclosing_sides(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return width.clamp(min=0), height.clamp(min=0)
 
 
-def _square_of_diagonal(a: Tensor, b: Tensor) -> Tensor:
-    width, height = _enclosing_sides(a, b)
-    return width.square() + height.square()
-
-
-def _square_of_distance(a: Tensor, b: Tensor) -> Tensor:
+def _squares(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the squared distance of the centres, and the squared diagonal of the enclosing box."""
     x = (a[..., 0] + a[..., 2]) / 2 - (b[..., 0] + b[..., 2]) / 2
     y = (a[..., 1] + a[..., 3]) / 2 - (b[..., 1] + b[..., 3]) / 2
-    return x.square() + y.square()
+    width, height = _enclosing_sides(a, b)
+    return x.square() + y.square(), width.square() + height.square()
 
 
 def centre_offset(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
@@ -60,7 +57,8 @@ def centre_offset(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) 
 
     The leading axes broadcast, so the function serves one-to-one and all-to-all comparisons alike.
     """
-    return _square_of_distance(a, b) / _square_of_diagonal(a, b).clamp(min=EPSILON)
+    distance, diagonal = _squares(a, b)
+    return distance / diagonal.clamp(min=EPSILON)
 
 
 def paired_iou(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
@@ -77,12 +75,6 @@ def pairwise_iou(a: Float[Tensor, "*#batch n 4"], b: Float[Tensor, "*#batch m 4"
 def paired_iof(a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
     """Compute intersection over the area of the *first* box ("foreground"), which is at least 1e-6."""
     return _intersection(a, b) / area(a).clamp(min=EPSILON)
-
-
-def paired_inside(points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 4"]) -> Bool[Tensor, "*#batch"]:
-    """Return whether the points lie strictly inside the boxes; a point on an edge does not."""
-    x, y = points[..., 0], points[..., 1]
-    return (x > boxes[..., 0]) & (y > boxes[..., 1]) & (x < boxes[..., 2]) & (y < boxes[..., 3])
 
 
 def paired_giou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
@@ -104,7 +96,8 @@ def paired_diou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> F
     """
     overlap = _intersection(a, b)
     iou = overlap / (area(a) + area(b) - overlap + EPSILON)
-    return iou - _square_of_distance(a, b) / (_square_of_diagonal(a, b) + EPSILON)
+    distance, diagonal = _squares(a, b)
+    return iou - distance / (diagonal + EPSILON)
 
 
 def paired_ciou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch"]:
@@ -115,9 +108,9 @@ def paired_ciou(a: Float[Tensor, "*batch 4"], b: Float[Tensor, "*batch 4"]) -> F
     """
     overlap = _intersection(a, b)
     iou = overlap / (area(a) + area(b) - overlap + EPSILON)
-    offset = _square_of_distance(a, b) / (_square_of_diagonal(a, b) + EPSILON)
+    distance, diagonal = _squares(a, b)
     angle_a = torch.atan((a[..., 2] - a[..., 0]) / (a[..., 3] - a[..., 1] + EPSILON))
     angle_b = torch.atan((b[..., 2] - b[..., 0]) / (b[..., 3] - b[..., 1] + EPSILON))
     v = (4 / math.pi**2) * (angle_b - angle_a).square()
     # Identical boxes give 0 / 0; a maximum keeps value and gradient defined there and changes nothing else.
-    return iou - offset - v.square() / (1 - iou + v).clamp(min=torch.finfo(a.dtype).tiny)
+    return iou - distance / (diagonal + EPSILON) - v.square() / (1 - iou + v).clamp(min=torch.finfo(a.dtype).tiny)

@@ -25,6 +25,7 @@ class Distances:
 
     names: ClassVar[tuple[str, ...]] = ("left", "top", "right", "bottom")
     units: ClassVar[tuple[str, ...]] = 4 * ("strides",)
+    distances: ClassVar[int] = 4
     kind: ClassVar[Horizontal] = HORIZONTAL
 
     def decode(self, grid: Grid, values: Float[Tensor, "b l 4"]) -> Float[Tensor, "b l 4"]:
@@ -37,10 +38,6 @@ class Distances:
         They are not limited to the range of the bins.
         """
         return encode(grid.points / grid.strides[:, None], boxes)
-
-    def distances(self, values: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-        """Return the numbers that are distances to the four edges, in strides: all."""
-        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +52,7 @@ class RotatedDistances:
 
     names: ClassVar[tuple[str, ...]] = ("left", "top", "right", "bottom", "angle")
     units: ClassVar[tuple[str, ...]] = (*4 * ("strides",), "radians")
+    distances: ClassVar[int] = 4
     kind: Rotated = field(default_factory=Rotated)
 
     def decode(self, grid: Grid, values: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
@@ -72,10 +70,6 @@ class RotatedDistances:
         _, _, w, h, theta = boxes.unbind(-1)
         return torch.stack((w / 2 + along, h / 2 + across, w / 2 - along, h / 2 - across, theta), -1)
 
-    def distances(self, values: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
-        """Return all numbers but the angle."""
-        return values[..., :4]
-
 
 @dataclass(frozen=True, slots=True)
 class AnchorDeltas:
@@ -90,34 +84,31 @@ class AnchorDeltas:
 
     names: ClassVar[tuple[str, ...]] = ("dx", "dy", "dw", "dh", "angle")
     units: ClassVar[tuple[str, ...]] = (*2 * ("anchors",), *2 * ("powers of e",), "angle units")
+    distances: ClassVar[int] = 0
     kind: Rotated = field(default_factory=Rotated)
     unit: float = 1.0
 
     def decode(self, grid: Grid, values: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
         """Compute ``cx, cy, w, h, theta``, lengths in strides."""
-        points, sides = self._anchors(grid)
+        points = grid.points / grid.strides[:, None]
+        sides = grid.anchor_shapes.repeat(len(points) // grid.per_cell, 1)
         centre, size = points + values[..., :2] * sides, sides * values[..., 2:4].exp()
         return torch.cat((centre, size, values[..., 4:] * self.unit), -1)
 
     def encode(self, grid: Grid, boxes: Float[Tensor, "b l 5"]) -> Float[Tensor, "b l 5"]:
         """Compute the numbers; sides of zero (locations without an object) count as the smallest positive number."""
-        points, sides = self._anchors(grid)
+        points = grid.points / grid.strides[:, None]
+        sides = grid.anchor_shapes.repeat(len(points) // grid.per_cell, 1)
         tiny = torch.finfo(boxes.dtype).tiny
         growth = (boxes[..., 2:4].clamp(min=tiny) / sides).log()
         return torch.cat(((boxes[..., :2] - points) / sides, growth, boxes[..., 4:] / self.unit), -1)
 
-    def distances(self, values: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 0"]:
-        """Return no number: none is a distance."""
-        return values[..., :0]
-
-    @staticmethod
-    def _anchors(grid: Grid) -> tuple[Tensor, Tensor]:
-        """Return centres and sides of the anchors, in strides."""
-        return grid.points / grid.strides[:, None], grid.anchor_shapes.repeat(len(grid.points) // grid.per_cell, 1)
-
 
 Coding: TypeAlias = Distances | RotatedDistances | AnchorDeltas
-"""Meaning of the numbers predicted at a location, with the name and unit of each, and the kind of the boxes."""
+"""Meaning of the numbers predicted at a location, with the name and unit of each, and the kind of the boxes.
+
+The first ``distances`` of the numbers are those to the four edges, in strides.
+"""
 DISTANCES = Distances()
 
 

@@ -17,17 +17,9 @@ def constant(
 
     They are copied once. Copying numbers to a GPU synchronises with it, which a training step must avoid.
     """
-    made: Tensor = _sent(_frozen(values), like.device, dtype or like.dtype)
+    frozen = tuple(tuple(row) if isinstance(row, Sequence) else row for row in values)
+    made: Tensor = _sent(frozen, like.device, dtype or like.dtype)
     return made
-
-
-def indices(values: Sequence[int], like: Tensor) -> Tensor:
-    """Return :func:`constant` for positions along an axis."""
-    return constant(values, like, torch.long)
-
-
-def _frozen(values: Any) -> Any:
-    return tuple(map(_frozen, values)) if isinstance(values, Sequence) else values
 
 
 @lru_cache(maxsize=256)

@@ -93,14 +93,11 @@ def kld(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> 
     way = (u / pair.c).square() + (v / pair.d).square()
     # Divided by the area twice: with single sides, or all four at once, the gradient would overflow in float32.
     turn = pair.mixed / (pair.c * pair.d) / (pair.c * pair.d)
-    return way + _excess(pair.a, pair.c) + _excess(pair.b, pair.d) + turn
-
-
-def _excess(side: Tensor, other: Tensor) -> Tensor:
-    """Compute ``x - 1 - ln x`` of the squared ratio of two sides."""
-    over = ((side - other) / other) * ((side + other) / other)
-    log = torch.where(over.abs() < 0.5, over.clamp(min=-0.5).log1p(), 2 * (side / other).log())
-    return (over - log).clamp(min=0)
+    for side, other in ((pair.a, pair.c), (pair.b, pair.d)):
+        over = ((side - other) / other) * ((side + other) / other)
+        log = torch.where(over.abs() < 0.5, over.clamp(min=-0.5).log1p(), 2 * (side / other).log())
+        way = way + (over - log).clamp(min=0)  # f of the squared ratio of the sides
+    return way + turn
 
 
 def hellinger(first: Float[Tensor, "*batch 5"], second: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:

@@ -42,6 +42,8 @@ class Grid:
         level_strides: Stride of each level in pixels.
         on_levels: Strides, shapes and start of each level, as tensors.
         anchor_shapes: Width and height of each anchor of a cell, in strides.
+        per_cell: Number of locations of each cell.
+        level_sizes: Number of locations of each level.
         offset: Position of a cell's point in the cell, in strides: 0 for the upper left corner, a multiple of the
             stride (GFL, GFL v2, ATSS, RetinaNet), 0.5 for the middle (FCOS).
     """
@@ -53,6 +55,8 @@ class Grid:
     level_strides: tuple[int, ...]
     on_levels: Levels
     anchor_shapes: Float[Tensor, "p 2"]
+    per_cell: int
+    level_sizes: tuple[int, ...]
     offset: float = 0.0
 
     @classmethod
@@ -104,18 +108,10 @@ class Grid:
                 sizes=sizes_of_levels,
             ),
             anchor_shapes=torch.tensor(anchor_shapes, device=device, dtype=torch.float32),
+            per_cell=per_cell,
+            level_sizes=tuple(int(h) * int(w) * per_cell for h, w in shapes),
             offset=offset,
         )
-
-    @property
-    def per_cell(self) -> int:
-        """Number of locations of each cell."""
-        return len(self.anchor_shapes)
-
-    @property
-    def level_sizes(self) -> tuple[int, ...]:
-        """Number of locations of each level."""
-        return tuple(h * w * self.per_cell for h, w in self.shapes)
 
     def anchors(self) -> Float[Tensor, "l 4"]:
         """Return the anchor of each location, ``x1, y1, x2, y2`` in pixels."""

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from locdistill.geometry import boxes as upright
+from locdistill.geometry import boxes as horizontal
 from locdistill.geometry import rotated
 from locdistill.geometry.nms import class_nms, rotated_class_nms
 from locdistill.geometry.rotated import AngleRange
@@ -26,14 +26,17 @@ class Horizontal:
 
     numbers: ClassVar[int] = 4
     rounding: ClassVar[float] = 0.0
+    # Their docstrings are in the modules `boxes` and `nms`.
+    clipped = staticmethod(horizontal.clip)
+    paired_iou = staticmethod(horizontal.paired_iou)
+    pairwise_iou = staticmethod(horizontal.pairwise_iou)
+    nms = staticmethod(class_nms)
 
     def hull(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
         """Return the circumscribed axis-aligned boxes: the boxes themselves."""
         return boxes
 
-    def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4"]:
-        """Convert axis-aligned boxes ``x1, y1, x2, y2`` to this kind: return the boxes themselves."""
-        return boxes
+    upright = hull  # from axis-aligned boxes to boxes of this kind: the same
 
     def corners(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 4 2"]:
         """Return the corners ``x, y``, clockwise on screen from the upper left one."""
@@ -59,35 +62,17 @@ class Horizontal:
         left, top, right, bottom = boxes.unbind(-1)
         return torch.stack((width - right, top, width - left, bottom), -1)
 
-    def clipped(self, boxes: Float[Tensor, "*batch 4"], size: Int[Tensor, "*#batch 2"]) -> Float[Tensor, "*batch 4"]:
-        """Limit the boxes to what may be reported for an image of ``height, width`` pixels: to the image."""
-        return upright.clip(boxes, size)
-
-    def paired_iou(self, a: Float[Tensor, "*#batch 4"], b: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
-        """Compute intersection over union, one to one."""
-        return upright.paired_iou(a, b)
-
-    def pairwise_iou(self, a: Float[Tensor, "n 4"], b: Float[Tensor, "m 4"]) -> Float[Tensor, "n m"]:
-        """Compute intersection over union of all pairs."""
-        return upright.pairwise_iou(a, b)
-
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k l"]:
         """Compute intersection over union of axis-aligned anchors ``x1, y1, x2, y2`` and boxes, all pairs."""
-        return upright.paired_iou(anchors, boxes[:, :, None])
+        return horizontal.paired_iou(anchors, boxes[:, :, None])
 
     def anchor_iof(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 4"]) -> Float[Tensor, "b k l"]:
         """Compute the share of each anchor ``x1, y1, x2, y2`` (by area) that lies in each box."""
-        return upright.paired_iof(anchors, boxes[:, :, None])
+        return horizontal.paired_iof(anchors, boxes[:, :, None])
 
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 4"]) -> Float[Tensor, "*#batch"]:
         """Compute the distance of each point to the nearest edge of its box; negative outside."""
         return torch.minimum(points - boxes[..., :2], boxes[..., 2:] - points).amin(-1)
-
-    def nms(
-        self, boxes: Float[Tensor, "n 4"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
-    ) -> Int[Tensor, " k"]:
-        """Return indices of the boxes that no better box of their class overlaps by more, best score first."""
-        return class_nms(boxes, scores, labels, threshold)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,19 +87,17 @@ class Rotated:
     numbers: ClassVar[int] = 5
     rounding: ClassVar[float] = 1e-5
     angles: AngleRange = "le135"
-
-    def hull(self, boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4"]:
-        """Compute :func:`locdistill.geometry.rotated.hull`."""
-        return rotated.hull(boxes)
+    # Their docstrings are in the modules `rotated` and `nms`.
+    hull = staticmethod(rotated.hull)
+    corners = staticmethod(rotated.corners)
+    paired_iou = staticmethod(rotated.paired_iou)
+    pairwise_iou = staticmethod(rotated.pairwise_iou)
+    nms = staticmethod(rotated_class_nms)
 
     def upright(self, boxes: Float[Tensor, "*batch 4"]) -> Float[Tensor, "*batch 5"]:
         """Return boxes of angle 0, whatever the angle range."""
         sides = boxes[..., 2:] - boxes[..., :2]
         return torch.cat(((boxes[..., :2] + boxes[..., 2:]) / 2, sides, torch.zeros_like(sides[..., :1])), -1)
-
-    def corners(self, boxes: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch 4 2"]:
-        """Compute :func:`locdistill.geometry.rotated.corners`."""
-        return rotated.corners(boxes)
 
     def scaled(self, boxes: Float[Tensor, "*batch 5"], factor: Tensor) -> Float[Tensor, "*batch 5"]:
         """Multiply centre and sides by the factor."""
@@ -144,14 +127,6 @@ class Rotated:
         limit = size.flip(-1).to(boxes.dtype)
         return torch.cat((torch.minimum(boxes[..., :2].clamp(min=0), limit), boxes[..., 2:]), -1)
 
-    def paired_iou(self, a: Float[Tensor, "*#batch 5"], b: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
-        """Compute :func:`locdistill.geometry.rotated.paired_iou`."""
-        return rotated.paired_iou(a, b)
-
-    def pairwise_iou(self, a: Float[Tensor, "n 5"], b: Float[Tensor, "m 5"]) -> Float[Tensor, "n m"]:
-        """Compute :func:`locdistill.geometry.rotated.pairwise_iou`."""
-        return rotated.pairwise_iou(a, b)
-
     def anchor_iou(self, anchors: Float[Tensor, "l 4"], boxes: Float[Tensor, "b k 5"]) -> Float[Tensor, "b k l"]:
         """Compute the IoU of pairs whose hulls meet, after a GPU synchronisation; compiled code computes all pairs."""
         if torch.compiler.is_compiling():
@@ -171,19 +146,13 @@ class Rotated:
         share would make a GPU synchronise at each step.
         """
         middle = (anchors[:, :2] + anchors[:, 2:]) / 2
-        part = upright.paired_iof(anchors, rotated.hull(boxes)[:, :, None])
+        part = horizontal.paired_iof(anchors, rotated.hull(boxes)[:, :, None])
         return part * (self.depth(middle, boxes[:, :, None]) > 0)
 
     def depth(self, points: Float[Tensor, "*#batch 2"], boxes: Float[Tensor, "*#batch 5"]) -> Float[Tensor, "*#batch"]:
         """Return the smallest of the distances to the four edges, in the frame of the box."""
         along, across = rotated.in_frame(points, boxes)
         return torch.minimum(boxes[..., 2] / 2 - along.abs(), boxes[..., 3] / 2 - across.abs())
-
-    def nms(
-        self, boxes: Float[Tensor, "n 5"], scores: Float[Tensor, " n"], labels: Int[Tensor, " n"], threshold: float
-    ) -> Int[Tensor, " k"]:
-        """Apply :func:`locdistill.geometry.nms.rotated_class_nms`."""
-        return rotated_class_nms(boxes, scores, labels, threshold)
 
 
 BoxKind: TypeAlias = Horizontal | Rotated

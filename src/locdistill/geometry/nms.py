@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from locdistill.geometry import rotated
@@ -67,8 +67,7 @@ def rotated_class_nms(
     ranked = boxes[order].detach().double()
     apart = moved_apart(rotated.hull(ranked), labels[order])
     over = partial(_overlapping, boxes=ranked, hulls=apart, threshold=iou_threshold)
-    blocks = _blocks(ranked, SPARSE_BLOCK, SPARSE_BLOCK_LIMIT)
-    return order[_best(blocks, over, len(ranked))]
+    return order[_best(ranked, over, SPARSE_BLOCK, SPARSE_BLOCK_LIMIT, limit=len(ranked))]
 
 
 def voting_nms(
@@ -104,7 +103,7 @@ def voting_nms(
     order = scores.argsort(descending=True, stable=True)
     ranked, classes = boxes[order], labels[order]
     close = partial(_close, boxes=ranked, labels=classes, threshold=threshold)
-    kept = _best(_blocks(ranked, BLOCK, BLOCK), close, limit)
+    kept = _best(ranked, close, BLOCK, BLOCK, limit)
     return _vote(ranked, scores[order], classes, kept), order[kept]
 
 
@@ -123,23 +122,25 @@ into the two lists. With None as the first: which among the second, better boxes
 """
 
 
-def _blocks(boxes: Tensor, size: int, limit: int) -> Sequence[Tensor]:
-    """Split the positions of the boxes, up to the limit, into blocks, each twice as large as the one before."""
-    positions, sizes = torch.arange(len(boxes), device=boxes.device), [0]
-    while (left := len(boxes) - sum(sizes)) > 0:
-        sizes.append(min(size, left))
-        size = min(2 * size, limit)
-    return torch.split(positions, sizes)
+def _best(boxes: Tensor, hits: Hits, size: int, largest: int, limit: int) -> Tensor:
+    """Return the first ``limit`` positions of boxes (best first) that no kept one before them suppresses.
 
-
-def _best(blocks: Sequence[Tensor], hits: Hits, limit: int) -> Tensor:
-    """Return those of the first ``limit`` positions (best first) that no kept position before them suppresses."""
-    kept = blocks[0][:0]
-    for block in blocks:
-        free = block[_missed(hits(kept, block)[1], len(block))] if len(kept) else block
-        kept = torch.cat((kept, free[_settled(*hits(None, free), len(free))]))
-        if len(kept) >= limit:
-            break
+    They are taken in blocks, each twice as large as the one before, from ``size`` to ``largest``. Within a block all
+    remain at first; each round computes which are suppressed by those that remained. After round ``i`` the first ``i``
+    results are final, and usually all of them long before (Cluster-NMS of Zheng et al. 2020).
+    """
+    positions, start = torch.arange(len(boxes), device=boxes.device), 0
+    kept = positions[:0]
+    while start < len(boxes) and len(kept) < limit:
+        block = positions[start : start + size]
+        start, size = start + size, min(2 * size, largest)
+        everything = torch.ones_like(block, dtype=torch.bool)
+        free = block[everything.index_fill(0, hits(kept, block)[1], False)] if len(kept) else block
+        better, worse = hits(None, free)
+        remain = everything = everything[: len(free)]
+        while not torch.equal(now := everything.index_fill(0, worse[remain[better]], False), remain):
+            remain = now
+        kept = torch.cat((kept, free[remain]))
     return kept[:limit]
 
 
@@ -163,25 +164,6 @@ def _overlapping(
     hit = rotated.iou_of_pairs(boxes[worse if better is None else better], boxes[worse], i, j) > threshold
     i, j = i[hit], j[hit]
     return (i, j) if better is not None else (torch.minimum(i, j), torch.maximum(i, j))
-
-
-def _missed(hit: Int[Tensor, " k"], count: int) -> Bool[Tensor, " n"]:
-    """Return which of ``count`` positions are not hit."""
-    return torch.ones(count, dtype=torch.bool, device=hit.device).index_fill(0, hit, False)
-
-
-def _settled(better: Int[Tensor, " k"], worse: Int[Tensor, " k"], count: int) -> Bool[Tensor, " n"]:
-    """Return which boxes remain, where each of ``better`` suppresses its later one of ``worse`` if it remains itself.
-
-    All remain at first; each round computes which are suppressed by those that remained. After round ``i`` the first
-    ``i`` results are final, and usually all of them long before (Cluster-NMS of Zheng et al. 2020).
-    """
-    remain = _missed(worse[:0], count)
-    while True:
-        now = _missed(worse[remain[better]], count)
-        if torch.equal(now, remain):
-            return now
-        remain = now
 
 
 def _vote(boxes: Tensor, scores: Tensor, labels: Tensor, kept: Tensor) -> Tensor:

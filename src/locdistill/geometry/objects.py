@@ -12,8 +12,6 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from locdistill.geometry.boxes import paired_inside
-
 PAIRS_AT_ONCE = {"cpu": 2**18}
 """Pairs of a location and an object that are compared together; few enough on a CPU to fit its cache."""
 PAIRS_AT_ONCE_ELSEWHERE = 2**25
@@ -47,8 +45,10 @@ def in_turn(locations: Tensor, *of_objects: Tensor) -> Iterator[tuple[Tensor, ..
 def inside_some(
     points: Float[Tensor, "l 2"], boxes: Float[Tensor, "b g 4"], chosen: Bool[Tensor, "b g"]
 ) -> Bool[Tensor, "b l"]:
-    """Return which points lie strictly inside at least one chosen box of each image."""
+    """Return which points lie strictly inside at least one chosen box of each image, not on its edge."""
+    x, y = points.unbind(-1)
     found = torch.zeros(len(boxes), len(points), dtype=torch.bool, device=points.device)
     for some, among in in_turn(points, boxes, chosen):
-        found = found | (paired_inside(points, some[:, :, None]) & among[..., None]).any(1)
+        left, top, right, bottom = some[:, :, None].unbind(-1)
+        found = found | ((x > left) & (y > top) & (x < right) & (y < bottom) & among[..., None]).any(1)
     return found

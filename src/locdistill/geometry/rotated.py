@@ -15,11 +15,11 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from locdistill.geometry.boxes import EPSILON
-from locdistill.geometry.sweep import in_parts, overlapping_pairs, taken
+from locdistill.geometry.sweep import in_parts, overlapping_pairs
 
 AngleRange = Literal["oc", "le90", "le135"]
 """Range of angles, which selects one of the equivalent parametrisations of a rectangle.
@@ -28,7 +28,7 @@ AngleRange = Literal["oc", "le90", "le135"]
 their width is vertical. ``le90`` and ``le135``: the width is the longer side and theta in [-pi / 2, pi / 2) or in
 [-pi / 4, 3 pi / 4). All as in MMRotate.
 """
-_START = {"le90": -math.pi / 2, "le135": -math.pi / 4}
+_START = {"oc": -math.pi, "le90": -math.pi / 2, "le135": -math.pi / 4}
 
 
 # -------------------------------------------------------------------------------------------------------------- numbers
@@ -84,24 +84,17 @@ def canonical(boxes: Float[Tensor, "*batch 5"], angles: AngleRange) -> Float[Ten
     The rectangles stay the same: for a slightly rotated square, the width may be either side.
     """
     x, y, w, h, theta = boxes.unbind(-1)
+    turn, start = w < h, _START[angles]
+    theta = -theta if angles == "oc" else torch.where(turn, theta + math.pi / 2, theta)
+    # Wrapped by multiples of pi into [start, start + pi); what rounding puts outside becomes the start.
+    moved = theta - ((theta - start) / math.pi).floor() * math.pi
+    moved = moved.where((moved >= start) & (moved < start + math.pi), start)
+    theta = torch.where((theta >= start) & (theta < start + math.pi), theta, moved)
     if angles == "oc":
-        theta = -_wrapped(-theta, -math.pi)
+        theta = -theta
         turn = theta > math.pi / 2
         theta = torch.where(turn, theta - math.pi / 2, theta)
-    else:
-        turn = w < h
-        theta = _wrapped(torch.where(turn, theta + math.pi / 2, theta), _START[angles])
     return torch.stack((x, y, torch.where(turn, h, w), torch.where(turn, w, h), theta), -1)
-
-
-def _wrapped(theta: Tensor, start: float) -> Tensor:
-    """Wrap angles by multiples of pi into ``[start, start + pi)``; what rounding puts outside becomes ``start``."""
-
-    def inside(values: Tensor) -> Bool[Tensor, "..."]:
-        return (values >= start) & (values < start + math.pi)
-
-    moved = theta - ((theta - start) / math.pi).floor() * math.pi
-    return torch.where(inside(theta), theta, moved.where(inside(moved), start))
 
 
 def fit(quads: Float[Tensor, "*batch 4 2"], angles: AngleRange) -> Float[Tensor, "*batch 5"]:
@@ -181,7 +174,7 @@ def iou_of_pairs(
 ) -> Float[Tensor, " k"]:
     """Compute :func:`paired_iou` of the boxes ``i`` of ``a`` with the boxes ``j`` of ``b``, some at a time."""
     own, other = _frames(a), _frames(b)
-    return in_parts(lambda i, j: _iou(taken(own, i, 1), taken(other, j, 1)), i, j)
+    return in_parts(lambda i, j: _iou(own.index_select(1, i), other.index_select(1, j)), i, j)
 
 
 def paired_polygon_iou(
@@ -189,11 +182,8 @@ def paired_polygon_iou(
 ) -> Float[Tensor, "*#batch"]:
     """Compute :func:`paired_iou` of rectangles with simple polygons, such as quadrilaterals of raw annotations."""
     shared = rectangle_polygon_area(boxes, polygons)
-    return _over_union(shared, area(wide(boxes)), polygon_area(polygons))
-
-
-def _over_union(shared: Tensor, area_a: Tensor, area_b: Tensor) -> Tensor:
-    return (shared / (area_a + area_b - shared).clamp(min=EPSILON)).clamp(max=1)
+    union = area(wide(boxes)) + polygon_area(polygons) - shared
+    return (shared / union.clamp(min=EPSILON)).clamp(max=1)
 
 
 def _iou(a: Tensor, b: Tensor) -> Tensor:
@@ -203,7 +193,8 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
     place = along_axes(other_x - x, other_y - y, cos, sin)
     turn = along_axes(other_cos, other_sin, cos, sin)
     shared = _area_within(*_outline(*place, other_w, other_h, *turn), w, h)
-    return _over_union(shared, 4 * w * h, 4 * other_w * other_h)
+    union: Tensor = 4 * w * h + 4 * other_w * other_h - shared
+    return (shared / union.clamp(min=EPSILON)).clamp(max=1)
 
 
 def _frames(boxes: Tensor) -> Tensor:
@@ -214,12 +205,11 @@ def _frames(boxes: Tensor) -> Tensor:
 
 def _outline(x: Tensor, y: Tensor, w: Tensor, h: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """Compute coordinates of the corners on a new first axis; ``w`` and ``h`` are half sides."""
-
-    def four(middle: Tensor, along: Tensor, across: Tensor) -> Tensor:
+    coordinates = []
+    for middle, along, across in ((x, w * cos, -h * sin), (y, w * sin, h * cos)):
         first, second = along + across, along - across
-        return torch.stack((middle - first, middle + second, middle + first, middle - second))
-
-    return four(x, w * cos, -h * sin), four(y, w * sin, h * cos)
+        coordinates.append(torch.stack((middle - first, middle + second, middle + first, middle - second)))
+    return coordinates[0], coordinates[1]
 
 
 def _area_within(x: Tensor, y: Tensor, w: Tensor, h: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
-"""Overlapping pairs of many axis-aligned boxes, found without comparing all with all."""
+"""Overlapping pairs of many axis-aligned boxes, found without comparing all with all.
+
+Values are selected by ``index_select``, which for rows of numbers is much faster than indexing on a CPU.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -31,12 +34,12 @@ def overlapping_pairs(
     own, order = _sorted(a)
     if b is None:
         i, j = _starting_within(own, own, torch.arange(1, len(a) + 1, device=a.device))
-        return taken(order, i), taken(order, j)
+        return order[i], order[j]
     other, other_order = _sorted(b)
     i, j = _starting_within(own, other, torch.searchsorted(other[0], own[0]))
     # The same with the roles exchanged, without the pairs that start together.
     j_too, i_too = _starting_within(other, own, torch.searchsorted(own[0], other[0], right=True))
-    return taken(order, torch.cat((i, i_too))), taken(other_order, torch.cat((j, j_too)))
+    return order[torch.cat((i, i_too))], other_order[torch.cat((j, j_too))]
 
 
 def moved_apart(boxes: Float[Tensor, "n 4"], groups: Int[Tensor, " n"]) -> Float[Tensor, "n 4"]:
@@ -57,11 +60,6 @@ def in_parts(value: Callable[[Tensor, Tensor], Tensor], i: Int[Tensor, " k"], j:
     return torch.cat([value(*places) for places in some])
 
 
-def taken(values: Tensor, places: Int[Tensor, " k"], axis: int = 0) -> Tensor:
-    """Select indices along an axis; for rows of numbers much faster than indexing on a CPU."""
-    return values.index_select(axis, places)
-
-
 def _sorted(boxes: Tensor) -> tuple[Tensor, Tensor]:
     """Sort coordinates (4, n) by left edge, and return them with the order; boxes not finite become empty and last."""
     finite = boxes.isfinite().all(1)
@@ -73,21 +71,17 @@ def _sorted(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 def _starting_within(a: Tensor, b: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
     """Find overlapping pairs of boxes of ``a`` with those of ``b`` that start within them, from index ``first`` on."""
-    last = torch.searchsorted(b[0], a[2].contiguous(), right=True)
-    found = [(first[:0], first[:0])]
-    for i, j in _expanded(first, (last - first).clamp(min=0)):
-        meet = ((taken(a[1], i) < taken(b[3], j)) & (taken(b[1], j) < taken(a[3], i))).nonzero()[:, 0]
-        found.append((taken(i, meet), taken(j, meet)))
-    i, j = (torch.cat(parts) for parts in zip(*found, strict=True))
-    return i, j
-
-
-def _expanded(first: Tensor, counts: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each row with each of its ``counts`` indices from ``first`` on, some rows at a time."""
+    counts = (torch.searchsorted(b[0], a[2].contiguous(), right=True) - first).clamp(min=0)
     ends = counts.cumsum(0)
     sizes = torch.unique_consecutive((ends - 1).div(CANDIDATES, rounding_mode="floor"), return_counts=True)[1]
     shift = first - (ends - counts)
+    found = [(first[:0], first[:0])]
     for rows in torch.split(torch.arange(len(first), device=first.device), sizes.tolist()):
+        # Each of these rows with each of its candidates.
         i = rows.repeat_interleave(counts[rows])
-        place = torch.arange(len(i), device=i.device) + (ends - counts)[rows[0]]
-        yield i, place + taken(shift, i)
+        j = torch.arange(len(i), device=i.device) + (ends - counts)[rows[0]] + shift.index_select(0, i)
+        top, bottom = (a[k].index_select(0, i) for k in (1, 3))
+        meet = ((top < b[3].index_select(0, j)) & (b[1].index_select(0, j) < bottom)).nonzero()[:, 0]
+        found.append((i.index_select(0, meet), j.index_select(0, meet)))
+    i, j = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return i, j

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -314,22 +314,17 @@ def data_of(weights: str | Path, data: str | Path | None) -> dict[str, Any]:
     settings = validate(DataSettings, group(recipe_data(beside), "data"), f"{beside}: data")
     if data is None:
         return settings.model_dump(mode="json")
-    if Path(settings.path).resolve() != Path(data).resolve() and not _is_trained_on(settings, data):
-        return {"path": str(data)}
-    return {"path": str(data), "holdout": settings.holdout, "holdout_by": settings.holdout_by}
-
-
-def _is_trained_on(settings: DataSettings, data: str | Path) -> bool:
-    """Return whether data, named otherwise than in the run, are one of its annotation files of training images."""
-    given = DataSettings(path=str(data))
-    try:
-        own, there = (
-            {place.resolve() for place in places_of(one, locate_data(one), split) if isinstance(place, Path)}
-            for one, split in ((settings, "train"), (given, "val"))
-        )
-    except DataError:
-        return False
-    return not own.isdisjoint(there)
+    trained_on = Path(settings.path).resolve() == Path(data).resolve()
+    if not trained_on:  # they may still be one of its annotation files of training images
+        given = DataSettings(path=str(data))
+        with suppress(DataError):
+            own, there = (
+                {place.resolve() for place in places_of(one, locate_data(one), split) if isinstance(place, Path)}
+                for one, split in ((settings, "train"), (given, "val"))
+            )
+            trained_on = not own.isdisjoint(there)
+    held = {"holdout": settings.holdout, "holdout_by": settings.holdout_by} if trained_on else {}
+    return {"path": str(data)} | held
 
 
 def with_classes(settings: DataSettings, split: str, known: tuple[str, ...]) -> DataSettings:

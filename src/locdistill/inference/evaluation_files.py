@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 from locdistill.data.records import Dataset, Record, evenly
 from locdistill.evaluation.arrays import outlines
-from locdistill.evaluation.confusion import ImageScore, confusion_matrix, image_scores
+from locdistill.evaluation.confusion import confusion_matrix, image_scores
 from locdistill.evaluation.curves import ClassCurve, class_curves, minimum_scores, thresholds
 from locdistill.evaluation.error_types import error_costs
 from locdistill.evaluation.evaluator import Evaluator, per_class
@@ -80,32 +80,23 @@ class Findings:
 
 def pictures_of(findings: Findings) -> dict[str, Callable[[], Image.Image]]:
     """Return the pictures of an evaluation by file name, as functions that draw them."""
-    return {
-        "pr_curves.png": lambda: _curves(findings),
-        "confusion.png": lambda: _confusion(findings),
-        "errors.png": lambda: _errors(findings),
-        "val_best_worst.png": lambda: best_and_worst(findings),
-    }
+    names = ("pr_curves.png", "confusion.png", "errors.png")
+    plots: dict[str, Callable[[], Image.Image]] = {name: partial(_plotted, findings, name) for name in names}
+    return plots | {"val_best_worst.png": partial(best_and_worst, findings)}
 
 
-def _curves(findings: Findings) -> Image.Image:
-    from locdistill.viz.judged import ScoreCurve, plot_class_curves  # noqa: PLC0415 - imports matplotlib
+def _plotted(findings: Findings, name: str) -> Image.Image:
+    from locdistill.viz import judged  # noqa: PLC0415 - imports matplotlib
 
-    curves = {c.name: ScoreCurve(c.scores, c.precision, c.recall, c.ap, c.threshold) for c in findings.curves}
-    return plot_class_curves(curves)
-
-
-def _confusion(findings: Findings) -> Image.Image:
-    from locdistill.viz.judged import plot_confusion  # noqa: PLC0415 - imports matplotlib
-
-    return plot_confusion(confusion_matrix(findings.matches, findings.minimum), findings.dataset.classes)
-
-
-def _errors(findings: Findings) -> Image.Image:
-    from locdistill.viz.judged import plot_errors  # noqa: PLC0415 - imports matplotlib
-
+    if name == "pr_curves.png":
+        curves = {
+            c.name: judged.ScoreCurve(c.scores, c.precision, c.recall, c.ap, c.threshold) for c in findings.curves
+        }
+        return judged.plot_class_curves(curves)
+    if name == "confusion.png":
+        return judged.plot_confusion(confusion_matrix(findings.matches, findings.minimum), findings.dataset.classes)
     errors = error_costs(findings.matches)
-    return plot_errors(errors.costs, errors.counts, errors.ap)
+    return judged.plot_errors(errors.costs, errors.counts, errors.ap)
 
 
 def labels_picture(dataset: Dataset) -> Image.Image:
@@ -137,14 +128,13 @@ def best_and_worst(findings: Findings) -> Image.Image:
     sheets = []
     for title, chosen in ((f"Worst images by F1; {words}", worst), ("Best images by F1", best)):
         pairs = [pair(findings, records[one.image_id], _CELL) for one in chosen]
-        captions = [_caption(records[one.image_id], one) for one in chosen]
+        captions = [
+            f"F1 {one.f1:.2f}: {one.found} of {one.found + one.missed} found, {one.false} false  "
+            f"({records[one.image_id].path.name})"
+            for one in chosen
+        ]
         sheets.append(mosaic(pairs, captions, columns=2, cell=2 * _CELL + 20, title=title))
     return below(sheets)
-
-
-def _caption(record: Record, score: ImageScore) -> str:
-    objects = score.found + score.missed
-    return f"F1 {score.f1:.2f}: {score.found} of {objects} found, {score.false} false  ({record.path.name})"
 
 
 def pair(findings: Findings, record: Record, limit: int) -> Image.Image:

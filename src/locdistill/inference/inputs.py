@@ -252,9 +252,13 @@ def _named(item: str, problems: list[str]) -> Iterator[tuple[str, Path]]:
 def _source(place: str, name: Path, every: int) -> Input:
     address, suffix = _ADDRESS.match(place), name.suffix.lower()
     if address and address["scheme"] in _WEB:
-        if suffix in IMAGE_SUFFIXES or (suffix not in VIDEO_SUFFIXES and _answers_with_a_picture(place)):
-            return PictureInput(place, name)
-    elif not address and suffix not in VIDEO_SUFFIXES and Path(place).is_file():
+        picture = suffix not in VIDEO_SUFFIXES
+        if picture and suffix not in IMAGE_SUFFIXES:  # reading it says what is wrong, if it does not answer
+            with suppress(OSError, ValueError), _answer(place) as answer:
+                picture = str(answer.headers.get_content_maintype()) == "image"
+    else:
+        picture = not address and suffix not in VIDEO_SUFFIXES and Path(place).is_file()
+    if picture:
         return PictureInput(place, name)
     video = VideoInput(place, name, every)
     if address is None and video.camera is None:
@@ -272,12 +276,6 @@ def _length(container: Any) -> int | None:
     if not container.duration or not stream.average_rate:
         return None
     return int(container.duration / 1e6 * float(stream.average_rate) + 0.5)
-
-
-def _answers_with_a_picture(address: str) -> bool:
-    with suppress(OSError, ValueError), _answer(address) as answer:
-        return str(answer.headers.get_content_maintype()) == "image"
-    return True  # reading it will say what is wrong
 
 
 def _answer(address: str) -> Any:

@@ -15,43 +15,20 @@ from locdistill.geometry.rotated import paired_iou as paired_rotated_iou
 OverlapKind = Literal["giou", "diou", "ciou", "rotated_iou", "gwd", "kld", "probiou"]
 
 
-def gwd_loss(boxes: Float[Tensor, "*batch 5"], targets: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
-    """Compute ``ln(1 + D)`` with the normalised Wasserstein distance ``D``.
-
-    This is MMRotate with ``tau = 0``, which the reference implementation (Rotated-LD) trains with. The paper (Yang et
-    al. 2021) has ``1 - 1 / (tau + f(D^2))``.
-    """
-    return gwd(boxes, targets).log1p()
-
-
-def kld_loss(boxes: Float[Tensor, "*batch 5"], targets: Float[Tensor, "*batch 5"]) -> Float[Tensor, "*batch"]:
-    """Compute ``1 - 1 / (1 + ln(1 + K))``, with ``K`` twice the divergence of the prediction from the truth.
-
-    Source: Yang et al. 2021; MMRotate with ``tau = 1``, whose ``K`` is at least 1e-6; here it may be 0.
-    """
-    return 1 - 1 / (1 + kld(boxes, targets).log1p())
-
-
-_KINDS: dict[OverlapKind, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
+OVERLAPS: dict[OverlapKind, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = {
     "giou": (4, lambda boxes, targets: 1 - paired_giou(boxes, targets)),
     "diou": (4, lambda boxes, targets: 1 - paired_diou(boxes, targets)),
     "ciou": (4, lambda boxes, targets: 1 - paired_ciou(boxes, targets)),
     "rotated_iou": (5, lambda boxes, targets: 1 - paired_rotated_iou(boxes, targets)),
-    "gwd": (5, gwd_loss),
-    "kld": (5, kld_loss),
+    # ln(1 + D) with the normalised Wasserstein distance D: MMRotate with tau = 0, which the reference implementation
+    # (Rotated-LD) trains with. The paper (Yang et al. 2021) has 1 - 1 / (tau + f(D^2)).
+    "gwd": (5, lambda boxes, targets: gwd(boxes, targets).log1p()),
+    # 1 - 1 / (1 + ln(1 + K)), with K twice the divergence of the prediction from the truth (Yang et al. 2021; MMRotate
+    # with tau = 1, whose K is at least 1e-6; here it may be 0).
+    "kld": (5, lambda boxes, targets: 1 - 1 / (1 + kld(boxes, targets).log1p())),
     "probiou": (5, hellinger),
 }
 """Number of coordinates per box, and the loss, by kind of overlap."""
-
-
-def numbers_for(kind: OverlapKind) -> int:
-    """Return how many coordinates the boxes of a kind of overlap have."""
-    return _KINDS[kind][0]
-
-
-def kinds_for(numbers: int) -> tuple[OverlapKind, ...]:
-    """Return the kinds of overlap for boxes of this many coordinates."""
-    return tuple(kind for kind, (own, _) in _KINDS.items() if own == numbers)
 
 
 def overlap_loss(
@@ -61,6 +38,7 @@ def overlap_loss(
 
     It is one minus the similarity of axis-aligned boxes ``x1, y1, x2, y2`` (``giou``, ``diou``, ``ciou``) or of rotated
     ones ``cx, cy, w, h, theta`` (``rotated_iou``); or a distance of the Gaussians that represent rotated boxes:
-    `gwd_loss`, `kld_loss`, and for ``probiou`` the Hellinger distance, the loss ``L1`` of Llerena et al. (2021).
+    ``gwd``, ``kld`` (see `OVERLAPS`), and for ``probiou`` the Hellinger distance, the loss ``L1`` of Llerena et al.
+    (2021).
     """
-    return _KINDS[kind][1](boxes, targets)
+    return OVERLAPS[kind][1](boxes, targets)

@@ -26,14 +26,12 @@ class Average:
         self.updates = 0
         self.model = copy.deepcopy(model).requires_grad_(False).eval()
 
-    def to(self, device: torch.device) -> None:
-        """Move the average to the model's device."""
-        self.model.to(device)
-
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the average with the model's present weights."""
-        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        # Parameters and persistent buffers, in a fixed order.
+        tensors = (each.state_dict(keep_vars=True).values() for each in (self.model, model))
+        pairs: list[tuple[Tensor, Tensor]] = list(zip(*tensors, strict=True))
         averaged = [(ours, new) for ours, new in pairs if ours.is_floating_point()]
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_([ours for ours, _ in averaged], [new for _, new in averaged], 1 - decay)
@@ -50,8 +48,3 @@ class Average:
         """Restore a saved average."""
         self.updates = state["updates"]
         self.model.load_state_dict(state["model"])
-
-
-def _tensors(model: nn.Module) -> list[Tensor]:
-    """Return parameters and persistent buffers, in a fixed order."""
-    return list(model.state_dict(keep_vars=True).values())

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
@@ -83,11 +83,15 @@ def build_backbone(settings: DetectorSettings, *, weights: bool = True) -> tuple
     config: dict[str, Any] = getattr(net, "pretrained_cfg", {})
     maps: Any = net.feature_info
     widths = maps.channels()
+    mean, std = (
+        cast(Triple, tuple(round(value * 255, 6) for value in config.get(name, usual)))
+        for name, usual in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225)))
+    )
     info = BackboneInfo(
         channels=tuple(widths[wanted.index(stride)] for stride in needed),
         outputs=tuple(wanted.index(stride) for stride in needed),
-        mean=_channels_255(config.get("mean", (0.485, 0.456, 0.406))),
-        std=_channels_255(config.get("std", (0.229, 0.224, 0.225))),
+        mean=mean,
+        std=std,
     )
     return net, info
 
@@ -114,11 +118,6 @@ def _to_look_at(build: Callable[[], nn.Module]) -> nn.Module:
             return build()
 
 
-def _channels_255(values: tuple[float, ...]) -> Triple:
-    red, green, blue = (round(value * 255, 6) for value in values)
-    return red, green, blue
-
-
 def _create(name: str, arguments: Mapping[str, Any], *, hub: bool = False, **extra: Any) -> nn.Module:
     if not timm.is_model(name.split(".", maxsplit=1)[0]):
         near = difflib.get_close_matches(name, timm.list_models(), n=3)
@@ -127,16 +126,16 @@ def _create(name: str, arguments: Mapping[str, Any], *, hub: bool = False, **ext
     try:
         net: nn.Module = timm.create_model(name, pretrained=hub, features_only=True, **_arguments(arguments), **extra)
     except Exception as error:  # hubs, caches and constructors raise all kinds of errors
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if hub:
             raise WeightsError(
                 f"backbone: the pretrained weights of '{name}' could not be downloaded from timm's hub "
-                f"({_first_line(error)}). Without a network, give a file with '--pretrained FILE' (the state dict of "
+                f"({reason}). Without a network, give a file with '--pretrained FILE' (the state dict of "
                 "the timm model, .pth or .safetensors), or train from scratch with '--pretrained none'; in a recipe, "
                 "'detector.pretrained: FILE' or 'false'"
             ) from error
         raise RecipeError(
-            f"backbone: timm cannot build '{name}' with features_only and backbone_args {dict(arguments)}: "
-            f"{_first_line(error)}"
+            f"backbone: timm cannot build '{name}' with features_only and backbone_args {dict(arguments)}: {reason}"
         ) from error
     return net
 
@@ -150,10 +149,6 @@ def _arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if not groups.isdigit() or int(groups) < 1:
         raise RecipeError(f"backbone_args: norm_layer 'groupnorm:G' needs a number of groups, got '{norm}'")
     return dict(arguments) | {"norm_layer": partial(GroupNorm, num_groups=int(groups))}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _load_file(net: nn.Module, settings: DetectorSettings, path: str) -> None:

@@ -15,11 +15,6 @@ from locdistill.files import file_digest
 _ENDING = re.compile(r"(?P<name>.+)-(?P<checksum>(?!(19|20)\d\d[01]\d[0-3]\d$)[0-9a-f]{8,64})")
 
 
-def with_checksum(name: str, sha256: str) -> str:
-    """Return the stem of a published file."""
-    return f"{name}-{sha256[:8]}"
-
-
 def split_checksum(stem: str) -> tuple[str, str | None]:
     """Split a stem into name and checksum; None if it does not end in a checksum."""
     found = _ENDING.fullmatch(stem)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -38,12 +39,12 @@ class DeformConv2d(nn.Module):
         assert conv.padding_mode == "zeros"
         assert not isinstance(conv.padding, str)
         self.weight = conv.weight
-        self.stride, self.padding, self.dilation = _pair(conv.stride), _pair(conv.padding), _pair(conv.dilation)
-        taps = conv.kernel_size[0] * conv.kernel_size[1]
+        pairs = (conv.stride, conv.padding, conv.dilation, conv.kernel_size)
+        self.stride, self.padding, self.dilation, kernel = (cast(IntPair, pair) for pair in pairs)
         self.conv_offset = nn.Conv2d(
             conv.in_channels,
-            2 * taps,
-            _pair(conv.kernel_size),
+            2 * math.prod(kernel),
+            kernel,
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
@@ -108,8 +109,3 @@ def deform_conv2d_plain(
     samples = nn.functional.grid_sample(x, grid, align_corners=False)
     by_group = samples.reshape(images, groups, per_group * taps, -1)
     return (weight.reshape(groups, outputs // groups, -1) @ by_group).reshape(images, outputs, *places)
-
-
-def _pair(values: tuple[int, ...]) -> IntPair:
-    vertical, horizontal = values
-    return vertical, horizontal

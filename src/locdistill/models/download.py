@@ -141,7 +141,13 @@ def _download(address: _WebAddress, folder: Path) -> Path:
         with _answering(address.url):
             start = answer.read(_CHUNK)
         _check_start(start, address.url)
-        path = folder / _name(answer, start)
+        # The name in the answer's header, else in its address; readers of files go by the suffix.
+        names = [answer.headers.get_filename() or "", urllib.parse.unquote(urllib.parse.urlsplit(answer.url).path)]
+        plain = [re.sub(r"[^\w.+-]", "_", PurePosixPath(name).name).lstrip(".") for name in names]
+        name = next((name for name in plain if PurePosixPath(name).suffix), "weights.pth")
+        if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 27 and not name.endswith(_SAFETENSORS):
+            name += _SAFETENSORS
+        path = folder / name
         size, digest = 0, hashlib.sha256()
         with replacing(path) as part:
             with part.open("wb") as file:
@@ -200,15 +206,6 @@ def _check_start(start: bytes, url: str) -> None:
         raise WeightsError(
             f"{url}: a pointer of Git LFS, not the weights; give the address for downloads (such as .../resolve/...)"
         )
-
-
-def _name(answer: http.client.HTTPResponse, start: bytes) -> str:
-    """Return a file name: that of the answer's header, else of its address; readers of files go by the suffix."""
-    names = [answer.headers.get_filename() or "", urllib.parse.unquote(urllib.parse.urlsplit(answer.url).path)]
-    plain = [re.sub(r"[^\w.+-]", "_", PurePosixPath(name).name).lstrip(".") for name in names]
-    name = next((name for name in plain if PurePosixPath(name).suffix), "weights.pth")
-    holds = start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 27
-    return name + _SAFETENSORS if holds and not name.endswith(_SAFETENSORS) else name
 
 
 @contextmanager

@@ -351,23 +351,20 @@ class ExportedDetector(Detector):
         padded = nn.functional.pad(images, (0, right, 0, below)).cpu().contiguous().numpy()
         real = sizes.cpu().long().numpy()
         step = self.facts.batch or len(padded)
-        parts = [self._part(padded[i : i + step], real[i : i + step], step) for i in range(0, len(padded), step)]
-        for number, part in enumerate(parts):
-            if "image_index" in part:
-                part["image_index"] = part["image_index"] + number * step
+        parts: list[dict[str, Tensor]] = []
+        for first in range(0, len(padded), step):
+            some = [values[first : first + step] for values in (padded, real)]
+            count = len(some[0])
+            if count < step:  # repeat the last image
+                some = [np.concatenate((x, np.repeat(x[-1:], step - count, 0))) for x in some]
+            found = self._run(*some)
+            part = {name: torch.from_numpy(found[name][:count]) for name in RAW if name in found}
+            if not part:
+                own = found["image_index"] < count
+                part = {name: torch.from_numpy(found[name][own]) for name in BOXES}
+                part["image_index"] = part["image_index"] + first
+            parts.append(part)
         return {name: torch.cat([part[name] for part in parts]).to(self.device) for name in parts[0]}, (height, width)
-
-    def _part(self, images: np.ndarray, sizes: np.ndarray, step: int) -> dict[str, Tensor]:
-        """Run the file on at most as many images as it takes."""
-        count = len(images)
-        if count < step:
-            images, sizes = (np.concatenate((x, np.repeat(x[-1:], step - count, 0))) for x in (images, sizes))
-        found = self._run(images, sizes)
-        raw = {name: torch.from_numpy(found[name][:count]) for name in RAW if name in found}
-        if raw:
-            return raw
-        own = found["image_index"] < count
-        return {name: torch.from_numpy(found[name][own]) for name in BOXES}
 
     def prepare(self, source: ImageSource) -> Prepared:
         """Read an image and resize it for the file.

@@ -74,6 +74,10 @@ class ImportReport:
         names = ", ".join(own.classes[:4]) + (", ..." if len(own.classes) > 4 else "")
         order = "BGR" if own.bgr else "RGB"
         unit = f"{own.angle_unit:g} radians"
+        mean, std = (
+            ", ".join(f"{value:g}" for value in values) if values else "as its backbone was pretrained"
+            for values in (own.mean, own.std)
+        )
         angles = {"angles": f"{own.angles}, in units of {unit}, {own.angle_bins} bins"} if own.rotated else {}
         return {
             "detector": f"{own.model}, {own.channels} wide, towers of {own.depth}, levels {first} to {last}",
@@ -82,7 +86,7 @@ class ImportReport:
             "classes": f"{len(own.classes)} ({names}){spare}",
             "reg_max": str(own.reg_max),
             **angles,
-            "input": f"{order}, mean {_triple(own.mean)}, std {_triple(own.std)}",
+            "input": f"{order}, mean {mean}, std {std}",
             "weights": self.weights,
             "tensors": str(self.tensors),
             "parameters": f"{self.parameters:,}",
@@ -142,7 +146,13 @@ class Foreign:
         own = detector.state_dict()
         needed = zip(own, mmdet.to_mmdet(own, self.report.settings.model), strict=False)  # the bins come last
         differ = Differences.between(detector, self.tensors)
-        theirs = differ.renamed(dict(needed) | self.names)
+        names = dict(needed) | self.names
+        theirs = Differences(
+            missing=tuple(names[key] for key in differ.missing),
+            foreign=tuple(names[key] for key in differ.foreign),
+            shapes={names[key]: what for key, what in differ.shapes.items()},
+            values={names[key]: what for key, what in differ.values.items()},
+        )
         if strict and str(theirs):
             raise WeightsError(self._incomplete(theirs))
         without = {*differ.foreign, *differ.shapes, *differ.values}
@@ -262,8 +272,12 @@ def _check_positions(constants: Mapping[str, Tensor], own: DetectorSettings) -> 
         _, bins = meaning_of(own.model_copy(update={"reg_max": max(1, len(its) - 1)}))
         mine = bins.positions(its).expand(own.edges, -1)[edge]
         if its.shape != mine.shape or not torch.allclose(its, mine, rtol=1e-3, atol=1e-3):
+            here, there = (
+                ", ".join(listed if len(listed) < 6 else [*listed[:3], "...", listed[-1]]) or "no positions"
+                for listed in ([f"{value:.4g}" for value in positions.tolist()] for positions in (mine, its))
+            )
             raise WeightsError(
-                f"{name}: its {len(its)} bins lie at {_ends(its)}; those of {own.model} are expected at {_ends(mine)}, "
+                f"{name}: its {len(its)} bins lie at {there}; those of {own.model} are expected at {here}, "
                 "and with other bins the weights would mean other boxes. Use a file that was trained with these bins"
             )
 
@@ -319,12 +333,3 @@ def detector_settings(path: str | Path) -> DetectorSettings:
     if not settings.classes:
         raise WeightsError(f"{file}: the settings saved with the weights have no names of classes; {again}")
     return settings
-
-
-def _ends(values: Tensor) -> str:
-    listed = [f"{value:.4g}" for value in values.tolist()]
-    return ", ".join(listed if len(listed) < 6 else [*listed[:3], "...", listed[-1]]) or "no positions"
-
-
-def _triple(values: Sequence[float] | None) -> str:
-    return ", ".join(f"{value:g}" for value in values) if values else "as its backbone was pretrained"

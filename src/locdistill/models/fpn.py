@@ -59,16 +59,10 @@ class FPN(nn.Module):
         for step, convolution in enumerate(self.outputs[own:]):
             below = stages[-1] if self.extra == "input" and step == 0 else levels[-1]
             below = below.relu() if self.extra == "output_relu" and step else below
-            levels += [convolution(_wide_enough(below))]
+            # A map of one column gets another of zeros, which avoids an error in oneDNN (seen in 3.12.0, of PyTorch
+            # 2.14.1). Its bf16 convolution for AVX-512 reads memory that it never wrote when it computes the gradient
+            # of the weight for a map narrower than the stride: the gradient is wrong, and sometimes NaN. The column is
+            # what the padding is there anyway, and the width of the output remains one.
+            narrow = below.shape[-1] == 1 and below.device.type == "cpu" and torch.is_grad_enabled()
+            levels += [convolution(F.pad(below, (0, 1)) if narrow else below)]
         return levels
-
-
-def _wide_enough(x: Tensor) -> Tensor:
-    """Add a column of zeros to a map of one column before a 3x3 convolution of stride 2; the result is the same.
-
-    This avoids an error in oneDNN (seen in 3.12.0, of PyTorch 2.14.1). Its bf16 convolution for AVX-512 reads memory
-    that it never wrote when it computes the gradient of the weight for a map narrower than the stride: the gradient is
-    wrong, and sometimes NaN. The column is what the padding is there anyway, and the width of the output remains one.
-    """
-    narrow = x.shape[-1] == 1 and x.device.type == "cpu" and torch.is_grad_enabled()
-    return F.pad(x, (0, 1)) if narrow else x

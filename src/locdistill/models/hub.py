@@ -23,7 +23,7 @@ from locdistill.models.foreign import detector_settings
 from locdistill.models.weights import SUFFIX, locate
 
 if TYPE_CHECKING:
-    from huggingface_hub import HfApi, ModelInfo
+    from huggingface_hub import HfApi
 
 _ADDRESS = re.compile(r"hf:/{1,2}(?P<repo_id>[^/@]+/[^/@]+)(@(?P<revision>[^/]+))?(/(?P<file>.+))?")
 
@@ -67,7 +67,20 @@ def pull(
     else:
         named = _address(repo_id) or _Address(repo_id)
         found = _fetch(_Address(named.repo_id, revision or named.revision, file or named.file), token)
-    return found if out is None else _copy(found, Path(out))
+    if out is None:
+        return found
+    make_folder(Path(out))
+    target = Path(out) / found.name
+    if target.exists():
+        if target.read_bytes() == found.read_bytes():
+            return target
+        raise RunError(f"{target} exists already, with other content; give another folder with --out DIR")
+    try:
+        with replacing(target) as part:
+            shutil.copyfile(found, part)
+    except OSError as error:
+        raise RunError(f"{target} cannot be written ({error.strerror or error}); give another folder") from error
+    return target
 
 
 def find(weights: str | Path) -> Path:
@@ -110,7 +123,22 @@ def _fetch(address: _Address, token: str | None) -> Path:
     """Download a file, or find it in the cache, and check it."""
     with asking(address.repo_id, address.revision):
         api = hub_api(token)
-        file = address.file or _only_weights(address.repo_id, _files(api, address))
+        file = address.file
+        if file is None:
+            # The default weights: the only published ones, or the only ones.
+            files = _files(api, address)
+            there = [name for name in files if name.endswith(SUFFIX)]
+            published = [name for name in there if split_checksum(PurePosixPath(name).stem)[1] is not None]
+            if not there:
+                listed = ", ".join(files[:10]) or "nothing"
+                raise HubError(f"{address.repo_id} has no weights ({SUFFIX}); it has {listed}")
+            if len(published) != 1 and len(there) != 1:
+                listed = "\n  ".join(sorted(published or there))
+                raise HubError(
+                    f"{address.repo_id} has several weights; choose one with --file, or as hf://{address.repo_id}/FILE:"
+                    f"\n  {listed}"
+                )
+            file = published[0] if len(published) == 1 else there[0]
         found = Path(api.hf_hub_download(address.repo_id, file, revision=address.revision))
     check_checksum(found)
     if found.suffix == SUFFIX:
@@ -123,7 +151,8 @@ def _files(api: HfApi, address: _Address) -> list[str]:
     from huggingface_hub import errors  # noqa: PLC0415 - heavy
 
     try:
-        return file_names(api.model_info(address.repo_id, revision=address.revision))  # fails sooner than a listing
+        info = api.model_info(address.repo_id, revision=address.revision)  # fails sooner than a listing
+        return [file.rfilename for file in info.siblings or ()]
     except _failed_connection() as error:
         if isinstance(error, errors.HfHubHTTPError):  # the hub answered
             raise
@@ -134,41 +163,6 @@ def _files(api: HfApi, address: _Address) -> list[str]:
         except errors.LocalEntryNotFoundError:
             raise error from None
         return [path.relative_to(str(folder)).as_posix() for path in Path(str(folder)).rglob(f"*{SUFFIX}")]
-
-
-def file_names(info: ModelInfo) -> list[str]:
-    """Return the names of a repository's files."""
-    return [file.rfilename for file in info.siblings or ()]
-
-
-def _only_weights(repo_id: str, files: list[str]) -> str:
-    """Return the default weights of a repository: the only published ones, or the only ones."""
-    there = [name for name in files if name.endswith(SUFFIX)]
-    published = [name for name in there if split_checksum(PurePosixPath(name).stem)[1] is not None]
-    for candidates in (published, there):
-        if len(candidates) == 1:
-            return candidates[0]
-    if not there:
-        listed = ", ".join(files[:10]) or "nothing"
-        raise HubError(f"{repo_id} has no weights ({SUFFIX}); it has {listed}")
-    listed = "\n  ".join(sorted(published or there))
-    raise HubError(f"{repo_id} has several weights; choose one with --file, or as hf://{repo_id}/FILE:\n  {listed}")
-
-
-def _copy(found: Path, folder: Path) -> Path:
-    """Copy a file into a folder atomically, without replacing another file of the same name."""
-    make_folder(folder)
-    target = folder / found.name
-    if target.exists():
-        if target.read_bytes() == found.read_bytes():
-            return target
-        raise RunError(f"{target} exists already, with other content; give another folder with --out DIR")
-    try:
-        with replacing(target) as part:
-            shutil.copyfile(found, part)
-    except OSError as error:
-        raise RunError(f"{target} cannot be written ({error.strerror or error}); give another folder") from error
-    return target
 
 
 def hub_api(token: str | None) -> HfApi:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -50,13 +50,9 @@ def _forward(block: nn.Module, *inputs: Any, **options: Any) -> Any:
         return compute(*inputs, **options)
     norms = [m for m in block.modules() if isinstance(m, _BatchNorm) and m.training and m.track_running_stats]
     if norms:
-        options["context_fn"] = partial(_contexts, norms)
+        # Contexts of the first computation and of the second, which must not update running statistics.
+        options["context_fn"] = lambda: (nullcontext(), _statistics_kept(norms))
     return checkpoint(compute, *inputs, use_reentrant=False, **options)
-
-
-def _contexts(norms: list[_BatchNorm]) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    """Return contexts of the first computation and of the second, which must not update running statistics."""
-    return nullcontext(), _statistics_kept(norms)
 
 
 @contextmanager

@@ -20,7 +20,11 @@ def adapt(net: nn.Module, settings: DetectorSettings) -> None:
     Raises:
         RecipeError: The settings require a part that this backbone does not have.
     """
-    blocks = {stage: _blocks(net, stage) for stage in STAGES}
+    blocks: dict[int, list[ResidualBlock]] = {}
+    for stage in STAGES:  # none for other architectures, and for stages that no level uses
+        layer = getattr(net, f"layer{stage}", None)
+        inside = list(layer) if isinstance(layer, nn.Sequential) else []
+        blocks[stage] = [block for block in inside if isinstance(block, ResidualBlock)]
     everywhere = [block for stage in STAGES for block in blocks[stage]]
     # timm and the authors of Res2Net average the last split of a Res2Net block over 3x3 in the first block of every
     # stage, MMDetection only where the stride is 2. Its published detectors were trained that way, from ImageNet
@@ -52,13 +56,6 @@ def adapt(net: nn.Module, settings: DetectorSettings) -> None:
                 convolution = parent.get_submodule(name)
                 assert isinstance(convolution, nn.Conv2d)
                 parent.add_module(name, DeformConv2d(convolution))
-
-
-def _blocks(net: nn.Module, stage: int) -> list[ResidualBlock]:
-    """Return the residual blocks of a stage; none for other architectures, and for stages that no level uses."""
-    layer = getattr(net, f"layer{stage}", None)
-    blocks = list(layer) if isinstance(layer, nn.Sequential) else []
-    return [block for block in blocks if isinstance(block, ResidualBlock)]
 
 
 def _stride_first(blocks: list[ResidualBlock], name: str) -> None:

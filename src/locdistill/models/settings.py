@@ -228,11 +228,6 @@ class DetectorSettings(Settings):
         return 5 if self.rotated else 4
 
     @property
-    def class_outputs(self) -> int:
-        """Number of channels of the class scores."""
-        return len(self.classes) + self.background_channel
-
-    @property
     def strides(self) -> tuple[int, ...]:
         """Stride of each level in pixels."""
         return tuple(2**level for level in self.levels)

@@ -269,15 +269,6 @@ class Differences:
             values=values,
         )
 
-    def renamed(self, names: Mapping[str, str]) -> Differences:
-        """Return the same differences under other names."""
-        return Differences(
-            missing=tuple(names[key] for key in self.missing),
-            foreign=tuple(names[key] for key in self.foreign),
-            shapes={names[key]: what for key, what in self.shapes.items()},
-            values={names[key]: what for key, what in self.values.items()},
-        )
-
     def __str__(self) -> str:
         shapes = [f"{key} {what}" for key, what in self.shapes.items()]
         values = [f"{key} ({why})" for key, why in self.values.items()]

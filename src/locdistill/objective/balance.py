@@ -89,7 +89,7 @@ class Balance(nn.Module):
         """
         if torch.is_grad_enabled() and supervised.requires_grad:
             self._measure(values, supervised, student, with_features)
-        factors, shared = self.factors(), self.pareto_factors()
+        factors, (_, shared) = self.factors(), self.pareto()
         scaled = {name: values[name] * factors[k] for k, name in enumerate(self.ratios)}
         for name in self.names:
             if name not in self.ratios:
@@ -108,31 +108,28 @@ class Balance(nn.Module):
         return torch.where(self.share > 0, self.wanted * (theirs / own.maximum(floor)).sqrt(), 1.0)
 
     @torch.no_grad()
-    def pareto_factors(self) -> Float[Tensor, " g"]:
-        """Return the present factor of each group of terms; 1 where nothing was measured."""
-        tiny = torch.finfo(self.sums.dtype).tiny
-        labels, own = self.sums[:, 3], self.sums[:, 4]
-        pi = self.pareto_shares()
-        factor = (1 - pi) / pi * labels / own.clamp(min=tiny)
-        return torch.where((labels > 0) & (own > 0), factor.clamp(max=LARGEST), 1.0)
+    def pareto(self) -> tuple[Float[Tensor, " g"], Float[Tensor, " g"]]:
+        """Compute the shares ``pi`` of the supervised terms and the factors of the groups of terms at present.
 
-    @torch.no_grad()
-    def pareto_shares(self) -> Float[Tensor, " g"]:
-        """Return the share ``pi`` of the supervised terms in each group, at least `LEAST_SHARE`."""
+        Shares are at least `LEAST_SHARE`; factors are 1 where nothing was measured.
+        """
         theirs, own, product, labels, value = self.sums.unbind(-1)
         tiny = torch.finfo(self.sums.dtype).tiny
-        labels, value = labels.clamp(min=tiny), value.clamp(min=tiny)
-        g11, g22, g12 = theirs / labels.square(), own / value.square(), product / labels / value
+        measured = (labels > 0) & (value > 0)
+        one, other = labels.clamp(min=tiny), value.clamp(min=tiny)
+        g11, g22, g12 = theirs / one.square(), own / other.square(), product / one / other
         apart = g11 + g22 - 2 * g12  # |g1 - g2|^2
         pi = (g22 - g12) / apart.clamp(min=tiny)
-        return torch.where(apart > tiny, pi.clamp(LEAST_SHARE, 1.0), 0.5)
+        pi = torch.where(apart > tiny, pi.clamp(LEAST_SHARE, 1.0), 0.5)
+        factor = (1 - pi) / pi * labels / other
+        return pi, torch.where(measured, factor.clamp(max=LARGEST), 1.0)
 
     @torch.no_grad()
     def watched(self) -> dict[str, Float[Tensor, " 2"]]:
         """Return cosine of the gradients and share of the supervised terms by group, each with the divisor 1."""
         theirs, own, product = self.sums[:, :3].unbind(-1)
         cosine = product / (theirs * own).sqrt().clamp(min=torch.finfo(own.dtype).tiny)
-        pairs = {"cosine": cosine, "labels": self.pareto_shares()}
+        pairs = {"cosine": cosine, "labels": self.pareto()[0]}
         used = sorted(set(self.group_of.values()))
         one = torch.ones_like(cosine[0])
         return {
@@ -158,7 +155,12 @@ class Balance(nn.Module):
                 pairs = [(a, b) for a, b in zip(theirs, own, strict=True) if b is not None]
                 rows += [_inner([(a, a) for a, _ in pairs], zero), _inner([(b, b) for _, b in pairs], zero)]
                 continue
-            group = self._group(name, own, mapped=name in with_features)
+            mapped = name in with_features
+            if name not in self.group_of and (mapped or any(gradient is not None for gradient in own)):
+                # The group that is found first stays: edges, if the term has a gradient on the edge logits.
+                where = "features" if mapped else "classes" if own[_EDGES] is None else "edges"
+                self.group_of[name] = GROUPS.index(where)
+            group = self.group_of.get(name, 0)
             before = groups.get(group, (theirs, [None] * len(own), zero))
             summed = [b if a is None else a if b is None else a + b for a, b in zip(before[1], own, strict=True)]
             groups[group] = (theirs, summed, before[2] + values[name].detach().float())
@@ -185,12 +187,6 @@ class Balance(nn.Module):
         self.sums.lerp_(of_groups * products, step)
         self.squares.lerp_(of_terms / world_size(), step)
         self.share.copy_(share)
-
-    def _group(self, name: str, own: Gradients, *, mapped: bool) -> int:
-        """Return the group of a term: edges if it has a gradient on the edge logits; the first that was found stays."""
-        if name not in self.group_of and (mapped or any(gradient is not None for gradient in own)):
-            self.group_of[name] = GROUPS.index("features" if mapped else "classes" if own[_EDGES] is None else "edges")
-        return self.group_of.get(name, 0)
 
 
 def _gradients(value: Tensor, inputs: Sequence[Tensor]) -> Gradients:

@@ -11,7 +11,7 @@ from torch import Tensor
 from locdistill.assign.assignment import Assigner, Assignment
 from locdistill.geometry.bins import Bins
 from locdistill.geometry.coding import DISTANCES, Coding
-from locdistill.geometry.constant import indices
+from locdistill.geometry.constant import constant
 from locdistill.geometry.grid import Grid
 from locdistill.losses.centerness import centerness
 from locdistill.objective.learned import NO_RUN, TrainingProgress
@@ -100,8 +100,8 @@ class Scene:
 
         The objective checks that the predicted numbers are distances to four edges.
         """
-        distances = self.coding.distances(self.coding.encode(self.grid, self.target_boxes))
-        return centerness(distances) * self.assignment.positive
+        values = self.coding.encode(self.grid, self.target_boxes)
+        return centerness(values[..., : self.coding.distances]) * self.assignment.positive
 
     @property
     def taught(self) -> Scene:
@@ -113,19 +113,13 @@ class Scene:
         if self.teacher is None or self.teacher.known is None:
             return self
         known = torch.zeros(self.student.cls_logits.shape[-1], dtype=torch.bool, device=self.boxes.device)
-        known = known.index_fill(0, indices(self.teacher.known, known), True)
+        known = known.index_fill(0, constant(self.teacher.known, known, torch.long), True)
         objects, places = self.instances, self.assignment
         return replace(
             self,
             instances=objects._replace(present=objects.present & known[objects.labels]),
             assignment=places._replace(positive=places.positive & known[places.labels]),
         )
-
-    @property
-    def teacher_boxes(self) -> Float[Tensor, "b l d"]:
-        """The teacher's boxes, in the form of ``boxes``."""
-        assert self.teacher is not None, "the objective checks that a teacher is there"
-        return self.boxes_of(self.teacher)
 
     def boxes_of(self, dense: Dense) -> Float[Tensor, "b l d"]:
         """Compute the boxes, in strides, of predictions with the student's coding and bins."""

@@ -12,7 +12,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from locdistill.losses.distribution import distribution_focal_loss
 from locdistill.losses.focal import focal_loss, quality_focal_loss
-from locdistill.losses.overlap import OverlapKind, numbers_for, overlap_loss
+from locdistill.losses.overlap import OVERLAPS, OverlapKind, overlap_loss
 from locdistill.objective.scene import Scene
 from locdistill.objective.term import NOTHING, Divergence, Need
 
@@ -84,7 +84,7 @@ class Overlap(Divergence):
     @property
     def numbers(self) -> int:
         """Number of coordinates per box that it compares."""
-        return numbers_for(self.kind)
+        return OVERLAPS[self.kind][0]
 
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Compute the loss; only values at positives are meaningful."""
@@ -104,7 +104,7 @@ class ValueL1(Divergence):
     def __call__(self, scene: Scene) -> Float[Tensor, "b l"]:
         """Compute the loss; only values at positives are meaningful."""
         truth = scene.coding.encode(scene.grid, scene.target_boxes)
-        return scene.bins.apart(scene.bins.expect(scene.student.edge_logits), truth).sum(-1)
+        return scene.bins.difference(scene.bins.expect(scene.student.edge_logits), truth).abs().sum(-1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

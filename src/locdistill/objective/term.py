@@ -148,6 +148,16 @@ class Term:
     """Needs of divergence and region together."""
     needs_predictions: bool = field(init=False, repr=False, compare=False)
     """Whether divergence or region uses a teacher's predictions, not only its maps."""
+    needs_teacher: bool = field(init=False, repr=False, compare=False)
+    """Whether divergence or region uses a teacher."""
+    learns: bool = field(init=False, repr=False, compare=False)
+    """Whether the divergence may have weights."""
+    on_maps: bool = field(init=False, repr=False, compare=False)
+    """Whether the gradient is on maps, not on the student's own predictions."""
+    bounded: bool = field(init=False, repr=False, compare=False)
+    """Whether the ground truth alone determines which locations of a teacher's predictions are used."""
+    sees_padding: bool = field(init=False, repr=False, compare=False)
+    """Whether a teacher's predictions in the padding, which a batch adds to an image, may count."""
 
     def __post_init__(self) -> None:
         """Collect the needs once: compiled code reads them, but cannot unite sets.
@@ -155,30 +165,19 @@ class Term:
         Raises:
             RecipeError: ``needs`` of the divergence or the region is no set of :class:`Need`.
         """
-        both = stated_needs(self.of), stated_needs(self.on)
-        predictions = any(Need.TEACHER in needs and not needs & MAPS for needs in both)
-        object.__setattr__(self, "needs", both[0] | both[1])
-        object.__setattr__(self, "needs_predictions", predictions)
-
-    @property
-    def needs_teacher(self) -> bool:
-        """Whether divergence or region uses a teacher."""
-        return Need.TEACHER in self.needs
-
-    @property
-    def learns(self) -> bool:
-        """Whether the divergence may have weights."""
-        return Need.WEIGHTS in self.of.needs
-
-    @property
-    def bounded(self) -> bool:
-        """Whether the ground truth alone determines which locations of a teacher's predictions are used."""
-        return isinstance(self.on, Bounded) and Need.LOCAL in self.of.needs
-
-    @property
-    def sees_padding(self) -> bool:
-        """Whether a teacher's predictions in the padding, which a batch adds to an image, may count."""
-        return {Need.TEACHER, Need.PADDING} <= self.needs
+        of, on = stated_needs(self.of), stated_needs(self.on)
+        needs = of | on
+        derived = {
+            "needs": needs,
+            "needs_predictions": any(Need.TEACHER in own and not own & MAPS for own in (of, on)),
+            "needs_teacher": Need.TEACHER in needs,
+            "learns": Need.WEIGHTS in of,
+            "on_maps": not needs.isdisjoint(MAPS | {Need.CROSS}),
+            "bounded": isinstance(self.on, Bounded) and Need.LOCAL in of,
+            "sees_padding": {Need.TEACHER, Need.PADDING} <= needs,
+        }
+        for name, value in derived.items():
+            object.__setattr__(self, name, value)
 
     def reach(self, scene: Scene) -> Bool[Tensor, "b l"]:
         """Return the locations outside which a teacher's predictions do not matter; all locations if not bounded."""
@@ -186,14 +185,6 @@ class Term:
             return scene.assignment.inside
         assert isinstance(self.on, Bounded), "ensured by bounded"
         return self.on.reach(scene.taught if self.needs_predictions else scene)
-
-    def parts(self, student: Dense, teacher: Dense) -> nn.Module | None:
-        """Build new weights of the divergence, from the shapes of predictions; None if it has none."""
-        return cast(Learner, self.of).parts(student, teacher) if self.learns else None
-
-    def factor(self, scene: Scene) -> float:
-        """Return the present factor of the schedule."""
-        return 1.0 if self.schedule is None else self.schedule(scene.progress.done)
 
     def per_location(
         self, scene: Scene, own: nn.Module | None = None, values: Float[Tensor, "b l"] | None = None
@@ -219,4 +210,4 @@ class Term:
     ) -> Float[Tensor, ""]:
         """Compute the term's value; 0, with gradients defined, where the region is empty."""
         value = self.per_location(scene, own, values).sum()
-        return value if self.schedule is None else value * self.factor(scene)
+        return value if self.schedule is None else value * self.schedule(scene.progress.done)

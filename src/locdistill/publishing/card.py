@@ -95,24 +95,19 @@ class Card:
             "tags": ["object-detection", self.settings.model, *self._methods],
             "metrics": ["mean_average_precision"],
         }
-        measured = self._measured()
-        numbers = [(name, v) for name in _MAIN if measured and (v := measured[1].get(name)) is not None]
-        if measured and numbers:
-            kind = re.sub(r"[^\w-]+", "-", measured[0].split("/")[0]).strip("-").lower() or "own"
+        data, metrics = self._data_name("val"), self.record.get("metrics") or {}
+        if self.evaluation is not None:  # the card's own evaluation takes precedence
+            data, metrics = self.evaluation.dataset.name, self.evaluation.metrics
+        numbers = [(name, v) for name in _MAIN if (v := metrics.get(name)) is not None]
+        if numbers:
+            kind = re.sub(r"[^\w-]+", "-", data.split("/")[0]).strip("-").lower() or "own"
             result = {
                 "task": {"type": "object-detection"},
-                "dataset": {"name": measured[0], "type": kind},
+                "dataset": {"name": data, "type": kind},
                 "metrics": [{"type": name, "name": name, "value": round(100 * v, 2)} for name, v in numbers],
             }
             front["model-index"] = [{"name": self.name, "results": [result]}]
         return front
-
-    def _measured(self) -> tuple[str, Mapping[str, float | None]] | None:
-        """Return the name of the evaluation data and the metrics; the card's own evaluation takes precedence."""
-        if self.evaluation is not None:
-            return self.evaluation.dataset.name, self.evaluation.metrics
-        metrics = self.record.get("metrics")
-        return (self._data_name("val"), metrics) if metrics else None
 
     def _data_name(self, split: str) -> str:
         return str(self.record.get("data", {}).get(split, {}).get("name", "unknown data"))

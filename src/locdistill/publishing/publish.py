@@ -26,7 +26,7 @@ from locdistill.errors import RunError, WeightsError
 from locdistill.files import file_digest, make_folder, write_text
 from locdistill.inference.evaluate import evaluate
 from locdistill.models import weights as files
-from locdistill.models.checksum import split_checksum, with_checksum
+from locdistill.models.checksum import split_checksum
 from locdistill.models.detector import Detector
 from locdistill.models.foreign import is_foreign
 from locdistill.models.hub import is_address
@@ -280,7 +280,7 @@ def _write(
                 Path(beside) / f"{name}{files.SUFFIX}", detector.state_dict(), settings=settings, extra=record
             )
             sha256 = file_digest(part)
-            path = folder / f"{with_checksum(name, sha256)}{files.SUFFIX}"
+            path = folder / f"{name}-{sha256[:8]}{files.SUFFIX}"
             os.replace(part, path)
     except (OSError, WeightsError) as error:
         cause = error.__cause__ or error  # the message of `write` names a temporary file

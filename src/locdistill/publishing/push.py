@@ -8,7 +8,7 @@ from pathlib import Path
 
 from locdistill.errors import HubError, WeightsError
 from locdistill.models.checksum import check_checksum, split_checksum
-from locdistill.models.hub import asking, file_names, hub_api
+from locdistill.models.hub import asking, hub_api
 from locdistill.models.weights import SUFFIX, read_metadata
 from locdistill.publishing.publish import PUBLISHED
 from locdistill.recipe.run_folder import RECIPE
@@ -85,7 +85,8 @@ def push(
             commit_message=message or f"locdistill: {weights.stem}",
             revision=revision,
         )
-    others = sorted(name for name in file_names(before) if name.endswith(SUFFIX) and name != weights.name)
+    names = (file.rfilename for file in before.siblings or ())
+    others = sorted(name for name in names if name.endswith(SUFFIX) and name != weights.name)
     return PushResult(repo_id, str(url), str(commit.oid), tuple(sources), tuple(others))
 
 

@@ -66,13 +66,11 @@ def published_aps(published: Mapping[str, Any] | None) -> tuple[str, str]:
     A corrected value follows in parentheses. AP50 is used if only that is published.
     """
     known = {key: f"{value:.1f}" for key, value in (published or {}).items() if isinstance(value, float)}
-
-    def written(name: str, corrected: str, at_50: str) -> str:
-        if name in known:
-            return known[name] + (f" ({known[corrected]})" if corrected in known else "")
-        return f"AP50 {known[at_50]}" if at_50 in known else ""
-
-    return written("ap", "corrected", "ap50"), written("baseline", "corrected_baseline", "baseline50")
+    written = []
+    for name, corrected, at_50 in (("ap", "corrected", "ap50"), ("baseline", "corrected_baseline", "baseline50")):
+        second = f" ({known[corrected]})" if corrected in known else ""
+        written.append(known[name] + second if name in known else f"AP50 {known[at_50]}" if at_50 in known else "")
+    return written[0], written[1]
 
 
 def _term(term: TermSettings) -> dict[str, Any]:

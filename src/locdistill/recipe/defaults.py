@@ -89,28 +89,32 @@ def resolve(request: Request, passes: float | None = None, *, taught_by: Detecto
 
 
 def request_words(request: Request, data: dict[str, Any]) -> list[Override]:
-    """Return the request's own words as overrides."""
+    """Return the request's own words as overrides.
+
+    Raises:
+        RecipeError: There is no such size or method.
+    """
     words = fields_of(request)
     if (pretrained := request.get("pretrained")) is not None:
         words.append((("detector", "pretrained"), _PRETRAINED.get(pretrained, pretrained)))
-    if (size := request.get("size")) is not None:
-        words += _sized(size, request)
+    if (named := request.get("size")) is not None:
+        if named not in SIZES:
+            raise RecipeError(f"--size {named}: expected one of {', '.join(SIZES)}")
+        size = SIZES[named]
+        backbone = {} if request.get("backbone") else {"backbone": size.backbone}  # one that the request names stays
+        chosen: dict[str, Any] = {**backbone, "channels": size.channels, "depth": size.depth}
+        words += [(("detector", key), value) for key, value in chosen.items()]
     if (epochs := request.get("epochs")) is not None:
-        words += _epochs(epochs, group(data, "engine"))
+        words.append((("engine", "epochs"), epochs))
+        engine = group(data, "engine")
+        before, milestones = engine.get("epochs"), engine.get("milestones")
+        if (isinstance(milestones, list) and milestones and epochs != before) and all(
+            isinstance(n, int | float) and 1 <= n <= MANY_EPOCHS for n in (epochs, before, *milestones)
+        ):
+            moved = [round(m * epochs / before, 3) for m in milestones]  # the same fractions of the run
+            shares = [m / before for m in milestones]
+            words.append((("engine", "milestones"), moved if all(m >= 1 for m in moved) else shares))
     return words + (_methods(request, data) if request.get("methods") else [])
-
-
-def _sized(name: str, request: Request) -> list[Override]:
-    """Return overrides for a size of detector; a backbone that the request names stays.
-
-    Raises:
-        RecipeError: There is no such size.
-    """
-    if name not in SIZES:
-        raise RecipeError(f"--size {name}: expected one of {', '.join(SIZES)}")
-    size = SIZES[name]
-    words: list[Override] = [(("detector", "channels"), size.channels), (("detector", "depth"), size.depth)]
-    return words if request.get("backbone") else [(("detector", "backbone"), size.backbone), *words]
 
 
 def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
@@ -129,19 +133,6 @@ def _methods(request: Request, data: dict[str, Any]) -> list[Override]:
     return [*words, *((("terms", name), term.model_dump()) for name, term in new.items())]
 
 
-def _epochs(epochs: int, engine: dict[str, Any]) -> list[Override]:
-    """Return overrides for a number of epochs; milestones in epochs move to the same fractions of the run."""
-    words: list[Override] = [(("engine", "epochs"), epochs)]
-    before, milestones = engine.get("epochs"), engine.get("milestones")
-    if not isinstance(milestones, list) or not milestones or epochs == before:
-        return words
-    if all(isinstance(n, int | float) and 1 <= n <= MANY_EPOCHS for n in (epochs, before, *milestones)):
-        moved = [round(m * epochs / before, 3) for m in milestones]
-        shares = [m / before for m in milestones]
-        words.append((("engine", "milestones"), moved if all(m >= 1 for m in moved) else shares))
-    return words
-
-
 def _for_data(request: Request, passes: float | None, taught_by: DetectorSettings | None) -> dict[str, Any]:
     """Build the plain data of the default recipe for the request's data."""
     teacher, start = _known_settings(request, taught_by)
@@ -152,8 +143,9 @@ def _for_data(request: Request, passes: float | None, taught_by: DetectorSetting
     if first is not None and settings.classes is None and set(class_names(settings, "train")) == set(first.classes):
         settings = settings.model_copy(update={"classes": first.classes})  # the same classes, in its order
     dataset = open_dataset(settings, "train")
-    facts = DataFacts.of(dataset, cpu=_on_cpu(request), pretrained=_pretrained(request), passes=passes)
-    epochs = _asked_epochs(request) or passes or epochs_for(facts)
+    facts = _facts(request, dataset, passes)
+    wanted = override_of(request, "engine.epochs") or request.get("epochs")  # no number: reported when it is checked
+    epochs = wanted if isinstance(wanted, int) and wanted > 0 else passes or epochs_for(facts)
     size = SIZES.get(request.get("size") or "", SIZES["n" if facts.cpu else "s"])  # another is reported with the words
     backbone = (
         override_of(request, "detector.backbone")
@@ -161,13 +153,18 @@ def _for_data(request: Request, passes: float | None, taught_by: DetectorSetting
         or (start.backbone if start else size.backbone)
     )
     asked = override_of(request, "detector.model") or request.get("model")
-    model = asked or (first.model if first is not None else _model_for(dataset))
+    model = asked or (first.model if first is not None else "rotated_gfl" if dataset.oriented else "gfl")
+    if not asked and first is None and dataset.oriented:
+        log.info("the objects are rotated: using rotated_gfl; pass detector.model=gfl for axis-aligned boxes")
     known = known_kind(model) or "gfl"  # reported when the recipe is checked
     of_data_and_use = {"classes", "pretrained", "input", "detections"}
     cached = bool(_overridden(request, "teacher", {}).get("cache"))
     data = data_for(facts, epochs, cached=cached)
-    if (given := _given_size(settings, first)) is not None:
-        data["sizes"] = [given]
+    given = settings.sizes[0] if "sizes" in settings.model_fields_set else None
+    if given is None and first is not None:
+        given = first.input.long, first.input.short
+    if given is not None:
+        data["sizes"] = [list(given)]
     architecture: dict[str, Any] = {"channels": size.channels, "depth": size.depth}
     if start is not None:
         architecture = start.model_dump(mode="json", exclude=of_data_and_use)
@@ -179,14 +176,14 @@ def _for_data(request: Request, passes: float | None, taught_by: DetectorSetting
     if passes is not None or request.get("minutes") is None:  # else this is not the last word on the size
         log.info("%s", described(facts, data["sizes"][0], chosen=given is None))
     recipe: dict[str, Any] = {
-        "name": _name(f"{model}_{backbone}"),
+        "name": f"{model}_{backbone}",
         "detector": architecture | {"model": model, "backbone": backbone},
         "data": {"path": settings.path, **data},
         "engine": engine_for(facts, epochs, evaluated=override_of(request, "engine.eval_every") != 0),
         "terms": {name: term.model_dump() for name, term in supervised_terms(known).items()},
     }
     if request.get("teacher") is not None:
-        recipe["name"] = _name(f"ld_{backbone}_from_{teacher.backbone if teacher else EMA}")
+        recipe["name"] = f"ld_{backbone}_from_{teacher.backbone if teacher else EMA}"
         recipe["teacher"] = {"name": f"{teacher.model} {teacher.backbone}" if teacher else "the student's average"}
         recipe["terms"] |= {name: TermSettings.of_term(t).model_dump() for name, t in presets.ld_sharp(known).items()}
     if teacher is not None:
@@ -199,7 +196,7 @@ def _for_data(request: Request, passes: float | None, taught_by: DetectorSetting
         recipe["data"]["crowd"] = "ignore"  # cut and difficult objects are visible: they are not background
     if first is not None and settings.classes is not None:
         recipe["data"]["classes"] = list(settings.classes)
-    return recipe
+    return recipe | {"name": re.sub(r"[^A-Za-z0-9._+-]+", "_", recipe["name"])}
 
 
 def _known_settings(
@@ -246,40 +243,14 @@ def _overridden(request: Request, key: str, group: dict[str, Any]) -> dict[str, 
     return changed
 
 
-def _given_size(settings: DataSettings, first: DetectorSettings | None) -> list[int] | None:
-    """Return long and short side of the input where the request or a detector gives them."""
-    if "sizes" in settings.model_fields_set:
-        return list(settings.sizes[0])
-    return None if first is None else [first.input.long, first.input.short]
-
-
-def _model_for(dataset: Dataset) -> str:
-    """Return the kind of detector that fits the objects."""
-    if not dataset.oriented:
-        return "gfl"
-    log.info("the objects are rotated: using rotated_gfl; pass detector.model=gfl for axis-aligned boxes")
-    return "rotated_gfl"
-
-
-def _asked_epochs(request: Request) -> int | None:
-    epochs = override_of(request, "engine.epochs") or request.get("epochs")
-    return epochs if isinstance(epochs, int) and epochs > 0 else None  # anything else is reported when it is checked
-
-
-def _on_cpu(request: Request) -> bool:
-    given = override_of(request, "engine.accelerator")
-    known = given in get_args(EngineSettings.model_fields["accelerator"].annotation)
-    return device_kind(EngineSettings.model_validate({"accelerator": given} if known else {})) == "cpu"
-
-
-def _pretrained(request: Request) -> bool:
-    """Return whether the backbone begins with pretrained weights; weights to start from count as such."""
+def _facts(request: Request, dataset: Dataset, passes: float | None) -> DataFacts:
+    """Measure the training set, for the request's device and weights."""
+    accelerator = override_of(request, "engine.accelerator")
+    known = accelerator in get_args(EngineSettings.model_fields["accelerator"].annotation)
+    device = device_kind(EngineSettings.model_validate({"accelerator": accelerator} if known else {}))
     given = override_of(request, "detector.pretrained")
     if given is None:
         word = request.get("pretrained")
         given = True if word is None else _PRETRAINED.get(word, word)
-    return given is not False or request.get("start") is not None
-
-
-def _name(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
+    pretrained = given is not False or request.get("start") is not None  # weights to start from count as such
+    return DataFacts.of(dataset, cpu=device == "cpu", pretrained=pretrained, passes=passes)

@@ -112,35 +112,17 @@ def input_size(facts: DataFacts) -> tuple[int, int]:
     rotated objects, as for DOTA, or to 640 x 640 on a CPU. Where the time is short of ten passes over the images, they
     are reduced for as many passes, if small objects keep 16 pixels.
     """
-    scale = _scale(facts)
+    limits = LARGEST_CPU if facts.cpu else LARGEST_ROTATED if facts.oriented else LARGEST
+    least, small = min(1.0, LEAST_SIDE / facts.long), max(facts.small or FEW, 1.0)
+    grown = min(max(FEW / small, 1.0), ENLARGED)
+    shrunk = max(min(ENOUGH / small, 1.0), least) if facts.cpu and facts.small is not None else 1.0
+    scale = min(grown * shrunk, limits[0] / facts.long, limits[1] / facts.short)
     if facts.passes is not None and facts.passes < PASSES:
         keeps = 1.0 if facts.small is None else FEW / max(facts.small, 1.0)
-        scale = min(scale, max(scale * math.sqrt(facts.passes / PASSES), keeps, _least(facts)))
-    return _sides(facts, scale)
-
-
-def _scale(facts: DataFacts) -> float:
-    """Return the factor from the images to the input of the network."""
-    limits = _limits(facts)
-    small = max(facts.small or FEW, 1.0)
-    grown = min(max(FEW / small, 1.0), ENLARGED)
-    shrunk = max(min(ENOUGH / small, 1.0), _least(facts)) if facts.cpu and facts.small is not None else 1.0
-    return min(grown * shrunk, limits[0] / facts.long, limits[1] / facts.short)
-
-
-def _least(facts: DataFacts) -> float:
-    return min(1.0, LEAST_SIDE / facts.long)
-
-
-def _limits(facts: DataFacts) -> tuple[int, int]:
-    return LARGEST_CPU if facts.cpu else LARGEST_ROTATED if facts.oriented else LARGEST
-
-
-def _sides(facts: DataFacts, scale: float) -> tuple[int, int]:
-    """Return long and short side for a factor: multiples of 32, or the limits."""
+        scale = min(scale, max(scale * math.sqrt(facts.passes / PASSES), keeps, least))
     long, short = (
         min(limit, max(32, math.ceil(round(side * scale, 3) / 32) * 32))
-        for side, limit in zip((facts.long, facts.short), _limits(facts), strict=True)
+        for side, limit in zip((facts.long, facts.short), limits, strict=True)
     )
     return max(long, short), short
 

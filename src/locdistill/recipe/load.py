@@ -21,6 +21,8 @@ from locdistill.settings import nearest, problems
 _PUBLISHED = {path.stem: path for path in Path(__file__).with_name("published").glob("*/*.yaml")}
 """Files of the package's recipes, by name."""
 _Model = TypeVar("_Model", bound=BaseModel)
+_read_published = functools.cache(read_yaml_file)
+"""Reads a recipe of the package; cached, because many share a base."""
 _OWN = ("name", "description", "published")
 """Fields that are not inherited from a base recipe, because they describe a single run."""
 Override = str | tuple[tuple[str, ...], Any]
@@ -83,7 +85,7 @@ def recipe_data(name_or_path: str | Path) -> dict[str, Any]:
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise RecipeError(f"{path}: 'base' is circular: {' -> '.join(p.stem for p in (*seen, path))}.")
-    data = copy.deepcopy(_own_data(path)) if path in _PUBLISHED.values() else read_yaml_file(path)
+    data = copy.deepcopy(_read_published(path)) if path in _PUBLISHED.values() else read_yaml_file(path)
     if not isinstance(data, dict):
         raise RecipeError(f"{path}: expected a mapping with keys such as detector, data and engine, came {data!r}.")
     base = data.pop("base", None)
@@ -96,12 +98,6 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     below = _with_bases(beside if beside.is_file() else recipe_path(base), (*seen, path))
     inherited = {key: value for key, value in below.items() if key not in _OWN}
     return laid_over(inherited, [((key,), value) for key, value in data.items()])
-
-
-@functools.cache
-def _own_data(path: Path) -> Any:
-    """Read a recipe of the package; cached, because many share a base."""
-    return read_yaml_file(path)
 
 
 def laid_over(data: dict[str, Any], overrides: Iterable[Override]) -> dict[str, Any]:

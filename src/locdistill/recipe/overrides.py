@@ -15,6 +15,8 @@ from locdistill.settings import group, suggestion
 
 _COMPONENTS = ("of", "on", "norm")
 _OWN = (*_COMPONENTS, "schedule")
+_FIRST = (("data",), ("data", "augment"), ("data", "sizes"))
+"""Paths of the overrides that are applied first."""
 _BUILT_IN = DIVERGENCES.keys() | REGIONS.keys() | NORMALISERS.keys() | SCHEDULES.keys() | ASSIGNERS.keys()
 
 
@@ -48,7 +50,15 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         if key == "assigner":
             merged[key] = _merge_component(merged.get(key), value)
         elif key == "terms" and isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge_terms(merged[key], value)
+            merged[key] = dict(merged[key])
+            for name, term in value.items():
+                before = merged[key].get(name)
+                if term is None:
+                    merged[key].pop(name, None)
+                elif isinstance(term, dict) and isinstance(before, dict):
+                    merged[key][name] = before | {k: _merge_component(before.get(k), v) for k, v in term.items()}
+                else:
+                    merged[key][name] = copy.deepcopy(term)
         elif key == "data" and isinstance(value, dict) and "augment" in value and isinstance(merged.get(key), dict):
             merged[key] = merge({name: old for name, old in merged[key].items() if name not in PARTS}, value)
         elif isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -60,18 +70,6 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
         anew = {"short", "long"} - group(group(change, "detector"), "input").keys()
         kept = {name: value for name, value in shown.items() if name not in anew}
         merged["detector"] = {**merged["detector"], "input": kept}
-    return merged
-
-
-def _merge_terms(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for name, value in change.items():
-        if value is None:
-            merged.pop(name, None)
-        elif isinstance(value, dict) and isinstance(merged.get(name), dict):
-            merged[name] = {**merged[name], **{k: _merge_component(merged[name].get(k), v) for k, v in value.items()}}
-        else:
-            merged[name] = copy.deepcopy(value)
     return merged
 
 
@@ -91,7 +89,7 @@ def _merge_component(base: Any, change: Any) -> Any:
 def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[str, ...], Any]]) -> dict[str, Any]:
     """Apply overrides, as text or already parsed, to the plain data of a recipe, in order.
 
-    ``data.augment`` and ``data.sizes`` are applied first, because they drop what follows from them.
+    ``data.augment`` and ``data.sizes`` are applied first; what they drop may be set after them.
 
     Raises:
         RecipeError: An override cannot be parsed, its path passes through a value that is no group, or it names a term
@@ -99,7 +97,10 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
     """
     problems = []
     data = copy.deepcopy(data)
-    for override in sorted(overrides, key=lambda override: not _comes_first(override)):
+    for override in sorted(
+        overrides,
+        key=lambda o: (tuple(o.partition("=")[0].strip().split(".")) if isinstance(o, str) else o[0]) not in _FIRST,
+    ):
         try:
             path, value = parse_override(override)
             path = _with_own_names(path)
@@ -115,12 +116,6 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
     if problems:
         raise RecipeError("\n".join(problems))
     return data
-
-
-def _comes_first(override: str | tuple[tuple[str, ...], Any]) -> bool:
-    """Return whether an override may set ``data.augment`` or ``data.sizes``; what they drop may be set after them."""
-    path = tuple(override.partition("=")[0].strip().split(".")) if isinstance(override, str) else override[0]
-    return path in (("data",), ("data", "augment"), ("data", "sizes"))
 
 
 def _with_own_names(path: tuple[str, ...]) -> tuple[str, ...]:

@@ -154,33 +154,17 @@ def own_class(kind: str, path: str, known: dict[str, type]) -> type:
         mine = [key for key, value in classes.items() if value.__module__ == module]
         raise ValueError(f"{module} has no class {name}; {suggestion(name, mine)}")
     found, role = classes[name], ROLES[kind]
+    home = f"{role.__module__}.{role.__name__}"
     roles = [other for other in ROLES.values() if other in found.__mro__]
     if role not in roles and not issubclass(found, tuple(known.values())):
         is_a = f"is a {roles[0].__name__}, not a" if roles else "does not derive from"
-        raise ValueError(f"{path} {is_a} {role.__name__}; expected class {name}({role.__name__}), {_home(role)}")
+        raise ValueError(f"{path} {is_a} {role.__name__}; expected class {name}({role.__name__}), {home}")
     parts = [part for part in vars(role) if part == "__call__" or not part.startswith("_")]
     if missing := [part for part in parts if getattr(found, part, None) is getattr(role, part)]:
-        raise ValueError(f"{path} has no {' and no '.join(missing)}; define it as {_home(role)} describes")
+        raise ValueError(f"{path} has no {' and no '.join(missing)}; define it as {home} describes")
     if "__dataclass_params__" not in vars(found) or not vars(found)["__dataclass_params__"].frozen:
         raise ValueError(f"{path} is not a frozen dataclass; put @dataclass(frozen=True, kw_only=True) above it")
     return found
-
-
-def _home(role: type) -> str:
-    return f"{role.__module__}.{role.__name__}"
-
-
-def path_of(component: Any) -> str:
-    """Return the dotted path of the class of a component that was composed in Python.
-
-    Raises:
-        ValueError: The class is in no importable module.
-    """
-    found = type(component)
-    path = f"{found.__module__}.{found.__qualname__}"
-    if found.__module__ == "__main__" or "<locals>" in path:
-        raise ValueError(f"{path} cannot be imported again; put the class at the top of a module of its own")
-    return path
 
 
 def check_plain(name: str, options: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ class Recipe(Settings):
         return spelled_out("assigner", spec)
 
     @model_validator(mode="after")
-    def _check_quality(self) -> Recipe:
+    def _consistent(self) -> Recipe:
         model = self.detector.model
         trained = [name for name, term in self.terms.items() if Need.QUALITY in term.build().needs]
         if KINDS[model].quality == "centerness" and not trained:
@@ -159,10 +159,6 @@ class Recipe(Settings):
             )
         if KINDS[model].quality is None and trained:
             raise ValueError(f"the term {trained[0]} trains a quality, which {model} does not predict; remove it")
-        return self
-
-    @model_validator(mode="after")
-    def _check_teacher(self) -> Recipe:
         taught = [name for name, term in self.terms.items() if term.needs_teacher]
         if taught and self.teacher is None:
             raise ValueError(

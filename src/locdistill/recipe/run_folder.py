@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from locdistill.data.records import Dataset
 from locdistill.dist import process_rank
 from locdistill.engine.devices import device_name
 from locdistill.engine.settings import EngineSettings
-from locdistill.engine.signals import in_slurm
 from locdistill.errors import RunError
 from locdistill.files import make_folder, write_text, writing
 from locdistill.recipe.load import dump_recipe, load_recipe
@@ -108,26 +107,20 @@ def facts_of(datasets: dict[str, Dataset], engine: EngineSettings | None = None)
         datasets: Data sets by split.
         engine: Engine settings, which determine the device; by default it is chosen automatically.
     """
+    versions = dict.fromkeys(("locdistill", "torch", "torchvision", "timm", "lightning-fabric"), "unknown")
+    for package in versions:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
     return {
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        **({"job": os.environ["SLURM_JOB_ID"]} if in_slurm() else {}),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("locdistill", "torch", "torchvision", "timm", "lightning-fabric")},
-        },
+        **({"job": os.environ["SLURM_JOB_ID"]} if "SLURM_JOB_ID" in os.environ else {}),
+        "versions": {"python": platform.python_version(), **versions},
         "device": device_name(engine or EngineSettings()),
         "data": {
             split: {"name": data.name, "images": len(data), "sha256": data_digest(data)}
             for split, data in datasets.items()
         },
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def runs_of_job(prefix: str) -> list[Path]:

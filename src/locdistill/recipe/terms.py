@@ -29,7 +29,7 @@ from locdistill.distillation.methods import METHODS
 from locdistill.errors import RecipeError
 from locdistill.objective.term import Divergence, Region, Term, stated_needs
 from locdistill.recipe import vocabulary
-from locdistill.recipe.own import check_plain, own_class, own_fields, path_of
+from locdistill.recipe.own import check_plain, own_class, own_fields
 from locdistill.settings import NumbersAreNoFlags, Positive, Settings, suggestion
 
 Slot = Literal["of", "on", "norm", "schedule", "assigner"]
@@ -155,10 +155,13 @@ def plain_component(kind: Slot, component: Any) -> dict[str, Any]:
     Raises:
         ValueError: Its class is neither in the vocabulary nor a user's class that a recipe could name.
     """
+    found = type(component)
     for name, kind_class in NAMES[kind].items():
-        if type(component) is kind_class:
+        if found is kind_class:
             return {name: options_of(component)}
-    path = path_of(component)
+    path = f"{found.__module__}.{found.__qualname__}"
+    if found.__module__ == "__main__" or "<locals>" in path:
+        raise ValueError(f"{path} cannot be imported again; put the class at the top of a module of its own")
     own_class(kind, path, NAMES[kind])
     check_plain(path, options_of(component))
     return {path: options_of(component)}

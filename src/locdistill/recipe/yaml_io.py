@@ -18,6 +18,7 @@ import yaml
 from locdistill.errors import RecipeError
 
 _CORE = ("null", "bool", "int", "float", "str", "seq", "map")
+_STR, _MAP = "tag:yaml.org,2002:str", "tag:yaml.org,2002:map"
 _DEEP = 1000
 """Nesting depth above which the loader in C is not used, as its stack would overflow at some multiple of it."""
 _SCALARS = (
@@ -102,16 +103,10 @@ class _Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[mi
         return node
 
 
-def _represent_text(dumper: yaml.representer.SafeRepresenter, text: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=">" if len(text) > 100 else None)
-
-
-def _represent_inline(dumper: yaml.representer.SafeRepresenter, mapping: Inline) -> yaml.MappingNode:
-    return dumper.represent_mapping("tag:yaml.org,2002:map", mapping, flow_style=True)
-
-
-_Dumper.add_representer(str, _represent_text)
-_Dumper.add_representer(Inline, _represent_inline)
+_Dumper.add_representer(
+    str, lambda dumper, text: dumper.represent_scalar(_STR, text, style=">" if len(text) > 100 else None)
+)
+_Dumper.add_representer(Inline, lambda dumper, mapping: dumper.represent_mapping(_MAP, mapping, flow_style=True))
 for _tag, _pattern, _first in _SCALARS:
     for _class in (_Loader, _FastLoader, _Dumper):
         _class.add_implicit_resolver(_tag, re.compile(f"^(?:{_pattern})$"), _first)
@@ -142,17 +137,11 @@ def typed(value: Any) -> str:
     """Format a plain value as typed after ``key=``; :func:`read_yaml` gives it back."""
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(typed, value)) + "]"
-    if value is None or isinstance(value, bool) or (isinstance(value, str) and not _is_plain(value)):
-        return json.dumps(value, ensure_ascii=False)
-    return str(value)
-
-
-def _is_plain(text: str) -> bool:
-    """Return whether an unquoted text is read back unchanged, also within a list."""
-    try:
-        return bool(read_yaml(f"[{text}]", "a value") == [text])
-    except RecipeError:
-        return False
+    if isinstance(value, str):
+        with suppress(RecipeError):  # without quotes where it is read back unchanged, also within a list
+            if read_yaml(f"[{value}]", "a value") == [value]:
+                return value
+    return json.dumps(value, ensure_ascii=False) if value is None or isinstance(value, bool | str) else str(value)
 
 
 def read_yaml_file(path: Path) -> Any:

@@ -14,6 +14,7 @@ import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,25 +86,22 @@ class Arm:
         return self.there.get(seed, out / f"{self.name}-{seed}")
 
 
-def equal_time_steps(first: Sequence[Run], other: Sequence[Run], *, beforehand: float = 0.0) -> int:
+def equal_time_steps(stamp: Path, first: Sequence[Run], other: Sequence[Run], *, beforehand: float = 0.0) -> int:
     """Compute the number of steps for which the first arm takes as long as the runs of the other arm.
 
     It follows from the median over seeds of the seconds per step, so that every seed has the same schedule and one
-    disturbed run has little effect. It is never lower than the number of steps of the other arm.
+    disturbed run has little effect. It is never lower than the number of steps of the other arm. It is computed once:
+    a resumed comparison must not change it.
 
     Args:
+        stamp: File that stores the number.
         first: Runs of the first arm.
         other: Runs of the other arm.
         beforehand: Seconds spent once for all runs of the other arm.
     """
-    own, its = (statistics.median(run.seconds / run.steps for run in runs) for runs in (first, other))
-    steps = other[0].steps
-    return max(steps, round((steps * its + beforehand / len(other)) / own))
-
-
-def fixed_steps(stamp: Path, steps: int) -> int:
-    """Return the steps of equal time stored in ``stamp``, or store these; a resumed comparison must not change them."""
     if not stamp.is_file():
+        own, its = (statistics.median(run.seconds / run.steps for run in runs) for runs in (first, other))
+        steps = max(other[0].steps, round((other[0].steps * its + beforehand / len(other)) / own))
         write_text(stamp, json.dumps({"steps": steps}) + "\n")
     return int(json.loads(stamp.read_text())["steps"])
 
@@ -140,7 +138,10 @@ def _finish(arm: Arm, seed: int, out: Path, train: Train, tell: Tell) -> Run:
     recipe, folder = arm.recipe(seed), arm.folder(seed, out)
     length = f"{recipe.engine.epochs} epochs" if recipe.engine.steps is None else f"{recipe.engine.steps} steps"
     what = f"{arm.label}, seed {seed}, {length}"
-    if read_metrics(folder) is None:
+    run, word = None, "finished"
+    with suppress(RunError):
+        run, word = finished_run(arm.name, seed, folder), "there already"
+    if run is None:
         resume = (folder / "last.ckpt").is_file()
         if not resume:
             clear_start(folder)
@@ -150,10 +151,7 @@ def _finish(arm: Arm, seed: int, out: Path, train: Train, tell: Tell) -> Run:
         except RunInterrupted as stop:
             again = f"{what}: stopped; start the same command again to continue"
             raise RunInterrupted(again, stop.signal_number) from stop
-        word = "finished"
-    else:
-        word = "there already"
-    run = finished_run(arm.name, seed, folder)
+        run = finished_run(arm.name, seed, folder)
     numbers = ", ".join(f"{k} {v:.1f}" for k, v in run.metrics.items())
     tell(f"{word}: {what}: {numbers}, {run.seconds:.0f} s")
     return run
@@ -165,8 +163,9 @@ def finished_run(arm: str, seed: int, folder: Path) -> Run:
     Raises:
         RunError: The run has not finished.
     """
-    content = read_metrics(folder)
-    if content is None:
+    file = folder / "metrics.json"
+    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    if not content.get("stopped"):
         raise RunError(f"{folder} holds an unfinished run; start the same command again to continue it")
     last = content["last"]
     return Run(
@@ -177,13 +176,6 @@ def finished_run(arm: str, seed: int, folder: Path) -> Run:
         metrics={name: math.nan if last[name] is None else 100 * float(last[name]) for name in METRICS},
         folder=folder,
     )
-
-
-def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """Read ``metrics.json`` of a finished run; return None if the run has not finished."""
-    file = folder / "metrics.json"
-    content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
-    return content if content.get("stopped") else None
 
 
 def spread(values: Sequence[float]) -> str:

@@ -178,8 +178,17 @@ def measured_pace(data: Path, settings: DemoSettings, jobs: int) -> Pace:
 def _fitting(settings: DemoSettings, pace: Pace, minutes: float, *, fixed_seeds: bool, tell: Tell) -> DemoSettings:
     """Return the largest demonstration that fits the time limit, or the smallest one."""
     seeds = [settings.seeds] if fixed_seeds else list(range(settings.seeds, 0, -1))
-    smaller = [_share(settings, share, seeds[0]) for share in _SHARES]
-    smaller += [_share(settings, _SHARES[-1], fewer) for fewer in seeds[1:]]
+    sizes = [*((share, seeds[0]) for share in _SHARES), *((_SHARES[-1], fewer) for fewer in seeds[1:])]
+    smaller = [
+        settings.model_copy(
+            update={
+                "teacher_steps": max(round(settings.teacher_steps * share), 1),
+                "student_steps": max(round(settings.student_steps * share), 1),
+                "seeds": count,
+            }
+        )
+        for share, count in sizes
+    ]
     chosen = next((each for each in smaller if pace.minutes(each) <= minutes), smaller[-1])
     tell(
         f"timing: {pace.teacher * 1e3:.0f} ms a step of the teacher, {pace.student * 1e3:.0f} ms of a student, "
@@ -193,11 +202,6 @@ def _fitting(settings: DemoSettings, pace: Pace, minutes: float, *, fixed_seeds:
         + (f"; --minutes {minutes:g} is too short even for the smallest demonstration" if takes > minutes else "")
     )
     return chosen
-
-
-def _share(settings: DemoSettings, share: float, seeds: int) -> DemoSettings:
-    steps = {name: max(round(getattr(settings, name) * share), 1) for name in ("teacher_steps", "student_steps")}
-    return settings.model_copy(update=steps | {"seeds": seeds})
 
 
 def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, command: str = "") -> ComparisonPlan:
@@ -227,29 +231,10 @@ def demo_plan(data: Path, out: Path, settings: DemoSettings, *, jobs: int, comma
 
 
 def _recipe(role: Role, data: Path, settings: DemoSettings, *, steps: int) -> Recipe:
+    """Return a recipe of a detector with one residual block per stage, with few channels where the maps are large."""
     size = settings.shapes.size
-    # A student trains on an image once or twice: without augmentation, so that its teacher predicts on it once for all
-    # seeds.
-    views = None if role == "teacher" else 1
-    return Recipe(
-        name=f"shapes-{role}",
-        detector=_detector(role, size),
-        data=DataSettings(
-            path=str(data),
-            sizes=((size, size),),
-            views=views,
-            batch_per_device=settings.batch,
-            workers=0,
-            cache=True,
-        ),
-        engine=short_run(steps, warmup=20).model_copy(update={"accelerator": "cpu", "ema": 0.98, "precision": "32"}),
-    )
-
-
-def _detector(role: Role, size: int) -> DetectorSettings:
-    """Return a detector with one residual block per stage, with few channels where the maps are large."""
     widths, head = {"teacher": ([24, 48, 96, 128], 64), "student": ([16, 24, 48, 64], 32)}[role]
-    return DetectorSettings(
+    detector = DetectorSettings(
         backbone="resnet18",
         backbone_args={
             "channels": widths,
@@ -266,6 +251,22 @@ def _detector(role: Role, size: int) -> DetectorSettings:
         levels=(3, 4),
         anchor_scale=4.0,
         input=InputSettings(short=size, long=size),
+    )
+    # A student trains on an image once or twice: without augmentation, so that its teacher predicts on it once for all
+    # seeds.
+    views = None if role == "teacher" else 1
+    return Recipe(
+        name=f"shapes-{role}",
+        detector=detector,
+        data=DataSettings(
+            path=str(data),
+            sizes=((size, size),),
+            views=views,
+            batch_per_device=settings.batch,
+            workers=0,
+            cache=True,
+        ),
+        engine=short_run(steps, warmup=20).model_copy(update={"accelerator": "cpu", "ema": 0.98, "precision": "32"}),
     )
 
 

@@ -83,7 +83,8 @@ class LandscapeResult:
     @property
     def best(self) -> Gammas:
         """Point with the highest AP; among several, the one with the sum of weights closest to 1."""
-        return max(self.metrics, key=lambda point: (_rank(self.metrics[point]["AP"]), -abs(sum(point) - 1)))
+        ap = {p: -math.inf if math.isnan(metrics["AP"]) else metrics["AP"] for p, metrics in self.metrics.items()}
+        return max(ap, key=lambda point: (ap[point], -abs(sum(point) - 1)))
 
     def table(self, metric: str = "AP") -> Table:
         """Tabulate a metric in percent: a row per weight of the first detector, a column per weight of the second."""
@@ -100,7 +101,7 @@ class LandscapeResult:
         of = {point: 100 * metrics["AP"] for point, metrics in self.metrics.items()}
         best = self.best
         where = f"best with gamma1 {best[0]:g} and gamma2 {best[1]:g}: AP {of[best]:.1f}"
-        if len({_rank(value) for value in of.values()}) == 1:
+        if len(set(map(str, of.values()))) == 1:
             where = f"the same everywhere: AP {of[best]:.1f}"
         text = f"Head {self.head}, the one of the {('first', 'second')[self.head - 1]} detector, is {where}."
         ends = {(1.0, 0.0), (0.0, 1.0)}
@@ -162,7 +163,7 @@ def landscape(  # noqa: PLR0913 - the words of the command line
         DataError: The data cannot be read, or lack a class of the head.
         RunError: The folder holds another landscape, or there is no such device.
     """
-    points = sorted(product(_weights(gamma1, grid, "gamma1"), _weights(gamma2, grid, "gamma2")))
+    points = sorted(product(parse_weights(gamma1, grid, "gamma1"), parse_weights(gamma2, grid, "gamma2")))
     if head not in (1, 2):
         raise RecipeError(f"head: expected 1 or 2 (the detector whose head is evaluated), came {head}")
     files = [find(weights) for weights in (first, second)]
@@ -196,15 +197,14 @@ class Mixture:
         first: First detector, in evaluation mode.
         second: Second detector, in evaluation mode.
         head: Detector whose head is evaluated, 1 or 2.
+
+    Attributes:
+        chosen: That detector.
     """
 
     def __init__(self, first: Detector, second: Detector, *, head: int) -> None:
-        self.detectors, self.head = (first, second), head
-
-    @property
-    def chosen(self) -> Detector:
-        """The detector whose head is evaluated."""
-        return self.detectors[self.head - 1]
+        self.detectors = first, second
+        self.chosen = self.detectors[head - 1]
 
     @torch.no_grad()
     def maps(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
@@ -244,37 +244,34 @@ def check_mixable(first: Detector, second: Detector, *, names: Sequence[str]) ->
         )
 
 
-def parse_weights(text: str, name: str) -> tuple[float, ...]:
-    """Parse ``start:stop:step``, including the stop, or a list of numbers with commas.
-
-    Raises:
-        RecipeError: The text has neither form.
-    """
-    try:
-        if ":" in text:
-            start, stop, step = (float(part) for part in text.split(":"))
-            if step <= 0 or stop < start or not math.isfinite(start + stop):
-                raise ValueError
-            return tuple(start + i * step for i in range(math.floor((stop - start) / step + 1e-9) + 1))
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise RecipeError(
-            f"{name}: expected start:stop:step with a positive step, such as 0:1:0.25, or numbers such as 0,0.5,1; "
-            f"came {text!r}"
-        ) from None
-
-
-def _weights(given: str | Sequence[float] | None, grid: int, name: str) -> tuple[float, ...]:
+def parse_weights(given: str | Sequence[float] | None, grid: int, name: str) -> tuple[float, ...]:
     """Return the distinct weights of one detector in ascending order.
 
+    Args:
+        given: ``start:stop:step``, including the stop, numbers with commas, or numbers.
+        grid: Number of weights from 0 to 1 if none are given.
+        name: Name of the setting in messages.
+
     Raises:
-        RecipeError: There are no weights, or one is not finite.
+        RecipeError: The text has neither form, there are no weights, or one is not finite.
     """
     if given is None:
         if grid < 2:
             raise RecipeError(f"grid: expected at least 2 weights from 0 to 1, came {grid}; or pass {name}")
         given = [i / (grid - 1) for i in range(grid)]
-    numbers = parse_weights(given, name) if isinstance(given, str) else [float(value) for value in given]
+    try:
+        if isinstance(given, str) and ":" in given:
+            start, stop, step = (float(part) for part in given.split(":"))
+            if step <= 0 or stop < start or not math.isfinite(start + stop):
+                raise ValueError
+            numbers = [start + i * step for i in range(math.floor((stop - start) / step + 1e-9) + 1)]
+        else:
+            numbers = [float(part) for part in (given.split(",") if isinstance(given, str) else given)]
+    except ValueError:
+        raise RecipeError(
+            f"{name}: expected start:stop:step with a positive step, such as 0:1:0.25, or numbers such as 0,0.5,1; "
+            f"came {given!r}"
+        ) from None
     if not numbers or not all(map(math.isfinite, numbers)):
         raise RecipeError(f"{name}: expected one or more finite numbers, came {given!r}")
     return tuple(sorted({round(value, _DIGITS) for value in numbers}))
@@ -341,7 +338,11 @@ class _Folder:
                 f"{path} holds another landscape (it differs in {', '.join(differ)}; see {stamp}); pass another folder "
                 "with --out DIR"
             )
-        return cls(path, facts, {(p.pop("gamma1"), p.pop("gamma2")): _numbers(p) for p in known["points"]})
+        metrics = {
+            (p.pop("gamma1"), p.pop("gamma2")): {k: math.nan if v is None else float(v) for k, v in p.items()}
+            for p in known["points"]
+        }
+        return cls(path, facts, metrics)
 
     def collect(
         self,
@@ -376,10 +377,6 @@ class _Folder:
         write_text(self.path / STAMP, json.dumps({**self.facts, "points": finite(points)}, indent=1) + "\n")
 
 
-def _numbers(values: dict[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if value is None else float(value) for name, value in values.items()}
-
-
 def _finish(
     folder: _Folder, points: Sequence[Gammas], head: int, images: int, *, names: tuple[str, str]
 ) -> LandscapeResult:
@@ -398,17 +395,10 @@ def _finish(
         lines = csv.writer(file)
         lines.writerow(["gamma1", "gamma2", "head", *columns])
         for (g1, g2), metrics in sorted(folder.metrics.items()):
-            lines.writerow([f"{g1:g}", f"{g2:g}", head, *(_cell(metrics.get(name)) for name in columns)])
+            cells = [metrics.get(name, math.nan) for name in columns]
+            lines.writerow([f"{g1:g}", f"{g2:g}", head, *(f"{v:.6g}" if math.isfinite(v) else "" for v in cells)])
     # AP without any features is meaningless: the colour scale covers the other points.
     values = [[100 * result.metrics[g1, g2]["AP"] if g1 or g2 else math.nan for g2 in gammas[1]] for g1 in gammas[0]]
     title = f"AP of the head of {names[head - 1]} on mixed features"
     save_picture(plot_landscape(gammas[0], gammas[1], values, title=title, names=names), folder.path / PICTURE)
     return result
-
-
-def _cell(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:.6g}"
-
-
-def _rank(value: float) -> float:
-    return -math.inf if math.isnan(value) else value

@@ -15,8 +15,7 @@ from lightning_fabric.utilities.apply_func import move_data_to_device
 
 from locdistill.data.loader import every_view_loader, training_plan
 from locdistill.data.samplers import Draw
-from locdistill.data.views import ViewPlan
-from locdistill.distillation.cache.open import CONTRACT, missing_draws, store_in, ways_of
+from locdistill.distillation.cache.open import CONTRACT, missing_draws, store_in
 from locdistill.distillation.cache.teacher import CachedTeacher, Recall, noted_errors
 from locdistill.engine.devices import default_device, existing_device
 from locdistill.errors import CacheError
@@ -24,7 +23,7 @@ from locdistill.models.fold import SpeedUps
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import DistillWords, Request, takes
 from locdistill.training.prepare import Parts, compose
-from locdistill.training.train import distillation_recipe
+from locdistill.training.train import recipe_for
 from locdistill.types import Progress
 
 SAMPLE = 16
@@ -124,7 +123,7 @@ def build_cache(
     request = Request(teacher=teacher, data=data, **words)
     if cache is not None:
         request["overrides"] = [*request.get("overrides", ()), f"teacher.cache.path={cache}"]
-    return build_cache_of(distillation_recipe(request), device=device, part=part, tell=tell, progress=progress)
+    return build_cache_of(recipe_for(request, "distill"), device=device, part=part, tell=tell, progress=progress)
 
 
 def build_cache_of(
@@ -151,14 +150,11 @@ def build_cache_of(
     parts = compose(recipe, fresh=False, progress=None if progress is None else progress("reading the images"))
     parts.detector.to(where)
     assert parts.memory is not None
+    builder = _Builder(parts, where)
     # the share of this process among those that torchrun started
-    draws = missing_draws(
-        parts.memory,
-        parts.datasets["train"],
-        _plan_of(parts),
-        part or (int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1"))),
-    )
-    report = _Builder(parts, where).build(draws, tell, None if progress is None else progress("teacher looks"))
+    share = part or (int(os.environ.get("RANK", "0")) + 1, int(os.environ.get("WORLD_SIZE", "1")))
+    draws = missing_draws(parts.memory, parts.datasets["train"], builder.plan, share)
+    report = builder.build(draws, tell, None if progress is None else progress("teacher looks"))
     return replace(report, seconds=time.perf_counter() - start)
 
 
@@ -179,11 +175,6 @@ def cache_info(path: str | Path) -> CacheReport:
         contract=contract,
         errors=noted_errors(store),
     )
-
-
-def _plan_of(parts: Parts) -> ViewPlan:
-    """Return the plan of the views of a run's training images."""
-    return training_plan(parts.recipe.data, parts.recipe.engine.seed, len(parts.datasets["train"]))
 
 
 class _Builder:
@@ -230,7 +221,7 @@ class _Builder:
         steady = sum(seconds[1:]) / max(len(draws) - self.parts.recipe.data.batch_per_device, 1)
         grown = (self.store.bytes_on_disk - before) / len(draws)
         return Forecast(
-            views=ways_of(self.parts.datasets["train"], self.plan),
+            views=len(self.parts.datasets["train"]) * (self.plan.ways or 0),
             missing=missing,
             bytes_per_view=max(grown, PAGE),
             seconds_per_view=steady if len(seconds) > 1 else (time.perf_counter() - start) / len(draws),

@@ -162,23 +162,20 @@ def _draw_results(parts: Parts, out: Path, fitted: FitResult, evaluate: KeepingE
     best = findings = None
     for weights, ap, kept in evaluate.of(fitted):
         with pictures.guarded(weights):
-            found = kept.detections if kept is not None and kept.ap == ap else _detections(parts, weights)
+            if kept is not None and kept.ap == ap:
+                found = kept.detections
+            else:  # they were in another process, or before the run resumed
+                device = torch.device(device_kind(parts.recipe.engine))
+                detector, data = Detector.load(weights, device), parts.recipe.data
+                batch, workers = data.batch_per_device, data.workers
+                loader = validation_loader(dataset, detector.settings, batch=batch, workers=workers)
+                found = detect_all(detector, loader, device)
             if findings is None or findings.detections is not found:  # the last weights are often the best
                 findings = Findings(dataset, found)
             add_extra(weights, {THRESHOLDS: findings.thresholds})
             best = best or findings
     if best is not None:
         pictures.judgement(out, best)
-
-
-def _detections(parts: Parts, weights: Path) -> dict[int, Detections]:
-    """Detect on the validation images: those of the evaluation were in another process, or before the run resumed."""
-    device = torch.device(device_kind(parts.recipe.engine))
-    detector, data = Detector.load(weights, device), parts.recipe.data
-    loader = validation_loader(
-        parts.datasets["val"], detector.settings, batch=data.batch_per_device, workers=data.workers
-    )
-    return detect_all(detector, loader, device)
 
 
 def _say_what_is_odd(parts: Parts) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import chain, islice, repeat
 
 import torch
-from lightning_fabric import Fabric
 
 from locdistill.data.loader import training_loader
 from locdistill.engine.launch import build_fabric, process_count, quiet_lightning
@@ -97,13 +96,9 @@ def _measured(parts: Parts) -> float:
             fabric.backward(model(fabric.to_device(batch)).total)
             optimizer.step()
             optimizer.zero_grad()
-            ends.append(_now(fabric))
+            if fabric.device.type == "cuda":
+                torch.cuda.synchronize(fabric.device)
+            ends.append(time.perf_counter())
             if len(ends) > _WARM_UP and ends[-1] - ends[0] > _LONG_ENOUGH:
                 break
         return (ends[-1] - ends[_WARM_UP - 1]) / (len(ends) - _WARM_UP) * engine.accumulate
-
-
-def _now(fabric: Fabric) -> float:
-    if fabric.device.type == "cuda":
-        torch.cuda.synchronize(fabric.device)
-    return time.perf_counter()

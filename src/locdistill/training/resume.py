@@ -104,13 +104,10 @@ def _differences(before: Any, after: Any, path: _Path = ()) -> list[_Difference]
     if isinstance(before, dict) and isinstance(after, dict):
         keys = dict.fromkeys((*before, *after))
         return [d for key in keys for d in _differences(before.get(key), after.get(key), (*path, key))]
-    if _groups(before) and _groups(after) and len(before) == len(after):
+    lists = all(isinstance(one, list) and all(isinstance(item, dict) for item in one) for one in (before, after))
+    if lists and len(before) == len(after):
         return [d for i in range(len(before)) for d in _differences(before[i], after[i], (*path, i))]
     return [] if before == after else [(path, before, after)]
-
-
-def _groups(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(item, dict) for item in value)
 
 
 def _setting(path: _Path) -> str:

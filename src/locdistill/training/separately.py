@@ -21,7 +21,7 @@ import torch
 
 from locdistill.data.resources import cores
 from locdistill.dist import process_rank
-from locdistill.engine.launch import started_by_command
+from locdistill.engine.launch import launch_method
 from locdistill.errors import RunError, RunInterrupted
 from locdistill.files import make_folder, write_text
 from locdistill.recipe.load import dump_recipe
@@ -57,7 +57,7 @@ def run_apart(recipe: Recipe, out: Path, resume: bool = False) -> None:
             "this command makes several trainings and was started as several processes; start it once, without "
             "torchrun or srun, and pass --set engine.devices=N: each training then starts its own processes"
         )
-    if not started_by_command(recipe.engine):
+    if launch_method(recipe.engine) != "subprocess":
         run(recipe, out, resume)
         return
     file = out.with_name(f"{out.name}.yaml")

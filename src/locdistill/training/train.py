@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Unpack
+from typing import Literal, Unpack
 
 from locdistill.annotations.index import forget, reading_once
 from locdistill.dist import process_rank
@@ -35,6 +36,7 @@ from locdistill.training.preflight.report import PreflightReport, refused
 from locdistill.training.prepare import Parts, compose
 from locdistill.training.resume import goes_on, resumed_recipe
 
+Verb = Literal["train", "distill"]
 PREFLIGHT, PREFLIGHT_JSON = "preflight.txt", "preflight.json"
 log = logging.getLogger("locdistill")
 
@@ -86,8 +88,7 @@ def distill(
         LocdistillError: A subclass for each cause; a :class:`TeacherError` if the teacher does not match this student,
             or the preflight check finds that the run cannot work.
     """
-    request = _distillation(Request(teacher=teacher, data=data, **words), resume=resume)
-    return _start(request, "distill", out, resume, preflight)
+    return _start(Request(teacher=teacher, data=data, **words), "distill", out, resume, preflight)
 
 
 @takes(DistillWords)
@@ -112,80 +113,46 @@ def preflight(
     Raises:
         LocdistillError: The run cannot be prepared; a subclass for each cause.
     """
-    return _examined(distillation_recipe(Request(teacher=teacher, data=data, **words)), how, fresh=True)[1]
+    return _examined(recipe_for(Request(teacher=teacher, data=data, **words), "distill"), how, fresh=True)[1]
 
 
-def distillation_recipe(request: Request) -> Recipe:
-    """Return the recipe that :func:`distill` would run.
+def recipe_for(request: Request, verb: Verb) -> Recipe:
+    """Return the recipe that :func:`train` or :func:`distill` would run.
 
     Raises:
+        TeacherError: The request to distill has no teacher.
+        RecipeError: The recipe is for the other command.
         LocdistillError: The request gives no valid recipe; a subclass for each cause.
     """
-    recipe = _resolved(_distillation(request), "distill")
-    check_training_devices(recipe.engine)
-    return recipe
-
-
-def training_recipe(request: Request) -> Recipe:
-    """Return the recipe that :func:`train` would run.
-
-    Raises:
-        LocdistillError: The request gives no valid recipe; a subclass for each cause.
-    """
-    recipe = _resolved(request, "train")
-    check_training_devices(recipe.engine)
-    return recipe
-
-
-def _distillation(request: Request, *, resume: bool = False) -> Request:
-    """Return the request after a check that it has a teacher.
-
-    Raises:
-        TeacherError: The request has no teacher.
-    """
-    if request.get("teacher") is None and request.get("recipe") is None and not resume:
+    if verb == "distill" and request.get("teacher") is None and request.get("recipe") is None:
         raise TeacherError(
             "no teacher given; pass a trained detector with --teacher RUN_FOLDER_OR_FILE, or --teacher ema for the "
             "student's running average"
         )
-    return request
-
-
-def _start(
-    request: Request, verb: str, out: str | Path | None, resume: bool, preflight: Preflight | None = None
-) -> RunResult:
-    if out is None and not resume and requeued():
-        out = _begun_before(request, verb)
-    if goes_on(out, resume=resume):
-        return run(resumed_recipe(request, out), out, resume=True)
-    with reading_once():  # the data, to choose settings by them and to train on them
-        recipe = _resolved(request, verb)
-        return run(recipe, run_folder.new_folder(out, f"{verb}-{recipe.name}"), preflight=preflight)
-
-
-def _begun_before(request: Request, verb: str) -> Path | None:
-    """Return the folder of the run that this job started with the same request before SLURM requeued it."""
-    for path in run_folder.runs_of_job(f"{verb}-"):
-        try:
-            resumed_recipe(request, path)
-        except LocdistillError:  # another run of the same job
-            continue
-        return path
-    return None
-
-
-def _resolved(request: Request, verb: str) -> Recipe:
-    """Resolve a request to a recipe.
-
-    Raises:
-        RecipeError: The recipe is for the other command.
-    """
     recipe = resolve(request) if request.get("minutes") is None else fitted_to(request)
     if recipe.distils != (verb == "distill"):
         other = "distill" if recipe.distils else "train"
         what = "has a teacher" if recipe.distils else "has no teacher"
         raise RecipeError(f"recipe {recipe.name} {what}: use 'locdistill {other}' for it")
+    check_training_devices(recipe.engine)
     return recipe
+
+
+def _start(
+    request: Request, verb: Verb, out: str | Path | None, resume: bool, preflight: Preflight | None = None
+) -> RunResult:
+    """Start a run, or resume the one in ``out`` or the one that this job began before SLURM requeued it."""
+    if out is None and not resume and requeued():
+        for path in run_folder.runs_of_job(f"{verb}-"):
+            with suppress(LocdistillError):  # another run of the same job
+                resumed_recipe(request, path)
+                out = path
+                break
+    if goes_on(out, resume=resume):
+        return run(resumed_recipe(request, out), out, resume=True)
+    with reading_once():  # the data, to choose settings by them and to train on them
+        recipe = recipe_for(request, verb)
+        return run(recipe, run_folder.new_folder(out, f"{verb}-{recipe.name}"), preflight=preflight)
 
 
 def _examined(recipe: Recipe, preflight: Preflight, *, fresh: bool) -> tuple[Parts | None, PreflightReport]:

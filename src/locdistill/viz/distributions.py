@@ -44,10 +44,10 @@ def plot_edges(
     figure = new_figure(240 * len(student), 250)
     panels = np.atleast_1d(figure.subplots(1, len(student), sharey=True))
     places = _plain(bins.positions(student.double()).expand(student.shape))
-    ours, means = _plain(student.softmax(-1)), _plain(bins.limit(bins.expect(student)))
+    ours, means = _plain(student.softmax(-1)), _plain(bins.clamp(bins.expect(student), margin=0))
     theirs = None if teacher is None else _plain(teacher.softmax(-1))
-    its_means = None if teacher is None else _plain(bins.limit(bins.expect(teacher)))
-    true = None if truth is None else _plain(bins.limit(truth))
+    its_means = None if teacher is None else _plain(bins.clamp(bins.expect(teacher), margin=0))
+    true = None if truth is None else _plain(bins.clamp(truth, margin=0))
     for e, axes in enumerate(panels):
         tidy(axes, coding.names[e])
         half = (places[e, 1] - places[e, 0]) / 2

@@ -148,34 +148,8 @@ def _encode(picture: Picture) -> tuple[int, str]:
     return round(image.width / picture.density), f"data:image/{kind};base64,{content}"
 
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1f2328; --muted: #636c76; --paper: #fff; --line: #d8dce1; --tint: #f4f6f8;
-  --accent: #1f6fd2; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --muted: #98a1ab; --paper: #15181c; --line: #343a41;
-  --tint: #1e2329; --accent: #74b0ff; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 70rem; padding: 2.5rem 1.25rem 4rem; background: var(--paper); color: var(--ink);
-  font: 16px/1.6 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .4rem; letter-spacing: -.015em; }
-h2 { font-size: 1.25rem; line-height: 1.3; margin: 2.8rem 0 .8rem; padding-top: 1.2rem;
-  border-top: 1px solid var(--line); }
-p { max-width: 44rem; margin: .7rem 0; overflow-wrap: anywhere; }
-.subtitle { color: var(--muted); font-size: 1.05rem; margin-top: 0; }
-.note, figcaption, caption { color: var(--muted); font-size: .875rem; }
-nav { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; margin: 1.2rem 0 0; font-size: .925rem; }
-a { color: var(--accent); text-decoration: none; } a:hover { text-decoration: underline; }
-.scroll { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .925rem; font-variant-numeric: tabular-nums; }
-caption { text-align: left; padding-bottom: .4rem; }
-th, td { padding: .32rem .8rem; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { font-weight: 600; border-bottom-width: 2px; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
-tbody tr:hover { background: var(--tint); } .sum td { font-weight: 700; }
-figure { margin: 1.2rem 0; } img { max-width: 100%; height: auto; border-radius: 6px; display: block; }
-figcaption { margin-top: .45rem; max-width: 44rem; }
-pre { background: var(--tint); border-radius: 6px; padding: .9rem 1rem; overflow-x: auto; font-size: .85rem;
-  line-height: 1.5; }
-"""
+_STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
+"""Look of all pages; the monitor serves the same file."""
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -40,7 +40,7 @@ VERBS = (
     "config",
     "data check",
 )
-ANSWERS = ("compare", "diagnose", "landscape", "tune", "demo")
+ANSWERS = ("compare", "monitor", "diagnose", "landscape", "tune", "demo")
 FILES = ("convert", "publish", "push", "pull")
 
 

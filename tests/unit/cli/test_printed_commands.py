@@ -23,7 +23,7 @@ from locdistill.recipe.yaml_io import read_yaml, typed
 from locdistill.study.tune.tune import _alone
 from locdistill.training.preflight.judge import Suspect, _training_on, baseline
 from locdistill.training.prepare import Parts
-from locdistill.training.train import _resolved
+from locdistill.training.train import recipe_for
 
 PACKAGE = Path(locdistill.__file__).parent
 QUOTED = re.compile(r"'(locdistill [^']+)'")
@@ -124,7 +124,7 @@ def test_the_student_alone_can_be_trained_as_is_said(kind: str, methods: tuple[s
     first, second = re.findall(r"^locdistill .+$", text, re.MULTILINE)
     verb, options_ = parsed(shlex.split(first.replace("RUN/", f"{tmp_path}/"))[1:])
     named, overrides = _recipe_and_settings(options_)
-    alone = _resolved(Request(recipe=named, overrides=tuple(overrides)), verb)
+    alone = recipe_for(Request(recipe=named, overrides=tuple(overrides)), verb)
     assert alone.teacher is None
     assert set(alone.terms) == {"cls", "bbox", "dfl"}
     assert parsed(shlex.split(second)[1:])[0] == "compare"

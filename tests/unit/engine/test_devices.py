@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
+from lightning_fabric.strategies.single_device import SingleDeviceStrategy
 
-from locdistill.engine import launch
 from locdistill.engine.devices import existing_device
-from locdistill.engine.launch import check_training_devices, device_count, strategy
+from locdistill.engine.launch import build_fabric, check_training_devices, device_count
 from locdistill.engine.settings import EngineSettings
+from locdistill.engine.speed import Speed
 from locdistill.errors import RunError
 
 OUTSIDE = ("TORCHELASTIC_RUN_ID", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NTASKS", "SLURM_JOB_NAME", "SLURM_NNODES")
@@ -49,7 +51,10 @@ def test_torchrun_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert device_count(EngineSettings()) == (4, 2)
-    chosen = strategy(EngineSettings(launch="spawn"))
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "0")
+    chosen = build_fabric(EngineSettings(accelerator="cpu", launch="spawn"), Speed()).strategy
+    assert isinstance(chosen, DDPStrategy)
     assert chosen._start_method == "popen"  # what torchrun started is not started again
 
 
@@ -59,12 +64,16 @@ def test_slurm_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
     monkeypatch.setenv("SLURM_JOB_NAME", "train")
     assert device_count(EngineSettings()) == (2, 3)
-    plugins = launch.slurm()
-    assert [plugin.auto_requeue for plugin in plugins] == [False]  # our own handler saves between steps
+    for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        monkeypatch.setenv(name, "0")
+    chosen = build_fabric(EngineSettings(accelerator="cpu"), Speed()).strategy
+    assert isinstance(chosen, DDPStrategy)
+    assert isinstance(chosen.cluster_environment, SLURMEnvironment)
+    assert not chosen.cluster_environment.auto_requeue  # our own handler saves between steps
 
 
 def test_one_device_needs_no_strategy() -> None:
-    assert strategy(EngineSettings()) == "auto"
+    assert isinstance(build_fabric(EngineSettings(accelerator="cpu"), Speed()).strategy, SingleDeviceStrategy)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +90,7 @@ def test_several_devices(monkeypatch: pytest.MonkeyPatch, how: Any, interactive:
     monkeypatch.setattr(sys.modules["__main__"], "__file__", "train.py", raising=False)
     if interactive:
         monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
-    chosen = strategy(EngineSettings(launch=how, devices=2))
+    chosen = build_fabric(EngineSettings(accelerator="cpu", launch=how, devices=2), Speed()).strategy
     assert isinstance(chosen, DDPStrategy)
     assert chosen._start_method == method
     assert chosen._ddp_kwargs == {"find_unused_parameters": False}

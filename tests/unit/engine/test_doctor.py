@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
@@ -40,7 +41,11 @@ def test_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_remedies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_gigabytes", lambda: {"free memory": 1.0, "free disk here": 2.0, "shared memory": 0.1})
-    monkeypatch.setattr(doctor, "_version", lambda _: None)
+
+    def version(package: str) -> str:
+        raise PackageNotFoundError(package)
+
+    monkeypatch.setattr(doctor, "version", version)
     found = examine(seconds=0)
     text = " ".join(found.notes)
     for remedy in ("smaller batch", "LOCDISTILL_HOME", "--shm-size"):

@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from locdistill.engine.optim import (
     build_optimizer,
-    milestone_steps,
     parameter_groups,
     scaled_lr,
     schedule,
@@ -33,6 +32,12 @@ def plan_of(batches: int, settings: EngineSettings, **changes: int) -> Plan:
     return Plan(**(values | changes))
 
 
+def decays(settings: EngineSettings, plan: Plan) -> list[int]:
+    """Steps from which the learning rate is lower."""
+    factor = schedule(settings, plan)
+    return [step for step in range(1, plan.total_steps + 1) if factor(step) < factor(step - 1)]
+
+
 def test_published_schedule_by_hand() -> None:
     # 12 epochs of 1000 steps: warm-up from a thousandth over 500 steps, a tenth from epoch 8, a hundredth from 11.
     settings = EngineSettings()
@@ -46,7 +51,7 @@ def test_published_schedule_by_hand() -> None:
 
 def test_two_times_schedule_of_the_table() -> None:
     settings = EngineSettings(epochs=24, milestones=(16, 22))
-    assert milestone_steps(settings, plan_of(7330, settings)) == (16 * 7330, 22 * 7330)
+    assert decays(settings, plan_of(7330, settings)) == [16 * 7330, 22 * 7330]
 
 
 def test_cosine_falls_from_one_to_nearly_zero() -> None:
@@ -69,11 +74,11 @@ def test_warmup_takes_at_most_a_fifth_of_a_short_run() -> None:
 
 def test_milestones_follow_steps_and_shares() -> None:
     by_steps = EngineSettings(steps=1200)
-    assert milestone_steps(by_steps, plan_of(7, by_steps)) == (800, 1100)
+    assert decays(by_steps, plan_of(7, by_steps)) == [800, 1100]
     shares = EngineSettings(steps=1000, milestones=(0.5, 0.9))
-    assert milestone_steps(shares, plan_of(7, shares)) == (500, 900)
+    assert decays(shares, plan_of(7, shares)) == [500, 900]
     straddling = EngineSettings(epochs=3, milestones=(1, 2), accumulate=3)  # 4 batches an epoch, 3 a step
-    assert milestone_steps(straddling, plan_of(4, straddling)) == (2, 3)
+    assert decays(straddling, plan_of(4, straddling)) == [2, 3]
 
 
 @pytest.mark.parametrize(("images", "lr"), [(16, 0.01), (8, 0.005), (64, 0.04), (6, 0.00375)])
@@ -94,10 +99,10 @@ def test_epochs_end_with_the_step_that_takes_their_last_batch() -> None:
     plan = plan_of(4, settings)
     assert plan.total_steps == 4
     assert [plan.epochs_done(s) for s in range(5)] == [0, 0, 1, 2, 3]
-    assert [plan.ends_epoch(s) for s in range(1, 5)] == [False, True, True, True]
-    assert [plan.evaluates(s, 2) for s in range(1, 5)] == [False, False, True, True]
-    assert [plan.evaluates(s, 0) for s in range(1, 5)] == [False, False, False, True]
-    assert milestone_steps(EngineSettings(milestones=(1, 2, 3)), plan) == (2, 3, 4)
+    assert [plan.completes(s) for s in range(1, 5)] == [False, True, True, True]
+    assert [plan.completes(s, 2) for s in range(1, 5)] == [False, False, True, False]
+    assert not any(plan.completes(s, never) for s in range(1, 5) for never in (0, None))
+    assert decays(EngineSettings(milestones=(1, 2, 3)), plan) == [2, 3, 4]
 
 
 def test_groups_leave_out_frozen_parameters() -> None:

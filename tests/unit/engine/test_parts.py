@@ -56,7 +56,7 @@ def test_meter_means_and_first_broken_batch() -> None:
     ids = torch.tensor([1, 2])
     meter.add(("cls", "ld"), torch.tensor([1.0, 3.0]), step=0, image_ids=ids)
     meter.add(("cls", "ld"), torch.tensor([2.0, 5.0]), step=1, image_ids=ids + 2)
-    assert meter.means() == {"cls": 1.5, "ld": 4.0}
+    assert meter.take_means() == {"cls": 1.5, "ld": 4.0}
     assert meter.broken() is None
     meter.forget()
     meter.add(("cls", "ld"), torch.tensor([1.0, 1.0]), step=2, image_ids=ids + 4)
@@ -72,22 +72,20 @@ def test_meter_goes_on_with_saved_sums() -> None:
     meter.add(("a",), torch.tensor([1.0]), step=0, image_ids=ids)
     again.load_state_dict(meter.state_dict())
     again.add(("a",), torch.tensor([4.0]), step=1, image_ids=ids)
-    assert again.means() == {"a": 2.5}
-    again.reset()
-    assert again.means() == {}
+    assert again.take_means() == {"a": 2.5}
+    assert again.take_means() == {}
 
 
 def test_ratios_weigh_batches_by_what_they_hold() -> None:
     ratios, again = Ratios(), Ratios()
-    assert ratios.means() == {}
+    assert ratios.take_means() == {}
     ratios.add({"kl": torch.tensor([6.0, 2.0]), "iou": torch.tensor([0.0, 0.0])})
     ratios.add({"kl": torch.tensor([1.0, 8.0]), "iou": torch.tensor([0.0, 0.0])})
-    assert ratios.means() == {"kl": 0.7}  # not the mean of 3 and 0.125; nothing is known of the other
     again.load_state_dict(ratios.state_dict())
+    assert ratios.take_means() == {"kl": 0.7}  # not the mean of 3 and 0.125; nothing is known of the other
     again.add({"kl": torch.tensor([3.0, 0.0]), "iou": torch.tensor([0.5, 1.0])})
-    assert again.means() == {"kl": 1.0, "iou": 0.5}
-    again.reset()
-    assert again.means() == {}
+    assert again.take_means() == {"kl": 1.0, "iou": 0.5}
+    assert again.take_means() == {}
 
 
 @pytest.mark.parametrize("start", [0, 1, 4, 6, 9])
@@ -95,7 +93,7 @@ def test_stream_entered_anywhere_gives_the_rest(start: int) -> None:
     loader = Loaders(count=16, batch=4)(0, 1)
     whole = list(Stream(loader, 0, 10))
     rest = list(Stream(loader, start, 10))
-    assert len(rest) == len(Stream(loader, start, 10)) == 10 - start
+    assert len(rest) == 10 - start
     for ours, theirs in zip(rest, whole[start:], strict=True):
         assert torch.equal(ours.images, theirs.images)
         assert torch.equal(ours.image_ids, theirs.image_ids)
@@ -133,8 +131,7 @@ def test_random_state_comes_back(tmp_path: Path) -> None:
 
 
 def test_metrics_file_grows_columns_and_forgets_the_future(tmp_path: Path) -> None:
-    table = MetricsFile(tmp_path / "metrics.csv")
-    table.start(0)
+    table = MetricsFile(tmp_path / "metrics.csv", 0)
     table.write({"step": 1, "train/a": 0.1})
     table.write({"step": 2, "train/a": 1 / 3})
     table.write({"step": 2, "val/AP": 0.5})
@@ -147,8 +144,7 @@ def test_metrics_file_grows_columns_and_forgets_the_future(tmp_path: Path) -> No
     ]
     with table.path.open("a") as file:
         file.write("4,7.")  # a crash in the middle of a line
-    again = MetricsFile(table.path)
-    again.start(2)
+    again = MetricsFile(table.path, 2)
     again.write({"step": 3, "train/a": 8.0})
     assert [row["step"] for row in read_metrics(table.path)] == [1, 2, 2, 3]
     assert read_metrics(table.path)[-1]["train/a"] == 8.0

@@ -147,17 +147,16 @@ def test_this_machine_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(speed, "bf16_gain", lambda gain=gain: gain)
         here = Machine.here(EngineSettings(accelerator="cpu"))
         assert here.device == "cpu"
-        assert here.bf16 == (supported and (speed.cpu_amx() or gain > 1))
+        assert here.bf16 == (supported == "AMX" or (supported == "AVX-512" and gain > 1))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    assert speed.cpu_bf16()
-    assert speed.cpu_amx()
+    assert speed.cpu_bf16() == "AMX"
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-    assert not speed.cpu_amx()
+    assert speed.cpu_bf16() == "AVX-512"
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert not speed.cpu_bf16()
     monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # an older PyTorch: what the system says
-    assert speed.cpu_bf16() == supported
+    assert bool(speed.cpu_bf16()) == bool(supported)
     assert speed.bf16_gain() > 0
 
 
@@ -178,7 +177,7 @@ def test_bf16_is_not_used_where_onednn_is_kept_from_it(
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     monkeypatch.setattr(speed, "bf16_gain", lambda: 1.9)
     monkeypatch.setenv(name, limit)
-    assert speed.cpu_bf16() == expected
+    assert bool(speed.cpu_bf16()) == expected
     settings = EngineSettings(accelerator="cpu")
     assert choose(settings, Machine.here(settings)).precision == ("bf16" if expected else "32")
     assert choose(EngineSettings(precision="bf16"), Machine.here(settings)).precision == "bf16"  # asked for

@@ -99,7 +99,7 @@ def test_a_quality_that_is_part_of_the_score() -> None:
 def test_the_background_channel_is_never_reported() -> None:
     """The strongest channel of all locations is that of the background; it neither appears nor chooses locations."""
     detector = detector_of("gflv2", background_channel=True, detections={"candidates": 2})
-    assert detector.settings.class_outputs == 3
+    assert detector.head.classes == 3
     grid = detector.grid_for((64, 64))
     count = len(grid.points)
     scores = torch.full((1, count, 3), 0.01)

@@ -48,7 +48,7 @@ def test_the_share_is_that_of_the_shortest_combination(
     edges = leaf()
     balance = Balance({"ld": "pareto"})
     scaled = balance({"ld": losses(g2, own, edges)}, losses(g1, labels, edges), dense_of(edges))["ld"]
-    share = float(balance.pareto_shares()[0])
+    share = float(balance.pareto()[0][0])
     by_search = shortest(g1 / labels, g2 / own)
     combined = [(s * g1 / labels + (1 - s) * g2 / own).norm() for s in (share, by_search)]
     assert float(combined[0]) <= float(combined[1]) * (1 + 1e-4) + 1e-5
@@ -74,8 +74,8 @@ def test_known_shares() -> None:
     for labels, own, expected in cases:
         balance = Balance({"ld": "pareto"})
         balance({"ld": losses(own, 1.0, edges)}, losses(labels, 1.0, edges), dense_of(edges))
-        assert float(balance.pareto_shares()[0]) == pytest.approx(expected)
-    factors = Balance({"ld": "pareto"}).pareto_factors()
+        assert float(balance.pareto()[0][0]) == pytest.approx(expected)
+    factors = Balance({"ld": "pareto"}).pareto()[1]
     assert factors.tolist() == [1, 1, 1]  # nothing was measured
 
 
@@ -199,6 +199,6 @@ def test_the_state_is_kept(tmp_path: Any) -> None:
     balance(values, edges[:, :, 0].sum() + 2, dense_of(edges))
     again = Balance({"ld": "pareto", "kd": 0.5})
     again.load_state_dict(balance.state_dict())
-    assert torch.equal(again.pareto_factors(), balance.pareto_factors())
+    assert torch.equal(again.pareto()[1], balance.pareto()[1])
     assert torch.equal(again.factors(), balance.factors())
     assert "sums" not in Balance({"kd": 0.5}).state_dict()  # checkpoints of runs without it are as they were

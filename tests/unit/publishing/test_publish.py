@@ -20,7 +20,7 @@ from locdistill.cli import main
 from locdistill.errors import HubError, LocdistillError, RecipeError, RunError, TeacherError, WeightsError
 from locdistill.inference.evaluate import evaluate
 from locdistill.inference.predict import predict
-from locdistill.models.checksum import check_checksum, split_checksum, with_checksum
+from locdistill.models.checksum import check_checksum, split_checksum
 from locdistill.models.detector import Detector
 from locdistill.models.hub import find, pull
 from locdistill.models.settings import DetectorSettings
@@ -374,7 +374,7 @@ def test_names_of_classes_are_no_paths() -> None:
 
 def test_checksums_in_names(tmp_path: Path) -> None:
     digest = hashlib.sha256(b"x").hexdigest()
-    good, bad, plain = (tmp_path / f"{stem}.pth" for stem in (with_checksum("a-b", digest), "a-00000000", "best"))
+    good, bad, plain = (tmp_path / f"{stem}.pth" for stem in (f"a-b-{digest[:8]}", "a-00000000", "best"))
     for file in (good, bad, plain):
         file.write_bytes(b"x")
     assert check_checksum(good) == check_checksum(plain) == digest

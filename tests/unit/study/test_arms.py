@@ -16,7 +16,7 @@ from locdistill.errors import RunError, RunInterrupted
 from locdistill.evaluation.paired import Paired, t_quantile, verdict
 from locdistill.models.settings import DetectorSettings
 from locdistill.recipe.recipe import Recipe
-from locdistill.study.arms import Arm, Run, equal_time_steps, fixed_steps, train_arms
+from locdistill.study.arms import Arm, Run, equal_time_steps, train_arms
 
 SEEDS = (0, 1, 2)
 
@@ -110,11 +110,11 @@ def _finished(arm: str, seconds: list[float], steps: int) -> list[Run]:
     return [Run(arm, seed, steps, value, {}, Path()) for seed, value in enumerate(seconds)]
 
 
-def test_steps_of_equal_time_by_hand() -> None:
+def test_steps_of_equal_time_by_hand(tmp_path: Path) -> None:
     alone = _finished("alone", [20.0, 22.0, 90.0], 200)  # the median is not moved by one disturbed run
     distilled = _finished("distilled", [33.0, 31.0, 34.0], 200)
-    assert equal_time_steps(alone, distilled) == 300
-    assert equal_time_steps(distilled, alone) == 200
+    assert equal_time_steps(tmp_path / "distilled.json", alone, distilled) == 300
+    assert equal_time_steps(tmp_path / "alone.json", distilled, alone) == 200
 
 
 def test_each_arm_of_a_seed_in_turn(tmp_path: Path) -> None:
@@ -232,6 +232,6 @@ def test_a_file_or_a_link_in_place_of_a_folder_is_left(tmp_path: Path) -> None:
 
 
 def test_steps_of_equal_time_are_kept(tmp_path: Path) -> None:
-    stamp = tmp_path / "equal_time.json"
-    assert fixed_steps(stamp, 300) == 300
-    assert fixed_steps(stamp, 500) == 300
+    stamp, alone = tmp_path / "equal_time.json", _finished("alone", [20.0], 200)
+    assert equal_time_steps(stamp, alone, _finished("distilled", [30.0], 200)) == 300
+    assert equal_time_steps(stamp, alone, _finished("distilled", [50.0], 200)) == 300

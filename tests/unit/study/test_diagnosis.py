@@ -16,11 +16,11 @@ from locdistill.distillation.teacher import LiveTeacher
 from locdistill.engine.module import blank_batch
 from locdistill.evaluation.agreement import (
     EXPRESSED,
+    OTHERS,
     Agreement,
     agreement_sums,
     correlation,
     edge_errors,
-    no_sums,
     reliability,
 )
 from locdistill.evaluation.gradients import Pull, pulls, shares
@@ -96,7 +96,7 @@ def test_sums_of_batches_add_up_and_an_empty_region_has_no_means() -> None:
     assert Agreement.of(both).locations == 32
     assert Agreement.of(both).distance == pytest.approx((0.5,) * 4, abs=1e-5)
     empty = agreement_sums(near, ~everywhere)
-    assert torch.equal(empty, no_sums(empty))
+    assert torch.equal(empty, torch.zeros(2 * 4 + OTHERS, dtype=torch.float64))
     assert math.isnan(Agreement.of(empty).box_iou)
 
 
@@ -186,7 +186,7 @@ def test_no_angle_is_out_of_reach_of_a_circle(angles: str) -> None:
     bins = meaning.meaning_of(settings_of("rotated_gfl").model_copy(update={"angles": angles}))[1]
     values = torch.ones(20001, 5)
     values[:, 4] = torch.linspace(-math.pi, math.pi, 20001)
-    assert float(bins.apart(bins.limit(values), values).amax()) <= EXPRESSED
+    assert float(bins.difference(bins.clamp(values, margin=0), values).abs().amax()) <= EXPRESSED
 
 
 def test_a_caption_says_how_far_off_an_angle_is() -> None:

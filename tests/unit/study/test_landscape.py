@@ -144,13 +144,14 @@ def test_detectors_that_cannot_be_mixed(models: list[Path], tiny_coco: Path, tmp
 
 
 def test_weights_of_features() -> None:
-    assert parse_weights("0:1:0.25", "gamma1") == pytest.approx((0, 0.25, 0.5, 0.75, 1))
-    assert parse_weights("0:1:0.3", "gamma1") == pytest.approx((0, 0.3, 0.6, 0.9))
-    assert parse_weights("0.5", "gamma1") == (0.5,)
-    assert parse_weights("1,-0.5", "gamma1") == (1, -0.5)
+    assert parse_weights("0:1:0.25", 5, "gamma1") == pytest.approx((0, 0.25, 0.5, 0.75, 1))
+    assert parse_weights("0:1:0.3", 5, "gamma1") == pytest.approx((0, 0.3, 0.6, 0.9))
+    assert parse_weights("0.5", 5, "gamma1") == (0.5,)
+    assert parse_weights("1,-0.5,1", 5, "gamma1") == (-0.5, 1)
+    assert parse_weights(None, 3, "gamma1") == (0, 0.5, 1)
     for wrong in ("0:1", "0:1:0", "1:0:0.1", "a", "", "0:1:x"):
         with pytest.raises(RecipeError, match="gamma1: expected start:stop:step"):
-            parse_weights(wrong, "gamma1")
+            parse_weights(wrong, 5, "gamma1")
 
 
 @pytest.mark.parametrize(

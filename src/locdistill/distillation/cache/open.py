@@ -91,7 +91,7 @@ def open_cache(use: CacheUse, *, progress: Progress | None = None) -> tuple[Cach
     if not same:
         _check_contract(store.path, there, wanted)
     recall = Recall(store, contents(dataset, store, keep_ignored=use.data.hands_on_ignored, progress=progress), layout)
-    missing, views = len(missing_draws(recall, dataset, plan)), ways_of(dataset, plan)
+    missing, views = len(missing_draws(recall, dataset, plan)), len(dataset) * (plan.ways or 0)
     if missing and not same:
         raise CacheError(
             f"{store.path} lacks {missing} of this run's {views} views, and its records hold more than this run would "
@@ -217,11 +217,6 @@ def missing_draws(recall: Recall, dataset: Dataset, plan: ViewPlan, part: tuple[
     return [draw for (_, draw), known in zip(own, there, strict=True) if not known]
 
 
-def ways_of(dataset: Dataset, plan: ViewPlan) -> int:
-    """Return the number of images times the number of views of each."""
-    return len(dataset) * (plan.ways or 0)
-
-
 def _sized(dataset: Dataset, plan: ViewPlan) -> Iterator[tuple[Draw, View, tuple[int, int]]]:
     """Yield all views of all images, with the resulting height and width."""
     assert plan.ways is not None, "the recipe's checks refuse what cannot be counted"
@@ -256,7 +251,9 @@ def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Pr
     ]
     unread = [i for i, digest in enumerate(files) if not digest]
     with ThreadPoolExecutor(READERS) as readers:
-        found: Iterable[bytes] = readers.map(_digest, (dataset.records[i].path for i in unread))
+        found: Iterable[bytes] = readers.map(
+            lambda i: hashlib.blake2b(dataset.records[i].path.read_bytes(), digest_size=DIGEST).digest(), unread
+        )
         for i, digest in zip(unread, found if progress is None else progress(found, len(unread)), strict=True):
             files[i] = digest
     if unread:
@@ -267,8 +264,3 @@ def contents(dataset: Dataset, store: Store, *, keep_ignored: bool, progress: Pr
         for file, objects in zip(files, object_digests(dataset, records=seen), strict=True)
     ]
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST)
-
-
-def _digest(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=DIGEST)).digest()

@@ -187,26 +187,23 @@ def dense_of(record: Mapping[str, Tensor], images: int, locations: int) -> Dense
         images: Number of images in the batch.
         locations: Number of locations per image.
     """
-
-    def spread(name: str) -> Tensor:
+    spread: dict[str, Tensor] = {}
+    for name in (name for name in ROWS if name in record):
         rows = decoded(record, name)
-        whole = rows.new_zeros(images * locations, *rows.shape[1:])
-        return whole.index_copy_(0, record[INDEX], rows).view(images, locations, *rows.shape[1:])
-
-    def maps(kind: str) -> tuple[Tensor, ...]:
-        levels = sum(name.startswith(f"{kind}.") and name.count(".") == 1 for name in record)
-        return tuple(decoded(record, f"{kind}.{level}") for level in range(levels))
-
-    if INDEX in record:
-        cls_logits, edge_logits = spread("cls"), spread("edge")
-    else:
+        whole = rows.new_zeros(images * locations, *rows.shape[1:]).index_copy_(0, record[INDEX], rows)
+        spread[name] = whole.view(images, locations, *rows.shape[1:])
+    if not spread:
         device = next(iter(record.values())).device
-        cls_logits = torch.zeros(images, locations, 1, device=device)
-        edge_logits = torch.zeros(images, locations, 4, 1, device=device)
+        spread["cls"] = torch.zeros(images, locations, 1, device=device)
+        spread["edge"] = torch.zeros(images, locations, 4, 1, device=device)
+    maps = {}
+    for kind in (*MAPS, MOMENTS):
+        levels = sum(name.startswith(f"{kind}.") and name.count(".") == 1 for name in record)
+        maps[kind] = tuple(decoded(record, f"{kind}.{level}") for level in range(levels))
     return Dense(
-        cls_logits=cls_logits,
-        edge_logits=edge_logits,
-        quality_logits=spread("quality") if "quality" in record else None,
-        features=maps("features"),
-        towers=maps("towers") or maps(MOMENTS),
+        cls_logits=spread["cls"],
+        edge_logits=spread["edge"],
+        quality_logits=spread.get("quality"),
+        features=maps["features"],
+        towers=maps["towers"] or maps[MOMENTS],
     )

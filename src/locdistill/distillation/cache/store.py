@@ -54,12 +54,12 @@ class Store:
 
     def __len__(self) -> int:
         """Return the number of records."""
-        with self._reading() as (transaction, tables):
+        with self._transaction() as (transaction, tables):
             return 0 if transaction is None else int(transaction.stat(tables[RECORDS])["entries"])
 
     def get(self, keys: Sequence[bytes]) -> list[CacheRecord | None]:
         """Return the records of these keys; None where there is none."""
-        with self._reading() as (transaction, tables):
+        with self._transaction() as (transaction, tables):
             if transaction is None:
                 return [None] * len(keys)
             found = [transaction.get(key, db=tables[RECORDS]) for key in keys]
@@ -67,7 +67,7 @@ class Store:
 
     def has(self, keys: Iterable[bytes]) -> list[bool]:
         """Return for each key whether it has a record."""
-        with self._reading() as (transaction, tables):
+        with self._transaction() as (transaction, tables):
             if transaction is None:
                 return [False for _ in keys]
             return [transaction.get(key, db=tables[RECORDS]) is not None for key in keys]
@@ -81,13 +81,13 @@ class Store:
         content = {
             key: save({name: value.cpu().contiguous() for name, value in r.items()}) for key, r in records.items()
         }
-        with self._writing() as (transaction, tables):
+        with self._transaction(write=True) as (transaction, tables):
             for key, data in content.items():
                 transaction.put(key, data, db=tables[RECORDS], overwrite=False)
 
     def notes(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Return the notes of these keys; None where there is none."""
-        with self._reading() as (transaction, tables):
+        with self._transaction() as (transaction, tables):
             if transaction is None:
                 return [None] * len(keys)
             found = [transaction.get(key, db=tables[NOTES]) for key in keys]
@@ -99,13 +99,13 @@ class Store:
         Raises:
             CacheError: The folder cannot be written to, or the disk is full.
         """
-        with self._writing() as (transaction, tables):
+        with self._transaction(write=True) as (transaction, tables):
             for key, data in notes.items():
                 transaction.put(key, data, db=tables[NOTES])
 
     def about(self, name: str) -> Any:
         """Return the metadata with this name; None if there is none."""
-        with self._reading() as (transaction, tables):
+        with self._transaction() as (transaction, tables):
             data = None if transaction is None else transaction.get(name.encode(), db=tables[ABOUT])
             return None if data is None else json.loads(bytes(data))
 
@@ -115,41 +115,33 @@ class Store:
         Raises:
             CacheError: The folder cannot be written to, or the disk is full.
         """
-        with self._writing() as (transaction, tables):
+        with self._transaction(write=True) as (transaction, tables):
             transaction.put(name.encode(), json.dumps(value).encode(), db=tables[ABOUT], overwrite=False)
         return self.about(name)
 
     @contextmanager
-    def _reading(self) -> Iterator[tuple[Any, dict[bytes, Any]]]:
-        if not self.exists:
+    def _transaction(self, *, write: bool = False) -> Iterator[tuple[Any, dict[bytes, Any]]]:
+        """Yield a transaction and the tables; to read what is not there, None and no tables."""
+        if not write and not self.exists:
             yield None, {}
             return
-        with self._explained("read"):
-            try:
-                environment, tables = _opened(self.path, writable=False)
-            except (lmdb.NotFoundError, lmdb.ReadonlyError):  # another process is creating it
-                yield None, {}
-                return
-            with environment.begin(buffers=True) as transaction:
-                yield transaction, tables
-
-    @contextmanager
-    def _writing(self) -> Iterator[tuple[Any, dict[bytes, Any]]]:
-        with self._explained("written to"):
-            self.path.mkdir(parents=True, exist_ok=True)
-            environment, tables = _opened(self.path, writable=True)
-            with environment.begin(write=True) as transaction:
-                yield transaction, tables
-
-    @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
         try:
-            yield
+            if write:
+                self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                environment, tables = _opened(self.path, writable=write)
+            except (lmdb.NotFoundError, lmdb.ReadonlyError):
+                if write:
+                    raise
+                yield None, {}  # another process is creating it
+                return
+            with environment.begin(write=write, buffers=not write) as transaction:
+                yield transaction, tables
         except (lmdb.Error, OSError) as error:
             raise CacheError(
-                f"{self.path}: this cache of a teacher's predictions cannot be {what} ({error}); check the folder's "
-                "rights and the disk's free space, or name another folder. If the file is damaged, remove the folder: "
-                "the cache is built again"
+                f"{self.path}: this cache of a teacher's predictions cannot be {'written to' if write else 'read'} "
+                f"({error}); check the folder's rights and the disk's free space, or name another folder. If the file "
+                "is damaged, remove the folder: the cache is built again"
             ) from error
 
 

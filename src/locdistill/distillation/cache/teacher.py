@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from jaxtyping import Bool, UInt8
+from jaxtyping import Bool
 from torch import Tensor
 
 from locdistill.data.transforms import View
@@ -66,7 +66,10 @@ class Recall:
             views: View of each.
         """
         keys = [self.key(*own) for own in zip(images, sizes, views, strict=True)]
-        named = {KEYS: _as_tensor(keys)}
+        # keys of any length as rows: the length, the key, zeros
+        longest = max(map(len, keys))
+        rows = b"".join(bytes([len(key)]) + key.ljust(longest, b"\0") for key in keys)
+        named = {KEYS: torch.from_numpy(np.frombuffer(rows, np.uint8).reshape(len(keys), -1).copy())}
         found = self.store.get(keys)
         records = [record for record in found if record is not None]
         return named | joined(records, sizes, self.layout) if len(records) == len(keys) else named
@@ -79,6 +82,7 @@ class Keeping:
     Attributes:
         objective: The loss with the terms to keep them for; its assigner and regions decide at which locations.
         layout: Layout of the student's locations.
+        terms: Those of its terms that use a teacher's predictions.
         predictions: Whether terms, or the monitored agreement, use predictions.
         maps: Maps to keep: ``features``, ``towers``, or the ``moments`` of the towers.
         numbers: Number format of the records.
@@ -86,6 +90,7 @@ class Keeping:
 
     objective: Objective
     layout: Layout
+    terms: tuple[Term, ...] = ()
     predictions: bool = True
     maps: tuple[str, ...] = ()
     numbers: NumberFormat = "half"
@@ -108,32 +113,34 @@ class Keeping:
             *(["towers"] if towers else []),
             *([MOMENTS] if objective.needs_cross and not towers else []),
         ]
-        needed = comparable or any(term.needs_predictions for term in terms)
-        return cls(objective=objective, layout=layout, predictions=needed, maps=tuple(maps), numbers=numbers)
+        return cls(
+            objective=objective,
+            layout=layout,
+            terms=tuple(term for term in terms if term.needs_teacher and term.needs_predictions),
+            predictions=comparable or any(term.needs_predictions for term in terms),
+            maps=tuple(maps),
+            numbers=numbers,
+        )
 
     @property
     def regions(self) -> tuple[str, ...]:
         """Names of the regions at which predictions are kept besides the positives, or ``everywhere``."""
-        if any(not term.bounded for term in self._asking):
+        if any(not term.bounded for term in self.terms):
             return ("everywhere",)
         names = set()
-        for term in self._asking:
+        for term in self.terms:
             # all settings but the weighting of the locations
             own = [field.name for field in fields(term.on) if field.name != "by"]  # type: ignore[arg-type]
             names.add(" ".join([type(term.on).__name__, *(f"{name}={getattr(term.on, name)}" for name in own)]))
         return tuple(sorted(names))
 
-    @property
-    def _asking(self) -> list[Term]:
-        return [term for term in self.objective.terms.values() if term.needs_teacher and term.needs_predictions]
-
     def where(self, dense: Dense, instances: Instances, grid: Grid) -> Bool[Tensor, "b l"]:
         """Return the locations at which predictions are kept: the positives, and all that a term may use."""
         with torch.autocast(grid.points.device.type, enabled=False):
             objective = self.objective
-            scene = objective.unchecked(dense, dense, grid=grid, instances=instances)
+            scene = objective.scene(dense, dense, grid=grid, instances=instances, checked=False)
             kept = scene.assignment.positive
-            for term in self._asking:
+            for term in self.terms:
                 kept = kept | term.reach(scene)
         return kept
 
@@ -184,7 +191,7 @@ class CachedTeacher(FrozenTeacher):
         records = None if len(from_cache) > 1 else self.look(batch)
         with torch.autocast(batch.images.device.type, enabled=False):
             if records is not None:
-                keys = _as_bytes(from_cache[KEYS])
+                keys = [bytes(row[1 : 1 + row[0]]) for row in from_cache[KEYS].tolist()]
                 self.store.put(dict(zip(keys, records, strict=True)))
                 known_errors = noted_errors(self.store) or {}
                 grown = {name: error for name, error in self.errors.items() if error > known_errors.get(name, -1.0)}
@@ -212,8 +219,10 @@ class CachedTeacher(FrozenTeacher):
 
     @torch.no_grad()
     def look(self, batch: Batch) -> list[CacheRecord]:
-        """Run the teacher on a batch and return the record of each image."""
-        extents = [self.keeping.layout.extents((int(h), int(w))) for h, w in batch.sizes.tolist()]
+        """Run the teacher on a batch, images of equal extents together, and return the record of each image."""
+        keeping = self.keeping
+        kept_towers = "towers" in keeping.maps or MOMENTS in keeping.maps
+        extents = [keeping.layout.extents((int(h), int(w))) for h, w in batch.sizes.tolist()]
         records: dict[int, CacheRecord] = {}
         for own in sorted(set(extents)):
             images = [i for i, other in enumerate(extents) if other == own]
@@ -225,28 +234,18 @@ class CachedTeacher(FrozenTeacher):
                 instances=batch.instances.of(images),
                 from_cache=None,
             )
-            records |= zip(images, self._look_alike(part), strict=True)
+            dense = self._present()(part, features="features" in keeping.maps, towers=kept_towers)
+            if self._facts is None:
+                self.store.claim(FACTS, {"known": dense.known, "quality_in_score": dense.quality_in_score})
+            where = None
+            if keeping.predictions:
+                where = keeping.where(dense, part.instances, self._grid_for(part.images.shape[-2:]))
+            for place, image in enumerate(images):
+                index = None if where is None else where[place].nonzero()[:, 0]
+                records[image] = record_of(dense, place, index, maps=keeping.maps, numbers=keeping.numbers)
+                for name, error in record_errors(records[image], dense, place, index).items():
+                    self.errors[name] = max(self.errors.get(name, 0.0), error)
         return [records[i] for i in range(len(extents))]
-
-    def _look_alike(self, batch: Batch) -> list[CacheRecord]:
-        """Return the records of images that all have the extents of their batch."""
-        keeping = self.keeping
-        kept_towers = "towers" in keeping.maps or MOMENTS in keeping.maps
-        dense = self._present()(batch, features="features" in keeping.maps, towers=kept_towers)
-        if self._facts is None:
-            self.store.claim(FACTS, {"known": dense.known, "quality_in_score": dense.quality_in_score})
-        where = None
-        if keeping.predictions:
-            grid = self._grid_for(batch.images.shape[-2:])
-            where = keeping.where(dense, batch.instances, grid)
-        records = []
-        for image in range(len(batch.images)):
-            index = None if where is None else where[image].nonzero()[:, 0]
-            record = record_of(dense, image, index, maps=keeping.maps, numbers=keeping.numbers)
-            for name, error in record_errors(record, dense, image, index).items():
-                self.errors[name] = max(self.errors.get(name, 0.0), error)
-            records.append(record)
-        return records
 
     def _present(self) -> FrozenTeacher:
         """Return the teacher on the device of the batches."""
@@ -256,18 +255,6 @@ class CachedTeacher(FrozenTeacher):
                 self.teacher.optimise(self._how)
             self._brought_to = self._device
         return self.teacher
-
-
-def _as_tensor(keys: Sequence[bytes]) -> UInt8[Tensor, "b n"]:
-    """Return keys of any length as rows: the length, the key, zeros."""
-    longest = max(map(len, keys))
-    rows = b"".join(bytes([len(key)]) + key.ljust(longest, b"\0") for key in keys)
-    return torch.from_numpy(np.frombuffer(rows, np.uint8).reshape(len(keys), -1).copy())
-
-
-def _as_bytes(rows: UInt8[Tensor, "b n"]) -> list[bytes]:
-    """Return the keys in such rows."""
-    return [bytes(row[1 : 1 + row[0]]) for row in rows.tolist()]
 
 
 def noted_errors(store: Store) -> dict[str, float] | None:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from locdistill.engine.speed import Precision
@@ -221,22 +221,18 @@ class Difference:
 def difference(detector: Detector, answers: Sequence[Answer], others: Sequence[Answer]) -> Difference:
     """Compare two engines' outputs for the same images."""
     score, edge, count, alone = 0.0, 0.0, 0, 0
+    coding = detector.coding
     for pair in zip(answers, others, strict=True):
         scores = [answer.dense.score_logits.float().sigmoid() for answer in pair]
-        edges = [_edges(detector, answer) for answer in pair]
+        # boxes of all locations in pixels of the input; for rotated boxes the circumscribed ones
+        boxes = [coding.decode(each.grid, detector.bins.expect(each.dense.edge_logits.float())) for each in pair]
+        edges = [coding.kind.hull(own) * each.grid.strides[:, None] for own, each in zip(boxes, pair, strict=True)]
         score = max(score, float((scores[0] - scores[1]).abs().max()))
         edge = max(edge, float((edges[0] - edges[1]).abs().max()))
         for ours, theirs in zip(*(answer.detections for answer in pair), strict=True):
             count += len(ours.scores) + len(theirs.scores)
             alone += _unmatched(ours, theirs) + _unmatched(theirs, ours)
     return Difference(score=score, edge_px=edge, detections=count, unmatched=alone)
-
-
-def _edges(detector: Detector, answer: Answer) -> Float[Tensor, "b l 4"]:
-    """Return the boxes of all locations in pixels of the input; for rotated boxes the circumscribed ones."""
-    coding = detector.coding
-    boxes = coding.decode(answer.grid, detector.bins.expect(answer.dense.edge_logits.float()))
-    return coding.kind.hull(boxes) * answer.grid.strides[:, None]
 
 
 def _unmatched(found: Detections, others: Detections) -> int:

@@ -101,30 +101,27 @@ class BenchmarkResult:
         )
         percentiles = (f"{name} ms" for name in next(iter(self.engines.values())).single.percentiles)
         header = ("engine", "precision", "FPS", *percentiles, f"images/s at {batch}", "peak MB")
-        rows = tuple(_speed_row(name, result) for name, result in self.engines.items())
-        speed = Table("One image at a time, post-processing included", header, rows)
+        speeds, differences = [], []
+        for name, result in self.engines.items():
+            speeds.append(
+                (
+                    name,
+                    result.precision,
+                    f"{result.single.per_second:.2f}",
+                    *(f"{value:.1f}" for value in result.single.percentiles.values()),
+                    f"{(result.batched or result.single).per_second:.2f}",
+                    UNDEFINED if result.memory_mb is None else f"{result.memory_mb:.0f}",
+                )
+            )
+            numbers = (UNDEFINED,) * 4
+            if (apart := result.difference) is not None:
+                numbers = (f"{apart.score:.1e}", f"{apart.edge_px:.1e}", str(apart.detections), str(apart.unmatched))
+            differences.append((name, *numbers))
+        speed = Table("One image at a time, post-processing included", header, tuple(speeds))
         first, *others = self.engines
         columns = (f"against {first}", "score differs by", "edge by (px)", "detections", "without a partner")
-        cells = tuple(_difference_row(name, self.engines[name].difference) for name in others)
-        same = Table("Largest differences of the outputs at any location", columns, cells)
+        same = Table("Largest differences of the outputs at any location", columns, tuple(differences[1:]))
         return (cost, speed, same) if others else (cost, speed)
-
-
-def _speed_row(name: str, result: EngineResult) -> tuple[str, ...]:
-    return (
-        name,
-        result.precision,
-        f"{result.single.per_second:.2f}",
-        *(f"{value:.1f}" for value in result.single.percentiles.values()),
-        f"{(result.batched or result.single).per_second:.2f}",
-        UNDEFINED if result.memory_mb is None else f"{result.memory_mb:.0f}",
-    )
-
-
-def _difference_row(name: str, apart: Difference | None) -> tuple[str, ...]:
-    if apart is None:
-        return (name, *(UNDEFINED,) * 4)
-    return (name, f"{apart.score:.1e}", f"{apart.edge_px:.1e}", str(apart.detections), str(apart.unmatched))
 
 
 def notes(facts: Mapping[str, Any], engines: Mapping[str, EngineResult]) -> tuple[str, ...]:

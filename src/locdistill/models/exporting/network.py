@@ -58,11 +58,7 @@ class ExportedNetwork(nn.Module):
         raw = (classes, dense.edge_logits, *(() if dense.quality_logits is None else (dense.quality_logits,)))
         if not self.boxes:
             return raw
-        return raw + self._candidates(dense._replace(cls_logits=classes), images.shape[-2:], sizes)
-
-    def _candidates(self, dense: Dense, size: torch.Size, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        own = self.detector
-        judged = ranked = dense.cls_logits.float().sigmoid()
+        judged = ranked = classes.float().sigmoid()
         if dense.quality_logits is not None:
             ranked = judged * dense.quality_logits.float().sigmoid()[..., None]
             judged = ranked if dense.quality_in_score else judged
@@ -70,7 +66,7 @@ class ExportedNetwork(nn.Module):
         per_cell = own.kind.octaves * len(own.kind.ratios)
         places, values, start = [], [], 0
         for level, stride in zip(own.settings.levels, own.settings.strides, strict=True):
-            height, width = (-(-side // 2**level) for side in size)
+            height, width = (-(-side // 2**level) for side in images.shape[-2:])
             x, y = level_points(height, width, stride, offset=own.kind.offset, per_cell=per_cell, device=ranked.device)
             count = height * width * per_cell
             edges = own.bins.expect(dense.edge_logits[:, start : start + count].float())
@@ -81,4 +77,4 @@ class ExportedNetwork(nn.Module):
             values.append(scores[:, start : start + count].gather(1, chosen.expand(-1, -1, scores.shape[-1])))
             start = start + count
         clipped = own.coding.kind.clipped(torch.cat(places, 1), sizes[:, None])
-        return clipped, torch.cat(values, 1).transpose(1, 2)
+        return (*raw, clipped, torch.cat(values, 1).transpose(1, 2))

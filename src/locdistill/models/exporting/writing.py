@@ -17,7 +17,6 @@ from torch import Tensor
 from locdistill.errors import RunError
 from locdistill.models.exported import BOXES, INPUTS, RAW, FileFacts
 from locdistill.models.exporting.network import ExportedNetwork
-from locdistill.models.settings import DetectionSettings
 
 OPSET = 20
 _NEEDED = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino", "onnx", "onnxscript"), "torch": ()}
@@ -93,8 +92,9 @@ def trace(network: ExportedNetwork, facts: FileFacts) -> torch.export.ExportedPr
 def write_onnx(network: ExportedNetwork, facts: FileFacts, path: Path) -> None:
     """Write an ONNX file."""
     import onnx  # noqa: PLC0415 - optional
+    from onnx import compose, numpy_helper  # noqa: PLC0415
 
-    raw = _raw_names(network)
+    raw, settings = _raw_names(network), facts.settings.detections
     names = raw + (_CANDIDATES if network.boxes else ())
     options: dict[str, Any] = {"dynamo": True, "external_data": False, "verbose": False, "opset_version": OPSET}
     with warnings.catch_warnings():
@@ -103,29 +103,22 @@ def write_onnx(network: ExportedNetwork, facts: FileFacts, path: Path) -> None:
         torch.onnx.export(program, (), str(path), input_names=INPUTS, output_names=names, **options)
     model = onnx.load(str(path))
     if network.boxes:
-        model = _with_suppression(model, facts.settings.detections, raw if facts.outputs == "both" else ())
+        # The graph ends with candidates, to which the suppression is appended.
+        suppression = compose.add_prefix(
+            onnx.parser.parse_model(_SUPPRESSION), "suppression/", rename_inputs=False, rename_outputs=False
+        )
+        model.ir_version = suppression.ir_version = max(model.ir_version, suppression.ir_version)
+        outputs = [*(raw if facts.outputs == "both" else ()), *BOXES]
+        model = compose.merge_models(model, suppression, [(name, name) for name in _CANDIDATES], outputs=outputs)
+        del model.opset_import[1:]  # the same in both parts
+        for name, value in {"iou_threshold": settings.nms_iou, "max_detections": settings.max_detections}.items():
+            kind = torch.int64 if isinstance(value, int) else torch.float32
+            model.graph.initializer.append(numpy_helper.from_array(torch.tensor(value, dtype=kind).numpy(), name))
+            model.graph.input.remove(next(each for each in model.graph.input if each.name == name))
     onnx.helper.set_model_props(model, facts.as_text())
     model.producer_name, model.producer_version = "locdistill", facts.version
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
-
-
-def _with_suppression(model: Any, settings: DetectionSettings, raw: tuple[str, ...]) -> Any:
-    """Append the suppression to a graph that ends with candidates."""
-    import onnx  # noqa: PLC0415 - optional
-    from onnx import compose, numpy_helper  # noqa: PLC0415
-
-    suppression = compose.add_prefix(
-        onnx.parser.parse_model(_SUPPRESSION), "suppression/", rename_inputs=False, rename_outputs=False
-    )
-    model.ir_version = suppression.ir_version = max(model.ir_version, suppression.ir_version)
-    joined = compose.merge_models(model, suppression, [(name, name) for name in _CANDIDATES], outputs=[*raw, *BOXES])
-    del joined.opset_import[1:]  # the same in both parts
-    for name, value in {"iou_threshold": settings.nms_iou, "max_detections": settings.max_detections}.items():
-        kind = torch.int64 if isinstance(value, int) else torch.float32
-        joined.graph.initializer.append(numpy_helper.from_array(torch.tensor(value, dtype=kind).numpy(), name))
-        joined.graph.input.remove(next(each for each in joined.graph.input if each.name == name))
-    return joined
 
 
 def _raw_names(network: ExportedNetwork) -> tuple[str, ...]:

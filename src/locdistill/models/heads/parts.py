@@ -42,16 +42,14 @@ class ConvNormAct(nn.Module):
 
 
 class Tower(nn.Sequential):
-    """Convolutions before a predictor, in two halves; another head's map may be inserted in between."""
+    """Convolutions before a predictor, in two halves; another head's map may be inserted in between.
 
-    @property
-    def cut(self) -> int:
-        """Number of convolutions in the first half: all but the last (the third of four in CrossKD), or none."""
-        return max(len(self) - 1, 0)
+    The first half is all but the last convolution (up to the third of four in CrossKD), or none.
+    """
 
     def begin(self, x: Tensor) -> Tensor:
         """Apply the first half, up to before its last ReLU; return ``x`` itself if the half has no convolution."""
-        blocks = list(self)[: self.cut]
+        blocks = list(self)[:-1]
         for block in blocks[:-1]:
             x = block(x)
         for block in blocks[-1:]:
@@ -61,8 +59,8 @@ class Tower(nn.Sequential):
 
     def finish(self, x: Tensor) -> Tensor:
         """Apply the remaining convolutions before the predictor; ``x`` may be overwritten."""
-        x = torch.relu_(x) if self.cut else x
-        for block in list(self)[self.cut :]:
+        x = torch.relu_(x) if len(self) > 1 else x
+        for block in list(self)[-1:]:
             x = block(x)
         return x
 
@@ -77,7 +75,8 @@ class DenseHead(nn.Module):
 
     def __init__(self, settings: DetectorSettings) -> None:
         super().__init__()
-        self.classes, self.edges, self.bins = settings.class_outputs, settings.edges, settings.reg_max + 1
+        self.classes = len(settings.classes) + settings.background_channel
+        self.edges, self.bins = settings.edges, settings.reg_max + 1
         channels, groups = settings.channels, settings.norm_groups
         self.cls_tower = Tower(*(ConvNormAct(channels, groups) for _ in range(settings.depth)))
         self.reg_tower = Tower(*(ConvNormAct(channels, groups) for _ in range(settings.depth)))

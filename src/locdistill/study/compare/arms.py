@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -154,16 +154,13 @@ def finished_recipe(folder: Path) -> Recipe:
 
 def flat(recipe: Recipe, *, without: Set[str]) -> dict[str, Any]:
     """Flatten a recipe to settings by dotted key, without those in ``without``; each term is one setting."""
-
-    def walk(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and path.count(".") + (path != "") < 2 and value and path != "assigner":
-            for key, item in value.items():
-                yield from walk(item, f"{path}.{key}" if path else key)
+    found: dict[str, Any] = {}
+    for part, value in recipe.model_dump(mode="json").items():
+        if isinstance(value, dict) and value and part != "assigner":
+            found |= {f"{part}.{key}": item for key, item in value.items()}
         else:
-            yield path, value
-
-    plain = recipe.model_dump(mode="json")
-    return {key: value for key, value in walk(plain, "") if not {key, key.split(".")[0]} & without}
+            found[part] = value
+    return {key: value for key, value in found.items() if not {key, key.split(".")[0]} & without}
 
 
 def changes(first: Arm, other: Arm) -> tuple[tuple[str, str, str], ...]:

@@ -26,10 +26,10 @@ from locdistill.recipe.load import Override
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import Request
 from locdistill.recipe.run_folder import PARENT, read_facts
-from locdistill.study.arms import CACHE, Arm, equal_time_steps, fixed_steps, train_arms
+from locdistill.study.arms import CACHE, Arm, Run, equal_time_steps, train_arms
 from locdistill.study.compare import page
 from locdistill.study.compare.arms import USE, arms_of, changes, chosen_seeds, flat
-from locdistill.study.compare.measure import Measure, Measuring, evaluation_images
+from locdistill.study.compare.measure import Measure, evaluation_images, measured_run
 from locdistill.study.compare.pictures import pictures
 from locdistill.study.compare.result import Comparison, EqualTime, Measured, as_json, as_markdown
 from locdistill.training.build_cache import build_cache_of
@@ -72,11 +72,6 @@ class ComparisonPlan:
     resamples: int = 2000
     command: str = ""
     cache: bool = False
-
-    @property
-    def trains(self) -> bool:
-        """True if a run has to be trained."""
-        return self.equal_time or any(seed not in arm.there for arm in self.arms for seed in arm.seeds)
 
 
 def compare(  # noqa: PLR0913 - the words of the command line
@@ -155,7 +150,7 @@ def carry_out(
 
     ``show`` returns the sections of the page that need the detectors; by default :func:`pictures`.
     """
-    measure = Measuring(plan.out, data, device)
+    measure = functools.partial(measured_run, kept=plan.out / "detections", data=data, device=device)
     show = show or functools.partial(pictures, data=data)
     with side_by_side(plan.jobs) as train:
         return run_plan(
@@ -191,24 +186,15 @@ def run_plan(
         RunError: The folder holds a comparison of other recipes with these names, or runs cannot be compared.
     """
     _claim(plan)
-    arms = [_remembering(arm, plan.out) for arm in plan.arms] if plan.cache else plan.arms
     teachers = [] if plan.teacher is None else train_arms([plan.teacher], plan.out, train=run_apart, tell=tell)
-    beforehand = {arm.name: _beforehand(arm, plan.out, remember, tell) for arm in arms}
-    runs = train_arms(arms, plan.out, train=train, tell=tell, jobs=plan.jobs)
+    remembered = [_remembered(arm, plan, remember, tell) for arm in plan.arms]
+    beforehand = {arm.name: seconds for arm, seconds in remembered}
+    runs = train_arms([arm for arm, _ in remembered], plan.out, train=train, tell=tell, jobs=plan.jobs)
     trained = {arm.name: [r for r in runs if r.arm == arm.name] for arm in plan.arms}
     equal_time: dict[str, EqualTime] = {}
-    first = plan.arms[0]
     for arm in plan.arms[1:] if plan.equal_time else ():
-        stamp = plan.out / f"equal_time-{arm.name}.json"
-        steps = equal_time_steps(trained[first.name], trained[arm.name], beforehand=beforehand[arm.name])
-        steps = fixed_steps(stamp, steps)
-        own = trained[first.name][0].steps
-        if abs(steps - own) <= _NEAR * own:
-            equal_time[arm.name] = EqualTime(first.name, own)
-            continue
-        longer = _longer(first, arm, steps)
-        trained[longer.name] = train_arms([longer], plan.out, train=train, tell=tell, jobs=plan.jobs)
-        equal_time[arm.name] = EqualTime(longer.name, steps)
+        equal_time[arm.name], longer = _at_equal_time(plan, arm, trained, beforehand[arm.name], train, tell)
+        trained |= longer
     measured: dict[str, tuple[Measured, ...]] = {}
     for name, of_arm in trained.items():
         tell(f"measuring: {name}, {len(of_arm)} run(s)")
@@ -219,7 +205,7 @@ def run_plan(
         arms=plan.arms,
         runs=measured,
         equal_time=equal_time,
-        settings={arm.name: changes(first, arm) for arm in plan.arms[1:]},
+        settings={arm.name: changes(plan.arms[0], arm) for arm in plan.arms[1:]},
         resamples=plan.resamples,
         notes=tuple(_notes(plan, measured, beforehand)),
         teacher=teacher,
@@ -236,32 +222,44 @@ def run_plan(
     return result
 
 
-def _remembering(arm: Arm, out: Path) -> Arm:
-    """Add a cache of the teacher's predictions to an arm, if its teacher allows one."""
+def _remembered(arm: Arm, plan: ComparisonPlan, remember: Remember | None, tell: Tell) -> tuple[Arm, float]:
+    """Add a cache of the teacher's predictions to an arm, if the plan and its teacher allow one, and build it.
+
+    Returns:
+        The arm, and the seconds it took to build the cache, once for all seeds; 0 without one, or if no run is trained.
+    """
     teacher = arm.base.teacher
-    if teacher is None or teacher.follows or teacher.cache is not None:
-        return arm
-    cache = CacheSettings(path=str(out / f"{CACHE}-{arm.name}"))
-    return replace(arm, base=arm.base.model_copy(update={"teacher": teacher.model_copy(update={"cache": cache})}))
-
-
-def _beforehand(arm: Arm, out: Path, remember: Remember | None, tell: Tell) -> float:
-    """Return the seconds to build an arm's cache, once for all seeds; 0 without a cache, or if no run is trained."""
-    recipe, stamp = arm.recipe(arm.seeds[0]), out / f"{CACHE}-{arm.name}.json"
+    if plan.cache and teacher is not None and not teacher.follows and teacher.cache is None:
+        teacher = teacher.model_copy(update={"cache": CacheSettings(path=str(plan.out / f"{CACHE}-{arm.name}"))})
+        arm = replace(arm, base=arm.base.model_copy(update={"teacher": teacher}))
     trains = any(seed not in arm.there for seed in arm.seeds)
-    if remember is None or not trains or recipe.teacher is None or recipe.teacher.cache is None:
-        return 0.0
+    if remember is None or not trains or teacher is None or teacher.cache is None:
+        return arm, 0.0
+    recipe, stamp = arm.recipe(arm.seeds[0]), plan.out / f"{CACHE}-{arm.name}.json"
     if not stamp.is_file():
         tell(f"{recipe.name}: computing the teacher's predictions on all images, once for all seeds")
         write_text(stamp, json.dumps({"seconds": remember(recipe)}) + "\n")
-    return float(json.loads(stamp.read_text())["seconds"])
+    return arm, float(json.loads(stamp.read_text())["seconds"])
 
 
-def _longer(first: Arm, other: Arm, steps: int) -> Arm:
-    """Return the arm of the first recipe at equal time: with as many steps as fit into the time of another."""
+def _at_equal_time(
+    plan: ComparisonPlan, other: Arm, trained: Mapping[str, list[Run]], beforehand: float, train: Train, tell: Tell
+) -> tuple[EqualTime, dict[str, list[Run]]]:
+    """Train the first recipe with as many steps as fit into the time of another; not again if it took the same time.
+
+    Returns:
+        The first recipe at equal time, and its new runs, by arm.
+    """
+    first = plan.arms[0]
+    runs, stamp = trained[first.name], plan.out / f"equal_time-{other.name}.json"
+    steps = equal_time_steps(stamp, runs, trained[other.name], beforehand=beforehand)
+    if abs(steps - runs[0].steps) <= _NEAR * runs[0].steps:
+        return EqualTime(first.name, runs[0].steps), {}
     recipe = first.base.model_copy(update={"engine": first.base.engine.model_copy(update={"steps": steps})})
     seeds = tuple(seed for seed in first.seeds if seed in other.seeds)
-    return Arm(f"{first.name}-as-long-as-{other.name}", f"{first.label}, as long as {other.label}", recipe, seeds)
+    name = f"{first.name}-as-long-as-{other.name}"
+    longer = Arm(name, f"{first.label}, as long as {other.label}", recipe, seeds)
+    return EqualTime(name, steps), {name: train_arms([longer], plan.out, train=train, tell=tell, jobs=plan.jobs)}
 
 
 def _claim(plan: ComparisonPlan) -> None:

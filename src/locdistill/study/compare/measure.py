@@ -19,7 +19,6 @@ from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.run_folder import RECIPE
 from locdistill.study.arms import finished_run
 from locdistill.study.compare.result import Measured
-from locdistill.types import Detections
 
 Measure = Callable[[str, int, Path], Measured]
 """Function that evaluates the finished run of an arm and a seed in a folder."""
@@ -36,38 +35,40 @@ def evaluation_images(recipe: Recipe, data: str | Path | None) -> Dataset:
     return open_dataset(settings.model_copy(update={"classes": classes}), "val", training=False, boxes=recipe.detector)
 
 
-class Measuring:
-    """Evaluator of finished runs on their validation images; detections are stored in the comparison's folder."""
+def measured_run(
+    arm: str, seed: int, folder: Path, *, kept: Path, data: str | Path | None, device: str | None
+) -> Measured:
+    """Evaluate a finished run on its validation images; detect only if there are no stored detections.
 
-    def __init__(self, out: Path, data: str | Path | None, device: str | None) -> None:
-        self.folder, self.data, self.device = out / "detections", data, device
+    Args:
+        arm: Name of the run's arm.
+        seed: Seed of the run.
+        folder: Run folder.
+        kept: Folder of stored detections.
+        data: Present path of the data set, if it differs from the recipe's.
+        device: Device, such as ``cuda:0``. Default: a GPU if there is one.
 
-    def __call__(self, arm: str, seed: int, folder: Path) -> Measured:
-        """Evaluate a run; detect only if there are no stored detections.
-
-        Raises:
-            RunError: The weights do not exist.
-            DataError: The images cannot be read.
-        """
-        finished = finished_run(arm, seed, folder)
-        dataset = evaluation_images(load_recipe(folder / RECIPE), self.data)
-        digest = data_digest(dataset, ordered=False)
-        found = self._detections(finished.weights, self.folder / f"{arm}-{seed}.npz", digest)
-        judgement = Evaluator(dataset).judge(found)
-        numbers = judgement.numbers()
-        metrics, classes = (
-            {name: 100 * float(value[0]) for name, value in of.items()} for of in (numbers.means, numbers.classes)
-        )
-        return Measured(dataclasses.replace(finished, metrics=metrics), classes, judgement, digest)
-
-    def _detections(self, weights: Path, kept: Path, images: str) -> dict[int, Detections]:
-        if not weights.is_file():
-            raise RunError(f"{weights} is missing; a comparison needs the weights at the end of each run")
-        stamp = f"{file_digest(weights)} {images}"
-        if (again := read_detections(kept, stamp)) is not None:
-            return {image: one for image, (one,) in again.items()}
-        overrides: list[Override] = [] if self.data is None else [(("data", "path"), str(self.data))]
-        found = evaluate(weights, overrides=overrides, device=self.device).detections
-        make_folder(kept.parent)
-        write_detections(kept, stamp, {image: [one] for image, one in found.items()})
-        return found
+    Raises:
+        RunError: The weights do not exist.
+        DataError: The images cannot be read.
+    """
+    finished = finished_run(arm, seed, folder)
+    dataset = evaluation_images(load_recipe(folder / RECIPE), data)
+    digest = data_digest(dataset, ordered=False)
+    weights, file = finished.weights, kept / f"{arm}-{seed}.npz"
+    if not weights.is_file():
+        raise RunError(f"{weights} is missing; a comparison needs the weights at the end of each run")
+    stamp = f"{file_digest(weights)} {digest}"
+    if (again := read_detections(file, stamp)) is not None:
+        found = {image: one for image, (one,) in again.items()}
+    else:
+        overrides: list[Override] = [] if data is None else [(("data", "path"), str(data))]
+        found = evaluate(weights, overrides=overrides, device=device).detections
+        make_folder(kept)
+        write_detections(file, stamp, {image: [one] for image, one in found.items()})
+    judgement = Evaluator(dataset).judge(found)
+    numbers = judgement.numbers()
+    metrics, classes = (
+        {name: 100 * float(value[0]) for name, value in of.items()} for of in (numbers.means, numbers.classes)
+    )
+    return Measured(dataclasses.replace(finished, metrics=metrics), classes, judgement, digest)

@@ -13,10 +13,9 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from locdistill.evaluation.bootstrap import Judgement, Numbers, image_weights
 from locdistill.evaluation.paired import OverImages, Paired, Wording, verdict
@@ -26,6 +25,7 @@ from locdistill.study.arms import METRICS, NOTHING, Arm, Run, environment, sprea
 
 SIZES = ("APs", "APm", "APl")
 _MARK = ", AP of class "
+MetricValue = TypeVar("MetricValue")
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +120,7 @@ class Comparison:
 
     def values(self, arm: str, metric: str = "AP") -> list[float]:
         """Return a metric for each seed of an arm, in percent; for a class, use ``class_metric``."""
-        return [_value(measured, metric) for measured in self.runs[arm]]
+        return [_of(metric, measured.run.metrics, measured.classes) for measured in self.runs[arm]]
 
     def difference(self, arm: str, metric: str = "AP", *, equal_time: bool = False) -> Paired:
         """Compute the difference of an arm from the first, seed by seed, over the common seeds.
@@ -132,13 +132,11 @@ class Comparison:
         """
         against = self.equal_time[arm].name if equal_time else self.first.name
         here, there = ({m.run.seed: m for m in self.runs[name]} for name in (arm, against))
-        pairs = [(here[seed], there[seed]) for seed in here if seed in there]
-        gaps = [_of(self._numbers[a.run.folder], metric) - _of(self._numbers[b.run.folder], metric) for a, b in pairs]
-        return Paired.of(
-            [_value(one, metric) for one, _ in pairs],
-            [_value(other, metric) for _, other in pairs],
-            OverImages.of(100 * np.mean(gaps, 0)),
-        )
+        sides = [[side[seed] for seed in here if seed in there] for side in (here, there)]
+        numbers = [[self._numbers[m.run.folder] for m in side] for side in sides]
+        ours, theirs = (np.array([_of(metric, n.means, n.classes) for n in side]) for side in numbers)
+        own, its = ([_of(metric, m.run.metrics, m.classes) for m in side] for side in sides)
+        return Paired.of(own, its, OverImages.of(100 * np.mean(ours - theirs, 0)))
 
     @functools.cached_property
     def _numbers(self) -> dict[Path, Numbers]:
@@ -152,7 +150,7 @@ class Comparison:
         """Conclusions in a sentence or two, by arm."""
         found = {}
         for arm in self.others:
-            here, there = (_steps_of(self, each) for each in (arm, self.first))
+            here, there = (self.runs[each.name][0].run.steps for each in (arm, self.first))
             condition = "At equal steps" if here == there else f"At {here} steps against {there}"
             words = Wording(arm.label, self.first.label, condition)
             timed = self.difference(arm.name, equal_time=True) if arm.name in self.equal_time else None
@@ -171,14 +169,9 @@ def class_metric(name: str) -> str:
     return f"{_MARK}{name}"
 
 
-def _value(measured: Measured, metric: str) -> float:
-    if metric.startswith(_MARK):
-        return measured.classes[metric.removeprefix(_MARK)]
-    return measured.run.metrics[metric]
-
-
-def _of(numbers: Numbers, metric: str) -> NDArray[np.float64]:
-    return numbers.classes[metric.removeprefix(_MARK)] if metric.startswith(_MARK) else numbers.means[metric]
+def _of(metric: str, means: Mapping[str, MetricValue], classes: Mapping[str, MetricValue]) -> MetricValue:
+    """Return a metric of a class, or a mean over the classes."""
+    return classes[metric.removeprefix(_MARK)] if metric.startswith(_MARK) else means[metric]
 
 
 def summary_table(result: Comparison) -> Table:
@@ -193,18 +186,11 @@ def summary_table(result: Comparison) -> Table:
         cells = [spread([run.metrics[metric] for run in runs]) for metric in result.metrics]
         cost = f"{_seconds_per_step(runs) / first:.2f}" if first > 0 else UNDEFINED
         seconds = spread([run.seconds for run in runs])
-        rows.append((label, *cells, seconds, cost, "/".join(map(str, _steps(runs))), str(len(runs))))
+        steps = "/".join(map(str, sorted({run.steps for run in runs})))
+        rows.append((label, *cells, seconds, cost, steps, str(len(runs))))
     header = ("", *result.metrics, "seconds", "per step", "steps", "seeds")
     title = "Mean over seeds ± standard deviation, in percent; time per step relative to the first"
     return Table(title, header, tuple(rows))
-
-
-def _steps_of(result: Comparison, arm: Arm) -> int:
-    return result.runs[arm.name][0].run.steps
-
-
-def _steps(runs: list[Run]) -> list[int]:
-    return sorted({run.steps for run in runs})
 
 
 def _seconds_per_step(runs: list[Run]) -> float:
@@ -215,7 +201,8 @@ def difference_table(result: Comparison) -> Table:
     """Tabulate the difference of each arm from the first, metric by metric."""
     rows = []
     for arm in result.others:
-        as_trained = "at equal steps" if _steps_of(result, arm) == _steps_of(result, result.first) else "as trained"
+        own, its = (result.runs[each.name][0].run.steps for each in (arm, result.first))
+        as_trained = "at equal steps" if own == its else "as trained"
         for timed in (False, True):
             if timed and arm.name not in result.equal_time:
                 continue
@@ -281,6 +268,7 @@ def explanation(result: Comparison) -> str:
 
 def as_json(result: Comparison) -> dict[str, Any]:
     """Return all results as plain data, for JSON."""
+    teacher = None if result.teacher is None else result.teacher.run
     content: dict[str, Any] = {
         "command": result.command,
         "environment": environment(),
@@ -289,54 +277,50 @@ def as_json(result: Comparison) -> dict[str, Any]:
         "notes": list(result.notes),
         "resamples": result.resamples,
         "images": len(result.runs[result.first.name][0].judgement.images),
-        "teacher": None if result.teacher is None else _run_json(result.teacher.run),
+        "teacher": None if teacher is None else {**dataclasses.asdict(teacher), "folder": str(teacher.folder)},
         "arms": {label: _arm_json(result, name) for name, label in result.labels.items()},
         "differences": {arm.label: _difference_json(result, arm) for arm in result.others},
         "settings": {
             arm.label: {key: {"first": there, "here": here} for key, there, here in result.settings.get(arm.name, ())}
             for arm in result.others
         },
-        "runs": [_run_json(m.run) for of in result.runs.values() for m in of],
+        "runs": [{**dataclasses.asdict(m.run), "folder": str(m.run.folder)} for of in result.runs.values() for m in of],
     }
     without_nan: dict[str, Any] = finite(content)
     return without_nan
 
 
-def _run_json(run: Run) -> dict[str, Any]:
-    return {**dataclasses.asdict(run), "folder": str(run.folder)}
-
-
 def _arm_json(result: Comparison, name: str) -> dict[str, Any]:
     """Return the results of an arm as plain data, with mean and standard deviation over seeds."""
     measured = result.runs[name]
-
-    def both(values: list[float]) -> dict[str, float]:
-        deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-        return {"mean": statistics.fmean(values), "deviation": deviation}
-
+    values = {"seconds": [m.run.seconds for m in measured]}
+    values |= {metric: result.values(name, metric) for metric in (*result.metrics, *map(class_metric, result.classes))}
+    both = {
+        metric: {"mean": statistics.fmean(v), "deviation": statistics.stdev(v) if len(v) > 1 else math.nan}
+        for metric, v in values.items()
+    }
     return {
         "seeds": [m.run.seed for m in measured],
-        "steps": _steps([m.run for m in measured]),
-        "seconds": both([m.run.seconds for m in measured]),
+        "steps": sorted({m.run.steps for m in measured}),
+        "seconds": both["seconds"],
         "seconds_per_step": _seconds_per_step([m.run for m in measured]),
-        "metrics": {metric: both(result.values(name, metric)) for metric in result.metrics},
-        "classes": {c: both(result.values(name, class_metric(c))) for c in result.classes},
+        "metrics": {metric: both[metric] for metric in result.metrics},
+        "classes": {c: both[class_metric(c)] for c in result.classes},
     }
 
 
 def _difference_json(result: Comparison, arm: Arm) -> dict[str, Any]:
     """Return the differences of an arm from the first as plain data."""
-
-    def compared(metrics: Mapping[str, str], timed: bool) -> dict[str, Any]:
-        pairs = {shown: result.difference(arm.name, metric, equal_time=timed) for shown, metric in metrics.items()}
-        return {shown: {**dataclasses.asdict(pair), "finding": pair.finding} for shown, pair in pairs.items()}
-
     of_all = {metric: metric for metric in result.metrics}
-    content = {
-        "as_trained": compared(of_all, timed=False),
-        "classes": compared({name: class_metric(name) for name in result.classes}, timed=False),
-    }
-    return content | ({"equal_time": compared(of_all, timed=True)} if arm.name in result.equal_time else {})
+    asked = [("as_trained", of_all), ("classes", {name: class_metric(name) for name in result.classes})]
+    if arm.name in result.equal_time:
+        asked.append(("equal_time", of_all))
+    content: dict[str, dict[str, Any]] = {kind: {} for kind, _ in asked}
+    for kind, metrics in asked:
+        for shown, metric in metrics.items():
+            pair = result.difference(arm.name, metric, equal_time=kind == "equal_time")
+            content[kind][shown] = {**dataclasses.asdict(pair), "finding": pair.finding}
+    return content
 
 
 def as_markdown(result: Comparison) -> str:

@@ -25,7 +25,7 @@ from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, evenly
 from locdistill.engine.devices import default_device, existing_device
 from locdistill.engine.module import TrainingModule
-from locdistill.evaluation.agreement import Agreement, Reliability, agreement_sums, edge_errors, no_sums, reliability
+from locdistill.evaluation.agreement import OTHERS, Agreement, Reliability, agreement_sums, edge_errors, reliability
 from locdistill.evaluation.gradients import Pull, pulls
 from locdistill.files import make_folder, write_text
 from locdistill.inference.evaluate import evaluation_batch
@@ -123,8 +123,9 @@ def _compare(
 ) -> tuple[dict[str, dict[str, Agreement]], dict[str, Reliability], int]:
     """Compute agreement by student and region, reliability by detector, and the number of objects."""
     who = [name for name in (STUDENT, ALONE) if name in found.students]
-    nothing, edges = found.student.mean, found.student.settings.edges
-    sums = {name: {region: no_sums(nothing, edges) for region in REGIONS} for name in who}
+    count = 2 * found.student.settings.edges + OTHERS
+    nothing = torch.zeros(count, dtype=torch.float64, device=found.device)
+    sums = {name: dict.fromkeys(REGIONS, nothing) for name in who}
     errors: dict[str, list[tuple[Tensor, Tensor]]] = {name: [] for name in (TEACHER, *who)}
     objects = 0
     for received in batches:
@@ -134,7 +135,7 @@ def _compare(
         for name in who:
             scene = found.scene(name, batch, taught)
             for region, where in regions_of(scene, found.valuable(scene)).items():
-                sums[name][region] += agreement_sums(scene, where)
+                sums[name][region] = sums[name][region] + agreement_sums(scene, where)
             errors[name].append(edge_errors(scene, scene.student.edge_logits))
         errors[TEACHER].append(edge_errors(scene, taught.edge_logits.float()))
     reliable = {}
@@ -176,20 +177,11 @@ def _gradients(found: Reopened, moment: str, dataset: Dataset, batches: int) -> 
         for batch in islice(training_loader(dataset, few, seed=found.recipe.engine.seed), batches):
             module(move_data_to_device(batch, found.device))
     # means over batches; for a cosine, over the batches in which it is defined
-    if not measured:
-        return {}
-    return {
-        target: {
-            term: Pull(
-                _average([one[target][term].norm for one in measured]),
-                _average([one[target][term].cosine for one in measured]),
-            )
-            for term in terms
-        }
-        for target, terms in measured[0].items()
-    }
-
-
-def _average(values: list[float]) -> float:
-    defined = [value for value in values if not math.isnan(value)]
-    return math.fsum(defined) / len(defined) if defined else math.nan
+    means: _Pulls = {}
+    for target, terms in measured[0].items() if measured else ():
+        means[target] = {}
+        for term in terms:
+            columns = zip(*((one[target][term].norm, one[target][term].cosine) for one in measured), strict=True)
+            defined = [[value for value in column if not math.isnan(value)] for column in columns]
+            means[target][term] = Pull(*(math.fsum(column) / len(column) if column else math.nan for column in defined))
+    return means

@@ -207,7 +207,8 @@ def _boxes(views: Views, image: int, location: int) -> Image.Image:
     stride = float(scene.grid.strides[location])
     names = [next((name for name, label in _BOXES.items() if label == i), "") for i in range(max(_BOXES.values()) + 1)]
     height, width = views.batch.sizes[image].tolist()
-    boxes = {"truth": scene.target_boxes, "teacher": scene.teacher_boxes, "student": scene.boxes}
+    assert scene.teacher is not None, "there are two detectors to compare"
+    boxes = {"truth": scene.target_boxes, "teacher": scene.boxes_of(scene.teacher), "student": scene.boxes}
     layers = [
         Layer(box[image, location][None].cpu(), torch.tensor([_BOXES[name]])).scaled(stride)
         for name, box in boxes.items()

@@ -69,7 +69,7 @@ class Reopened:
         The scene has only objects of the teacher's classes, because others cannot be compared.
         """
         dense, grid = self.students[who].see(batch.images, batch.sizes)
-        return self.objective.unchecked(dense, taught, grid=grid, instances=batch.instances).taught
+        return self.objective.scene(dense, taught, grid=grid, instances=batch.instances, checked=False).taught
 
     def learned(self) -> dict[str, Any]:
         """Load the learned parameters of terms at the end of the run.

@@ -72,7 +72,17 @@ class Diagnosis:
             "objects": self.objects,
             "summary": in_words(self),
             "agreement": {
-                who: {region: _plain_agreement(found, self.edges) for region, found in regions.items()}
+                who: {
+                    region: {
+                        "locations": found.locations,
+                        "mean_edge_kl": found.mean_edge_kl,
+                        "edge_kl": dict(zip(self.edges, found.edge_kl, strict=True)),
+                        "distance": dict(zip(self.edges, found.distance, strict=True)),
+                        "box_iou": found.box_iou,
+                        "score_difference": found.score,
+                    }
+                    for region, found in regions.items()
+                }
                 for who, regions in self.agreement.items()
             },
             "reliability": {who: dataclasses.asdict(found) for who, found in self.reliability.items()},
@@ -89,18 +99,6 @@ class Diagnosis:
             "batches": self.batches,
             "notes": list(self.notes),
         }
-
-
-def _plain_agreement(found: Agreement, names: tuple[str, ...]) -> dict[str, Any]:
-    by_edge = {"edge_kl": found.edge_kl, "distance": found.distance}
-    edges = {name: dict(zip(names, values, strict=True)) for name, values in by_edge.items()}
-    return {
-        "locations": found.locations,
-        "mean_edge_kl": found.mean_edge_kl,
-        **edges,
-        "box_iou": found.box_iou,
-        "score_difference": found.score,
-    }
 
 
 def region_table(found: Diagnosis) -> Table:
@@ -174,7 +172,7 @@ def gradient_table(found: Diagnosis) -> Table:
 
 def in_words(found: Diagnosis) -> list[str]:
     """Summarise the numbers in plain sentences, without interpretation beyond them."""
-    return [*_agreement_words(found), *_edge_words(found), *_spread_words(found), *_gradient_words(found)]
+    return [*_agreement_words(found), *_spread_words(found), *_gradient_words(found)]
 
 
 def _agreement_words(found: Diagnosis) -> list[str]:
@@ -200,7 +198,12 @@ def _agreement_words(found: Diagnosis) -> list[str]:
                 f"In the valuable region it is at {_number(alone[VALUABLE].mean_edge_kl)} nats: there distillation "
                 f"{_change(valuable, alone[VALUABLE])}."
             )
-    return words
+    values = dict(zip(found.edges, main.edge_kl, strict=True))
+    worst, best = max(values, key=values.__getitem__), min(values, key=values.__getitem__)
+    if values[worst] < 1.25 * values[best]:
+        return [*words, "All edges agree about equally well."]
+    differ = f"They differ most on the {worst} edge ({_number(values[worst])} nats)"
+    return [*words, f"{differ}, least on the {best} one ({_number(values[best])})."]
 
 
 def _change(taught: Agreement, alone: Agreement) -> str:
@@ -209,19 +212,6 @@ def _change(taught: Agreement, alone: Agreement) -> str:
         return "brought it closer to its teacher"
     away = taught.mean_edge_kl > 1.05 * alone.mean_edge_kl
     return "took it away from its teacher" if away else "made no difference to that"
-
-
-def _edge_words(found: Diagnosis) -> list[str]:
-    values = dict(zip(found.edges, found.agreement[STUDENT][MAIN].edge_kl, strict=True))
-    if not found.agreement[STUDENT][MAIN].locations:
-        return []
-    worst, best = max(values, key=values.__getitem__), min(values, key=values.__getitem__)
-    if values[worst] < 1.25 * values[best]:
-        return ["All edges agree about equally well."]
-    return [
-        f"They differ most on the {worst} edge ({_number(values[worst])} nats), least on the {best} one "
-        f"({_number(values[best])})."
-    ]
 
 
 def _spread_words(found: Diagnosis) -> list[str]:

@@ -110,20 +110,17 @@ class TuneResult:
         parts = [f"{first}{f'; {said}' if said else ''} (on {self.judged_on}, after {run.steps} steps{seeds})."]
         if self.alone is not None and self.alone.ap >= best.ap:
             parts.append("None of these settings is better than the student alone.")
-        return " ".join([*parts, self._chance()])
-
-    def _chance(self) -> str:
-        """Describe the upward bias of the best of several trials."""
-        lead = "The AP of the best of several trials is biased upwards:"
+        # the upward bias of the best of several trials
         finished = [trial for trial in (self.as_is, *self.trials) if trial.runs]
         noise = seed_noise([trial.of() for trial in finished])
-        if math.isnan(noise):
-            return f"{lead} an estimate of the bias needs several seeds and trials (--seeds 3)."
-        above = expected_best(len(finished)) * noise
-        return (
-            f"{lead} the mean of a setting varies by {noise:.1f} with the seeds (standard deviation), so that of "
-            f"{len(finished)} equally good settings the best would be about {above:.1f} above their mean."
-        )
+        bias = "an estimate of the bias needs several seeds and trials (--seeds 3)."
+        if not math.isnan(noise):
+            above = expected_best(len(finished)) * noise
+            bias = (
+                f"the mean of a setting varies by {noise:.1f} with the seeds (standard deviation), so that of "
+                f"{len(finished)} equally good settings the best would be about {above:.1f} above their mean."
+            )
+        return " ".join([*parts, f"The AP of the best of several trials is biased upwards: {bias}"])
 
     @property
     def commands(self) -> tuple[str, str]:

@@ -75,11 +75,6 @@ class Searched:
         """True if the setting switches terms on and off."""
         return set(self.choices) == {_ON, _OFF} and all(re.fullmatch(r"terms\.\w+", key) for key in self.keys)
 
-    @property
-    def extremes(self) -> tuple[Value, ...]:
-        """Values that must all be valid for the search: both ends of a range, or all choices."""
-        return self.choices or (self.rounded(self.low), self.rounded(self.high))
-
     def rounded(self, value: float) -> Value:
         """Round a number to four significant digits within the range, which can be read and written without loss."""
         if self.integer:
@@ -138,7 +133,7 @@ def check_space(space: Sequence[Searched], recipe: Recipe) -> None:
     if twice:
         raise RecipeError(f"{twice[0]} is searched twice; give each setting once")
     for searched in space:
-        for value in searched.extremes:
+        for value in searched.choices or (searched.rounded(searched.low), searched.rounded(searched.high)):
             named_recipe(apply_overrides(plain, searched.overrides(value, set())), f"{searched.name}={value}")
 
 

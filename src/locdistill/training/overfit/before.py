@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from lightning_fabric.utilities.apply_func import move_data_to_device
-from torch import Tensor, nn
+from torch import nn
 
 from locdistill.data.records import Dataset
 from locdistill.engine.module import Losses, TrainingModule
@@ -49,11 +48,14 @@ def measure(module: TrainingModule, batch: Batch, device: torch.device) -> Befor
     module.to(device)
     own, batch = [*student.parameters()], move_data_to_device(batch, device)
     learning, seconds = [parameter for parameter in own if parameter.requires_grad], 0.0
+    dtype = module.speed.dtype
     for _ in range(2 if learning else 1):
         begun = time.monotonic()
-        losses = _losses(module, batch, device)
+        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+            losses: Losses = module(batch)
         gradients = torch.autograd.grad(losses.total, learning, allow_unused=True) if learning else ()
-        norm = float(_norm(gradients))  # waits for the device
+        norms = [gradient.norm() for gradient in gradients if gradient is not None]
+        norm = float(torch.stack(norms).norm()) if norms else 0.0  # waits for the device
         seconds = time.monotonic() - begun
     return Before(
         losses=dict(zip(losses.names, losses.terms.tolist(), strict=True)),
@@ -62,18 +64,6 @@ def measure(module: TrainingModule, batch: Batch, device: torch.device) -> Befor
         gradient=norm,
         seconds=seconds,
     )
-
-
-def _losses(module: TrainingModule, batch: Batch, device: torch.device) -> Losses:
-    dtype = module.speed.dtype
-    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        losses: Losses = module(batch)
-    return losses
-
-
-def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
-    norms = [gradient.norm() for gradient in gradients if gradient is not None]
-    return torch.stack(norms).norm() if norms else torch.zeros(())
 
 
 def blank_images(dataset: Dataset) -> tuple[str, ...]:

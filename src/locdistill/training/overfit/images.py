@@ -18,17 +18,15 @@ def choose(dataset: Dataset, count: int) -> Dataset:
     there = [record for record in dataset.records if (~record.ignored).any()]
     if not there:
         return evenly(dataset, count)
-    return replace(dataset, records=tuple(_covering(_alike(there, count), count)))
-
-
-def _alike(records: Sequence[Record], count: int) -> list[Record]:
-    """Return the images of the commonest size; those of the commonest orientation if too few have that size."""
-    by_size = Counter((record.width, record.height) for record in records)
-    size, there = max(by_size.items(), key=lambda item: item[1])
-    if there >= count:
-        return [record for record in records if (record.width, record.height) == size]
-    wide = sum(record.width > record.height for record in records) * 2 > len(records)
-    return [record for record in records if (record.width > record.height) == wide]
+    # the images of the commonest size; those of the commonest orientation if too few have that size
+    by_size = Counter((record.width, record.height) for record in there)
+    size, alike = max(by_size.items(), key=lambda item: item[1])
+    wide = sum(record.width > record.height for record in there) * 2 > len(there)
+    if alike >= count:
+        there = [record for record in there if (record.width, record.height) == size]
+    else:
+        there = [record for record in there if (record.width > record.height) == wide]
+    return replace(dataset, records=tuple(_covering(there, count)))
 
 
 def _covering(records: Sequence[Record], count: int) -> list[Record]:

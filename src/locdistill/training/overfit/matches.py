@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from locdistill.data.records import Dataset, Record
+from locdistill.data.records import Dataset
 from locdistill.geometry.boxes import pairwise_iou
 from locdistill.geometry.kinds import kind_of
 from locdistill.types import Detections
@@ -53,7 +52,7 @@ def compare(dataset: Dataset, detections: Mapping[int, Detections]) -> Compared:
     mistaken: Counter[tuple[int, int]] = Counter()
     shifts: list[Tensor] = []
     for record in dataset.records:
-        boxes, labels = _objects(record)
+        boxes, labels = (torch.from_numpy(of[~record.ignored]) for of in (record.boxes, record.labels))
         counts["objects"] += len(boxes)
         found = detections.get(record.image_id)
         if found is None:
@@ -64,26 +63,17 @@ def compare(dataset: Dataset, detections: Mapping[int, Detections]) -> Compared:
         if not len(others) or not len(boxes):
             continue
         overlaps = pairwise_iou(boxes, others)
-        here = overlaps >= SAME
-        placed, right = here.any(1), (here & (names == labels[:, None])).any(1)
-        best = (here * found.scores[kept]).argmax(1)  # of any class
+        same = overlaps >= SAME
+        placed, right = same.any(1), (same & (names == labels[:, None])).any(1)
+        best = (same * found.scores[kept]).argmax(1)  # of any class
         wrong = placed & (names[best] != labels)
         mistaken.update(zip(labels[wrong].tolist(), names[best][wrong].tolist(), strict=True))
         near = ~placed & (overlaps.amax(1) >= NEAR)
-        shifts.append(_shifts(boxes[near], others[overlaps.argmax(1)][near]))
+        here, there = boxes[near], others[overlaps.argmax(1)][near]
+        apart = (there[:, :2] + there[:, 2:] - here[:, :2] - here[:, 2:]) / 2  # between the centres
+        side, other = ((b[:, 2:] - b[:, :2]).clamp(min=1e-3).prod(-1).sqrt() for b in (here, there))
+        shifts.append(torch.cat((apart, (other / side)[:, None]), 1))
         counts.update(placed=int(placed.sum()), named=int(right.sum()), beside=int(near.sum()))
     all_shifts = torch.cat(shifts) if shifts else torch.zeros(0, 3)
     dx, dy, growth = all_shifts.median(0).values.tolist() if len(all_shifts) else (0.0, 0.0, 1.0)
     return Compared(**counts, shift=(dx, dy), growth=growth, mistaken=mistaken)
-
-
-def _objects(record: Record) -> tuple[Float[Tensor, "n 4"], Tensor]:
-    keep = ~record.ignored
-    return torch.from_numpy(record.boxes[keep]), torch.from_numpy(record.labels[keep])
-
-
-def _shifts(boxes: Float[Tensor, "k 4"], others: Float[Tensor, "k 4"]) -> Float[Tensor, "k 3"]:
-    """Compute the distances between centres, and the ratio of the sides."""
-    apart = (others[:, :2] + others[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
-    side, other = ((b[:, 2:] - b[:, :2]).clamp(min=1e-3).prod(-1).sqrt() for b in (boxes, others))
-    return torch.cat((apart, (other / side)[:, None]), 1)

@@ -60,7 +60,7 @@ from locdistill.training.preflight.data import look_at_regions, missed_objects
 from locdistill.training.preflight.look import first_device
 from locdistill.training.preflight.report import Finding
 from locdistill.training.prepare import Parts, compose
-from locdistill.training.train import training_recipe
+from locdistill.training.train import recipe_for
 from locdistill.types import Batch, Detections
 from locdistill.viz.draw import Layer, draw_layers
 from locdistill.viz.mosaic import mosaic
@@ -207,16 +207,17 @@ def overfit(
     Raises:
         LocdistillError: Recipe, data, weights or folder are invalid; a subclass for each cause.
     """
-    recipe = training_recipe(Request(data=data, teacher=None, methods=(), **words))
+    recipe = recipe_for(Request(data=data, teacher=None, methods=(), **words), "train")
     path = run_folder.new_folder(out, f"overfit-{recipe.name}")
     parts = compose(by_heart(recipe), fresh=True)
     if process_count(parts.recipe.engine) > 1:
         raise RunError("a look at a few images takes one process; start it without torchrun")
     few = choose(parts.datasets["train"], images)
+    batch = {"batch_per_device": max(1, min(len(few), BATCH)), "repeat": 1}
     parts = replace(
         parts,
         datasets={"train": few, "val": few},
-        recipe=_batched(parts.recipe, len(few)),
+        recipe=parts.recipe.model_copy(update={"data": parts.recipe.data.model_copy(update=batch)}),
         objective=alike(parts.objective),
     )
     run_folder.write_start(path, recipe, run_folder.facts_of(parts.datasets, parts.recipe.engine))
@@ -224,8 +225,7 @@ def overfit(
         result = _Look(parts, recipe, path).result()
         logging.getLogger(f"{log.name}.overfit").info("%s", result.text())  # printed by the verb
     write_text(path / "overfit.txt", result.text() + "\n")
-    content = asdict(result) | {"out": str(path), "picture": None if result.picture is None else str(result.picture)}
-    write_text(path / "overfit.json", json.dumps(finite(content), indent=1) + "\n")
+    write_text(path / "overfit.json", json.dumps(finite(result.as_dict()), indent=1) + "\n")
     return result
 
 
@@ -274,11 +274,6 @@ def alike(objective: Objective) -> Objective:
     return replace(objective, terms=terms)
 
 
-def _batched(recipe: Recipe, images: int) -> Recipe:
-    data = recipe.data.model_copy(update={"batch_per_device": max(1, min(images, BATCH)), "repeat": 1})
-    return recipe.model_copy(update={"data": data})
-
-
 def timed(engine: EngineSettings, step: float) -> EngineSettings:
     """Return the settings with a length that fits the seconds of a step."""
     limit = engine.time_limit_seconds or SECONDS
@@ -312,16 +307,22 @@ class _Look:
         rate = rate_problems(self.recipe.engine, relative)
         stops = data_problems(facts, missed)
         if stops:
-            return self._failed(stops)
+            return self._result(None, stops)
         before = measure(self.module, self.batches[0], first_device(self.parts.recipe.engine))
         stops = start_problems(before) or (rate if relative < IDLE else [])
         if stops:
-            return self._failed(stops)
-        self._announce(before)
+            return self._result(None, stops)
+        self.module.settings = engine = timed(self.parts.recipe.engine, before.seconds)
+        steps = engine.steps or LEAST
+        log.info("learning %d images by heart: %s", len(self.data), ", ".join(r.path.name for r in self.data.records))
+        log.info(
+            "a step takes %.2g s: %d steps, %s at most, less if AP50 reaches %g",
+            *(before.seconds, steps, duration(steps * before.seconds), ENOUGH),
+        )
         try:
             self._train()
         except NonFiniteLossError as error:
-            return self._failed([*rate, not_finite(error.terms, f"at step {error.step}")])
+            return self._result(None, [*rate, not_finite(error.terms, f"at step {error.step}")])
         after = self._after(before)
         return self._result(after, reasons(after, facts, missed, rate))
 
@@ -339,17 +340,6 @@ class _Look:
             anchors=tuple(settings.anchor_scale * stride for stride in settings.strides),
         )
         return facts, missed_objects(self.parts, regions) if len(regions.missed) else None
-
-    def _announce(self, before: Before) -> None:
-        engine = timed(self.parts.recipe.engine, before.seconds)
-        self.module.settings = engine
-        steps = engine.steps or LEAST
-        names = ", ".join(record.path.name for record in self.data.records)
-        log.info("learning %d images by heart: %s", len(self.data), names)
-        longest = duration(steps * before.seconds)
-        log.info(
-            "a step takes %.2g s: %d steps, %s at most, less if AP50 reaches %g", before.seconds, steps, longest, ENOUGH
-        )
 
     def _train(self) -> FitResult:
         passes = max(1, (self.module.settings.steps or LEAST) // EVALUATIONS // len(self.batches))
@@ -386,9 +376,6 @@ class _Look:
             frozen=1 - before.learning / before.parameters,
             random=self.recipe.detector.pretrained is False and self.parts.start is None,
         )
-
-    def _failed(self, findings: list[Finding]) -> OverfitResult:
-        return self._result(None, findings)
 
     def _result(self, after: After | None, findings: list[Finding]) -> OverfitResult:
         seconds, passed = time.monotonic() - self.begun, after is not None and after.passed

@@ -232,25 +232,41 @@ def training_problems(after: After, facts: ImageFacts) -> list[Finding]:
     """List where the training stopped, the likeliest reason first; nothing if it passed."""
     if after.passed:
         return []
-    matches, found = after.matches, []
+    matches = after.matches
     if not after.last <= FELL * after.first:
-        found.append(_flat(after))
-    elif matches.named < matches.placed * MOST and matches.placed > MOST * matches.objects:
-        found.append(_confused(matches, facts.classes))
-    elif matches.beside > MOST * matches.objects:
-        found.append(_beside(matches))
-    elif not matches.placed:
-        found.append(
-            Finding(
-                what=f"the loss fell ({after.first:.3g} to {after.last:.3g}) and none of the {matches.objects} objects "
-                f"is found ({matches.detections} detections)",
-                remedy="look at truth and detections in the picture; a lower score may be needed",
-                settings=("detector.detections.score_threshold=0.01",),
-            )
+        return [_flat(after)]
+    if matches.named < matches.placed * MOST and matches.placed > MOST * matches.objects:
+        (truth, other), count = max(matches.mistaken.items(), key=lambda item: item[1])
+        found = Finding(
+            what=f"boxes are found and classes are not: {matches.placed} of {matches.objects} objects have a detection "
+            f"in their place, {matches.named} one of their class; {count} x {facts.classes[truth]} are taken for "
+            f"{facts.classes[other]}",
+            remedy="look for objects that are labelled twice with different classes, or for classes that look the "
+            "same; 'locdistill data check FOLDER' counts them",
         )
-    if not found:
-        found.append(_unfinished(after))
-    return found
+    elif matches.beside > MOST * matches.objects:
+        (dx, dy), growth = matches.shift, matches.growth
+        found = Finding(
+            what=f"detections lie beside the objects: {matches.beside} of {matches.objects} have one with too little "
+            f"overlap only, shifted by {dx:+.0f}, {dy:+.0f} pixels (median), of {growth:.2f} times the side",
+            remedy="look at the picture: boxes that do not follow what is seen cannot be learnt; more bins may be "
+            "needed for large objects (detector.reg_max)",
+        )
+    elif not matches.placed:
+        found = Finding(
+            what=f"the loss fell ({after.first:.3g} to {after.last:.3g}) and none of the {matches.objects} objects is "
+            f"found ({matches.detections} detections)",
+            remedy="look at truth and detections in the picture; a lower score may be needed",
+            settings=("detector.detections.score_threshold=0.01",),
+        )
+    else:
+        found = Finding(
+            what=f"{matches.named} of {matches.objects} objects are found when the time is over, "
+            + ("and AP was still rising" if after.rising else "and AP was no longer rising"),
+            remedy="take fewer images (--overfit 1), or more time",
+            settings=("engine.time_limit_seconds=300",),
+        )
+    return [found]
 
 
 def _flat(after: After) -> Finding:
@@ -266,36 +282,6 @@ def _flat(after: After) -> Finding:
         what=what,
         remedy="leave out terms of your own (terms.NAME=null), start from the defaults (without --recipe), and see "
         "which setting brings the fault back",
-    )
-
-
-def _confused(matches: Compared, classes: Sequence[str]) -> Finding:
-    (truth, other), count = max(matches.mistaken.items(), key=lambda item: item[1])
-    return Finding(
-        what=f"boxes are found and classes are not: {matches.placed} of {matches.objects} objects have a detection in "
-        f"their place, {matches.named} one of their class; {count} x {classes[truth]} are taken for {classes[other]}",
-        remedy="look for objects that are labelled twice with different classes, or for classes that look the same; "
-        "'locdistill data check FOLDER' counts them",
-    )
-
-
-def _beside(matches: Compared) -> Finding:
-    (dx, dy), growth = matches.shift, matches.growth
-    return Finding(
-        what=f"detections lie beside the objects: {matches.beside} of {matches.objects} have one with too little "
-        f"overlap only, shifted by {dx:+.0f}, {dy:+.0f} pixels (median), of {growth:.2f} times the side",
-        remedy="look at the picture: boxes that do not follow what is seen cannot be learnt; more bins may be needed "
-        "for large objects (detector.reg_max)",
-    )
-
-
-def _unfinished(after: After) -> Finding:
-    matches = after.matches
-    return Finding(
-        what=f"{matches.named} of {matches.objects} objects are found when the time is over, "
-        + ("and AP was still rising" if after.rising else "and AP was no longer rising"),
-        remedy="take fewer images (--overfit 1), or more time",
-        settings=("engine.time_limit_seconds=300",),
     )
 
 

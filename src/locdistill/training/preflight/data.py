@@ -141,9 +141,8 @@ def look_at_regions(parts: Parts) -> Regions:
         sides.append(side[present])
         labels.append(scene.instances.labels[present])
         answered.append((assignment.gt_index[..., None] == slots).any(1)[present])
-        distances.append(
-            scene.coding.distances(scene.coding.encode(scene.grid, scene.target_boxes))[assignment.positive]
-        )
+        values = scene.coding.encode(scene.grid, scene.target_boxes)
+        distances.append(values[..., : scene.coding.distances][assignment.positive])
     return Regions(
         images=images,
         locations=inside / images,
@@ -165,7 +164,7 @@ def _scene(parts: Parts, batch: Batch) -> Scene:
         torch.zeros(images, locations, len(detector.settings.classes)),
         torch.zeros(images, locations, detector.settings.edges, detector.bins.count),
     )
-    return parts.objective.unchecked(silent, None, grid=grid, instances=batch.instances)
+    return parts.objective.scene(silent, grid=grid, instances=batch.instances, checked=False)
 
 
 def in_words(regions: Regions) -> dict[str, str]:

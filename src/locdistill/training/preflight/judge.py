@@ -139,20 +139,13 @@ def _wrong_classes(suspect: Suspect) -> list[Finding]:
         f"{suspect.name} was trained on other classes than it lists, or in another order: of the objects that it "
         f"finds, {1 - score.right:.0%} have another class ({listed})"
     )
-    renamed = _renamed(suspect)
-    if renamed is None:
-        return [Finding(what=what, remedy="use a teacher trained on these classes")]
-    return [Finding(what=what, remedy=f"rename its classes to match the data{suspect.where}", settings=renamed)]
-
-
-def _renamed(suspect: Suspect) -> tuple[str, ...] | None:
-    """Return the setting that renames the teacher's classes to match its detections; None if it is no permutation."""
     net = suspect.network
     its = net.detector.settings.classes if isinstance(net, LiveTeacher) else net.facts.classes
-    means = {other: name for name, other in suspect.measurement.score.called}  # predicted class to true class
-    if set(means) != set(means.values()) or not set(means) <= set(its):
-        return None
-    return suspect.settings(classes=tuple(means.get(name, name) for name in its))
+    means = {other: name for name, other in score.called}  # predicted class to true class
+    if set(means) != set(means.values()) or not set(means) <= set(its):  # no permutation
+        return [Finding(what=what, remedy="use a teacher trained on these classes")]
+    renamed = suspect.settings(classes=tuple(means.get(name, name) for name in its))
+    return [Finding(what=what, remedy=f"rename its classes to match the data{suspect.where}", settings=renamed)]
 
 
 def _possible_causes(suspect: Suspect) -> list[Finding]:

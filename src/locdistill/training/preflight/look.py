@@ -19,7 +19,6 @@ from locdistill.distillation.onnx_teacher import OnnxTeacher
 from locdistill.distillation.teacher import FrozenTeacher, LiveTeacher
 from locdistill.engine.devices import default_device
 from locdistill.engine.settings import EngineSettings
-from locdistill.engine.stream import torch_rng_kept
 from locdistill.errors import TeacherError
 from locdistill.recipe.own import imports_of
 from locdistill.recipe.recipe import Recipe
@@ -86,18 +85,21 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
         "teacher": {"head": "the running average of the student itself"}
     }
     looked, counts, warnings = look_at_data(parts)
-    with torch_rng_kept():
+    with torch.random.fork_rng(devices=[]):
         regions = look_at_regions(parts)
         measurements = _measured(parts, teachers, how)
     looked |= in_words(regions)
     per_image = {"locations": regions.locations, "main": regions.main, "valuable": regions.valuable}
     counts |= {"objects": len(regions.sides), "objects_without_location": len(regions.missed)}
-    ap = {name: _numbers(measurement) for name, measurement in measurements.items()}
-    warnings += region_problems(parts, regions, _last_bin(teachers), seen=_seen(teachers))
+    last_bin, seen = _limits(teachers)
+    warnings += region_problems(parts, regions, last_bin, seen=seen)
     stops: list[Finding] = []
+    ap: dict[str, object] = {}
     there = len(parts.datasets["val"])
     for name, measurement in measurements.items():
         score = measurement.score
+        trials = {t.name: {"ap": t.score.ap, "ap_with_its_own": t.own.ap} for t in measurement.trials}
+        ap[name] = asdict(score) | {"other_normalisations": trials}
         on = f"on {score.images} of {there} validation images with {score.objects} objects"
         looked[f"{name}'s own AP" if name in teachers else f"AP of {name}"] = f"{str(score).removeprefix('AP ')} {on}"
     for position, (name, each) in enumerate(teachers.items()):
@@ -117,22 +119,22 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     )
 
 
-def _last_bin(teachers: dict[str, FrozenTeacher]) -> float | None:
-    """Return the position of the last bin, in strides, of the teacher with the fewest bins; None without any bins."""
-    found = []
-    for teacher in teachers.values():
-        net = network(teacher)
+def _limits(teachers: dict[str, FrozenTeacher]) -> tuple[float | None, float]:
+    """Return the limits of all teachers together.
+
+    Returns:
+        The position of the last bin, in strides, of the teacher with the fewest bins; None without any bins. And the
+        largest image side, in pixels of the student's input, that fits the input sizes of all.
+    """
+    last_bins, sides = [], []
+    for net in map(network, teachers.values()):
         if isinstance(net, LiveTeacher):
-            found.append(float(net.detector.settings.reg_max))
+            last_bins.append(float(net.detector.settings.reg_max))
         elif net.facts.bins is not None:
-            found.append(float(net.facts.bins.reg_max))
-    return min(found, default=None)
-
-
-def _seen(teachers: dict[str, FrozenTeacher]) -> float:
-    """Return the largest image side, in pixels of the student's input, that fits the input sizes of all teachers."""
-    nets = [net for net in map(network, teachers.values()) if isinstance(net, OnnxTeacher) and net.size is not None]
-    return min((max(net.size or ()) / net.scale for net in nets), default=math.inf)
+            last_bins.append(float(net.facts.bins.reg_max))
+        if isinstance(net, OnnxTeacher) and net.size is not None:
+            sides.append(max(net.size) / net.scale)
+    return min(last_bins, default=None), min(sides, default=math.inf)
 
 
 def _measured(parts: Parts, teachers: dict[str, FrozenTeacher], how: Preflight) -> dict[str, Measurement]:
@@ -149,8 +151,3 @@ def first_device(engine: EngineSettings) -> torch.device:
     if engine.accelerator not in ("auto", "cuda") or default_device() == "cpu":
         return torch.device("cpu")
     return torch.device("cuda", 0 if isinstance(engine.devices, int | str) else engine.devices[0])
-
-
-def _numbers(measurement: Measurement) -> dict[str, object]:
-    trials = {t.name: {"ap": t.score.ap, "ap_with_its_own": t.own.ap} for t in measurement.trials}
-    return asdict(measurement.score) | {"other_normalisations": trials}

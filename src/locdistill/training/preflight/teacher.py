@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import nan
 
 import numpy as np
@@ -152,7 +153,8 @@ def measure(
         if isinstance(net, ExportedTeacher):  # it normalises images itself
             continue
         predictors += [
-            _Predictor(name, _through(net, how, each), label, how) for label, how in usual(net.normalisation)
+            _Predictor(name, partial(_predict_as, how, net, each), label, how)
+            for label, how in usual(net.normalisation)
         ]
     # shuffled, so that the first images, whatever their number, are spread over the split
     dataset = evenly(parts.datasets["val"], images)
@@ -203,18 +205,14 @@ def _alike(one: NormalisationSettings, other: NormalisationSettings) -> bool:
     return bool((np.abs(ours[0] - theirs[0]) < 3).all() and (np.abs(ours[1] / theirs[1] - 1) < 0.05).all())
 
 
-def _through(net: TeacherNetwork, how: NormalisationSettings, say: Predict) -> Predict:
-    """Wrap a teacher's prediction with another normalisation."""
-
-    def listen(batch: Batch) -> Dense:
-        own = net.normalisation
-        net.normalise_as(how)
-        try:
-            return say(batch)
-        finally:
-            net.normalise_as(own)
-
-    return listen
+def _predict_as(how: NormalisationSettings, net: TeacherNetwork, teacher: Predict, batch: Batch) -> Dense:
+    """Predict as a teacher whose network has another normalisation."""
+    own = net.normalisation
+    net.normalise_as(how)
+    try:
+        return teacher(batch)
+    finally:
+        net.normalise_as(own)
 
 
 def _predict(
