@@ -32,6 +32,7 @@ _STATIC = {
     "/": (_PAGE / "index.html", "text/html; charset=utf-8"),
     "/monitor.js": (_PAGE / "monitor.js", "text/javascript; charset=utf-8"),
     "/monitor.css": (_PAGE / "monitor.css", "text/css; charset=utf-8"),
+    "/icon.svg": (_PAGE / "icon.svg", "image/svg+xml"),
     "/page.css": (_LOOK, "text/css; charset=utf-8"),
 }
 _KINDS = {".png": "image/png", ".jpg": "image/jpeg"}

@@ -82,10 +82,9 @@ function row(run) {
     bar.append(filled);
     steps.append(bar);
   }
-  made.append(name, beside(run), state, steps, element("td", duration(run.seconds_left)), element("td", score(run.last, "AP")));
+  made.append(name, beside(run), state, element("td", duration(run.age)), steps, element("td", duration(run.seconds_left)), element("td", score(run.last, "AP")));
   for (const metric of ["AP", "AP50", "AP75"]) made.append(element("td", score(run.best, metric)));
   for (const text of [run.recipe, run.detector, run.teacher]) made.append(element("td", text, { class: "text", title: text }));
-  made.append(element("td", duration(run.age)));
   made.addEventListener("click", (event) => { if (event.target.tagName !== "A") location.hash = target; });
   return made;
 }
@@ -109,7 +108,7 @@ function listed(overview) {
   const body = at("runs").tBodies[0];
   const known = JSON.stringify([chosen, words, overview], (key, value) => (key === "age" ? undefined : value));
   if (known === seen.list) {
-    runs.forEach((run, i) => { body.rows[i].lastChild.textContent = duration(run.age); });
+    runs.forEach((run, i) => { body.rows[i].cells[3].textContent = duration(run.age); });
     return;
   }
   seen.list = known;
@@ -147,9 +146,10 @@ function smoothed(steps, values, factor) {
 }
 
 function linesOf(panel, runs) {
-  const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))]
-    .filter((name) => (panel.names ? panel.names.includes(name) : name.startsWith(panel.prefix)))
-    .sort((a, b) => (a.endsWith("/total") ? -1 : b.endsWith("/total") ? 1 : a.localeCompare(b)));
+  const total = (name) => (name.endsWith("/total") ? 0 : 1);
+  const sorted = (run) => Object.keys(run.curves).sort((a, b) => total(a) - total(b) || a.localeCompare(b));
+  const names = [...new Set(runs.flatMap(sorted))] // those of the first run keep their colours beside a second
+    .filter((name) => (panel.names ? panel.names.includes(name) : name.startsWith(panel.prefix)));
   return names.flatMap((name, i) =>
     runs.map((run, which) => ({ name: name.split("/").pop(), colour: COLOURS[i % COLOURS.length], which, curve: run.curves[name] }))
       .filter((line) => line.curve && line.curve[0].length));
@@ -204,18 +204,18 @@ function legendOf(lines, second) {
   return [legend, numbers];
 }
 
-function chart(panel, runs) {
+const span = (lists) => lists.flat().reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
+
+function chart(panel, runs, [from, to]) {
   const log = panel.scale === "log" && at("log").checked;
   const lines = prepared(panel, runs, log);
   if (!lines.length) return null;
   const [width, height, left, bottom] = [480, 250, 46, 24];
-  const span = (lists) => lists.flat().reduce(([low, high], value) => [Math.min(low, value), Math.max(high, value)], [Infinity, -Infinity]);
   let [low, high] = span(lines.map((line) => line.soft || line.raw));
   if (high - low <= 1e-9 * Math.max(Math.abs(low), Math.abs(high))) {
     const around = Math.abs(high) / 2 || 0.5;
     [low, high] = [low - around, high + around];
   }
-  const [from, to] = span(lines.map((line) => line.steps));
   const x = (step) => left + ((step - from) / Math.max(to - from, 1)) * (width - left - 8);
   const y = (value) => 8 + (1 - (Math.max(Math.min(value, high), low) - low) / (high - low)) * (height - bottom - 8);
   const picture = drawn("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": panel.title });
@@ -273,22 +273,27 @@ function settings(runs) {
   at("settings").replaceChildren(...rows);
 }
 
+function picture(run, name) {
+  const figure = element("figure");
+  if (run.pictures[name] === undefined) return figure; // an empty place: those of one run are below each other
+  const of = run.summary.name;
+  const source = `picture?${new URLSearchParams({ run: of, name, at: run.pictures[name] })}`;
+  const link = element("a", undefined, { href: source, target: "_blank", rel: "noopener" });
+  link.append(element("img", undefined, { src: source, alt: `${name} of ${of}`, loading: "lazy" }));
+  figure.append(link, element("figcaption", shown.length > 1 ? `${name}, ${of}` : name));
+  return figure;
+}
+
 function pictures(runs) {
-  const names = runs.map((run) => run.summary.name);
-  const made = runs.flatMap((run, which) => Object.entries(run.pictures).map(([name, time]) => ({ name, time, which })));
-  made.sort((a, b) => a.name.localeCompare(b.name) || a.which - b.which);
-  at("pictures").replaceChildren(...made.map(({ name, time, which }) => {
-    const source = `picture?run=${encodeURIComponent(names[which])}&name=${encodeURIComponent(name)}&at=${time}`;
-    const figure = element("figure");
-    const link = element("a", undefined, { href: source, target: "_blank", rel: "noopener" });
-    link.append(element("img", undefined, { src: source, alt: `${name} of ${names[which]}`, loading: "lazy" }));
-    figure.append(link, element("figcaption", runs.length > 1 ? `${name}, ${names[which]}` : name));
-    return figure;
-  }));
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.pictures)))].sort((a, b) => a.localeCompare(b));
+  at("pictures-title").hidden = !names.length;
+  at("pictures").className = runs.length > 1 ? "two" : "";
+  at("pictures").replaceChildren(...names.flatMap((name) => runs.map((run) => picture(run, name))));
 }
 
 function charts(runs) {
-  at("charts").replaceChildren(...PANELS.map((panel) => chart(panel, runs)).filter(Boolean));
+  const steps = span(runs.flatMap((run) => Object.values(run.curves).map(([of]) => [of[0], of[of.length - 1]])));
+  at("charts").replaceChildren(...PANELS.map((panel) => chart(panel, runs, steps)).filter(Boolean));
 }
 
 let shown = [];
