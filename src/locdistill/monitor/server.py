@@ -45,8 +45,8 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _REPORT = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-_KEPT = 2.0
-"""Seconds for which the list of runs is kept."""
+_KEPT, _SHARE = 2.0, 20
+"""Seconds for which the list of runs is kept, or this many times the time that it took: training goes first."""
 _PATIENCE = 30.0
 """Seconds after which a connection that sends or takes nothing is closed."""
 _LARGEST = 64_000_000
@@ -77,9 +77,11 @@ class Monitor:
     def found(self) -> runs.Found:
         """Return what is below the root; it is looked for anew after some seconds."""
         with self._lock:
-            if self._found is None or time.monotonic() >= self._until:
+            begun = time.monotonic()
+            if self._found is None or begun >= self._until:
                 self._found = runs.find(self.root)
-                self._until = time.monotonic() + _KEPT
+                ended = time.monotonic()
+                self._until = ended + max(_KEPT, _SHARE * (ended - begun))
             return self._found
 
     def overview(self) -> dict[str, Any]:
