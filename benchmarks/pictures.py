@@ -27,6 +27,7 @@ from locdistill.viz.style import MUTED, STUDENT, TEACHER, hexadecimal
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 IMAGES, CELL, COLOURS = 5, 192, 128
 ROWS = {
+    "bccd-60-epochs": "blood cells, 60 epochs, sharp",
     "demo": "drawn shapes, sharp",
     "bccd-sharp": "blood cells, sharp",
     "hit-uav-upright": "aerial, axis-aligned, sharp",
@@ -78,8 +79,13 @@ def gains(results: Path) -> Image.Image:
 
 
 def _differences(file: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return dict(content["differences"])
+    """Return the differences at equal steps and at equal time, by the names of `COMPARED`, of an old or a new file."""
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["differences"]
+    if "alone" in found:
+        return found
+    (arm,) = found.values()
+    names = {"alone": "as_trained", "alone_longer": "equal_time"}
+    return {name: arm[key] for name, key in names.items() if key in arm}
 
 
 def main(demo: Path) -> None:

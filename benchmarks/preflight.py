@@ -20,9 +20,9 @@ STUDENT = "--backbone tf_efficientnet_lite0 --pretrained WEIGHTS/timm_tf_efficie
 FEW = "engine.steps=3 engine.log_every=1 engine.progress=false data.workers=0"
 LOOK = "--preflight-images 100"
 TEACHER = (
-    f"train --data DATA/bccd {STUDENT} --out OUT/teacher --batch 4 data.sizes=[[192,144]] detector.depth=1 "
-    "detector.levels=[3,4,5] detector.anchor_scale=4 engine.optimizer=adamw engine.lr=0.002 engine.scale_lr=false "
-    "engine.warmup_steps=5 engine.steps=60 engine.progress=false data.workers=0"
+    f"train --data DATA/bccd {STUDENT} --out OUT/teacher --batch 4 data.sizes=[[192,144]] "
+    "detector.channels=256 detector.depth=1 detector.levels=[3,4,5] detector.anchor_scale=4 engine.optimizer=adamw "
+    "engine.lr=0.002 engine.scale_lr=false engine.warmup_steps=5 engine.steps=60 engine.progress=false data.workers=0"
 )
 COCO = (
     f"distill --teacher WEIGHTS/nanodet_m.onnx --data DATA/coco-val2017-2.8k-320 {STUDENT} --batch 4 {LOOK} "

@@ -12,8 +12,8 @@ from tests.architecture.test_floors import FILES, FLOOR_OF, PACKAGE
 
 LONG = 45
 """Lines that nine functions out of ten do not exceed."""
-FUNCTIONS = 51
-"""In 1 000 lines, at most, methods and properties counted: what was reached on the way to 45; to be lowered, only."""
+FUNCTIONS = 45
+"""In 1 000 lines, at most, methods and properties counted."""
 ROOM = 4500
 """Lines of a package."""
 SAME = {

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,8 +42,10 @@ CHANGES: tuple[tuple[str, Any], ...] = (
 
 def read(entries: list[Any], *, at_once: bool) -> tuple[coco_entries.AnnotationTable, Source]:
     source = Source(file="x.json", categories=[])
-    function = coco_entries.read_annotations if at_once else coco_entries._irregular
-    return function(copy.deepcopy(entries), IMAGES, NAMES, source), source
+    with pytest.MonkeyPatch.context() as patch:
+        if not at_once:
+            patch.setattr(coco_entries, "_regular", lambda *_: None)
+        return coco_entries.read_annotations(copy.deepcopy(entries), IMAGES, NAMES, source), source
 
 
 def check_equal(entries: list[Any]) -> None:

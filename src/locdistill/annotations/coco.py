@@ -33,6 +33,8 @@ from locdistill.annotations.sources import Listed, Source, SourceSettings, corne
 from locdistill.errors import AnnotationError
 
 UNNAMED = "files without a split in their name, taken as the training images"
+OTHER_KINDS = {"caption": "captions", "segments_info": "panoptic segments", "keypoints": "key points"}
+"""Content of a file of COCO without boxes, by a key of its first annotation."""
 
 
 def _data_folder(path: Path) -> Path:
@@ -79,8 +81,10 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
     )
     quads = None
     if table.turned:
-        source.notes["objects without 'rbox', taken as upright"] += sum(box is None for box in table.turned)
-        quads = _quads(table.boxes, table.turned)
+        quads = corners(table.boxes)
+        there = [index for index, box in enumerate(table.turned) if box is not None]
+        quads[there] = rotated_corners([box for box in table.turned if box is not None])
+        source.notes["objects without 'rbox', taken as upright"] += len(quads) - len(there)
     # the objects of each image, in the order of the images; those of images with a fault come last
     place = {image_id: number for number, image_id in enumerate(paths)}
     owner = np.array([place.get(image_id, len(place)) for image_id in table.images.tolist()], dtype=np.int64)
@@ -101,21 +105,18 @@ def read_coco(file: Path, *, root: Path, split: str) -> Source:
     return source
 
 
-def _quads(boxes: np.ndarray, rotated: list[list[float] | None]) -> np.ndarray:
-    """Return the corners of each rotated box, or of the box if there is none."""
-    quads = corners(boxes)
-    there = [index for index, box in enumerate(rotated) if box is not None]
-    quads[there] = rotated_corners([box for box in rotated if box is not None])
-    return quads
-
-
 def _load(file: Path) -> dict[str, Any]:
     """Read a file with a list of images; lists of annotations and categories may be absent together."""
     try:
         content = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         raise AnnotationError(f"{file}: not valid JSON ({error}); export the annotations again") from error
-    if kind := _other_kind(content):
+    entries = content.get("annotations") if isinstance(content, dict) else content
+    first = entries[0] if isinstance(entries, list) and entries and isinstance(entries[0], dict) else {}
+    kind = "results of a detector" if isinstance(content, list) and "score" in first else ""
+    if isinstance(content, dict) and "bbox" not in first:
+        kind = next((kind for key, kind in OTHER_KINDS.items() if key in first), "")
+    if kind:
         raise AnnotationError(
             f"{file}: holds {kind}, not annotated boxes; name the file of the boxes, such as instances_train.json"
         )
@@ -129,20 +130,6 @@ def _load(file: Path) -> dict[str, Any]:
                 f" '{key}'; check that this is a detection file"
             )
     return dict(content)
-
-
-def _other_kind(content: object) -> str:
-    """Return what a file of COCO holds instead of boxes, by its first entry."""
-    entries = content.get("annotations") if isinstance(content, dict) else content
-    first = entries[0] if isinstance(entries, list) and entries else None
-    if not isinstance(first, dict):
-        return ""
-    if isinstance(content, list):
-        return "results of a detector" if "score" in first else ""
-    if "bbox" in first:
-        return ""
-    kinds = {"caption": "captions", "segments_info": "panoptic segments", "keypoints": "key points"}
-    return next((kind for key, kind in kinds.items() if key in first), "")
 
 
 def _others(file: Path, root: Path) -> Iterator[dict[str, Any]]:
@@ -173,8 +160,16 @@ def _find_pictures(file: Path, root: Path, split: str, names: dict[int, str], so
     """Find the pictures of the images; a name that leaves the folder, or the same picture twice, is a problem."""
     own = split_of(file.stem) or SPLIT_OF.get(file.parent.name.lower())
     lookup = PictureLookup(root, source.notes, foreign=lambda folder: bool(own) and split_of(folder) not in (None, own))
-    folders = _picture_folders(file, root, own or SPLIT_OF.get(split.lower()))
-    lookup.choose_folder(folders, list(names.values()), file)
+    wanted = own or SPLIT_OF.get(split.lower())
+    stem, aliases = name_of(file), ALIASES.get(wanted or "", ())
+    words = [stem, re.sub(PART, "", stem), *aliases, *(f"{alias}2017" for alias in aliases)]
+    folders = [file.parent] if file.name == ROBOFLOW else []  # in order of preference
+    for base in (root, _data_folder(file), file.parent):
+        above = [base / "images", base / "data", base]
+        named = [folder / word for folder in above for word in words]
+        existing = [sub for folder in above for sub in subfolders(folder) if wanted and split_of(sub.name) == wanted]
+        folders += [*above[:2], *named, *existing, *(folder / "images" for folder in (*named, *existing)), base]
+    lookup.choose_folder(list(dict.fromkeys(folders)), list(names.values()), file)
     paths: dict[int, Path] = {}
     first: dict[Path, int] = {}
     for image_id, name in names.items():
@@ -187,18 +182,3 @@ def _find_pictures(file: Path, root: Path, split: str, names: dict[int, str], so
         else:
             paths[image_id] = found
     return paths
-
-
-def _picture_folders(file: Path, root: Path, own: str | None) -> list[Path]:
-    """List the folders that may hold the pictures of an annotation file, in order of preference."""
-    name, aliases = name_of(file), ALIASES.get(own or "", ())
-    words = [name, re.sub(PART, "", name), *aliases, *(f"{alias}2017" for alias in aliases)]
-    folders = [file.parent] if file.name == ROBOFLOW else []
-    for base in (root, _data_folder(file), file.parent):
-        inside = [base / "images", base / "data"]
-        named = [above / word for above in (*inside, base) for word in words]
-        existing = [
-            below for above in (*inside, base) for below in subfolders(above) if own and split_of(below.name) == own
-        ]
-        folders += [*inside, *named, *existing, *(folder / "images" for folder in (*named, *existing)), base]
-    return list(dict.fromkeys(folders))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -98,34 +99,28 @@ def _headings(content: dict[str, Any], others: Iterable[dict[str, Any]]) -> set[
 
     Exporters write the name of the project as such a category.
     """
-    parents = _parents(content)
-    used = _used(content) if parents else set()
-    found = {identifier: name for identifier, name in parents.items() if identifier not in used}
+    found = {identifier: name for identifier, name, used in _parents(content) if not used}
     for other in others if found else ():
-        used = _used(other)
-        taken = {name for identifier, name in _parents(other).items() if identifier in used}
+        taken = {name for _, name, used in _parents(other) if used}
         found = {identifier: name for identifier, name in found.items() if name not in taken}
     return set(found)
 
 
-def _parents(content: dict[str, Any]) -> dict[int, str]:
-    """Return id and name of each category that is the supercategory of another one."""
+def _parents(content: dict[str, Any]) -> list[tuple[int, str, bool]]:
+    """Return id and name of each category that is the supercategory of another one, and whether it has objects."""
     entries = [entry for entry in content.get("categories") or [] if isinstance(entry, dict)]
     categories = [(*_category(entry, Counter()), entry.get("supercategory")) for entry in entries]
     children = {(parent, identifier) for identifier, _, parent in categories if isinstance(parent, str)}
-    return {
+    parents = {
         identifier: name
         for identifier, name, _ in categories
         if identifier is not None
         and name is not None
         and any(parent == name and child != identifier for parent, child in children)
     }
-
-
-def _used(content: dict[str, Any]) -> set[int | None]:
-    """Return the ids of the categories that a file has annotations of."""
-    entries = [entry for entry in content.get("annotations") or [] if isinstance(entry, dict)]
-    return {whole(entry.get("category_id"), Counter()) for entry in entries}
+    objects = [entry for entry in content.get("annotations") or [] if isinstance(entry, dict)] if parents else []
+    used = {whole(entry.get("category_id"), Counter()) for entry in objects}
+    return [(identifier, name, identifier in used) for identifier, name in parents.items()]
 
 
 class AnnotationTable(NamedTuple):
@@ -151,12 +146,41 @@ class AnnotationTable(NamedTuple):
 def read_annotations(
     entries: list[Any], images: dict[int, dict[str, Any]], names: dict[int, str], source: Source
 ) -> AnnotationTable:
-    """Read the annotations; those with a fault are problems of the source."""
-    try:
-        table = _regular(entries, images, names, source.notes)
-    except (KeyError, TypeError, ValueError, OverflowError):
-        table = None
-    return _irregular(entries, images, names, source) if table is None else table
+    """Read the annotations: at once if none needs a word, else one by one; those with a fault are problems."""
+    with suppress(KeyError, TypeError, ValueError, OverflowError):
+        if table := _regular(entries, images, names, source.notes):
+            return table
+    rows: list[tuple[int, int, tuple[float, ...], bool, float, list[float] | None]] = []
+    seen: set[int] = set()
+    for position, entry in enumerate(entries):
+        if not isinstance(entry, dict):
+            report(source, f"annotations[{position}]", "is not an object", "export the annotations again")
+            continue
+        fault = _fault(entry, images, names)
+        if fault:  # perhaps only of the types
+            entry = _converted(entry, images, source.notes)  # noqa: PLW2901
+            fault = _fault(entry, images, names)
+        identifier, image_id = entry.get("id", f"[{position}]"), entry.get("image_id")
+        if fault:
+            report(source, f"annotation {identifier} (image {image_id})", *fault)
+            continue
+        if (own := whole(identifier, source.notes)) is not None:
+            source.notes["annotation ids used twice"] += own in seen
+            seen.add(own)
+        x, y, w, h = (float(value) for value in entry["bbox"])
+        ignored = bool(entry.get("iscrowd", 0)) or bool(entry.get("ignore", 0))
+        area = entry.get("area")
+        area = w * h if area is None else float(area)
+        rows.append((entry["image_id"], entry["category_id"], (x, y, x + w, y + h), ignored, area, entry.get("rbox")))
+    owners, kinds, boxes, flags, areas, turned = zip(*rows, strict=True) if rows else ((),) * 6
+    return AnnotationTable(
+        images=np.array(owners, dtype=np.int64),
+        categories=np.array(kinds, dtype=np.int64),
+        boxes=box_arrays(list(boxes)),
+        ignored=np.array(flags, dtype=bool),
+        areas=np.array(areas, dtype=np.float64),
+        turned=list(turned) if any(box is not None for box in turned) else [],
+    )
 
 
 def _regular(
@@ -201,43 +225,6 @@ def _regular(
     )
 
 
-def _irregular(
-    entries: list[Any], images: dict[int, dict[str, Any]], names: dict[int, str], source: Source
-) -> AnnotationTable:
-    """Read annotations one by one."""
-    rows: list[tuple[int, int, tuple[float, ...], bool, float, list[float] | None]] = []
-    seen: set[int] = set()
-    for position, entry in enumerate(entries):
-        if not isinstance(entry, dict):
-            report(source, f"annotations[{position}]", "is not an object", "export the annotations again")
-            continue
-        fault = _fault(entry, images, names)
-        if fault:  # perhaps only of the types
-            entry = _converted(entry, images, source.notes)  # noqa: PLW2901
-            fault = _fault(entry, images, names)
-        identifier, image_id = entry.get("id", f"[{position}]"), entry.get("image_id")
-        if fault:
-            report(source, f"annotation {identifier} (image {image_id})", *fault)
-            continue
-        if (own := whole(identifier, source.notes)) is not None:
-            source.notes["annotation ids used twice"] += own in seen
-            seen.add(own)
-        x, y, w, h = (float(value) for value in entry["bbox"])
-        ignored = bool(entry.get("iscrowd", 0)) or bool(entry.get("ignore", 0))
-        area = entry.get("area")
-        area = w * h if area is None else float(area)
-        rows.append((entry["image_id"], entry["category_id"], (x, y, x + w, y + h), ignored, area, entry.get("rbox")))
-    owners, kinds, boxes, flags, areas, turned = zip(*rows, strict=True) if rows else ((),) * 6
-    return AnnotationTable(
-        images=np.array(owners, dtype=np.int64),
-        categories=np.array(kinds, dtype=np.int64),
-        boxes=box_arrays(list(boxes)),
-        ignored=np.array(flags, dtype=bool),
-        areas=np.array(areas, dtype=np.float64),
-        turned=list(turned) if any(box is not None for box in turned) else [],
-    )
-
-
 def _converted(entry: dict[str, Any], images: dict[int, dict[str, Any]], notes: Counter[str]) -> dict[str, Any]:
     """Return an annotation with ids, numbers and flags in their proper types, and with the box around its mask."""
     entry = dict(entry)
@@ -250,7 +237,7 @@ def _converted(entry: dict[str, Any], images: dict[int, dict[str, Any]], notes: 
         entry[key] = FLAGS.get(text, flag)
     mask = entry.get("segmentation")
     if not entry.get("bbox") and mask:
-        image = images.get(entry["image_id"], {}) if _is_int(entry["image_id"]) else {}
+        image = images.get(entry["image_id"], {}) if type(entry["image_id"]) is int else {}
         sides = [image.get("height"), image.get("width")]
         resized = isinstance(mask, dict) and None not in sides and mask.get("size") != sides
         box = None if resized else box_around(mask)
@@ -269,10 +256,6 @@ def _converted(entry: dict[str, Any], images: dict[int, dict[str, Any]], notes: 
     return entry
 
 
-def _is_int(value: object) -> bool:
-    return type(value) is int  # a bool is none
-
-
 def _is_number(value: object) -> bool:
     return (type(value) is float or type(value) is int) and -LIMIT < value < LIMIT  # false for NaN
 
@@ -280,9 +263,9 @@ def _is_number(value: object) -> bool:
 def _fault(entry: dict[str, Any], images: dict[int, Any], names: dict[int, str]) -> tuple[str, str] | None:
     """Return the fault of an annotation, and the remedy."""
     image_id, category = entry.get("image_id"), entry.get("category_id")
-    if not _is_int(image_id) or image_id not in images:
+    if type(image_id) is not int or image_id not in images:
         return f"no image has the id {image_id!r}", "list the image or remove the annotation"
-    if not _is_int(category) or category not in names:
+    if type(category) is not int or category not in names:
         values = sorted(names)
         some = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
         return f"no category has the id {category!r}", f"known ids: {some}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
@@ -59,23 +59,16 @@ class AnnotationFile(NamedTuple):
         place: Its path in the data folder, in small letters.
         name: Its name in small letters, without ``.json`` and the prefixes of COCO.
         split: ``train``, ``val`` or ``test`` if its name or folder says so.
+        unlabelled: Whether it lists images whose labels are kept from the public.
+        certain: Whether the name alone shows that it is a COCO file.
     """
 
     path: Path
     place: str
     name: str
     split: str | None
-
-    @property
-    def unlabelled(self) -> bool:
-        """True for files of images whose labels are kept from the public."""
-        return self.path.name.lower().startswith("image_info_")
-
-    @property
-    def certain(self) -> bool:
-        """True if the name alone shows that it is a COCO file."""
-        name = self.path.name.lower()
-        return PREFIX.match(name) is not None or name == ROBOFLOW or self.place in USUAL
+    unlabelled: bool
+    certain: bool
 
 
 def annotation_files(folder: Path) -> list[AnnotationFile]:
@@ -83,36 +76,32 @@ def annotation_files(folder: Path) -> list[AnnotationFile]:
 
     If there are none, those in folders of pictures or of labels, and in their subfolders.
     """
-    return _files_in(folder, _places(folder)) or _files_in(folder, _other_places(folder))
-
-
-def _files_in(folder: Path, places: Iterator[tuple[Path, str | None]]) -> list[AnnotationFile]:
-    found = []
-    for place, above in places:
-        for file in files_of(place, ".json"):
+    below = subfolders(folder)
+    usual: list[tuple[Path, str | None]] = [(folder, None)]  # folders, each with the split of its name
+    for sub in below:
+        if sub.name.lower() in ANNOTATION_FOLDERS:
+            usual.append((sub, None))
+        elif split := SPLIT_OF.get(sub.name.lower()):
+            deeper = [deep for deep in subfolders(sub) if deep.name.lower() in ANNOTATION_FOLDERS]
+            usual += [(place, split) for place in (sub, *deeper)]
+    others = (
+        (place, None if place is sub else SPLIT_OF.get(place.name.lower()))
+        for sub in below
+        if sub.name.lower() in OTHER_FOLDERS
+        for place in (sub, *subfolders(sub))
+    )
+    found: list[AnnotationFile] = []
+    for places in (usual, others):
+        for file, above in ((file, above) for place, above in places for file in files_of(place, ".json")):
             named = split_of(file.stem)
             if above is None or named in (None, above):
-                path = file.relative_to(folder).as_posix().lower()
-                found.append(AnnotationFile(file, path, name_of(file).lower(), named or above))
+                place, name = file.relative_to(folder).as_posix().lower(), file.name.lower()
+                certain = PREFIX.match(name) is not None or name == ROBOFLOW or place in USUAL
+                hidden = name.startswith("image_info_")
+                found.append(AnnotationFile(file, place, name_of(file).lower(), named or above, hidden, certain))
+        if found:
+            break
     return found
-
-
-def _places(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    """Yield the folders that may hold annotation files, each with the split of its name."""
-    yield folder, None
-    for below in subfolders(folder):
-        if below.name.lower() in ANNOTATION_FOLDERS:
-            yield below, None
-        elif split := SPLIT_OF.get(below.name.lower()):
-            yield below, split
-            yield from ((deep, split) for deep in subfolders(below) if deep.name.lower() in ANNOTATION_FOLDERS)
-
-
-def _other_places(folder: Path) -> Iterator[tuple[Path, str | None]]:
-    for below in subfolders(folder):
-        if below.name.lower() in OTHER_FOLDERS:
-            yield below, None
-            yield from ((deep, SPLIT_OF.get(deep.name.lower())) for deep in subfolders(below))
 
 
 def split_of(name: str) -> str | None:
@@ -149,11 +138,6 @@ def fits(path: Path, names: Sequence[str]) -> bool:
         return path.suffix.lower() == ".json"
     named = [name for name in names if name not in SPLITS]
     return any(file.certain for file in annotation_files(path)) or any(find_annotations(path, name) for name in named)
-
-
-def fits_by_content(path: Path, _names: Sequence[str]) -> bool:
-    """Return whether a folder has a COCO file of any name that can only be one split."""
-    return path.is_dir() and any(find_annotations(path, split) for split in SPLITS)
 
 
 def hint(path: Path) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from locdistill.annotations.coco_files import ALIASES
-from locdistill.annotations.files import files_of, in_threads, pictures_by_name, subfolders
+from locdistill.annotations.files import by_name, files_of, images_below, in_threads, subfolders
 from locdistill.annotations.folders import files_in, note_unreadable
 from locdistill.annotations.index import kept_sources
 from locdistill.annotations.problems import Problem
@@ -75,23 +76,8 @@ def find_place(path: Path, split: str) -> Place | None:
     return None
 
 
-def fits(path: Path, _names: Sequence[str]) -> bool:
-    """Return whether a path has folders of label files."""
-    return bool(label_folders(path))
-
-
-def splits(path: Path) -> list[str]:
-    """Return those of train, val and test that exist."""
-    return [split for split in ("train", "val", "test") if find_place(path, split)]
-
-
 def read(_settings: SourceSettings, path: Path, place: Place, _split: str) -> list[Source]:
-    """Read a split; see :func:`read_dota`."""
-    return [read_dota(path, place)]
-
-
-def read_dota(path: Path, place: Place) -> Source:
-    """Read one split.
+    """Read a split.
 
     A line of a label file is ``x1 y1 x2 y2 x3 y3 x4 y4 class difficult``, in pixels. ``difficult`` may be absent;
     objects with 1 or more are marked as ignored. Corners are ordered clockwise on screen; boxes circumscribe them. An
@@ -102,17 +88,21 @@ def read_dota(path: Path, place: Place) -> Source:
     were cut from, and rotated objects if those had.
     """
     source = Source(file=str(place.names or place.images.parent), categories=[])
-    pictures = pictures_by_name(place.images)
+    pictures = by_name(place.images, images_below(place.images))
     note_unreadable(place.images, source.notes)
-    names = _image_names(place, pictures, source)
+    if place.names is not None:
+        suffixes = {file.name: name for name, file in pictures.items()}
+        names = [suffixes.get(name, name) for name in listed_names(place.names, source)]
+    else:  # of all images and all label files, whose image may be missing
+        labelled = {file.stem for file in files_of(place.labels, ".txt")} if place.labels else set()
+        names = sorted(labelled.union(pictures))
     files = [place.labels / f"{name}.txt" if place.labels else None for name in names]
     others = {file for folder in label_folders(path) for file in files_of(folder, ".txt")}.difference(files)
-    read = [place.images.parent / WINDOWS, *(file for file in files if file), *sorted(others)]
-
-    def filled() -> list[Source]:
-        return [_with_objects(source, place, {name: pictures.get(name) for name in names}, files, others)]
-
-    return kept_sources(read, place.images.name, filled, [str(place.names), *names, *map(str, pictures.values())])[0]
+    depends = [place.images.parent / WINDOWS, *(file for file in files if file), *sorted(others)]
+    named = {name: pictures.get(name) for name in names}
+    also = [str(place.names), *names, *map(str, pictures.values())]
+    filled = partial(_with_objects, source, place, named, files, others)
+    return kept_sources(depends, place.images.name, filled, also)
 
 
 def _with_objects(
@@ -121,7 +111,7 @@ def _with_objects(
     pictures: Mapping[str, Path | None],
     files: Sequence[Path | None],
     others: Collection[Path],
-) -> Source:
+) -> list[Source]:
     """Add the images by name, the objects of their label files, and the classes of all label files to a source."""
     parsed = in_threads(_parse, files, label="reading labels")
     source.notes["images without a label file, taken as without objects"] += sum(own is UNLABELLED for own in parsed)
@@ -151,7 +141,7 @@ def _with_objects(
                 quads=quads if cut.oriented else None,
             )
         )
-    return source
+    return [source]
 
 
 class _Row(NamedTuple):
@@ -163,15 +153,6 @@ class _Row(NamedTuple):
 _Parsed = tuple[list[_Row], list[Problem]]
 UNLABELLED: _Parsed = ([], [])
 """Content of an image without a label file; recognised by identity."""
-
-
-def _image_names(place: Place, pictures: dict[str, Path], source: Source) -> list[str]:
-    """Return the image names of the list, else of all images and all label files, whose image may be missing."""
-    if place.names is not None:
-        suffixes = {path.name: name for name, path in pictures.items()}
-        return [suffixes.get(name, name) for name in listed_names(place.names, source)]
-    labelled = {file.stem for file in files_of(place.labels, ".txt")} if place.labels else set()
-    return sorted(labelled.union(pictures))
 
 
 def _parse(file: Path | None) -> _Parsed:

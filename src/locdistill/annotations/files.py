@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import gc
-import hashlib
 import os
 import re
 import sys
@@ -20,10 +19,10 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import track
-from torch import Tensor
 from torch.nn.functional import interpolate
 
 from locdistill.errors import AnnotationError, ImageError
+from locdistill.files import file_digest
 from locdistill.images import image_size, open_picture, plain_jpeg_size, read_image
 
 IMAGE_SUFFIXES = frozenset(
@@ -140,34 +139,23 @@ def look(path: Path) -> Seen:
     return Seen(size)
 
 
-def look_at_all_closely(paths: Sequence[Path]) -> list[Seen]:
-    """Check image files as :func:`look_closely` does."""
-    return in_threads(look_closely, paths, label="looking at images")
-
-
 def look_closely(path: Path) -> Seen:
     """Decode an image, verify the checksums of a PNG, and hash the file and the picture."""
     try:
         image = read_image(path)
         height, width = image.shape[-2:]
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = file_digest(path)
         with open_picture(path) as picture:
             picture.verify()
     except ImageError as error:
         return Seen(None, str(error).removeprefix(f"{path}: "))
     except Exception as error:  # verifying raises as many things as decoding
         return Seen(None, f"is damaged ({error})")
-    return Seen((height, width), digest=digest, look=_look_of(image))
-
-
-def _look_of(image: Tensor) -> bytes:
-    """Return 32 bytes, a bit for each place of a 16 x 16 raster: whether the picture gets brighter to the right."""
     grey = image.float().mean(0, keepdim=True)[None]
     raster = interpolate(grey, (LOOK, LOOK + 1), mode="area")[0, 0]
-    if raster.std() < LEAST_CONTRAST:
-        return b""
-    return np.packbits((raster[:, 1:] > raster[:, :-1]).numpy()).tobytes()
+    # 32 bytes, a bit for each place of the raster: whether the picture gets brighter to the right
+    rising = b"" if raster.std() < LEAST_CONTRAST else np.packbits((raster[:, 1:] > raster[:, :-1]).numpy()).tobytes()
+    return Seen((height, width), digest=digest, look=rising)
 
 
 def in_threads(function: Callable[[T], U], items: Sequence[T], *, label: str) -> list[U]:
@@ -290,12 +278,6 @@ def files_below(folder: Path, suffixes: Collection[str]) -> list[Path]:
                 elif f".{entry.name.rpartition('.')[2].lower()}" in suffixes and entry.is_file():
                     found.append(home / entry.name)
     return sorted(found)
-
-
-def pictures_by_name(folder: Path) -> dict[str, Path]:
-    """Map the image files of a folder by their relative names without endings."""
-    files = images_below(folder) if folder.is_dir() else []
-    return by_name(folder, files)
 
 
 def by_name(folder: Path, files: Iterable[Path]) -> dict[str, Path]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 
+from locdistill.annotations.coco_files import ALIASES, SPLIT_OF
 from locdistill.annotations.files import IMAGE_SUFFIXES, by_name, files_below, images_below, is_hidden, subfolders
 from locdistill.annotations.index import remembered
 from locdistill.annotations.problems import Problem
@@ -16,8 +19,7 @@ from locdistill.annotations.sources import Source
 # Names of folders, in any case.
 ANNOTATIONS = ("annotations", "annotation", "xml", "xmls", "json", "jsons", "labels")
 PICTURES = ("jpegimages", "images", "image", "imgs", "img", "data")
-SPELLINGS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
-SPLITS = tuple(spelling for spellings in SPELLINGS.values() for spelling in spellings)
+SPLITS = tuple(SPLIT_OF)
 PROBES = 50
 """Folders of other names that are looked into at most."""
 UNREADABLE_SUFFIXES = frozenset(
@@ -97,7 +99,7 @@ def parts_of(folder: Path, holds: Holds, names: Sequence[str] = ()) -> dict[str,
 def part_of(parts: Mapping[str, Part], split: str) -> Part | None:
     """Return the part of a split, by its name or by another spelling of it."""
     spelled = {own.lower(): part for own, part in parts.items()}
-    others = (spelled[name] for name in SPELLINGS.get(split.lower(), (split.lower(),)) if name in spelled)
+    others = (spelled[name] for name in ALIASES.get(split.lower(), (split.lower(),)) if name in spelled)
     return parts.get(split) or next(others, None)
 
 
@@ -114,6 +116,24 @@ def files_in(folder: Path, suffix: str, *, nested: bool) -> Iterator[Path]:
                 below.append(Path(entry))
     for sub in below:
         yield from files_in(sub, suffix, nested=False)
+
+
+def holds(folder: Path, nested: bool, *, suffix: str, start: re.Pattern[bytes], probes: int, head_bytes: int) -> bool:
+    """Return whether one of the first files of an ending in a folder has a pattern in its first bytes.
+
+    Args:
+        folder: The folder.
+        nested: Whether files in its subfolders count.
+        suffix: The ending.
+        start: The pattern.
+        probes: Number of files to look into.
+        head_bytes: Number of bytes to read of each.
+    """
+    for file in islice(files_in(folder, suffix, nested=nested), probes):
+        with file.open("rb") as opened:
+            if start.search(opened.read(head_bytes).replace(b"\0", b"")):  # also in UTF-16
+                return True
+    return False
 
 
 def names_below(folder: Path, suffix: str) -> dict[str, Path]:

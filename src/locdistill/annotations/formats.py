@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 
 from locdistill.annotations import coco, coco_files, dota, hrsc, labelme, voc, yolo
 from locdistill.annotations.files import HIDDEN, files_of, hidden_below, images_below, is_hidden, subfolders
+from locdistill.annotations.folders import part_of, parts_of
 from locdistill.annotations.index import remembered
 from locdistill.annotations.sources import DataFormat, Source, SourceSettings
+from locdistill.annotations.yolo_description import find_description
 from locdistill.errors import AnnotationError
 
 SPLITS = ("train", "val", "test")
@@ -44,10 +46,11 @@ class AnnotationFormat:
     Attributes:
         looked_for: Files that make a folder one of this format, for the message that nothing was recognised.
         fits: Function from path and names of splits to whether the path is a data set of this format.
-        splits: Function from path to the names of the splits that exist, usual names first.
         place: Function from path and a split's name to where the split is: something false if it does not exist, and
             equal for splits that are the same.
         read: Function from the data settings, path, place and name of a split to its sources.
+        splits: Function from path to the names of the splits that exist, usual names first; None: those of train, val
+            and test that have a place.
         usual: Function from path, ``train`` or ``val`` to the name of the split that is used where none is chosen.
         doubt: Function from path to how weak the signs of the format are; of several that fit, those with the least
             count. 1: annotation files of single pictures alone, which are often left beside pictures when they are
@@ -58,9 +61,9 @@ class AnnotationFormat:
 
     looked_for: str
     fits: Callable[[Path, Sequence[str]], bool]
-    splits: Callable[[Path], list[str]]
     place: Callable[[Path, str], Any]
     read: Callable[[SourceSettings, Path, Any, str], list[Source]]
+    splits: Callable[[Path], list[str]] | None = None
     usual: Callable[[Path, str], str] = lambda _, split: split
     doubt: Callable[[Path], int] = lambda _: 0
     fits_by_content: Callable[[Path, Sequence[str]], bool] = lambda *_: False
@@ -70,21 +73,49 @@ class AnnotationFormat:
 FORMATS: dict[DataFormat, AnnotationFormat] = {
     "coco": AnnotationFormat(
         coco_files.LOOKED_FOR,
-        coco_files.fits,
-        coco_files.splits,
-        coco_files.find_annotations,
-        coco.read,
-        fits_by_content=coco_files.fits_by_content,
+        fits=coco_files.fits,
+        place=coco_files.find_annotations,
+        read=coco.read,
+        splits=coco_files.splits,
+        fits_by_content=lambda path, _: path.is_dir() and any(coco_files.find_annotations(path, s) for s in SPLITS),
         hint=coco_files.hint,
     ),
-    "voc": AnnotationFormat(voc.LOOKED_FOR, voc.fits, voc.splits, voc.find_parts, voc.read, voc.usual, voc.is_bare),
-    "yolo": AnnotationFormat(
-        yolo.LOOKED_FOR, yolo.fits, yolo.splits, yolo.place_of, yolo.read, yolo.usual, yolo.doubt, hint=yolo.hint
+    "voc": AnnotationFormat(
+        voc.LOOKED_FOR,
+        fits=voc.fits,
+        place=voc.find_parts,
+        read=voc.read,
+        splits=voc.splits,
+        usual=voc.usual,
+        doubt=voc.is_bare,
     ),
-    "dota": AnnotationFormat(dota.LOOKED_FOR, dota.fits, dota.splits, dota.find_place, dota.read),
-    "hrsc": AnnotationFormat(hrsc.LOOKED_FOR, hrsc.fits, hrsc.splits, hrsc.image_set, hrsc.read, hrsc.usual),
+    "yolo": AnnotationFormat(
+        yolo.LOOKED_FOR,
+        fits=lambda path, _: find_description(path) is not None,
+        place=yolo.place_of,
+        read=yolo.read,
+        usual=yolo.usual,
+        doubt=yolo.doubt,
+        hint=yolo.hint,
+    ),
+    "dota": AnnotationFormat(
+        dota.LOOKED_FOR, fits=lambda path, _: bool(dota.label_folders(path)), place=dota.find_place, read=dota.read
+    ),
+    "hrsc": AnnotationFormat(
+        hrsc.LOOKED_FOR,
+        fits=lambda path, _: bool(hrsc.image_sets(path)),
+        place=lambda path, split: hrsc.image_sets(path).get(split),
+        read=hrsc.read,
+        splits=lambda path: sorted(hrsc.image_sets(path)),
+        usual=hrsc.usual,
+    ),
     "labelme": AnnotationFormat(
-        labelme.LOOKED_FOR, labelme.fits, labelme.splits, labelme.find_part, labelme.read, doubt=lambda _: 1
+        labelme.LOOKED_FOR,
+        fits=lambda path, names: bool(parts_of(path, labelme.HOLDS, names)),
+        place=lambda path, split: part_of(parts_of(path, labelme.HOLDS, (split,)), split),
+        read=labelme.read,
+        splits=lambda path: sorted(parts_of(path, labelme.HOLDS)),
+        doubt=lambda _: 1,
     ),
 }
 
@@ -99,11 +130,6 @@ class Located(NamedTuple):
 
     kind: DataFormat
     path: Path
-
-
-def recognise(settings: SourceSettings) -> DataFormat:
-    """Recognise the format of the data set at the path; see `locate`."""
-    return locate(settings).kind
 
 
 def locate(settings: SourceSettings) -> Located:
@@ -134,7 +160,14 @@ def _located(settings: SourceSettings) -> Located:
     inner = [path]
     for depth in range(1 + DEPTH):
         inner = [place for place in inner if images_below(place)] if depth else inner
-        found = {place: kinds for place in inner if (kinds := _fitting(place, names))}
+        found: dict[Path, list[DataFormat]] = {}
+        for place in inner:
+            fitting: list[DataFormat] = [name for name, kind in FORMATS.items() if kind.fits(place, names)]
+            doubts = {name: int(FORMATS[name].doubt(place)) for name in fitting}
+            if all(doubts.values()):
+                doubts |= {name: 0 for name, kind in FORMATS.items() if kind.fits_by_content(place, names)}
+            if doubts:
+                found[place] = [name for name, doubt in doubts.items() if doubt == min(doubts.values())]
         if len(found) == 1:
             place, kinds = found.popitem()
             if len(kinds) > 1:
@@ -151,15 +184,6 @@ def _located(settings: SourceSettings) -> Located:
     hints = "".join(f"\n{hint}" for kind in FORMATS.values() if (hint := kind.hint(path)))
     hints += "".join(f"\n{name}: export as COCO, YOLO or VOC instead" for name in _of_other_formats(path))
     raise AnnotationError(f"{path}: not recognised as a data set. Looked for\n{looked}{_contents(path)}{hints}")
-
-
-def _fitting(path: Path, names: Sequence[str]) -> list[DataFormat]:
-    """Return the formats that a path is recognised as."""
-    fitting: list[DataFormat] = [name for name, kind in FORMATS.items() if kind.fits(path, names)]
-    doubts = {name: int(FORMATS[name].doubt(path)) for name in fitting}
-    if all(doubts.values()):
-        doubts |= {name: 0 for name, kind in FORMATS.items() if kind.fits_by_content(path, names)}
-    return [name for name, doubt in doubts.items() if doubt == min(doubts.values())]
 
 
 def split_names(settings: SourceSettings, split: str) -> tuple[str, ...]:
@@ -227,7 +251,8 @@ def _read(settings: SourceSettings, split: str) -> tuple[DataFormat, list[Source
     for name in names_behind(settings, found, split):
         place = FORMATS[kind].place(path, name)
         if not place:
-            known = FORMATS[kind].splits(path)
+            splits = FORMATS[kind].splits
+            known = splits(path) if splits else [usual for usual in SPLITS if FORMATS[kind].place(path, usual)]
             there = f"it has {', '.join(known)}" if known else _contents(path)
             others = [other for other in known if other not in names_behind(settings, found, "train")]
             remedy = "name a file or folder of annotations"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from locdistill.annotations.files import files_of, in_threads, pictures_by_name
+from locdistill.annotations.files import by_name, files_of, images_below, in_threads
 from locdistill.annotations.folders import note_unreadable
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import (
@@ -42,21 +41,6 @@ def image_sets(path: Path) -> dict[str, Path]:
     return {file.stem: file for place in reversed(places) for file in files_of(place / "ImageSets", ".txt")}
 
 
-def image_set(path: Path, split: str) -> Path | None:
-    """Return the list file of an image set."""
-    return image_sets(path).get(split)
-
-
-def fits(path: Path, _names: Sequence[str]) -> bool:
-    """Return whether a path has image sets of HRSC2016."""
-    return bool(image_sets(path))
-
-
-def splits(path: Path) -> list[str]:
-    """Return the names of the image sets."""
-    return sorted(image_sets(path))
-
-
 def usual(path: Path, split: str) -> str:
     """Return the usual image set of a split: ``trainval`` and ``test``, if both exist."""
     both = {"trainval", "test"} <= set(image_sets(path))
@@ -64,12 +48,7 @@ def usual(path: Path, split: str) -> str:
 
 
 def read(_settings: SourceSettings, path: Path, file: Path, _split: str) -> list[Source]:
-    """Read an image set; see :func:`read_hrsc`."""
-    return [read_hrsc(path, file)]
-
-
-def read_hrsc(path: Path, file: Path) -> Source:
-    """Read one image set.
+    """Read an image set.
 
     The only class is ``ship``; ``Class_ID`` is not read. Rotated boxes are ``mbox_*``, with the angle in radians,
     clockwise on screen; boxes circumscribe them (``box_*`` are not read). Difficult objects are marked as ignored.
@@ -79,7 +58,7 @@ def read_hrsc(path: Path, file: Path) -> Source:
     assert folder is not None
     source = Source(file=str(file), categories=[(1, CLASS)])
     names = listed_names(file, source)
-    pictures = pictures_by_name(folder / "AllImages")
+    pictures = by_name(folder / "AllImages", images_below(folder / "AllImages"))
     note_unreadable(folder / "AllImages", source.notes)
     parsed = in_threads(_parse, [folder / "Annotations" / f"{name}.xml" for name in names], label="reading annotations")
     for position, (name, content) in enumerate(zip(names, parsed, strict=True), start=1):
@@ -98,7 +77,7 @@ def read_hrsc(path: Path, file: Path) -> Source:
                 quads=quads,
             )
         )
-    return source
+    return [source]
 
 
 class _Content(NamedTuple):

@@ -6,16 +6,17 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from locdistill.annotations.files import folders_below, in_threads, read_text
-from locdistill.annotations.folders import Part, PictureFiles, files_in, names_below, part_of, parts_of
+from locdistill.annotations.folders import Part, PictureFiles, holds, names_below, parts_of
 from locdistill.annotations.index import kept_sources
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import LIMIT, Listed, Source, SourceSettings, box_arrays
@@ -24,26 +25,10 @@ from locdistill.errors import AnnotationError
 LOOKED_FOR = (
     "a .json file with 'shapes' for each picture, beside the pictures or in annotations, in the folder or in train"
 )
-PROBES = 4
-HEAD_BYTES = 4096
-BEGINNING = re.compile(rb'"(shapes|imageData)"\s*:')
+HOLDS = partial(holds, suffix=".json", start=re.compile(rb'"(shapes|imageData)"\s*:'), probes=4, head_bytes=4096)
+"""Function from a folder to whether it has files of labelme; a file of COCO may be large, and is not read whole."""
 AROUND = ("polygon", "mask", "rotation")
 """Types of shapes whose box is the one around their points; other types than these and those below have no extent."""
-
-
-def find_part(path: Path, split: str) -> Part | None:
-    """Find a split: a folder of its name, or everything as ``train``."""
-    return part_of(parts_of(path, _holds_shapes, (split,)), split)
-
-
-def fits(path: Path, names: Sequence[str]) -> bool:
-    """Return whether a path has JSON files of labelme in folders of a known layout."""
-    return bool(parts_of(path, _holds_shapes, names))
-
-
-def splits(path: Path) -> list[str]:
-    """Return the names of the splits."""
-    return sorted(parts_of(path, _holds_shapes))
 
 
 def read(_settings: SourceSettings, path: Path, part: Part, _split: str) -> list[Source]:
@@ -56,18 +41,15 @@ def read(_settings: SourceSettings, path: Path, part: Part, _split: str) -> list
     source = Source(file=str(part.annotations), categories=[])
     files = names_below(part.annotations, ".json")
     others = {
-        file
-        for other in parts_of(path, _holds_shapes).values()
-        for file in names_below(other.annotations, ".json").values()
+        file for other in parts_of(path, HOLDS).values() for file in names_below(other.annotations, ".json").values()
     }
     others.difference_update(files.values())
     depends = [*files.values(), *sorted(others), *folders_below(part.pictures)]
-    return kept_sources(
-        depends, "shapes", lambda: [_with_objects(source, part, files, others)], [str(part.annotations)]
-    )
+    filled = partial(_with_objects, source, part, files, others)
+    return kept_sources(depends, "shapes", filled, [str(part.annotations)])
 
 
-def _with_objects(source: Source, part: Part, files: Mapping[str, Path], others: Collection[Path]) -> Source:
+def _with_objects(source: Source, part: Part, files: Mapping[str, Path], others: Collection[Path]) -> list[Source]:
     """Add images, objects and classes to the source of a part.
 
     Args:
@@ -103,7 +85,7 @@ def _with_objects(source: Source, part: Part, files: Mapping[str, Path], others:
             alone += 1
     annotated = {file.stem for file in (*files.values(), *others)}
     pictures.note_missing(source, part, alone=alone, files=len(files), annotated=annotated)
-    return source
+    return [source]
 
 
 class _Shape(NamedTuple):
@@ -131,18 +113,6 @@ class _Drawing:
     rows: list[_Shape] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     notes: Counter[str] = field(default_factory=Counter)
-
-
-def _holds_shapes(folder: Path, nested: bool) -> bool:
-    """Return whether one of the first JSON files of a folder begins as files of labelme do.
-
-    The rest is not read: a file of COCO may be large.
-    """
-    for file in islice(files_in(folder, ".json", nested=nested), PROBES):
-        with file.open("rb") as opened:
-            if BEGINNING.search(opened.read(HEAD_BYTES).replace(b"\0", b"")):  # also in UTF-16
-                return True
-    return False
 
 
 def _parse(file: Path) -> _Drawing:
@@ -186,8 +156,10 @@ def _parse(file: Path) -> _Drawing:
 
 def _shape(shape: Any, notes: Counter[str]) -> _Shape | tuple[str, str] | None:
     """Parse a shape; return it, or the fault and the remedy, or None for one without an extent."""
-    points = shape.get("points") if isinstance(shape, dict) else None
-    if not isinstance(points, list) or not points or not all(map(_is_point, points)):
+    points: Any = shape.get("points") if isinstance(shape, dict) else None
+    pairs = isinstance(points, list) and all(isinstance(point, list) and len(point) == 2 for point in points)
+    values = list(chain.from_iterable(points)) if pairs else []
+    if not values or not all(type(value) in (int, float) and abs(value) < LIMIT for value in values):
         return f"its points {str(points)[:60]} are not pairs of numbers", "draw it again"
     name = shape.get("label")
     if not isinstance(name, str) or not name.strip():
@@ -206,8 +178,3 @@ def _shape(shape: Any, notes: Counter[str]) -> _Shape | tuple[str, str] | None:
     if kind != "rectangle":
         notes[f"shapes that are no rectangles ({kind}), taken as the box around them"] += 1
     return _Shape(name.strip(), shape.get("difficult") is True, tuple(map(float, box)))  # type: ignore[arg-type]
-
-
-def _is_point(point: Any) -> bool:
-    pair = isinstance(point, list) and len(point) == 2
-    return pair and all(type(value) in (int, float) and abs(value) < LIMIT for value in point)

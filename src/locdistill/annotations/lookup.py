@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -99,9 +99,16 @@ class PictureLookup:
         If no file has it as it is, those that have it in another case; of several, those with more parts of the name.
         """
         if self._by_last is None:
-            self._by_last = defaultdict(list)
-            for path in self._walk():
-                self._by_last[_folded(path.name)].append(path)
+            self._by_last, seen = defaultdict(list), set()
+            for folder, subfolders, files in os.walk(self.root, followlinks=True):
+                here, real = Path(folder), os.path.realpath(folder)
+                again = real in seen
+                seen.add(real)
+                deep = len(here.relative_to(self.root).parts) >= DEPTH
+                below = [] if deep or again else [sub for sub in subfolders if not is_hidden(sub)]
+                subfolders[:] = sorted(sub for sub in below if not self.foreign(sub))
+                for file in files if not again else ():
+                    self._by_last[_folded(file)].append(here / file)
         last = unicodedata.normalize("NFC", name.rpartition("/")[2])
         same = self._by_last.get(_folded(last), [])
         same = [path for path in same if unicodedata.normalize("NFC", path.name) == last] or same
@@ -119,22 +126,6 @@ class PictureLookup:
             except (OSError, ValueError):
                 self._entries[folder] = frozenset()
         return last in self._entries[folder] and stays_inside(name)
-
-    def _walk(self) -> Iterator[Path]:
-        seen = set()
-        for folder, subfolders, files in os.walk(self.root, followlinks=True):
-            here = Path(folder)
-            deep = len(here.relative_to(self.root).parts) >= DEPTH
-            real = os.path.realpath(folder)
-            again = real in seen
-            seen.add(real)
-            subfolders[:] = (
-                []
-                if deep or again
-                else sorted(name for name in subfolders if not is_hidden(name) and not self.foreign(name))
-            )
-            if not again:
-                yield from (here / name for name in files)
 
 
 def _folded(text: str) -> str:

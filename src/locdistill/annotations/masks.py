@@ -21,10 +21,7 @@ def box_around(segmentation: object) -> tuple[float, float, float, float] | None
     """
     if isinstance(segmentation, dict):
         return _around_runs(segmentation.get("size"), segmentation.get("counts"))
-    return _around_points(segmentation) if isinstance(segmentation, list) else None
-
-
-def _around_points(values: list[Any]) -> tuple[float, float, float, float] | None:
+    values: list[Any] = segmentation if isinstance(segmentation, list) else []
     while values and all(isinstance(value, list) for value in values):
         if any(len(value) % 2 and not isinstance(value[0], list) for value in values):
             return None

@@ -24,18 +24,12 @@ TURN = 2 * np.pi + 1e-6  # no angle in radians is larger
 class SourceSettings(Protocol):
     """Settings that readers need: see :class:`locdistill.data.settings.DataSettings`."""
 
-    @property
-    def path(self) -> str: ...  # noqa: D102
-    @property
-    def root(self) -> str: ...  # noqa: D102
-    @property
-    def format(self) -> DataFormat | Literal["auto"]: ...  # noqa: D102
-    @property
-    def train(self) -> str | tuple[str, ...] | None: ...  # noqa: D102
-    @property
-    def val(self) -> str | tuple[str, ...] | None: ...  # noqa: D102
-    @property
-    def one_based(self) -> bool | None: ...  # noqa: D102
+    path: str
+    root: str
+    format: DataFormat | Literal["auto"]
+    train: str | tuple[str, ...] | None
+    val: str | tuple[str, ...] | None
+    one_based: bool | None
 
 
 @dataclass

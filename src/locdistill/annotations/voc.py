@@ -8,7 +8,8 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, islice
+from functools import partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeAlias
 from xml.etree.ElementTree import Element
@@ -18,6 +19,7 @@ import numpy as np
 from defusedxml import ElementTree
 from defusedxml.common import DefusedXmlException
 
+from locdistill.annotations.coco_files import ALIASES
 from locdistill.annotations.files import (
     IMAGE_SUFFIXES,
     MARKS,
@@ -28,11 +30,10 @@ from locdistill.annotations.files import (
     stays_inside,
 )
 from locdistill.annotations.folders import (
-    SPELLINGS,
     SPLITS,
     Part,
     PictureFiles,
-    files_in,
+    holds,
     names_below,
     part_of,
     parts_of,
@@ -63,9 +64,8 @@ LISTS = ("ImageSets/Main", "ImageSets")
 YEAR = re.compile(r"VOC20\d\d")
 MOST = 10
 """Number of the twenty classes from which a data set that has no others is VOC's own."""
-PROBES = 3
-HEAD_BYTES = 1024
-VOC_ROOT = re.compile(rb"<annotation[\s>]")
+HOLDS = partial(holds, suffix=".xml", start=re.compile(rb"<annotation[\s>]"), probes=3, head_bytes=1024)
+"""Function from a folder to whether it has XML files of VOC."""
 DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([\w.:-]+)["']""")
 LATIN = ("iso-8859-1", "iso-8859-15", "latin-1", "latin1", "windows-1252", "cp1252")
 
@@ -106,8 +106,8 @@ def usual(path: Path, split: str) -> str:
     if find_parts(path, "trainval") and find_parts(path, "test"):
         return {"train": "trainval", "val": "test"}[split]
     if split == "train" and not find_parts(path, "train"):
-        known = [name for name in splits(path) if name.lower() not in SPELLINGS["test"]]
-        return known[0] if len(known) == 1 and known[0].lower() not in SPELLINGS["val"] else split
+        known = [name for name in splits(path) if name.lower() not in ALIASES["test"]]
+        return known[0] if len(known) == 1 and known[0].lower() not in ALIASES["val"] else split
     return split
 
 
@@ -135,10 +135,7 @@ def read(settings: SourceSettings, path: Path, parts: Sequence[Part], split: str
     others = sorted({file for folder in folders for file in names_below(folder, ".xml").values()}.difference(own))
     depends = [part.names for part in parts if part.names] + own + others
     depends += [place for part in parts for place in folders_below(part.pictures)]
-
-    def filled() -> list[Source]:
-        return _with_objects(settings, parts, sources, listed, others)
-
+    filled = partial(_with_objects, settings, parts, sources, listed, others)
     found = kept_sources(depends, f"{os.path.abspath(path)} {split}", filled, [str(settings.one_based)])
     found[0].notes["image sets without any XML file, left out"] += len(_all_parts(path, split)) - len(parts)
     return found
@@ -232,23 +229,14 @@ def _parts(folder: Path, *names: str) -> dict[str, Part]:
 
 def _found_parts(folder: Path, *names: str) -> dict[str, Part]:
     listed = (folder / "ImageSets" / "Main").is_dir()
-    whole = whole_of(folder, (lambda _, nested: nested) if listed else _holds_voc)
+    whole = whole_of(folder, (lambda _, nested: nested) if listed else HOLDS)
     if whole is not None:
         lists = (files_of(folder / place, ".txt") for place in LISTS)
         beside = [file for file in files_of(folder, ".txt") if file.stem.lower() in (*SPLITS, "trainval")]
         files = next(filter(None, (*lists, beside)), [])
         if files:
             return {file.stem: replace(whole, names=file) for file in files}
-    return parts_of(folder, _holds_voc, names)
-
-
-def _holds_voc(folder: Path, nested: bool) -> bool:
-    """Return whether one of the first XML files of a folder is of VOC."""
-    for file in islice(files_in(folder, ".xml", nested=nested), PROBES):
-        with file.open("rb") as opened:
-            if VOC_ROOT.search(opened.read(HEAD_BYTES).replace(b"\0", b"")):  # also in UTF-16
-                return True
-    return False
+    return parts_of(folder, HOLDS, names)
 
 
 def _is_annotated(part: Part) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from locdistill.annotations.coco_files import ALIASES
 from locdistill.annotations.files import IMAGE_SUFFIXES, images_below, in_threads, read_text, subfolders
 from locdistill.annotations.folders import note_unreadable
 from locdistill.annotations.index import kept_sources
@@ -33,11 +34,6 @@ LOOKED_FOR = (
 )
 
 
-def fits(path: Path, _names: Sequence[str]) -> bool:
-    """Return whether a path is or has a description of the data set."""
-    return find_description(path) is not None
-
-
 def hint(path: Path) -> str:
     """Return what to do with a description in a folder below, or with label files without names."""
     if not path.is_dir():
@@ -60,17 +56,11 @@ def doubt(path: Path) -> int:
 
 def usual(path: Path, split: str) -> str:
     """Return the usual name of a split: ``val`` to train on as well, if it is the only one."""
-    only_val = split == "train" and _described(path).only_val
+    if split != "train":
+        return split
+    description = _described(path)
+    only_val = [other for other in ALIASES if description.entries(other)] == ["val"]  # a whole data set by FiftyOne
     return "val" if only_val and any(Path(place).exists() for place in place_of(path, "val")) else split
-
-
-def splits(path: Path) -> list[str]:
-    """Return those of train, val and test that the description names.
-
-    Raises:
-        AnnotationError: The description cannot be read.
-    """
-    return [split for split in ("train", "val", "test") if place_of(path, split)]
 
 
 def place_of(path: Path, split: str) -> list[str]:
@@ -82,22 +72,41 @@ def place_of(path: Path, split: str) -> list[str]:
         AnnotationError: There is no description, or it cannot be read.
     """
     description = _described(path)
+    # Roboflow's file names three splits whether or not they have images
+    generated = "roboflow" in description.content or (description.home / "README.roboflow.txt").is_file()
     roots, found = description.roots(), []
     for item in description.entries(split):
         places, _ = places_of_entry(item, roots, split) if isinstance(item, str) else ([], True)
-        if not places and (split == "test" or (split == "val" and description.generated)):
+        if not places and (split == "test" or (split == "val" and generated)):
             return []
         found += [str(place) for place in places] or [str(item)]
     return found
 
 
 def read(settings: SourceSettings, path: Path, _place: list[str], split: str) -> list[Source]:
-    """Read a split; see :func:`read_yolo`."""
-    source = read_yolo(_described(path), split, settings.root)
+    """Read a split.
+
+    A line of a label file is ``class cx cy w h`` as fractions of the image sides. Polygons become the boxes around
+    them; a confidence and key points are dropped. Where all lines have four corners, objects are rotated. An image
+    without a label file has no objects. Images are numbered from 1 in the order of their names, or of the list file.
+
+    Raises:
+        AnnotationError: The description has no such split, or no valid names.
+    """
+    description = _described(path)
+    names = description.class_names()
+    points = description.key_points()
+    source = Source(file=str(description.file), categories=list(enumerate(names)), relative=True)
+    pictures, folders = _pictures(description, split, settings.root, source)
+    files = find_labels(pictures, folders, source, split=split, root=description.roots()[0])
+    labels = [file for file in files if file]
+    also = [split, str(points), *names, *map(str, pictures)]
+    filled = partial(_with_objects, source, pictures, files, names, points)
+    found = kept_sources([description.file, *labels], split, filled, also)
     for other in ("val", "test") if split == "train" else ():
-        absent = _described(path).entries(other) if not place_of(path, other) else []
-        source.notes.update(f"split {other!r} ({item}) that does not exist, left out" for item in absent)
-    return [source]
+        absent = description.entries(other) if not place_of(path, other) else []
+        found[0].notes.update(f"split {other!r} ({item}) that does not exist, left out" for item in absent)
+    return found
 
 
 def _described(path: Path) -> Description:
@@ -107,42 +116,13 @@ def _described(path: Path) -> Description:
     return load(file, path if path.is_dir() else path.parent)
 
 
-def read_yolo(description: Description, split: str, root: str = "") -> Source:
-    """Read one split.
-
-    A line of a label file is ``class cx cy w h`` as fractions of the image sides. Polygons become the boxes around
-    them; a confidence and key points are dropped. Where all lines have four corners, objects are rotated. An image
-    without a label file has no objects. Images are numbered from 1 in the order of their names, or of the list file.
-
-    Args:
-        description: The description of the data set.
-        split: Name of the split.
-        root: Another folder below which images of list files may be.
-
-    Raises:
-        AnnotationError: The description has no such split, or no valid names.
-    """
-    names = description.class_names()
-    points = description.key_points()
-    source = Source(file=str(description.file), categories=list(enumerate(names)), relative=True)
-    pictures, folders = _pictures(description, split, root, source)
-    files = find_labels(pictures, folders, source, split=split, root=description.roots()[0])
-    labels = [file for file in files if file]
-    also = [split, str(points), *names, *map(str, pictures)]
-
-    def filled() -> list[Source]:
-        return [_with_objects(source, pictures, files, names, points)]
-
-    return kept_sources([description.file, *labels], split, filled, also)[0]
-
-
 def _with_objects(
     source: Source,
     pictures: Sequence[Path],
     files: Sequence[Path | None],
     names: Sequence[str],
     points: tuple[int, int] | None,
-) -> Source:
+) -> list[Source]:
     """Add the images, and the objects of their label files, to a source."""
     parsed = in_threads(partial(parse, names=names), files, label="reading labels")
     kind = kind_of_rows(parsed, points)
@@ -164,7 +144,7 @@ def _with_objects(
                 quads=quads,
             )
         )
-    return source
+    return [source]
 
 
 def _pictures(description: Description, split: str, root: str, source: Source) -> tuple[list[Path], list[Path]]:

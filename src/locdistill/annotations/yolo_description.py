@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from locdistill.annotations.coco_files import ALIASES
 from locdistill.annotations.files import IMAGE_SUFFIXES, files_of, in_any_case, is_hidden, read_text
 from locdistill.errors import AnnotationError
 
@@ -24,7 +25,6 @@ CLASS_FOLDERS = (".", "labels", "images", "train", "labels/train", "images/train
 """Folders in which a file of class names may be."""
 NAMES_KEY = re.compile(rb"""(?m)^\s*['"]?names['"]?\s*:""")
 PROBES = 50
-ALIASES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 NOTHING = ("", "~", "null", "Null", "NULL")
 """Texts by which YAML says that a key has no value."""
 
@@ -80,16 +80,6 @@ class Description:
             entry = lowered.get(alias) if entry in (None, *NOTHING) else entry
         return entry if isinstance(entry, list) else [] if entry in (None, *NOTHING) else [entry]
 
-    @property
-    def generated(self) -> bool:
-        """True for Roboflow's file, which names three splits whether or not they have images."""
-        return "roboflow" in self.content or (self.home / "README.roboflow.txt").is_file()
-
-    @property
-    def only_val(self) -> bool:
-        """True if the images to evaluate on are the only split, as FiftyOne writes a whole data set."""
-        return [split for split in ALIASES if self.entries(split)] == ["val"]
-
     def _usual(self, split: str) -> list[Any]:
         root = self.roots()[0]
         for alias in ALIASES.get(split, (split,)):
@@ -111,7 +101,16 @@ class Description:
         """
         names, count = self.content.get("names"), self.content.get("nc")
         if isinstance(names, str):
-            names = self._names_in(names)
+            file, _ = find(names, self.roots())
+            if file is None or not file.is_file():
+                raise AnnotationError(
+                    f"{self.file}: 'names' is {names!r}, which is no file here; expected a list of class names such as "
+                    f"[{names}], a mapping 0: name, 1: name, ..., or a file with a name in each line"
+                )
+            names = [line.strip() for line in read_text(file).rstrip().splitlines()]
+            if "" in names:
+                what = f"line {names.index('') + 1} is empty, but each line names a class"
+                raise AnnotationError(f"{file}: {what}; remove it, or name the class")
         if isinstance(names, dict) and names and all(str(key).isdecimal() for key in names):
             numbered = {int(key): name for key, name in names.items()}
             gap = [str(number) for number in range(max(numbered)) if number not in numbered]
@@ -148,19 +147,6 @@ class Description:
         if not isinstance(shape, list) or len(shape) != 2 or not shape[0].isdecimal() or shape[1] not in ("2", "3"):
             raise AnnotationError(f"{self.file}: 'kpt_shape' is {shape!r}; expected [number of key points, 2 or 3]")
         return int(shape[0]), int(shape[1])
-
-    def _names_in(self, name: str) -> list[str]:
-        file, _ = find(name, self.roots())
-        if file is None or not file.is_file():
-            raise AnnotationError(
-                f"{self.file}: 'names' is {name!r}, which is no file here; expected a list of class names such as "
-                f"[{name}], a mapping 0: name, 1: name, ..., or a file with a name in each line"
-            )
-        lines = [line.strip() for line in read_text(file).rstrip().splitlines()]
-        if "" in lines:
-            what = f"line {lines.index('') + 1} is empty, but each line names a class"
-            raise AnnotationError(f"{file}: {what}; remove it, or name the class")
-        return lines
 
 
 def find_description(path: Path) -> Path | None:

@@ -43,19 +43,6 @@ class ColourChange(NamedTuple):
     hue: float = 0.0
     grey: bool = False
 
-    def affine(self, mean: Float[np.ndarray, "3"]) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-        """Return the matrix and the offset that do all of it to pixels with the given mean colour."""
-        to_grey = np.tile(LUMA, (3, 1))
-        matrix = np.eye(3) * self.brightness * self.contrast
-        offset = np.full(3, (1 - self.contrast) * self.brightness * float(LUMA @ mean))
-        steps = [self.saturation * np.eye(3) + (1 - self.saturation) * to_grey]
-        if self.hue:
-            cos, sin = math.cos(2 * math.pi * self.hue), math.sin(2 * math.pi * self.hue)
-            steps.append(np.linalg.inv(YIQ) @ np.array(((1, 0, 0), (0, cos, -sin), (0, sin, cos))) @ YIQ)
-        for step in [*steps, to_grey] if self.grey else steps:
-            matrix, offset = step @ matrix, step @ offset
-        return matrix, offset
-
 
 class Patch(NamedTuple):
     """A rectangle of noise; position and size are shares of the frame.
@@ -77,17 +64,12 @@ class Patch(NamedTuple):
 
 def drawn_colour(settings: ColourSettings, chance: np.random.Generator) -> ColourChange:
     """Draw a change of colours; parts that are off consume no random number."""
-
-    def factor(change: float) -> float:
-        return 1 + float(chance.uniform(-change, change)) if change else 1.0
-
-    return ColourChange(
-        brightness=factor(settings.brightness),
-        contrast=factor(settings.contrast),
-        saturation=factor(settings.saturation),
-        hue=factor(settings.hue) - 1,
-        grey=settings.grey > 0 and bool(chance.random() < settings.grey),
+    limits = (settings.brightness, settings.contrast, settings.saturation, settings.hue)
+    brightness, contrast, saturation, turn = (
+        1 + float(chance.uniform(-limit, limit)) if limit else 1.0 for limit in limits
     )
+    grey = settings.grey > 0 and bool(chance.random() < settings.grey)
+    return ColourChange(brightness, contrast, saturation, hue=turn - 1, grey=grey)
 
 
 def drawn_patches(chance: np.random.Generator) -> tuple[Patch, ...]:
@@ -112,9 +94,18 @@ def coloured(image: UInt8[Tensor, "3 h w"], colour: ColourChange) -> UInt8[Tenso
     pixels = padded[:count].view(height, width, 3).copy_(image.permute(1, 2, 0))
     # sums of a row are exact in float32, unlike those of an image
     mean = pixels.sum(1).double().sum(0).numpy() / (height * width) if colour.contrast != 1 else np.zeros(3)
-    matrix, offset = (torch.from_numpy(np.round(part * _STEP) / _STEP).float() for part in colour.affine(mean))
-    blocks = torch.kron(torch.eye(_TOGETHER), matrix.T.contiguous())
-    changed = torch.addmm((offset + 0.5).repeat(_TOGETHER), padded.view(-1, row), blocks).clamp_(0, 255)
+    to_grey = np.tile(LUMA, (3, 1))
+    matrix = np.eye(3) * colour.brightness * colour.contrast
+    offset = np.full(3, (1 - colour.contrast) * colour.brightness * float(LUMA @ mean))
+    steps = [colour.saturation * np.eye(3) + (1 - colour.saturation) * to_grey]
+    if colour.hue:
+        cos, sin = math.cos(2 * math.pi * colour.hue), math.sin(2 * math.pi * colour.hue)
+        steps.append(np.linalg.inv(YIQ) @ np.array(((1, 0, 0), (0, cos, -sin), (0, sin, cos))) @ YIQ)
+    for step in [*steps, to_grey] if colour.grey else steps:
+        matrix, offset = step @ matrix, step @ offset
+    factors, shift = (torch.from_numpy(np.round(part * _STEP) / _STEP).float() for part in (matrix, offset))
+    blocks = torch.kron(torch.eye(_TOGETHER), factors.T.contiguous())
+    changed = torch.addmm((shift + 0.5).repeat(_TOGETHER), padded.view(-1, row), blocks).clamp_(0, 255)
     return changed.view(-1)[:count].to(torch.uint8).view(height, width, 3).permute(2, 0, 1)
 
 

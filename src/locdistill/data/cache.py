@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,21 +21,9 @@ class PictureCache:
     their share of the limit.
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], *, limit: int, workers: int = 0) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]] | np.ndarray, *, limit: int, workers: int = 0) -> None:
         self._shapes = np.asarray(shapes, dtype=np.int64).reshape(-1, 2)
         self._limit, self._workers = limit, workers
-        self._allocate()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Return shapes and limit, without the memory itself."""
-        return {"_shapes": self._shapes, "_limit": self._limit // max(self._workers, 1), "_workers": 1}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Restore an empty cache."""
-        self.__dict__.update(state)
-        self._allocate()
-
-    def _allocate(self) -> None:
         sizes = 3 * self._shapes.prod(-1)
         ends = np.cumsum(sizes)
         self._starts = ends - sizes
@@ -43,6 +32,11 @@ class PictureCache:
         # Anonymous shared memory: physical pages are allocated only when written, and freed with the processes.
         self._pixels = torch.from_numpy(np.frombuffer(mmap.mmap(-1, max(total, 1)), dtype=np.uint8))
         self._filled = torch.from_numpy(np.frombuffer(mmap.mmap(-1, max(self.places, 1)), dtype=np.uint8))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how to make an empty cache of a worker's share of the memory."""
+        share = self._limit // max(self._workers, 1)
+        return partial(PictureCache, limit=share, workers=1), (self._shapes,)
 
     def get(self, index: int) -> UInt8[Tensor, "3 h w"] | None:
         """Return the image if it is cached; the caller must not write to it."""

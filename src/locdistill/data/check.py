@@ -6,18 +6,19 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from locdistill.annotations.brightness import describe_brightness
-from locdistill.annotations.files import look_at_all_closely
-from locdistill.annotations.formats import available_splits, recognise
+from locdistill.annotations.files import in_threads, look_closely
+from locdistill.annotations.formats import available_splits, locate
 from locdistill.annotations.problems import Problem
 from locdistill.annotations.sources import circumscribed, signed_areas
 from locdistill.data.open import HELD_OUT_NOTE, Scan, scan_dataset, shared_images, sides_of, trainable, with_holdout
-from locdistill.data.records import Dataset, Record, most_objects
+from locdistill.data.records import Dataset, most_objects
 from locdistill.data.settings import DataSettings
 from locdistill.errors import DataError
 from locdistill.geometry.rotated import fit
@@ -129,7 +130,7 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     given = data if isinstance(data, DataSettings) else DataSettings(path=str(data))
     settings = given
     try:
-        kind = recognise(settings)
+        kind = locate(settings).kind
         settings = with_holdout(settings)
         names = available_splits(settings) or ["train"]
     except DataError as error:
@@ -138,7 +139,8 @@ def check(data: DataSettings | str | Path) -> CheckReport:
     scans: dict[str, Scan] = {}
     for name in _splits_to_check(names, report, divided=bool(settings.holdout)):
         try:
-            scans[name] = scan_dataset(settings, name, training=False, inspect=look_at_all_closely)
+            closely = partial(in_threads, look_closely, label="looking at images")
+            scans[name] = scan_dataset(settings, name, training=False, inspect=closely)
         except DataError as error:
             if (problem := _as_problem(settings, error)) not in report.problems:
                 report.problems.append(problem)
@@ -202,7 +204,19 @@ def _summary(name: str, scan: Scan) -> SplitSummary:
     records, classes = scan.dataset.records, scan.dataset.classes
     labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
     counts = np.bincount(labels[labels >= 0], minlength=len(classes))
-    sides = sides_of(*records)
+    sides, turned = sides_of(*records), None
+    if scan.dataset.oriented and len(labels):
+        quads = np.concatenate([record.quads for record in records if record.quads is not None])
+        boxes = fit(torch.from_numpy(quads), "le90").numpy()
+        degrees = np.degrees(boxes[:, 4])
+        aside = np.abs(degrees - np.round(degrees / 90) * 90)
+        nearest = (np.round(degrees / SECTOR) * SECTOR).astype(int)
+        nearest[nearest == -90] = 90
+        turned = Turned(
+            ratios=_quantiles(boxes[:, 2] / np.maximum(boxes[:, 3], 1e-6), (0.05, 0.5, 0.95)),
+            upright=int((aside <= UPRIGHT_DEGREES).sum()),
+            directions={angle: int((nearest == angle).sum()) for angle in range(SECTOR - 90, 91, SECTOR)},
+        )
     images = np.array([(record.height, record.width) for record in records]).reshape(-1)
     return SplitSummary(
         name=name,
@@ -214,21 +228,7 @@ def _summary(name: str, scan: Scan) -> SplitSummary:
         image_sides=_quantiles(images, (0, 0.5, 1)),
         box_sides=_quantiles(np.sqrt(sides.prod(-1)), (0.05, 0.5, 0.95)),
         notes={note: count for note, count in sorted(scan.notes.items()) if count},
-        turned=_turned(records) if scan.dataset.oriented and len(labels) else None,
-    )
-
-
-def _turned(records: Sequence[Record]) -> Turned:
-    quads = np.concatenate([record.quads for record in records if record.quads is not None])
-    boxes = fit(torch.from_numpy(quads), "le90").numpy()
-    degrees = np.degrees(boxes[:, 4])
-    aside = np.abs(degrees - np.round(degrees / 90) * 90)
-    nearest = (np.round(degrees / SECTOR) * SECTOR).astype(int)
-    nearest[nearest == -90] = 90
-    return Turned(
-        ratios=_quantiles(boxes[:, 2] / np.maximum(boxes[:, 3], 1e-6), (0.05, 0.5, 0.95)),
-        upright=int((aside <= UPRIGHT_DEGREES).sum()),
-        directions={angle: int((nearest == angle).sum()) for angle in range(SECTOR - 90, 91, SECTOR)},
+        turned=turned,
     )
 
 

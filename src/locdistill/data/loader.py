@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from locdistill.data.cache import PictureCache
 from locdistill.data.records import Dataset
 from locdistill.data.resources import picture_memory, worker_count
-from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
+from locdistill.data.samplers import Draw, GroupedSampler, share
 from locdistill.data.settings import DataSettings
 from locdistill.data.transforms import Sample, View, assembled, look_at, pieces_of
 from locdistill.data.views import ViewPlan
@@ -168,8 +168,8 @@ def evaluation_loader(
         bits=input_settings.bits,
         views=views,
     )
-    sampler = ShareSampler(len(dataset), batch=batch, rank=rank, world_size=world_size, views=len(views))
-    return _loader(Pictures(dataset, plan), sampler, workers=worker_count(workers, world_size), seed=0)
+    batches = share(len(dataset), batch=batch, rank=rank, world_size=world_size, views=len(views))
+    return _loader(Pictures(dataset, plan), batches, workers=worker_count(workers, world_size), seed=0)
 
 
 @runtime_checkable
@@ -232,19 +232,13 @@ class Pictures(TorchDataset[Batch]):
         return batch._replace(flipped=views[0].flipped) if self._plan.views else batch
 
     def _sample(self, image: int, view: View) -> Sample:
-        if view.mosaic is None:
-            return look_at(self._unsized(image, view), view, keep_ignored=self._plan.keep_ignored)
-        frame = view.size(*self._sizes[image].tolist())
-        pieces = [(piece, self._sample(piece.image, piece.view)) for piece in pieces_of(image, view, frame)]
-        return assembled(pieces, frame)._replace(
-            original_size=tuple(self._sizes[image].tolist()), image_id=int(self._ids[image])
-        )
-
-    def _unsized(self, image: int, view: View) -> Sample:
-        # an image with its boxes in original pixels; the image may have its final size already
-        start, end = (int(self._ends[image - 1]) if image else 0), int(self._ends[image])
         height, width = self._sizes[image].tolist()
-        return Sample(
+        if view.mosaic is not None:
+            frame = view.size(height, width)
+            pieces = [(piece, self._sample(piece.image, piece.view)) for piece in pieces_of(image, view, frame)]
+            return assembled(pieces, frame)._replace(original_size=(height, width), image_id=int(self._ids[image]))
+        start, end = (int(self._ends[image - 1]) if image else 0), int(self._ends[image])
+        sample = Sample(  # with its boxes in original pixels; the image may have its final size already
             image=self._picture(image, keep_ratio_size(height, width, short=view.short, long=view.long)),
             boxes=torch.from_numpy(self._boxes[start:end]),
             labels=torch.from_numpy(self._labels[start:end]),
@@ -253,6 +247,7 @@ class Pictures(TorchDataset[Batch]):
             image_id=int(self._ids[image]),
             quads=None if self._quads is None else torch.from_numpy(self._quads[start:end]),
         )
+        return look_at(sample, view, keep_ignored=self._plan.keep_ignored)
 
     def _picture(self, index: int, target: tuple[int, int]) -> Tensor:
         kept = None if self._cache is None else self._cache.get(index)

@@ -197,7 +197,11 @@ def _hold_out(sources: Sequence[Source], settings: DataSettings, split: str) -> 
     Raises:
         AnnotationError: All images are of one group.
     """
-    groups = {listed.path: _group(listed.path, settings.holdout_by) for source in sources for listed in source.images}
+    groups = {}
+    for path in (listed.path for source in sources for listed in source.images):
+        whole = path.with_stem(image_name(path.stem))
+        found = re.search(settings.holdout_by, whole.name) if settings.holdout_by else None
+        groups[path] = path.parent / found.group() if found else whole
     shuffled = sorted(set(groups.values()), key=lambda path: (hashlib.sha256(path.name.encode()).digest(), path))
     if len(shuffled) == 1:
         raise AnnotationError(
@@ -208,13 +212,6 @@ def _hold_out(sources: Sequence[Source], settings: DataSettings, split: str) -> 
     held = set(shuffled[: max(min(count, len(shuffled) - 1), 0)])
     for source in sources:
         source.images = [image for image in source.images if (groups[image.path] in held) == (split == "val")]
-
-
-def _group(path: Path, pattern: str | None) -> Path:
-    """Return the name shared by images that must not be divided: the image that a tile was cut from, or the group."""
-    whole = path.with_stem(image_name(path.stem))
-    found = re.search(pattern, whole.name) if pattern else None
-    return path.parent / found.group() if found else whole
 
 
 def class_names(settings: DataSettings, split: str) -> tuple[str, ...]:
@@ -276,13 +273,12 @@ def _records(
     """Build records with boxes in pixels and the chosen classes, of all images at once."""
     sizes = [scan.seen[listed.path].size or (0, 0) for listed in images]
     counts = np.array([len(listed.boxes) for listed in images])
-
-    def joined(name: str) -> np.ndarray | None:
-        columns = [getattr(listed, name) for listed in images]
-        return None if columns[0] is None else np.concatenate(columns)
-
     boxes, ignored, categories = (np.concatenate([getattr(one, n) for one in images]) for n in COLUMNS)
-    areas, quads, own = joined("areas"), joined("quads"), labels[categories]
+    own = labels[categories]
+    areas, quads = (
+        None if getattr(images[0], name) is None else np.concatenate([getattr(one, name) for one in images])
+        for name in ("areas", "quads")
+    )
     if source.relative:
         unit = np.array(sizes)[:, ::-1].repeat(counts, axis=0)
         boxes = boxes * np.tile(unit, 2)
@@ -339,21 +335,16 @@ def trainable(records: Sequence[Record], settings: DataSettings, notes: Counter[
 
 def shared_images(train: Dataset, val: Dataset) -> list[str]:
     """Return the names of the images of ``val`` that are in ``train`` as well."""
-    known = set(_real_paths(train))
-    return [record.path.name for record, path in zip(val.records, _real_paths(val), strict=True) if path in known]
-
-
-def _real_paths(dataset: Dataset) -> list[str]:
-    """Return the paths of the images without links, following those of each folder once."""
     folders: dict[str, str] = {}
-    found = []
-    for record in dataset.records:
+    paths = []  # without links, following those of each folder once
+    for record in (*train.records, *val.records):
         path = str(record.path)
         head, name = os.path.split(path)
         if head not in folders:
             folders[head] = os.path.realpath(head)
-        found.append(os.path.realpath(path) if os.path.islink(path) else f"{folders[head]}{os.sep}{name}")
-    return found
+        paths.append(os.path.realpath(path) if os.path.islink(path) else f"{folders[head]}{os.sep}{name}")
+    known = set(paths[: len(train)])
+    return [record.path.name for record, path in zip(val.records, paths[len(train) :], strict=True) if path in known]
 
 
 def sides_of(*records: Record) -> np.ndarray:

@@ -85,11 +85,6 @@ class GroupedSampler(Sampler[list[Draw]]):
         """Iterate over the batches of this process, from the first that is not skipped."""
         epoch = self._epoch
         skipped = self._skipped.get(epoch, 0)
-        for position, batch in enumerate(self._batches(epoch)[skipped:], epoch * len(self) + skipped):
-            yield [draw._replace(late=True) for draw in batch] if position >= self._late_from else batch
-
-    def _batches(self, epoch: int) -> list[list[Draw]]:
-        """Return the batches of this process in an epoch."""
         random = np.random.default_rng((self._seed, epoch))
         step = self.batch_size * self._world_size
         batches: list[list[Draw]] = []
@@ -102,25 +97,20 @@ class GroupedSampler(Sampler[list[Draw]]):
                 turns[image] += 1
             batches += [draws[start : start + self.batch_size] for start in range(0, len(draws), self.batch_size)]
         mixed = random.permutation(len(batches))
-        return [batches[i] for i in mixed[self._rank * len(self) : (self._rank + 1) * len(self)]]
+        own = [batches[i] for i in mixed[self._rank * len(self) : (self._rank + 1) * len(self)]]
+        for position, batch in enumerate(own[skipped:], epoch * len(self) + skipped):
+            yield [draw._replace(late=True) for draw in batch] if position >= self._late_from else batch
 
 
-class ShareSampler(Sampler[list[Draw]]):
-    """Every image once and in order, distributed over the processes round-robin, without repeats.
+def share(count: int, *, batch: int, rank: int = 0, world_size: int = 1, views: int = 1) -> list[list[Draw]]:
+    """Return a process's batches of all images, once and in order, distributed round-robin, without repeats.
 
     With several views each batch is repeated once per view, consecutively; ``turn`` is the index of the view.
     """
-
-    def __init__(self, count: int, *, batch: int, rank: int = 0, world_size: int = 1, views: int = 1) -> None:
-        self._indices = range(rank, count, world_size)
-        self._batch, self._views = batch, views
-
-    def __len__(self) -> int:
-        """Return the number of batches of this process."""
-        return math.ceil(len(self._indices) / self._batch) * self._views
-
-    def __iter__(self) -> Iterator[list[Draw]]:
-        """Iterate over the batches of this process."""
-        for start in range(0, len(self._indices), self._batch):
-            for view in range(self._views):
-                yield [Draw(index, turn=view) for index in self._indices[start : start + self._batch]]
+    indices = range(rank, count, world_size)
+    starts = range(0, len(indices), batch)
+    return [
+        [Draw(index, turn=view) for index in indices[start : start + batch]]
+        for start in starts
+        for view in range(views)
+    ]

@@ -176,14 +176,12 @@ class DataSettings(Settings):
 
     @model_validator(mode="before")
     @classmethod
-    def _ignored_classes_are_no_background(cls, values: Any) -> Any:
-        named = isinstance(values, dict) and values.get("ignore_classes")
-        return {"crowd": "ignore", **values} if named else values
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_in_augmentation(cls, values: Any) -> Any:
-        strength = values.get("augment") if isinstance(values, dict) else None
+    def _fill_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if values.get("ignore_classes"):
+            values = {"crowd": "ignore", **values}
+        strength = values.get("augment")
         parts = STRENGTHS.get(strength) if isinstance(strength, str) else None
         if parts is None:
             return values

@@ -29,6 +29,7 @@ from locdistill.settings import Settings
 SPLITS = ("train", "val")
 CLASSES = ("ellipse", "rectangle", "star")
 _HUES = (0.02, 0.36, 0.62)  # red, green, blue; each shape's own hue lies within 0.05 of it
+_FILE = "{}_{:05d}.png"
 _VERSION = 1  # version of the drawing: a folder drawn by another version is not reused
 
 Singles = npt.NDArray[np.float32]
@@ -113,14 +114,22 @@ class Shape:
     def distance(self, x: Singles, y: Singles) -> Singles:
         """Compute signed distances of points to the contour in pixels, negative inside (first order for an ellipse)."""
         if self.label:
-            return _polygon_distance(self.corners(), x, y)
-        cos, sin = math.cos(self.angle_rad), math.sin(self.angle_rad)
-        dx, dy = x - self.centre[0], y - self.centre[1]
-        along, across = dx * cos + dy * sin, dy * cos - dx * sin
-        a, b = self.axes
-        level = np.hypot(along / a, across / b)
-        # (f - 1) / |grad f| of f = |p / axes|: exact on the contour, where the blur is evaluated.
-        distance: Singles = level * (level - 1) / np.maximum(np.hypot(along / a**2, across / b**2), 1e-6)
+            # to the nearest edge of the polygon, negative inside by the even-odd rule
+            corners, nearest, inside = self.corners(), np.full(x.shape, np.inf, np.float32), np.zeros(x.shape, bool)
+            for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
+                dx, dy, px, py = x2 - x1, y2 - y1, x - x1, y - y1
+                along = np.clip((px * dx + py * dy) / (dx * dx + dy * dy), 0, 1)
+                nearest = np.minimum(nearest, (px - along * dx) ** 2 + (py - along * dy) ** 2)
+                inside ^= ((y1 > y) != (y2 > y)) & (px * dy < dx * py if dy > 0 else px * dy > dx * py)
+            distance: Singles = np.where(inside, -1, 1).astype(np.float32) * np.sqrt(nearest)
+        else:
+            cos, sin = math.cos(self.angle_rad), math.sin(self.angle_rad)
+            dx, dy = x - self.centre[0], y - self.centre[1]
+            along, across = dx * cos + dy * sin, dy * cos - dx * sin
+            a, b = self.axes
+            level = np.hypot(along / a, across / b)
+            # (f - 1) / |grad f| of f = |p / axes|: exact on the contour, where the blur is evaluated.
+            distance = level * (level - 1) / np.maximum(np.hypot(along / a**2, across / b**2), 1e-6)
         return distance
 
     def alpha(self, size: int) -> Singles:
@@ -142,19 +151,6 @@ class Drawing:
 
     image: npt.NDArray[np.uint8]
     shapes: tuple[Shape, ...]
-
-
-def _polygon_distance(corners: Singles, x: Singles, y: Singles) -> Singles:
-    """Compute the distance to the nearest edge of a polygon, negative inside by the even-odd rule."""
-    nearest = np.full(x.shape, np.inf, np.float32)
-    inside = np.zeros(x.shape, bool)
-    for (x1, y1), (x2, y2) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
-        dx, dy, px, py = x2 - x1, y2 - y1, x - x1, y - y1
-        along = np.clip((px * dx + py * dy) / (dx * dx + dy * dy), 0, 1)
-        nearest = np.minimum(nearest, (px - along * dx) ** 2 + (py - along * dy) ** 2)
-        inside ^= ((y1 > y) != (y2 > y)) & (px * dy < dx * py if dy > 0 else px * dy > dx * py)
-    distance: Singles = np.where(inside, -1, 1).astype(np.float32) * np.sqrt(nearest)
-    return distance
 
 
 def _random_shape(settings: ShapesSettings, rng: np.random.Generator) -> Shape:
@@ -184,20 +180,6 @@ def _overlap(first: Shape, second: Shape) -> float:
     return float(sides.prod() / min((a[2:] - a[:2]).prod(), (b[2:] - b[:2]).prod()))
 
 
-def _draw_bars(canvas: Singles, settings: ShapesSettings, rng: np.random.Generator) -> None:
-    """Cover the canvas with grey bars of random place, direction, length and width."""
-    size = settings.size
-    y, x = np.mgrid[:size, :size].astype(np.float32) + np.float32(0.5)
-    for _ in range(int(rng.integers(settings.bars + 1))):
-        angle, cx, cy = rng.uniform(0, math.pi), rng.uniform(0, size), rng.uniform(0, size)
-        length, width = rng.uniform(0.3, 0.9) * size, rng.uniform(0.02, 0.06) * size
-        along = (x - cx) * math.cos(angle) + (y - cy) * math.sin(angle)
-        across = (y - cy) * math.cos(angle) - (x - cx) * math.sin(angle)
-        outside = np.maximum(np.abs(along) - length / 2, np.abs(across) - width / 2)
-        alpha = np.clip(0.5 - outside, 0, 1)[..., None]
-        canvas += alpha * (np.float32(rng.uniform(0.1, 0.9)) - canvas)
-
-
 def draw_picture(settings: ShapesSettings, rng: np.random.Generator) -> Drawing:
     """Draw one image: a tinted ground, soft shapes, bars over them, noise over all."""
     size = settings.size
@@ -214,7 +196,15 @@ def draw_picture(settings: ShapesSettings, rng: np.random.Generator) -> Drawing:
                 break
     for shape in shapes:
         canvas += shape.alpha(size)[..., None] * (np.array(shape.colour, np.float32) - canvas)
-    _draw_bars(canvas, settings, rng)
+    y, x = np.mgrid[:size, :size].astype(np.float32) + np.float32(0.5)
+    for _ in range(int(rng.integers(settings.bars + 1))):  # of random place, direction, length, width and grey
+        angle, cx, cy = rng.uniform(0, math.pi), rng.uniform(0, size), rng.uniform(0, size)
+        length, width = rng.uniform(0.3, 0.9) * size, rng.uniform(0.02, 0.06) * size
+        along = (x - cx) * math.cos(angle) + (y - cy) * math.sin(angle)
+        across = (y - cy) * math.cos(angle) - (x - cx) * math.sin(angle)
+        outside = np.maximum(np.abs(along) - length / 2, np.abs(across) - width / 2)
+        alpha = np.clip(0.5 - outside, 0, 1)[..., None]
+        canvas += alpha * (np.float32(rng.uniform(0.1, 0.9)) - canvas)
     canvas += np.float32(settings.noise) * rng.standard_normal(canvas.shape, np.float32)
     return Drawing(np.rint(np.clip(canvas, 0, 1) * 255).astype(np.uint8), tuple(shapes))
 
@@ -233,14 +223,10 @@ def _draw(settings: ShapesSettings, split: str, index: int, folder: Path) -> lis
     # Seeded by split and index: an image depends neither on the number of others nor on the thread that draws it.
     rng = np.random.default_rng([settings.seed, SPLITS.index(split), index])
     picture = draw_picture(settings, rng)
-    Image.fromarray(picture.image).save(folder / "images" / _file_name(split, index), compress_level=1)
+    Image.fromarray(picture.image).save(folder / "images" / _FILE.format(split, index), compress_level=1)
     if split == "val":
         return [(shape.label, shape.box) for shape in picture.shapes]
     return [(shape.label, jittered(shape.box, settings, rng)) for shape in picture.shapes]
-
-
-def _file_name(split: str, index: int) -> str:
-    return f"{split}_{index:05d}.png"
 
 
 def _annotation(settings: ShapesSettings, split: str, drawn: list[list[tuple[int, Box]]]) -> dict[str, object]:
@@ -249,7 +235,7 @@ def _annotation(settings: ShapesSettings, split: str, drawn: list[list[tuple[int
     images: list[dict[str, object]] = []
     annotations: list[dict[str, object]] = []
     for index, found in enumerate(drawn):
-        image = {"id": first + index, "file_name": _file_name(split, index)}
+        image = {"id": first + index, "file_name": _FILE.format(split, index)}
         images.append(image | {"width": settings.size, "height": settings.size})
         for label, (x1, y1, x2, y2) in found:
             x, y, w, h = (round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1))

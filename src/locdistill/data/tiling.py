@@ -82,11 +82,6 @@ class Window(NamedTuple):
     side: int
 
 
-def tile_name(image: str, window: Window) -> str:
-    """Return the name of a tile."""
-    return f"{image}__{window.side}__{window.x}___{window.y}"
-
-
 def windows(width: int, height: int, settings: TilingSettings) -> list[Window]:
     """Return the windows that cover an image, scale by scale, row by row.
 
@@ -97,7 +92,8 @@ def windows(width: int, height: int, settings: TilingSettings) -> list[Window]:
     found = []
     for scale in settings.scales:
         side, overlap = _side(settings.size, scale), _side(settings.overlap, scale)
-        xs, ys = (_starts(length, side, side - overlap) for length in (width, height))
+        step, lasts = side - overlap, [max(length - side, 0) for length in (width, height)]
+        xs, ys = ([min(i * step, last) for i in range(math.ceil(last / step) + 1)] for last in lasts)
         found += [Window(x, y, side) for y in ys for x in xs]
     return list(dict.fromkeys(found))
 
@@ -105,11 +101,6 @@ def windows(width: int, height: int, settings: TilingSettings) -> list[Window]:
 def _side(pixels: int, scale: float) -> int:
     """Convert a length in pixels of the tile to pixels of the image."""
     return int(pixels / scale)
-
-
-def _starts(length: int, side: int, step: int) -> list[int]:
-    last = max(length - side, 0)
-    return [min(i * step, last) for i in range(math.ceil(last / step) + 1)]
 
 
 def parts_inside(
@@ -155,7 +146,11 @@ class Tiles:
         file = Path(folder) / WINDOWS
         try:
             content = json.loads(file.read_text(encoding="utf-8"))
-            records = tuple(_record(**image) for image in content["images"])
+            nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+            records = tuple(
+                Record(Path(image["file"]), image["image_id"], image["width"], image["height"], *nothing)
+                for image in content["images"]
+            )
             original = Dataset(
                 content["name"],
                 tuple(content["classes"]),
@@ -254,8 +249,7 @@ def cut(
         with FileLock(lock):
             if not _is_cut(folder, content, dataset.name):  # by another process, which held the lock
                 unfinished = folder.with_name(f".{folder.name}.unfinished")
-                _start(unfinished, content)
-                _cut_all(Tiles.read(unfinished), dataset, threads, progress)
+                _cut_all(unfinished, content, dataset, threads, progress)
                 unfinished.rename(folder)
         with suppress(OSError):
             lock.unlink()
@@ -278,13 +272,15 @@ def _is_cut(folder: Path, content: str, name: str) -> bool:
     return True
 
 
-def _cut_all(
-    tiles: Tiles,
-    dataset: Dataset,
-    threads: int | None,
-    progress: Progress | None,
-) -> None:
-    """Write the missing tiles of all images."""
+def _cut_all(folder: Path, content: str, dataset: Dataset, threads: int | None, progress: Progress | None) -> None:
+    """Write the missing tiles of all images to a new folder, or to one in which the same cut was started."""
+    file = folder / WINDOWS
+    if folder.exists() and not (file.is_file() and file.read_text(encoding="utf-8") == content):
+        raise DataError(f"{folder}: an interrupted cut of other images or with other settings; remove it")
+    for name in ("images", "labelTxt"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    _write(file, content.encode())
+    tiles = Tiles.read(folder)
     by_image: dict[int, list[tuple[str, Window]]] = {record.image_id: [] for record in dataset.records}
     for name, (image_id, window) in tiles.windows.items():
         by_image[image_id].append((name, window))
@@ -315,7 +311,7 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
         sought = record.quads[~record.ignored]  # ignored objects may be in no tile
         left_out += int((parts_inside(sought, own) < settings.part).all(axis=0).sum())
         for window in own:
-            places[tile_name(name, window)] = [index, *window]
+            places[f"{name}__{window.side}__{window.x}___{window.y}"] = [index, *window]
     written = [written_class(name) for name in dataset.classes]
     if len(set(written)) < len(written):
         raise DataError(f"{dataset.name}: without spaces two classes have the same name: {written}; rename one")
@@ -333,29 +329,6 @@ def _content(dataset: Dataset, settings: TilingSettings) -> dict[str, Any]:
         ],
         "windows": places,
     }
-
-
-def _record(file: str, image_id: int, width: int, height: int) -> Record:
-    """Build a record of an image without objects."""
-    return Record(
-        path=Path(file),
-        image_id=image_id,
-        width=width,
-        height=height,
-        boxes=np.zeros((0, 4), np.float32),
-        labels=np.zeros(0, np.int64),
-        ignored=np.zeros(0, bool),
-    )
-
-
-def _start(folder: Path, content: str) -> None:
-    """Prepare a folder, or find one in which the same cut was started."""
-    file = folder / WINDOWS
-    if folder.exists() and not (file.is_file() and file.read_text(encoding="utf-8") == content):
-        raise DataError(f"{folder}: an interrupted cut of other images or with other settings; remove it")
-    for name in ("images", "labelTxt"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    _write(file, content.encode())
 
 
 def _write(path: Path, content: bytes) -> None:

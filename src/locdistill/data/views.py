@@ -115,12 +115,11 @@ class ViewPlan:
         if self.per_image is not None:
             # Independent of the run's seed, so that runs share cache entries; a larger number extends a smaller one.
             chance = np.random.default_rng((image, 1))
-            return tuple(self._drawn(chance, whole=self._keeps_whole(way)) for way in range(self.per_image))
+            # A share of the views, the first one always, never has a mosaic, for the end of the run.
+            parts = [math.ceil(way * self.mosaic_off) for way in range(self.per_image + 1)]
+            whole = [way == 0 or parts[way + 1] > parts[way] for way in range(self.per_image)]
+            return tuple(self._drawn(chance, whole=own) for own in whole)
         return tuple(View(long, short, *own) for (long, short), own in product(self.sizes, self._poses))
-
-    def _keeps_whole(self, way: int) -> bool:
-        """Return whether a view never has a mosaic: a share of them, the first one always, for the end of the run."""
-        return way == 0 or math.ceil((way + 1) * self.mosaic_off) > math.ceil(way * self.mosaic_off)
 
     def _drawn(self, chance: np.random.Generator, *, whole: bool) -> View:
         view = self._drawn_alone(chance)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from locdistill.models.settings import NormalisationSettings
+from locdistill.models.settings import Deviation, NormalisationSettings
 from locdistill.settings import Settings
 from locdistill.types import Triple
 
@@ -27,7 +27,7 @@ class OnnxSettings(Settings):
     """Names of the classes, in the file's order; None for those of COCO (80 classes) or VOC (20 classes)."""
     mean: Triple = (103.53, 116.28, 123.675)
     """Mean of the input channels, in the network's order, 0 to 255; by default that of MMDetection and NanoDet."""
-    std: Triple = (57.375, 57.12, 58.395)
+    std: Deviation = (57.375, 57.12, 58.395)
     bgr: bool = True
     """Whether the network's channel order is blue, green, red."""
     offset: float = 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,10 @@ class Prediction:
         ]
         frame = {} if self.number is None else {"frame": self.number, "seconds": self.seconds}
         return {"image": self.source, **frame, "width": self.width, "height": self.height, "detections": detections}
+
+    def to_json(self) -> str:
+        """Return `as_dict` as JSON."""
+        return json.dumps(self.as_dict())
 
     def plot(self) -> Image.Image:
         """Draw the detections; without `pixels` the picture is read again.

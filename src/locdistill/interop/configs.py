@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from locdistill.errors import WeightsError
-from locdistill.types import Triple
+from locdistill.settings import group
 
 _BASE, _DELETE = "_base_", "_delete_"
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -28,44 +28,40 @@ _NMS = {"nms": "plain", "nms_rotated": "plain", "voting_cluster_diounms": "votin
 _DEPTHS = {"ResNet": "resnet{depth}", "Res2Net": "res2net{depth}d", "ResNeXt": "resnext{depth}_{groups}x{base_width}d"}
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
-    """Read a configuration file as plain data, merged over its bases.
-
-    Raises:
-        WeightsError: It is not there, not Python, or computes anything.
-    """
-    return _read(Path(path), ())
-
-
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a detector that its weights do not show: classes, input, normalisation, test settings."""
-    model = _group(config, "model")
-    backbone, processor = _group(model, "backbone"), _group(model, "data_preprocessor")
+    model = group(config, "model")
+    backbone, processor = group(model, "backbone"), group(model, "data_preprocessor")
     found: dict[str, Any] = {}
     if "style" in backbone:
         found["style"] = backbone["style"]
-        found["norm_frozen"] = _group(backbone, "norm_cfg").get("requires_grad") is False
-    norm = processor or _group(config, "img_norm_cfg") or _step(_pipeline(config), "Normalize")
+        found["norm_frozen"] = group(backbone, "norm_cfg").get("requires_grad") is False
+    steps = _pipeline(config)
+    norm = processor or group(config, "img_norm_cfg") or _step(steps, "Normalize")
     for key in ("mean", "std"):
         values = norm.get(key)
         if isinstance(values, list | tuple) and len(values) == 3:
-            found[key] = _triple(values)
+            found[key] = tuple(float(value) for value in values)
     swapped = norm.get("bgr_to_rgb", norm.get("to_rgb"))
     if isinstance(swapped, bool):
         found["bgr"] = not swapped
     if (classes := _classes(config)) is not None:
         found["classes"] = classes
-    if detections := _detections(_group(model, "test_cfg") or _group(config, "test_cfg")):
+    if detections := _detections(group(model, "test_cfg") or group(config, "test_cfg")):
         found["detections"] = detections
-    if size := _input(config):
-        found["input"] = size
+    sizes = [step.get(key) for step in steps for key in ("img_scale", "scale")]
+    pairs = (size for size in sizes if isinstance(size, list | tuple) and len(size) == 2)
+    if size := next((pair for pair in pairs if all(isinstance(side, int) for side in pair)), None):
+        divisor = _step(steps, "Pad").get("size_divisor") or processor.get("pad_size_divisor")
+        padded = {"pad_to": divisor} if isinstance(divisor, int) else {}
+        found["input"] = {"short": min(size), "long": max(size)} | padded
     return found
 
 
 def architecture_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a detector that its weights show, too, for comparison with them."""
-    model = _group(config, "model")
-    backbone, head = _group(model, "backbone"), _group(model, "bbox_head")
+    model = group(config, "model")
+    backbone, head = group(model, "backbone"), group(model, "bbox_head")
     found: dict[str, Any] = {}
     name = _DEPTHS.get(str(backbone.get("type")))
     if name is not None and "depth" in backbone:
@@ -78,7 +74,17 @@ def architecture_of(config: Mapping[str, Any]) -> dict[str, Any]:
     return found | ({"number of classes": head["num_classes"]} if "num_classes" in head else {})
 
 
-def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+def read_config(path: str | Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Read a configuration file as plain data, merged over its bases.
+
+    Args:
+        path: The file.
+        seen: The files that have it as a base.
+
+    Raises:
+        WeightsError: It is not there, not Python, or computes anything.
+    """
+    path = Path(path)
     if path in seen:
         raise WeightsError(f"{path}: its '{_BASE}' leads back to itself")
     try:
@@ -104,7 +110,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     named = values.pop(_BASE, [])
     below: dict[str, Any] = {}
     for base in [named] if isinstance(named, str) else named:
-        below = _merged(below, _read(path.parent / str(base), (*seen, path)))
+        below = _merged(below, read_config(path.parent / str(base), (*seen, path)))
     return _merged(below, values)
 
 
@@ -166,15 +172,10 @@ def _merged(base: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def _group(values: Mapping[str, Any], key: str) -> dict[str, Any]:
-    found = values.get(key)
-    return found if isinstance(found, dict) else {}
-
-
 def _pipeline(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the steps of the test pipeline, those inside of other steps among them."""
-    data = _group(_group(config, "data"), "test").get("pipeline") or config.get("test_pipeline") or []
-    loader = _group(_group(config, "test_dataloader"), "dataset").get("pipeline")
+    data = group(group(config, "data"), "test").get("pipeline") or config.get("test_pipeline") or []
+    loader = group(group(config, "test_dataloader"), "dataset").get("pipeline")
     steps = [step for step in (loader or data) if isinstance(step, dict)]
     inner = [own for step in steps for own in step.get("transforms", ()) if isinstance(own, dict)]
     return [*steps, *inner]
@@ -184,26 +185,13 @@ def _step(steps: list[dict[str, Any]], kind: str) -> dict[str, Any]:
     return next((step for step in steps if step.get("type") == kind), {})
 
 
-def _input(config: Mapping[str, Any]) -> dict[str, Any]:
-    steps = _pipeline(config)
-    sizes = [step.get(key) for step in steps for key in ("img_scale", "scale")]
-    size = next(
-        (s for s in sizes if isinstance(s, list | tuple) and len(s) == 2 and all(isinstance(x, int) for x in s)), None
-    )
-    divisor = _step(steps, "Pad").get("size_divisor") or _group(_group(config, "model"), "data_preprocessor").get(
-        "pad_size_divisor"
-    )
-    found = {"short": min(size), "long": max(size)} if size else {}
-    return found | ({"pad_to": divisor} if isinstance(divisor, int) and size else {})
-
-
 def _detections(test: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of post-processing.
 
     Raises:
         WeightsError: The suppression of overlapping boxes is of a kind that is not offered.
     """
-    nms = _group(test, "nms")
+    nms = group(test, "nms")
     known = {
         "score_threshold": test.get("score_thr"),
         "candidates": test.get("nms_pre"),
@@ -218,16 +206,11 @@ def _detections(test: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _classes(config: Mapping[str, Any]) -> tuple[str, ...] | None:
-    train = _group(_group(config, "data"), "train")
-    loader = _group(_group(config, "train_dataloader"), "dataset")
-    for place in (config, train, _group(config, "metainfo"), loader, _group(loader, "metainfo")):
+    train = group(group(config, "data"), "train")
+    loader = group(group(config, "train_dataloader"), "dataset")
+    for place in (config, train, group(config, "metainfo"), loader, group(loader, "metainfo")):
         for key in ("classes", "CLASSES"):
             names = place.get(key)
             if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
                 return tuple(names)
     return None
-
-
-def _triple(values: list[float] | tuple[float, ...]) -> Triple:
-    first, second, third = (float(value) for value in values)
-    return first, second, third

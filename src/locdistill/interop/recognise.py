@@ -174,7 +174,15 @@ def _kind(shapes: Shapes) -> tuple[str, str, str]:
             "distribution for each edge: without distributions there is nothing to distill from"
         )
     model, cls, reg, _ = found
-    if _plain(shapes, model, reg):
+    rows, edges = _rows(shapes, reg), edges_of(model)
+    plain = rows == edges
+    if model == "rotated_retinanet":
+        # Its names are those of any plain one. With distributions it has the constant of its angle's bins; a file
+        # without its constants is recognised by its number of outputs, unless this fits four edges as well.
+        bins, rest = divmod(rows, edges * ANCHORS[model])
+        fits = rest == 0 and bins >= LEAST_ANGLE_BINS and rows % (4 * ANCHORS[model]) != 0
+        plain = ANGLE_BINS not in shapes and not fits
+    if plain:
         names = {"atss": "ATSS or PAA", "fcos": "FCOS", "retinanet": "ATSS", "rotated_retinanet": "RetinaNet"}
         name = names.get(model, model)
         raise WeightsError(
@@ -182,19 +190,6 @@ def _kind(shapes: Shapes) -> tuple[str, str, str]:
             "reg_max + 1 is expected; without distributions there is nothing to distill from"
         )
     return model, cls, reg
-
-
-def _plain(shapes: Shapes, model: str, reg: str) -> bool:
-    """Return whether each edge is a single number.
-
-    The names of a rotated RetinaNet with distributions are those of any plain one. It has the constant of its angle's
-    bins; a file without its constants is recognised by its number of outputs, unless this fits four edges as well.
-    """
-    rows, edges = _rows(shapes, reg), edges_of(model)
-    if model != "rotated_retinanet":
-        return rows == edges
-    bins, rest = divmod(rows, edges * ANCHORS[model])
-    return ANGLE_BINS not in shapes and (rest > 0 or bins < LEAST_ANGLE_BINS or rows % (4 * ANCHORS[model]) == 0)
 
 
 def _rows(shapes: Shapes, predictor: str) -> int:

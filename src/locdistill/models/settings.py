@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from locdistill.geometry.rotated import AngleRange
 from locdistill.images import ScaledView
@@ -38,6 +38,16 @@ class InputSettings(Settings):
     bits: int | None = Field(default=None, ge=8, le=16)
 
 
+def _positive(std: Triple) -> Triple:
+    if min(std) <= 0:
+        raise ValueError(f"std must be positive; got {std}")
+    return std
+
+
+Deviation = Annotated[Triple, AfterValidator(_positive)]
+"""Standard deviation of the channels of images."""
+
+
 class NormalisationSettings(Settings):
     """Normalisation of a detector's images; settings that are None are taken from its weights file.
 
@@ -48,15 +58,8 @@ class NormalisationSettings(Settings):
     """
 
     mean: Triple | None = None
-    std: Triple | None = None
+    std: Deviation | None = None
     bgr: bool | None = None
-
-    @field_validator("std")
-    @classmethod
-    def _positive(cls, std: Triple | None) -> Triple | None:
-        if std is not None and min(std) <= 0:
-            raise ValueError(f"std must be positive; got {std}")
-        return std
 
 
 class AugmentSettings(Settings):
@@ -174,7 +177,7 @@ class DetectorSettings(Settings):
     norm_frozen: bool = False
     bgr: bool = False
     mean: Triple | None = None
-    std: Triple | None = None
+    std: Deviation | None = None
     input: InputSettings = InputSettings()
     detections: DetectionSettings = DetectionSettings()
 
@@ -211,8 +214,6 @@ class DetectorSettings(Settings):
             raise ValueError(f"detections.nms {self.detections.nms} is for axis-aligned boxes; set it to plain")
         if self.rotated and self.reg_max < 2:
             raise ValueError(f"the angle needs at least 3 bins: reg_max must be at least 2; got {self.reg_max}")
-        if self.std is not None and min(self.std) <= 0:
-            raise ValueError(f"std must be positive; got {self.std}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError(f"class names must differ; got {self.classes}")
         return self

@@ -23,7 +23,7 @@ from typing import Any, get_args
 
 from pydantic import ValidationError
 
-from locdistill.annotations.formats import recognise
+from locdistill.annotations.formats import locate
 from locdistill.data.open import class_names, open_dataset
 from locdistill.data.records import Dataset
 from locdistill.data.settings import DataSettings
@@ -192,7 +192,7 @@ def _for_data(request: Request, passes: float | None, taught_by: DetectorSetting
             for name, value in teacher.model_dump(mode="json").items()
             if name in ("levels", "reg_max", "anchor_scale", "angles", "angle_bins", "angle_unit")
         }
-    if KINDS[known].rotated or recognise(settings) == "dota":
+    if KINDS[known].rotated or locate(settings).kind == "dota":
         recipe["data"]["crowd"] = "ignore"  # cut and difficult objects are visible: they are not background
     if first is not None and settings.classes is not None:
         recipe["data"]["classes"] = list(settings.classes)

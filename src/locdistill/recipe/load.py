@@ -79,15 +79,16 @@ def named_recipe(data: dict[str, Any], where: str) -> Recipe:
 
 def recipe_data(name_or_path: str | Path) -> dict[str, Any]:
     """Read the plain data of a recipe, merged over its ``base`` (the name of a recipe, or a path beside the file)."""
-    return _with_bases(recipe_path(name_or_path), ())
+    return copy.deepcopy(_with_bases(recipe_path(name_or_path), ()))
 
 
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise RecipeError(f"{path}: 'base' is circular: {' -> '.join(p.stem for p in (*seen, path))}.")
-    data = copy.deepcopy(_read_published(path)) if path in _PUBLISHED.values() else read_yaml_file(path)
-    if not isinstance(data, dict):
-        raise RecipeError(f"{path}: expected a mapping with keys such as detector, data and engine, came {data!r}.")
+    content = _read_published(path) if path in _PUBLISHED.values() else read_yaml_file(path)
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: expected a mapping with keys such as detector, data and engine, came {content!r}.")
+    data = dict(content)
     base = data.pop("base", None)
     data.setdefault("name", path.stem)
     if base is None:

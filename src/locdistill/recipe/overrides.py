@@ -96,7 +96,6 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
             that the recipe does not have; all such problems in one message.
     """
     problems = []
-    data = copy.deepcopy(data)
     for override in sorted(
         overrides,
         key=lambda o: (tuple(o.partition("=")[0].strip().split(".")) if isinstance(o, str) else o[0]) not in _FIRST,
@@ -106,7 +105,8 @@ def apply_overrides(data: dict[str, Any], overrides: Iterable[str | tuple[tuple[
             path = _with_own_names(path)
             engine = group(data, "engine")
             if path[:2] == ("engine", "speed") and len(path) > 2 and engine.get("speed") in ("auto", "off"):
-                engine["speed"] = spelled_out(engine["speed"])  # as a group, of which a part is set
+                spelled = engine | {"speed": spelled_out(engine["speed"])}  # as a group, of which a part is set
+                data = data | {"engine": spelled}
             _check_path(data, path, value)
             for key in reversed(path):
                 value = {key: value}

@@ -87,7 +87,14 @@ def plot_run(metrics: str | Path, picture: str | Path | None = None) -> Path:
     figure = new_figure(550 * panels, 420)
     axes = figure.subplots(1, panels)
     _plot_losses(tidy(axes[0], "Losses by term, weighted"), losses)
-    _plot_scores(tidy(axes[1], "AP on the validation images (%)"), scores)
+    tidy(axes[1], "AP on the validation images (%)")
+    for i, (name, (steps, values)) in enumerate(scores.items()):
+        if len(steps):
+            label = f"{name} {100 * values[-1]:.1f} (best {100 * values.max():.1f})"
+            axes[1].plot(steps, 100 * values, color=LINES[i], linewidth=1.6, marker="o", markersize=3, label=label)
+    if axes[1].lines:
+        axes[1].set_ylim(bottom=0)
+    _finish(axes[1], columns=2)
     if taught:
         _plot_agreement(tidy(axes[2], "Agreement with the teacher at positives"), curves[_EDGE_KL], curves[_BOX_IOU])
     if weighted:
@@ -159,16 +166,6 @@ def _plot_losses(axes: Axes, losses: Mapping[str, Curve]) -> None:
     if axes.lines:
         axes.set_yscale("log")
     _finish(axes, columns=4)
-
-
-def _plot_scores(axes: Axes, scores: Mapping[str, Curve]) -> None:
-    for i, (name, (steps, values)) in enumerate(scores.items()):
-        if len(steps):
-            label = f"{name} {100 * values[-1]:.1f} (best {100 * values.max():.1f})"
-            axes.plot(steps, 100 * values, color=LINES[i], linewidth=1.6, marker="o", markersize=3, label=label)
-    if axes.lines:
-        axes.set_ylim(bottom=0)
-    _finish(axes, columns=2)
 
 
 def _plot_agreement(axes: Axes, divergence: Curve, overlap: Curve) -> None:

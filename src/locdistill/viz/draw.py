@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -118,7 +118,7 @@ def draw_layers(
         tags += _draw_layer(canvas, layer.scaled(factor), classes or (), width=width)
     shown = [tag for tag in tags if tag.filled] or tags
     if classes is not None and len(shown) <= MANY:
-        _draw_tags(canvas, shown, size)
+        _draw_tags(picture, shown, size)
     return picture
 
 
@@ -197,24 +197,28 @@ def _polygon(canvas: ImageDraw.ImageDraw, corners: Sequence[Point], colour: Colo
             canvas.line([tuple(point) for point in piece.round().tolist()], fill=colour, width=width)
 
 
-def _draw_tags(canvas: ImageDraw.ImageDraw, tags: Sequence[_Tag], size: int) -> None:
+def _draw_tags(picture: Image.Image, tags: Sequence[_Tag], size: int) -> None:
     """Write the tags near their boxes, placed in order of score."""
+    taken = np.zeros(picture.size[::-1], np.uint16)  # number of tags on each pixel
+    for tag in sorted(tags, key=lambda t: -t.rank):
+        written = _written(tag.text, tag.colour, size, filled=tag.filled)
+        x, y = _free_place(tag.outline, written.size, taken)
+        taken[y : y + written.height, x : x + written.width] += 1
+        picture.paste(written, (x, y))
+
+
+@lru_cache(maxsize=2048)
+def _written(text: str, colour: Colour, size: int, *, filled: bool) -> Image.Image:
+    """Write a tag; kept, because many boxes have the same one, and writing takes longer than all the rest."""
     face, pad = font(size, bold=True), max(1, size // 6)
     ascent, descent = face.getmetrics()
-    height = ascent + descent + 2 * pad - 1
-    taken = np.zeros(canvas.im.size[::-1], np.uint16)  # number of tags on each pixel
-    for tag in sorted(tags, key=lambda t: -t.rank):
-        width = round(face.getlength(tag.text)) + 2 * pad + 2
-        x, y = _free_place(tag.outline, (width, height), taken)
-        place = (x, y, x + width - 1, y + height - 1)
-        taken[y : y + height, x : x + width] += 1
-        if tag.filled:
-            canvas.rectangle(place, fill=tag.colour)
-            ink = ink_on(tag.colour)
-        else:
-            canvas.rectangle(place, fill=(20, 22, 26), outline=tag.colour)
-            ink = PAPER
-        canvas.text((x + pad + 1, y + pad - 1), tag.text, fill=ink, font=face)
+    height, width = ascent + descent + 2 * pad - 1, round(face.getlength(text)) + 2 * pad + 2
+    tag = Image.new("RGB", (width, height), colour if filled else (20, 22, 26))
+    canvas = ImageDraw.Draw(tag)
+    if not filled:
+        canvas.rectangle((0, 0, width - 1, height - 1), outline=colour)
+    canvas.text((pad + 1, pad - 1), text, fill=ink_on(colour) if filled else PAPER, font=face)
+    return tag
 
 
 def _free_place(outline: _Outline, size: tuple[int, int], taken: np.ndarray) -> tuple[int, int]:
@@ -246,4 +250,6 @@ def _free_place(outline: _Outline, size: tuple[int, int], taken: np.ndarray) -> 
         cost = int(taken[y : y + height, x : x + width].sum()) + abs(y - wanted_y) / height
         if cost < least:
             best, least = (x, y), cost
+        if not cost:
+            break
     return best

@@ -65,7 +65,11 @@ def plot_class_curves(curves: Mapping[str, ScoreCurve]) -> Image.Image:
         for side, title in zip(axes.flat, ("Precision over recall", "F1", "Precision", "Recall"), strict=True):
             without_content(tidy(side, title), "no objects")
         return to_image(figure)
-    colours = _colours(there)
+    named = list(there)
+    if len(named) > len(LINES):
+        ranked = sorted(named, key=lambda name: -(there[name].ap or 0.0))
+        named = [*ranked[:_EXTREMES], *ranked[-_EXTREMES:]]
+    colours = dict(zip(named, LINES, strict=False))
     means = [curve.ap for curve in there.values() if curve.ap is not None]
     _unit(tidy(axes[0, 0], f"Precision over recall (AP50 {100 * sum(means) / len(means):.1f})"), "recall", "precision")
     for name in [*(name for name in there if name not in colours), *colours]:  # named ones on top
@@ -103,15 +107,6 @@ def _plot_means(axes: NDArray[np.object_], curves: Mapping[str, ScoreCurve]) -> 
         _unit(tidy(side, title + word if what == "f1" else title), "score", "F1" if what == "f1" else what)
     if len(every) > 1:
         axes[0, 0].plot([], [], color=hexadecimal(INK), linewidth=2.2, label="mean of the classes")
-
-
-def _colours(curves: Mapping[str, ScoreCurve]) -> dict[str, str]:
-    """Choose the classes that are named, and their colours."""
-    names = list(curves)
-    if len(names) > len(LINES):
-        ranked = sorted(names, key=lambda name: -(curves[name].ap or 0.0))
-        names = [*ranked[:_EXTREMES], *ranked[-_EXTREMES:]]
-    return dict(zip(names, LINES, strict=False))
 
 
 def plot_confusion(matrix: NDArray[np.integer], classes: Sequence[str]) -> Image.Image:

@@ -40,7 +40,11 @@ def mosaic(
     if not pictures:
         return _sheet(cell, _GAP, title or "no pictures")
     columns = min(len(pictures), columns or math.ceil(math.sqrt(len(pictures))))
-    fitted = [_fit(picture, cell) for picture in pictures]
+    fitted = []
+    for picture in pictures:
+        scale = min(1.0, cell / max(picture.size))
+        size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+        fitted.append(picture.convert("RGB").resize(size, Image.Resampling.LANCZOS))
     line = _CAPTION_SIZE + 8 if captions else 0
     rows = [range(start, min(start + columns, len(fitted))) for start in range(0, len(fitted), columns)]
     heights = [max(fitted[i].height for i in row) + line for row in rows]
@@ -112,14 +116,6 @@ def _sheet(width: int, height: int, title: str) -> Image.Image:
     sheet = Image.new("RGB", (max(width, round(face.getlength(title)) + 2 * _GAP), height + top), PAPER)
     ImageDraw.Draw(sheet).text((_GAP, _GAP), title, fill=INK, font=face)
     return sheet
-
-
-def _fit(picture: Image.Image, cell: int) -> Image.Image:
-    scale = min(1.0, cell / max(picture.size))
-    if scale == 1.0:
-        return picture.convert("RGB")
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
 
 
 def _cut(text: str, width: int) -> str:

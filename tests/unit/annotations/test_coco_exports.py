@@ -15,7 +15,7 @@ from PIL import Image
 
 from locdistill.annotations.coco_files import find_annotations, split_of, splits
 from locdistill.annotations.files import read_text
-from locdistill.annotations.formats import available_splits, recognise
+from locdistill.annotations.formats import available_splits, locate
 from locdistill.annotations.masks import box_around
 from locdistill.data.check import check
 from locdistill.data.open import Scan, open_dataset, scan_dataset
@@ -133,7 +133,7 @@ def test_exports_are_recognised_as_they_come(name: str, tmp_path: Path) -> None:
     for split, (file, pictures) in LAYOUTS[name].items():
         save_pictures(tmp_path / pictures, split)
         write(tmp_path / file, content_of(split))
-    assert recognise(DataSettings(path=str(tmp_path))) == "coco"
+    assert locate(DataSettings(path=str(tmp_path))).kind == "coco"
     assert available_splits(DataSettings(path=str(tmp_path))) == list(LAYOUTS[name])
     for split, (_, pictures) in LAYOUTS[name].items():
         dataset = opened(tmp_path, split)
@@ -230,9 +230,9 @@ def test_another_format_goes_before_a_json_of_any_name(tmp_path: Path) -> None:
     save_pictures(tmp_path / "images" / "train")
     (tmp_path / "data.yaml").write_text("train: images/train\nnames: [cat, dog]\n")
     write(tmp_path / "some.json", content_of())
-    assert recognise(DataSettings(path=str(tmp_path))) == "coco"  # a description without any label file
+    assert locate(DataSettings(path=str(tmp_path))).kind == "coco"  # a description without any label file
     (tmp_path / "images" / "train" / "0.txt").write_text("0 0.5 0.5 0.1 0.1")
-    assert recognise(DataSettings(path=str(tmp_path))) == "yolo"
+    assert locate(DataSettings(path=str(tmp_path))).kind == "yolo"
 
 
 # --- categories and values -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from locdistill.annotations.files import hidden_below
-from locdistill.annotations.formats import available_splits, locate, recognise
+from locdistill.annotations.formats import available_splits, locate
 from locdistill.data.check import check
 from locdistill.data.open import open_dataset
 from locdistill.data.settings import DataSettings
@@ -399,14 +399,14 @@ def test_several_data_sets_in_a_folder_are_named(tmp_path: Path) -> None:
     for name in ("first", "second"):
         labelme(tmp_path / name)
     with pytest.raises(AnnotationError, match=r"several are in it \(first, second\); pass --data .*first"):
-        recognise(DataSettings(path=str(tmp_path)))
+        locate(DataSettings(path=str(tmp_path)))
     assert locate(DataSettings(path=str(tmp_path / "second"))) == ("labelme", tmp_path / "second")
 
 
 def test_an_archive_is_to_be_unpacked(tmp_path: Path) -> None:
     text(tmp_path / "export.zip", b"PK")
     with pytest.raises(AnnotationError, match="it is an archive: unpack it"):
-        recognise(DataSettings(path=str(tmp_path / "export.zip")))
+        locate(DataSettings(path=str(tmp_path / "export.zip")))
 
 
 @pytest.mark.parametrize(
@@ -441,7 +441,7 @@ def test_what_is_nearly_a_data_set_leads_to_one(name: str, content: str, hint: s
     pictures(tmp_path / "images")
     text(tmp_path / name, content)
     with pytest.raises(AnnotationError, match=f"not recognised as a data set(.|\n)*{hint}"):
-        recognise(DataSettings(path=str(tmp_path)))
+        locate(DataSettings(path=str(tmp_path)))
 
 
 @pytest.mark.parametrize("layout", ["{split}/{part}", "{part}/{split}"])

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from locdistill.annotations.folders import note_unreadable
-from locdistill.annotations.formats import available_splits, recognise
+from locdistill.annotations.formats import available_splits, locate
 from locdistill.annotations.voc import CLASSES
 from locdistill.data.open import Scan, open_dataset, scan_dataset
 from locdistill.data.records import Dataset
@@ -142,7 +142,7 @@ def write_layout(root: Path, annotations: str, pictures: str, names: tuple[str, 
 def test_folders_without_image_sets_are_trained_on_whole(annotations: str, pictures: str, tmp_path: Path) -> None:
     write_layout(tmp_path, annotations, pictures)
     settings = DataSettings(path=str(tmp_path))
-    assert recognise(settings) == "voc"
+    assert locate(settings).kind == "voc"
     assert available_splits(settings) == ["train"]
     assert [record.path.name for record in opened(tmp_path).records] == ["a.jpg", "b.jpg"]
     with pytest.raises(AnnotationError, match="no split 'val'; it has train"):
@@ -253,7 +253,7 @@ def test_what_is_no_voc(tmp_path: Path) -> None:
         (folder / "images").mkdir()
         (folder / "Annotations" / "a.xml").write_text(root)
         with pytest.raises(AnnotationError, match="not recognised"):
-            recognise(DataSettings(path=str(folder)))
+            locate(DataSettings(path=str(folder)))
 
 
 def test_annotation_files_left_beside_pictures_do_not_hide_the_data_set(tmp_path: Path) -> None:
@@ -262,13 +262,13 @@ def test_annotation_files_left_beside_pictures_do_not_hide_the_data_set(tmp_path
     write_shapes(tmp_path / "images" / "train" / "c.json", a_shape(RECTANGLE))
     settings = DataSettings(path=str(tmp_path))
     with pytest.raises(AnnotationError, match=r"could be voc or labelme; set data\.format"):
-        recognise(settings)
+        locate(settings)
     (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images/train\nval: images/train\n")
     (tmp_path / "images" / "train" / "c.txt").write_text("0 0.5 0.5 0.1 0.1")
-    assert recognise(settings) == "yolo"
+    assert locate(settings).kind == "yolo"
     write_set(tmp_path, "train", an_object())
     with pytest.raises(AnnotationError, match=r"could be voc or yolo; set data\.format"):
-        recognise(settings)
+        locate(settings)
 
 
 def test_annotation_files_left_beside_a_coco_file_of_any_name(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_annotation_files_left_beside_a_coco_file_of_any_name(tmp_path: Path) ->
     }
     (tmp_path / "all_of_it.json").write_text(json.dumps(content))
     write_layout(tmp_path, "Annotations", "images")
-    assert recognise(DataSettings(path=str(tmp_path))) == "coco"
+    assert locate(DataSettings(path=str(tmp_path))).kind == "coco"
 
 
 # --- the picture of an XML file ---------------------------------------------------------------------------------------
@@ -523,7 +523,7 @@ def test_shapes_of_labelme(tmp_path: Path) -> None:
     )
     write_shapes(tmp_path / "b.json")
     settings = DataSettings(path=str(tmp_path))
-    assert recognise(settings) == "labelme"
+    assert locate(settings).kind == "labelme"
     assert available_splits(settings) == ["train"]
     scan = scanned(tmp_path)
     dataset = scan.dataset

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from locdistill.annotations.files import images_below
-from locdistill.annotations.formats import available_splits, recognise
+from locdistill.annotations.formats import available_splits, locate
 from locdistill.annotations.sources import Source
 from locdistill.annotations.yolo_labels import kind_of_rows, objects_of, parse
 from locdistill.data.check import check
@@ -560,7 +560,7 @@ EXPORTS = [
 def test_exports_are_read_as_they_come(export: Any, both: bool, tmp_path: Path) -> None:
     export(tmp_path)
     settings = DataSettings(path=str(tmp_path))
-    assert recognise(settings) == "yolo"
+    assert locate(settings).kind == "yolo"
     assert available_splits(settings) == (["train", "val"] if both else ["train"])
     for split in available_splits(settings):
         scan = scanned(tmp_path, split)
@@ -573,11 +573,11 @@ def test_exports_are_read_as_they_come(export: Any, both: bool, tmp_path: Path) 
 def test_names_without_labels_or_labels_without_names_are_no_yolo(tmp_path: Path) -> None:
     yolo(tmp_path / "a", yaml="")
     with pytest.raises(AnnotationError, match=r"not recognised(.|\n)*write one where only images and labels exist"):
-        recognise(DataSettings(path=str(tmp_path / "a")))
+        locate(DataSettings(path=str(tmp_path / "a")))
     write(tmp_path / "a/classes.txt", "cat\n")
     shutil.rmtree(tmp_path / "a/labels")
     with pytest.raises(AnnotationError, match="not recognised"):
-        recognise(DataSettings(path=str(tmp_path / "a")))
+        locate(DataSettings(path=str(tmp_path / "a")))
 
 
 def test_a_file_of_class_names_does_not_make_other_formats_yolo(tmp_path: Path) -> None:
@@ -585,7 +585,7 @@ def test_a_file_of_class_names_does_not_make_other_formats_yolo(tmp_path: Path) 
     write(tmp_path / "labelTxt/a.txt", "1 1 9 1 9 9 1 9 ship 0\n")
     write(tmp_path / "train.txt", "a\n")
     write(tmp_path / "classes.txt", "ship\n")
-    assert recognise(DataSettings(path=str(tmp_path))) == "dota"
+    assert locate(DataSettings(path=str(tmp_path))).kind == "dota"
 
 
 def test_a_split_without_images(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from locdistill.data.cache import PictureCache
 from locdistill.data.loader import collate, evaluation_loader, training_loader
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset, Record
-from locdistill.data.samplers import Draw, GroupedSampler, ShareSampler
+from locdistill.data.samplers import Draw, GroupedSampler, share
 from locdistill.data.settings import DataSettings
 from locdistill.data.transforms import Sample, choose_limits
 from locdistill.errors import ImageError
@@ -329,12 +329,12 @@ def test_groups_and_order_change_with_the_epoch() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_evaluation_shares_are_disjoint_covering_and_ordered(world: int) -> None:
-    shares = [[d for b in ShareSampler(10, batch=2, rank=r, world_size=world) for d in b] for r in range(world)]
+    shares = [[d for b in share(10, batch=2, rank=r, world_size=world) for d in b] for r in range(world)]
     images = [[draw.image for draw in share] for share in shares]
     assert sorted(image for share in images for image in share) == list(range(10))
     assert all(share == sorted(share) for share in images)
     assert max(map(len, images)) - min(map(len, images)) <= 1
-    assert list(ShareSampler(1, batch=2, rank=3, world_size=4)) == []
+    assert share(1, batch=2, rank=3, world_size=4) == []
 
 
 def test_evaluation_loader(tiny_coco: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from locdistill.annotations.formats import recognise
+from locdistill.annotations.formats import locate
 from locdistill.annotations.voc import CLASSES
 from locdistill.data.open import open_dataset
 from locdistill.data.records import Dataset
@@ -254,23 +254,23 @@ def test_recognition(tmp_path: Path) -> None:
     write_yolo(tmp_path / "y")
     write_coco(tmp_path / "c", coco_content())
     for name, kind in (("v", "voc"), ("y", "yolo"), ("c", "coco"), ("c/train.json", "coco"), ("y/data.yaml", "yolo")):
-        assert recognise(DataSettings(path=str(tmp_path / name))) == kind
+        assert locate(DataSettings(path=str(tmp_path / name))).kind == kind
     write_yolo(tmp_path / "c")
     with pytest.raises(AnnotationError, match=r"could be coco or yolo; set data\.format"):
-        recognise(DataSettings(path=str(tmp_path / "c")))
-    assert recognise(DataSettings(path=str(tmp_path / "c"), format="yolo")) == "yolo"
+        locate(DataSettings(path=str(tmp_path / "c")))
+    assert locate(DataSettings(path=str(tmp_path / "c"), format="yolo")).kind == "yolo"
 
 
 def test_what_is_not_recognised(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(AnnotationError) as error:
-        recognise(DataSettings(path=str(tmp_path)))
+        locate(DataSettings(path=str(tmp_path)))
     for expected in ("train.json", "ImageSets/Main", "data.yaml", "notes.txt"):
         assert expected in str(error.value)
     with pytest.raises(AnnotationError, match="there is no such file or folder"):
-        recognise(DataSettings(path=str(tmp_path / "absent")))
+        locate(DataSettings(path=str(tmp_path / "absent")))
     with pytest.raises(AnnotationError, match="no data set given"):
-        recognise(DataSettings())
+        locate(DataSettings())
 
 
 def test_a_split_that_is_absent_names_those_that_are_there(tmp_path: Path) -> None:

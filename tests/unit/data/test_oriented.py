@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from locdistill.annotations.formats import recognise
+from locdistill.annotations.formats import locate
 from locdistill.annotations.sources import clockwise, signed_areas
 from locdistill.data.open import class_names, open_dataset, scan_dataset
 from locdistill.data.records import Dataset
@@ -214,7 +214,7 @@ def test_dota_with_lists(tmp_path: Path) -> None:
     (folder / "train.txt").write_text("c\na.png\n")
     (folder / "ImageSets").mkdir()
     (folder / "ImageSets" / "val.txt").write_text("b\n")
-    assert recognise(DataSettings(path=str(folder))) == "dota"
+    assert locate(DataSettings(path=str(folder))).kind == "dota"
     assert [record.path.name for record in opened(folder).records] == ["c.png", "a.png"]
     assert [record.path.name for record in opened(folder, "val").records] == ["b.png"]
     with pytest.raises(AnnotationError, match="no split 'test'; it has train, val"):
@@ -343,7 +343,7 @@ def test_broken_hrsc_annotations(tmp_path: Path) -> None:
 def test_what_an_unknown_folder_was_searched_for(tmp_path: Path) -> None:
     (tmp_path / "labelTxt").mkdir()
     with pytest.raises(AnnotationError, match=r"(?s)labelTxt in train and val.*AllImages"):
-        recognise(DataSettings(path=str(tmp_path)))
+        locate(DataSettings(path=str(tmp_path)))
 
 
 # --- real data -----------------------------------------------------------------------------------------------------

@@ -24,7 +24,6 @@ from locdistill.data.tiling import (
     Window,
     cut,
     parts_inside,
-    tile_name,
     windows,
 )
 from locdistill.errors import DataError
@@ -49,8 +48,7 @@ def test_published_windows_of_an_image_of_dota() -> None:
     assert len(places) == 15
 
 
-def test_a_tile_is_called_after_its_image_and_its_window() -> None:
-    assert tile_name("P0__1", Window(824, 0, 1024)) == "P0__1__1024__824___0"
+def test_a_tile_is_called_after_its_image() -> None:
     assert image_name("P0__1__1024__824___0") == "P0__1"
     assert [image_name(name) for name in ("P0__0.5__-3___-4", "P0", "P0__1__2", "__1__2___3")] == [
         "P0",

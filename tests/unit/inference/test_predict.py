@@ -86,6 +86,7 @@ def test_a_stream_yields_the_same_and_keeps_its_pictures(detector: Detector, fol
     listed = predict(detector, folder, threshold=0.3)
     yielded = list(stream(detector, folder, threshold=0.3))
     assert [each.as_dict() for each in yielded] == [each.as_dict() for each in listed]
+    assert [json.loads(each.to_json()) for each in yielded] == [each.as_dict() for each in yielded]
     assert all(each.pixels is None for each in listed)
     for one, other in zip(listed, yielded, strict=True):
         assert other.pixels is not None

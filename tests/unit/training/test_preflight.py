@@ -25,9 +25,9 @@ from locdistill.models.settings import NormalisationSettings
 from locdistill.recipe.defaults import resolve
 from locdistill.recipe.request import Request
 from locdistill.training.preflight.data import look_at_data, look_at_regions, region_problems
-from locdistill.training.preflight.judge import Suspect, doubts, no_better_than_start, stopping
+from locdistill.training.preflight.judge import Suspect, doubts, no_better_than_start, stopping, unlike_assigners
 from locdistill.training.preflight.look import Preflight
-from locdistill.training.preflight.report import Finding, PreflightReport
+from locdistill.training.preflight.report import Finding, PreflightReport, network
 from locdistill.training.preflight.teacher import START, Measurement, NormalisationTrial, TeacherScore, judged, usual
 from locdistill.training.prepare import Parts, compose, objective_of, teacher_of
 from locdistill.types import Batch, Detections, Instances
@@ -476,3 +476,26 @@ def test_the_text_is_in_order_and_says_what_applies_a_remedy() -> None:
     places = [lines.index(line) for line in [*order, "Stop", "- no"]]
     assert places == sorted(places)
     assert str(problem) == "it is [bold]so[/bold]; do that: a.b=[1,2]"
+
+
+def test_a_teacher_of_another_assigner_is_said_where_terms_compare_locations(
+    data: Path, tmp_path: Path, zero_weights: None
+) -> None:
+    for model in ("fcos", "atss"):
+        Detector(small_detector(model=model, reg_max=16)).save(tmp_path / f"{model}.safetensors")
+    asked = Request(
+        teacher=str(tmp_path / "fcos.safetensors"), data=str(data), model="gfl", pretrained="none", overrides=STUDENT
+    )
+
+    def found(**words: Any) -> list[Finding]:
+        parts = compose(resolve(Request(**{**asked, "backbone": "test_resnet", **words})), fresh=False)
+        assert parts.teacher is not None
+        return unlike_assigners(parts, {"teacher": network(parts.teacher)})
+
+    (finding,) = found()
+    assert "another assigner (fcos, here atss)" in finding.what
+    assert "ld, ld_vlr compare" in finding.what
+    assert "--method crosskd" in finding.remedy
+    assert found(methods=["crosskd"]) == []
+    assert found(methods=["pkd"]) == []
+    assert found(teacher=str(tmp_path / "atss.safetensors")) == []  # the same assigner

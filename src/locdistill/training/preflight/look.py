@@ -23,7 +23,14 @@ from locdistill.errors import TeacherError
 from locdistill.recipe.own import imports_of
 from locdistill.recipe.recipe import Recipe
 from locdistill.training.preflight.data import in_words, look_at_data, look_at_regions, region_problems
-from locdistill.training.preflight.judge import Suspect, baseline, doubts, no_better_than_start, stopping
+from locdistill.training.preflight.judge import (
+    Suspect,
+    baseline,
+    doubts,
+    no_better_than_start,
+    stopping,
+    unlike_assigners,
+)
 from locdistill.training.preflight.report import (
     Finding,
     PreflightReport,
@@ -93,6 +100,7 @@ def examine(parts: Parts, how: Preflight) -> PreflightReport:
     counts |= {"objects": len(regions.sides), "objects_without_location": len(regions.missed)}
     last_bin, seen = _limits(teachers)
     warnings += region_problems(parts, regions, last_bin, seen=seen)
+    warnings += unlike_assigners(parts, {name: network(each) for name, each in teachers.items()})
     stops: list[Finding] = []
     ap: dict[str, object] = {}
     there = len(parts.datasets["val"])
