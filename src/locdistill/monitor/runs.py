@@ -80,7 +80,7 @@ class RunSummary:
 
 
 @dataclass(frozen=True)
-class Found:
+class Listing:
     """What is below a root, each by its name: its path with slashes.
 
     Attributes:
@@ -96,7 +96,7 @@ class Found:
     complete: bool
 
 
-def find(root: Path) -> Found:
+def find(root: Path) -> Listing:
     """Find runs, pages and caches below a root."""
     latest: list[tuple[float, str, Path]] = []
     reports: dict[str, Path] = {}
@@ -114,7 +114,7 @@ def find(root: Path) -> Found:
             caches[shown(folder, root)] = folder / CACHE
     latest.sort(key=lambda run: (-run[0], run[1]))
     complete = seen < MOST_FOLDERS and len(latest) <= MOST_RUNS
-    return Found({name: folder for _, name, folder in latest[:MOST_RUNS]}, reports, caches, complete)
+    return Listing({name: folder for _, name, folder in latest[:MOST_RUNS]}, reports, caches, complete)
 
 
 def _walk(folder: Path, depth: int = 0) -> Iterator[tuple[Path, set[str]]]:

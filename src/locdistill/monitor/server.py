@@ -71,10 +71,10 @@ class Monitor:
     def __init__(self, root: Path) -> None:
         self.given, self.root = root, root.resolve()
         self._lock = threading.Lock()
-        self._found: runs.Found | None = None
+        self._found: runs.Listing | None = None
         self._until = 0.0
 
-    def found(self) -> runs.Found:
+    def found(self) -> runs.Listing:
         """Return what is below the root; it is looked for anew after some seconds."""
         with self._lock:
             begun = time.monotonic()
