@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from locdistill.monitor import runs
 from locdistill.monitor.curves import read_rows
+from locdistill.monitor.reading import open_plain
 
 HEADER = "step,epoch,seconds,lr,train/total,val/AP\n"
 ROWS = "10,0.5,5.0,0.01,3.0,\n20,1.0,10.0,0.01,2.0,0.25\n"
@@ -206,6 +207,28 @@ def test_names_that_are_no_text_are_written_out(tmp_path: Path) -> None:
     picture.write_bytes(b"png")
     assert runs.find(tmp_path).runs == {r"b\xff": run}
     assert runs.pictures(run) == {r"\xfe.png": picture}
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_only_plain_files_are_opened(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"content")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    os.mkfifo(tmp_path / "pipe")
+    with open_plain(tmp_path / "file") as file:
+        assert file.read() == b"content"
+    for name in ("link", "pipe", ".", "none"):
+        with pytest.raises(OSError):  # noqa: PT011 - each for its own reason
+            open_plain(tmp_path / name)
+
+
+def test_a_folder_with_linked_files_is_no_run(tmp_path: Path) -> None:
+    away = write_run(tmp_path / "away")
+    folder = tmp_path / "root" / "a"
+    folder.mkdir(parents=True)
+    for name in (*FILES, "report.html", "data.mdb"):
+        (away / name).touch()
+        (folder / name).symlink_to(away / name)
+    assert runs.find(tmp_path / "root") == runs.Listing({}, {}, {}, complete=True)
 
 
 def test_links_lead_nowhere(tmp_path: Path) -> None:
