@@ -40,7 +40,7 @@ class InputSettings(Settings):
 
 def _positive(std: Triple) -> Triple:
     if min(std) <= 0:
-        raise ValueError(f"std must be positive; got {std}")
+        raise ValueError(f"expected positive numbers, came {std}")
     return std
 
 

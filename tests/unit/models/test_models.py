@@ -62,7 +62,7 @@ def detector() -> Detector:
         ({"levels": ()}, "levels must be consecutive"),
         ({"levels": (6, 7)}, "start between 2 and 5"),
         ({"channels": 10}, r"channels \(10\) must be a multiple of norm_groups \(4\)"),
-        ({"std": (1, 0, 1)}, "std must be positive"),
+        ({"std": (1, 0, 1)}, "expected positive numbers"),
         ({"classes": ("a", "a")}, "class names must differ"),
         ({"clases": ("a",)}, "clases"),
         ({"detections": {"nms_iou": 2}}, "nms_iou"),
