@@ -61,6 +61,12 @@ def test_help_and_version_import_nothing_heavy():
     assert not _imported(RUN, "train", "--help") & {"torch", "numpy", "yaml", "PIL"}  # Typer itself asks for pydantic
 
 
+def test_the_monitor_starts_without_networks_and_arrays(tmp_path: Path):
+    imported = _imported(RUN, "monitor", str(tmp_path), "--json")
+    assert "locdistill.monitor.server" in imported
+    assert not imported & (HEAVY | {"torch", "numpy", "PIL"})
+
+
 def test_the_catalogue_imports_torch_at_most():
     for verb, home in (("recipes", "load"), ("methods", "catalogue")):
         imported = _imported(RUN, verb)

@@ -31,17 +31,13 @@ def monitor(
     locdistill monitor runs --json
     """
     import webbrowser  # noqa: PLC0415 - rarely needed
-    from pathlib import Path  # noqa: PLC0415
 
-    from locdistill.errors import RunError  # noqa: PLC0415
-    from locdistill.monitor.server import Monitor, serve  # noqa: PLC0415
+    from locdistill.monitor.server import open_monitor, serve  # noqa: PLC0415
 
     if as_json:
-        if not Path(runs).is_dir():
-            raise RunError(f"{runs} is no folder; pass the folder that holds your runs, such as runs")
         import json  # noqa: PLC0415
 
-        print(json.dumps(Monitor(Path(runs)).overview(), indent=2))
+        print(json.dumps(open_monitor(runs).overview(), indent=2))
         return
 
     def started(address: str) -> None:

@@ -5,7 +5,6 @@ A file that is missing, half written or damaged gives less to see, never an erro
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -13,29 +12,34 @@ import re
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from locdistill.errors import LocdistillError
+from locdistill.monitor.curves import CURVES, last_rows
+from locdistill.monitor.reading import read_part, shown, stamp
 from locdistill.recipe.yaml_io import read_yaml
 
-RECIPE, FACTS, LOG, METRICS, CURVES = "recipe.yaml", "run.json", "log.txt", "metrics.json", "metrics.csv"
-REPORT = "report.html"
+RECIPE, FACTS, LOG, METRICS = "recipe.yaml", "run.json", "log.txt", "metrics.json"
+REPORT, CACHE = "report.html", "data.mdb"
 PICTURES = (".png", ".jpg")
-MOST_RUNS, DEEPEST = 500, 6
-"""Runs that are shown, and folders below the root in which they are looked for."""
-POINTS = 600
-"""Points of a curve that are sent; longer ones are thinned."""
+MOST_RUNS, DEEPEST, MOST_FOLDERS = 500, 6, 50_000
+"""Runs that are shown, and folders below the root in which they are looked for: how deep, and how many."""
 TAIL = 16_000
 """Bytes of the end of the log that are sent."""
 LARGEST = 4_000_000
-"""Bytes of a text file above which it is not read."""
+"""Bytes of a recipe or a ``metrics.json`` above which it is not read."""
 _SILENT, _INTERVALS = 120.0, 6
 """Seconds without a sign after which a run counts as silent, or this many times the usual interval of its signs."""
+_VALUES, _NESTED = 20_000, 40
+"""Values in a recipe (those behind an alias counted each time) and their nesting, above which it is not shown."""
 _LEFT_OUT = {"logs", "detections", "published", "__pycache__"}
-_PROGRESS = re.compile(r"step (\d+)/(\d+)")
+_PROGRESS = re.compile(r"(?:INFO step \d{1,15}/|INFO training |INFO resuming after step \d{1,15} of )(\d{1,15})\b")
+_STOPPED = re.compile(r"^\S+ \S+ ERROR stopped: (.*)", re.MULTILINE)
+_MESSAGE = re.compile(r"^\d{4}-\d\d-\d\d \S+ [A-Z]+ ", re.MULTILINE)
 _SCORES = ("AP", "AP50", "AP75")
 
 
@@ -45,14 +49,16 @@ class RunSummary:
 
     Attributes:
         name: Path below the root, with slashes; ``.`` for the root itself.
-        state: ``running``, ``finished``, ``silent`` (no sign for a while: killed, or waiting), or ``starting``.
+        state: ``starting``, ``running``, ``finished``, ``stopped`` (by a signal or an error), or ``silent`` (no sign
+            for a while: killed, or waiting).
         why: Reason of the end, if it ended.
         step: Optimiser steps done.
         steps: Optimiser steps of the whole run, if known.
-        seconds_left: Estimate from the steps so far.
+        seconds_left: Estimate from the last steps.
         age: Seconds since the last sign.
         best: AP, AP50 and AP75 of the best evaluation, in percent.
         last: Those of the last evaluation.
+        recipe: Name of the recipe or the method.
         detector: Kind and backbone.
         teacher: Name of the teacher; empty without one.
         terms: Names of the terms of the loss.
@@ -67,42 +73,63 @@ class RunSummary:
     age: float
     best: dict[str, float]
     last: dict[str, float]
+    recipe: str
     detector: str
     teacher: str
     terms: tuple[str, ...]
 
 
-def find_runs(root: Path) -> dict[str, Path]:
-    """Return the run folders below a root by name, the latest first."""
-    found: list[tuple[float, str, Path]] = []
-    for folder, below, files in _walk(root):
-        if RECIPE in files and (FACTS in files or CURVES in files):
-            below.clear()  # what is in a run is not another run
-            name = folder.relative_to(root).as_posix()
-            found.append((_newest(folder), name, folder))
-            if len(found) == MOST_RUNS:
-                break
-    return {name: folder for _, name, folder in sorted(found, key=lambda run: (-run[0], run[1]))}
+@dataclass(frozen=True)
+class Listing:
+    """What is below a root, each by its name: its path with slashes.
+
+    Attributes:
+        runs: Folders of runs, the latest first.
+        reports: Finished pages (of comparisons, diagnoses).
+        caches: Databases of teachers' predictions.
+        complete: Whether everything was looked at.
+    """
+
+    runs: dict[str, Path]
+    reports: dict[str, Path]
+    caches: dict[str, Path]
+    complete: bool
 
 
-def find_reports(root: Path) -> dict[str, Path]:
-    """Return the finished pages below a root (comparisons, diagnoses) by name."""
-    return {
-        (folder / REPORT).relative_to(root).as_posix(): folder / REPORT
-        for folder, _, files in _walk(root)
-        if REPORT in files
-    }
+def find(root: Path) -> Listing:
+    """Find runs, pages and caches below a root."""
+    latest: list[tuple[float, str, Path]] = []
+    reports: dict[str, Path] = {}
+    caches: dict[str, Path] = {}
+    run, seen = None, 0
+    for folder, files in islice(_walk(root), MOST_FOLDERS):
+        seen += 1
+        inside = run is not None and run in folder.parents  # what is in a run is not another run
+        if not inside and RECIPE in files and (FACTS in files or CURVES in files):
+            run = folder
+            latest.append((_newest(folder), shown(folder, root), folder))
+        if REPORT in files:
+            reports[shown(folder / REPORT, root)] = folder / REPORT
+        if CACHE in files:
+            caches[shown(folder, root)] = folder / CACHE
+    latest.sort(key=lambda run: (-run[0], run[1]))
+    complete = seen < MOST_FOLDERS and len(latest) <= MOST_RUNS
+    return Listing({name: folder for _, name, folder in latest[:MOST_RUNS]}, reports, caches, complete)
 
 
-def _walk(root: Path) -> Iterator[tuple[Path, list[str], set[str]]]:
-    """Yield folders with their subfolders, which the caller may clear, and the names of their own plain files."""
-    for place, below, files in os.walk(root, followlinks=False):
-        folder = Path(place)
-        depth = len(folder.relative_to(root).parts)
-        links = {name for name in (*below, *files) if (folder / name).is_symlink()}
-        unwanted = _LEFT_OUT | links
-        below[:] = [name for name in sorted(below) if depth < DEEPEST and name not in unwanted and name[0] != "."]
-        yield folder, below, set(files) - links
+def _walk(folder: Path, depth: int = 0) -> Iterator[tuple[Path, set[str]]]:
+    """Yield folders, each with the names of its plain files; hidden ones and links are left out."""
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except OSError:
+        return
+    yield folder, files
+    for name in below if depth < DEEPEST else ():
+        if name not in _LEFT_OUT and name[0] != ".":
+            yield from _walk(folder / name, depth + 1)
 
 
 def _newest(folder: Path) -> float:
@@ -110,20 +137,16 @@ def _newest(folder: Path) -> float:
     times = [0.0]
     for name in (CURVES, LOG, METRICS, FACTS, "last.ckpt"):
         try:
-            times.append((folder / name).stat().st_mtime)
+            times.append((folder / name).lstat().st_mtime)
         except OSError:
             continue
     return max(times)
 
 
 def _text(path: Path) -> str:
-    """Read a text file; empty if it cannot be read, is a link, or is too large."""
-    try:
-        if path.is_symlink() or path.stat().st_size > LARGEST:
-            return ""
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    """Read a text file; empty if it cannot be read or is too large."""
+    content = read_part(path, LARGEST + 1)
+    return "" if len(content) > LARGEST else content.decode("utf-8", "replace")
 
 
 def _mapping(text: str) -> dict[str, Any]:
@@ -141,103 +164,81 @@ def _group(content: dict[str, Any], key: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_recipe(folder: Path) -> dict[str, Any]:
-    """Read the plain data of a run's recipe; empty if it cannot be read."""
+def read_recipe(folder: Path) -> tuple[str, dict[str, Any]]:
+    """Read a run's recipe: its text, and its plain data; empty if it cannot be read, or is of no usual size."""
+    text = _text(folder / RECIPE)
     try:
-        content = read_yaml(_text(folder / RECIPE), RECIPE)
-    except LocdistillError:
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = read_yaml(text, RECIPE)
+    except (LocdistillError, ValueError):
+        return text, {}
+    waiting, values = [(content, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        values += 1
+        if values > _VALUES or depth > _NESTED:
+            return text, {}
+        inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        waiting += [(each, depth + 1) for each in inner]
+    return text, content if isinstance(content, dict) else {}
 
 
 def summary(name: str, folder: Path) -> RunSummary:
-    """Summarise a run."""
-    metrics, recipe = _mapping(_text(folder / METRICS)), read_recipe(folder)
-    curves = read_curves(folder)
-    steps_done = curves.get("seconds", ([], []))[0]
-    step = int(max(steps_done, default=0))
-    told = _PROGRESS.findall(log_tail(folder))
-    steps = int(told[-1][1]) if told else None
-    stopped = metrics.get("stopped")
+    """Summarise a run; what did not change since the last time is not read again."""
     age = max(time.time() - _newest(folder), 0.0)
-    seconds = curves.get("seconds", ([], []))[1]
+    known, patience = _known(folder, tuple(stamp(folder / file) for file in (RECIPE, METRICS, CURVES, LOG)))
+    if known.state in ("running", "starting") and age > patience:
+        known = replace(known, state="silent", seconds_left=None)
+    return replace(known, name=name, age=age)
+
+
+@lru_cache(maxsize=MOST_RUNS)
+def _known(folder: Path, _stamps: tuple[str, ...]) -> tuple[RunSummary, float]:
+    """Summarise a run but for its age; return also the seconds without a sign after which it is silent."""
+    metrics, (_, recipe), curves = _mapping(_text(folder / METRICS)), read_recipe(folder), last_rows(folder)
+    log = log_tail(folder)
+    taken, seconds = curves.get("seconds", ([], []))
+    step = int(max(taken, default=0))
+    totals = _PROGRESS.findall(log) or _PROGRESS.findall(read_part(folder / LOG, TAIL).decode("utf-8", "replace"))
+    steps = int(totals[-1]) if totals else None
+    state, why, left = "running" if step else "starting", "", math.nan
+    ended = list(_STOPPED.finditer(log))
+    saved = metrics.get("steps")
+    if metrics.get("stopped") and not (isinstance(saved, int) and step > saved):  # it was not resumed afterwards
+        state, why = "finished", str(metrics["stopped"])
+    elif ended and not _MESSAGE.search(log, ended[-1].end()):
+        state, why = "stopped", ended[-1][1]
+    elif steps and len(taken) > 1 and taken[-1] > taken[0]:
+        left = max((seconds[-1] - seconds[0]) / (taken[-1] - taken[0]) * (steps - step), 0.0)
     intervals = [b - a for a, b in pairwise(seconds) if b > a]
     patience = max(_SILENT, _INTERVALS * statistics.median(intervals)) if intervals else 5 * _SILENT
-    state = "finished" if stopped else "silent" if age > patience else "running" if step else "starting"
-    left = None
-    if state == "running" and steps and len(seconds) > 1 and steps_done[-1] > steps_done[0]:
-        left = (seconds[-1] - seconds[0]) / (steps_done[-1] - steps_done[0]) * (steps - step)
     detector, teacher, terms = (_group(recipe, key) for key in ("detector", "teacher", "terms"))
-    return RunSummary(
-        name=name,
+    known = RunSummary(
+        name="",
         state=state,
-        why=str(stopped or ""),
+        why=why,
         step=step,
         steps=steps,
-        seconds_left=left,
-        age=age,
+        seconds_left=left if math.isfinite(left) else None,
+        age=0.0,
         best=_scores(_group(metrics, "best")),
         last=_scores(_group(metrics, "last")),
+        recipe=str(recipe.get("name") or ""),
         detector=" ".join(str(detector.get(key, "")) for key in ("model", "backbone")).strip(),
-        teacher=str(teacher.get("name") or teacher.get("weights") or "") if teacher else "",
+        teacher=str(teacher.get("name") or teacher.get("weights") or ""),
         terms=tuple(map(str, terms)),
     )
+    return known, patience
 
 
 def _scores(metrics: dict[str, Any]) -> dict[str, float]:
     """Return the known metrics in percent."""
-    values = {name: metrics.get(name) for name in _SCORES}
-    return {name: 100 * value for name, value in values.items() if isinstance(value, float) and math.isfinite(value)}
-
-
-def read_curves(folder: Path) -> dict[str, tuple[list[float], list[float]]]:
-    """Read a run's log of metrics: steps and values by column.
-
-    Lines that are cut off, and cells that are not finite numbers, are left out.
-    """
-    curves: dict[str, tuple[list[float], list[float]]] = {}
-    try:
-        rows = list(csv.DictReader(_text(folder / CURVES).replace("\0", "").splitlines()))
-    except csv.Error:
-        return {}
-    for row in rows:
-        step = _number(row.get("step"))
-        for name, cell in row.items():
-            value = _number(cell)
-            if isinstance(name, str) and name != "step" and math.isfinite(step + value):
-                steps, values = curves.setdefault(name, ([], []))
-                steps.append(step)
-                values.append(value)
-    return curves
-
-
-def _number(cell: object) -> float:
-    """Return the number in a cell; NaN for anything else."""
-    try:
-        return float(cell) if isinstance(cell, str) else math.nan
-    except ValueError:
-        return math.nan
-
-
-def thinned(curve: tuple[list[float], list[float]]) -> tuple[list[float], list[float]]:
-    """Return at most :data:`POINTS` points of a curve, spread evenly, the last one included."""
-    steps, values = curve
-    every = math.ceil(len(steps) / POINTS) or 1
-    first = (len(steps) - 1) % every
-    return steps[first::every], values[first::every]
+    values = {name: 100 * metrics[name] for name in _SCORES if isinstance(metrics.get(name), float)}
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def log_tail(folder: Path) -> str:
     """Return the end of a run's log."""
-    path = folder / LOG
-    try:
-        if path.is_symlink():
-            return ""
-        with path.open("rb") as file:
-            file.seek(max(path.stat().st_size - TAIL, 0))
-            return file.read(TAIL).decode("utf-8", "replace")
-    except OSError:
-        return ""
+    return read_part(folder / LOG, TAIL, end=True).decode("utf-8", "replace")
 
 
 def pictures(folder: Path) -> dict[str, Path]:
@@ -246,7 +247,7 @@ def pictures(folder: Path) -> dict[str, Path]:
         files = sorted(folder.iterdir())
     except OSError:
         return {}
-    return {path.name: path for path in files if path.suffix in PICTURES and path.is_file() and not path.is_symlink()}
+    return {shown(path, folder): path for path in files if path.suffix in PICTURES and stamp(path)}
 
 
 def flat_settings(content: Any, path: str = "") -> dict[str, str]:

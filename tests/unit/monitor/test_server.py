@@ -5,11 +5,15 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import socket
+import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import quote
+from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -121,14 +125,37 @@ def test_what_was_not_listed_does_not_exist(port: int, path: str) -> None:
     assert SECRET not in body
 
 
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"GET http://[bad/ HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"GET /?" + b"a=1&" * 2000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),  # more than a query may have
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.example\r\n\r\n", 403),
+        (b"GET / HTTP/1.1\r\n\r\n", 403),
+        (b"GET /api/run?run=\xff\xfe%ed%b3%bf HTTP/1.1\r\nHost: localhost\r\n\r\n", 404),
+        (b"<b> / HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
+    ],
+)
+def test_odd_requests_are_refused(port: int, request_: bytes, status: int) -> None:
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(request_)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        body = answer.read()
+    assert answer.status == status
+    assert (answer.headers["Content-Security-Policy"] or "").startswith("default-src 'none'")
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert b"<b>" not in body
+
+
 def test_it_only_reads_and_answers_this_machine_alone(port: int) -> None:
     assert {ask(port, "/api/runs", method)[0] for method in ("POST", "PUT", "DELETE", "OPTIONS")} == {501}
     status, headers, body = ask(port, "/", "HEAD")
     assert (status, body) == (200, b"")
     assert int(headers["Content-Length"]) > 0
-    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost:80:80", "[::1]", ""):
         assert ask(port, "/api/runs", Host=host)[0] == 403, host
-    for host in ("localhost", "localhost:1", "127.0.0.1"):
+    for host in ("localhost", "localhost:1", "127.0.0.1", "LOCALHOST:80"):
         assert ask(port, "/api/runs", Host=host)[0] == 200, host
 
 
@@ -140,10 +167,63 @@ def test_no_request_reaches_a_file_elsewhere(root: Path, pieces: list[str], betw
         assert answer is None or SECRET not in answer.body
 
 
+def test_only_what_is_new_of_a_run_is_sent(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "a")
+    monitor = Monitor(tmp_path)
+
+    def news(**marks: str) -> dict[str, Any]:
+        answer = monitor.answer(f"/api/run?{urlencode({'run': 'a', **marks})}")
+        assert answer is not None
+        content: dict[str, Any] = json.loads(answer.body)
+        return content
+
+    first = news()
+    assert (first["fresh"], first["curves"]["train/total"]) == (True, [[10.0, 20.0], [3.0, 2.0]])
+    assert first["recipe"] == (run / "recipe.yaml").read_text()
+    second = news(**first["marks"])
+    assert (second["fresh"], second["curves"]) == (False, {})
+    assert [second[part] for part in ("recipe", "settings", "log")] == [None] * 3
+    assert second["marks"] == first["marks"]
+    with (run / "metrics.csv").open("a") as file:
+        file.write("30,1,15,0.01,1.5,\n40,2")
+    with (run / "log.txt").open("a") as file:
+        file.write("more\n")
+    third = news(**second["marks"])
+    assert (third["fresh"], third["curves"]["train/total"]) == (False, [[30.0], [1.5]])
+    assert third["log"].endswith("more\n")
+    assert third["summary"]["step"] == 30
+
+
+def test_a_link_that_takes_the_place_of_a_run_leads_nowhere(tmp_path: Path) -> None:
+    away, root = tmp_path / "away", tmp_path / "root"
+    for run in (write_run(away), write_run(root / "a")):
+        (run / "curves.png").write_bytes(b"png" if run != away else SECRET)
+        (run / "report.html").write_bytes(b"page" if run != away else SECRET)
+    requests = ("/picture?run=a&name=curves.png", "/report?name=a%2Freport.html", "/api/run?run=a")
+    monitor = Monitor(root)
+    assert all(monitor.answer(request) for request in requests)
+    shutil.rmtree(root / "a")
+    (root / "a").symlink_to(away)
+    assert [monitor.answer(request) for request in requests] == [None] * 3  # it is still on the list
+
+
+def test_a_browser_that_hangs_up_is_no_news(port: int, capfd: pytest.CaptureFixture[str]) -> None:
+    for _ in range(3):
+        connection = socket.create_connection(("127.0.0.1", port))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # a reset, not an end
+        connection.sendall(b"GET /monitor.js HTTP/1.0\r\nHost: localhost\r\n\r\n")
+        connection.close()
+    while any(
+        thread.name.startswith("Thread-") and "process_request" in thread.name for thread in threading.enumerate()
+    ):
+        time.sleep(0.01)
+    assert capfd.readouterr().err == ""
+
+
 def test_a_run_may_vanish(tmp_path: Path) -> None:
     write_run(tmp_path / "a")
     monitor = Monitor(tmp_path)
-    assert list(monitor.runs()) == ["a"]
+    assert list(monitor.found().runs) == ["a"]
     shutil.rmtree(tmp_path / "a")
     answer = monitor.answer("/api/run?run=a")  # it is still on the list
     assert answer is None or json.loads(answer.body)["curves"] == {}
