@@ -256,7 +256,9 @@ def test_settings_that_make_no_detector(theirs: dict[str, Tensor], tmp_path: Pat
     with pytest.raises(WeightsError, match=r"the state dict: style: 'caffe' moves the stride"):
         load_mmdet(theirs, settings={"style": "caffe"})
     path, metas = tmp_path / "w.pth", {"same": {"CLASSES": ["a", "a"]}, "std": {"cfg": "std=[0.0, 1.0, 1.0]"}}
-    for meta, message in zip(metas.values(), ("class names must differ", "std: expected positive numbers"), strict=True):
+    for meta, message in zip(
+        metas.values(), ("class names must differ", "std: expected positive numbers"), strict=True
+    ):
         torch.save({"state_dict": theirs, "meta": meta}, path)
         with pytest.raises(WeightsError, match=rf"w\.pth: .*\n  {message}.*\n.*--classes A,B,.* std=\[") as caught:
             Detector.load(path)
