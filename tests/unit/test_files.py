@@ -6,6 +6,7 @@ import ast
 import json
 import multiprocessing
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -25,10 +26,9 @@ from locdistill.engine.log import MetricsFile
 from locdistill.engine.result import RunState
 from locdistill.evaluation.detections_file import read_detections, write_detections
 from locdistill.evaluation.results import read_results, write_results
-from locdistill.files import write_text
+from locdistill.files import replacing, write_text
 from locdistill.images import read_image
 from locdistill.models import weights
-from locdistill.models.hub import _copy
 from locdistill.types import Detections
 from locdistill.viz.report import write_page
 
@@ -43,11 +43,13 @@ DATA = Dataset(
 FOUND = {1: Detections(torch.rand(2000, 4).cumsum(1), torch.rand(2000), torch.zeros(2000, dtype=torch.int64))}
 
 
-def _hub_copy(path: Path) -> None:
+def _copied(path: Path) -> None:
+    """Copy a file as downloads and exported files are."""
     with TemporaryDirectory() as there:
         source = Path(there) / path.name
         source.write_bytes(b"x" * SIZE)
-        _copy(source, path.parent)
+        with replacing(path) as part:
+            shutil.copyfile(source, part)
 
 
 WRITERS: dict[str, Callable[[Path], object]] = {
@@ -59,7 +61,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     "metrics.json": lambda path: RunState().write(path, 1.0),
     "results.json": lambda path: write_results(path, DATA, FOUND),
     "detections.npz": lambda path: write_detections(path, "stamp", {1: [FOUND[1]]}),
-    "pulled": _hub_copy,
+    "copied": _copied,
 }
 """Each writer of a file, under the name of what it writes."""
 
