@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb runs, so that ``--help`` is fast.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -123,6 +124,7 @@ def show_log() -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; an error of this package is printed to stderr, with exit code 2."""
     share_politely()
+    gc.set_threshold(10_000)  # by default 700 new objects start a search for garbage, which imports do not make
     words = list(sys.argv[1:] if arguments is None else arguments)
     before_verb = words[: next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))]
     if "--version" in before_verb:
