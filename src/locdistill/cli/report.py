@@ -208,30 +208,16 @@ def report_scores(scores: dict[str, float]) -> None:
 
 def report_export(result: ExportResult, *, as_json: bool) -> None:
     """Print the comparison of an exported file with its detector."""
+    from locdistill.export.parity import COMPARED  # noqa: PLC0415 - heavy
+
     if as_json:
         print_json(result.as_dict())
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in (
-        "compared on",
-        "images",
-        "height x width",
-        "raw outputs",
-        "detections",
-        "stray",
-        "boxes, pixels",
-        "scores",
-    ):
-        table.add_column(name, justify="left" if name == "compared on" else "right")
+    for name in COMPARED:
+        table.add_column(name, justify="left" if name == COMPARED[0] else "right")
     for check in result.checks:
-        numbers = (
-            f"{check.raw:.1e}",
-            str(check.detections),
-            str(check.stray),
-            f"{check.pixels:.1e}",
-            f"{check.scores:.1e}",
-        )
-        table.add_row(check.what, str(check.images), f"{check.size[0]}x{check.size[1]}", *numbers)
+        table.add_row(*check.cells())
     out = console()
     out.print(table)
     if result.metrics:

@@ -26,6 +26,10 @@ _STRAY, _STRAY_SHARE = 1, 0.02
 """Detections that may be without a counterpart: overlaps and scores that lie on a threshold fall on either side."""
 
 
+COMPARED = ("compared on", "images", "height x width", "raw outputs", "detections", "stray", "boxes, pixels", "scores")
+"""Columns of a table of checks."""
+
+
 @dataclass(frozen=True)
 class Check:
     """Comparison on one batch.
@@ -55,6 +59,12 @@ class Check:
     def equal(self) -> bool:
         """Whether the differences are those of rounding."""
         return self.raw <= LARGEST and self.stray <= max(_STRAY, _STRAY_SHARE * self.detections)
+
+    def cells(self) -> tuple[str, ...]:
+        """Format as a row of a table with the columns `COMPARED`."""
+        counts = (str(self.detections), str(self.stray))
+        size = f"{self.size[0]}x{self.size[1]}"
+        return self.what, str(self.images), size, f"{self.raw:.1e}", *counts, f"{self.pixels:.1e}", f"{self.scores:.1e}"
 
 
 def batches(facts: FileFacts) -> Iterator[tuple[int, tuple[int, int]]]:

@@ -96,7 +96,7 @@ class Monitor:
         }
 
     def answer(self, target: str) -> Reply | None:
-        """Reply a request for a path with its query; None if there is nothing."""
+        """Answer a request for a path with its query; None if there is nothing."""
         try:
             parts = urlsplit(target)
             query = {name: values[-1] for name, values in parse_qs(parts.query, max_num_fields=10).items()}
@@ -113,7 +113,7 @@ class Monitor:
         return self._of_run(parts.path, query)
 
     def _of_run(self, path: str, query: dict[str, str]) -> Reply | None:
-        """Reply a request about one of the runs; None if there is nothing."""
+        """Answer a request about one of the runs; None if there is nothing."""
         name = query.get("run", "")
         folder = self.found().runs.get(name)
         if folder is None or folder.resolve() != folder:  # a link took its place

@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 
+from locdistill.distillation.load import teacher_files
 from locdistill.errors import RunError, RunInterrupted
 from locdistill.files import write_text
-from locdistill.recipe.recipe import Recipe
+from locdistill.recipe.load import build_recipe, laid_over
+from locdistill.recipe.recipe import OF_TEACHER, Recipe
 from locdistill.recipe.run_folder import clear_start
 from locdistill.training.separately import Train
 from locdistill.types import Tell
@@ -84,6 +86,14 @@ class Arm:
     def folder(self, seed: int, out: Path) -> Path:
         """Return the folder of a run, below ``out`` unless it is a finished run elsewhere."""
         return self.there.get(seed, out / f"{self.name}-{seed}")
+
+
+def without_teacher(recipe: Recipe) -> Recipe:
+    """Return the recipe without teacher and without the terms that need one, with the same initial weights."""
+    start = str(teacher_files(recipe.teacher, recipe.name)[0]) if recipe.start == OF_TEACHER else recipe.start
+    name = f"{recipe.name}-alone"
+    plain = laid_over(recipe.model_dump(mode="json"), [f"{setting}=null" for setting in recipe.of_teacher])
+    return build_recipe(plain | {"name": name, "start": start}, name)
 
 
 def equal_time_steps(stamp: Path, first: Sequence[Run], other: Sequence[Run], *, beforehand: float = 0.0) -> int:

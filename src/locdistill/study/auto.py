@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from locdistill.engine.launch import check_training_devices
 from locdistill.engine.log import duration
 from locdistill.errors import DataError, RecipeError, RunError
 from locdistill.export.export import ExportPlan, export
+from locdistill.export.parity import COMPARED, Check
 from locdistill.files import file_digest, make_folder, write_text
 from locdistill.models.hub import find
 from locdistill.models.settings import DetectorSettings, InputSettings
@@ -35,7 +36,7 @@ from locdistill.recipe.overrides import parse_override
 from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import Request
 from locdistill.settings import finite
-from locdistill.study.arms import Arm
+from locdistill.study.arms import Arm, Run, without_teacher
 from locdistill.study.compare import page
 from locdistill.study.compare.compare import ComparisonPlan, carry_out
 from locdistill.study.compare.pictures import pictures
@@ -163,8 +164,12 @@ def auto(
     chosen = _best(result)
     file, exported = _exported(plan.export, chosen, stages.distilled, out, tell)
     tell("writing the page again, with pictures and the file")
-    sections = [_file_section(file, exported, chosen.name), *pictures(result), _data_section(checked, chosen.folder)]
-    return AutoResult(out, result, chosen.name, exported, file, page.write_page(result, sections))
+    sections = [
+        _file_section(file, exported, chosen.folder.name),
+        *pictures(result),
+        _data_section(checked, chosen.folder),
+    ]
+    return AutoResult(out, result, chosen.folder.name, exported, file, page.write_page(result, sections))
 
 
 def _begin(plan: AutoPlan, out: Path, tell: Tell, *, write: bool) -> tuple[Stages, dict[str, Any]]:
@@ -241,7 +246,7 @@ def stages_of(plan: AutoPlan, out: Path) -> Stages:
     )
     for recipe in (distilled, *([] if teacher is None else [teacher])):
         check_training_devices(recipe.engine)
-    alone = _untaught(distilled).model_copy(update={"name": f"{by_itself.name}-{ALONE}", "data": data})
+    alone = without_teacher(distilled).model_copy(update={"name": f"{by_itself.name}-{ALONE}", "data": data})
     return Stages(distilled, teacher, alone if plan.alone else None)
 
 
@@ -278,7 +283,7 @@ def _foretell(plan: AutoPlan, stages: Stages, tell: Tell) -> None:
     if stages.teacher is not None:
         pace = RunPace.of(stages.teacher)
         seconds[TEACHER] = _training(stages.teacher, pace)
-    student = stages.alone or _untaught(stages.distilled)
+    student = stages.alone or without_teacher(stages.distilled)
     own = RunPace.of(student)
     trains = _training(student, own)
     if stages.alone is not None:
@@ -292,11 +297,6 @@ def _foretell(plan: AutoPlan, stages: Stages, tell: Tell) -> None:
     limit = " at most" if stages.distilled.engine.patience is not None else ""
     unknown = "" if stages.teacher is not None else "; the predictions of the given teacher are not in it"
     tell(f"about {duration(sum(seconds.values()))}{limit} on this machine: {parts}; then the comparison{unknown}")
-
-
-def _untaught(recipe: Recipe) -> Recipe:
-    own = {name: term for name, term in recipe.terms.items() if not term.needs_teacher}
-    return recipe.model_copy(update={"teacher": None, "terms": own, "balance": None})
 
 
 def _passes(recipe: Recipe, pace: RunPace) -> float:
@@ -329,22 +329,13 @@ def _comparison(plan: AutoPlan, stages: Stages, out: Path, command: str) -> Comp
     )
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """The run to export: its name and folder."""
-
-    name: str
-    folder: Path
-
-
-def _best(result: Comparison) -> _Chosen:
+def _best(result: Comparison) -> Run:
     """Choose the run to export: of the arm with the higher mean AP (the distilled one if they are level) the best."""
     arms = sorted(result.arms, key=lambda arm: (statistics.fmean(result.values(arm.name)), arm.base.distils))
-    run = max((each.run for each in result.runs[arms[-1].name]), key=lambda each: each.metrics["AP"])
-    return _Chosen(f"{run.arm}-{run.seed}", run.folder)
+    return max((each.run for each in result.runs[arms[-1].name]), key=lambda run: run.metrics["AP"])
 
 
-def _exported(plan: ExportPlan, chosen: _Chosen, recipe: Recipe, out: Path, tell: Tell) -> tuple[Path, dict[str, Any]]:
+def _exported(plan: ExportPlan, chosen: Run, recipe: Recipe, out: Path, tell: Tell) -> tuple[Path, dict[str, Any]]:
     """Export the chosen run and compare its file, unless this was done; return the file and the facts."""
     weights, stamp = find(chosen.folder), out / EXPORT
     suffix = next(suffix for suffix, kind in EXPORTED.items() if kind == plan.kind)
@@ -355,7 +346,7 @@ def _exported(plan: ExportPlan, chosen: _Chosen, recipe: Recipe, out: Path, tell
         if known["form"] == json.loads(json.dumps(form)):
             tell(f"there already: {file}")
             return file, known
-    tell(f"exporting: {chosen.name}")
+    tell(f"exporting: {chosen.folder.name}")
     data = recipe.data.model_dump(
         mode="json", include={"val", "format", "holdout", "ignore_classes", "classes", "bits"}
     )
@@ -368,18 +359,9 @@ def _exported(plan: ExportPlan, chosen: _Chosen, recipe: Recipe, out: Path, tell
 
 def _file_section(file: Path, exported: dict[str, Any], chosen: str) -> report.Section:
     """Describe the exported file, its comparison with the detector, and how to use it."""
-    checks = [
-        (
-            check["what"],
-            str(check["images"]),
-            "x".join(map(str, check["size"])),
-            f"{check['raw']:.1e}",
-            f"{check['detections']} ({check['stray']} stray)",
-            f"{check['pixels']:.1e}",
-            f"{check['scores']:.1e}",
-        )
-        for check in exported["checks"]
-    ]
+    names = [each.name for each in fields(Check)]
+    known = [{name: check[name] for name in names} | {"size": tuple(check["size"])} for check in exported["checks"]]
+    checks = [Check(**check).cells() for check in known]
     metrics = [(which, *(f"{100 * of[name]:.1f}" for name in _SHOWN)) for which, of in exported["metrics"].items()]
     about = (
         f"{file.name}, {exported['megabytes']:.1f} MB: the best weights of {chosen}, which has the highest AP on the "
@@ -390,11 +372,10 @@ def _file_section(file: Path, exported: dict[str, Any], chosen: str) -> report.S
         f"locdistill evaluate {file} --data DATA",
         f"locdistill benchmark {file}",
     )
-    header = ("compared on", "images", "height x width", "raw outputs", "detections", "boxes, pixels", "scores")
     blocks: list[report.Block] = [
         report.Text(about),
         report.TableBlock(("", *_SHOWN), metrics, caption="AP of the weights and of the file, in percent"),
-        report.TableBlock(header, checks, caption="Largest differences between the detector and the file"),
+        report.TableBlock(COMPARED, checks, caption="Largest differences between the detector and the file"),
         report.Preformatted("\n".join(commands)),
     ]
     return report.Section("The file", blocks)

@@ -24,11 +24,11 @@ from locdistill.distillation.load import teacher_files
 from locdistill.errors import NonFiniteLossError, RecipeError, RunError
 from locdistill.files import make_folder, write_text
 from locdistill.recipe.defaults import resolve
-from locdistill.recipe.load import build_recipe, dump_recipe, laid_over
-from locdistill.recipe.recipe import OF_TEACHER, Recipe
+from locdistill.recipe.load import build_recipe, dump_recipe
+from locdistill.recipe.recipe import Recipe
 from locdistill.recipe.request import DistillWords, Request, takes
 from locdistill.recipe.run_folder import PARENT
-from locdistill.study.arms import Arm, train_arms
+from locdistill.study.arms import Arm, train_arms, without_teacher
 from locdistill.study.compare.arms import USE, chosen_seeds, flat
 from locdistill.study.tune.result import ALONE, AS_IS, BEST, LABELS, Trial, TuneResult, best_of, describe
 from locdistill.study.tune.sampler import propose, sampler
@@ -181,7 +181,7 @@ def run_plan(plan: SearchPlan, *, train: Train, tell: Tell = print) -> TuneResul
     """
     study = _Study(plan, train, tell)
     tell(f"searching {', '.join(map(str, plan.space))}; AP is that on {plan.judged_on}")
-    alone = study.attempt(ALONE, _alone(plan.short), {}) if plan.short.distils else None
+    alone = study.attempt(ALONE, without_teacher(plan.short), {}) if plan.short.distils else None
     own = own_values(plan.short, plan.space)
     as_is = study.attempt(AS_IS, plan.short, own or {})
     trials: list[Trial] = []
@@ -205,21 +205,13 @@ def run_plan(plan: SearchPlan, *, train: Train, tell: Tell = print) -> TuneResul
     )
     recipes = {AS_IS: plan.recipe, BEST: result.recipe.model_copy(update={"name": f"{plan.recipe.name}-tuned"})}
     if plan.recipe.distils:
-        recipes[ALONE] = _alone(plan.recipe)
+        recipes[ALONE] = without_teacher(plan.recipe)
     for name, recipe in recipes.items():
         write_text(plan.out / f"{name}.yaml", dump_recipe(recipe))
     write_text(plan.out / "tune.json", json.dumps(result.as_dict(), indent=1) + "\n")
     write_text(plan.out / "tune.csv", result.as_csv())
     result.draw(plan.out / "tune.png")
     return result
-
-
-def _alone(recipe: Recipe) -> Recipe:
-    """Return the recipe without teacher and without the terms that need one, with the same initial weights."""
-    start = str(teacher_files(recipe.teacher, recipe.name)[0]) if recipe.start == OF_TEACHER else recipe.start
-    name = f"{recipe.name}-alone"
-    plain = laid_over(recipe.model_dump(mode="json"), [f"{setting}=null" for setting in recipe.of_teacher])
-    return build_recipe(plain | {"name": name, "start": start}, name)
 
 
 class _Study:

@@ -120,7 +120,7 @@ def unlike_assigners(parts: Parts, teachers: Mapping[str, TeacherNetwork]) -> li
     theirs = {
         name: KINDS[net.detector.settings.model].assigner
         for name, net in teachers.items()
-        if isinstance(net, LiveTeacher) and net.detector.settings.model in KINDS
+        if isinstance(net, LiveTeacher)
     }
     return [
         Finding(
