@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Annotated, Any
 
 import typer
@@ -70,18 +69,20 @@ def auto(
     from locdistill.study.compare.result import difference_table, summary_table  # noqa: PLC0415 - heavy
 
     named = ("teacher", "data", "model", "backbone", "size", "epochs", "minutes", "pretrained")
-    given = {f"--{name}": request.get(name) for name in named} | {"--out": out, "--teacher-size": teacher_size}
-    flags = {"--no-alone": not alone, "--live": live, "--fixed": fixed, "--int8": int8}
-    command = [
-        *("locdistill", "auto"),
-        *(part for name, value in given.items() if value is not None for part in (name, str(value))),
-        *(part for method in request.get("methods", ()) for part in ("--method", method)),
-        *(name for name, on in flags.items() if on),
-        *(["--seeds", str(seeds)] if seeds > 1 else []),
-        *(["--jobs", str(jobs)] if jobs > 1 else []),
-        *(["--format", kind] if kind != "onnx" else []),
-        *request["overrides"],
-    ]
+    command = options.spelled(
+        *("locdistill", "auto", *request["overrides"]),
+        **{name: request.get(name) for name in named},
+        out=out,
+        teacher_size=teacher_size,
+        method=request.get("methods", []),
+        no_alone=not alone,
+        live=live,
+        fixed=fixed,
+        int8=int8,
+        seeds=None if seeds == 1 else seeds,
+        jobs=None if jobs == 1 else jobs,
+        format=None if kind == "onnx" else kind,
+    )
     if request["recipe"] is not None:
         raise RecipeError(f"{request['recipe']}: 'auto' chooses its recipes; write settings as key.path=value")
     plan = AutoPlan(
@@ -93,7 +94,7 @@ def auto(
         jobs=jobs,
         export=ExportPlan(kind=kind, dynamic=not fixed, int8=int8),
     )
-    result = run(plan, out, command=shlex.join(command), only_plan=dry_run, tell=with_seconds())
+    result = run(plan, out, command=command, only_plan=dry_run, tell=with_seconds())
     if result is None:
         return
     if as_json:

@@ -70,23 +70,23 @@ def compare(
     locdistill compare gfl_r18_1x ld_r18_from_r101 --teacher runs/r101 --data coco
     locdistill compare runs/alone-0 runs/alone-1 runs/ld-0 runs/ld-1 --out runs/compared
     """
-    import shlex  # noqa: PLC0415 - beside the heavy ones
-
     from locdistill.cli.report import console, print_json, with_seconds  # noqa: PLC0415 - heavy
     from locdistill.study.compare.compare import compare as run  # noqa: PLC0415 - heavy
     from locdistill.study.compare.result import as_json as plain  # noqa: PLC0415 - heavy
     from locdistill.study.compare.result import class_table, difference_table, summary_table  # noqa: PLC0415 - heavy
 
-    given = {"--seeds": seeds, "--data": data, "--teacher": teacher, "--out": out}
-    command = [
+    command = options.spelled(
         *("locdistill", "compare", *words),
-        *(part for name, value in given.items() if value is not None for part in (name, str(value))),
-        *(["--equal-time"] if equal_time else []),
-        *(["--cache"] if cache else []),
-        *(["--jobs", str(jobs)] if jobs != 1 else []),
-        *(["--resamples", str(resamples)] if resamples != 2000 else []),
-        *(part for setting in settings or () for part in ("--set", setting)),
-    ]
+        seeds=seeds,
+        data=data,
+        teacher=teacher,
+        out=out,
+        equal_time=equal_time,
+        cache=cache,
+        jobs=None if jobs == 1 else jobs,
+        resamples=None if resamples == 2000 else resamples,
+        set=settings or [],
+    )
     result = run(
         *(word for word in words if "=" not in word),
         seeds=seeds,
@@ -99,7 +99,7 @@ def compare(
         resamples=resamples,
         overrides=[*(settings or ()), *(word for word in words if "=" in word)],
         device=device,
-        command=shlex.join(command),
+        command=command,
         tell=with_seconds(),
     )
     if as_json:

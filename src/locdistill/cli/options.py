@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
@@ -247,6 +248,16 @@ def request_words(
         everything = ", ".join([*([recipe] if recipe else []), *named])
         raise RecipeError(f"expected one recipe, came {everything}; write settings as key.path=value")
     return (named[0] if named else recipe), [*(settings or ()), *(word for word in words or () if "=" in word)]
+
+
+def spelled(*words: str, **given: Any) -> str:
+    """Spell a command with its options, those that are None, False or empty left out; a list gives one for each."""
+    parts = [*words]
+    for name, value in given.items():
+        for each in value if isinstance(value, list | tuple) else [value]:
+            if each is not None and each is not False:
+                parts += [f"--{name.replace('_', '-')}", *([] if each is True else [str(each)])]
+    return shlex.join(parts)
 
 
 _KINDS = get_type_hints(RunOptions, include_extras=True)

@@ -19,6 +19,7 @@ from locdistill.cli import QUIET, main
 from locdistill.cli.cache import build as cache_build
 from locdistill.cli.config import config
 from locdistill.cli.distill import distill
+from locdistill.cli.options import spelled
 from locdistill.cli.train import train
 from locdistill.errors import RecipeError
 from locdistill.models.detector import Detector
@@ -286,3 +287,9 @@ def test_the_result_of_a_run_is_json_beside_its_progress(
 
 def test_quiet_has_one_name() -> None:
     assert dist.QUIET == QUIET
+
+
+def test_a_command_is_spelled_as_it_was_given() -> None:
+    told = spelled("locdistill", "x", "a=b c", seeds=3, data=None, equal_time=True, cache=False, set=["k=1", "l=2"])
+    assert told == "locdistill x 'a=b c' --seeds 3 --equal-time --set k=1 --set l=2"
+    assert spelled("x", set=[], epochs=0) == "x --epochs 0"

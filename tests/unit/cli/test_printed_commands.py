@@ -20,7 +20,7 @@ from locdistill.recipe.defaults import resolve
 from locdistill.recipe.load import dump_recipe, load_recipe
 from locdistill.recipe.request import Request
 from locdistill.recipe.yaml_io import read_yaml, typed
-from locdistill.study.tune.tune import _alone
+from locdistill.study.arms import without_teacher
 from locdistill.training.preflight.judge import Suspect, _training_on, baseline
 from locdistill.training.prepare import Parts
 from locdistill.training.train import recipe_for
@@ -129,7 +129,7 @@ def test_the_student_alone_can_be_trained_as_is_said(kind: str, methods: tuple[s
     assert set(alone.terms) == {"cls", "bbox", "dfl"}
     assert parsed(shlex.split(second)[1:])[0] == "compare"
     if recipe.start != "teacher":  # a search lets the student begin with the file itself
-        assert _alone(recipe) == alone.model_copy(update={"name": f"{recipe.name}-alone"})
+        assert without_teacher(recipe) == alone.model_copy(update={"name": f"{recipe.name}-alone"})
 
 
 @pytest.mark.parametrize(
